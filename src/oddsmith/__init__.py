@@ -1,0 +1,43 @@
+"""Oddsmith: one-step preference alignment of language models (ORPO)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import ModelConfig, ORPOConfig, ScriptArguments
+    from .model.adapters import get_peft_config, get_quantization_config
+    from .trainer import ORPOTrainer
+
+__version__ = "0.1.0"
+
+# Name -> module. Loaded on first use, so that `import oddsmith` and `oddsmith --help` never wait for torch.
+_HOME = {
+    "ORPOConfig": ".config",
+    "ORPOTrainer": ".trainer",
+    "ModelConfig": ".config",
+    "ScriptArguments": ".config",
+    "get_peft_config": ".model.adapters",
+    "get_quantization_config": ".model.adapters",
+}
+
+__all__ = [
+    "ModelConfig",
+    "ORPOConfig",
+    "ORPOTrainer",
+    "ScriptArguments",
+    "__version__",
+    "get_peft_config",
+    "get_quantization_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'oddsmith' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,279 @@
+"""Settings: ``ORPOConfig`` (training), ``ModelConfig`` (model and adapter), ``ScriptArguments`` (data).
+
+Field names and meanings are those of TRL 1.16, so that its scripts and command lines move over unchanged; what is ours
+stands at the end of each class. Everything is checked here, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional, Union
+
+import torch
+from transformers import TrainingArguments
+
+from .errors import ConfigError
+from .precision import best_precision
+
+# HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
+# ruff: noqa: UP007, UP045
+
+
+@dataclass
+class ORPOConfig(TrainingArguments):
+    """Arguments of an ORPO run: all of ``transformers.TrainingArguments`` and the ones below.
+
+    Defaults that differ from ``TrainingArguments``: ``learning_rate`` 1e-6 and ``logging_steps`` 10 (as in TRL),
+    ``bf16`` by what the hardware can do, ``logging_nan_inf_filter`` off (a NaN is never averaged away).
+    Defaults that differ from TRL: gradient checkpointing is off, ``bf16`` as above.
+
+    Args:
+        beta: Weight of the odds-ratio term: the paper's lambda, ``alpha`` in the authors' code.
+        max_length: Most tokens a sequence (prompt + response) may have; a longer one is cut, see ``max_prompt_length``.
+        max_prompt_length: Where a sequence is too long, its prompt is first cut from the left to this many tokens.
+            ``None`` never cuts a prompt. What is still too long loses tokens of the response, from the right.
+        max_completion_length: Most tokens of a response of an encoder-decoder model (default 128 there).
+        disable_dropout: Set every dropout of the model, adapters included, to 0.
+        padding_value: Token id to pad with; the tokenizer's pad token by default. It never takes part in the result.
+        generate_during_eval: At each evaluation answer a few held-out prompts and record the answers.
+        is_encoder_decoder: Needed only with ``model_init``: whether the model it returns is an encoder-decoder.
+        model_init_kwargs: Keyword arguments of ``from_pretrained`` where the model is given by name.
+        trust_remote_code: Whether a model from the hub may run Python code of its own.
+        dataset_num_proc: Processes that tokenize.
+        nll_on: NLL over the chosen ``"sequence"`` (prompt + response: the paper, TRL) or its ``"response"`` alone.
+        orpo_alpha: With ``orpo_beta``, another spelling of ``beta``: beta = orpo_alpha * orpo_beta.
+        orpo_beta: See ``orpo_alpha``.
+        bad_rows: A row that is no preference pair (a null, an unknown role, a last turn that is not the assistant's)
+            stops the run (``"error"``) or is left out and counted (``"drop"``).
+
+    Raises:
+        ConfigError: A value is out of range or contradicts another.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "Highest learning rate of the schedule."})
+    logging_steps: float = field(
+        default=10, metadata={"help": "Log every so many optimizer steps; below 1: this share of all steps."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave NaN losses out of the logged average. Off: a NaN is never hidden."}
+    )
+    bf16: Optional[bool] = field(
+        default=None, metadata={"help": "Compute in bf16. By default: wherever the hardware multiplies bf16."}
+    )
+    max_length: Optional[int] = field(
+        default=1024, metadata={"help": "Most tokens of a sequence (prompt + response); a longer one is cut."}
+    )
+    max_completion_length: Optional[int] = field(
+        default=None, metadata={"help": "Most tokens of a response of an encoder-decoder model (default 128 there)."}
+    )
+    beta: float = field(
+        default=0.1, metadata={"help": "Weight of the odds-ratio term: the paper's lambda, the authors' code's alpha."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
+    padding_value: Optional[int] = field(
+        default=None, metadata={"help": "Token id to pad with; the tokenizer's pad token by default."}
+    )
+    generate_during_eval: bool = field(
+        default=False, metadata={"help": "At each evaluation answer a few held-out prompts and record the answers."}
+    )
+    is_encoder_decoder: Optional[bool] = field(
+        default=None, metadata={"help": "With model_init: whether the model it returns is an encoder-decoder."}
+    )
+    model_init_kwargs: Optional[Union[dict[str, Any], str]] = field(
+        default=None, metadata={"help": "Keyword arguments of from_pretrained where the model is given by name."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Let a model from the hub run Python code of its own."}
+    )
+    dataset_num_proc: Optional[int] = field(default=None, metadata={"help": "Processes that tokenize."})
+
+    # Ours.
+    max_prompt_length: Optional[int] = field(
+        default=None,
+        metadata={"help": "Where a sequence is too long, first cut its prompt from the left to this many tokens."},
+    )
+    nll_on: Literal["sequence", "response"] = field(
+        default="sequence",
+        metadata={"help": "NLL over the chosen sequence (prompt + response) or over the response alone."},
+    )
+    orpo_alpha: Optional[float] = field(
+        default=None, metadata={"help": "With orpo_beta, another spelling of beta: beta = orpo_alpha * orpo_beta."}
+    )
+    orpo_beta: Optional[float] = field(default=None, metadata={"help": "See orpo_alpha."})
+    bad_rows: Literal["error", "drop"] = field(
+        default="error", metadata={"help": "Stop at a row that is no preference pair, or leave it out and count it."}
+    )
+
+    def __post_init__(self):
+        self._resolve_beta()
+        self._check_ranges()
+        if self.fp16 and self.bf16:
+            raise ConfigError("fp16 and bf16 are both on; choose one (bf16 where the hardware has it)")
+        self.precision_reason = "set by hand"
+        if self.bf16 is None:
+            best = best_precision(use_cpu=bool(self.use_cpu))
+            self.bf16 = best.name == "bf16" and not self.fp16
+            self.precision_reason = best.reason if not self.fp16 else "set by hand"
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # what transformers asks for before it computes in bf16 on a CPU
+        super().__post_init__()
+
+    def _resolve_beta(self) -> None:
+        """Turn the smol-course spelling (``orpo_alpha``, ``orpo_beta``) into ``beta``."""
+        if self.orpo_alpha is None and self.orpo_beta is None:
+            return
+        if self.beta != type(self).beta:
+            raise ConfigError("beta is given together with orpo_alpha/orpo_beta; give beta alone (= alpha * beta there)")
+        self.beta = (1.0 if self.orpo_alpha is None else self.orpo_alpha) * (
+            1.0 if self.orpo_beta is None else self.orpo_beta
+        )
+        self.orpo_alpha = self.orpo_beta = None
+
+    def _check_ranges(self) -> None:
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ConfigError(
+                f"learning_rate is {self.learning_rate}; expected a number above 0, such as 8e-6 (2e-4 with LoRA)"
+            )
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise ConfigError(f"beta is {self.beta}; expected a number from 0 upwards, such as 0.1")
+        for name, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; expected at least {least}")
+        if self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length:
+            raise ConfigError(
+                f"max_prompt_length ({self.max_prompt_length}) leaves no room for a response"
+                f" within max_length ({self.max_length}); make it smaller"
+            )
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise ConfigError("num_train_epochs and max_steps are both 0 or less, so nothing would be trained; set one")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name, choices in (("nll_on", ("sequence", "response")), ("bad_rows", ("error", "drop"))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, choices))}")
+
+
+@dataclass
+class ModelConfig:
+    """Which model, in which precision, with which adapter. TRL's ``ModelConfig`` fields, and ours at the end.
+
+    Args:
+        model_name_or_path: Hub id, folder, GGUF file, or ``builtin:smollm2-135m-instruct``.
+        model_revision: Branch, tag or commit on the hub.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"auto"`` (as the weights are stored). By default float32
+            for full fine-tuning, and the precision of the run for a base that is frozen under an adapter.
+        attn_implementation: transformers' attention implementation, e.g. ``"sdpa"``.
+        use_peft: Train a LoRA adapter instead of the whole model.
+        lora_r, lora_alpha, lora_dropout: Rank, scale (alpha / r) and dropout of the adapter.
+        lora_target_modules: Modules that get one; all linear layers but the head by default.
+        lora_target_parameters: Bare parameters that get one (the experts of a mixture-of-experts model).
+        lora_modules_to_save: Modules trained in full beside the adapter.
+        lora_task_type: PEFT task type; follows the model by default.
+        use_rslora, use_dora: Rank-stabilised scale alpha / sqrt(r); weight-decomposed LoRA.
+        load_in_8bit, load_in_4bit: Quantise the frozen base with bitsandbytes.
+        bnb_4bit_quant_type, use_bnb_nested_quant, bnb_4bit_quant_storage: How: NF4 or FP4, double quantisation, storage.
+        init_lora_weights: PEFT's initialisation of the adapter: ``"pissa"``, ``"pissa_niter_4"``, ``"gaussian"``, ...
+
+    Raises:
+        ConfigError: Contradictory or impossible values.
+    """
+
+    model_name_or_path: Optional[str] = field(
+        default=None,
+        metadata={"help": "Hub id, folder, GGUF file, or builtin:smollm2-135m-instruct."},
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
+    dtype: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "Weights in this type. By default float32 for full fine-tuning, the run's precision under LoRA.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    attn_implementation: Optional[str] = field(
+        default=None, metadata={"help": "Attention implementation of transformers, e.g. sdpa."}
+    )
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of the whole model."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter (alpha / r)."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapter; 0 with disable_dropout."})
+    lora_target_modules: Optional[list[str]] = field(
+        default=None, metadata={"help": "Modules that get an adapter; all linear layers by default."}
+    )
+    lora_target_parameters: Optional[list[str]] = field(
+        default=None, metadata={"help": "Bare parameters that get an adapter (experts of a mixture-of-experts model)."}
+    )
+    lora_modules_to_save: Optional[list[str]] = field(
+        default=None, metadata={"help": "Modules trained in full beside the adapter."}
+    )
+    lora_task_type: Optional[str] = field(
+        default=None, metadata={"help": "PEFT task type; follows the model by default."}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale the adapter by alpha / sqrt(r)."})
+    use_dora: bool = field(default=False, metadata={"help": "Weight-decomposed LoRA."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Quantise the frozen base to 8 bits. Needs LoRA."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the frozen base to 4 bits. Needs LoRA."})
+    bnb_4bit_quant_type: str = field(
+        default="nf4", metadata={"help": "4-bit number format.", "choices": ["fp4", "nf4"]}
+    )
+    use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the quantisation constants too."})
+    bnb_4bit_quant_storage: Optional[str] = field(default=None, metadata={"help": "Type that 4-bit weights lie in."})
+
+    # Ours.
+    init_lora_weights: Optional[str] = field(
+        default=None, metadata={"help": "Initialisation of the adapter: pissa, pissa_niter_4, gaussian, olora, ..."}
+    )
+
+    def __post_init__(self):
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ConfigError("load_in_8bit and load_in_4bit are both on; choose one")
+        if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
+            bits = "load_in_8bit" if self.load_in_8bit else "load_in_4bit"
+            raise ConfigError(f"{bits} freezes the model, so it trains nothing without an adapter; add use_peft")
+        if self.lora_r < 1:
+            raise ConfigError(f"lora_r is {self.lora_r}; expected at least 1")
+        if self.dtype not in (None, "auto", "bfloat16", "float16", "float32"):
+            raise ConfigError(f"dtype is {self.dtype!r}; expected 'auto', 'bfloat16', 'float16' or 'float32'")
+        if self.lora_target_modules is not None and len(self.lora_target_modules) == 1:
+            # One name may be a pattern or "all-linear", which PEFT takes only as a string.
+            self.lora_target_modules = self.lora_target_modules[0]  # type: ignore[assignment]
+
+
+@dataclass
+class ScriptArguments:
+    """Which data. TRL's ``ScriptArguments`` fields, and ours at the end.
+
+    Args:
+        dataset_name: Hub id, file (JSONL, JSON, CSV, Parquet), folder, or ``builtin:house-style``.
+        dataset_config: Configuration of the hub dataset.
+        dataset_train_split, dataset_test_split: Its splits for training and evaluation.
+        dataset_streaming: Read rows as they are needed instead of all at once; needs ``max_steps``.
+        datasets: A mixture instead of one dataset: a list of ``{path, name, split, weight}``.
+        eval_dataset_name: Another dataset to evaluate on.
+        test_split_size: Hold out this share (below 1) or number of the rows for evaluation.
+    """
+
+    dataset_name: Optional[str] = field(
+        default=None, metadata={"help": "Hub id, file (JSONL, JSON, CSV, Parquet), folder, or builtin:house-style."}
+    )
+    dataset_config: Optional[str] = field(default=None, metadata={"help": "Configuration of the hub dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Read rows as they are needed; needs max_steps."}
+    )
+
+    # Ours.
+    datasets: Optional[Union[list[dict[str, Any]], str]] = field(
+        default=None,
+        metadata={"help": "A mixture: a list of {path, name, split, weight}, in YAML or as JSON."},
+    )
+    eval_dataset_name: Optional[str] = field(default=None, metadata={"help": "Another dataset to evaluate on."})
+    test_split_size: Optional[float] = field(
+        default=None, metadata={"help": "Hold out this share (below 1) or number of rows for evaluation."}
+    )

@@ -1,0 +1,81 @@
+"""Every error Oddsmith raises on purpose.
+
+    OddsmithError                     exit code 1
+    ├── UsageError (ValueError)       exit code 2   something the user gave is wrong
+    │   ├── ConfigError               a setting: unknown, of the wrong type, out of range, contradictory
+    │   ├── DataError                 a dataset: missing, unreadable, empty, of an unknown format
+    │   │   └── RowError              one row of it, by number
+    │   ├── ModelError                a model or tokenizer: missing, unsuitable, unknown adapter target
+    │   └── MissingExtraError         an optional dependency; the message is the install command
+    ├── NonFiniteError                a log-probability became NaN or infinite while training
+    └── Interrupted                   exit code 75  stopped on request; the run can be resumed
+
+A message is one or two lines: where it is (file, line, row or field), what was found, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class OddsmithError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(OddsmithError, ValueError):
+    """Something the user gave is wrong. A ``ValueError``, as users of transformers expect."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class DataError(UsageError):
+    """A dataset is missing, unreadable, empty, or of an unknown format."""
+
+
+class RowError(DataError):
+    """One row of a dataset cannot become a preference pair.
+
+    Args:
+        reason: What is wrong, as a short noun phrase that can be counted, e.g. ``"unknown role"``.
+        detail: What was found and what was expected, for the message.
+        row: Zero-based row number in its dataset, once known.
+        source: File or dataset name, once known.
+    """
+
+    def __init__(self, reason: str, detail: str, row: int | None = None, source: str | None = None):
+        self.reason, self.detail, self.row, self.source = reason, detail, row, source
+        super().__init__(reason, detail, row, source)
+
+    def __str__(self) -> str:
+        where = ", ".join(part for part in (self.source, f"row {self.row}" if self.row is not None else None) if part)
+        return f"{where}: {self.reason}: {self.detail}" if where else f"{self.reason}: {self.detail}"
+
+
+class ModelError(UsageError):
+    """A model or tokenizer is missing or cannot be used for ORPO."""
+
+
+class MissingExtraError(UsageError, ImportError):
+    """An optional dependency is not installed.
+
+    Args:
+        what: The feature that needs it.
+        extra: Name of the extra, as in ``pip install "oddsmith[4bit]"``.
+    """
+
+    def __init__(self, what: str, extra: str):
+        super().__init__(f'{what} needs an optional dependency; install it with: pip install "oddsmith[{extra}]"')
+
+
+class NonFiniteError(OddsmithError):
+    """A log-probability became NaN or infinite; the message names the rows that produced it."""
+
+
+class Interrupted(OddsmithError):
+    """The run was stopped on request after a step was finished; it can be resumed."""
+
+    exit_code = 75

@@ -1,0 +1,60 @@
+"""Which number format this machine computes in best, and why: one answer, one sentence."""
+
+from __future__ import annotations
+
+import platform
+from typing import NamedTuple
+
+import torch
+
+
+class Precision(NamedTuple):
+    """A number format (``"bf16"`` or ``"fp32"``) with the reason for it, fit for one printed line."""
+
+    name: str
+    reason: str
+
+
+def best_precision(use_cpu: bool = False) -> Precision:
+    """bf16 where the hardware multiplies it, float32 elsewhere.
+
+    On a CPU bf16 needs AVX512-BF16 or AMX (Arm: the bf16 extension): without either it is emulated, and several times
+    slower than float32. On NVIDIA it needs compute capability 8.0 (Ampere).
+
+    Args:
+        use_cpu: Answer for the CPU even where there is an accelerator.
+    """
+    if not use_cpu and torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision("bf16", f"{name} multiplies bf16")
+        return Precision("fp32", f"{name} has no bf16 arithmetic")
+    if not use_cpu and torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+        if device is not None and device.type in ("xpu", "npu"):
+            return Precision("bf16", f"{device.type} multiplies bf16")
+        return Precision("fp32", f"bf16 is not known to be fast on {device.type if device else 'this device'}")
+    unit = _cpu_bf16_unit()
+    if unit:
+        return Precision("bf16", f"this CPU multiplies bf16 ({unit})")
+    return Precision("fp32", "this CPU has neither AVX512-BF16 nor AMX, so bf16 would be slower than float32")
+
+
+def _cpu_bf16_unit() -> str | None:
+    """Name of the CPU's bf16 matrix instructions, ``None`` without any."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _proc_cpuinfo_flags()
+    for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("bf16", "Arm BF16")):
+        if capabilities.get(flag):
+            return name
+    return None
+
+
+def _proc_cpuinfo_flags() -> dict[str, bool]:
+    """CPU flags as Linux lists them, for torch before 2.12; empty on other systems."""
+    if platform.system() != "Linux":
+        return {}
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith(("flags", "Features")):
+                return dict.fromkeys(line.split(":", 1)[1].split(), True)
+    return {}
