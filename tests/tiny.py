@@ -1,0 +1,55 @@
+"""Tiny real models and tokenizers, made on the spot: no downloads, a few milliseconds each."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def tiny_tokenizer(
+    chat_template: str | None = CHATML,
+    bos: str | None = "<|im_start|>",
+    eos: str = "<|im_end|>",
+    pad: str | None = None,
+    extra_special: tuple[str, ...] = (),
+) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer (one token a byte) with ChatML by default; ``pad`` is the end token unless given."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    special = list(dict.fromkeys(t for t in ("<|im_start|>", "<|im_end|>", bos, eos, pad, *extra_special) if t))
+    backend.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=pad or eos, additional_special_tokens=special
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides):
+    """A Llama of two layers and 16 hidden units, big enough initial weights that its outputs are not uniform."""
+    config = LlamaConfig(
+        **{
+            "vocab_size": 264,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "initializer_range": 0.3,
+            "bos_token_id": 256,
+            "eos_token_id": 257,
+            "pad_token_id": 257,
+            **overrides,
+        }
+    )
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
