@@ -1,0 +1,71 @@
+"""From tokenized pairs to the padded tensors of a micro-batch.
+
+The keys are TRL's (``chosen_input_ids``, ``chosen_attention_mask``, ``chosen_labels`` and the same for ``rejected``), so
+a data collator written for TRL works here. Masks come from lengths, never from token ids: padding with the end token is
+harmless.
+
+    chosen_input_ids       p p p r r e . .      p prompt   r response   e end of turn   . padding
+    chosen_attention_mask  1 1 1 1 1 1 0 0
+    chosen_labels          - - - r r e - -      - = -100, no target
+
+Shape suffixes: B pairs, T tokens of the longest sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+SIDES = ("chosen", "rejected")
+
+
+def trl_features(row: Mapping[str, Any], is_encoder_decoder: bool = False) -> dict[str, Any]:
+    """A tokenized row under TRL's column names: ids, attention mask and labels of each side, and of the prompt.
+
+    Tokens after the end of the turn are left out: no target needs them, and a causal model does not see them.
+    """
+    features: dict[str, Any] = {}
+    if is_encoder_decoder:
+        features["prompt_input_ids"] = list(row["prompt_input_ids"])
+    else:
+        features["prompt_input_ids"] = list(row["chosen_input_ids"][: row["chosen_prompt_tokens"]])
+    features["prompt_attention_mask"] = [1] * len(features["prompt_input_ids"])
+    for side in SIDES:
+        ids = list(row[f"{side}_input_ids"][: row[f"{side}_end"]])
+        prompt = row[f"{side}_prompt_tokens"]
+        features[f"{side}_labels"] = [IGNORED] * prompt + ids[prompt:]
+        if not is_encoder_decoder:
+            features[f"{side}_input_ids"] = ids
+            features[f"{side}_attention_mask"] = [1] * len(ids)
+    return features
+
+
+@dataclass
+class PairCollator:
+    """Pads the features of some pairs on the right.
+
+    Args:
+        pad_token_id: Fills ``input_ids``; any token will do, it never takes part in the result.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Stack features as :func:`trl_features` makes them into tensors [B, T], int64."""
+        fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
+        return {
+            key: _pad([feature[key] for feature in features], fill[key.split("_", 1)[1]]) for key in features[0]
+        }
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    width = max(1, max(map(len, rows)))
+    padded_BT = torch.full((len(rows), width), value, dtype=torch.long)
+    for i, row in enumerate(rows):
+        padded_BT[i, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+    return padded_BT

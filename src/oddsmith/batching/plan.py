@@ -1,0 +1,145 @@
+"""StepPlan: which pairs form an optimizer step, and which process computes which of them in which micro-batch.
+
+A pure function of lengths, seed, epoch and sizes. Every process computes the same plan, so nothing is communicated, no
+process waits for another that has more to do, resuming at step k is a jump, and the normalisers of the loss are known
+before the first token is computed.
+
+    step of N = 6 pairs (tokens 9 7 5 4 2 1), 2 processes x 1 micro-batch x 3 pairs
+
+        process 0: 9 4 1  = 14 tokens
+        process 1: 7 5 2  = 14 tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import ceil
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """How many pairs a full optimizer step has, and how they are split.
+
+    Args:
+        micro_batch_size: Pairs of a micro-batch (``per_device_train_batch_size``).
+        accumulation: Micro-batches a process computes for one step (``gradient_accumulation_steps``).
+        processes: World size.
+    """
+
+    micro_batch_size: int
+    accumulation: int
+    processes: int
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a full step."""
+        return self.micro_batch_size * self.accumulation * self.processes
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Pairs that one process computes at once.
+
+    Args:
+        pairs: Their positions in the dataset.
+        is_filler: The pairs count for nothing: they only keep a process busy that would have none in a short last
+            step, so that the collective operations of all processes match.
+    """
+
+    pairs: tuple[int, ...]
+    is_filler: bool = False
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One optimizer step.
+
+    Args:
+        pairs: Positions in the dataset of all pairs of the step.
+        micro_batches: ``micro_batches[process]`` is the tuple of that process's micro-batches; all have the same length.
+    """
+
+    pairs: tuple[int, ...]
+    micro_batches: tuple[tuple[MicroBatch, ...], ...]
+
+
+def epoch_order(num_pairs: int, *, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
+    """The order in which an epoch visits the pairs: a permutation drawn from (seed, epoch), int64 [num_pairs]."""
+    if not shuffle:
+        return np.arange(num_pairs)
+    return np.random.default_rng([seed, epoch]).permutation(num_pairs)
+
+
+def num_steps(num_pairs: int, shape: StepShape, *, drop_last: bool = False) -> int:
+    """Optimizer steps of an epoch; the last one may be short unless ``drop_last``."""
+    return num_pairs // shape.pairs if drop_last else ceil(num_pairs / shape.pairs)
+
+
+def plan_step(pairs: Sequence[int], tokens: Sequence[int], shape: StepShape, *, fixed: bool = False) -> StepPlan:
+    """Split the pairs of one step over processes and micro-batches so that all carry about the same number of tokens.
+
+    Longest pair first, each to the micro-batch with the fewest tokens that has room (longest-processing-time-first
+    scheduling with a capacity). No micro-batch holds more than the mean load plus the longest pair of the step.
+
+    A step of fewer than ``shape.pairs`` pairs (the last of an epoch) gets as few micro-batches as hold it.
+
+    Args:
+        pairs: Positions of the step's pairs in the dataset, at least one, at most ``shape.pairs``.
+        tokens: Tokens of each of them, in the same order.
+        shape: Sizes.
+        fixed: Give even a short step ``shape.accumulation`` micro-batches a process (needed where the number of
+            steps is not known beforehand).
+
+    Returns:
+        The plan; each pair stands in exactly one micro-batch that is no filler.
+    """
+    per_process = shape.accumulation if fixed else ceil(len(pairs) / (shape.processes * shape.micro_batch_size))
+    bins: list[list[int]] = [[] for _ in range(per_process * shape.processes)]
+    open_bins = [(0, index) for index in range(len(bins))]
+    by_length = sorted(range(len(pairs)), key=lambda i: (-tokens[i], i))
+    for i in by_length:
+        load, index = heappop(open_bins)
+        bins[index].append(pairs[i])
+        if len(bins[index]) < shape.micro_batch_size:
+            heappush(open_bins, (load + tokens[i], index))
+    filler = MicroBatch((pairs[by_length[-1]],), is_filler=True)
+    filled = [MicroBatch(tuple(members)) if members else filler for members in bins]
+    return StepPlan(
+        pairs=tuple(pairs),
+        micro_batches=tuple(tuple(filled[process :: shape.processes]) for process in range(shape.processes)),
+    )
+
+
+def plan_epoch_step(
+    order: np.ndarray, tokens: np.ndarray, step: int, shape: StepShape
+) -> StepPlan:
+    """The plan of one step of an epoch, without walking through the steps before it.
+
+    Args:
+        order: What :func:`epoch_order` returned.
+        tokens: Tokens of each pair of the dataset, by position, int [num_pairs].
+        step: Which step of the epoch, from 0.
+        shape: Sizes.
+    """
+    members = order[step * shape.pairs : (step + 1) * shape.pairs]
+    return plan_step(members.tolist(), tokens[members].tolist(), shape)
+
+
+def plan_evaluation(tokens: np.ndarray, micro_batch_size: int, processes: int) -> list[StepPlan]:
+    """Every pair once, longest first (a micro-batch that does not fit in memory fails at once), similar lengths together.
+
+    Args:
+        tokens: Tokens of each pair of the dataset, by position, int [num_pairs].
+        micro_batch_size: Pairs a process computes at once.
+        processes: World size.
+
+    Returns:
+        Plans of one micro-batch a process each.
+    """
+    shape = StepShape(micro_batch_size, accumulation=1, processes=processes)
+    order = np.argsort(-tokens, kind="stable")
+    return [plan_epoch_step(order, tokens, step, shape) for step in range(num_steps(len(order), shape))]

@@ -1,0 +1,85 @@
+"""The model card ``README.md`` that a trained model carries: what it is, from what, and how to cite the method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import transformers
+from huggingface_hub import ModelCard, ModelCardData
+
+CITATION = """\
+@article{hong2024orpo,
+    title        = {{ORPO: Monolithic Preference Optimization without Reference Model}},
+    author       = {Jiwoo Hong and Noah Lee and James Thorne},
+    year         = 2024,
+    eprint       = {arXiv:2403.07691}
+}"""
+
+_TEMPLATE = """\
+# {name}
+
+{base_sentence}It was aligned with [ORPO](https://arxiv.org/abs/2403.07691) (odds ratio preference optimization) by
+[Oddsmith](https://pypi.org/project/oddsmith/) {version}.
+
+## Use it
+
+```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", model="{name}")
+print(chat([{{"role": "user", "content": "What is a good first step?"}}], max_new_tokens=128)[0]["generated_text"])
+```
+
+## How it was trained
+
+{settings}
+
+Made with Oddsmith {version}, transformers {transformers_version}.
+
+## Citation
+
+```bibtex
+{citation}
+```
+"""
+
+
+def model_card(
+    name: str,
+    *,
+    base_model: str | None,
+    dataset_name: str | None,
+    tags: Sequence[str],
+    settings: Sequence[tuple[str, object]],
+) -> ModelCard:
+    """A card with valid hub metadata.
+
+    Args:
+        name: What the model is called.
+        base_model: Hub id of the model it came from; ``None`` for a local one, whose path is nobody's business.
+        dataset_name: Hub id of the pairs.
+        tags: Hub tags.
+        settings: Name and value of what a reader needs to repeat the run.
+
+    Returns:
+        The card; ``.save(path)`` writes it.
+    """
+    from . import __version__
+
+    data = ModelCardData(
+        base_model=base_model,
+        datasets=[dataset_name] if dataset_name else None,
+        library_name="transformers",
+        model_name=name,
+        tags=sorted(tags),
+    )
+    base_sentence = f"This model is a fine-tuned version of [{base_model}](https://huggingface.co/{base_model}). " if base_model else ""
+    body = _TEMPLATE.format(
+        name=name,
+        base_sentence=base_sentence,
+        version=__version__,
+        settings="\n".join(f"- {key}: {value}" for key, value in settings),
+        transformers_version=transformers.__version__,
+        citation=CITATION,
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")

@@ -1,0 +1,183 @@
+"""What is measured, in which unit, under which name. The names are TRL's where TRL has one.
+
+All quantities of a training log line are averaged over the optimizer steps since the last line, as ``loss`` is: each
+step's value is exact over its pairs (a mean over pairs; over tokens for the NLL), whatever its split, so that
+``loss = nll_loss + beta * or_loss`` on every line. An evaluation averages once over its whole set.
+
+``logits/chosen`` and ``logits/rejected``, which TRL logs, are left out: a mean of raw logits over vocabulary, positions
+and padding says nothing, and needs the full logits in memory.
+
+Shape suffixes: B pairs, Q quantities.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from math import exp, inf
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .loss import log_odds
+from .model.logps import PairLogps
+
+# Sums over pairs, divided by the number of pairs of the step or the set.
+PAIR_QUANTITIES = ("or_loss", "logp_chosen", "logp_rejected", "accuracy", "log_odds", "aux_loss")
+# "nll" is divided by NLL target tokens; the rest stay sums.
+QUANTITIES = (*PAIR_QUANTITIES, "nll", "nll_tokens", "pairs", "chosen_nll", "chosen_tokens", "tokens")
+
+
+def pair_sums(logps: PairLogps, batch: Mapping[str, Tensor]) -> Tensor:
+    """Sums over the pairs of a micro-batch that count, [Q] in the order of ``QUANTITIES``, detached.
+
+    Units: nats for log-probabilities and losses, 1 for accuracy. float64, because thousands of them are added.
+    """
+    dtype = torch.float32 if logps.nll_sum_B.device.type == "mps" else torch.float64  # mps has no float64
+    chosen_B, rejected_B = logps.logp_chosen_B.detach().to(dtype), logps.logp_rejected_B.detach().to(dtype)
+    odds_B = log_odds(chosen_B) - log_odds(rejected_B)
+    aux = chosen_B.new_zeros(()) if logps.aux_loss is None else logps.aux_loss.detach().to(dtype)
+    values = {
+        "or_loss": -F.logsigmoid(odds_B),
+        "logp_chosen": chosen_B,
+        "logp_rejected": rejected_B,
+        "accuracy": (chosen_B > rejected_B).to(dtype),
+        "log_odds": odds_B,
+        "aux_loss": aux.expand_as(chosen_B),
+        "nll": logps.nll_sum_B.detach().to(dtype),
+        "nll_tokens": logps.nll_tokens_B.to(dtype),
+        "pairs": torch.ones_like(chosen_B),
+        "chosen_nll": -chosen_B * logps.chosen_tokens_B,
+        "chosen_tokens": logps.chosen_tokens_B.to(dtype),
+        "tokens": logps.tokens_B.to(dtype),
+    }
+    weight_B = batch["weight"].to(dtype)
+    return torch.stack([(values[name] * weight_B).sum() for name in QUANTITIES])
+
+
+def divide(sums_Q: Tensor, num_pairs: Tensor | float, num_nll_tokens: Tensor | float) -> Tensor:
+    """Pair quantities over the number of pairs, ``nll`` over the number of NLL tokens; the rest stay sums. [Q]"""
+    divisor_Q = torch.ones_like(sums_Q)
+    divisor_Q[: len(PAIR_QUANTITIES)] = num_pairs
+    divisor_Q[QUANTITIES.index("nll")] = num_nll_tokens
+    return sums_Q / divisor_Q
+
+
+def named_metrics(values_Q: Tensor, beta: float, router_loss: bool = False) -> dict[str, float]:
+    """Metrics under their public names, from what :func:`divide` made (averaged over steps in training)."""
+    value = dict(zip(QUANTITIES, values_Q.tolist(), strict=True))
+    perplexity = _exp(value["chosen_nll"] / value["chosen_tokens"])
+    metrics = {
+        "nll_loss": value["nll"],
+        "or_loss": value["or_loss"],
+        "rewards/chosen": beta * value["logp_chosen"],
+        "rewards/rejected": beta * value["logp_rejected"],
+        "rewards/accuracies": value["accuracy"],
+        "rewards/margins": beta * (value["logp_chosen"] - value["logp_rejected"]),
+        "logps/chosen": value["logp_chosen"],
+        "logps/rejected": value["logp_rejected"],
+        "log_odds_chosen": value["log_odds"],
+        "log_odds_ratio": -value["or_loss"],
+        "perplexity/chosen": perplexity,
+    }
+    return metrics | ({"aux_loss": value["aux_loss"]} if router_loss else {})
+
+
+def _exp(x: float) -> float:
+    return exp(x) if x < 700 else inf
+
+
+class TrainingMeter:
+    """Collects the micro-batches of a process between two log lines, and the seconds its steps took."""
+
+    def __init__(self) -> None:
+        self._total_Q: Tensor | None = None
+        self._seconds = 0.0
+        self._mark: float | None = None
+        self._last_step = 0
+
+    def add(self, sums_Q: Tensor, batch: Mapping[str, Tensor]) -> None:
+        """Add a micro-batch: its sums, as a share of its step's averages."""
+        share_Q = divide(sums_Q, batch["num_pairs"], batch["num_nll_tokens"])
+        self._total_Q = share_Q if self._total_Q is None else self._total_Q + share_Q
+
+    def start_clock(self) -> None:
+        """Time from here counts as training; called when training starts and after evaluations and saves."""
+        self._mark = time.perf_counter()
+
+    def end_step(self) -> None:
+        """An optimizer step is done: its seconds count."""
+        now = time.perf_counter()
+        if self._mark is not None:
+            self._seconds += now - self._mark
+        self._mark = now
+
+    def read(self, step: int, beta: float, reduce, router_loss: bool) -> dict[str, float]:
+        """Metrics since the last call, over all processes, and start anew.
+
+        Args:
+            step: Optimizer steps done so far.
+            beta: Weight of the odds-ratio term.
+            reduce: Sums a tensor over processes.
+            router_loss: Whether the model has one.
+
+        Returns:
+            The metrics by name; nothing where no micro-batch was seen.
+        """
+        if self._total_Q is None:
+            return {}
+        total_Q = reduce(self._total_Q)
+        steps = max(step - self._last_step, 1)
+        mean_Q = total_Q.clone()
+        mean_Q[: QUANTITIES.index("nll") + 1] /= steps
+        metrics = named_metrics(mean_Q, beta, router_loss)
+        if self._seconds > 0:
+            for name, per_second in (("tokens", "tokens_per_second"), ("pairs", "pairs_per_second")):
+                metrics[per_second] = total_Q[QUANTITIES.index(name)].item() / self._seconds
+        self._total_Q, self._seconds, self._last_step = None, 0.0, step
+        return metrics
+
+    def resume_at(self, step: int) -> None:
+        """Training starts at this step (0, or where a checkpoint was taken)."""
+        self._total_Q, self._seconds, self._last_step = None, 0.0, step
+        self.start_clock()
+
+
+class EvaluationMeter:
+    """Collects one evaluation of a process: sums, and the log-probabilities of each pair."""
+
+    def __init__(self) -> None:
+        self._sums_Q: Tensor | None = None
+        self._pairs: list[tuple[int, float, float]] = []
+
+    def add(self, sums_Q: Tensor, logps: PairLogps, batch: Mapping[str, Tensor]) -> None:
+        """Add a micro-batch."""
+        self._sums_Q = sums_Q if self._sums_Q is None else self._sums_Q + sums_Q
+        if batch["weight"][0] > 0:  # a filler's pairs belong to another process
+            self._pairs += zip(
+                batch["position"].tolist(), logps.logp_chosen_B.tolist(), logps.logp_rejected_B.tolist(), strict=True
+            )
+
+    def read(self, beta: float, aux_coefficient: float | None, reduce, gather) -> tuple[dict[str, float], Tensor]:
+        """Metrics over the whole set and all processes, and ``[pairs, 2]`` (logp chosen, rejected) in dataset order.
+
+        Args:
+            beta: Weight of the odds-ratio term.
+            aux_coefficient: Weight of the router loss; ``None`` without one.
+            reduce: Sums a tensor over processes.
+            gather: Concatenates lists over processes.
+
+        Returns:
+            Metrics by name, ``loss`` included, and the log-probabilities, float32.
+        """
+        if self._sums_Q is None:
+            return {}, torch.zeros(0, 2)
+        sums_Q = reduce(self._sums_Q)
+        num_pairs, num_nll_tokens = (sums_Q[QUANTITIES.index(name)] for name in ("pairs", "nll_tokens"))
+        metrics = named_metrics(divide(sums_Q, num_pairs, num_nll_tokens), beta, aux_coefficient is not None)
+        loss = metrics["nll_loss"] + beta * metrics["or_loss"]
+        if aux_coefficient is not None:
+            loss += aux_coefficient * metrics["aux_loss"]
+        pairs = sorted(gather(self._pairs))
+        return {"loss": loss} | metrics, torch.tensor([logps for _, *logps in pairs])

@@ -1,0 +1,451 @@
+"""ORPOTrainer: transformers' ``Trainer`` with the batches, the loss and the metrics of ORPO.
+
+What is ours is elsewhere; this file wires it:
+
+    data/ -> prepared rows -> batching/ -> micro-batches -> model/logps -> loss.orpo_loss -> metrics
+
+Optimizers, schedulers, checkpoints, DDP, FSDP, DeepSpeed, trackers and hub are transformers' and accelerate's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import (
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_utils import EvalLoopOutput
+
+from .batching.collate import PairCollator, trl_features
+from .batching.loader import (
+    BatchMaker,
+    EvaluationAssignments,
+    Lengths,
+    PlannedDataset,
+    StreamedBatches,
+    TrainingAssignments,
+    lengths_of,
+    loader,
+)
+from .batching.plan import StepShape
+from .card import model_card
+from .config import ORPOConfig
+from .data.prepare import prepare
+from .data.report import DataReport
+from .data.tokenize import PairTokenizer
+from .errors import ConfigError, ModelError, NonFiniteError
+from .events import EventWriter, record_answers
+from .generate import answer
+from .loss import orpo_loss
+from .metrics import EvaluationMeter, TrainingMeter, pair_sums
+from .model.adapters import add_adapter
+from .model.loading import load_model, load_tokenizer
+from .model.logps import PairLogps, pair_logps
+
+
+class ORPOTrainer(Trainer):
+    """Aligns a language model on pairs (prompt, chosen, rejected) in one step, without a reference model.
+
+    Takes the arguments of TRL's ``ORPOTrainer`` in TRL's order, so a script moves over by changing one import.
+
+    Args:
+        model: A model, or its name: hub id, folder, GGUF file, ``builtin:smollm2-135m-instruct``.
+        args: Settings; ``ORPOConfig`` with its defaults if ``None``.
+        data_collator: Replaces the padding collator; gets and returns TRL's columns.
+        train_dataset: Rows in any format of ``data/formats.py``: a ``Dataset``, a stream (``IterableDataset``; needs
+            ``max_steps``), or a list of dicts. Needed to train, not to evaluate.
+        eval_dataset: The same, or a dict of several, each reported as ``eval_NAME_...``.
+        processing_class: The tokenizer; the model's own by default.
+        model_init: Makes the model, for hyperparameter search.
+        callbacks: Callbacks of transformers.
+        optimizers: Optimizer and scheduler to use instead of those ``args`` names.
+        preprocess_logits_for_metrics: Applied to the predictions before ``compute_metrics``.
+        peft_config: Train this adapter instead of the model.
+        compute_metrics: Gets an ``EvalPrediction``: ``predictions`` [pairs, 2] holds the mean log-probabilities of
+            chosen and rejected, ``label_ids`` [pairs] is 0 (chosen is the right one).
+
+    Raises:
+        ConfigError: Settings that contradict each other.
+        ModelError: A model or tokenizer that cannot be used.
+        DataError: A dataset without usable pairs.
+    """
+
+    # The loss is divided by the counts of the whole optimizer step here; transformers must not divide it again.
+    loss_is_scaled_for_ga = True
+    _tag_names = ["oddsmith", "orpo"]
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | str | None = None,
+        args: ORPOConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | list[dict] | None = None,
+        eval_dataset: Dataset | IterableDataset | list[dict] | Mapping[str, Any] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        model_init: Callable[[], PreTrainedModel] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        peft_config: Any = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+    ):
+        args = args or ORPOConfig(output_dir="tmp_trainer")
+        set_seed(args.seed)  # an adapter starts from random weights
+        self.args, self._peft_config = args, peft_config
+        model, tokenizer = _load(model, args, processing_class, peft_config, model_init)
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder if model else args.is_encoder_decoder)
+        self.pair_tokenizer = PairTokenizer(
+            tokenizer,
+            max_length=args.max_length,
+            max_prompt_length=args.max_prompt_length,
+            is_encoder_decoder=self.is_encoder_decoder,
+            max_completion_length=args.max_completion_length,
+        )
+        self.data_reports: dict[str, DataReport] = {}
+        train_dataset = self._prepared(train_dataset, "train")
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {name: self._prepared(rows, name) for name, rows in eval_dataset.items()}
+        else:
+            eval_dataset = self._prepared(eval_dataset, "eval")
+        self._pad_token_id = args.padding_value if args.padding_value is not None else tokenizer.pad_token_id
+        self._meter, self._evaluation = TrainingMeter(), EvaluationMeter()
+        self._assignments: TrainingAssignments | StreamedBatches | None = None
+        super().__init__(
+            model=self._ready(model) if model else None,
+            args=args,
+            data_collator=data_collator or PairCollator(self._pad_token_id),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            model_init=model_init,
+            # Read by transformers before 5.19 instead of loss_is_scaled_for_ga; compute_loss below never calls it.
+            compute_loss_func=orpo_loss,
+            compute_metrics=compute_metrics,
+            callbacks=[_Follower(self), EventWriter(self._describe), *(callbacks or [])],
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        config = self.model.config
+        self._router_loss = bool(getattr(config, "output_router_logits", False))
+        self._router_coefficient = getattr(config, "router_aux_loss_coef", 0.0) if self._router_loss else None
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(self._tag_names)
+
+    # ---- Model and data
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        return self._ready(super().call_model_init(trial))
+
+    def _ready(self, model: nn.Module) -> nn.Module:
+        """The model with its adapter, its input gradients where checkpointing needs them, and without dropout."""
+        checkpointing = bool(self.args.gradient_checkpointing)
+        if self._peft_config is not None:
+            model = add_adapter(model, self._peft_config, gradient_checkpointing=checkpointing)
+        elif checkpointing and hasattr(model, "peft_config"):
+            model.enable_input_require_grads()
+        if self.args.disable_dropout:
+            disable_dropout(model)
+        return model
+
+    def _prepared(self, rows: Any, source: str) -> Any:
+        """Rows as tokens, and their report; rows that are tokens already stay as they are."""
+        if rows is None or "chosen_end" in (getattr(rows, "column_names", None) or ()):
+            return rows
+        with self.args.main_process_first(desc=f"tokenizing {source}"):
+            prepared = prepare(
+                rows,
+                self.pair_tokenizer,
+                bad_rows=self.args.bad_rows,
+                num_proc=self.args.dataset_num_proc,
+                source=source,
+            )
+        self.data_reports[source] = prepared.report
+        return prepared.dataset
+
+    def _batch_maker(self) -> BatchMaker:
+        return BatchMaker(self.data_collator, self.is_encoder_decoder)
+
+    def _lengths(self, dataset: Dataset) -> Lengths:
+        columns = dataset.select_columns(["chosen_end", "rejected_end", "chosen_prompt_tokens"])
+        return lengths_of(columns.with_format("numpy")[:], self.args.nll_on, self.is_encoder_decoder)
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+        }
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.train_dataset is None:
+            raise ConfigError("train_dataset is missing; give the pairs to train on")
+        args = self.args
+        shape = StepShape(self._train_batch_size, args.gradient_accumulation_steps, args.world_size)
+        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            stream = StreamedBatches(
+                self.train_dataset, shape, args.process_index, self._batch_maker(), args.nll_on, args.dataloader_drop_last
+            )
+            self._assignments = stream
+            return loader(stream)
+        self._assignments = TrainingAssignments(
+            self._lengths(self.train_dataset),
+            shape,
+            args.process_index,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            shuffle=args.train_sampling_strategy != "sequential",
+            drop_last=args.dataloader_drop_last,
+        )
+        if not len(self._assignments):
+            raise ConfigError(
+                f"{len(self.train_dataset)} pairs are fewer than one step of {shape.pairs}, and dataloader_drop_last"
+                " leaves a short step out; make the batch smaller or turn it off"
+            )
+        return loader(
+            PlannedDataset(self.train_dataset), self._assignments, self._batch_maker(), **self._loader_options()
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        name = eval_dataset if isinstance(eval_dataset, str) else "eval"
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset] if eval_dataset else self.eval_dataset
+        if eval_dataset is None:
+            raise ConfigError("eval_dataset is missing; give the pairs to evaluate on")
+        rows = self._prepared(eval_dataset, name)
+        args = self.args
+        if isinstance(rows, torch.utils.data.IterableDataset):
+            shape = StepShape(args.eval_batch_size, 1, args.world_size)
+            return loader(
+                StreamedBatches(rows, shape, args.process_index, self._batch_maker(), args.nll_on, drop_last=False)
+            )
+        sampler = EvaluationAssignments(self._lengths(rows), args.eval_batch_size, args.world_size, args.process_index)
+        return loader(PlannedDataset(rows), sampler, self._batch_maker(), **self._loader_options())
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        return self.get_eval_dataloader(test_dataset)
+
+    # ---- Loss and metrics
+
+    def _logps(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> PairLogps:
+        logps = pair_logps(
+            model,
+            batch,
+            pad_token_id=self._pad_token_id,
+            nll_on=self.args.nll_on,
+            is_encoder_decoder=self.is_encoder_decoder,
+            router_loss=self._router_loss,
+        )
+        finite_B = logps.nll_sum_B.isfinite() & logps.logp_chosen_B.isfinite() & logps.logp_rejected_B.isfinite()
+        if not finite_B.all():
+            rows = ", ".join(str(row) for row in batch["row"][~finite_B].tolist())
+            raise NonFiniteError(
+                f"step {self.state.global_step}: log-probabilities are NaN or infinite for dataset rows {rows};"
+                " look at these rows, lower learning_rate, or compute in bf16 or float32 instead of fp16"
+            )
+        return logps
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """This micro-batch's share of the loss of its optimizer step (see ``loss.orpo_loss``).
+
+        Multiplied by the number of processes, because DDP, FSDP and DeepSpeed average gradients over them.
+        """
+        logps = self._logps(model, inputs)
+        weight_B = inputs["weight"].to(logps.nll_sum_B.dtype)
+        loss = orpo_loss(
+            (logps.nll_sum_B * weight_B).sum(),
+            logps.logp_chosen_B,
+            logps.logp_rejected_B,
+            beta=self.args.beta,
+            num_nll_tokens=inputs["num_nll_tokens"],
+            num_pairs=inputs["num_pairs"],
+            weight_B=weight_B,
+        ).loss
+        if logps.aux_loss is not None:
+            loss = loss + self._router_coefficient * logps.aux_loss * (weight_B.sum() / inputs["num_pairs"])
+        if model.training:
+            self._meter.add(pair_sums(logps, inputs), inputs)
+        loss = loss * self.accelerator.num_processes
+        return (loss, logps) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, None, None]:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, logps = self.compute_loss(model, inputs, return_outputs=True)
+        self._evaluation.add(pair_sums(logps, inputs), logps, inputs)
+        return loss, None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate, averaging once over the whole set (transformers averages means of batches)."""
+        self._evaluation = EvaluationMeter()
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        metrics, logps = self._evaluation.read(self.args.beta, self._router_coefficient, self._sum, gather_object)
+        labels = torch.zeros(len(logps), dtype=torch.long)
+        if self.compute_metrics is not None:
+            if self.preprocess_logits_for_metrics is not None:
+                logps = self.preprocess_logits_for_metrics(logps, labels)
+            metrics |= self.compute_metrics(EvalPrediction(predictions=logps.numpy(), label_ids=labels.numpy()))
+        for name, value in metrics.items():
+            output.metrics[name if name.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{name}"] = value
+        if self.args.generate_during_eval:
+            self._record_answers(dataloader, metric_key_prefix)
+        return EvalLoopOutput(logps.numpy(), labels.numpy(), output.metrics, len(labels))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log ``logs``, and with a training loss the metrics since the last one."""
+        if "loss" in logs:
+            logs |= self._meter.read(self.state.global_step, self.args.beta, self._sum, self._router_loss)
+        super().log(logs, start_time)
+
+    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        ids = [inputs[key].flatten() for key in inputs if key.endswith("input_ids") and key != "prompt_input_ids"]
+        ids = ids or [inputs["prompt_input_ids"].flatten()]
+        return super().floating_point_ops({self.model.main_input_name: torch.cat(ids)})
+
+    # ---- What a run leaves behind
+
+    def _record_answers(self, dataloader: DataLoader, prefix: str) -> None:
+        """Answers to the first held-out prompts: into the diary, and to the trackers that draw tables."""
+        rows = islice(iter(getattr(dataloader.dataset, "rows", ())), self.args.eval_batch_size)
+        prompts = [trl_features(row, self.is_encoder_decoder)["prompt_input_ids"] for row in rows]
+        answers = answer(self.accelerator.unwrap_model(self.model), self.processing_class, prompts)
+        texts = self.processing_class.batch_decode(prompts, skip_special_tokens=True)
+        if self.is_world_process_zero():
+            record_answers(self.args, self.state.global_step, prefix, list(zip(texts, answers, strict=True)))
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the model card ``README.md`` into the run folder.
+
+        Args:
+            model_name: Name of the model; the folder's by default.
+            dataset_name: Hub id of the pairs.
+            tags: Hub tags beside ``orpo`` and ``oddsmith``.
+            **kwargs: What transformers passes on to its own cards; not needed here.
+        """
+        if not self.is_world_process_zero():
+            return
+        base = getattr(self.model.config, "_name_or_path", "") or ""
+        args = self.args
+        card = model_card(
+            model_name or Path(args.output_dir).name,
+            base_model=base if base and not Path(base).exists() and not base.startswith("builtin:") else None,
+            dataset_name=dataset_name,
+            tags={*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])},
+            settings=[
+                (name, getattr(args, name))
+                for name in ("beta", "learning_rate", "max_length", "num_train_epochs", "max_steps", "seed")
+            ],
+        )
+        card.save(Path(args.output_dir) / "README.md")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.create_model_card()
+        super()._save_checkpoint(model, trial)
+
+    def _describe(self) -> dict[str, Any]:
+        """What the run's diary says at its start."""
+        parameters = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        return {
+            "model": getattr(self.model.config, "_name_or_path", None),
+            "parameters": sum(n for n, _ in parameters),
+            "trainable_parameters": sum(n for n, trainable in parameters if trainable),
+            "data": {name: report.to_dict() for name, report in self.data_reports.items()},
+            "beta": self.args.beta,
+            "pairs_per_step": self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            "precision": self.args.mixed_precision,
+        }
+
+
+class _Follower(TrainerCallback):
+    """Keeps the trainer's plan and clock in step with transformers' loop."""
+
+    def __init__(self, trainer: ORPOTrainer):
+        self._trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._trainer._meter.resume_at(state.global_step)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # The fraction is what a checkpoint in mid-epoch adds; the plan is the whole epoch's, and its head is skipped.
+        self._trainer._assignments.epoch = int(state.epoch or 0)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._trainer._meter.end_step()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._trainer._meter.start_clock()
+
+    def on_save(self, args, state, control, **kwargs):
+        self._trainer._meter.start_clock()
+
+
+def _load(
+    model: Any, args: ORPOConfig, tokenizer: Any, peft_config: Any, model_init: Any
+) -> tuple[nn.Module | None, PreTrainedTokenizerBase]:
+    """The model (``None`` where ``model_init`` will make it) and its tokenizer, from what the user gave."""
+    options = dict(args.model_init_kwargs or {})
+    if options and not isinstance(model, str):
+        raise ConfigError("model_init_kwargs is for a model given by name, but the model is already made")
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", None)
+    revision = options.pop("revision", "main")
+    if isinstance(model, str):
+        options.setdefault("dtype", torch.bfloat16 if peft_config is not None and args.bf16 else torch.float32)
+        model = load_model(name, revision=revision, trust_remote_code=args.trust_remote_code, **options)
+    elif model is None and model_init is None:
+        raise ConfigError("model is missing; give a model, its name, or model_init")
+    elif model is not None and not model.can_generate():
+        raise ModelError(f"{type(model).__name__} does not generate text; ORPO needs a causal or encoder-decoder model")
+    if tokenizer is None:
+        if not name:
+            raise ConfigError("processing_class is missing, and the model does not say where its tokenizer is; give one")
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to 0: the modules, and the rates that attention layers keep as plain numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and "dropout" in name:
+                setattr(module, name, 0.0)

@@ -1,0 +1,103 @@
+"""StepPlan: a pure function that loses no pair, balances tokens and can jump."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oddsmith.batching.plan import StepShape, epoch_order, num_steps, plan_epoch_step, plan_evaluation, plan_step
+
+shapes = st.builds(
+    StepShape,
+    micro_batch_size=st.integers(1, 5),
+    accumulation=st.integers(1, 4),
+    processes=st.integers(1, 4),
+)
+token_lists = st.lists(st.integers(2, 2000), min_size=1, max_size=90)
+
+
+def real_pairs(plan):
+    return [p for process in plan.micro_batches for batch in process if not batch.is_filler for p in batch.pairs]
+
+
+@settings(max_examples=200, deadline=None)
+@given(tokens=token_lists, shape=shapes, seed=st.integers(0, 5), epoch=st.integers(0, 3))
+def test_every_pair_once_an_epoch_and_equal_counts_for_all_ranks(tokens, shape, seed, epoch):
+    tokens = np.array(tokens)
+    order = epoch_order(len(tokens), seed=seed, epoch=epoch)
+    seen = []
+    for step in range(num_steps(len(tokens), shape)):
+        plan = plan_epoch_step(order, tokens, step, shape)
+        counts = {len(process) for process in plan.micro_batches}
+        assert len(counts) == 1
+        assert counts.pop() <= shape.accumulation
+        assert len(plan.micro_batches) == shape.processes
+        assert sorted(real_pairs(plan)) == sorted(plan.pairs)
+        assert all(len(b.pairs) <= shape.micro_batch_size for process in plan.micro_batches for b in process)
+        seen += real_pairs(plan)
+    assert sorted(seen) == list(range(len(tokens)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), shape=shapes)
+def test_no_micro_batch_exceeds_the_mean_load_by_more_than_the_longest_pair(data, shape):
+    tokens = data.draw(st.lists(st.integers(2, 2000), min_size=shape.pairs, max_size=shape.pairs))
+    plan = plan_step(range(len(tokens)), tokens, shape)
+    loads = [sum(tokens[p] for p in batch.pairs) for process in plan.micro_batches for batch in process]
+    assert max(loads) <= sum(loads) / len(loads) + max(tokens)
+
+
+def test_loads_are_nearly_equal_on_ordinary_lengths():
+    rng = np.random.default_rng(0)
+    shape = StepShape(micro_batch_size=8, accumulation=2, processes=2)
+    for _ in range(20):
+        tokens = rng.lognormal(5, 0.6, shape.pairs).astype(int) + 2
+        plan = plan_step(range(len(tokens)), tokens.tolist(), shape)
+        loads = [sum(tokens[p] for p in batch.pairs) for process in plan.micro_batches for batch in process]
+        assert max(loads) <= 1.35 * np.mean(loads)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tokens=token_lists, shape=shapes, data=st.data())
+def test_a_jump_to_a_step_equals_walking_there(tokens, shape, data):
+    tokens = np.array(tokens)
+    order = epoch_order(len(tokens), seed=1, epoch=2)
+    walked = [plan_epoch_step(order, tokens, k, shape) for k in range(num_steps(len(tokens), shape))]
+    k = data.draw(st.integers(0, len(walked) - 1))
+    assert plan_epoch_step(epoch_order(len(tokens), seed=1, epoch=2), tokens, k, shape) == walked[k]
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    orders = {tuple(epoch_order(50, seed=s, epoch=e)) for s in (0, 1) for e in (0, 1)}
+    assert len(orders) == 4
+    assert tuple(epoch_order(50, seed=0, epoch=1)) in orders
+    assert epoch_order(5, seed=3, epoch=9, shuffle=False).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_short_last_step_keeps_idle_ranks_busy_with_a_filler():
+    shape = StepShape(micro_batch_size=2, accumulation=2, processes=3)
+    plan = plan_step([7], [40], shape)
+    assert [len(process) for process in plan.micro_batches] == [1, 1, 1]
+    assert real_pairs(plan) == [7]
+    assert sum(batch.is_filler for process in plan.micro_batches for batch in process) == 2
+
+
+def test_a_stream_gets_the_same_number_of_micro_batches_every_step():
+    shape = StepShape(micro_batch_size=2, accumulation=4, processes=2)
+    plan = plan_step([0, 1, 2], [5, 6, 7], shape, fixed=True)
+    assert [len(process) for process in plan.micro_batches] == [4, 4]
+    assert sorted(real_pairs(plan)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("pairs", "drop_last", "expected"), [(16, False, 2), (17, False, 3), (17, True, 2), (3, True, 0)])
+def test_number_of_steps(pairs, drop_last, expected):
+    assert num_steps(pairs, StepShape(2, 2, 2), drop_last=drop_last) == expected
+
+
+def test_evaluation_visits_each_pair_once_longest_first():
+    tokens = np.array([5, 50, 20, 7, 33])
+    plans = plan_evaluation(tokens, micro_batch_size=2, processes=2)
+    assert sorted(p for plan in plans for p in real_pairs(plan)) == [0, 1, 2, 3, 4]
+    assert 1 in plans[0].pairs
