@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
+from pathlib import Path
 
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
+
+from . import __version__
+from .config import ORPOConfig
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SETTINGS = ("beta", "learning_rate", "max_length", "nll_on", "num_train_epochs", "max_steps", "seed")
 
 CITATION = """\
 @article{hong2024orpo,
@@ -49,23 +57,23 @@ def model_card(
     *,
     base_model: str | None,
     dataset_name: str | None,
-    tags: Sequence[str],
-    settings: Sequence[tuple[str, object]],
+    tags: Iterable[str],
+    args: ORPOConfig,
 ) -> ModelCard:
     """A card with valid hub metadata.
 
     Args:
         name: What the model is called.
-        base_model: Hub id of the model it came from; ``None`` for a local one, whose path is nobody's business.
+        base_model: Name of the model it came from; said only if it is a hub id, for a path is nobody's business.
         dataset_name: Hub id of the pairs.
         tags: Hub tags.
-        settings: Name and value of what a reader needs to repeat the run.
+        args: Settings; those a reader needs to repeat the run are listed.
 
     Returns:
         The card; ``.save(path)`` writes it.
     """
-    from . import __version__
-
+    if base_model and (Path(base_model).exists() or not _HUB_ID.fullmatch(base_model)):
+        base_model = None
     data = ModelCardData(
         base_model=base_model,
         datasets=[dataset_name] if dataset_name else None,
@@ -73,12 +81,16 @@ def model_card(
         model_name=name,
         tags=sorted(tags),
     )
-    base_sentence = f"This model is a fine-tuned version of [{base_model}](https://huggingface.co/{base_model}). " if base_model else ""
+    base_sentence = (
+        f"This model is a fine-tuned version of [{base_model}](https://huggingface.co/{base_model}). "
+        if base_model
+        else ""
+    )
     body = _TEMPLATE.format(
         name=name,
         base_sentence=base_sentence,
         version=__version__,
-        settings="\n".join(f"- {key}: {value}" for key, value in settings),
+        settings="\n".join(f"- `{name}`: {getattr(args, name)}" for name in _SETTINGS),
         transformers_version=transformers.__version__,
         citation=CITATION,
     )

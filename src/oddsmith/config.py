@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional, Union
+from typing import Any, ClassVar, Literal, Optional, Union
 
 import torch
 from transformers import TrainingArguments
@@ -18,6 +18,15 @@ from .precision import best_precision
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP007, UP045
+
+_LEAST = {
+    "max_length": 2,
+    "max_prompt_length": 1,
+    "max_completion_length": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+}
 
 
 @dataclass
@@ -51,7 +60,7 @@ class ORPOConfig(TrainingArguments):
         ConfigError: A value is out of range or contradicts another.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Highest learning rate of the schedule."})
     logging_steps: float = field(
@@ -126,7 +135,9 @@ class ORPOConfig(TrainingArguments):
         if self.orpo_alpha is None and self.orpo_beta is None:
             return
         if self.beta != type(self).beta:
-            raise ConfigError("beta is given together with orpo_alpha/orpo_beta; give beta alone (= alpha * beta there)")
+            raise ConfigError(
+                "beta is given together with orpo_alpha/orpo_beta; give beta alone (= alpha * beta there)"
+            )
         self.beta = (1.0 if self.orpo_alpha is None else self.orpo_alpha) * (
             1.0 if self.orpo_beta is None else self.orpo_beta
         )
@@ -139,7 +150,7 @@ class ORPOConfig(TrainingArguments):
             )
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise ConfigError(f"beta is {self.beta}; expected a number from 0 upwards, such as 0.1")
-        for name, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} is {value}; expected at least {least}")
@@ -150,9 +161,6 @@ class ORPOConfig(TrainingArguments):
             )
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise ConfigError("num_train_epochs and max_steps are both 0 or less, so nothing would be trained; set one")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         for name, choices in (("nll_on", ("sequence", "response")), ("bad_rows", ("error", "drop"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, choices))}")
@@ -176,7 +184,7 @@ class ModelConfig:
         lora_task_type: PEFT task type; follows the model by default.
         use_rslora, use_dora: Rank-stabilised scale alpha / sqrt(r); weight-decomposed LoRA.
         load_in_8bit, load_in_4bit: Quantise the frozen base with bitsandbytes.
-        bnb_4bit_quant_type, use_bnb_nested_quant, bnb_4bit_quant_storage: How: NF4 or FP4, double quantisation, storage.
+        bnb_4bit_quant_type, use_bnb_nested_quant, bnb_4bit_quant_storage: NF4 or FP4, double quantisation, storage.
         init_lora_weights: PEFT's initialisation of the adapter: ``"pissa"``, ``"pissa_niter_4"``, ``"gaussian"``, ...
 
     Raises:
@@ -264,9 +272,7 @@ class ScriptArguments:
     dataset_config: Optional[str] = field(default=None, metadata={"help": "Configuration of the hub dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    dataset_streaming: bool = field(
-        default=False, metadata={"help": "Read rows as they are needed; needs max_steps."}
-    )
+    dataset_streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed; needs max_steps."})
 
     # Ours.
     datasets: Optional[Union[list[dict[str, Any]], str]] = field(

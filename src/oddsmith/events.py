@@ -1,7 +1,7 @@
 """``events.jsonl``: the run's diary in its folder, one strict JSON object a line, only ever appended to.
 
-Every line has ``event`` (``start``, ``log``, ``evaluate``, ``samples``, ``checkpoint``, ``end``), ``time`` (seconds since
-1970, UTC) and ``step`` (optimizer steps done). Numbers that JSON has no word for become ``null``.
+Every line has ``event`` (``start``, ``log``, ``evaluate``, ``samples``, ``checkpoint``, ``end``), ``time`` (seconds
+since 1970, UTC) and ``step`` (optimizer steps done). Numbers that JSON has no word for become ``null``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILE_NAME = "events.jsonl"
 
 
 def strict(value: Any) -> Any:
-    """The value with everything that strict JSON cannot hold replaced: non-finite numbers by ``None``, others by text."""
+    """The value without what strict JSON cannot hold: non-finite numbers become ``None``, other objects text."""
     if isinstance(value, Mapping):
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -74,7 +74,9 @@ class EventWriter(TrainerCallback):
 def record_answers(args: TrainingArguments, step: int, prefix: str, answers: list[tuple[str, str]]) -> None:
     """Record answers to held-out prompts: event ``samples``, and a table where the tracker has tables (W&B, Comet)."""
     columns = ["Prompt", "Policy"]
-    append_event(args.output_dir, "samples", step, set=prefix, answers=[dict(zip(columns, a, strict=True)) for a in answers])
+    append_event(
+        args.output_dir, "samples", step, set=prefix, answers=[dict(zip(columns, a, strict=True)) for a in answers]
+    )
     if "wandb" in args.report_to:
         import wandb
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
@@ -31,30 +31,20 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from .batching.collate import PairCollator, trl_features
-from .batching.loader import (
-    BatchMaker,
-    EvaluationAssignments,
-    Lengths,
-    PlannedDataset,
-    StreamedBatches,
-    TrainingAssignments,
-    lengths_of,
-    loader,
-)
+from .batching.loader import BatchMaker, LoaderFactory, StreamedBatches, TrainingAssignments
 from .batching.plan import StepShape
 from .card import model_card
 from .config import ORPOConfig
 from .data.prepare import prepare
 from .data.report import DataReport
 from .data.tokenize import PairTokenizer
-from .errors import ConfigError, ModelError, NonFiniteError
+from .errors import ConfigError, NonFiniteError
 from .events import EventWriter, record_answers
 from .generate import answer
 from .loss import orpo_loss
 from .metrics import EvaluationMeter, TrainingMeter, pair_sums
-from .model.adapters import add_adapter
-from .model.loading import load_model, load_tokenizer
 from .model.logps import PairLogps, pair_logps
+from .model.setup import ready_model, resolve_model, resolve_tokenizer
 
 
 class ORPOTrainer(Trainer):
@@ -86,7 +76,7 @@ class ORPOTrainer(Trainer):
 
     # The loss is divided by the counts of the whole optimizer step here; transformers must not divide it again.
     loss_is_scaled_for_ga = True
-    _tag_names = ["oddsmith", "orpo"]
+    _tag_names: ClassVar[list[str]] = ["oddsmith", "orpo"]
 
     def __init__(
         self,
@@ -106,7 +96,8 @@ class ORPOTrainer(Trainer):
         args = args or ORPOConfig(output_dir="tmp_trainer")
         set_seed(args.seed)  # an adapter starts from random weights
         self.args, self._peft_config = args, peft_config
-        model, tokenizer = _load(model, args, processing_class, peft_config, model_init)
+        tokenizer = resolve_tokenizer(processing_class, model, args)
+        model = resolve_model(model, args, model_init=model_init, adapter=peft_config is not None)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder if model else args.is_encoder_decoder)
         self.pair_tokenizer = PairTokenizer(
             tokenizer,
@@ -125,7 +116,7 @@ class ORPOTrainer(Trainer):
         self._meter, self._evaluation = TrainingMeter(), EvaluationMeter()
         self._assignments: TrainingAssignments | StreamedBatches | None = None
         super().__init__(
-            model=self._ready(model) if model else None,
+            model=ready_model(model, args, peft_config) if model else None,
             args=args,
             data_collator=data_collator or PairCollator(self._pad_token_id),
             train_dataset=train_dataset,
@@ -148,18 +139,7 @@ class ORPOTrainer(Trainer):
     # ---- Model and data
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        return self._ready(super().call_model_init(trial))
-
-    def _ready(self, model: nn.Module) -> nn.Module:
-        """The model with its adapter, its input gradients where checkpointing needs them, and without dropout."""
-        checkpointing = bool(self.args.gradient_checkpointing)
-        if self._peft_config is not None:
-            model = add_adapter(model, self._peft_config, gradient_checkpointing=checkpointing)
-        elif checkpointing and hasattr(model, "peft_config"):
-            model.enable_input_require_grads()
-        if self.args.disable_dropout:
-            disable_dropout(model)
-        return model
+        return ready_model(super().call_model_init(trial), self.args, self._peft_config)
 
     def _prepared(self, rows: Any, source: str) -> Any:
         """Rows as tokens, and their report; rows that are tokens already stay as they are."""
@@ -176,48 +156,33 @@ class ORPOTrainer(Trainer):
         self.data_reports[source] = prepared.report
         return prepared.dataset
 
-    def _batch_maker(self) -> BatchMaker:
-        return BatchMaker(self.data_collator, self.is_encoder_decoder)
-
-    def _lengths(self, dataset: Dataset) -> Lengths:
-        columns = dataset.select_columns(["chosen_end", "rejected_end", "chosen_prompt_tokens"])
-        return lengths_of(columns.with_format("numpy")[:], self.args.nll_on, self.is_encoder_decoder)
-
-    def _loader_options(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.args.dataloader_num_workers,
-            "pin_memory": self.args.dataloader_pin_memory,
-            "persistent_workers": self.args.dataloader_persistent_workers,
-            "prefetch_factor": self.args.dataloader_prefetch_factor,
-        }
+    def _loaders(self, rows: Any, micro_batch_size: int, accumulation: int = 1) -> LoaderFactory:
+        args = self.args
+        return LoaderFactory(
+            rows,
+            StepShape(micro_batch_size, accumulation, args.world_size),
+            args.process_index,
+            BatchMaker(self.data_collator, self.is_encoder_decoder),
+            args.nll_on,
+            {
+                "num_workers": args.dataloader_num_workers,
+                "pin_memory": args.dataloader_pin_memory,
+                "persistent_workers": args.dataloader_persistent_workers,
+                "prefetch_factor": args.dataloader_prefetch_factor,
+            },
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None:
             raise ConfigError("train_dataset is missing; give the pairs to train on")
         args = self.args
-        shape = StepShape(self._train_batch_size, args.gradient_accumulation_steps, args.world_size)
-        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
-            stream = StreamedBatches(
-                self.train_dataset, shape, args.process_index, self._batch_maker(), args.nll_on, args.dataloader_drop_last
-            )
-            self._assignments = stream
-            return loader(stream)
-        self._assignments = TrainingAssignments(
-            self._lengths(self.train_dataset),
-            shape,
-            args.process_index,
+        factory = self._loaders(self.train_dataset, self._train_batch_size, args.gradient_accumulation_steps)
+        loader, self._assignments = factory.training(
             seed=args.seed if args.data_seed is None else args.data_seed,
             shuffle=args.train_sampling_strategy != "sequential",
             drop_last=args.dataloader_drop_last,
         )
-        if not len(self._assignments):
-            raise ConfigError(
-                f"{len(self.train_dataset)} pairs are fewer than one step of {shape.pairs}, and dataloader_drop_last"
-                " leaves a short step out; make the batch smaller or turn it off"
-            )
-        return loader(
-            PlannedDataset(self.train_dataset), self._assignments, self._batch_maker(), **self._loader_options()
-        )
+        return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         name = eval_dataset if isinstance(eval_dataset, str) else "eval"
@@ -225,15 +190,7 @@ class ORPOTrainer(Trainer):
             eval_dataset = self.eval_dataset[eval_dataset] if eval_dataset else self.eval_dataset
         if eval_dataset is None:
             raise ConfigError("eval_dataset is missing; give the pairs to evaluate on")
-        rows = self._prepared(eval_dataset, name)
-        args = self.args
-        if isinstance(rows, torch.utils.data.IterableDataset):
-            shape = StepShape(args.eval_batch_size, 1, args.world_size)
-            return loader(
-                StreamedBatches(rows, shape, args.process_index, self._batch_maker(), args.nll_on, drop_last=False)
-            )
-        sampler = EvaluationAssignments(self._lengths(rows), args.eval_batch_size, args.world_size, args.process_index)
-        return loader(PlannedDataset(rows), sampler, self._batch_maker(), **self._loader_options())
+        return self._loaders(self._prepared(eval_dataset, name), self.args.eval_batch_size).evaluation()
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         return self.get_eval_dataloader(test_dataset)
@@ -361,19 +318,14 @@ class ORPOTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        base = getattr(self.model.config, "_name_or_path", "") or ""
-        args = self.args
         card = model_card(
-            model_name or Path(args.output_dir).name,
-            base_model=base if base and not Path(base).exists() and not base.startswith("builtin:") else None,
+            model_name or Path(self.args.output_dir).name,
+            base_model=getattr(self.model.config, "_name_or_path", None),
             dataset_name=dataset_name,
             tags={*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])},
-            settings=[
-                (name, getattr(args, name))
-                for name in ("beta", "learning_rate", "max_length", "num_train_epochs", "max_steps", "seed")
-            ],
+            args=self.args,
         )
-        card.save(Path(args.output_dir) / "README.md")
+        card.save(Path(self.args.output_dir) / "README.md")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.create_model_card()
@@ -414,38 +366,3 @@ class _Follower(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self._trainer._meter.start_clock()
-
-
-def _load(
-    model: Any, args: ORPOConfig, tokenizer: Any, peft_config: Any, model_init: Any
-) -> tuple[nn.Module | None, PreTrainedTokenizerBase]:
-    """The model (``None`` where ``model_init`` will make it) and its tokenizer, from what the user gave."""
-    options = dict(args.model_init_kwargs or {})
-    if options and not isinstance(model, str):
-        raise ConfigError("model_init_kwargs is for a model given by name, but the model is already made")
-    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", None)
-    revision = options.pop("revision", "main")
-    if isinstance(model, str):
-        options.setdefault("dtype", torch.bfloat16 if peft_config is not None and args.bf16 else torch.float32)
-        model = load_model(name, revision=revision, trust_remote_code=args.trust_remote_code, **options)
-    elif model is None and model_init is None:
-        raise ConfigError("model is missing; give a model, its name, or model_init")
-    elif model is not None and not model.can_generate():
-        raise ModelError(f"{type(model).__name__} does not generate text; ORPO needs a causal or encoder-decoder model")
-    if tokenizer is None:
-        if not name:
-            raise ConfigError("processing_class is missing, and the model does not say where its tokenizer is; give one")
-        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0: the modules, and the rates that attention layers keep as plain numbers."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if isinstance(value, float) and "dropout" in name:
-                setattr(module, name, 0.0)

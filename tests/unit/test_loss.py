@@ -76,8 +76,10 @@ def test_float32_agrees_with_float64_and_with_the_formula(chosen, rejected):
     wide = odds_ratio_loss(torch.tensor(chosen, dtype=torch.float64), torch.tensor(rejected, dtype=torch.float64))
     narrow = odds_ratio_loss(torch.tensor(chosen), torch.tensor(rejected))
     torch.testing.assert_close(narrow.double(), wide, rtol=2e-4, atol=1e-6)
-    for w, l, loss in zip(chosen, rejected, wide.tolist(), strict=True):
-        log_odds = (w - math.log(-math.expm1(w))) - (l - math.log(-math.expm1(l)))
+    for chosen_logp, rejected_logp, loss in zip(chosen, rejected, wide.tolist(), strict=True):
+        log_odds = (chosen_logp - math.log(-math.expm1(chosen_logp))) - (
+            rejected_logp - math.log(-math.expm1(rejected_logp))
+        )
         expected = math.log1p(math.exp(-log_odds)) if log_odds > -30 else -log_odds
         assert loss == pytest.approx(expected, rel=1e-9, abs=1e-12)
 

@@ -91,7 +91,9 @@ def test_a_stream_gets_the_same_number_of_micro_batches_every_step():
     assert sorted(real_pairs(plan)) == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("pairs", "drop_last", "expected"), [(16, False, 2), (17, False, 3), (17, True, 2), (3, True, 0)])
+@pytest.mark.parametrize(
+    ("pairs", "drop_last", "expected"), [(16, False, 2), (17, False, 3), (17, True, 2), (3, True, 0)]
+)
 def test_number_of_steps(pairs, drop_last, expected):
     assert num_steps(pairs, StepShape(2, 2, 2), drop_last=drop_last) == expected
 

@@ -1,8 +1,8 @@
 """From tokenized pairs to the padded tensors of a micro-batch.
 
-The keys are TRL's (``chosen_input_ids``, ``chosen_attention_mask``, ``chosen_labels`` and the same for ``rejected``), so
-a data collator written for TRL works here. Masks come from lengths, never from token ids: padding with the end token is
-harmless.
+The keys are TRL's (``chosen_input_ids``, ``chosen_attention_mask``, ``chosen_labels``, and the same for ``rejected``),
+so a data collator written for TRL works here. Masks come from lengths, never from token ids: padding with the end token
+is harmless.
 
     chosen_input_ids       p p p r r e . .      p prompt   r response   e end of turn   . padding
     chosen_attention_mask  1 1 1 1 1 1 0 0
@@ -58,9 +58,7 @@ class PairCollator:
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Stack features as :func:`trl_features` makes them into tensors [B, T], int64."""
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
-        return {
-            key: _pad([feature[key] for feature in features], fill[key.split("_", 1)[1]]) for key in features[0]
-        }
+        return {key: _pad([feature[key] for feature in features], fill[key.split("_", 1)[1]]) for key in features[0]}
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

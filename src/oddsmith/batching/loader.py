@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ..errors import ConfigError
 from .collate import trl_features
 from .plan import MicroBatch, StepPlan, StepShape, epoch_order, num_steps, plan_epoch_step, plan_evaluation, plan_step
+
 
 class Lengths(NamedTuple):
     """What a plan needs to know of pairs: tokens to compute, and NLL target tokens; int arrays [num_pairs]."""
@@ -181,10 +183,63 @@ def assignments(plan: StepPlan, process: int, nll_tokens: np.ndarray) -> list[As
     return [Assignment(batch, len(plan.pairs), num_nll_tokens) for batch in plan.micro_batches[process]]
 
 
-def loader(
-    dataset: Dataset, sampler: Sampler | None = None, batch_maker: BatchMaker | None = None, **options: Any
-) -> DataLoader:
-    """A ``DataLoader`` over assignments (map-style, with sampler and batch maker) or over a :class:`StreamedBatches`."""
-    if sampler is None:
-        return DataLoader(dataset, batch_size=None)
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=batch_maker, **options)
+@dataclass
+class LoaderFactory:
+    """Makes the data loaders of one process over one dataset.
+
+    Args:
+        rows: Tokenized rows: a map-style ``datasets.Dataset`` or a stream.
+        shape: Sizes of a step.
+        process: Rank of this process.
+        batch_maker: Makes the tensors.
+        nll_on: ``"sequence"`` or ``"response"``.
+        options: Keyword arguments of ``DataLoader`` (workers and the like); a stream is read in the process itself,
+            because workers would each read it anew.
+    """
+
+    rows: Any
+    shape: StepShape
+    process: int
+    batch_maker: BatchMaker
+    nll_on: str
+    options: dict[str, Any]
+
+    def training(
+        self, *, seed: int, shuffle: bool, drop_last: bool
+    ) -> tuple[DataLoader, TrainingAssignments | StreamedBatches]:
+        """A loader over an epoch, and the object whose ``epoch`` says which.
+
+        Raises:
+            ConfigError: Not a single step is left.
+        """
+        if isinstance(self.rows, IterableDataset):
+            stream = self._stream(drop_last)
+            return DataLoader(stream, batch_size=None), stream
+        plan = TrainingAssignments(
+            self._lengths(), self.shape, self.process, seed=seed, shuffle=shuffle, drop_last=drop_last
+        )
+        if not len(plan):
+            raise ConfigError(
+                f"{len(self.rows)} pairs are fewer than one step of {self.shape.pairs}, and dataloader_drop_last leaves"
+                " a short step out; make the batch smaller or turn it off"
+            )
+        return self._planned(plan), plan
+
+    def evaluation(self) -> DataLoader:
+        """A loader over every pair once."""
+        if isinstance(self.rows, IterableDataset):
+            return DataLoader(self._stream(drop_last=False), batch_size=None)
+        shape = self.shape
+        return self._planned(
+            EvaluationAssignments(self._lengths(), shape.micro_batch_size, shape.processes, self.process)
+        )
+
+    def _planned(self, sampler: Sampler) -> DataLoader:
+        return DataLoader(PlannedDataset(self.rows), batch_sampler=sampler, collate_fn=self.batch_maker, **self.options)
+
+    def _stream(self, drop_last: bool) -> StreamedBatches:
+        return StreamedBatches(self.rows, self.shape, self.process, self.batch_maker, self.nll_on, drop_last)
+
+    def _lengths(self) -> Lengths:
+        columns = self.rows.select_columns(["chosen_end", "rejected_end", "chosen_prompt_tokens"])
+        return lengths_of(columns.with_format("numpy")[:], self.nll_on, self.batch_maker.is_encoder_decoder)

@@ -60,7 +60,7 @@ class StepPlan:
 
     Args:
         pairs: Positions in the dataset of all pairs of the step.
-        micro_batches: ``micro_batches[process]`` is the tuple of that process's micro-batches; all have the same length.
+        micro_batches: ``micro_batches[process]`` are that process's micro-batches; all processes have equally many.
     """
 
     pairs: tuple[int, ...]
@@ -114,9 +114,7 @@ def plan_step(pairs: Sequence[int], tokens: Sequence[int], shape: StepShape, *, 
     )
 
 
-def plan_epoch_step(
-    order: np.ndarray, tokens: np.ndarray, step: int, shape: StepShape
-) -> StepPlan:
+def plan_epoch_step(order: np.ndarray, tokens: np.ndarray, step: int, shape: StepShape) -> StepPlan:
     """The plan of one step of an epoch, without walking through the steps before it.
 
     Args:
@@ -130,7 +128,7 @@ def plan_epoch_step(
 
 
 def plan_evaluation(tokens: np.ndarray, micro_batch_size: int, processes: int) -> list[StepPlan]:
-    """Every pair once, longest first (a micro-batch that does not fit in memory fails at once), similar lengths together.
+    """Every pair once, similar lengths together, longest first: what does not fit in memory fails at once.
 
     Args:
         tokens: Tokens of each pair of the dataset, by position, int [num_pairs].

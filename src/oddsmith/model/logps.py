@@ -3,7 +3,8 @@
 This is the reference path: any model that transformers can load, one forward pass over chosen and rejected sequences
 stacked on top of each other. Logits are taken only where a target is predicted.
 
-Shape suffixes: B pairs, S = 2B sequences (chosen first), T positions, N targets of all sequences, D hidden, V vocabulary.
+Shape suffixes: B pairs, S = 2B sequences (chosen first), T positions, N targets of all sequences, D hidden units,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -108,10 +109,7 @@ def _stack_causal(model: nn.Module, batch: Mapping[str, Tensor], pad_token_id: i
     # Position t predicts token t + 1; the last position predicts nothing.
     target_ST = F.pad(ids_ST[:, 1:], (0, 1))
     response_ST = F.pad(stacked("labels", IGNORED)[:, 1:] != IGNORED, (0, 1))
-    if nll_on == "response":
-        nll_ST = response_ST.clone()
-    else:
-        nll_ST = F.pad(mask_ST[:, 1:] == 1, (0, 1))
+    nll_ST = response_ST.clone() if nll_on == "response" else F.pad(mask_ST[:, 1:] == 1, (0, 1))
     nll_ST[len(ids_ST) // 2 :] = False
     inputs = {"input_ids": ids_ST, "attention_mask": mask_ST}
     return _Stacked(inputs, target_ST, response_ST, nll_ST, mask_ST.sum(-1))
@@ -151,7 +149,7 @@ def _unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
-    """While inside, the model's output layer sees the hidden states of the wanted positions alone: [N, D], not [S, T, D].
+    """While inside, the model's output layer sees the hidden states of the wanted positions alone ([N, D], not [S, T, D]).
 
     Logits cost V floats a position, and most positions of a padded batch predict no target. A hook on the output layer
     works for every model and under every wrapper, and what follows the layer (scaling, soft caps) is elementwise.

@@ -1,0 +1,89 @@
+"""From what a user gives (a name, a model, an adapter) to a model that is ready to train, and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..config import ORPOConfig
+from ..errors import ConfigError, ModelError
+from .adapters import add_adapter
+from .loading import load_model, load_tokenizer
+
+
+def resolve_model(
+    model: nn.Module | str | None, args: ORPOConfig, *, model_init: Callable | None = None, adapter: bool = False
+) -> nn.Module | None:
+    """The model itself, loaded if only its name was given; ``None`` where ``model_init`` will make it.
+
+    A model given by name has float32 weights, so that small updates are not rounded away; the frozen base of an adapter
+    is in bf16 where the run computes in bf16.
+
+    Args:
+        model: A model, its name, or ``None``.
+        args: Settings; ``model_init_kwargs`` goes to ``from_pretrained``.
+        model_init: Makes the model later.
+        adapter: Whether an adapter will be trained on it.
+
+    Raises:
+        ConfigError: No model, or ``model_init_kwargs`` for a model that is already made.
+        ModelError: Not a model that generates text.
+    """
+    if isinstance(model, str):
+        options = dict(args.model_init_kwargs or {})
+        options.setdefault("dtype", torch.bfloat16 if adapter and args.bf16 else torch.float32)
+        return load_model(model, trust_remote_code=args.trust_remote_code, **options)
+    if args.model_init_kwargs:
+        raise ConfigError("model_init_kwargs is for a model given by name, but the model is already made")
+    if model is None and model_init is None:
+        raise ConfigError("model is missing; give a model, its name, or model_init")
+    if model is not None and hasattr(model, "can_generate") and not model.can_generate():
+        raise ModelError(f"{type(model).__name__} does not generate text; ORPO needs a causal or encoder-decoder model")
+    return model
+
+
+def resolve_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | None, model: nn.Module | str | None, args: ORPOConfig
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that was given, or the model's own; with a token to pad with.
+
+    Raises:
+        ConfigError: None was given and the model does not say where its own is.
+    """
+    if tokenizer is None:
+        name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", None)
+        if not name:
+            raise ConfigError(
+                "processing_class is missing, and the model does not say where its tokenizer is; give one"
+            )
+        revision = (args.model_init_kwargs or {}).get("revision", "main")
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def ready_model(model: nn.Module, args: ORPOConfig, peft_config: Any = None) -> nn.Module:
+    """The model with its adapter, with the input gradients that checkpointing an adapter needs, and without dropout."""
+    checkpointing = bool(args.gradient_checkpointing)
+    if peft_config is not None:
+        model = add_adapter(model, peft_config, gradient_checkpointing=checkpointing)
+    elif checkpointing and hasattr(model, "peft_config"):
+        model.enable_input_require_grads()
+    if args.disable_dropout:
+        disable_dropout(model)
+    return model
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to 0: the modules, and the rates that attention layers keep as plain numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and "dropout" in name:
+                setattr(module, name, 0.0)
