@@ -27,7 +27,7 @@ lint: $(READY) ## check style, types and docstrings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pydoclint src
+	$(BIN)/pydoclint --quiet src
 
 format: $(READY) ## rewrite the code in the house format
 	$(BIN)/ruff check --fix
