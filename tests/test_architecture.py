@@ -1,0 +1,223 @@
+"""The rules of the design, held by reading the source: who may import whom, how long things may get, which errors live.
+
+What runs is tested elsewhere; nothing here imports the package.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import warnings
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "oddsmith"
+
+# From the ground up: a module or package imports only what is named before it.
+LAYERS = (
+    "errors",
+    "precision",
+    "loss",
+    "config",
+    "data",
+    "batching",
+    "model",
+    "metrics",
+    "events",
+    "generate",
+    "card",
+    "trainer",
+    "demo",
+    "cli",
+)
+
+MODULE_LINES, MODULE_LINES_AT_MOST = 300, 400
+FUNCTION_LINES_AT_MOST = 80  # without the docstring
+
+# Programs that transformers' ``report_to`` may name: asked for only where they are installed already.
+TRACKERS = {"wandb", "comet_ml"}
+
+# Classes that stand for a group and an exit code; nothing raises them themselves.
+ERROR_GROUPS = {"OddsmithError", "UsageError"}
+
+
+def module_name(path: Path) -> str:
+    """``src/oddsmith/data/formats.py`` -> ``oddsmith.data.formats``."""
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PATHS = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8"), filename=str(path)) for name, path in PATHS.items()}
+
+
+def imported(name: str, tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """The absolute names that a module imports anywhere in it, with their lines."""
+    package = name if PATHS[name].stem == "__init__" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.rsplit(".", node.level - 1)[0]
+                base = f"{above}.{base}" if base else above
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield (inner if inner in PATHS else base), node.lineno
+
+
+def own_imports(name: str) -> list[tuple[str, int]]:
+    """The modules of ours that a module imports; the package's own front door offers names and is no dependency."""
+    return [(other, line) for other, line in imported(name, TREES[name]) if other in PATHS and other != "oddsmith"]
+
+
+def layer(name: str) -> str:
+    return name.split(".")[1]
+
+
+MODULES = [name for name in PATHS if name != "oddsmith"]
+
+
+def test_every_module_has_its_place_in_the_order():
+    homeless = sorted({layer(name) for name in MODULES} - set(LAYERS))
+    assert not homeless, f"not in LAYERS: {homeless}; put each where it belongs in the order"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_one_way(name):
+    height = {layer: i for i, layer in enumerate(LAYERS)}
+    upward = [
+        f"{PATHS[name].relative_to(ROOT)}:{line} imports {other}"
+        for other, line in own_imports(name)
+        if height[layer(other)] > height[layer(name)]
+    ]
+    assert not upward
+
+
+def test_there_are_no_import_cycles():
+    graph = {name: {other for other, _ in own_imports(name)} for name in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_loss_needs_nothing_but_torch():
+    outside = {other.split(".")[0] for other, _ in imported("oddsmith.loss", TREES["oddsmith.loss"])}
+    assert outside - sys.stdlib_module_names == {"torch"}
+
+
+def third_party(name: str) -> set[tuple[str, int]]:
+    tops = {(other.split(".")[0], line) for other, line in imported(name, TREES[name])}
+    return {(top, line) for top, line in tops if top not in sys.stdlib_module_names and top != "oddsmith"}
+
+
+def test_trl_is_an_oracle_for_tests_and_never_imported():
+    assert not [name for name in PATHS for top, _ in third_party(name) if top == "trl"]
+
+
+def test_every_imported_package_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name not in ("test", "dev")}
+    requirements = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
+    declared = {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
+    distributions = packages_distributions()
+    undeclared = [
+        f"{PATHS[name].relative_to(ROOT)}:{line} imports {top}"
+        for name in PATHS
+        for top, line in sorted(third_party(name))
+        if top not in TRACKERS and not declared & {normal(found) for found in distributions.get(top, [top])}
+    ]
+    assert not undeclared
+
+
+def normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_the_command_answers_without_torch():
+    """Help must not wait for it, so neither the command nor the settings it shows may load it."""
+    code = (
+        "import sys, oddsmith.cli.main\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'peft', 'accelerate', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or None)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, f"importing oddsmith.cli.main: {result.stderr.strip()}"
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_modules_stay_short(name):
+    lines = len(PATHS[name].read_text(encoding="utf-8").splitlines())
+    assert lines <= MODULE_LINES_AT_MOST, f"{name} has {lines} lines: look for the concept that is missing"
+    if lines > MODULE_LINES:
+        warnings.warn(f"{name} has {lines} lines; the house style asks for {MODULE_LINES}", stacklevel=1)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_functions_stay_short(name):
+    long = {
+        f"{PATHS[name].relative_to(ROOT)}:{node.lineno} {node.name}": code_lines(node)
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and code_lines(node) > FUNCTION_LINES_AT_MOST
+    }
+    assert not long
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    docstring = function.body[0] if ast.get_docstring(function, clean=False) is not None else None
+    return function.end_lineno - function.lineno + 1 - (docstring.end_lineno - docstring.lineno + 1 if docstring else 0)
+
+
+def test_a_module_is_named_by_what_it_is_about():
+    nameless = {"utils", "util", "helpers", "common", "misc", "base"}
+    assert not [name for name in PATHS if name.rsplit(".")[-1] in nameless]
+
+
+ERRORS = [node.name for node in TREES["oddsmith.errors"].body if isinstance(node, ast.ClassDef)]
+
+
+def raised_names() -> set[str]:
+    """Error classes in a ``raise``, or made by a function whose result is raised."""
+    raised, makers = set(), set()
+    for name, tree in TREES.items():
+        if name == "oddsmith.errors":
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                called = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+                target = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+                (raised if target in ERRORS else makers).add(target)
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name in makers:
+                for made in ast.walk(node):
+                    if isinstance(made, ast.Return) and isinstance(made.value, ast.Call):
+                        raised.add(getattr(made.value.func, "id", ""))
+    return raised & set(ERRORS)
+
+
+@pytest.mark.parametrize("error", [name for name in ERRORS if name not in ERROR_GROUPS])
+def test_every_error_is_raised_somewhere(error):
+    assert error in raised_names()
+
+
+@pytest.mark.parametrize("error", [name for name in ERRORS if name not in ERROR_GROUPS])
+def test_every_error_is_expected_by_a_test(error):
+    """By its name: a test that expects only the class above it would pass for any other mistake."""
+    tests = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+    assert any(re.search(rf"\b{error}\b", path.read_text(encoding="utf-8")) for path in tests)
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is():
+    docstring = ast.get_docstring(TREES["oddsmith.errors"], clean=False)
+    assert re.findall(r"^ {4}[│├└─ ]*(\w+)", docstring, flags=re.MULTILINE) == ERRORS
