@@ -94,7 +94,7 @@ def test_every_module_has_its_place_in_the_order():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_one_way(name):
-    height = {layer: i for i, layer in enumerate(LAYERS)}
+    height = {place: i for i, place in enumerate(LAYERS)}
     upward = [
         f"{PATHS[name].relative_to(ROOT)}:{line} imports {other}"
         for other, line in own_imports(name)
