@@ -1,0 +1,246 @@
+"""Models and tokenizers by name: a hub id, a folder, a GGUF file, a folder with an adapter, or ``builtin:...``.
+
+name -> place (on disk or hub) -> configuration: does it generate text? -> weights
+                adapter there  -> its base, by the same road            -> adapter on top
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..errors import ModelError, UsageError
+from .gguf import as_model_folder, load_gguf_config, load_gguf_model, load_gguf_tokenizer
+from .place import ADAPTER_SETTINGS, TOKENIZER_FILES, is_adapter_folder, is_gguf, locate
+from .quiet import no_progress_bars
+
+# Weights without a language-modelling head, by the end of their architecture's name.
+HEADLESS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+
+# Keyword arguments of ``from_pretrained`` that say how to reach the hub.
+HUB_OPTIONS = ("token", "cache_dir", "local_files_only")
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str | torch.dtype | None = None,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    quantization_config: Any = None,
+    is_trainable: bool = False,
+    **kwargs: Any,
+) -> PreTrainedModel | PeftModel:
+    """Load a model that generates text: decoder-only or encoder-decoder.
+
+    Args:
+        name: Hub id, folder, GGUF file, ``builtin:smollm2-135m-instruct``, or the folder or hub id of a PEFT adapter.
+        dtype: Type of the weights, ``"auto"`` for the one they are stored in; float32 by default.
+        revision: Branch, tag or commit on the hub; of the adapter, where ``name`` is one.
+        trust_remote_code: Whether a model from the hub may run Python code of its own.
+        attn_implementation: transformers' attention implementation.
+        quantization_config: Quantise the weights while loading. A GGUF file is unpacked to float32 first.
+        is_trainable: Whether an adapter that ``name`` holds can be trained further.
+        **kwargs: Passed on to ``from_pretrained``.
+
+    Returns:
+        The model in evaluation mode; with its adapter on top where ``name`` is an adapter.
+
+    Raises:
+        ModelError: Nothing is there, it cannot be reached or read, or it does not generate text.
+    """
+    place = locate(name)
+    options = {
+        "dtype": torch.float32 if dtype is None else dtype,
+        "attn_implementation": attn_implementation,
+        "quantization_config": quantization_config,
+        **kwargs,
+    }
+    options = {key: value for key, value in options.items() if value is not None}
+    with no_progress_bars(), _clear_errors(name):
+        adapter = _adapter_settings(place, revision, {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs})
+        if adapter is not None:
+            base_name, base_revision = _base_of(name, adapter)
+            base = load_model(base_name, revision=base_revision, trust_remote_code=trust_remote_code, **options)
+            return PeftModel.from_pretrained(base, place, is_trainable=is_trainable, revision=revision)
+        if is_gguf(place):
+            _require_generator(name, load_gguf_config(Path(place)))
+            model = _load_gguf(Path(place), **options)
+        else:
+            model = _load(name, place, revision=revision, trust_remote_code=trust_remote_code, **options)
+    # What adapters and model cards will name as their base: what brings it back, not a folder of this machine's cache.
+    model.name_or_path = model.config._name_or_path = name
+    return model
+
+
+def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model. It pads on the right, with its end token if it has no pad token.
+
+    Args:
+        name: As for ``load_model``. An adapter that was saved without a tokenizer has its base's.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Whether it may run Python code of its own.
+
+    Returns:
+        The tokenizer. Nothing here tells padding by its token, so pad and end token may be the same.
+
+    Raises:
+        ModelError: Nothing is there, or no tokenizer is.
+    """
+    place = locate(name)
+    with _clear_errors(name):
+        if is_gguf(place):
+            tokenizer = load_gguf_tokenizer(Path(place))
+        else:
+            adapter = _adapter_settings(place, revision)
+            if adapter is not None and not _has_tokenizer(place, revision):
+                base_name, base_revision = _base_of(name, adapter)
+                return load_tokenizer(base_name, revision=base_revision, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _load(name: str, place: str, *, revision: str, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    hub_options = {key: options[key] for key in HUB_OPTIONS if key in options}
+    config = AutoConfig.from_pretrained(place, **source, **hub_options)
+    _require_generator(name, config)
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return auto_class.from_pretrained(place, **source, **options)
+
+
+def _load_gguf(path: Path, **options: Any) -> PreTrainedModel:
+    if "quantization_config" not in options:
+        return load_gguf_model(path, **options)
+    with as_model_folder(path) as folder:  # transformers cannot requantise a GGUF file
+        return _load(str(path), str(folder), revision="main", trust_remote_code=False, **options)
+
+
+def _require_generator(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a model that cannot be asked for log p(answer | prompt).
+
+    Raises:
+        ModelError: An encoder, a classifier, or nothing that transformers generates text with.
+    """
+    needs = "ORPO needs a model that generates text"
+    mapping, own_class = MODEL_FOR_CAUSAL_LM_MAPPING, "AutoModelForCausalLM"
+    if config.is_encoder_decoder:
+        mapping, own_class = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, "AutoModelForSeq2SeqLM"
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise ModelError(f"{name}: is an encoder ({config.model_type}); {needs}, such as Llama, Qwen or T5")
+    architectures = config.architectures or []
+    if architectures and all(architecture.endswith(HEADLESS) for architecture in architectures):
+        raise ModelError(f"{name}: is a classifier ({', '.join(architectures)}); {needs}")
+    if type(config) not in mapping and own_class not in (getattr(config, "auto_map", None) or {}):
+        raise ModelError(
+            f"{name}: transformers has no text generation for its model type {config.model_type!r}; {needs}"
+        )
+
+
+def _adapter_settings(place: str, revision: str, hub_options: dict[str, Any] | None = None) -> PeftConfig | None:
+    """The adapter at a place; ``None`` where a model is. On the hub it is asked for once, and at most once in vain."""
+    if Path(place).exists():
+        return PeftConfig.from_pretrained(place) if is_adapter_folder(Path(place)) else None
+    hub_options = hub_options or {}
+    try:
+        hf_hub_download(place, "config.json", revision=revision, **hub_options)
+        return None
+    except hub_errors.LocalEntryNotFoundError:  # offline, and no such model in the cache
+        cached = try_to_load_from_cache(place, ADAPTER_SETTINGS, hub_options.get("cache_dir"), revision)
+        if not isinstance(cached, str):
+            raise
+    except hub_errors.EntryNotFoundError:
+        pass
+    return PeftConfig.from_pretrained(place, revision=revision, **hub_options)
+
+
+def _base_of(name: str, adapter: PeftConfig) -> tuple[str, str]:
+    """Name and revision of the model that an adapter was trained on."""
+    base = adapter.base_model_name_or_path
+    if not base:
+        raise ModelError(f"{name}: its {ADAPTER_SETTINGS} names no base model; add base_model_name_or_path there")
+    try:
+        locate(base)
+    except ModelError as error:
+        raise ModelError(
+            f"{name}: is an adapter whose base model cannot be found: {error}"
+            f" (base_model_name_or_path in its {ADAPTER_SETTINGS})"
+        ) from error
+    return base, adapter.revision or "main"
+
+
+def _has_tokenizer(place: str, revision: str) -> bool:
+    if Path(place).exists():
+        return any((Path(place) / file).is_file() for file in TOKENIZER_FILES)
+    try:
+        hf_hub_download(place, TOKENIZER_FILES[0], revision=revision)
+    except hub_errors.EntryNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def _clear_errors(name: str) -> Iterator[None]:
+    """Say in one line what went wrong in transformers, peft or the hub, and what to do."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ModelError(f"{name}: {_explain(name, error)}") from error
+
+
+def _explain(name: str, error: BaseException) -> str:
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    for kinds, explanation in (
+        (
+            hub_errors.GatedRepoError,
+            f"is a gated model; accept its terms at https://huggingface.co/{name}, then log in with: hf auth login",
+        ),
+        (hub_errors.RevisionNotFoundError, "has no such revision on the hub; check model_revision"),
+        (
+            hub_errors.RepositoryNotFoundError,
+            "is neither a folder here nor a model on the hub; check the spelling,"
+            " or log in with `hf auth login` if it is private",
+        ),
+        (
+            (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled),
+            "is no folder here, and the hub cannot be reached for it (no connection, or HF_HUB_OFFLINE is set);"
+            " give a folder, a GGUF file or builtin:smollm2-135m-instruct",
+        ),
+        (hub_errors.HFValidationError, "is neither a folder here nor a possible name on the hub (owner/name)"),
+        (SafetensorError, "its weights are damaged; fetch or copy them again"),
+    ):
+        if any(isinstance(cause, kinds) for cause in causes):
+            return explanation
+    if "trust_remote_code" in str(error):
+        return "runs Python code of its own; read that code, then allow it with trust_remote_code"
+    if "instantiate the backend tokenizer" in str(error):
+        return f"holds no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there"
+    return f"cannot be loaded: {str(error).strip().splitlines()[0]}"
