@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -53,3 +55,19 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides):
     )
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+WORDS = "the cat sat on a mat and then it ran far away from all of us because rain fell over hills".split()
+
+
+def ragged_pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Standard preference rows of very different lengths."""
+    generator = random.Random(seed)
+
+    def text(most: int) -> str:
+        return " ".join(generator.choice(WORDS) for _ in range(generator.randint(1, most)))
+
+    return [
+        {"prompt": text(12) + "?", "chosen": " " + text(15) + ".", "rejected": " " + text(25) + "!"}
+        for _ in range(count)
+    ]

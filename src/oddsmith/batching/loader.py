@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from datasets import IterableDataset as StreamedRows
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import ConfigError
@@ -212,7 +213,7 @@ class LoaderFactory:
         Raises:
             ConfigError: Not a single step is left.
         """
-        if isinstance(self.rows, IterableDataset):
+        if isinstance(self.rows, StreamedRows | IterableDataset):
             stream = self._stream(drop_last)
             return DataLoader(stream, batch_size=None), stream
         plan = TrainingAssignments(
@@ -227,7 +228,7 @@ class LoaderFactory:
 
     def evaluation(self) -> DataLoader:
         """A loader over every pair once."""
-        if isinstance(self.rows, IterableDataset):
+        if isinstance(self.rows, StreamedRows | IterableDataset):
             return DataLoader(self._stream(drop_last=False), batch_size=None)
         shape = self.shape
         return self._planned(

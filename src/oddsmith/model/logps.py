@@ -149,10 +149,11 @@ def _unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
-    """While inside, the model's output layer sees the hidden states of the wanted positions alone ([N, D], not [S, T, D]).
+    """While inside, the model's output layer sees the hidden states of the wanted positions alone.
 
-    Logits cost V floats a position, and most positions of a padded batch predict no target. A hook on the output layer
-    works for every model and under every wrapper, and what follows the layer (scaling, soft caps) is elementwise.
+    [N, D] instead of [S, T, D]: logits cost V floats a position, and most positions of a padded batch predict no
+    target. A hook on the output layer works for every model and under every wrapper, and what follows the layer
+    (scaling, soft caps) is elementwise.
     """
     unwrapped = _unwrap(model)
     head = unwrapped.get_output_embeddings() if hasattr(unwrapped, "get_output_embeddings") else None
