@@ -1,12 +1,7 @@
 """GGUF files as trainable transformers models: dequantised, with what the reader in transformers loses put back.
 
-Put back here, each seen on real files:
-
-- a pre-tokenizer that splits digits (``tokenizer.ggml.pre`` = ``smollm`` and its kin): without it ``"\\n\\n1."``
-  becomes other tokens than the model was trained on;
-- whole words looked up before merging (``llama-bpe``, ``tekken``);
-- decimals that went through float32: 9.999999747378752e-06 is 1e-5 again;
-- ``model_max_length`` of the tokenizer, from the context length.
+Decimals come back as their author wrote them: 9.999999747378752e-06, a float32's idea of it, is 1e-5 again.
+The tokenizer is in ``gguf_tokenizer``.
 """
 
 from __future__ import annotations
@@ -21,23 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tokenizers import models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
+from .gguf_tokenizer import load_gguf_tokenizer
 from .quiet import no_progress_bars
-
-# Byte-level BPE whose digits stand alone, and those that take a word from the vocabulary before they merge.
-# Source: llama.cpp, src/llama-vocab.cpp (``regex_exprs`` and ``ignore_merges`` by pre-tokenizer type).
-DIGIT_SPLITTING = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
-WHOLE_WORDS_FIRST = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})
 
 
 def load_gguf_model(path: Path, *, dtype: str | torch.dtype = torch.float32, **kwargs: Any) -> PreTrainedModel:
@@ -63,7 +51,7 @@ def load_gguf_model(path: Path, *, dtype: str | torch.dtype = torch.float32, **k
 def load_gguf_config(path: Path) -> PreTrainedConfig:
     """The model's configuration as the file states it, in the decimals that its author wrote."""
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    for key, value in vars(config).items():
+    for key, value in list(vars(config).items()):
         if isinstance(value, float):
             setattr(config, key, nearest_decimal(value))
         elif isinstance(value, dict):
@@ -81,38 +69,12 @@ def nearest_decimal(value: float) -> float:
     return float(str(single)) if float(single) == value else value
 
 
-def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a GGUF file, splitting text as the model was trained to see it."""
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    metadata = _read_metadata(path)
-    backend = tokenizer.backend_tokenizer
-    kind = metadata.get("tokenizer.ggml.pre")
-    if isinstance(backend.model, models.BPE):
-        if kind in DIGIT_SPLITTING and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
-            backend.pre_tokenizer = pre_tokenizers.Sequence(
-                [
-                    pre_tokenizers.Digits(individual_digits=True),
-                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-                ]
-            )
-        if kind in WHOLE_WORDS_FIRST:
-            backend.model.ignore_merges = True
-    context_length = metadata.get(f"{metadata['general.architecture']}.context_length")
-    if context_length:
-        tokenizer.model_max_length = int(context_length)
-        tokenizer.init_kwargs["model_max_length"] = int(context_length)
-    return tokenizer
-
-
 def convert_gguf(path: Path, folder: Path) -> None:
     """Write a GGUF file as an ordinary float32 model folder: weights, configuration, tokenizer, chat template.
 
     float32 keeps the dequantised values exactly; a 4-bit weight times its 16-bit scale needs more digits than bf16 has.
     """
-    tokenizer = load_gguf_tokenizer(path)
-    for key in ("name_or_path", "vocab_file", "is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(key, None)  # of this machine alone
-    tokenizer.save_pretrained(folder)
+    load_gguf_tokenizer(path).save_pretrained(folder)
     with no_progress_bars():
         load_gguf_model(path).save_pretrained(folder)
 
@@ -123,11 +85,3 @@ def as_model_folder(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="oddsmith-gguf-") as folder:
         convert_gguf(path, Path(folder))
         yield Path(folder)
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    """The file's single-valued metadata (no vocabulary, no merges)."""
-    from gguf import GGUFReader, GGUFValueType
-
-    reader = GGUFReader(path)
-    return {key: field.contents() for key, field in reader.fields.items() if field.types[0] != GGUFValueType.ARRAY}

@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from ..errors import ModelError, UsageError
-from .gguf import as_model_folder, load_gguf_config, load_gguf_model, load_gguf_tokenizer
+from .gguf import as_model_folder, load_gguf_config, load_gguf_model
+from .gguf_tokenizer import load_gguf_tokenizer
 from .place import ADAPTER_SETTINGS, TOKENIZER_FILES, is_adapter_folder, is_gguf, locate
 from .quiet import no_progress_bars
 
