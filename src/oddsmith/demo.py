@@ -121,9 +121,7 @@ def run_demo(
 
 def _standing(trainer: ORPOTrainer, prompts: list[list[dict]], when: str, on_stage: Callable) -> Standing:
     tokenizer = trainer.processing_class
-    ids = [
-        tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False) for prompt in prompts
-    ]
+    ids = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False) for prompt in prompts]
     metrics = trainer.evaluate()
     answers = answer(
         trainer.model,

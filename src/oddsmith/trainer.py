@@ -145,14 +145,9 @@ class ORPOTrainer(Trainer):
         """Rows as tokens, and their report; rows that are tokens already stay as they are."""
         if rows is None or "chosen_end" in (getattr(rows, "column_names", None) or ()):
             return rows
-        with self.args.main_process_first(desc=f"tokenizing {source}"):
-            prepared = prepare(
-                rows,
-                self.pair_tokenizer,
-                bad_rows=self.args.bad_rows,
-                num_proc=self.args.dataset_num_proc,
-                source=source,
-            )
+        prepared = prepare(
+            rows, self.pair_tokenizer, bad_rows=self.args.bad_rows, num_proc=self.args.dataset_num_proc, source=source
+        )
         self.data_reports[source] = prepared.report
         return prepared.dataset
 

@@ -1,0 +1,96 @@
+"""Plain strings become the tokens that TRL's ORPOTrainer makes of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import datasets
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from oddsmith.data.formats import PreferencePair
+from oddsmith.data.tokenize import PairTokenizer, TokenizedPair
+from tests.tiny import tiny_model
+
+CORPUS = (
+    "Question: what is the capital of France?\n\nAnswer: Paris is the capital of France.\n",
+    "Question: name three colours, please.\nAnswer: red, green and blue are three colours.\n",
+    "1. Wash the apples. 2. Cut the apples.\n\n3. Eat the apples, they're good!",
+)
+PAIRS = (
+    ("Question: what is the capital of France?\nAnswer:", " Paris is the capital.", " France is a colour."),
+    ("Question: what is the capital of France?\nAnswer: ", "Paris is the capital.", "red"),
+    ("Name three colours", ": red, green and blue.", "?\n\nNo."),
+    ("Wash the apples.\n", "\n1. Wash the apples.", "2. Eat the apples."),
+    ("<s>Question: the capital", " Paris</s>", " Answer</s>"),
+    ("Was ist das? ", "Äpfel und Öl – 🍎!", "日本語"),
+    ("", "Paris", "red"),
+    ("Eat the apples", "!", "?"),
+    ("Wash the apples. " * 8, "Eat the apples, please. " * 4, "No."),
+    ("Wash.", "Eat the apples, please. " * 12, "No, name three colours. " * 12),
+)
+
+
+def bpe_tokenizer(bos: str | None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with enough merges that words and prompt boundaries merge."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token="</s>", pad_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def trl_trainer(tmp_path_factory) -> ORPOTrainer:
+    rows = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in PAIRS[:2]]
+    folder = tmp_path_factory.mktemp("trl")
+    return ORPOTrainer(
+        tiny_model(vocab_size=340),
+        ORPOConfig(str(folder), report_to=[], use_cpu=True, bf16=False, max_length=64),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=bpe_tokenizer("<s>"),
+    )
+
+
+def labels(pair: TokenizedPair, side: str) -> list[int]:
+    ids = getattr(pair, f"{side}_ids")
+    prompt = getattr(pair, f"{side}_prompt_tokens")
+    return [-100] * prompt + ids[prompt : getattr(pair, f"{side}_end")]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: repr(pair[0][:12]))
+@pytest.mark.parametrize("bos", ("<s>", None))
+def test_strings(trl_trainer, pair, bos):
+    trl_trainer.processing_class = tokenizer = bpe_tokenizer(bos)
+    expected = trl_trainer.tokenize_row(dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)))
+    (tokens,) = PairTokenizer(tokenizer, max_length=64).tokenize([PreferencePair(*pair)])
+    for side in ("chosen", "rejected"):
+        assert getattr(tokens, f"{side}_ids") == expected[f"{side}_input_ids"]
+        assert labels(tokens, side) == expected[f"{side}_labels"]
+
+
+def test_the_pairs_merge_over_boundaries_and_are_cut():
+    tokens = PairTokenizer(bpe_tokenizer("<s>"), max_length=64).tokenize([PreferencePair(*pair) for pair in PAIRS])
+    assert any(pair.chosen_prompt_tokens != pair.rejected_prompt_tokens for pair in tokens)
+    assert any(pair.chosen_cut and pair.rejected_cut for pair in tokens)
+
+
+def test_encoder_decoder():
+    tokenizer = bpe_tokenizer(None)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
+    )
+    trl = SimpleNamespace(is_encoder_decoder=True, processing_class=tokenizer, max_completion_length=128, max_length=64)
+    for prompt, chosen, rejected in (PAIRS[0], PAIRS[2], PAIRS[5]):
+        expected = ORPOTrainer.tokenize_row(trl, {"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        pair_tokenizer = PairTokenizer(tokenizer, max_length=64, is_encoder_decoder=True)
+        (tokens,) = pair_tokenizer.tokenize([PreferencePair(prompt, chosen, rejected)])
+        assert list(tokens.prompt_ids) == expected["prompt_input_ids"]
+        assert labels(tokens, "chosen") == expected["chosen_labels"]
+        assert labels(tokens, "rejected") == expected["rejected_labels"]
