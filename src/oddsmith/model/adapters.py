@@ -1,0 +1,220 @@
+"""LoRA and its kin on a frozen, possibly quantised base: made from the settings, checked, put on the model."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..config import ModelConfig
+from ..errors import MissingExtraError, ModelError
+
+ALL_LINEAR = "all-linear"
+
+
+def get_peft_config(model_config: ModelConfig) -> LoraConfig | None:
+    """The adapter that the settings ask for, ``None`` without ``use_peft``.
+
+    Args:
+        model_config: ``lora_target_modules`` holds module names, or one regular expression, or ``"all-linear"``, which
+            is also the default: every linear layer but the output head.
+    """
+    if not model_config.use_peft:
+        return None
+    options = {
+        "target_parameters": model_config.lora_target_parameters,
+        "init_lora_weights": model_config.init_lora_weights,
+    }
+    return LoraConfig(
+        task_type=model_config.lora_task_type or TaskType.CAUSAL_LM,
+        r=model_config.lora_r,
+        lora_alpha=model_config.lora_alpha,
+        lora_dropout=model_config.lora_dropout,
+        target_modules=_target_modules(model_config.lora_target_modules),
+        modules_to_save=model_config.lora_modules_to_save,
+        use_rslora=model_config.use_rslora,
+        use_dora=model_config.use_dora,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+
+
+def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | None:
+    """How bitsandbytes is to quantise the base, ``None`` where the settings do not ask for it.
+
+    4 bit is NF4 with double quantisation (Dettmers et al., QLoRA, arXiv 2305.14314) unless they say otherwise. Matrix
+    products are computed in bf16, or in ``dtype`` where that is set.
+
+    Raises:
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    if not (model_config.load_in_4bit or model_config.load_in_8bit):
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(f"{4 if model_config.load_in_4bit else 8}-bit loading", "4bit")
+    if model_config.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = model_config.dtype if model_config.dtype not in (None, "auto") else "bfloat16"
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=model_config.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=model_config.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=model_config.bnb_4bit_quant_storage,
+    )
+
+
+def add_adapter(model: PreTrainedModel, peft_config: PeftConfig, *, gradient_checkpointing: bool = False) -> PeftModel:
+    """Freeze a model and put a trainable adapter on it.
+
+    Args:
+        model: The base, quantised or not. It is changed in place.
+        peft_config: The adapter; stays as it is, so that it can be used again.
+        gradient_checkpointing: Whether activations will be recomputed; checkpoints need an input with a gradient,
+            which frozen embeddings do not give.
+
+    Returns:
+        The model with its adapter. Adapter weights are float32, also over a bf16 or quantised base.
+
+    Raises:
+        ModelError: The model has an adapter already, a target does not exist, or the two do not go together.
+    """
+    if not isinstance(peft_config, PeftConfig):
+        raise ModelError(
+            f"peft_config is a {type(peft_config).__name__}; expected a peft config such as LoraConfig(r=16)"
+        )
+    if isinstance(model, PeftModel):
+        raise ModelError(
+            "the model has an adapter already and peft_config asks for another; leave peft_config out to train on,"
+            " or pass model.merge_and_unload()"
+        )
+    peft_config = copy.deepcopy(peft_config)
+    if model.config.is_encoder_decoder and peft_config.task_type in (None, TaskType.CAUSAL_LM):
+        peft_config.task_type = TaskType.SEQ_2_SEQ_LM
+    _check_targets(model, peft_config)
+    _check_initialisation(model, peft_config)
+    _keep_tied(model, peft_config)
+    keep_weights_unpacked(model)
+    if gradient_checkpointing:
+        model.enable_input_require_grads()
+    try:
+        with repeatable_initialisation(peft_config):
+            return get_peft_model(model, peft_config, revision=getattr(model, "revision", None))
+    except ValueError as error:
+        raise ModelError(f"this adapter does not fit the model: {error}") from error
+
+
+def keep_weights_unpacked(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16; undo it where it has happened.
+
+    bitsandbytes 0.50 repacks them in the first evaluation-mode forward, for a faster product. Training goes on from the
+    repacked weights as if nothing had happened: gradients are wrong from then on, and so is every merge.
+    """
+    for module in model.modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        module.support_avx512bf16_for_cpu = False
+        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            module.state_dict()  # unpacks in place, so that checkpoints hold plain 4-bit weights
+
+
+@contextmanager
+def repeatable_initialisation(peft_config: PeftConfig) -> Iterator[None]:
+    """Let a fast PiSSA find the same singular vectors whenever it is started on the same weights.
+
+    PiSSA takes the adapter's start out of the frozen weights. What is saved is only the adapter, so loading it has to
+    take the same out of them again; ``pissa_niter_N`` finds it with random projections, different every time.
+    """
+    if not str(getattr(peft_config, "init_lora_weights", "")).startswith("pissa_niter"):
+        yield
+        return
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        yield
+
+
+def _target_modules(names: str | list[str] | None) -> str | list[str]:
+    """PEFT reads a string as a regular expression over whole module paths; a plain name means itself."""
+    if names is None:
+        return ALL_LINEAR
+    if isinstance(names, str) and names != ALL_LINEAR and re.fullmatch(r"[\w.]+", names):
+        return [names]
+    return names
+
+
+def _check_targets(model: PreTrainedModel, peft_config: PeftConfig) -> None:
+    """Every target has to exist; PEFT complains only where none does.
+
+    Raises:
+        ModelError: Lists the linear layers that could be meant.
+    """
+    paths = [path for path, _ in model.named_modules() if path]
+    targets = getattr(peft_config, "target_modules", None) or []
+    if isinstance(targets, str):
+        missing = [] if targets == ALL_LINEAR or any(re.fullmatch(targets, path) for path in paths) else [targets]
+    else:
+        missing = [target for target in targets if not _names_any(target, paths)]
+    missing += [name for name in getattr(peft_config, "modules_to_save", None) or [] if not _names_any(name, paths)]
+    if missing:
+        head = model.get_output_embeddings()
+        linear = [(path, module) for path, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+        candidates = dict.fromkeys(path.rpartition(".")[2] for path, module in linear if module is not head)
+        raise ModelError(
+            f"LoRA target {', '.join(sorted(missing))} is not in this model ({model.config.model_type});"
+            f" expected all-linear or some of: {', '.join(candidates)}"
+        )
+
+
+def _check_initialisation(model: PreTrainedModel, peft_config: PeftConfig) -> None:
+    start = str(getattr(peft_config, "init_lora_weights", None))
+    if start.startswith(("pissa", "corda")) and getattr(model, "is_quantized", False):
+        raise ModelError(
+            f"init_lora_weights={start!r} takes the adapter's start out of the base's weights, and quantised ones"
+            " cannot give it up; leave init_lora_weights or the quantisation out"
+        )
+
+
+def _keep_tied(model: PreTrainedModel, peft_config: PeftConfig) -> None:
+    """A head that is the input embedding stays it, or the adapter is refused.
+
+    Trained in full (``modules_to_save``) the two stay one weight. LoRA on either cannot be kept: merged into the one
+    weight it would show up in the other as well (logits off by 7 in our test), with ``ensure_weight_tying`` too.
+
+    Raises:
+        ModelError: LoRA on a tied head or embedding.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return
+    path_of = {module: path for path, module in model.named_modules()}
+    tied = [path_of[embedding], path_of[head]]
+    targets = getattr(peft_config, "target_modules", None) or []
+    if isinstance(targets, str):
+        adapted = targets != ALL_LINEAR and any(re.fullmatch(targets, path) for path in tied)
+    else:
+        adapted = any(_names_any(target, tied) for target in targets)
+    in_full = getattr(peft_config, "modules_to_save", None) or []
+    kept = [name for name in in_full if not _names_any(name, tied)]
+    embedding_name = tied[0].rpartition(".")[2]
+    if adapted or (len(kept) < len(in_full) and embedding_name != "embed_tokens"):  # the one name that PEFT ties
+        raise ModelError(
+            f"{' and '.join(tied)} are one weight in this model, so an adapter on one of them cannot be merged;"
+            " leave both out of the LoRA targets"
+            + (f", or train them in full with lora_modules_to_save={embedding_name}" if adapted else "")
+        )
+    if len(kept) < len(in_full):
+        peft_config.modules_to_save = [*kept, embedding_name]
+        peft_config.ensure_weight_tying = True
+        peft_config.modules_to_tie = peft_config.target_modules_to_tie = None
+
+
+def _names_any(name: str, paths: list[str]) -> bool:
+    """Whether a target names one of the modules, as PEFT matches lists: a whole path or its end."""
+    return any(path == name or path.endswith("." + name) for path in paths)
