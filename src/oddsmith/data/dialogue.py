@@ -1,0 +1,111 @@
+"""Dialogues written as plain text: Anthropic's HH transcripts, and prompts that hide in front of two answers.
+
+Where a prompt is not given but hides in front of both answers, what both texts share is not the prompt: answers that
+begin alike share their first words too. So the shared text is cut back to a turn boundary:
+
+    chosen    "Q: Which is bigger?\\nA: The sun is."       shared "Q: Which is bigger?\\nA: The "
+    rejected  "Q: Which is bigger?\\nA: The moon is."      prompt "Q: Which is bigger?\\nA:"
+
+A boundary is the end of the last marker in the shared text that hands over to the answering side (``ANSWER_MARKER``);
+without one, its last line break, because an answer never begins in the middle of a line. An answer whose first lines
+are the same on both sides then lends these to the prompt: they say nothing about the preference. Where there is
+neither marker nor line break, no prompt can be told from the answers.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .messages import Message
+from .truncate import common_prefix_length
+
+# "\n\nHuman: ...\n\nAssistant: ..."; the first one may stand at the very start.
+HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+# A line break right after the marker belongs to it; a blank is left to the answer, where tokenizers want it.
+ANSWER_MARKER = re.compile(
+    r"^[ \t]*(?:\#{1,6}[ \t]*)?(?:assistant|ai|answer|response)[ \t]*:(?:[ \t]*\n+)?"
+    r"|<\|im_start\|>assistant\n|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n|<start_of_turn>model\n"
+    r"|<\|assistant\|>\n?|\[/INST\]",
+    re.IGNORECASE | re.MULTILINE,
+)
+# A lone "A:" also names the first of several options, so it counts only after a "Q:" and before no "B:".
+QUESTION_AND_ANSWER = re.compile(r"^Q:.*?^A:(?!.*^B:)(?:[ \t]*\n+)?", re.DOTALL | re.MULTILINE)
+
+# A shorter prompt that both answers begin with may be an echo ("Hi!" - "Hi! How are you?").
+SHORTEST_REPEATED_PROMPT_CHARACTERS = 16
+
+
+def is_hh_dialogue(text: str) -> bool:
+    """Whether the text is a transcript of Anthropic's HH data: it begins with the human's turn and is answered."""
+    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+
+
+def parse_hh_dialogue(text: str) -> list[Message]:
+    """The turns of an HH transcript.
+
+    Blanks around a turn are dropped. Two turns in a row by the same speaker (in about one transcript of 200) become
+    one of two paragraphs: chat templates want speakers to alternate.
+
+    Args:
+        text: A transcript, see ``is_hh_dialogue``.
+
+    Returns:
+        The turns as messages of user and assistant.
+
+    Source: Bai et al., "Training a Helpful and Harmless Assistant", arXiv 2204.05862; the data of anthropics/hh-rlhf.
+    """
+    text = text.lstrip()
+    starts = list(HH_TURN.finditer(text))
+    ends = [match.start() for match in starts[1:]] + [len(text)]
+    messages: list[Message] = []
+    for match, end in zip(starts, ends, strict=True):
+        role, content = HH_ROLES[match[1]], text[match.end() : end].strip()
+        if messages and messages[-1]["role"] == role:
+            content = "\n\n".join(part for part in (messages.pop()["content"], content) if part)
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def turn_boundary(shared: str) -> int | None:
+    """Where the prompt ends in the text that two answers share; None where nothing tells.
+
+    Args:
+        shared: The common beginning of both texts.
+
+    Returns:
+        The end of the last answer marker, else the position after the last line break, else None.
+    """
+    markers = [*ANSWER_MARKER.finditer(shared), *QUESTION_AND_ANSWER.finditer(shared)]
+    if markers:
+        return max(match.end() for match in markers)
+    return shared.rfind("\n") + 1 or None
+
+
+def split_shared_prompt(chosen: str, rejected: str) -> tuple[str, str, str] | None:
+    """Prompt, chosen and rejected answer from two texts that hold the prompt in front; None where nothing tells."""
+    end = turn_boundary(chosen[: common_prefix_length(chosen, rejected)])
+    return None if end is None else (chosen[:end], chosen[end:], rejected[end:])
+
+
+def strip_repeated_prompt(prompt: str, chosen: str, rejected: str) -> tuple[str, str]:
+    """Both answers without the prompt, where both repeat it in front.
+
+    A short prompt counts as repeated only where a line ends after it or an answer marker ends it.
+
+    Args:
+        prompt: The prompt.
+        chosen: The chosen answer, or prompt and answer.
+        rejected: The rejected answer, or prompt and answer.
+
+    Returns:
+        The answers alone.
+    """
+    if not prompt or not (chosen.startswith(prompt) and rejected.startswith(prompt)):
+        return chosen, rejected
+    answers = chosen[len(prompt) :], rejected[len(prompt) :]
+    ends_a_turn = turn_boundary(prompt) == len(prompt) or all(answer[:1] in ("\n", "\r") for answer in answers)
+    if ends_a_turn or len(prompt) >= SHORTEST_REPEATED_PROMPT_CHARACTERS:
+        return answers
+    return chosen, rejected

@@ -1,0 +1,131 @@
+"""Messages of a conversation, from every way in which datasets write them.
+
+    {"role": "user", "content": "Hi"}                                  as chat templates read it
+    {"role": "user", "content": [{"type": "text", "text": "Hi"}]}      content in parts
+    {"from": "human", "value": "Hi"}                                   ShareGPT
+
+all become the first. Keys beside role and content (``tool_calls``, ``name``, ``reasoning_content``, ...) are the
+template's business and are kept, unless they are null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from ..errors import RowError
+from .values import checked_text, kind_of, without_nulls
+
+Message = dict[str, Any]
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+SYSTEM_ROLES = ("system", "developer")
+
+# Who speaks in ShareGPT files, beside the roles themselves. Source: the dataset formats of LLaMA-Factory and FastChat.
+SPEAKERS = {
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+}
+
+
+def to_messages(value: Any, where: str, author: str = "assistant") -> list[Message]:
+    """Messages with ``role`` and ``content`` from a list of them, a single one, or the bare text of one.
+
+    Args:
+        value: What the row holds.
+        where: Its column, for messages.
+        author: Role of a bare text.
+
+    Returns:
+        The messages; none for an empty list.
+
+    Raises:
+        RowError: The value is null or of another kind, or a message in it is malformed or of an unknown role.
+    """
+    if isinstance(value, list | tuple):
+        return [to_message(message, f"{where}[{position}]") for position, message in enumerate(value)]
+    if isinstance(value, Mapping):
+        return [to_message(value, where)]
+    if value is None:
+        raise RowError("null value", f"{where} is null; expected text or messages")
+    if not isinstance(value, str):
+        reason = "response is not text" if author == "assistant" else "prompt is not text"
+        raise RowError(reason, f"{where} is {kind_of(value)}; expected text or messages")
+    return [{"role": author, "content": value}]
+
+
+def to_message(value: Any, where: str) -> Message:
+    """One message with ``role`` and ``content``.
+
+    Args:
+        value: What the row holds.
+        where: Its place in the row, such as ``chosen[1]``.
+
+    Returns:
+        The message.
+
+    Raises:
+        RowError: It is no object, lacks role or content, or has an unknown role.
+    """
+    if not isinstance(value, Mapping):
+        raise RowError("malformed message", f"{where} is {kind_of(value)}; expected an object with role and content")
+    if value.get("role") is not None:
+        role, content = _checked_role(value["role"], where), value.get("content")
+        others = {key: without_nulls(item) for key, item in value.items() if key not in ("role", "content")}
+    elif value.get("from") is not None:
+        speaker = value["from"]
+        role, content, others = _checked_role(SPEAKERS.get(speaker, speaker), where), value.get("value"), {}
+    else:
+        keys = ", ".join(map(str, value)) or "none"
+        raise RowError(
+            "malformed message", f"{where} has the keys {keys}; expected role and content, or from and value"
+        )
+    if content is None and others.get("tool_calls"):
+        content = ""
+    message = {"role": role, "content": _text_of(content, f"{where}.content")}
+    return message | {key: item for key, item in others.items() if item is not None}
+
+
+def _checked_role(role: Any, where: str) -> str:
+    if role in ROLES:
+        return role
+    nearest = get_close_matches(str(role).lower(), [*ROLES, *SPEAKERS], n=1)
+    hint = f"; did you mean {SPEAKERS.get(nearest[0], nearest[0])!r}?" if nearest else ""
+    raise RowError("unknown role", f"{where} has the role {role!r}; expected one of {', '.join(ROLES)}{hint}")
+
+
+def _text_of(content: Any, where: str) -> str:
+    """The content as one text; text parts are joined as they stand."""
+    if not isinstance(content, list | tuple):
+        return checked_text(content, where, "malformed message")
+    texts = []
+    for position, part in enumerate(content):
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            found = f"of the type {part.get('type')!r}" if isinstance(part, Mapping) else kind_of(part)
+            raise RowError("malformed message", f"{where}[{position}] is {found}; expected text alone")
+    return "".join(texts)
+
+
+def shared_beginning(chosen: list[Message], rejected: list[Message]) -> int:
+    """How many leading messages both sides share, leaving each side at least its last one."""
+    most = max(0, min(len(chosen), len(rejected)) - 1)
+    return next((position for position in range(most) if chosen[position] != rejected[position]), most)
+
+
+def without_prompt(response: list[Message], prompt: list[Message]) -> list[Message]:
+    """The response without a prompt that is repeated in front of it, with or without its system messages."""
+    dialogue = [message for message in prompt if message["role"] not in SYSTEM_ROLES]
+    for repeated in (prompt, dialogue):
+        if repeated and len(response) > len(repeated) and response[: len(repeated)] == repeated:
+            return response[len(repeated) :]
+    return response

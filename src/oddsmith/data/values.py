@@ -1,0 +1,75 @@
+"""Values as they come out of JSON, CSV and Arrow: what to call them in a message, and what they hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import RowError
+
+
+def kind_of(value: Any) -> str:
+    """A value's kind in plain words, for messages: ``"null"``, ``"a number"``, ``"a list"``, ..."""
+    kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
+        (type(None), "null"),
+        (bool, "true or false"),
+        (str, "text"),
+        ((int, float), "a number"),
+        (Mapping, "an object"),
+        ((list, tuple), "a list"),
+    )
+    return next((name for types, name in kinds if isinstance(value, types)), f"a {type(value).__name__}")
+
+
+def checked_text(value: Any, where: str, reason: str) -> str:
+    """The value, if it is text.
+
+    Args:
+        value: What the row holds.
+        where: Column or path in the row, for the message.
+        reason: Reason to count where it is something else.
+
+    Returns:
+        The same text.
+
+    Raises:
+        RowError: It is null (``"null value"``) or no text (``reason``).
+    """
+    if value is None:
+        raise RowError("null value", f"{where} is null; expected text")
+    if not isinstance(value, str):
+        raise RowError(reason, f"{where} is {kind_of(value)}; expected text")
+    return value
+
+
+def without_nulls(value: Any) -> Any:
+    """A copy without null entries: Arrow gives every object of a column the keys of all, filled with nulls."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def parsed(value: Any, where: str) -> Any:
+    """The value itself, or what it spells where it is JSON text; blank text is null.
+
+    Args:
+        value: What the row holds.
+        where: Column, for the message.
+
+    Returns:
+        The parsed value.
+
+    Raises:
+        RowError: It is text, but no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise RowError(f"malformed {where}", f"{where} is no JSON at character {error.pos}: {error.msg}") from error
