@@ -57,7 +57,24 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides):
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-WORDS = "the cat sat on a mat and then it ran far away from all of us because rain fell over hills".split()
+WORDS = (
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "then",
+    "it",
+    "ran",
+    "far",
+    "away",
+    "from",
+    "all",
+    "rain",
+    "hills",
+)
 
 
 def ragged_pairs(count: int, seed: int = 0) -> list[dict[str, str]]:

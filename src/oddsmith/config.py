@@ -91,6 +91,7 @@ class ORPOConfig(TrainingArguments):
     is_encoder_decoder: Optional[bool] = field(
         default=None, metadata={"help": "With model_init: whether the model it returns is an encoder-decoder."}
     )
+    # A JSON string on the command line; transformers has made a dict of it by the end of __post_init__.
     model_init_kwargs: Optional[Union[dict[str, Any], str]] = field(
         default=None, metadata={"help": "Keyword arguments of from_pretrained where the model is given by name."}
     )
@@ -127,7 +128,7 @@ class ORPOConfig(TrainingArguments):
             self.bf16 = best.name == "bf16" and not self.fp16
             self.precision_reason = best.reason if not self.fp16 else "set by hand"
         if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # what transformers asks for before it computes in bf16 on a CPU
+            self.use_cpu: bool = True  # what transformers asks for before it computes in bf16 on a CPU
         super().__post_init__()
 
     def _resolve_beta(self) -> None:

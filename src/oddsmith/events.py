@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
 
 FILE_NAME = "events.jsonl"
 
@@ -47,28 +47,40 @@ class EventWriter(TrainerCallback):
         describe: Returns what the ``start`` event says about model, data and settings.
     """
 
-    def __init__(self, describe):
+    def __init__(self, describe: Callable[[], dict[str, Any]]):
         self._describe = describe
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._write(args, state, "start", max_steps=state.max_steps, **self._describe())
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and not any(key.startswith("eval_") for key in logs):
             self._write(args, state, "log", **logs)
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self._write(args, state, "evaluate", **(metrics or {}))
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._write(args, state, "checkpoint", path=f"checkpoint-{state.global_step}")
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._write(args, state, "end")
 
     def _write(self, args: TrainingArguments, state: TrainerState, event: str, **fields: Any) -> None:
         if state.is_world_process_zero:
             append_event(args.output_dir, event, state.global_step, **fields)
+
+
+def describe_run(model: PreTrainedModel, args: TrainingArguments, **more: Any) -> dict[str, Any]:
+    """What the ``start`` event says of model and settings."""
+    parameters = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {
+        "model": getattr(model.config, "_name_or_path", None),
+        "parameters": sum(n for n, _ in parameters),
+        "trainable_parameters": sum(n for n, trainable in parameters if trainable),
+        "precision": args.mixed_precision,
+        **more,
+    }
 
 
 def record_answers(args: TrainingArguments, step: int, prefix: str, answers: list[tuple[str, str]]) -> None:

@@ -13,12 +13,14 @@ Shape suffixes: B pairs, Q quantities.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import exp, inf
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import TrainerCallback, TrainerState
 
 from .loss import log_odds
 from .model.logps import PairLogps
@@ -88,13 +90,16 @@ def _exp(x: float) -> float:
     return exp(x) if x < 700 else inf
 
 
-class TrainingMeter:
-    """Collects the micro-batches of a process between two log lines, and the seconds its steps took."""
+class TrainingMeter(TrainerCallback):
+    """Collects the micro-batches of a process between two log lines, and the seconds its steps took.
+
+    As a callback of the trainer it keeps its own clock: the time of evaluations and saves does not count.
+    """
 
     def __init__(self) -> None:
         self._total_Q: Tensor | None = None
         self._seconds = 0.0
-        self._mark: float | None = None
+        self._mark = 0.0
         self._last_step = 0
 
     def add(self, sums_Q: Tensor, batch: Mapping[str, Tensor]) -> None:
@@ -102,18 +107,26 @@ class TrainingMeter:
         share_Q = divide(sums_Q, batch["num_pairs"], batch["num_nll_tokens"])
         self._total_Q = share_Q if self._total_Q is None else self._total_Q + share_Q
 
-    def start_clock(self) -> None:
-        """Time from here counts as training; called when training starts and after evaluations and saves."""
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Start at the first step, or where a checkpoint was taken."""
+        self._total_Q, self._seconds, self._last_step = None, 0.0, state.global_step
         self._mark = time.perf_counter()
 
-    def end_step(self) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """An optimizer step is done: its seconds count."""
         now = time.perf_counter()
-        if self._mark is not None:
-            self._seconds += now - self._mark
+        self._seconds += now - self._mark
         self._mark = now
 
-    def read(self, step: int, beta: float, reduce, router_loss: bool) -> dict[str, float]:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """The time of an evaluation does not count."""
+        self._mark = time.perf_counter()
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Nor does that of a save."""
+        self._mark = time.perf_counter()
+
+    def read(self, step: int, beta: float, reduce: Callable[[Tensor], Tensor], router_loss: bool) -> dict[str, float]:
         """Metrics since the last call, over all processes, and start anew.
 
         Args:
@@ -138,11 +151,6 @@ class TrainingMeter:
         self._total_Q, self._seconds, self._last_step = None, 0.0, step
         return metrics
 
-    def resume_at(self, step: int) -> None:
-        """Training starts at this step (0, or where a checkpoint was taken)."""
-        self._total_Q, self._seconds, self._last_step = None, 0.0, step
-        self.start_clock()
-
 
 class EvaluationMeter:
     """Collects one evaluation of a process: sums, and the log-probabilities of each pair."""
@@ -159,7 +167,13 @@ class EvaluationMeter:
                 batch["position"].tolist(), logps.logp_chosen_B.tolist(), logps.logp_rejected_B.tolist(), strict=True
             )
 
-    def read(self, beta: float, aux_coefficient: float | None, reduce, gather) -> tuple[dict[str, float], Tensor]:
+    def read(
+        self,
+        beta: float,
+        aux_coefficient: float | None,
+        reduce: Callable[[Tensor], Tensor],
+        gather: Callable[[list], list],
+    ) -> tuple[dict[str, float], Tensor]:
         """Metrics over the whole set and all processes, and ``[pairs, 2]`` (logp chosen, rejected) in dataset order.
 
         Args:

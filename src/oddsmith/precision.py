@@ -23,6 +23,9 @@ def best_precision(use_cpu: bool = False) -> Precision:
 
     Args:
         use_cpu: Answer for the CPU even where there is an accelerator.
+
+    Returns:
+        The format and the reason.
     """
     if not use_cpu and torch.cuda.is_available():
         name = torch.cuda.get_device_name()

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from .batching.collate import PairCollator, trl_features
-from .batching.loader import BatchMaker, LoaderFactory, StreamedBatches, TrainingAssignments
+from .batching.loader import BatchMaker, LoaderFactory
 from .batching.plan import StepShape
 from .card import model_card
 from .config import ORPOConfig
@@ -39,7 +39,7 @@ from .data.prepare import prepare
 from .data.report import DataReport
 from .data.tokenize import PairTokenizer
 from .errors import ConfigError, NonFiniteError
-from .events import EventWriter, record_answers
+from .events import EventWriter, describe_run, record_answers
 from .generate import answer
 from .loss import orpo_loss
 from .metrics import EvaluationMeter, TrainingMeter, pair_sums
@@ -80,7 +80,7 @@ class ORPOTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module | str | None = None,
+        model: PreTrainedModel | str | None = None,
         args: ORPOConfig | None = None,
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | IterableDataset | list[dict] | None = None,
@@ -114,7 +114,7 @@ class ORPOTrainer(Trainer):
             eval_dataset = self._prepared(eval_dataset, "eval")
         self._pad_token_id = args.padding_value if args.padding_value is not None else tokenizer.pad_token_id
         self._meter, self._evaluation = TrainingMeter(), EvaluationMeter()
-        self._assignments: TrainingAssignments | StreamedBatches | None = None
+        self._assignments: Any = None  # what plans the training batches, once there is a loader
         super().__init__(
             model=ready_model(model, args, peft_config) if model else None,
             args=args,
@@ -126,13 +126,13 @@ class ORPOTrainer(Trainer):
             # Read by transformers before 5.19 instead of loss_is_scaled_for_ga; compute_loss below never calls it.
             compute_loss_func=orpo_loss,
             compute_metrics=compute_metrics,
-            callbacks=[_Follower(self), EventWriter(self._describe), *(callbacks or [])],
+            callbacks=[_EpochFollower(self), self._meter, EventWriter(self._describe), *(callbacks or [])],
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         config = self.model.config
         self._router_loss = bool(getattr(config, "output_router_logits", False))
-        self._router_coefficient = getattr(config, "router_aux_loss_coef", 0.0) if self._router_loss else None
+        self._router_coefficient = float(getattr(config, "router_aux_loss_coef", 0.0)) if self._router_loss else 0.0
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
 
@@ -259,7 +259,9 @@ class ORPOTrainer(Trainer):
         """Evaluate, averaging once over the whole set (transformers averages means of batches)."""
         self._evaluation = EvaluationMeter()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        metrics, logps = self._evaluation.read(self.args.beta, self._router_coefficient, self._sum, gather_object)
+        metrics, logps = self._evaluation.read(
+            self.args.beta, self._router_coefficient if self._router_loss else None, self._sum, gather_object
+        )
         labels = torch.zeros(len(logps), dtype=torch.long)
         if self.compute_metrics is not None:
             if self.preprocess_logits_for_metrics is not None:
@@ -327,37 +329,21 @@ class ORPOTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _describe(self) -> dict[str, Any]:
-        """What the run's diary says at its start."""
-        parameters = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
-        return {
-            "model": getattr(self.model.config, "_name_or_path", None),
-            "parameters": sum(n for n, _ in parameters),
-            "trainable_parameters": sum(n for n, trainable in parameters if trainable),
-            "data": {name: report.to_dict() for name, report in self.data_reports.items()},
-            "beta": self.args.beta,
-            "pairs_per_step": self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            "precision": self.args.mixed_precision,
-        }
+        return describe_run(
+            self.model,
+            self.args,
+            data={name: report.to_dict() for name, report in self.data_reports.items()},
+            beta=self.args.beta,
+            pairs_per_step=self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+        )
 
 
-class _Follower(TrainerCallback):
-    """Keeps the trainer's plan and clock in step with transformers' loop."""
+class _EpochFollower(TrainerCallback):
+    """Tells the trainer's plan which epoch it is."""
 
     def __init__(self, trainer: ORPOTrainer):
         self._trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._trainer._meter.resume_at(state.global_step)
-
     def on_epoch_begin(self, args, state, control, **kwargs):
         # The fraction is what a checkpoint in mid-epoch adds; the plan is the whole epoch's, and its head is skipped.
         self._trainer._assignments.epoch = int(state.epoch or 0)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self._trainer._meter.end_step()
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        self._trainer._meter.start_clock()
-
-    def on_save(self, args, state, control, **kwargs):
-        self._trainer._meter.start_clock()

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, MixtralConfig, Qwen3MoeConfig, T5Config
-from transformers import TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    MixtralConfig,
+    Qwen3MoeConfig,
+    T5Config,
+    TrainerCallback,
+)
 
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.errors import ConfigError, ModelError, NonFiniteError

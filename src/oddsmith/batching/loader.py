@@ -65,8 +65,8 @@ class BatchMaker:
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     is_encoder_decoder: bool = False
 
-    def __call__(self, loaded: tuple[Sequence[Mapping[str, Any]], Assignment]) -> dict[str, Any]:
-        """Collate the rows of one assignment."""
+    def __call__(self, loaded: Any) -> dict[str, Any]:
+        """Collate what ``PlannedDataset`` loads: the rows of an assignment, and the assignment."""
         rows, assignment = loaded
         batch = dict(self.collator([trl_features(row, self.is_encoder_decoder) for row in rows]))
         weight = 0.0 if assignment.micro_batch.is_filler else 1.0
@@ -209,6 +209,14 @@ class LoaderFactory:
         self, *, seed: int, shuffle: bool, drop_last: bool
     ) -> tuple[DataLoader, TrainingAssignments | StreamedBatches]:
         """A loader over an epoch, and the object whose ``epoch`` says which.
+
+        Args:
+            seed: Draws the order of an epoch, together with its number.
+            shuffle: Whether the order is drawn at all.
+            drop_last: Leave out a short last step.
+
+        Returns:
+            The loader, and the plan or stream behind it.
 
         Raises:
             ConfigError: Not a single step is left.

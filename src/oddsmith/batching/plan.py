@@ -122,6 +122,9 @@ def plan_epoch_step(order: np.ndarray, tokens: np.ndarray, step: int, shape: Ste
         tokens: Tokens of each pair of the dataset, by position, int [num_pairs].
         step: Which step of the epoch, from 0.
         shape: Sizes.
+
+    Returns:
+        The plan of the step.
     """
     members = order[step * shape.pairs : (step + 1) * shape.pairs]
     return plan_step(members.tolist(), tokens[members].tolist(), shape)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import ORPOConfig
 from ..errors import ConfigError, ModelError
@@ -16,8 +16,8 @@ from .loading import load_model, load_tokenizer
 
 
 def resolve_model(
-    model: nn.Module | str | None, args: ORPOConfig, *, model_init: Callable | None = None, adapter: bool = False
-) -> nn.Module | None:
+    model: PreTrainedModel | str | None, args: ORPOConfig, *, model_init: Callable | None = None, adapter: bool = False
+) -> PreTrainedModel | None:
     """The model itself, loaded if only its name was given; ``None`` where ``model_init`` will make it.
 
     A model given by name has float32 weights, so that small updates are not rounded away; the frozen base of an adapter
@@ -29,12 +29,15 @@ def resolve_model(
         model_init: Makes the model later.
         adapter: Whether an adapter will be trained on it.
 
+    Returns:
+        The model, or ``None``.
+
     Raises:
         ConfigError: No model, or ``model_init_kwargs`` for a model that is already made.
         ModelError: Not a model that generates text.
     """
     if isinstance(model, str):
-        options = dict(args.model_init_kwargs or {})
+        options = _init_options(args)
         options.setdefault("dtype", torch.bfloat16 if adapter and args.bf16 else torch.float32)
         return load_model(model, trust_remote_code=args.trust_remote_code, **options)
     if args.model_init_kwargs:
@@ -47,9 +50,17 @@ def resolve_model(
 
 
 def resolve_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | None, model: nn.Module | str | None, args: ORPOConfig
+    tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel | str | None, args: ORPOConfig
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that was given, or the model's own; with a token to pad with.
+
+    Args:
+        tokenizer: A tokenizer, or ``None``.
+        model: A model or its name.
+        args: Settings.
+
+    Returns:
+        The tokenizer.
 
     Raises:
         ConfigError: None was given and the model does not say where its own is.
@@ -60,14 +71,19 @@ def resolve_tokenizer(
             raise ConfigError(
                 "processing_class is missing, and the model does not say where its tokenizer is; give one"
             )
-        revision = (args.model_init_kwargs or {}).get("revision", "main")
+        revision = _init_options(args).get("revision", "main")
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def ready_model(model: nn.Module, args: ORPOConfig, peft_config: Any = None) -> nn.Module:
+def _init_options(args: ORPOConfig) -> dict[str, Any]:
+    options = args.model_init_kwargs
+    return dict(options) if isinstance(options, dict) else {}
+
+
+def ready_model(model: PreTrainedModel, args: ORPOConfig, peft_config: Any = None) -> Any:
     """The model with its adapter, with the input gradients that checkpointing an adapter needs, and without dropout."""
     checkpointing = bool(args.gradient_checkpointing)
     if peft_config is not None:
