@@ -1,0 +1,162 @@
+"""From settings to a trainer: rows -> tokens -> model -> ORPOTrainer. Weights come last: all else can fail sooner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+
+from ..data.prepare import prepare
+from ..data.sources import load_datasets
+from ..data.tokenize import PairTokenizer
+from ..errors import ConfigError, OddsmithError
+from ..model.adapters import get_peft_config, get_quantization_config
+from ..model.loading import load_model, load_tokenizer
+from ..model.place import is_gguf, locate
+from ..trainer import ORPOTrainer
+from .build import Settings
+from .console import working
+
+if TYPE_CHECKING:
+    from ..data.report import DataReport
+
+LEAST_TRAINING_PAIRS = 2
+
+
+def make_trainer(
+    settings: Settings, train_rows: Any, eval_rows: Any, callbacks: list[TrainerCallback] | None = None
+) -> ORPOTrainer:
+    """Tokenize the rows, load the model, and wire them.
+
+    Args:
+        settings: The settings of the run.
+        train_rows: Rows to train on; ``None`` only to evaluate.
+        eval_rows: Rows to evaluate on, several sets by name, or ``None``.
+        callbacks: Callbacks of the trainer.
+
+    Returns:
+        The trainer, with the reports of both datasets.
+    """
+    orpo, chosen, _ = settings
+    name = str(chosen.model_name_or_path)
+    _check_devices(settings)
+    source: dict[str, Any] = {"revision": chosen.model_revision, "trust_remote_code": orpo.trust_remote_code}
+    with working(f"loading the tokenizer of {name}"):
+        tokenizer = load_tokenizer(name, **source)
+    reports: dict[str, DataReport] = {}
+    with working("tokenizing the pairs"):
+        train_tokens, eval_tokens = _tokenized(settings, tokenizer, train_rows, eval_rows, reports)
+    options = {
+        "dtype": base_dtype(settings),
+        "attn_implementation": chosen.attn_implementation,
+        "quantization_config": get_quantization_config(chosen),
+        "is_trainable": train_rows is not None,
+        **source,
+        **(orpo.model_init_kwargs if isinstance(orpo.model_init_kwargs, dict) else {}),
+    }
+    orpo.model_init_kwargs, orpo.disable_tqdm = None, True
+    with working(f"loading {name}"), clear_memory_errors():
+        trainer = ORPOTrainer(
+            load_model(name, **options),
+            args=orpo,
+            train_dataset=train_tokens,
+            eval_dataset=eval_tokens,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(chosen) if train_rows is not None else None,
+            callbacks=callbacks,
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.data_reports.update(reports)
+    return trainer
+
+
+def read_rows(settings: Settings) -> tuple[Any, Any]:
+    """The rows to train and to evaluate on; the latter ``None`` where the settings ask for no evaluation."""
+    orpo, _, data = settings
+    holds_out = data.eval_dataset_name is not None or data.test_split_size is not None
+    with working("reading the pairs"):
+        return load_datasets(data, seed=orpo.seed, evaluate=orpo.eval_strategy != "no" or holds_out)
+
+
+def base_dtype(settings: Settings) -> torch.dtype | str:
+    """The type of the weights that are loaded.
+
+    ========================  ===============================================================================
+    ``dtype`` is given        that type; ``"auto"`` is the one the weights are stored in
+    an adapter is trained     the frozen base in bfloat16 where the run computes in bf16, else in float32
+    the whole model is        float32: an update of 1e-6 of a bfloat16 weight would be rounded away
+    ========================  ===============================================================================
+    """
+    given = settings.model.dtype
+    if given is not None:
+        return given if given == "auto" else getattr(torch, given)
+    return torch.bfloat16 if settings.model.use_peft and settings.orpo.bf16 else torch.float32
+
+
+@contextmanager
+def clear_memory_errors() -> Iterator[None]:
+    """Say what to do where the device's memory is too small.
+
+    Raises:
+        OddsmithError: Instead of torch's ``OutOfMemoryError``.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OddsmithError(
+            "the device is out of memory; lower per_device_train_batch_size (and raise gradient_accumulation_steps),"
+            " lower max_length, or add gradient_checkpointing, use_peft or load_in_4bit"
+        ) from error
+
+
+def _tokenized(
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Any,
+    eval_rows: Any,
+    reports: dict[str, DataReport],
+) -> tuple[Any, Any]:
+    """Both datasets as tokens; their reports go into ``reports``."""
+    orpo = settings.orpo
+    pair_tokenizer = PairTokenizer(
+        tokenizer,
+        max_length=orpo.max_length,
+        max_prompt_length=orpo.max_prompt_length,
+        is_encoder_decoder=_is_encoder_decoder(settings),
+        max_completion_length=orpo.max_completion_length,
+    )
+
+    def tokens(name: str, rows: Any) -> Any:
+        if rows is None:
+            return None
+        options: dict[str, Any] = {"bad_rows": orpo.bad_rows, "num_proc": orpo.dataset_num_proc, "source": name}
+        least = LEAST_TRAINING_PAIRS if name == "train" else 1
+        prepared = prepare(rows, pair_tokenizer, least_pairs=least, **options)
+        reports[name] = prepared.report
+        return prepared.dataset
+
+    train_tokens = tokens("train", train_rows)
+    if isinstance(eval_rows, Mapping):
+        return train_tokens, {name: tokens(name, rows) for name, rows in eval_rows.items()}
+    return train_tokens, tokens("eval", eval_rows)
+
+
+def _is_encoder_decoder(settings: Settings) -> bool:
+    """Whether the model reads the prompt in an encoder, before its weights are loaded."""
+    place = locate(str(settings.model.model_name_or_path))
+    if is_gguf(place) or not (Path(place) / "config.json").is_file():
+        return False
+    config = AutoConfig.from_pretrained(place, trust_remote_code=settings.orpo.trust_remote_code)
+    return bool(config.is_encoder_decoder)
+
+
+def _check_devices(settings: Settings) -> None:
+    """Refuse more processes than this machine has devices for."""
+    orpo = settings.orpo
+    devices = torch.accelerator.device_count() if torch.accelerator.is_available() and not orpo.use_cpu else None
+    if devices is not None and orpo.world_size > 1 and orpo.local_process_index >= devices:
+        raise ConfigError(f"more processes than the {devices} devices here; give at most --num-processes {devices}")

@@ -1,0 +1,64 @@
+"""What the command says: plain sentences on stderr, results on stdout; one voice of however many processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from rich.console import Console
+from rich.text import Text
+
+
+@cache
+def stderr_console() -> Console:
+    """The console of all talk. One for the process, so that lines printed beside a live line do not tear it."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def is_live() -> bool:
+    """Whether stderr is a terminal that can redraw a line."""
+    console = stderr_console()
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks: the first of a distributed run, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str = "", style: str | None = None) -> None:
+    """Print a line on stderr, unwrapped where it goes to a file; the other processes of a run stay silent."""
+    if is_main_process():
+        stderr_console().print(Text(text, style=style or ""), soft_wrap=not is_live())
+
+
+def say_error(text: str) -> None:
+    """Print an error on stderr; every process may."""
+    console = stderr_console()
+    console.print(Text.assemble(("error:", "bold red"), " ", text), soft_wrap=not is_live())
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on a terminal what is being done; elsewhere stay silent."""
+    if is_live() and is_main_process():
+        with stderr_console().status(what, spinner="dots"):
+            yield
+    else:
+        yield
+
+
+def quiet_libraries() -> None:
+    """Let the libraries speak only of errors, and draw no bars where nobody watches them.
+
+    To be called before they are imported: bitsandbytes warns at its import about a kernel that nothing needs here.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not is_live():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

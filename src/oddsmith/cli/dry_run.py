@@ -1,0 +1,72 @@
+"""``--dry-run``: what a run would do, told without loading weights."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ..data.report import counted
+from ..data.sources import load_datasets
+from ..model.place import locate
+from .build import Settings
+from .console import working
+from .resolve import Resolved
+from .run_folder import to_yaml, without_secrets
+from .summary import precision
+
+
+def show(resolved: Resolved, settings: Settings, processes: int) -> dict[str, Any]:
+    """Print every setting that is not a default with its origin, and the size of the run.
+
+    Args:
+        resolved: The settings with their origins.
+        settings: The same as dataclasses.
+        processes: How many processes the run would have.
+
+    Returns:
+        The same as JSON values.
+
+    Raises:
+        UsageError: Model or dataset is not there.
+    """
+    locate(str(settings.model.model_name_or_path))
+    changed = {
+        name: {"value": without_secrets(name, given.value)[0], "origin": given.where}
+        for name, given in resolved.changed().items()
+    }
+    texts = {name: f"{name}: {to_yaml(part['value'])}" for name, part in changed.items()}
+    width = max(map(len, texts.values()))
+    for name, text in texts.items():
+        print(f"{text:<{width}}  # {changed[name]['origin']}")
+    orpo = settings.orpo
+    pairs = orpo.per_device_train_batch_size * orpo.gradient_accumulation_steps * processes
+    rows = _local_rows(settings)
+    steps = orpo.max_steps if orpo.max_steps > 0 else None
+    if steps is None and rows is not None:
+        steps = math.ceil(math.ceil(rows / pairs) * orpo.num_train_epochs)
+    print()
+    print(f"rows: {'not counted, they are on the hub' if rows is None else f'{rows:,}'}")
+    print(f"steps: {'unknown' if steps is None else f'{steps:,} if no row is dropped'}, {counted(pairs, 'pair')} each")
+    print(f"precision: {precision(settings)}")
+    return {
+        "command": "train",
+        "dry_run": True,
+        "settings": changed,
+        "rows": rows,
+        "steps": steps,
+        "pairs_per_step": pairs,
+        "precision": precision(settings),
+    }
+
+
+def _local_rows(settings: Settings) -> int | None:
+    """Number of training rows, where they lie on this machine."""
+    data = settings.data
+    mixed = [part.get("path") for part in data.datasets or [] if isinstance(part, dict)]
+    names = [str(name) for name in (data.dataset_name, data.eval_dataset_name, *mixed) if name]
+    if data.dataset_streaming or not all(name.startswith("builtin:") or Path(name).exists() for name in names):
+        return None
+    with working("reading the pairs"):
+        rows, _ = load_datasets(data, seed=settings.orpo.seed, evaluate=data.test_split_size is not None)
+    return len(rows)

@@ -1,0 +1,101 @@
+"""The command ``oddsmith``: its subcommands, each loaded when it runs. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from .outcome import run
+from .resolve import Option
+
+# The words after a command reach it as they are: its flags are the settings, which Typer does not know.
+RAW: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+app = typer.Typer(
+    help="One-step preference alignment of language models (ORPO).",
+    epilog="`oddsmith COMMAND --help` tells more. Exit codes: 0 done, 1 failed, 2 bad usage or input,"
+    " 75 interrupted and resumable, 130 interrupted twice.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"oddsmith {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(context_settings=RAW, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Align a model on preference pairs."""
+    from . import train as command
+
+    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS):
+        raise typer.Exit(run(command.train, context.args))
+
+
+@app.command(name="eval", context_settings=RAW, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Measure a model on preference pairs."""
+    from . import evaluate as command
+
+    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, command.HELPED):
+        raise typer.Exit(run(command.evaluate, context.args))
+
+
+@app.command(context_settings=RAW, add_help_option=False)
+def demo(context: typer.Context) -> None:
+    """Align a small chat model on this machine, and show the difference."""
+    from . import demo as command
+
+    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
+        raise typer.Exit(run(command.demo, context.args))
+
+
+def _helped(
+    arguments: Sequence[str],
+    usage: str,
+    intro: Sequence[str],
+    options: Sequence[Option],
+    names: Collection[str] | None = None,
+) -> bool:
+    """Print the help if it is asked for, and say whether it was."""
+    if not {"--help", "--help-all", "-h"} & set(arguments):
+        return False
+    from .help import print_help
+    from .schema import load_fields
+
+    fields = {name: field for name, field in load_fields().items() if names is None or name in names}
+    print_help(usage, intro, options, fields, everything="--help-all" in arguments or names is not None)
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command ``oddsmith``.
+
+    Args:
+        arguments: The words after ``oddsmith``; those of this process by default.
+
+    Raises:
+        SystemExit: Always, with the exit code.
+    """
+    app(args=None if arguments is None else list(arguments), prog_name="oddsmith")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""From what happened to what the shell gets: an exit code, one or two lines on stderr, one JSON document on stdout.
+
+0 done | 1 failed while running | 2 bad usage or bad input | 75 interrupted, can be resumed | 130 interrupted twice
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from types import TracebackType
+from typing import Any
+
+from ..errors import OddsmithError
+from .console import is_main_process, say_error
+from .resolve import Option
+
+INTERRUPTED_TWICE = 130
+
+# Flags that every command has; they are read here and in `run`, before anything can go wrong.
+JSON = Option("json", "switch", "Print the result as one JSON document on stdout, and nothing else there.")
+TRACEBACK = Option("traceback", "switch", "Show where in the code an error came from.")
+
+Command = Callable[[Sequence[str]], "dict[str, Any] | int"]
+
+
+def run(command: Command, arguments: Sequence[str]) -> int:
+    """Run a command to its exit code.
+
+    Args:
+        command: Takes the words after its name; returns its result, or the exit code of processes it started.
+        arguments: Those words.
+
+    Returns:
+        The exit code. Errors that nobody foresaw are not caught: they end in :func:`_say_unforeseen`.
+    """
+    as_json, with_traceback = JSON.flag in arguments, TRACEBACK.flag in arguments
+    if not with_traceback:
+        sys.excepthook = _say_unforeseen
+    try:
+        with _stdout_for_json(as_json):
+            result = command(arguments)
+    except OddsmithError as error:
+        if with_traceback:
+            traceback.print_exc()
+        say_error(str(error))
+        if as_json and is_main_process():
+            _print_json({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code})
+        return error.exit_code
+    except KeyboardInterrupt:
+        if with_traceback:
+            traceback.print_exc()
+        say_error("interrupted")
+        return INTERRUPTED_TWICE
+    if isinstance(result, int):
+        return result
+    if as_json and is_main_process():
+        _print_json(result)
+    return 0
+
+
+@contextmanager
+def _stdout_for_json(as_json: bool) -> Iterator[None]:
+    """Send what libraries print on stdout to stderr while a JSON document is owed there."""
+    if not as_json:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    from ..events import strict
+
+    print(json.dumps(strict(document), allow_nan=False, ensure_ascii=False), flush=True)
+
+
+def _say_unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """One line instead of a traceback, for errors that should not have happened."""
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    say_error(f"{kind.__name__}: {first_line}" if first_line else kind.__name__)
+    say_error("this was not foreseen; run again with --traceback to see where it came from")

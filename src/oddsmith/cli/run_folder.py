@@ -1,0 +1,119 @@
+"""The run folder's beginning: may it be used, and which settings made it (``run.yaml``)."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import __version__
+from ..errors import ConfigError
+from .build import Settings
+from .resolve import Resolved
+
+SETTINGS_FILE = "run.yaml"
+_SECRET_NAME = re.compile(r"(^|_)(token|secret|password|api_key)$", re.IGNORECASE)
+_PLAIN_TEXT = re.compile(r"[A-Za-z_][\w./:+-]*")
+_WORDS_OF_YAML = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
+
+
+def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a run folder that holds something, unless the run goes on there or may replace it.
+
+    Args:
+        folder: ``output_dir``.
+        resume: A run there is to be continued.
+        overwrite: A run there is to be replaced.
+
+    Raises:
+        ConfigError: It is a file, or not empty, or what is to be replaced is no run folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {folder} is a file; expected a folder, or the name of a new one")
+    if not folder.is_dir() or not any(folder.iterdir()) or resume:
+        return
+    if not (folder / SETTINGS_FILE).is_file():
+        raise ConfigError(f"output_dir {folder} is not empty and holds no run ({SETTINGS_FILE}); choose another folder")
+    if not overwrite:
+        raise ConfigError(
+            f"output_dir {folder} already holds a run; choose another folder, continue it with --resume,"
+            " or replace it with --overwrite-output-dir"
+        )
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove a run folder with everything in it; only one that :func:`check_folder` has let pass."""
+    if (folder / SETTINGS_FILE).is_file():
+        shutil.rmtree(folder)
+
+
+def write_settings(folder: Path, resolved: Resolved, settings: Settings) -> None:
+    """Write ``run.yaml``: what was given, each with its origin, then the defaults; secrets left out.
+
+    The file is a configuration file itself: ``oddsmith train run.yaml --output-dir ANOTHER`` repeats the run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS_FILE).write_text(settings_text(resolved, settings), encoding="utf-8")
+
+
+def settings_text(resolved: Resolved, settings: Settings) -> str:
+    """The text of ``run.yaml``."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "peft", "datasets"))
+    lines = [
+        f"# Oddsmith {__version__} ({versions}, Python {platform.python_version()})",
+        f"# To repeat this run: oddsmith train {SETTINGS_FILE} --output-dir ANOTHER_FOLDER",
+        "",
+        "# Given, with where",
+    ]
+    lines += [_line(name, given.value, given.where) for name, given in resolved.settings.items()]
+    lines += ["", "# Defaults"]
+    built = {**vars(settings.orpo), **vars(settings.model), **vars(settings.data)}
+    for name, known in resolved.fields.items():
+        if name not in resolved.settings:
+            chosen = "" if known.default is not None or built.get(name) is None else f"here {built[name]}"
+            if name == "bf16":
+                chosen += f" ({settings.orpo.precision_reason})"
+            lines.append(_line(name, known.default, "" if _SECRET_NAME.search(name) else chosen))
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, value: Any, remark: str) -> str:
+    masked, hidden = without_secrets(name, value)
+    remark = ", ".join(filter(None, [remark, "masked" if hidden else ""]))
+    return f"{name}: {to_yaml(masked)}" + (f"  # {' '.join(remark.split())}" if remark else "")
+
+
+def without_secrets(name: str, value: Any) -> tuple[Any, bool]:
+    """A value with null for each secret in it, and whether there was one."""
+    if value is not None and _SECRET_NAME.search(name):
+        return None, True
+    if isinstance(value, dict):
+        parts = {key: without_secrets(key, item) for key, item in value.items()}
+        return {key: item for key, (item, _) in parts.items()}, any(hidden for _, hidden in parts.values())
+    if isinstance(value, list):
+        items = [without_secrets("", item) for item in value]
+        return [item for item, _ in items], any(hidden for _, hidden in items)
+    return value, False
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's writer; texts that any YAML reader might take for something else are quoted."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    is_plain = _PLAIN_TEXT.fullmatch(text) and text.lower() not in _WORDS_OF_YAML and not text.endswith(":")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def to_yaml(value: Any) -> str:
+    """A value on one line of YAML."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)
+    return text.removesuffix("...\n").strip()

@@ -1,0 +1,178 @@
+"""``oddsmith train``: settings -> checks -> rows -> tokens -> model -> training -> run folder.
+
+What can go wrong is met in this order, so that a typing mistake costs no loading, and a faulty row no loaded weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, Interrupted
+from .build import Settings, build
+from .config_file import Setting
+from .console import quiet_libraries, say, working
+from .launch import launch
+from .outcome import JSON, TRACEBACK
+from .resolve import Option, Resolved, resolve
+from .run_folder import check_folder, clear_folder, write_settings
+from .schema import fields_for_run
+
+if TYPE_CHECKING:
+    from ..trainer import ORPOTrainer
+
+USAGE = "oddsmith train [CONFIG.yaml] [--any-setting VALUE ...]"
+INTRO = (
+    "Trains on preference pairs (prompt, chosen, rejected) by ORPO. Settings come from a YAML file, from flags, or"
+    " both; a flag beats the file. A flag may be written with dashes or underscores, a list as `--flag a b` or"
+    " `--flag a,b`, a switch as --flag or --no-flag, a mapping as JSON.",
+    "Example: oddsmith train --model-name-or-path builtin:smollm2-135m-instruct --dataset-name pairs.jsonl --use-peft"
+    " --learning-rate 2e-4",
+)
+OPTIONS = (
+    Option("dry_run", "switch", "Check everything, show every setting that is not a default, train nothing."),
+    Option("resume", "optional", "Go on from the last checkpoint in output_dir, or from this one.", "[auto|PATH]"),
+    Option("overwrite_output_dir", "switch", "Replace the run that output_dir holds; everything in it is removed."),
+    Option("num_processes", "value", "Train in so many processes on this machine, one for each device.", "N"),
+    JSON,
+    TRACEBACK,
+)
+
+
+def train(arguments: Sequence[str]) -> dict[str, Any] | int:
+    """Run the command.
+
+    Args:
+        arguments: The words after ``oddsmith train``.
+
+    Returns:
+        The result as JSON values, or the exit code of the processes that ``--num-processes`` started.
+
+    Raises:
+        OddsmithError: Bad input, or a run that failed or was stopped.
+    """
+    quiet_libraries()
+    resolved = resolve(arguments, fields_for_run(), OPTIONS)
+    _require_names(resolved)
+    processes, dry_run = _processes(resolved), "dry_run" in resolved.options
+    if not dry_run and os.environ.get("RANK", "0") == "0":
+        check_folder(
+            Path(resolved.get("output_dir")),
+            resume=_wanted_checkpoint(resolved) is not None,
+            overwrite="overwrite_output_dir" in resolved.options,
+        )
+    if processes > 1 and "RANK" not in os.environ and not dry_run:
+        return launch(["train", *arguments], processes)
+    with working("starting"):
+        settings = build(resolved)
+    if dry_run:
+        from .dry_run import show
+
+        return show(resolved, settings, processes)
+    return _run(resolved, settings)
+
+
+def _require_names(resolved: Resolved) -> None:
+    """What no run can do without; and a run folder named after the model where none is given."""
+    if resolved.get("model_name_or_path") is None:
+        raise ConfigError("model_name_or_path is missing; give a hub id, a folder, a GGUF file or builtin:...")
+    if resolved.get("dataset_name") is None and not resolved.get("datasets"):
+        raise ConfigError("dataset_name is missing; give a hub id, a file, a folder or builtin:house-style")
+    if resolved.get("output_dir") is None:
+        name = str(resolved.get("model_name_or_path")).rstrip("/").rpartition("/")[2].rpartition(":")[2]
+        resolved.settings["output_dir"] = Setting(f"runs/{name.removesuffix('.gguf')}-orpo", "named after the model")
+
+
+def _processes(resolved: Resolved) -> int:
+    text = resolved.options.get("num_processes", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--num-processes is {text!r}; expected a whole number from 1 upwards")
+    return int(text)
+
+
+def _wanted_checkpoint(resolved: Resolved) -> str | None:
+    """``"auto"``, a path, or ``None`` where the run starts from the beginning."""
+    given = resolved.get("resume_from_checkpoint")
+    wanted = resolved.options.get("resume", given)
+    return wanted if wanted is None else ("auto" if wanted.lower() in ("", "auto", "true") else wanted)
+
+
+def _run(resolved: Resolved, settings: Settings) -> dict[str, Any]:
+    from .assembly import clear_memory_errors, make_trainer, read_rows
+    from .interrupt import StopOnRequest
+    from .progress import ShowProgress
+    from .summary import banner, result, result_lines
+
+    checkpoint = _checkpoint(_wanted_checkpoint(resolved), settings)
+    stop = StopOnRequest()
+    progress = ShowProgress(before=lambda state: say("\n".join(banner(trainer, settings, state))))
+    trainer = make_trainer(settings, *read_rows(settings), callbacks=[stop, progress])
+    with settings.orpo.main_process_first(desc="writing the settings"):
+        if trainer.is_world_process_zero():
+            if "overwrite_output_dir" in resolved.options:
+                clear_folder(Path(settings.orpo.output_dir))
+            write_settings(Path(settings.orpo.output_dir), resolved, settings)
+    started_at = time.monotonic()
+    with stop, progress, clear_memory_errors():
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved; go on with:"
+            f" oddsmith train {shlex.quote(str(Path(settings.orpo.output_dir) / 'run.yaml'))} --resume"
+        )
+    _finish(trainer, settings)
+    document = result(trainer, settings, time.monotonic() - started_at)
+    say("\n".join(result_lines(document)))
+    return document
+
+
+def _checkpoint(wanted: str | None, settings: Settings) -> str | None:
+    """The checkpoint folder to go on from.
+
+    Args:
+        wanted: ``"auto"``, a path, or ``None``.
+        settings: The settings of the run.
+
+    Returns:
+        The folder; ``None`` to start from the beginning.
+
+    Raises:
+        ConfigError: The one that was asked for is no checkpoint.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = Path(settings.orpo.output_dir)
+    settings.orpo.resume_from_checkpoint = None
+    if wanted is None:
+        return None
+    if wanted != "auto":
+        if not (Path(wanted) / "trainer_state.json").is_file():
+            raise ConfigError(
+                f"--resume {wanted} is no checkpoint (no trainer_state.json there); expected a folder"
+                " such as RUN/checkpoint-100"
+            )
+        return wanted
+    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    say(f"going on from {last}" if last else f"no checkpoint in {folder} yet: starting from the beginning")
+    return last
+
+
+def _finish(trainer: ORPOTrainer, settings: Settings) -> None:
+    """Save the model and its state, evaluate it if the last step has not been, and upload it if asked to."""
+    from .assembly import clear_memory_errors
+
+    evaluated = [entry["step"] for entry in trainer.state.log_history if any(k.startswith("eval_") for k in entry)]
+    if trainer.eval_dataset is not None and trainer.state.global_step not in evaluated:
+        with clear_memory_errors():
+            trainer.evaluate()
+    with working("saving"):
+        trainer.save_model()
+        trainer.save_state()
+        trainer.create_model_card(dataset_name=settings.data.dataset_name)
+    if settings.orpo.push_to_hub:
+        with working("uploading"):
+            trainer.push_to_hub(dataset_name=settings.data.dataset_name)
