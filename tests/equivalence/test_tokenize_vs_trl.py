@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from oddsmith.data.formats import PreferencePair
-from oddsmith.data.tokenize import PairTokenizer, TokenizedPair
+from oddsmith.data.tokenize import PairTokenizer
+from oddsmith.data.tokenized import TokenizedPair
 from tests.tiny import tiny_model
 
 CORPUS = (

@@ -1,0 +1,219 @@
+"""From rows, in any of the known formats, to a dataset of tokens and an account of what became of every row.
+
+A list of dicts travels through ``datasets`` as JSON strings, so that a null or a number where the other rows have text
+is met by our check of that row and not by Arrow's of the column. Tokens are kept in memory (int32) and no cache file is
+written or read: what comes back was made by this tokenizer, this template and these limits.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import datasets
+from transformers.utils import get_json_schema
+
+from ..errors import DataError, RowError
+from .formats import format_of
+from .report import DataReport, counted
+from .row_tokenizer import ACCOUNT_COLUMNS, JSON_COLUMN, RowTokenizer, token_row
+from .tokenize import PairTokenizer
+from .tokenized import Dropped
+from .values import kind_of
+
+BATCH_ROWS = 250
+STREAM_BATCH_ROWS = 32  # read ahead of need, so kept small
+FORMAT_ROWS = 100  # so many rows at the front may be faulty before a dataset counts as of an unknown format
+
+
+@dataclass
+class PreparedData:
+    """Tokens to train or evaluate on.
+
+    Args:
+        dataset: One row a pair: ``row`` (its number in the source), and for chosen and rejected ``*_input_ids``,
+            ``*_prompt_tokens``, ``*_end``, as in ``TokenizedPair``; encoder-decoder: also ``prompt_input_ids``.
+            A stream stays a stream.
+        report: What became of every row. That of a stream grows as it is read, in the process that reads it.
+    """
+
+    dataset: datasets.Dataset | datasets.IterableDataset
+    report: DataReport
+
+
+def prepare(
+    rows: Sequence[Mapping[str, Any]] | datasets.Dataset | datasets.IterableDataset,
+    pair_tokenizer: PairTokenizer,
+    *,
+    bad_rows: Literal["error", "drop"] = "error",
+    num_proc: int | None = None,
+    source: str = "train",
+    least_pairs: int | None = None,
+) -> PreparedData:
+    """Tokenize a dataset of preference pairs.
+
+    Args:
+        rows: The rows; an ``IterableDataset`` is tokenized as it is read.
+        pair_tokenizer: Makes the tokens and drops what cannot be learned from.
+        bad_rows: Stop at the first row that is no preference pair, or leave such rows out and count them.
+        num_proc: Processes that tokenize; a stream is tokenized where it is read.
+        source: Name of the dataset in the report and in errors.
+        least_pairs: Fewest pairs that are enough; by default 2 of the source ``"train"``, 1 of any other. A stream is
+            only checked for being empty.
+
+    Returns:
+        The tokens of the kept rows, and the account of all.
+
+    Raises:
+        RowError: A row is no preference pair or is refused by the chat template, with ``bad_rows="error"``.
+        DataError: The dataset is empty, of an unknown format, or too few pairs are left of it.
+        ModelError: The tokenizer lacks a chat template or an EOS token that is needed.
+    """
+    if not isinstance(rows, Sequence | datasets.Dataset | datasets.IterableDataset) or isinstance(rows, str):
+        raise DataError(
+            f"{source}: found {type(rows).__name__}; expected a list of rows, a datasets.Dataset or an IterableDataset"
+        )
+    _require_objects(rows, source)
+    report = DataReport(
+        source,
+        _recognised_format(rows, source, bad_rows),
+        max_length=pair_tokenizer.max_length,
+        is_stream=isinstance(rows, datasets.IterableDataset),
+    )
+    tokenize = RowTokenizer(pair_tokenizer, bad_rows, source)
+    if isinstance(rows, datasets.IterableDataset):
+        return PreparedData(_tokenized_stream(rows, tokenize, report), report)
+    if not isinstance(rows, datasets.Dataset):
+        rows = datasets.Dataset.from_list([_as_json(row) for row in rows])
+    dataset = _without_dropped(_tokenized(rows, tokenize, num_proc, source), report)
+    _require_pairs(report, (2 if source == "train" else 1) if least_pairs is None else least_pairs)
+    return PreparedData(dataset, report)
+
+
+def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | None, source: str) -> datasets.Dataset:
+    """All rows, with their account; the dropped ones are empty."""
+    with _progress_only_on_a_terminal():
+        return rows.with_format(None).map(
+            tokenize,
+            with_indices=True,
+            batched=True,
+            batch_size=BATCH_ROWS,
+            remove_columns=rows.column_names,
+            features=tokenize.columns(with_account=True),
+            num_proc=num_proc,
+            desc=f"{source}: tokenizing",
+            # The result stays in memory and under a name of its own: datasets would recognise a tokenizer by its
+            # pickle, which changes with use (time lost), and write next to the user's files (load_from_disk).
+            keep_in_memory=True,
+            load_from_cache_file=False,
+            new_fingerprint=uuid.uuid4().hex,
+        )
+
+
+def _without_dropped(dataset: datasets.Dataset, report: DataReport) -> datasets.Dataset:
+    """The kept rows, all of them counted into ``report``."""
+    account = dataset.select_columns(["row", *ACCOUNT_COLUMNS]).to_dict()
+    kept = []
+    for position, (row, dropped, tokens, cut) in enumerate(zip(*account.values(), strict=True)):
+        if dropped:
+            report.add_dropped(row, dropped)
+        else:
+            report.add_kept(row, tokens, cut.split())
+            kept.append(position)
+    dataset = dataset.remove_columns(list(ACCOUNT_COLUMNS))
+    return dataset if len(kept) == len(dataset) else dataset.select(kept, keep_in_memory=True)
+
+
+def _tokenized_stream(
+    rows: datasets.IterableDataset, tokenize: RowTokenizer, report: DataReport
+) -> datasets.IterableDataset:
+    """The kept rows as they are read. A row is counted when it is read first, not in later epochs."""
+
+    def tokenize_some(columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
+        batch: dict[str, list[Any]] = {name: [] for name in features}
+        for number, outcome in zip(numbers, tokenize.outcomes(columns, numbers), strict=True):
+            is_new = number >= report.rows
+            if isinstance(outcome, Dropped):
+                if is_new:
+                    report.add_dropped(number, outcome.reason)
+                continue
+            if is_new:
+                report.add_kept(number, outcome.longest_tokens, outcome.cut_sides)
+            values = token_row(number, outcome)
+            for name in batch:
+                batch[name].append(values[name])
+        return batch
+
+    features = tokenize.columns()
+    columns = rows.column_names
+    if columns is None:  # made by a generator, so that they may differ from row to row
+        columns = [JSON_COLUMN]
+        rows = rows.map(_as_json).select_columns(columns)
+    return rows.with_format(None).map(
+        tokenize_some,
+        with_indices=True,
+        batched=True,
+        batch_size=STREAM_BATCH_ROWS,
+        remove_columns=columns,
+        features=features,
+    )
+
+
+def _recognised_format(rows: Any, source: str, bad_rows: str) -> str:
+    """The format of the first row that has one; only the very first is asked where bad rows are errors."""
+    problem: DataError | None = None
+    for number, row in enumerate(islice(rows, 1 if bad_rows == "error" else FORMAT_ROWS)):
+        try:
+            return format_of(row)
+        except RowError as error:
+            problem = problem or RowError(error.reason, error.detail, number, source)
+        except DataError as error:
+            problem = problem or DataError(f"{source}: {error}")
+    raise problem or DataError(f"{source}: the dataset is empty; expected rows with a prompt and two answers")
+
+
+def _require_objects(rows: Any, source: str) -> None:
+    if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
+        return
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise RowError("no object", f"found {kind_of(row)}; expected an object of columns", number, source)
+
+
+def _require_pairs(report: DataReport, least: int) -> None:
+    if report.kept >= least:
+        return
+    found = f"{counted(report.kept, 'usable pair')} in {counted(report.rows, 'row')}"
+    dropped = f" (dropped {report.dropped_in_words()})" if report.dropped else ""
+    raise DataError(f"{report.source}: {found}{dropped}; expected at least {least}")
+
+
+def _as_json(row: Any) -> dict[str, str]:
+    return {JSON_COLUMN: json.dumps(row, default=_json_value)}
+
+
+def _json_value(value: Any) -> Any:
+    """What stands in JSON for a value that it cannot hold: null, which is an error only where it matters."""
+    if inspect.isfunction(value):  # a tool
+        return get_json_schema(value)
+    return value.tolist() if hasattr(value, "tolist") else None
+
+
+@contextmanager
+def _progress_only_on_a_terminal() -> Iterator[None]:
+    """Keep the progress bars of ``datasets`` out of log files."""
+    quiet = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if quiet:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if quiet:
+            datasets.enable_progress_bars()

@@ -1,0 +1,221 @@
+"""From a preference pair to text: what the chat template says, and which token ends an assistant's turn.
+
+A conversation is rendered twice a side, and never glued:
+
+    prompt   template(prompt, add_generation_prompt=True)   "<user>Hi<end><assistant>"
+    text     template(prompt + response)                    "<user>Hi<end><assistant>Hello<end>\\n"
+
+What both share is the prompt; the rest is the response, with whatever the template adds to it (an empty think block,
+text after the end of turn). Continuations: where the prompt ends with an assistant turn and the response begins with
+one, the response continues that turn. Both contents are joined as they stand (``"It is" + " blue."``), the prompt is
+rendered with ``continue_final_message=True`` and the text with the joined turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import ModelError, RowError
+from .formats import PreferencePair
+from .messages import Message
+from .truncate import common_prefix_length
+
+# Stands for the assistant's answer when a template is asked what follows one; no template has reason to touch it.
+PROBE_ANSWER = "oddsmith-probe-answer"
+PROBES: tuple[tuple[Message, ...], ...] = (
+    ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": PROBE_ANSWER}),
+    (
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": PROBE_ANSWER},
+    ),
+)
+
+
+class Rendering(NamedTuple):
+    """One side of a pair as text.
+
+    Args:
+        prompt: The prompt alone, open for the response.
+        text: Prompt and response.
+    """
+
+    prompt: str
+    text: str
+
+
+class RenderedPair(NamedTuple):
+    """Both sides of a pair as text."""
+
+    chosen: Rendering
+    rejected: Rendering
+    is_conversational: bool
+
+
+class Renderer:
+    """Renders preference pairs with a tokenizer's chat template; strings are only joined.
+
+    Args:
+        tokenizer: The tokenizer whose template is used. It may change later: nothing stale is kept.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self._end_of_turn_by_template: dict[str, str | None] = {}
+
+    def render(self, pair: PreferencePair) -> RenderedPair:
+        """Both sides of a pair as text.
+
+        Args:
+            pair: Text or conversations.
+
+        Returns:
+            Prompt and whole text of each side.
+
+        Raises:
+            RowError: The template refuses the conversation, or the text is not valid Unicode.
+            ModelError: A conversation, and the tokenizer has no chat template.
+        """
+        prompt, responses = pair.prompt, (pair.chosen, pair.rejected)
+        if isinstance(prompt, str):
+            chosen, rejected = (Rendering(prompt, prompt + cast(str, response)) for response in responses)
+        else:
+            self._require_template()
+            options = {"tools": pair.tools or None, **pair.template_kwargs}
+            chosen, rejected = (
+                self._render_side(prompt, cast(list[Message], response), options) for response in responses
+            )
+        for name, rendering in (("chosen", chosen), ("rejected", rejected)):
+            _require_unicode(rendering, name)
+        return RenderedPair(chosen, rejected, pair.is_conversational)
+
+    @property
+    def end_of_turn(self) -> str | None:
+        """The token with which the template ends an assistant's turn; None where it only writes plain text.
+
+        Found once a template, by rendering a short conversation: the first added token after the answer.
+
+        Raises:
+            ModelError: There is no template, or it renders no plain conversation of two turns.
+        """
+        self._require_template()
+        template = str(self.tokenizer.chat_template)
+        if template not in self._end_of_turn_by_template:
+            self._end_of_turn_by_template[template] = self._probe_end_of_turn()
+        return self._end_of_turn_by_template[template]
+
+    def _render_side(self, prompt: list[Message], response: list[Message], options: dict[str, Any]) -> Rendering:
+        answers = response[0]["role"] == "assistant"
+        if answers and prompt and prompt[-1]["role"] == "assistant":
+            turn = _joined(prompt[-1], response[0])
+            opened = self._apply(prompt, continue_final_message=True, **options)
+            text = self._apply([*prompt[:-1], turn, *response[1:]], **options)
+        else:
+            opened = self._apply(prompt, add_generation_prompt=answers, **options) if prompt else ""
+            text = self._apply([*prompt, *response], **options)
+        rendering = Rendering(opened, text)
+        _require_same_prompt(prompt, rendering)
+        return rendering
+
+    def _apply(self, messages: Sequence[Message], **options: Any) -> str:
+        """The template's text for ``messages``; its refusal becomes a RowError in its own words."""
+        try:
+            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join([message["role"] for message in messages[:6]] + ["..."] * (len(messages) > 6))
+            raise RowError(
+                "refused by the chat template",
+                f'the template says "{error}" to a conversation of {roles}; expected one that it can render',
+            ) from error
+
+    def _probe_end_of_turn(self) -> str | None:
+        refusal = ""
+        for probe in PROBES:
+            try:
+                text = self._apply(probe)
+            except RowError as error:
+                refusal = refusal or error.detail
+                continue
+            _, answer, after = text.rpartition(PROBE_ANSWER)
+            if answer:
+                return first_token_in(after, self.tokenizer)
+        raise ModelError(
+            f"chat template of {tokenizer_name(self.tokenizer)}: it renders no plain question and answer"
+            f" ({refusal or 'the answer is missing from its text'}); set a template meant for chats"
+        )
+
+    def _require_template(self) -> None:
+        try:
+            self.tokenizer.get_chat_template()
+        except ValueError as error:
+            raise ModelError(
+                f"tokenizer {tokenizer_name(self.tokenizer)} has no chat template, but the rows are conversations;"
+                " use an instruction-tuned model, set tokenizer.chat_template, or give prompt and answers as plain text"
+            ) from error
+
+
+def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The name or folder a tokenizer came from, else its class."""
+    return repr(tokenizer.name_or_path) if tokenizer.name_or_path else type(tokenizer).__name__
+
+
+def first_token_in(text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The added token that begins first in ``text``, the longest of several at one place. Blank ones do not count."""
+    found = [
+        (text.find(token), -len(token), token)
+        for token in {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+        if token.strip() and token in text
+    ]
+    return min(found)[2] if found else None
+
+
+def is_blank(response: str | Sequence[Message]) -> bool:
+    """Whether a response says nothing: blank text, or a last turn with neither text, nor a call, nor reasoning."""
+    if isinstance(response, str):
+        return not response.strip()
+    if not response:
+        return True
+    last = response[-1]
+    says_more = any(value for key, value in last.items() if key not in ("role", "content", "name"))
+    return not last["content"].strip() and not says_more
+
+
+def _joined(opening: Message, continuation: Message) -> dict[str, Any]:
+    """One assistant turn: ``opening`` (end of the prompt) continued by ``continuation`` (start of the response)."""
+    if opening.get("tool_calls"):
+        raise RowError(
+            "answer after a call",
+            "the prompt ends with an assistant turn that calls a tool, and the response begins with another assistant"
+            " turn; expected the tool's turn between them",
+        )
+    return {**opening, **continuation, "content": opening["content"] + continuation["content"]}
+
+
+def _require_same_prompt(prompt: Sequence[Message], rendering: Rendering) -> None:
+    """Refuse a prompt that is written differently once a response follows: parts of it would become targets."""
+    if not prompt or rendering.text.startswith(rendering.prompt):
+        return
+    question = prompt[-1]["content"].strip()
+    shared = rendering.text[: common_prefix_length(*rendering)]
+    if question in rendering.prompt and question not in shared:
+        raise RowError(
+            "prompt rendered in two ways",
+            "the chat template writes the prompt differently once the response follows"
+            f" (they part after {shared[-40:]!r}); expected the same text",
+        )
+
+
+def _require_unicode(rendering: Rendering, side: str) -> None:
+    for text in rendering:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(
+                "invalid Unicode",
+                f"the text of {side} holds {text[error.start]!r} (half of a surrogate pair) after"
+                f" {text[max(0, error.start - 20) : error.start]!r}; expected valid Unicode",
+            ) from error

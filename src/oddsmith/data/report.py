@@ -1,0 +1,101 @@
+"""What became of the rows of a dataset: kept, dropped and why, cut and where; in numbers and in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SHOWN_ROWS = 8  # row numbers that a sentence names before it counts the rest
+
+
+@dataclass
+class DataReport:
+    """The account of one dataset. Row numbers count from 0.
+
+    Args:
+        source: Name of the dataset, e.g. ``"train"``.
+        format: Recognised format of its rows; several are joined with ``" + "``.
+        max_length: Most tokens a sequence may have; None: no limit.
+        is_stream: Whether rows are read while training, so that the numbers grow.
+        rows: Rows read.
+        kept: Pairs to train or evaluate on.
+        dropped: Numbers of the rows left out, by reason.
+        cut: Numbers of the kept rows that lost tokens, by side: ``"prompt"``, ``"chosen"``, ``"rejected"``.
+        longest_tokens: Tokens of the longest kept sequence, after cutting (encoder-decoder: of encoder or decoder).
+    """
+
+    source: str
+    format: str
+    max_length: int | None = None
+    is_stream: bool = False
+    rows: int = 0
+    kept: int = 0
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    cut: dict[str, list[int]] = field(default_factory=dict)
+    longest_tokens: int = 0
+
+    def add_kept(self, row: int, tokens: int, cut_sides: Sequence[str] = ()) -> None:
+        """Count a row that became a pair of at most ``tokens`` tokens a side and lost some on ``cut_sides``."""
+        self.rows += 1
+        self.kept += 1
+        self.longest_tokens = max(self.longest_tokens, tokens)
+        for side in cut_sides:
+            self.cut.setdefault(side, []).append(row)
+
+    def add_dropped(self, row: int, reason: str) -> None:
+        """Count a row that was left out."""
+        self.rows += 1
+        self.dropped.setdefault(reason, []).append(row)
+
+    @property
+    def dropped_rows(self) -> int:
+        """Number of rows left out."""
+        return sum(map(len, self.dropped.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything above, as JSON values."""
+        return {
+            "source": self.source,
+            "format": self.format,
+            "rows": self.rows,
+            "kept": self.kept,
+            "dropped": {reason: list(rows) for reason, rows in self.dropped.items()},
+            "cut": {side: list(rows) for side, rows in self.cut.items()},
+            "longest_tokens": self.longest_tokens,
+            "max_length": self.max_length,
+        }
+
+    def lines(self) -> list[str]:
+        """The account in sentences: what is kept, each reason to drop with its rows, what was cut."""
+        read = " read so far" if self.is_stream else ""
+        dropped = f", {self.dropped_rows:,} dropped" if self.dropped else ""
+        lines = [f"{self.source}: {counted(self.rows, 'row')}{read} ({self.format}), {self.kept:,} kept{dropped}"]
+        lines += [f"  dropped {len(rows):,}: {reason} ({named_rows(rows)})" for reason, rows in self._reasons()]
+        if self.cut:
+            sides = [f"{len(self.cut[side]):,} {side}" for side in ("prompt", "chosen", "rejected") if side in self.cut]
+            limit = f" to fit max_length {self.max_length}" if self.max_length is not None else ""
+            lines.append(f"  cut{limit}: {', '.join(sides)}")
+        if self.kept:
+            limit = f" of {self.max_length:,} allowed" if self.max_length is not None else ""
+            lines.append(f"  longest sequence: {counted(self.longest_tokens, 'token')}{limit}")
+        return lines
+
+    def dropped_in_words(self) -> str:
+        """The reasons with their counts and rows, on one line; empty when nothing was dropped."""
+        return "; ".join(f"{len(rows)} {reason}: {named_rows(rows)}" for reason, rows in self._reasons())
+
+    def _reasons(self) -> list[tuple[str, list[int]]]:
+        return sorted(self.dropped.items(), key=lambda item: -len(item[1]))
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 row``, ``2,354 rows``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def named_rows(rows: Sequence[int]) -> str:
+    """``row 3`` or ``rows 3, 17, 20``; of many the first few and a count of the rest."""
+    names = ", ".join(map(str, rows[:SHOWN_ROWS]))
+    more = f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else ""
+    return f"row{'s' if len(rows) > 1 else ''} {names}{more}"

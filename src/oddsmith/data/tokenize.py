@@ -1,0 +1,250 @@
+"""From preference pairs to tokens, exactly as the model will meet them.
+
+    ids             <s> [user] Hi [assistant] Hel lo </turn> \\n
+    prompt_tokens   -------------------------                      common token prefix of the prompt and the whole
+    targets                                   --------------       from there to ``end``, one past the end-of-turn token
+    no target                                                --    rendered, so it stays; never learned
+
+- A conversation's ids are the ids of its whole rendering (render.py): nothing is glued, no BOS comes before the
+  template's. Targets end at the last end-of-turn token of the response; one without gets EOS as its last target.
+- Plain strings get TRL's tokens: BOS unless the text begins with it, prompt + response tokenized as one text, EOS
+  unless the response ends with it. Where blank text follows an EOS, none is added and the targets end at that EOS.
+- Only positions say what is a target, never token ids, so a pad token that is also EOS hides nothing.
+- Each side has its own prompt length: in ``"...:\\n" + "\\nYes"`` both newlines may be one token, the response's.
+- Encoder-decoder models read the prompt in the encoder (``prompt_ids``, with the tokenizer's special tokens) and learn
+  the response in the decoder (``chosen_ids``, ``rejected_ids``: all of it targets, special tokens included). Text after
+  a conversation's end of turn is left out. What is longer than ``max_completion_length`` is cut and gets no end, as
+  everywhere here (TRL ends it with EOS, which teaches to stop in mid-sentence).
+
+Source: prefix, BOS and EOS for strings as in TRL 1.16, ``trl/experimental/orpo``, ``ORPOTrainer.tokenize_row``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import ModelError
+from .formats import PreferencePair
+from .render import RenderedPair, Renderer, Rendering, is_blank, tokenizer_name
+from .tokenized import Dropped, DropReason, TokenizedPair
+from .truncate import Tokens, common_prefix_length, cut_pair, same_targets
+
+DEFAULT_COMPLETION_LENGTH = 128  # tokens; of encoder-decoder models, as in TRL
+
+
+class PairTokenizer:
+    """Turns preference pairs into tokens, drops what cannot be learned from, cuts what is too long.
+
+    What is too long is cut by ``truncate.cut_pair``: the prompt from the left, where ``max_prompt_length`` allows it,
+    then the response from the right. Text after the end of turn that does not fit is lost without counting as a cut.
+
+    Args:
+        tokenizer: The tokenizer, with its chat template where there are conversations.
+        max_length: Most tokens of prompt + response; None: no limit. Encoder-decoder: most tokens of the prompt.
+        max_prompt_length: What the prompt of a pair that is too long is cut down to; None never cuts a prompt.
+        is_encoder_decoder: Whether the model reads the prompt in an encoder.
+        max_completion_length: Most tokens of a response of an encoder-decoder model (None: 128); else without effect.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None,
+        max_prompt_length: int | None = None,
+        is_encoder_decoder: bool = False,
+        max_completion_length: int | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.renderer = Renderer(tokenizer)
+        self.max_length = max_length
+        self.max_prompt_length = max_prompt_length
+        self.is_encoder_decoder = is_encoder_decoder
+        self.max_completion_length = max_completion_length or DEFAULT_COMPLETION_LENGTH
+
+    def tokenize(self, pairs: Sequence[PreferencePair]) -> list[TokenizedPair | Dropped]:
+        """Tokens of a batch of pairs.
+
+        Args:
+            pairs: The pairs.
+
+        Returns:
+            The tokens of each, or why it is dropped, in the same order.
+
+        Raises:
+            RowError: A pair that the template refuses.
+            ModelError: The tokenizer lacks what is needed: a chat template, an EOS token.
+        """
+        return self.encode([self.render(pair) for pair in pairs])
+
+    def render(self, pair: PreferencePair) -> RenderedPair | Dropped:
+        """First half of ``tokenize``: the one in which a single pair can be at fault.
+
+        Args:
+            pair: The pair.
+
+        Returns:
+            Its text, or why it is dropped.
+
+        Raises:
+            RowError: The template refuses the pair.
+            ModelError: A conversation, and the tokenizer has no chat template.
+        """
+        if is_blank(pair.chosen):
+            return Dropped(DropReason.EMPTY_CHOSEN)
+        if is_blank(pair.rejected):
+            return Dropped(DropReason.EMPTY_REJECTED)
+        if pair.chosen == pair.rejected:
+            return Dropped(DropReason.IDENTICAL)
+        return self.renderer.render(pair)
+
+    def encode(self, rendered: Sequence[RenderedPair | Dropped]) -> list[TokenizedPair | Dropped]:
+        """Second half of ``tokenize``: one call of the tokenizer. What is dropped already passes through."""
+        pairs = [pair for pair in rendered if not isinstance(pair, Dropped)]
+        encode = self._encode_encoder_decoder if self.is_encoder_decoder else self._encode_decoder_only
+        encoded = iter(encode(pairs))
+        return [pair if isinstance(pair, Dropped) else next(encoded) for pair in rendered]
+
+    def _encode_decoder_only(self, pairs: Sequence[RenderedPair]) -> list[TokenizedPair | Dropped]:
+        ids_of = self._ids(text for pair in pairs for side in (pair.chosen, pair.rejected) for text in side)
+        return [self._fit(*(self._side(pair, side, ids_of) for side in (pair.chosen, pair.rejected))) for pair in pairs]
+
+    def _ids(self, texts: Iterable[str], *, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        """Token ids by text, each text tokenized once, all in one call."""
+        unique = list(dict.fromkeys(texts))
+        if not unique:
+            return {}
+        encoding = self.tokenizer(
+            unique,
+            add_special_tokens=add_special_tokens,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return dict(zip(unique, encoding["input_ids"], strict=True))
+
+    def _side(self, pair: RenderedPair, side: Rendering, ids_of: dict[str, list[int]]) -> Tokens:
+        ids = list(ids_of[side.text])
+        prompt_tokens = common_prefix_length(ids_of[side.prompt], ids)
+        if not pair.is_conversational:
+            bos = self.tokenizer.bos_token_id
+            if bos is not None and ids[:1] != [bos]:
+                ids.insert(0, bos)
+                prompt_tokens += 1
+            end = self._end_in_token(ids, prompt_tokens, {self._eos()})
+        else:
+            end = self._end_of_turn(ids, prompt_tokens)
+        if end is None:
+            ids.append(self._eos())
+            end = len(ids)
+        return Tokens(ids, prompt_tokens, end)
+
+    def _end_of_turn(self, ids: Sequence[int], prompt_tokens: int) -> int | None:
+        """One past the last end-of-turn token of the response, else past another added token that it ends in."""
+        token = self.renderer.end_of_turn
+        if token is None:
+            return None
+        end_of_turn = self.tokenizer.convert_tokens_to_ids(token)
+        for position in range(len(ids) - 1, prompt_tokens - 1, -1):
+            if ids[position] == end_of_turn:
+                return position + 1
+        # A turn that ends otherwise than most: a call of a tool under Llama 3.1 ends in <|eom_id|>.
+        return self._end_in_token(ids, prompt_tokens, set(self.tokenizer.get_added_vocab().values()))
+
+    def _end_in_token(self, ids: Sequence[int], prompt_tokens: int, tokens: Collection[int]) -> int | None:
+        """One past the token of ``tokens`` after which the response is blank; None where it does not end in one."""
+        for position in range(len(ids) - 1, prompt_tokens - 1, -1):
+            if ids[position] in tokens:
+                return position + 1
+            if self.tokenizer.decode([ids[position]]).strip():
+                return None
+        return None
+
+    def _eos(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"tokenizer {tokenizer_name(self.tokenizer)} has no EOS token, so an answer would have no end to learn;"
+                " set tokenizer.eos_token"
+            )
+        return self.tokenizer.eos_token_id
+
+    def _fit(self, chosen: Tokens, rejected: Tokens) -> TokenizedPair | Dropped:
+        """The pair within ``max_length``, or the reason to drop it."""
+        if min(chosen.target_tokens, rejected.target_tokens) < 1:
+            return Dropped(DropReason.NO_RESPONSE)
+        if same_targets(chosen, rejected):
+            return Dropped(DropReason.IDENTICAL)
+        chosen_fit, rejected_fit = cut_pair(
+            chosen,
+            rejected,
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
+            bos_token_id=self.tokenizer.bos_token_id,
+        )
+        if min(chosen_fit.target_tokens, rejected_fit.target_tokens) < 1:
+            return Dropped(DropReason.PROMPT_TOO_LONG)
+        if same_targets(chosen_fit, rejected_fit):
+            return Dropped(DropReason.IDENTICAL_AFTER_CUT)
+        return TokenizedPair(
+            chosen_ids=chosen_fit.ids,
+            rejected_ids=rejected_fit.ids,
+            chosen_prompt_tokens=chosen_fit.prompt_tokens,
+            rejected_prompt_tokens=rejected_fit.prompt_tokens,
+            chosen_end=chosen_fit.end,
+            rejected_end=rejected_fit.end,
+            prompt_cut=chosen_fit.prompt_tokens < chosen.prompt_tokens,
+            chosen_cut=chosen_fit.target_tokens < chosen.target_tokens,
+            rejected_cut=rejected_fit.target_tokens < rejected.target_tokens,
+        )
+
+    def _encode_encoder_decoder(self, pairs: Sequence[RenderedPair]) -> list[TokenizedPair | Dropped]:
+        texts = [self._encoder_decoder_texts(pair) for pair in pairs]
+        ids_of = self._ids((text for triple in texts for text in triple), add_special_tokens=True)
+        return [self._fit_encoder_decoder(*(list(ids_of[text]) for text in triple)) for triple in texts]
+
+    def _encoder_decoder_texts(self, pair: RenderedPair) -> tuple[str, str, str]:
+        """The texts of prompt, chosen and rejected response; the latter end with the end of turn, if there is one."""
+        shared = min(common_prefix_length(*side) for side in (pair.chosen, pair.rejected))
+        prompt = pair.chosen.text[:shared]
+        responses = [side.text[len(prompt) :] for side in (pair.chosen, pair.rejected)]
+        token = self.renderer.end_of_turn if pair.is_conversational else None
+        if token is not None:
+            responses = [r[: r.rindex(token) + len(token)] if token in r else r for r in responses]
+        return prompt, responses[0], responses[1]
+
+    def _fit_encoder_decoder(
+        self, prompt: list[int], chosen: list[int], rejected: list[int]
+    ) -> TokenizedPair | Dropped:
+        eos = self.tokenizer.eos_token_id
+        for labels in (chosen, rejected):
+            if labels[-2:] == [eos, eos]:  # the text ended in it, and the tokenizer added its own
+                labels.pop()
+        if not chosen or not rejected:
+            return Dropped(DropReason.NO_RESPONSE)
+        if chosen == rejected:
+            return Dropped(DropReason.IDENTICAL)
+        limit = self.max_completion_length
+        if chosen[:limit] == rejected[:limit]:
+            return Dropped(DropReason.IDENTICAL_AFTER_CUT)
+        whole_prompt = len(prompt)
+        if self.max_length is not None and whole_prompt > self.max_length:
+            if self.max_prompt_length is None:
+                return Dropped(DropReason.PROMPT_TOO_LONG)
+            kept = int(prompt[0] == self.tokenizer.bos_token_id)
+            prompt = prompt[:kept] + prompt[whole_prompt - self.max_prompt_length + kept :]
+        return TokenizedPair(
+            chosen_ids=chosen[:limit],
+            rejected_ids=rejected[:limit],
+            chosen_prompt_tokens=0,
+            rejected_prompt_tokens=0,
+            chosen_end=min(len(chosen), limit),
+            rejected_end=min(len(rejected), limit),
+            prompt_cut=len(prompt) < whole_prompt,
+            chosen_cut=len(chosen) > limit,
+            rejected_cut=len(rejected) > limit,
+            prompt_ids=tuple(prompt),
+        )

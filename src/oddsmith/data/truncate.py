@@ -1,0 +1,80 @@
+"""Cutting the two token sequences of a pair down to a length: first the prompt, from the left, then the answers.
+
+max_length 8, max_prompt_length 3       B = BOS, p = prompt, r = response, e = end of turn
+before      B p p p p p p r r r r r e
+after       B         p p r r r r r     the prompt keeps its BOS and its last tokens; the answer loses its end
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Tokens(NamedTuple):
+    """One side of a pair: its ids, the length of the prompt part, one past the last target."""
+
+    ids: list[int]
+    prompt_tokens: int
+    end: int
+
+    @property
+    def target_tokens(self) -> int:
+        """Number of tokens that are learned. The first token of a sequence has no prediction and is none."""
+        return self.end - max(self.prompt_tokens, 1)
+
+    def without_left(self, cut_tokens: int, *, kept_tokens: int = 0) -> Tokens:
+        """Less ``cut_tokens`` of the prompt, taken behind its first ``kept_tokens``."""
+        cut_tokens = max(0, min(cut_tokens, self.prompt_tokens - kept_tokens))
+        ids = self.ids[:kept_tokens] + self.ids[kept_tokens + cut_tokens :]
+        return Tokens(ids, self.prompt_tokens - cut_tokens, self.end - cut_tokens)
+
+    def without_right(self, max_length: int) -> Tokens:
+        """The first ``max_length`` tokens."""
+        return Tokens(self.ids[:max_length], self.prompt_tokens, min(self.end, max_length))
+
+
+def cut_pair(
+    chosen: Tokens,
+    rejected: Tokens,
+    *,
+    max_length: int | None,
+    max_prompt_length: int | None = None,
+    bos_token_id: int | None = None,
+) -> tuple[Tokens, Tokens]:
+    """Both sides within ``max_length`` tokens.
+
+    If the targets of either side reach beyond ``max_length``, both prompts lose the same number of tokens, so that they
+    still begin alike: as many as bring the longer one down to ``max_prompt_length``. A leading BOS stays, and counts.
+
+    Args:
+        chosen: That side in full.
+        rejected: That side in full.
+        max_length: Most tokens of prompt + response; None: no limit.
+        max_prompt_length: Most tokens of the prompt of a pair that is too long; None: prompts are not cut.
+        bos_token_id: The token that stays at the front where it stands there.
+
+    Returns:
+        The sides, cut. A prompt may still fill ``max_length``: then no target is left.
+    """
+    if max_length is None:
+        return chosen, rejected
+    if max_prompt_length is not None and max(chosen.end, rejected.end) > max_length:
+        cut_tokens = max(chosen.prompt_tokens, rejected.prompt_tokens) - max_prompt_length
+        kept_tokens = int(bos_token_id is not None and chosen.ids[:1] == rejected.ids[:1] == [bos_token_id])
+        chosen = chosen.without_left(cut_tokens, kept_tokens=kept_tokens)
+        rejected = rejected.without_left(cut_tokens, kept_tokens=kept_tokens)
+    return chosen.without_right(max_length), rejected.without_right(max_length)
+
+
+def same_targets(chosen: Tokens, rejected: Tokens) -> bool:
+    """Whether both sides are the same up to their last target, so that there is nothing to prefer."""
+    return chosen.ids[: chosen.end] == rejected.ids[: rejected.end]
+
+
+def common_prefix_length(first: Sequence, second: Sequence) -> int:
+    """Number of tokens (or characters) that both begin with."""
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
+        return shorter
+    return next(position for position in range(shorter) if first[position] != second[position])
