@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from ..errors import ModelError, UsageError
+from .adapters import keep_weights_unpacked, repeatable_initialisation
 from .gguf import as_model_folder, load_gguf_config, load_gguf_model
 from .gguf_tokenizer import load_gguf_tokenizer
 from .place import ADAPTER_SETTINGS, TOKENIZER_FILES, is_adapter_folder, is_gguf, locate
@@ -84,7 +85,8 @@ def load_model(
         if adapter is not None:
             base_name, base_revision = _base_of(name, adapter)
             base = load_model(base_name, revision=base_revision, trust_remote_code=trust_remote_code, **options)
-            return PeftModel.from_pretrained(base, place, is_trainable=is_trainable, revision=revision)
+            with repeatable_initialisation(adapter):
+                return PeftModel.from_pretrained(base, place, is_trainable=is_trainable, revision=revision)
         if is_gguf(place):
             _require_generator(name, load_gguf_config(Path(place)))
             model = _load_gguf(Path(place), **options)
@@ -92,6 +94,9 @@ def load_model(
             model = _load(name, place, revision=revision, trust_remote_code=trust_remote_code, **options)
     # What adapters and model cards will name as their base: what brings it back, not a folder of this machine's cache.
     model.name_or_path = model.config._name_or_path = name
+    if revision != "main":
+        model.revision = revision
+    keep_weights_unpacked(model)
     return model
 
 
