@@ -1,0 +1,176 @@
+"""Mixtures: several datasets as one, in given shares.
+
+Without weights every row of every dataset takes part. With weights, of which only the ratio counts, the mixture is as
+large as it can be without repeating a row: from dataset i with n_i rows and weight w_i
+
+    k_i = round(w_i * T),   T = min over i of n_i / w_i
+
+rows are taken, drawn with the seed and kept in their order. The parts are interleaved evenly: row j of k_i stands at
+(j + 1/2) / k_i of the way.
+
+    k = 4, 2     a a b a a b  ->  positions a 1/8 3/8 5/8 7/8, b 1/4 3/4  ->  a b a a b a
+
+A stream has no length. Without weights its parts take turns until all are exhausted; with weights each row comes from
+part i with probability w_i / sum(w), and the mixture ends with the first part that is exhausted.
+(``datasets.interleave_datasets`` would force one schema on all parts: a missing column becomes a null, and text beside
+messages an error.)
+
+Source: the rule for k_i is that of TRL 1.16 (``fraction`` of a dataset mixture), which takes the first rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from .values import kind_of
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset of a mixture.
+
+    Args:
+        path: Hub id, file, folder, or ``builtin:house-style``.
+        name: Configuration of a hub dataset.
+        split: Split, or a slice of one; by default the training split.
+        weight: Relative share of the mixture's rows; give every part one, or none.
+    """
+
+    path: str
+    name: str | None = None
+    split: str | None = None
+    weight: float | None = None
+
+
+def parse_mixture(entries: Any) -> list[Part]:
+    """The parts of a mixture from the setting ``datasets``.
+
+    Args:
+        entries: A list of objects with the fields of ``Part`` or of bare paths, or JSON that spells one.
+
+    Returns:
+        At least one part.
+
+    Raises:
+        ConfigError: An entry has an unknown key or a wrong value, or only some have weights.
+    """
+    if isinstance(entries, str):
+        try:
+            entries = json.loads(entries)
+        except json.JSONDecodeError as error:
+            raise ConfigError(
+                f"datasets is not JSON at character {error.pos}: {error.msg};"
+                ' expected a list such as [{"path": "pairs.jsonl", "weight": 2}]'
+            ) from error
+    if not isinstance(entries, list | tuple) or not entries:
+        raise ConfigError(f"datasets is {kind_of(entries)}; expected a list of {{path, name, split, weight}}")
+    parts = [_part(entry, f"datasets[{position}]") for position, entry in enumerate(entries)]
+    weighted = [part.weight is not None for part in parts]
+    if any(weighted) and not all(weighted):
+        raise ConfigError(
+            f"datasets[{weighted.index(False)}] has no weight, others have; give all of them one, or none"
+        )
+    return parts
+
+
+def _part(entry: Any, where: str) -> Part:
+    if isinstance(entry, str):
+        return Part(entry)
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where} is {kind_of(entry)}; expected an object with path, name, split and weight")
+    known = [field.name for field in fields(Part)]
+    for key in entry:
+        if key not in known:
+            nearest = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected {', '.join(known)}"
+            raise ConfigError(f"{where} has the unknown key {key!r}; {hint}")
+    for key in ("path", "name", "split"):
+        value = entry.get(key)
+        if not isinstance(value, str) and (key == "path" or value is not None):
+            raise ConfigError(f"{where}.{key} is {kind_of(value)}; expected text")
+    weight = entry.get("weight")
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if weight is not None and not (is_number and math.isfinite(weight) and weight > 0):
+        raise ConfigError(f"{where}.weight is {weight!r}; expected a number above 0")
+    return Part(**entry)
+
+
+def row_counts(totals: Sequence[int], weights: Sequence[float] | None) -> list[int]:
+    """How many rows each dataset gives to a mixture: k_i of the formula above, at least 1."""
+    if weights is None:
+        return list(totals)
+    most = min(total / weight for total, weight in zip(totals, weights, strict=True))
+    return [max(1, round(weight * most)) for weight in weights]
+
+
+def mix(parts: Sequence[Any], weights: Sequence[float] | None, seed: int) -> Any:
+    """Several datasets as one.
+
+    Args:
+        parts: Lists of rows or ``datasets.Dataset``s, none of them empty.
+        weights: Relative shares, or None for all rows.
+        seed: Decides which rows are taken where not all are.
+
+    Returns:
+        A ``Dataset`` where all parts are some of the same schema, else a list of rows.
+    """
+    counts = row_counts([len(part) for part in parts], weights)
+    order = []
+    for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
+        taken = sorted(random.Random(f"{seed} {number}").sample(range(len(part)), count))
+        order += [((rank + 0.5) / count, number, row) for rank, row in enumerate(taken)]
+    places = [(number, row) for _, number, row in sorted(order)]
+    schemas = [getattr(part, "features", None) for part in parts]
+    if schemas[0] is not None and all(schema == schemas[0] for schema in schemas):
+        import datasets
+
+        starts = [sum(len(part) for part in parts[:number]) for number in range(len(parts))]
+        return datasets.concatenate_datasets(list(parts)).select([starts[number] + row for number, row in places])
+    lists = [part if isinstance(part, list) else list(part) for part in parts]
+    return [lists[number][row] for number, row in places]
+
+
+def mix_streams(
+    streams: Sequence[datasets.IterableDataset], weights: Sequence[float] | None, seed: int
+) -> datasets.IterableDataset:
+    """Several streams as one, by the rule above; the same rows in the same order for the same seed."""
+    import datasets
+
+    # A tuple: lists in gen_kwargs are taken for shards.
+    sources = {"streams": tuple(streams), "weights": tuple(weights) if weights else None, "seed": seed}
+    return datasets.IterableDataset.from_generator(_interleaved, gen_kwargs=sources)
+
+
+def _interleaved(
+    streams: Sequence[Iterable[dict[str, Any]]], weights: Sequence[float] | None, seed: int
+) -> Iterator[dict[str, Any]]:
+    if weights is None:
+        yield from _in_turns(streams)
+        return
+    iterators, draw = [iter(stream) for stream in streams], random.Random(seed)
+    while True:
+        (iterator,) = draw.choices(iterators, weights)
+        try:
+            yield next(iterator)
+        except StopIteration:
+            return
+
+
+def _in_turns(streams: Sequence[Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    iterators = [iter(stream) for stream in streams]
+    while iterators:
+        for iterator in tuple(iterators):
+            try:
+                yield next(iterator)
+            except StopIteration:
+                iterators.remove(iterator)

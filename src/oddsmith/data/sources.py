@@ -1,0 +1,229 @@
+"""Sources: from the name of a dataset to its rows.
+
+    name                                     rows
+    builtin:house-style                      the pairs of the demo, as a list of dicts
+    pairs.jsonl  .json  .csv  .tsv  (.gz)    list of dicts (``files``)
+    pairs.parquet                            datasets.Dataset (``tables``)
+    a folder of such files                   those of the split (``splits``)
+    a folder made by save_to_disk            datasets.Dataset
+    anything else                            datasets.Dataset, from the hub
+
+    when streaming                           datasets.IterableDataset, whatever it is
+
+A single file is one split, however that is called; the name of a split may end in a slice: ``train[:100]``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from ..errors import ConfigError, DataError
+from .files import PARQUET, kind_of_file, read_rows, require_path
+from .mixture import mix, mix_streams, parse_mixture
+from .splits import Split, files_of
+from .tables import is_saved_dataset, read_hub, read_parquet, read_saved
+
+if TYPE_CHECKING:
+    import datasets
+
+    from ..config import ScriptArguments
+
+Row = dict[str, Any]
+Rows: TypeAlias = "list[Row] | datasets.Dataset | datasets.IterableDataset"
+HouseStyleSplit = Literal["train", "heldout"]
+
+BUILTIN = "builtin:"
+HOUSE_STYLE = "builtin:house-style"
+HOUSE_STYLE_SPLITS: dict[str, HouseStyleSplit] = {"train": "train", "test": "heldout", "heldout": "heldout"}
+HUB_ID = re.compile(r"\w[\w.-]*(?:/[\w.-]+)?")
+
+
+def load_rows(name: str, *, config: str | None = None, split: str = "train", streaming: bool = False) -> Rows:
+    """The rows of one dataset.
+
+    Args:
+        name: Hub id, file, folder, or ``builtin:house-style``.
+        config: Configuration of a hub dataset.
+        split: Split, or a slice of one.
+        streaming: Read rows as they are needed instead of all at once.
+
+    Returns:
+        A list of dicts, a ``Dataset`` or, when streaming, an ``IterableDataset``; see the table above.
+
+    Raises:
+        DataError: The dataset is missing, unreadable or empty, or has no such split.
+    """
+    rows: Any
+    if not is_local(name):
+        rows = read_hub(name, config, split, streaming=streaming)
+    else:
+        part = Split.parse(split)
+        if part.is_slice and streaming:
+            raise DataError(f"{name}: split {split!r} is a slice, but a stream has no length; name a whole split")
+        rows = _local_rows(name, part, streaming)
+        if part.is_slice:
+            positions = part.rows_of(len(rows))
+            rows = rows[positions.start : positions.stop] if isinstance(rows, list) else rows.select(positions)
+    if not streaming and not len(rows):
+        where = name if split == "train" else f"{name}, split {split!r}"
+        raise DataError(f"{where}: the dataset is empty; expected rows with a prompt and two answers")
+    return rows
+
+
+def load_datasets(
+    arguments: ScriptArguments, *, seed: int, evaluate: bool
+) -> tuple[Rows, Rows | dict[str, Rows] | None]:
+    """The training rows and, where wanted, the evaluation rows of a run.
+
+    The evaluation rows are, in this order: ``test_split_size`` of the training rows, drawn with the seed;
+    ``eval_dataset_name`` (several names, separated by commas, are several sets, each under its own name); the split
+    ``dataset_test_split`` of ``dataset_name``.
+
+    Args:
+        arguments: Which data.
+        seed: Decides which rows are held out, and which ones of a weighted mixture are taken.
+        evaluate: Whether evaluation rows are wanted. ``test_split_size`` keeps its rows out of training either way.
+
+    Returns:
+        Training rows; evaluation rows, several sets of them by name, or None.
+
+    Raises:
+        ConfigError: The settings name no dataset, contradict each other, or name nothing to evaluate on.
+        DataError: A dataset is missing, unreadable or empty, or has no such split.
+    """
+    _require_consistent(arguments, evaluate)
+    if arguments.test_split_size is not None:
+        train, held_out = hold_out(_training_rows(arguments, seed), arguments.test_split_size, seed)
+        return train, held_out if evaluate else None
+    evaluation = _evaluation_rows(arguments) if evaluate else None
+    return _training_rows(arguments, seed), evaluation
+
+
+def is_local(name: str) -> bool:
+    """Whether the name is that of a built-in dataset or a path, rather than of a dataset on the hub."""
+    if name.startswith(BUILTIN) or HUB_ID.fullmatch(name) is None:
+        return True
+    path = Path(name)
+    return path.exists() or kind_of_file(path) is not None
+
+
+def hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
+    """Split rows into those to train on and those to evaluate on.
+
+    Args:
+        rows: All rows.
+        size: How many to hold out: a share below 1, or a number of rows. Of a stream: a number, its first rows.
+        seed: Decides which ones.
+
+    Returns:
+        The rows left to train on and the rows held out, both in their order.
+
+    Raises:
+        ConfigError: The size is no such number, or leaves nothing to train on.
+    """
+    is_share = 0 < size < 1
+    if not is_share and not (size >= 1 and math.isfinite(size) and size == int(size)):
+        raise ConfigError(f"test_split_size is {size}; expected a share such as 0.1, or a whole number of rows")
+    if not isinstance(rows, list) and not hasattr(rows, "__len__"):
+        if is_share:
+            raise ConfigError(f"test_split_size is {size}, but a stream has no length; give a number of rows")
+        return rows.skip(int(size)), rows.take(int(size))
+    count = max(1, round(len(rows) * size)) if is_share else int(size)
+    if count >= len(rows):
+        raise ConfigError(f"test_split_size is {size:g}, but there are {len(rows)} rows; leave some to train on")
+    held_out = set(random.Random(seed).sample(range(len(rows)), count))
+    sides = [row for row in range(len(rows)) if row not in held_out], sorted(held_out)
+    train, test = ([rows[row] for row in side] if isinstance(rows, list) else rows.select(side) for side in sides)
+    return train, test
+
+
+def _local_rows(name: str, split: Split, streaming: bool) -> Any:
+    if name.startswith(BUILTIN):
+        rows = _builtin_rows(name, split)
+        return _stream_of(_from_list, tuple(rows)) if streaming else rows
+    path = Path(name).expanduser()
+    require_path(path)
+    if path.is_dir() and is_saved_dataset(path):
+        return read_saved(path, split, streaming=streaming)
+    paths = files_of(path, split) if path.is_dir() else [path]
+    parquet = [file for file in paths if kind_of_file(file) == PARQUET]
+    if parquet and len(parquet) < len(paths):
+        raise DataError(f"{path}: split {split.name!r} has Parquet beside other files; keep one kind of them")
+    if parquet:
+        return read_parquet(paths, streaming=streaming)
+    names = [str(file) for file in paths]
+    return _stream_of(_from_files, names) if streaming else list(_from_files(names))
+
+
+def _builtin_rows(name: str, split: Split) -> list[Row]:
+    from .builtin import demo_pairs
+
+    if name != HOUSE_STYLE:
+        raise DataError(f"no built-in dataset {name!r}; expected {HOUSE_STYLE}")
+    if split.name not in HOUSE_STYLE_SPLITS:
+        raise DataError(f"{name}: no split {split.name!r}; found train, test")
+    return demo_pairs(HOUSE_STYLE_SPLITS[split.name])
+
+
+def _from_files(source: list[str]) -> Iterator[Row]:
+    for name in source:
+        yield from read_rows(Path(name))
+
+
+def _from_list(source: tuple[Row, ...]) -> Iterator[Row]:
+    yield from source
+
+
+def _stream_of(reader: Any, source: Any) -> datasets.IterableDataset:
+    """A stream; where the source is a list, of files, its items are shards that several processes can share."""
+    import datasets
+
+    return datasets.IterableDataset.from_generator(reader, gen_kwargs={"source": source})
+
+
+def _require_consistent(arguments: ScriptArguments, evaluate: bool) -> None:
+    """Refuse settings that name no dataset, or nothing to evaluate on, before anything is read."""
+    name = arguments.dataset_name
+    if not name and not arguments.datasets:
+        raise ConfigError("no dataset is given; set dataset_name to a file, folder or hub id, or datasets to a mixture")
+    if name and arguments.datasets:
+        raise ConfigError("dataset_name and datasets are both given; put all datasets of the mixture into datasets")
+    if arguments.test_split_size is not None and arguments.eval_dataset_name:
+        raise ConfigError(
+            "test_split_size and eval_dataset_name are both given; choose where evaluation rows come from"
+        )
+    if not evaluate or arguments.test_split_size is not None or arguments.eval_dataset_name:
+        return
+    way_out = "set test_split_size (such as 0.1) or eval_dataset_name, or turn evaluation off with eval_strategy: no"
+    if name is None:
+        raise ConfigError(f"evaluation is on, but a mixture has no test split; {way_out}")
+    is_file = not name.startswith(BUILTIN) and Path(name).expanduser().is_file()
+    if is_file and not Split.parse(arguments.dataset_test_split).is_slice:
+        raise ConfigError(f"evaluation is on, but {name} is a single file and has no test split; {way_out}")
+
+
+def _training_rows(arguments: ScriptArguments, seed: int) -> Rows:
+    split, streaming = arguments.dataset_train_split, arguments.dataset_streaming
+    if arguments.dataset_name:
+        return load_rows(arguments.dataset_name, config=arguments.dataset_config, split=split, streaming=streaming)
+    parts = parse_mixture(arguments.datasets)
+    weights = None if parts[0].weight is None else [part.weight for part in parts if part.weight is not None]
+    rows = [load_rows(part.path, config=part.name, split=part.split or split, streaming=streaming) for part in parts]
+    return (mix_streams if streaming else mix)(rows, weights, seed)
+
+
+def _evaluation_rows(arguments: ScriptArguments) -> Rows | dict[str, Rows]:
+    given = arguments.eval_dataset_name or arguments.dataset_name or ""
+    names = [given] if Path(given).exists() else [name.strip() for name in given.split(",") if name.strip()]
+    sets = {}
+    for name in names:
+        config = arguments.dataset_config if name == arguments.dataset_name else None
+        rows = load_rows(name, config=config, split=arguments.dataset_test_split, streaming=arguments.dataset_streaming)
+        short = Path(name).name.split(".")[0]
+        sets[name if short in sets else short] = rows
+    return sets if len(sets) > 1 else next(iter(sets.values()))

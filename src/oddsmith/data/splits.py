@@ -1,0 +1,129 @@
+"""Splits: which part of a dataset is meant by ``train``, ``test[:100]`` or ``train[10%:]``, and which files hold it.
+
+The split of a file is told by its name, as on the hub:
+
+    train-00000-of-00003.parquet    train       a shard: what stands before the number
+    test_prefs.jsonl                test_prefs  its whole name, and also test
+    data/valid/part1.csv            validation  a word of its name, or of the folder it is in
+    pairs.jsonl                     train       where no file of the folder names a split
+
+Source: the repository structure that ``datasets`` documents.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DataError
+from .files import kind_of_file
+
+WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation", "heldout"),
+}
+SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}(?:-\w+)?")
+SPLIT = re.compile(r"(?P<name>\w[\w.-]*)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+# Files beside the data whose suffix is that of data.
+NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A named part of a dataset, or a slice of it.
+
+    Args:
+        name: Its name.
+        start, stop: The slice as it was written: a row number, a share such as ``"10%"``, or None; negative ones
+            count from the end.
+    """
+
+    name: str
+    start: str | None = None
+    stop: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Split:
+        """The split that is written ``name`` or ``name[start:stop]``.
+
+        Raises:
+            DataError: The text is neither.
+        """
+        match = SPLIT.fullmatch(text.strip())
+        if match is None:
+            raise DataError(
+                f"split {text!r} is not understood; expected a name such as train, train[:100] or train[10%:]"
+            )
+        return cls(match["name"], match["start"], match["stop"])
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether only some of the rows are meant."""
+        return self.start is not None or self.stop is not None
+
+    def rows_of(self, total: int) -> range:
+        """The row numbers that are meant among ``total``; shares are rounded to whole rows."""
+        return range(total)[slice(*(_position(bound, total) for bound in (self.start, self.stop)))]
+
+
+def _position(bound: str | None, total: int) -> int | None:
+    if bound is None:
+        return None
+    return round(total * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
+
+
+def files_by_split(folder: Path) -> dict[str, list[Path]]:
+    """The data files of a folder and its subfolders, by the name of each split that they belong to.
+
+    Args:
+        folder: The folder. Hidden files and folders are left out.
+
+    Returns:
+        Split names with their files, sorted by path.
+
+    Raises:
+        DataError: The folder holds no file that could be read.
+    """
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and kind_of_file(path) and path.name not in NO_DATA
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not paths:
+        raise DataError(f"{folder}: the folder holds no file of rows; expected .jsonl, .json, .csv, .tsv or .parquet")
+    splits: dict[str, list[Path]] = {}
+    for path in paths:
+        for name in _split_names(path.relative_to(folder)):
+            splits.setdefault(name, []).append(path)
+    return splits or {"train": paths}
+
+
+def files_of(folder: Path, split: Split) -> list[Path]:
+    """The files of a folder that hold a split.
+
+    Raises:
+        DataError: There is no such split; the message names those there are.
+    """
+    splits = files_by_split(folder)
+    if split.name not in splits:
+        raise DataError(f"{folder}: no split {split.name!r}; found {', '.join(sorted(splits))}")
+    return splits[split.name]
+
+
+def _split_names(path: Path) -> Sequence[str]:
+    """Every name under which the split of a file may be asked for; none where the name says nothing."""
+    stem = Path(path.name.removesuffix(".gz")).stem
+    shard = SHARD.fullmatch(stem)
+    if shard:
+        return (shard[1],)
+    for part in (stem, *reversed(path.parts[:-1])):
+        words = re.split(r"[^a-z0-9]+", part.lower())
+        for name, spellings in WORDS.items():
+            if any(word in spellings for word in words):
+                return tuple(dict.fromkeys((name, stem)))
+    return ()
