@@ -59,7 +59,7 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     pre_tokenizer = byte_level_pre_tokenizer(kind) if read("tokenizer.ggml.model") == "gpt2" else None
     if pre_tokenizer is None:
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **settings)
-    backend = _byte_level_backend(tokens, read("tokenizer.ggml.merges"), read("tokenizer.ggml.token_type"))
+    backend = _byte_level_backend(tokens, read("tokenizer.ggml.merges", []), read("tokenizer.ggml.token_type", []))
     backend.pre_tokenizer = pre_tokenizer
     backend.model.ignore_merges = kind in WHOLE_WORDS_FIRST
     add_bos = read("tokenizer.ggml.add_bos_token", kind in WHOLE_WORDS_FIRST)
@@ -90,7 +90,7 @@ def byte_level_pre_tokenizer(kind: str | None) -> pre_tokenizers.PreTokenizer | 
     return None
 
 
-def _byte_level_backend(tokens: list[str], merges: list[str], token_types: list[int] | None) -> Tokenizer:
+def _byte_level_backend(tokens: list[str], merges: list[str], token_types: list[int]) -> Tokenizer:
     """Byte-level BPE over the file's tokens, in their order; control and user-defined tokens are never cut."""
     pairs: list[tuple[str, str]] = []
     for merge in merges:
@@ -100,7 +100,7 @@ def _byte_level_backend(tokens: list[str], merges: list[str], token_types: list[
     backend.decoder = decoders.ByteLevel()
     added = [
         AddedToken(token, normalized=False, special=kind == TokenType.CONTROL)
-        for token, kind in zip(tokens, token_types or (), strict=False)
+        for token, kind in zip(tokens, token_types, strict=False)
         if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
     ]
     backend.add_special_tokens([token for token in added if token.special])

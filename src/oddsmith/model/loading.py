@@ -218,6 +218,10 @@ def _clear_errors(name: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"{name}: {_explain(name, error)}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ModelError(f"{name}: its weights do not have the shapes that its configuration states") from error
 
 
 def _explain(name: str, error: BaseException) -> str:

@@ -22,6 +22,9 @@ def locate(name: str) -> str:
     Raises:
         ModelError: A path to nothing, or to something that is no model.
     """
+    expected = "expected a model folder, a .gguf file or a hub id"
+    if not name.strip():
+        raise ModelError(f"the model's name is empty; {expected}")
     if is_builtin(name):
         return str(builtin_model(name))
     path = Path(name).expanduser()
@@ -30,10 +33,10 @@ def locate(name: str) -> str:
         return str(path)
     if path.is_file():
         if not is_gguf(name):
-            raise ModelError(f"{name}: is a file but no GGUF; expected a model folder, a .gguf file or a hub id")
+            raise ModelError(f"{name}: is a file but no GGUF; {expected}")
         return str(path)
-    if not name.strip() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or is_gguf(name):
-        raise ModelError(f"{name!r}: nothing there{_nearest(path)}; expected a model folder, a .gguf file or a hub id")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or is_gguf(name):
+        raise ModelError(f"{name}: nothing there{_nearest(path)}; {expected}")
     return name
 
 
