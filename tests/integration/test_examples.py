@@ -1,0 +1,70 @@
+"""TRL's quick-start and TRL's script, as their users run them, on a tiny model in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_model, tiny_tokenizer
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def model_and_data(tmp_path_factory):
+    """A model folder and a data folder as a hub dataset of implicit-prompt conversations lies on disk."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny_model().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    (folder / "data").mkdir()
+    for split, count in (("train", 12), ("test", 4)):
+        with open(folder / "data" / f"{split}.jsonl", "w", encoding="utf-8") as file:
+            for i in range(count):
+                ask = {"role": "user", "content": f"What is {i} plus {i}?"}
+                answers = (f"It is {2 * i}.", f"Who knows what {i} plus {i} may be, after all?")
+                chosen, rejected = ([ask, {"role": "assistant", "content": text}] for text in answers)
+                file.write(json.dumps({"chosen": chosen, "rejected": rejected, "score_chosen": 5.0}) + "\n")
+    return folder / "model", folder / "data"
+
+
+def run(command, cwd):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_the_quick_start_runs_with_the_import_changed(model_and_data, tmp_path):
+    run([EXAMPLES / "quick_start.py", *model_and_data], tmp_path)
+    events = [json.loads(line) for line in (tmp_path / "Qwen2-0.5B-ORPO" / "events.jsonl").read_text().splitlines()]
+    assert events[0]["data"]["train"]["kept"] == 12
+    assert events[-1]["event"] == "end"
+    assert events[-1]["step"] == 6  # three epochs of two steps
+
+
+def test_trl_s_script_runs_with_trl_s_command_line(model_and_data, tmp_path):
+    model, data = model_and_data
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", EXAMPLES / "scripts" / "orpo.py"]
+    options = ["--model_name_or_path", model, "--dataset_name", data, "--num_train_epochs", "1"]
+    more = [
+        "--logging_steps",
+        "25",
+        "--output_dir",
+        tmp_path / "out",
+        "--eval_strategy",
+        "epoch",
+        "--logging_first_step",
+    ]
+    adapter = ["--use_peft", "--lora_r", "4", "--learning_rate", "1e-3"]
+    run([*launch, *options, *more, *adapter], tmp_path)
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    logged = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
+    assert any("rewards/margins" in event for event in logged)
+    assert any("eval_rewards/accuracies" in event for event in logged)
