@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -57,6 +59,9 @@ def quiet_libraries() -> None:
     To be called before they are imported: bitsandbytes warns at its import about a kernel that nothing needs here.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not sys.warnoptions:  # what libraries tell each other about their next versions
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not is_live():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from ..data.report import counted
-from ..data.sources import load_datasets
+from ..data.sources import is_local, load_datasets
 from ..model.place import locate
 from .build import Settings
 from .console import working
@@ -64,9 +63,8 @@ def _local_rows(settings: Settings) -> int | None:
     """Number of training rows, where they lie on this machine."""
     data = settings.data
     mixed = [part.get("path") for part in data.datasets or [] if isinstance(part, dict)]
-    names = [str(name) for name in (data.dataset_name, data.eval_dataset_name, *mixed) if name]
-    if data.dataset_streaming or not all(name.startswith("builtin:") or Path(name).exists() for name in names):
+    if data.dataset_streaming or not all(is_local(str(name)) for name in mixed or [data.dataset_name]):
         return None
     with working("reading the pairs"):
-        rows, _ = load_datasets(data, seed=settings.orpo.seed, evaluate=data.test_split_size is not None)
+        rows, _ = load_datasets(data, seed=settings.orpo.seed, evaluate=False)
     return len(rows)

@@ -44,8 +44,7 @@ class ProgressLine:
 
     def parts(self) -> dict[str, str]:
         """Everything there is to say, by key, in the order of the line."""
-        share = self.step / self.steps if self.steps else 0.0
-        found = {"step": f"{self.step}/{self.steps}", "percent": f"{share:.0%}"}
+        found = {"step": f"{self.step}/{self.steps}", "percent": f"{self.step / self.steps:.0%}"} if self.steps else {}
         if self.doing:
             return found | {"doing": self.doing}
         for key, (name, pattern) in FIGURES.items():
@@ -90,6 +89,7 @@ class ShowProgress(TrainerCallback):
         self._before = before
         self.line = ProgressLine(0)
         self._live: Live | None = None
+        self._training = False
         self._evaluating_since: float | None = None
         self._batches = 0
 
@@ -103,10 +103,8 @@ class ShowProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._before(state)
-        self.line = ProgressLine(state.max_steps, state.global_step)
-        if is_live() and is_main_process():
-            self._live = Live(self.line, console=stderr_console(), refresh_per_second=REFRESH_PER_SECOND)
-            self._live.start()
+        self._training, self.line = True, ProgressLine(state.max_steps, state.global_step)
+        self._start_live()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._end_evaluation()
@@ -129,6 +127,7 @@ class ShowProgress(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._start_live()
         self._evaluating_since = self._evaluating_since or time.monotonic()
         self._batches += 1
         loader = kwargs.get("eval_dataloader")
@@ -144,13 +143,22 @@ class ShowProgress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self._end_evaluation()
-        for line in evaluation_lines(metrics or {}):
-            say(f"step {state.global_step}  {line}", "bold" if self._live is not None else None)
+        for line in evaluation_lines(metrics or {}) if self._training else ():
+            say(f"step {state.global_step}  {line}", "bold")
+        if state.global_step >= state.max_steps:
+            self._end_live()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._end_live()
+
+    def _start_live(self) -> None:
+        if self._live is None and is_live() and is_main_process():
+            self._live = Live(
+                self.line, console=stderr_console(), refresh_per_second=REFRESH_PER_SECOND, transient=True
+            )
+            self._live.start()
 
     def _end_evaluation(self) -> None:
         if self._evaluating_since is not None:

@@ -158,6 +158,8 @@ class _Words:
             self.settings[name] = Setting(from_flag(known, texts, flag), flag)
         elif name.startswith("no_") and "bool" in getattr(self.fields.get(name[3:]), "types", ()) and not has_value:
             self.settings[name[3:]] = Setting(False, flag)
+        elif name.removeprefix("no_") in self.fields:
+            raise ConfigError(f"{flag}: {name[3:]} is no switch; expected --{name[3:].replace('_', '-')} VALUE")
         else:
             candidates = [*self.fields, *self.options_known]
             raise ConfigError(f"unknown flag {flag}; {_suggestion(name, candidates, dashes=True)}")

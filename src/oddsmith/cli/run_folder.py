@@ -70,11 +70,17 @@ def settings_text(resolved: Resolved, settings: Settings) -> str:
         "",
         "# Given, with where",
     ]
-    lines += [_line(name, given.value, given.where) for name, given in resolved.settings.items()]
+    # A run that is repeated or continued from its run.yaml was given everything; what it had by default is not named.
+    given = {
+        name: setting
+        for name, setting in resolved.settings.items()
+        if f"{SETTINGS_FILE}:" not in setting.where or setting.value != resolved.fields[name].default
+    }
+    lines += [_line(name, setting.value, setting.where) for name, setting in given.items()]
     lines += ["", "# Defaults"]
     built = {**vars(settings.orpo), **vars(settings.model), **vars(settings.data)}
     for name, known in resolved.fields.items():
-        if name not in resolved.settings:
+        if name not in given:
             chosen = "" if known.default is not None or built.get(name) is None else f"here {built[name]}"
             if name == "bf16":
                 chosen += f" ({settings.orpo.precision_reason})"

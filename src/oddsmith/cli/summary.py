@@ -66,8 +66,9 @@ def _steps(trainer: ORPOTrainer, state: TrainerState) -> str:
     args = trainer.args
     micro, accumulation, processes = trainer._train_batch_size, args.gradient_accumulation_steps, args.world_size
     pairs = micro * accumulation * processes
+    epochs = f" ({counted(state.num_train_epochs, 'epoch')})" if args.max_steps <= 0 else ""
     return (
-        f"{counted(state.max_steps, 'step')}; {micro} x {accumulation} x {processes} = {pairs} pairs per step"
+        f"{counted(state.max_steps, 'step')}{epochs}; {micro} x {accumulation} x {processes} = {pairs} pairs per step"
         " (micro-batch x accumulation x processes)"
     )
 
@@ -117,7 +118,8 @@ def result_lines(document: dict[str, Any]) -> list[str]:
     lines = ["", f"done: {document['steps']:,} steps in {clock(document['seconds'])}, {memory}"]
     best = document["best_evaluation"]
     if best is not None:
-        lines += [f"  best evaluation, step {best['step']}: {line}" for line in evaluation_lines(best)]
+        found = [line.removeprefix("eval  ") for line in evaluation_lines(best)]
+        lines += [f"  best evaluation, at step {best['step']}: {line}" for line in found]
     lines.append(f"  model in {document['output_dir']}: {', '.join(document['files'])}")
     return lines + [f"  next: {command}" for command in document["next"]]
 

@@ -145,18 +145,21 @@ def _checkpoint(wanted: str | None, settings: Settings) -> str | None:
     """
     from transformers.trainer_utils import get_last_checkpoint
 
+    from ..model.place import ADAPTER_SETTINGS
+
     folder = Path(settings.orpo.output_dir)
     settings.orpo.resume_from_checkpoint = None
     if wanted is None:
         return None
-    if wanted != "auto":
-        if not (Path(wanted) / "trainer_state.json").is_file():
-            raise ConfigError(
-                f"--resume {wanted} is no checkpoint (no trainer_state.json there); expected a folder"
-                " such as RUN/checkpoint-100"
-            )
-        return wanted
-    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    if wanted != "auto" and not (Path(wanted) / "trainer_state.json").is_file():
+        raise ConfigError(
+            f"--resume {wanted} is no checkpoint (no trainer_state.json there); expected a folder"
+            " such as RUN/checkpoint-100"
+        )
+    last = wanted if wanted != "auto" else get_last_checkpoint(folder) if folder.is_dir() else None
+    if last is not None and (Path(last) / ADAPTER_SETTINGS).is_file() != settings.model.use_peft:
+        kind, cure = ("the whole model", "leave out") if settings.model.use_peft else ("an adapter", "add")
+        raise ConfigError(f"{last} is a checkpoint of {kind}; {cure} use_peft, or continue with {folder}/run.yaml")
     say(f"going on from {last}" if last else f"no checkpoint in {folder} yet: starting from the beginning")
     return last
 

@@ -53,7 +53,7 @@ def from_flag(field: Field, texts: list[str], where: str) -> Any:
 
 
 def check(field: Field, value: Any, where: str, typed: str | None = None) -> Any:
-    """The value itself if the setting takes it, with whole numbers made floats and a lone text made a list.
+    """The value itself if the setting takes it; a lone text for a list becomes a list of one.
 
     Args:
         field: The setting.
@@ -93,8 +93,8 @@ def _parse(field: Field, text: str) -> Any:
         return None
     if "bool" in field.types and text not in field.choices and lowered in TRUE_WORDS | FALSE_WORDS:
         return lowered in TRUE_WORDS
-    for kind, convert in (("int", int), ("float", float)):
-        if kind in field.types:
+    for kinds, convert in (({"int", "float"}, int), ({"float"}, float)):
+        if kinds & set(field.types):
             try:
                 return convert(text)
             except ValueError:
@@ -124,7 +124,7 @@ def _accept(field: Field, value: Any) -> tuple[bool, Any]:
     if isinstance(value, int) and "int" in field.types:
         return True, value
     if isinstance(value, int | float) and "float" in field.types:
-        return not math.isnan(value), float(value)
+        return not math.isnan(value), value
     if isinstance(value, str):
         return _accept_text(field, value)
     if isinstance(value, dict):
