@@ -58,7 +58,10 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     kind = read("tokenizer.ggml.pre")
     pre_tokenizer = byte_level_pre_tokenizer(kind) if read("tokenizer.ggml.model") == "gpt2" else None
     if pre_tokenizer is None:
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **settings)
+        for name, value in settings.items():
+            setattr(tokenizer, name, value)  # once more: 5.17 takes its own mistake for better
+        return tokenizer
     backend = _byte_level_backend(tokens, read("tokenizer.ggml.merges", []), read("tokenizer.ggml.token_type", []))
     backend.pre_tokenizer = pre_tokenizer
     backend.model.ignore_merges = kind in WHOLE_WORDS_FIRST
