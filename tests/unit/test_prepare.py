@@ -183,9 +183,14 @@ class TestOddRows:
         assert list(prepared.report.dropped.values()) == [[2]]
 
     def test_stream_of_such_rows(self):
-        rows = [text_row(0), text_row(1) | {"score": 1}, chat_row()]
+        rows = [text_row(0), text_row(1) | {"score": 1}, SAME_ROW, chat_row()]
         prepared = prepare(stream_of(rows), PairTokenizer(SMOLLM2.tokenizer(), max_length=None))
-        assert [row["row"] for row in prepared.dataset] == [0, 1, 2]
+        assert [row["row"] for row in prepared.dataset] == [0, 1, 3]
+
+    def test_first_row_may_be_the_odd_one(self):
+        prepared = prepare([{"quest": "a"}, text_row(1), text_row(2)], pair_tokenizer(), bad_rows="drop")
+        assert prepared.report.format == "standard"
+        assert prepared.report.dropped == {"missing column": [0]}
 
     def test_values_that_json_does_not_know(self):
         def weather(city: str) -> str:
@@ -208,8 +213,9 @@ class TestOddRows:
             prepare(rows, pair_tokenizer())
 
     def test_row_that_is_no_object(self):
-        with pytest.raises(RowError, match="train, row 1: no object: found text; expected an object of columns"):
-            prepare([text_row(0), "text"], pair_tokenizer())
+        for rows in ([text_row(0), "text"], ["text", text_row(0)]):
+            with pytest.raises(RowError, match=rf"train, row {rows.index('text')}: malformed row: .*bad_rows=drop"):
+                prepare(rows, pair_tokenizer())
 
 
 class TestStreams:
@@ -259,8 +265,10 @@ class TestCaching:
         assert prepared.dataset.cache_files == []
 
     def test_format_of_the_users_dataset_does_not_matter(self):
-        rows = datasets.Dataset.from_list([text_row(0), text_row(1)]).with_format("numpy")
+        rows = datasets.Dataset.from_list([text_row(0), text_row(1)]).with_format("pandas")
         assert prepare(rows, pair_tokenizer()).report.kept == 2
+        stream = rows.with_format(None).to_iterable_dataset().with_format("arrow")
+        assert [row["row"] for row in prepare(stream, pair_tokenizer()).dataset] == [0, 1]
 
 
 class TestProcesses:

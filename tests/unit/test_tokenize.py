@@ -126,6 +126,16 @@ class TestPeculiarities:
         expected = "A<|end|>\n<|user|>\nB<|end|>\n<|assistant|>\nC<|end|>"
         assert targets(tokenizer, tokenize(tokenizer, pair)) == expected
 
+    def test_response_that_another_speaker_begins_has_its_own_header(self):
+        tokenizer = SMOLLM2.tokenizer()
+        prompt = [user("Hi"), assistant("weather()", tool_calls=[{"name": "weather"}])]
+        pair = PreferencePair(prompt, [{"role": "tool", "content": "rain"}, assistant("Wet")], [assistant("Dry")])
+        with pytest.raises(RowError, match="answer after a call"):
+            tokenize(tokenizer, pair)
+        pair = PreferencePair(prompt, pair.chosen, [{"role": "tool", "content": "sun"}, assistant("Dry")])
+        expected = "<|im_start|>tool\nrain<|im_end|>\n<|im_start|>assistant\nWet<|im_end|>"
+        assert targets(tokenizer, tokenize(tokenizer, pair)) == expected
+
     def test_merge_over_the_boundary_gives_each_side_its_own_prompt(self):
         tokenizer = merging_tokenizer(PLAIN.template)
         tokens = tokenize(tokenizer, conversation([user("Hi")], "\nYes", "No"))
@@ -152,6 +162,11 @@ class TestContinuation:
         whole = tokenizer.apply_chat_template([user("Sky?"), assistant("It is blue.")], tokenize=False)
         assert tokenizer.decode(tokens.chosen_ids) == whole
         assert targets(tokenizer, tokens) == f" blue.{chat.end_of_turn}"
+
+    def test_turn_is_still_open(self):
+        tokenizer = SMOLLM2.tokenizer()
+        tokens = tokenize(tokenizer, conversation([user("Sky?"), assistant("It is")], "<|im_end|>?", " red."))
+        assert targets(tokenizer, tokens) == "<|im_end|>?<|im_end|>"
 
     def test_call_of_a_tool_cannot_be_continued(self):
         pair = conversation([user("Sky?"), assistant("", tool_calls=[{"name": "look"}])], "Blue", "Red")
@@ -272,6 +287,10 @@ class TestDropped:
         call = [{"type": "function", "function": {"name": "weather", "arguments": {}}}]
         pair = PreferencePair([user("Hi")], [assistant("", tool_calls=call)], [assistant("No")])
         assert isinstance(tokenize(LLAMA3.tokenizer(), pair), TokenizedPair)
+
+    def test_text_after_the_end_makes_no_difference(self):
+        tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
+        assert tokenize(tokenizer, text_pair("Hi ", "Yes</s>\n", "Yes</s> ")) == Dropped("identical answers")
 
     def test_single_token_without_a_prompt_has_no_prediction(self):
         tokenizer = tiny_tokenizer(bos=None, eos="</s>")

@@ -59,6 +59,17 @@ class TestEncoderDecoder:
         assert self.tokens(pair, max_length=10)[0] == Dropped("prompt fills max_length")
         assert isinstance(self.tokens(pair, max_length=11)[0], TokenizedPair)
 
+    def test_cut_prompt_keeps_bos(self):
+        tokenizer = tiny_tokenizer(None, bos="<s>", eos="</s>")
+        tokens = tokenize(
+            tokenizer, text_pair("<s>0123456789", "a", "b"), 8, max_prompt_length=4, is_encoder_decoder=True
+        )
+        assert tokenizer.decode(tokens.prompt_ids) == "<s>789"
+
+    def test_longest_sequence_may_be_the_prompt(self):
+        tokens, _ = self.tokens(text_pair("0123456789", "a", "b"))
+        assert tokens.longest_tokens == 11
+
     def test_identical(self):
         assert self.tokens(text_pair("Hi ", "same a", "same b"), max_completion_length=5)[0] == Dropped(
             "identical answers after truncation"

@@ -23,10 +23,9 @@ from transformers.utils import get_json_schema
 from ..errors import DataError, RowError
 from .formats import format_of
 from .report import DataReport, counted
-from .row_tokenizer import ACCOUNT_COLUMNS, JSON_COLUMN, RowTokenizer, token_row
+from .row_tokenizer import ACCOUNT_COLUMNS, JSON_COLUMN, RowTokenizer, located, token_row
 from .tokenize import PairTokenizer
 from .tokenized import Dropped
-from .values import kind_of
 
 BATCH_ROWS = 250
 STREAM_BATCH_ROWS = 32  # read ahead of need, so kept small
@@ -80,7 +79,8 @@ def prepare(
         raise DataError(
             f"{source}: found {type(rows).__name__}; expected a list of rows, a datasets.Dataset or an IterableDataset"
         )
-    _require_objects(rows, source)
+    if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
+        rows = rows.with_format(None)  # plain Python values, whatever the user reads it as
     report = DataReport(
         source,
         _recognised_format(rows, source, bad_rows),
@@ -100,7 +100,7 @@ def prepare(
 def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | None, source: str) -> datasets.Dataset:
     """All rows, with their account; the dropped ones are empty."""
     with _progress_only_on_a_terminal():
-        return rows.with_format(None).map(
+        return rows.map(
             tokenize,
             with_indices=True,
             batched=True,
@@ -156,7 +156,7 @@ def _tokenized_stream(
     if columns is None:  # made by a generator, so that they may differ from row to row
         columns = [JSON_COLUMN]
         rows = rows.map(_as_json).select_columns(columns)
-    return rows.with_format(None).map(
+    return rows.map(
         tokenize_some,
         with_indices=True,
         batched=True,
@@ -173,18 +173,10 @@ def _recognised_format(rows: Any, source: str, bad_rows: str) -> str:
         try:
             return format_of(row)
         except RowError as error:
-            problem = problem or RowError(error.reason, error.detail, number, source)
+            problem = problem or located(error, number, source, bad_rows)
         except DataError as error:
             problem = problem or DataError(f"{source}: {error}")
     raise problem or DataError(f"{source}: the dataset is empty; expected rows with a prompt and two answers")
-
-
-def _require_objects(rows: Any, source: str) -> None:
-    if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
-        return
-    for number, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise RowError("no object", f"found {kind_of(row)}; expected an object of columns", number, source)
 
 
 def _require_pairs(report: DataReport, least: int) -> None:

@@ -65,7 +65,7 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
-        self._end_of_turn_by_template: dict[str, str | None] = {}
+        self._end_of_turn_by_template: dict[tuple[str, str | None], str | None] = {}
 
     def render(self, pair: PreferencePair) -> RenderedPair:
         """Both sides of a pair as text.
@@ -80,15 +80,11 @@ class Renderer:
             RowError: The template refuses the conversation, or the text is not valid Unicode.
             ModelError: A conversation, and the tokenizer has no chat template.
         """
-        prompt, responses = pair.prompt, (pair.chosen, pair.rejected)
-        if isinstance(prompt, str):
-            chosen, rejected = (Rendering(prompt, prompt + cast(str, response)) for response in responses)
+        if isinstance(pair.prompt, str):
+            prompt = pair.prompt
+            chosen, rejected = (Rendering(prompt, prompt + cast(str, side)) for side in (pair.chosen, pair.rejected))
         else:
-            self._require_template()
-            options = {"tools": pair.tools or None, **pair.template_kwargs}
-            chosen, rejected = (
-                self._render_side(prompt, cast(list[Message], response), options) for response in responses
-            )
+            chosen, rejected = self._render_conversation(pair, pair.prompt)
         for name, rendering in (("chosen", chosen), ("rejected", rejected)):
             _require_unicode(rendering, name)
         return RenderedPair(chosen, rejected, pair.is_conversational)
@@ -103,23 +99,29 @@ class Renderer:
             ModelError: There is no template, or it renders no plain conversation of two turns.
         """
         self._require_template()
-        template = str(self.tokenizer.chat_template)
+        template = str(self.tokenizer.chat_template), self.tokenizer.eos_token
         if template not in self._end_of_turn_by_template:
             self._end_of_turn_by_template[template] = self._probe_end_of_turn()
         return self._end_of_turn_by_template[template]
 
-    def _render_side(self, prompt: list[Message], response: list[Message], options: dict[str, Any]) -> Rendering:
-        answers = response[0]["role"] == "assistant"
-        if answers and prompt and prompt[-1]["role"] == "assistant":
-            turn = _joined(prompt[-1], response[0])
-            opened = self._apply(prompt, continue_final_message=True, **options)
-            text = self._apply([*prompt[:-1], turn, *response[1:]], **options)
-        else:
-            opened = self._apply(prompt, add_generation_prompt=answers, **options) if prompt else ""
-            text = self._apply([*prompt, *response], **options)
-        rendering = Rendering(opened, text)
-        _require_same_prompt(prompt, rendering)
-        return rendering
+    def _render_conversation(self, pair: PreferencePair, prompt: list[Message]) -> list[Rendering]:
+        self._require_template()
+        options = {"tools": pair.tools or None, **pair.template_kwargs}
+        openings: dict[str, str] = {}  # the prompt's text by who speaks next: as a rule one for both sides
+        renderings = []
+        for response in cast(tuple[list[Message], ...], (pair.chosen, pair.rejected)):
+            speaker = response[0]["role"]
+            if _continues(prompt, response):
+                whole = [*prompt[:-1], _joined(prompt[-1], response[0]), *response[1:]]
+                opening = {"continue_final_message": True}
+            else:
+                whole = [*prompt, *response]
+                opening = {"add_generation_prompt": speaker == "assistant"}
+            if speaker not in openings:
+                openings[speaker] = self._apply(prompt, **opening, **options) if prompt else ""
+            renderings.append(Rendering(openings[speaker], self._apply(whole, **options)))
+            _require_same_prompt(prompt, renderings[-1])
+        return renderings
 
     def _apply(self, messages: Sequence[Message], **options: Any) -> str:
         """The template's text for ``messages``; its refusal becomes a RowError in its own words."""
@@ -182,6 +184,11 @@ def is_blank(response: str | Sequence[Message]) -> bool:
     last = response[-1]
     says_more = any(value for key, value in last.items() if key not in ("role", "content", "name"))
     return not last["content"].strip() and not says_more
+
+
+def _continues(prompt: Sequence[Message], response: Sequence[Message]) -> bool:
+    """Whether the response goes on with the turn that the prompt ends with."""
+    return bool(prompt) and prompt[-1]["role"] == response[0]["role"] == "assistant"
 
 
 def _joined(opening: Message, continuation: Message) -> dict[str, Any]:

@@ -82,8 +82,13 @@ class RowTokenizer:
         except RowError as error:
             if self.bad_rows == "drop":
                 return Dropped(error.reason)
-            detail = f"{error.detail}; bad_rows=drop leaves such rows out"
-            raise RowError(error.reason, detail, number, self.source) from error
+            raise located(error, number, self.source, self.bad_rows) from error
+
+
+def located(error: RowError, number: int, source: str, bad_rows: str) -> RowError:
+    """The error with its row and dataset and, where rows need not stop the run, the way around it."""
+    hint = "; bad_rows=drop leaves such rows out" if bad_rows == "error" else ""
+    return RowError(error.reason, error.detail + hint, number, source)
 
 
 def token_row(number: int, pair: TokenizedPair) -> dict[str, Any]:
