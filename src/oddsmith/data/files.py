@@ -42,7 +42,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         path: The file; its suffix says what it is.
 
     Yields:
-        One dict a row.
+        Row: Column names to values.
 
     Raises:
         DataError: The file is missing, cannot be read, or is malformed; the message names line and column or byte.

@@ -158,7 +158,8 @@ def _from_alpaca(row: Row) -> PreferencePair:
 def _history(row: Row) -> list[Message]:
     """The earlier turns of an Alpaca row: a list of [question, answer]."""
     messages: list[Message] = []
-    for turns in row.get("history") or []:
+    history = row.get("history") or []
+    for turns in history if isinstance(history, list | tuple) else [history]:
         if not isinstance(turns, list | tuple) or len(turns) != 2:
             raise RowError(
                 "malformed history", f"history holds {kind_of(turns)}; expected lists of question and answer"

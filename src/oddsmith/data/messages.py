@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import RowError
@@ -79,8 +80,7 @@ def to_message(value: Any, where: str) -> Message:
         role, content = _checked_role(value["role"], where), value.get("content")
         others = {key: without_nulls(item) for key, item in value.items() if key not in ("role", "content")}
     elif value.get("from") is not None:
-        speaker = value["from"]
-        role, content, others = _checked_role(SPEAKERS.get(speaker, speaker), where), value.get("value"), {}
+        role, content, others = _checked_role(value["from"], where, SPEAKERS), value.get("value"), {}
     else:
         keys = ", ".join(map(str, value)) or "none"
         raise RowError(
@@ -92,9 +92,11 @@ def to_message(value: Any, where: str) -> Message:
     return message | {key: item for key, item in others.items() if item is not None}
 
 
-def _checked_role(role: Any, where: str) -> str:
-    if role in ROLES:
-        return role
+def _checked_role(role: Any, where: str, others: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The role, or the one that it is another name of."""
+    name = others.get(role, role) if isinstance(role, str) else role
+    if name in ROLES:
+        return name
     nearest = get_close_matches(str(role).lower(), [*ROLES, *SPEAKERS], n=1)
     hint = f"; did you mean {SPEAKERS.get(nearest[0], nearest[0])!r}?" if nearest else ""
     raise RowError("unknown role", f"{where} has the role {role!r}; expected one of {', '.join(ROLES)}{hint}")

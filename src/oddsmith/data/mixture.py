@@ -73,7 +73,9 @@ def parse_mixture(entries: Any) -> list[Part]:
                 ' expected a list such as [{"path": "pairs.jsonl", "weight": 2}]'
             ) from error
     if not isinstance(entries, list | tuple) or not entries:
-        raise ConfigError(f"datasets is {kind_of(entries)}; expected a list of {{path, name, split, weight}}")
+        raise ConfigError(
+            f"datasets is {kind_of(entries)}; expected a list of {{path, name, split, weight}} with at least one entry"
+        )
     parts = [_part(entry, f"datasets[{position}]") for position, entry in enumerate(entries)]
     weighted = [part.weight is not None for part in parts]
     if any(weighted) and not all(weighted):

@@ -50,6 +50,12 @@ class Split:
     def parse(cls, text: str) -> Split:
         """The split that is written ``name`` or ``name[start:stop]``.
 
+        Args:
+            text: What the user wrote.
+
+        Returns:
+            The split.
+
         Raises:
             DataError: The text is neither.
         """
@@ -105,6 +111,13 @@ def files_by_split(folder: Path) -> dict[str, list[Path]]:
 
 def files_of(folder: Path, split: Split) -> list[Path]:
     """The files of a folder that hold a split.
+
+    Args:
+        folder: The folder.
+        split: The split.
+
+    Returns:
+        At least one file.
 
     Raises:
         DataError: There is no such split; the message names those there are.

@@ -32,6 +32,13 @@ def is_saved_dataset(folder: Path) -> bool:
 def read_parquet(paths: list[Path], *, streaming: bool) -> Table:
     """The rows of Parquet files of one schema, one file after the other.
 
+    Args:
+        paths: The files.
+        streaming: Read rows as they are needed.
+
+    Returns:
+        The rows.
+
     Raises:
         DataError: A file is damaged, or the schemas differ.
     """
@@ -49,6 +56,14 @@ def read_parquet(paths: list[Path], *, streaming: bool) -> Table:
 def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
     """A split of what ``save_to_disk`` wrote; a folder of a single split is that split, whatever its name.
 
+    Args:
+        folder: The folder.
+        split: The split; slices are the caller's.
+        streaming: Read rows as they are needed.
+
+    Returns:
+        The rows of the split.
+
     Raises:
         DataError: The folder is damaged or has no such split.
     """
@@ -65,6 +80,15 @@ def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
 
 def read_hub(name: str, config: str | None, split: str, *, streaming: bool) -> Table:
     """A split of a dataset on the hub, or of its copy in the cache.
+
+    Args:
+        name: Id of the dataset.
+        config: One of its configurations.
+        split: One of its splits, as ``datasets.load_dataset`` reads it: slices and sums are fine.
+        streaming: Read rows as they are needed.
+
+    Returns:
+        The rows of the split.
 
     Raises:
         DataError: The hub cannot be reached, or has no such dataset, configuration or split.
