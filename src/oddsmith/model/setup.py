@@ -15,13 +15,19 @@ from .adapters import add_adapter
 from .loading import load_model, load_tokenizer
 
 
+def default_dtype(*, adapter: bool, bf16: bool) -> torch.dtype:
+    """The type that weights are loaded in where none is asked for.
+
+    The frozen base of an adapter: the run's precision. A model that is trained whole: float32, because an update of
+    1e-6 of a bfloat16 weight would be rounded away.
+    """
+    return torch.bfloat16 if adapter and bf16 else torch.float32
+
+
 def resolve_model(
     model: PreTrainedModel | str | None, args: ORPOConfig, *, model_init: Callable | None = None, adapter: bool = False
 ) -> PreTrainedModel | None:
     """The model itself, loaded if only its name was given; ``None`` where ``model_init`` will make it.
-
-    A model given by name has float32 weights, so that small updates are not rounded away; the frozen base of an adapter
-    is in bf16 where the run computes in bf16.
 
     Args:
         model: A model, its name, or ``None``.
@@ -38,7 +44,7 @@ def resolve_model(
     """
     if isinstance(model, str):
         options = _init_options(args)
-        options.setdefault("dtype", torch.bfloat16 if adapter and args.bf16 else torch.float32)
+        options.setdefault("dtype", default_dtype(adapter=adapter, bf16=bool(args.bf16)))
         return load_model(model, trust_remote_code=args.trust_remote_code, **options)
     if args.model_init_kwargs:
         raise ConfigError("model_init_kwargs is for a model given by name, but the model is already made")
