@@ -37,10 +37,9 @@ def say(text: str = "", style: str | None = None) -> None:
         stderr_console().print(Text(text, style=style or ""), soft_wrap=not is_live())
 
 
-def say_error(text: str) -> None:
+def say_error(text: str, label: str = "error", style: str = "bold red") -> None:
     """Print an error on stderr; every process may."""
-    console = stderr_console()
-    console.print(Text.assemble(("error:", "bold red"), " ", text), soft_wrap=not is_live())
+    stderr_console().print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=not is_live())
 
 
 @contextmanager
@@ -63,6 +62,7 @@ def quiet_libraries() -> None:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if not is_live():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -26,11 +26,11 @@ END_S = 15.0  # between asking a process to end and ending it
 SHOWN_LINES = 5
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run ``oddsmith ARGUMENTS`` in several processes and wait for them.
+def launch(command: Sequence[str], processes: int) -> int:
+    """Run a command in several processes and wait for them.
 
     Args:
-        arguments: The whole command line without ``--num-processes``.
+        command: The program and its arguments.
         processes: How many.
 
     Returns:
@@ -38,7 +38,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     """
     with TemporaryDirectory(prefix="oddsmith-") as folder:
         logs = [Path(folder) / f"process-{rank}.log" for rank in range(processes)]
-        children = [_start(arguments, rank, environment, logs[rank]) for rank, environment in _environments(processes)]
+        children = [_start(command, rank, environment, logs[rank]) for rank, environment in _environments(processes)]
         try:
             with _signals_passed_on(children):
                 failed = _wait(children)
@@ -75,9 +75,8 @@ def _environments(processes: int) -> Iterator[tuple[int, dict[str, str]]]:
         )
 
 
-def _start(arguments: Sequence[str], rank: int, environment: dict[str, str], log: Path) -> subprocess.Popen:
+def _start(command: Sequence[str], rank: int, environment: dict[str, str], log: Path) -> subprocess.Popen:
     """Start one process. Only the first shares the terminal; its own process group keeps Ctrl-C from it."""
-    command = [sys.executable, "-m", "oddsmith.cli.main", *arguments]
     if rank == 0:
         return subprocess.Popen(command, env=environment, process_group=0)
     with log.open("wb") as file:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from types import TracebackType
 from typing import Any
 
-from ..errors import OddsmithError
+from ..errors import Interrupted, OddsmithError
 from .console import is_main_process, say_error
 from .resolve import Option
 
@@ -45,14 +45,17 @@ def run(command: Command, arguments: Sequence[str]) -> int:
     except OddsmithError as error:
         if with_traceback:
             traceback.print_exc()
-        say_error(str(error))
+        if isinstance(error, Interrupted):
+            say_error(str(error), "interrupted", "bold yellow")
+        else:
+            say_error(str(error))
         if as_json and is_main_process():
             _print_json({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code})
         return error.exit_code
     except KeyboardInterrupt:
         if with_traceback:
             traceback.print_exc()
-        say_error("interrupted")
+        say_error("ended at once, on request", "interrupted", "bold yellow")
         return INTERRUPTED_TWICE
     if isinstance(result, int):
         return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shlex
 import sys
 from pathlib import Path
@@ -145,5 +144,7 @@ def peak_memory() -> tuple[int, str]:
     """The most memory this process has held, in bytes, and of what: the device's, or resident on the host."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated(), "device"
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (peak if sys.platform == "darwin" else peak * 1024), "resident"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
             overwrite="overwrite_output_dir" in resolved.options,
         )
     if processes > 1 and "RANK" not in os.environ and not dry_run:
-        return launch(["train", *arguments], processes)
+        return launch([sys.executable, "-m", "oddsmith.cli.main", "train", *arguments], processes)
     with working("starting"):
         settings = build(resolved)
     if dry_run:

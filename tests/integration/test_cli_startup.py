@@ -1,0 +1,115 @@
+"""What must answer at once, and what the command says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import oddsmith
+from oddsmith.cli.schema import load_fields
+from tests.command import START, environment, run_here
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "--version", "train --help", "train --help-all", "eval --help", "demo --help"]
+)
+def test_help_and_version_load_nothing_heavy(words):
+    code = (
+        "import atexit, sys\n"
+        "from oddsmith.cli.main import main\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'peft', 'accelerate', 'numpy'}\n"
+        "atexit.register(lambda: print('LOADED', sorted(heavy & set(sys.modules))))\n"
+        f"main({words.split()!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.rstrip().endswith("LOADED []")
+
+
+def test_help_takes_less_than_half_a_second():
+    """Of processor time, which is what it takes on a machine with nothing else to do."""
+
+    def seconds() -> float:
+        before = os.times()
+        subprocess.run([*START, "train", "--help"], stdout=subprocess.DEVNULL, check=True, env=environment())
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_version(capsys):
+    assert run_here(capsys, "--version") == (0, f"oddsmith {oddsmith.__version__}\n", "")
+
+
+def test_help_lists_the_common_settings_and_help_all_every_one(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    short, long = run_here(capsys, "train", "--help").out, run_here(capsys, "train", "--help-all").out
+    for name, field in load_fields().items():
+        flag = f"--no-{field.flag[2:]}" if field.types == ("bool",) and field.default is True else field.flag
+        assert f"  {flag}" in long, name
+        assert (f"  {flag}" in short) == field.common, name
+    for flag in ("--dry-run", "--resume", "--num-processes", "--json", "--traceback", "--overwrite-output-dir"):
+        assert f"  {flag}" in short
+    headings = [line for line in short.splitlines() if line and not line.startswith(" ")]
+    assert headings.index("ORPO") < headings.index("Model") < headings.index("Training")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+def test_help_fits_the_terminal(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    longest = max(map(len, run_here(capsys, "train", "--help").out.splitlines()))
+    assert longest <= min(columns, 120)
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    outcome = run_here(capsys, "trian")
+    assert outcome.code == 2
+    assert "Did you mean 'train'?" in outcome.err
+
+
+BROKEN = """
+import oddsmith.cli.train as command
+def broken(arguments):
+    raise RuntimeError("the first line\\nand a second")
+command.train = broken
+from oddsmith.cli.main import main
+main({words!r})
+"""
+
+
+def test_an_unforeseen_error_is_one_line_and_traceback_shows_it():
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        code = BROKEN.format(words=["train", *words])
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+
+    short, long = run(), run("--traceback")
+    assert (short.returncode, long.returncode) == (1, 1)
+    assert short.stderr.splitlines() == [
+        "error: RuntimeError: the first line",
+        "error: this was not foreseen; run again with --traceback to see where it came from",
+    ]
+    assert "Traceback (most recent call last)" in long.stderr
+    assert "and a second" in long.stderr
+
+
+def test_an_error_made_on_purpose_shows_its_traceback_on_request(capsys):
+    short, long = run_here(capsys, "train", "--beta", "x"), run_here(capsys, "train", "--beta", "x", "--traceback")
+    assert short == (2, "", "error: --beta is 'x'; expected a number\n")
+    assert long.code == 2
+    assert "Traceback" in long.err
+    assert long.err.endswith(short.err)
+
+
+def test_with_json_an_error_is_a_document_too(capsys):
+    outcome = run_here(capsys, "train", "--json", "--beta", "x")
+    assert json.loads(outcome.out) == {
+        "error": "--beta is 'x'; expected a number",
+        "kind": "ConfigError",
+        "exit_code": 2,
+    }
+    assert outcome.err == "error: --beta is 'x'; expected a number\n"

@@ -1,0 +1,282 @@
+"""``oddsmith train`` and ``oddsmith eval`` on a tiny model: what they leave, what they print, and how they stop."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from oddsmith.cli.assembly import base_dtype
+from oddsmith.cli.build import build
+from oddsmith.cli.interrupt import StopOnRequest
+from oddsmith.cli.resolve import resolve
+from oddsmith.cli.schema import load_fields
+from tests.command import SETTINGS, START, environment, run_apart, run_here, save_config, save_model, save_pairs
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder with a model, pairs and a configuration: 8 pairs to train on, 4 held out, 2 pairs a step."""
+    folder = tmp_path_factory.mktemp("workshop")
+    save_model(folder / "model")
+    save_pairs(folder / "pairs.jsonl")
+    paths = {"model_name_or_path": str(folder / "model"), "dataset_name": str(folder / "pairs.jsonl")}
+    logging = {"logging_steps": 2, "save_steps": 2, "num_train_epochs": 1}
+    save_config(folder / "config.yaml", **paths, **SETTINGS, **logging, test_split_size=4)
+    return folder
+
+
+@pytest.fixture
+def train(workshop, tmp_path, capsys):
+    """Runs ``oddsmith train`` with the configuration into ``tmp_path/run``."""
+
+    def run(*words: object):
+        return run_here(capsys, "train", workshop / "config.yaml", "--output-dir", tmp_path / "run", *words)
+
+    return run
+
+
+def events(folder: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+# ---- What a run leaves and says
+
+
+def test_a_run_leaves_model_settings_and_events(train, workshop, tmp_path):
+    outcome = train()
+    run = tmp_path / "run"
+    assert outcome.code == 0
+    assert outcome.out == ""
+    assert events(run)[0] == "start"
+    assert events(run)[-1] in ("end", "evaluate")
+    settings = yaml.safe_load((run / "run.yaml").read_text())
+    assert (settings["learning_rate"], settings["max_length"], settings["beta"]) == (1e-3, 64, 0.1)
+    before, after = load_file(workshop / "model" / "model.safetensors"), load_file(run / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert (run / "README.md").is_file()
+
+
+def test_without_a_terminal_a_run_is_told_in_plain_lines(train, tmp_path):
+    lines = train().err.splitlines()
+    text = "\n".join(lines)
+    assert "\x1b" not in text
+    assert re.search(r"model +\S+: 13\.14 k parameters, 13\.14 k trainable \(100%\)", text)
+    assert "train: 8 rows (standard), 8 kept" in text
+    assert "eval: 4 rows (standard), 4 kept" in text
+    assert re.search(r"longest sequence: \d+ tokens of 64 allowed", text)
+    assert "4 steps (1 epoch); 2 x 1 x 1 = 2 pairs per step (micro-batch x accumulation x processes)" in text
+    assert "float32: set by hand" in text
+    logged = [line for line in lines if line.startswith("step 2/4  50%  loss ")]
+    assert len(logged) == 1
+    for name in ("nll ", "or ", "accuracy ", "margin ", "tokens/s", " left"):
+        assert name in logged[0]
+    assert any(line.startswith("step 4  eval  loss ") for line in lines)
+    assert re.search(r"done: 4 steps in \d+:\d\d, \d\.\d\d GiB of resident memory at most", text)
+    assert "best evaluation, at step 4: loss " in text
+    assert f"model in {tmp_path}/run: model.safetensors" in text
+    assert f"next: oddsmith eval {tmp_path}/run" in text
+
+
+def test_json_is_alone_on_stdout(workshop, tmp_path):
+    words = ("--output-dir", tmp_path / "run", "--json", "--use-peft", "--lora-r", "2")
+    outcome = run_apart("train", workshop / "config.yaml", *words)
+    document = json.loads(outcome.out)
+    assert outcome.code == 0
+    assert (document["command"], document["steps"], document["files"]) == ("train", 4, ["adapter_model.safetensors"])
+    assert document["metrics"]["step"] == 4
+    assert {"loss", "nll_loss", "or_loss", "rewards/accuracies"} <= set(document["metrics"])
+    assert document["best_evaluation"]["eval_loss"] <= document["evaluation"]["eval_loss"]
+    assert document["data"]["train"]["kept"] == 8
+    assert document["peak_memory_bytes"] > 10**8
+    assert "LoRA of rank 2" in outcome.err
+    assert "warn" not in outcome.err.lower()
+    assert "gemm_4bit" not in outcome.err
+
+
+def test_the_same_seed_gives_the_same_model_through_run_yaml(train, tmp_path, capsys):
+    train("--beta", "0.3", "--num-train-epochs", "2")
+    again = run_here(capsys, "train", tmp_path / "run" / "run.yaml", "--output-dir", tmp_path / "again")
+    assert again.code == 0
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert "beta: 0.3" in (tmp_path / "again" / "run.yaml").read_text()
+
+
+# ---- Folders and checkpoints
+
+
+def test_a_second_run_in_the_same_folder_is_refused_resumed_or_replaces_the_first(train, tmp_path):
+    run = tmp_path / "run"
+    assert train().code == 0
+    refused = train()
+    assert (refused.code, "already holds a run" in refused.err) == (2, True)
+    resumed = train("--resume", "--num-train-epochs", "2")
+    assert resumed.code == 0
+    assert f"going on from {run}/checkpoint-4" in resumed.err
+    assert "step 4/8" not in resumed.err
+    assert "step 6/8" in resumed.err
+    assert events(run).count("start") == 2
+    assert train("--overwrite-output-dir").code == 0
+    assert events(run).count("start") == 1
+    assert not (run / "checkpoint-8").exists()
+
+
+def test_resuming_gives_what_an_unbroken_run_gives(train, workshop, tmp_path, capsys):
+    assert train().code == 0
+    words = ["--output-dir", tmp_path / "other", "--resume", tmp_path / "run" / "checkpoint-2"]
+    assert run_here(capsys, "train", workshop / "config.yaml", *words).code == 0
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "other"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(train, tmp_path):
+    outcome = train("--resume")
+    assert outcome.code == 0
+    assert f"no checkpoint in {tmp_path}/run yet: starting from the beginning" in outcome.err
+
+
+def test_a_checkpoint_of_another_kind_is_refused(train):
+    assert train("--use-peft").code == 0
+    assert "is a checkpoint of an adapter; add use_peft" in train("--resume").err
+
+
+# ---- Dry run
+
+
+def test_a_dry_run_shows_origins_and_leaves_nothing(train, workshop, tmp_path):
+    outcome = train("--dry-run", "--beta=0.2")
+    assert outcome.code == 0
+    lines = {line.split(":")[0]: line for line in outcome.out.splitlines() if "  # " in line}
+    assert re.fullmatch(r"beta: 0\.2 +# --beta", lines["beta"])
+    assert lines["max_length"].endswith(f"# {workshop}/config.yaml:5")
+    assert "lora_r" not in lines
+    assert "rows: 8\n" in outcome.out
+    assert "steps: 4 if no row is dropped, 2 pairs each" in outcome.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_as_json(train):
+    document = json.loads(train("--dry-run", "--json", "--hub-token", "hf_secret", "--num-processes", "2").out)
+    assert document["settings"]["learning_rate"]["value"] == 1e-3
+    assert document["settings"]["hub_token"] == {"value": None, "origin": "--hub-token"}
+    assert (document["rows"], document["pairs_per_step"], document["steps"]) == (8, 4, 2)
+
+
+# ---- eval
+
+
+def test_eval_of_a_run_measures_what_the_run_held_out(train, tmp_path, capsys):
+    trained = json.loads(train("--json", "--beta", "0.5", "--use-peft").out)["evaluation"]
+    outcome = run_here(capsys, "eval", tmp_path / "run", "--use-cpu", "--no-bf16", "--json")
+    document = json.loads(outcome.out)
+    assert document["data"]["eval"]["kept"] == 4
+    for name in ("loss", "nll_loss", "or_loss", "rewards/accuracies", "rewards/margins", "perplexity/chosen"):
+        assert document["metrics"][f"eval_{name}"] == pytest.approx(trained[f"eval_{name}"], rel=1e-5), name
+
+
+def test_eval_prints_a_table(workshop, capsys):
+    words = ("--dataset-name", workshop / "pairs.jsonl", "--max-length", "64", "--use-cpu", "--no-bf16")
+    outcome = run_here(capsys, "eval", workshop / "model", *words)
+    assert outcome.code == 0
+    rows = dict(line.split() for line in outcome.out.splitlines())
+    assert list(rows) == ["pairs", "loss", "nll_loss", "or_loss", "accuracy", "margin", "perplexity"]
+    assert rows["pairs"] == "12"
+    assert float(rows["loss"]) == pytest.approx(float(rows["nll_loss"]) + 0.1 * float(rows["or_loss"]), abs=2e-4)
+
+
+# ---- Stopping, and several processes
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Sends this process so many SIGINTs in its third step."""
+
+    def at_step_three(times: int) -> None:
+        def on_step_begin(self, args, state, control, **kwargs):
+            for _ in range(times if state.global_step == 2 else 0):
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(StopOnRequest, "on_step_begin", on_step_begin)
+
+    return at_step_three
+
+
+def test_ctrl_c_stops_after_the_step_and_the_run_can_go_on(train, tmp_path, capsys, interrupt):
+    interrupt(1)
+    outcome = train("--save-strategy", "no")
+    run = tmp_path / "run"
+    assert outcome.code == 75
+    assert outcome.err.splitlines()[-1] == (
+        f"interrupted: stopped after step 3 of 4, which is saved; go on with: oddsmith train {run}/run.yaml --resume"
+    )
+    assert "stopping after this step, with a checkpoint; Ctrl-C again ends at once" in outcome.err
+    assert not (run / "model.safetensors").exists()
+    again = run_here(capsys, "train", run / "run.yaml", "--resume")
+    assert again.code == 0
+    assert f"going on from {run}/checkpoint-3" in again.err
+    assert "done: 4 steps" in again.err
+
+
+def test_ctrl_c_in_the_last_step_lets_the_run_end(train, tmp_path, interrupt):
+    interrupt(1)
+    assert train("--max-steps", "3").code == 0
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_second_ctrl_c_ends_at_once(train, tmp_path, interrupt):
+    interrupt(2)
+    outcome = train("--save-strategy", "no")
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "interrupted: ended at once, on request"
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_stops_two_processes_after_the_same_step(workshop, tmp_path):
+    words = ("--output-dir", tmp_path / "run", "--num-processes", 2, "--num-train-epochs", 500, "--logging-steps", 1)
+    command = [*START, "train", workshop / "config.yaml", *words]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment())
+    assert any(line.startswith("step 2/") for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 75
+    step = re.search(r"interrupted: stopped after step (\d+) of 1000, which is saved", err)[1]
+    assert json.loads((tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").read_text())["global_step"] > 1
+
+
+def test_two_processes_train_one_model_and_one_of_them_speaks(workshop, tmp_path, capsys):
+    words = [workshop / "config.yaml", "--per-device-train-batch-size", "1"]
+    together = run_apart("train", *words, "--num-processes", "2", "--output-dir", tmp_path / "two", "--json")
+    alone = run_here(capsys, "train", *words[:1], "--output-dir", tmp_path / "one", "--json")
+    assert (together.code, alone.code) == (0, 0)
+    two, one = json.loads(together.out), json.loads(alone.out)
+    assert "1 x 1 x 2 = 2 pairs per step" in together.err
+    assert together.err.count("Oddsmith") == 1
+    assert two["steps"] == one["steps"] == 4
+    assert two["evaluation"]["eval_loss"] == pytest.approx(one["evaluation"]["eval_loss"], rel=1e-5)
+
+
+# ---- Weights
+
+
+@pytest.mark.parametrize(
+    ("words", "dtype"),
+    [
+        ([], torch.float32),
+        (["--bf16"], torch.float32),
+        (["--use-peft", "--bf16"], torch.bfloat16),
+        (["--use-peft", "--no-bf16"], torch.float32),
+        (["--use-peft", "--bf16", "--dtype", "float32"], torch.float32),
+        (["--dtype", "auto"], "auto"),
+    ],
+)
+def test_the_type_of_the_weights(words, dtype):
+    assert base_dtype(build(resolve(["--use-cpu", *words], load_fields()))) == dtype
