@@ -33,7 +33,7 @@ from ..errors import ModelError, UsageError
 from .adapters import keep_weights_unpacked, repeatable_initialisation
 from .gguf import as_model_folder, load_gguf_config, load_gguf_model
 from .gguf_tokenizer import load_gguf_tokenizer
-from .place import ADAPTER_SETTINGS, TOKENIZER_FILES, is_adapter_folder, is_gguf, locate
+from .place import ADAPTER_SETTINGS, MODEL_SETTINGS, TOKENIZER_FILES, is_adapter_folder, is_gguf, locate
 from .quiet import no_progress_bars
 
 # Weights without a language-modelling head, by the end of their architecture's name.
@@ -80,7 +80,7 @@ def load_model(
         **kwargs,
     }
     options = {key: value for key, value in options.items() if value is not None}
-    with no_progress_bars(), _clear_errors(name):
+    with no_progress_bars(), _clear_errors(name, revision):
         adapter = _adapter_settings(place, revision, {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs})
         if adapter is not None:
             base_name, base_revision = _base_of(name, adapter)
@@ -115,7 +115,7 @@ def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool
         ModelError: Nothing is there, or no tokenizer is.
     """
     place = locate(name)
-    with _clear_errors(name):
+    with _clear_errors(name, revision):
         if is_gguf(place):
             tokenizer = load_gguf_tokenizer(Path(place))
         else:
@@ -173,14 +173,18 @@ def _adapter_settings(place: str, revision: str, hub_options: dict[str, Any] | N
         return PeftConfig.from_pretrained(place) if is_adapter_folder(Path(place)) else None
     hub_options = hub_options or {}
     try:
-        hf_hub_download(place, "config.json", revision=revision, **hub_options)
+        hf_hub_download(place, MODEL_SETTINGS, revision=revision, **hub_options)
         return None
     except hub_errors.LocalEntryNotFoundError:  # offline, and no such model in the cache
         cached = try_to_load_from_cache(place, ADAPTER_SETTINGS, hub_options.get("cache_dir"), revision)
         if not isinstance(cached, str):
             raise
     except hub_errors.EntryNotFoundError:
-        pass
+        try:
+            hf_hub_download(place, ADAPTER_SETTINGS, revision=revision, **hub_options)
+        except hub_errors.EntryNotFoundError:
+            found = f"no model ({MODEL_SETTINGS}) and no adapter ({ADAPTER_SETTINGS})"
+            raise ModelError(f"{place}: holds {found} on the hub; expected one of them") from None
     return PeftConfig.from_pretrained(place, revision=revision, **hub_options)
 
 
@@ -210,21 +214,21 @@ def _has_tokenizer(place: str, revision: str) -> bool:
 
 
 @contextmanager
-def _clear_errors(name: str) -> Iterator[None]:
+def _clear_errors(name: str, revision: str) -> Iterator[None]:
     """Say in one line what went wrong in transformers, peft or the hub, and what to do."""
     try:
         yield
     except UsageError:
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{name}: {_explain(name, error)}") from error
+        raise ModelError(f"{name}: {_explain(name, revision, error)}") from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise ModelError(f"{name}: its weights do not have the shapes that its configuration states") from error
 
 
-def _explain(name: str, error: BaseException) -> str:
+def _explain(name: str, revision: str, error: BaseException) -> str:
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
@@ -233,7 +237,7 @@ def _explain(name: str, error: BaseException) -> str:
             hub_errors.GatedRepoError,
             f"is a gated model; accept its terms at https://huggingface.co/{name}, then log in with: hf auth login",
         ),
-        (hub_errors.RevisionNotFoundError, "has no such revision on the hub; check model_revision"),
+        (hub_errors.RevisionNotFoundError, f"has no revision {revision!r} on the hub; check model_revision"),
         (
             hub_errors.RepositoryNotFoundError,
             "is neither a folder here nor a model on the hub; check the spelling,"
