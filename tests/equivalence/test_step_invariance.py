@@ -89,7 +89,8 @@ def test_two_processes_give_the_same_parameters(whole, tmp_path):
 
 def run_processes(count: int, folder: Path, dtype: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
         [*command, "-m", "tests.equivalence.test_step_invariance", str(folder), dtype],
         env=environment,

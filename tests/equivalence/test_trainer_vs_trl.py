@@ -73,7 +73,9 @@ def test_ten_steps_agree_in_every_shared_metric_and_the_gradient_norm(tmp_path):
     assert len(ours) == len(theirs) == 10
     for our_step, their_step in zip(ours, theirs, strict=True):
         for name in SHARED:
-            assert our_step[name] == pytest.approx(their_step[name], rel=1e-5, abs=1e-7), (our_step["step"], name)
+            # A difference of two float32 numbers near 1 is only known to about 1e-7.
+            least = 1e-6 if name in ("rewards/margins", "log_odds_chosen") else 1e-7
+            assert our_step[name] == pytest.approx(their_step[name], rel=1e-5, abs=least), (our_step["step"], name)
 
 
 def test_evaluation_agrees_with_trl_when_its_set_is_one_batch(tmp_path):
