@@ -147,11 +147,7 @@ def _load_gguf(path: Path, **options: Any) -> PreTrainedModel:
 
 
 def _require_generator(name: str, config: PreTrainedConfig) -> None:
-    """Refuse a model that cannot be asked for log p(answer | prompt).
-
-    Raises:
-        ModelError: An encoder, a classifier, or nothing that transformers generates text with.
-    """
+    """Refuse what cannot be asked for log p(answer | prompt): an encoder, a classifier, a model of something else."""
     needs = "ORPO needs a model that generates text"
     mapping, own_class = MODEL_FOR_CAUSAL_LM_MAPPING, "AutoModelForCausalLM"
     if config.is_encoder_decoder:

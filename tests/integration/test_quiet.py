@@ -1,0 +1,30 @@
+"""A program of ours loads, adapts and saves without a word from the libraries below it."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+from oddsmith.model.quiet import hush_dependencies
+assert not {"torch", "transformers"} & set(sys.modules)
+hush_dependencies()
+from peft import LoraConfig
+from oddsmith.model.adapters import add_adapter
+from oddsmith.model.loading import load_model
+from tests.tiny import tiny_model
+from transformers.utils import logging
+logging.disable_progress_bar()
+tiny_model().save_pretrained(sys.argv[1])
+logging.enable_progress_bar()
+model = add_adapter(load_model(sys.argv[1]), LoraConfig(target_modules="all-linear"))
+model.peft_config["default"].base_model_name_or_path = "builtin:smollm2-135m-instruct"
+model.save_pretrained(sys.argv[1] + "/adapter")
+"""
+
+
+def test_loading_adapting_and_saving_are_silent(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=200, check=True
+    )
+    assert result.stdout == ""
+    assert result.stderr == ""
