@@ -21,11 +21,14 @@ ALL_LINEAR = "all-linear"
 
 
 def get_peft_config(model_config: ModelConfig) -> LoraConfig | None:
-    """The adapter that the settings ask for, ``None`` without ``use_peft``.
+    """The adapter that the settings ask for.
 
     Args:
         model_config: ``lora_target_modules`` holds module names, or one regular expression, or ``"all-linear"``, which
             is also the default: every linear layer but the output head.
+
+    Returns:
+        PEFT's settings; ``None`` without ``use_peft``.
     """
     if not model_config.use_peft:
         return None
@@ -47,10 +50,16 @@ def get_peft_config(model_config: ModelConfig) -> LoraConfig | None:
 
 
 def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | None:
-    """How bitsandbytes is to quantise the base, ``None`` where the settings do not ask for it.
+    """How bitsandbytes is to quantise the base.
 
-    4 bit is NF4 with double quantisation (Dettmers et al., QLoRA, arXiv 2305.14314) unless they say otherwise. Matrix
-    products are computed in bf16, or in ``dtype`` where that is set.
+    4 bit is NF4 with double quantisation unless the settings say otherwise. Source: Dettmers et al., QLoRA, arXiv
+    2305.14314. Matrix products are computed in bf16, or in ``dtype`` where that is set.
+
+    Args:
+        model_config: The settings.
+
+    Returns:
+        bitsandbytes' settings; ``None`` without ``load_in_4bit`` and ``load_in_8bit``.
 
     Raises:
         MissingExtraError: bitsandbytes is not installed.
@@ -150,11 +159,7 @@ def _target_modules(names: str | list[str] | None) -> str | list[str]:
 
 
 def _check_targets(model: PreTrainedModel, peft_config: PeftConfig) -> None:
-    """Every target has to exist; PEFT complains only where none does.
-
-    Raises:
-        ModelError: Lists the linear layers that could be meant.
-    """
+    """Every target has to exist, or the error lists what could be meant; PEFT complains only where none exists."""
     paths = [path for path, _ in model.named_modules() if path]
     targets = getattr(peft_config, "target_modules", None) or []
     if isinstance(targets, str):
@@ -186,9 +191,6 @@ def _keep_tied(model: PreTrainedModel, peft_config: PeftConfig) -> None:
 
     Trained in full (``modules_to_save``) the two stay one weight. LoRA on either cannot be kept: merged into the one
     weight it would show up in the other as well (logits off by 7 in our test), with ``ensure_weight_tying`` too.
-
-    Raises:
-        ModelError: LoRA on a tied head or embedding.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is not embedding.weight:

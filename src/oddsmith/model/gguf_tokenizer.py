@@ -77,10 +77,13 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def byte_level_pre_tokenizer(kind: str | None) -> pre_tokenizers.PreTokenizer | None:
-    """How a byte-level vocabulary wants its text cut; ``None`` where that is not known here.
+    """How a byte-level vocabulary wants its text cut.
 
     Args:
         kind: ``tokenizer.ggml.pre``.
+
+    Returns:
+        The pre-tokenizer; ``None`` for a name that is not known here.
     """
     if kind in AS_GPT2:
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

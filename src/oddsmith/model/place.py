@@ -14,10 +14,13 @@ TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 
 def locate(name: str) -> str:
-    """What ``from_pretrained`` is to be called with: a model folder, a GGUF file, or a name on the hub.
+    """Decide what a name means.
 
     Args:
         name: Hub id, folder, GGUF file or ``builtin:...``.
+
+    Returns:
+        What to call ``from_pretrained`` with: a folder, a GGUF file, or the name itself if it can be one on the hub.
 
     Raises:
         ModelError: A path to nothing, or to something that is no model.
