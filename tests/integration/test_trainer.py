@@ -296,3 +296,53 @@ def test_the_router_loss_of_a_mixture_of_experts_counts_once_and_is_logged(tmp_p
         assert line["loss"] == pytest.approx(
             line["nll_loss"] + 0.1 * line["or_loss"] + 0.5 * line["aux_loss"], rel=1e-5
         )
+
+
+def test_prompts_that_fill_max_length_are_dropped_and_nothing_becomes_nan(tmp_path):
+    """TRL 1.16 keeps such rows, and its loss is NaN in the first step."""
+    rows = ragged_pairs(10, seed=6)
+    rows[3] = rows[3] | {"prompt": "word " * 40}
+    rows[7] = rows[7] | {"prompt": "word " * 60}
+    rows[5] = rows[5] | {"chosen": " the same start " * 9 + "a", "rejected": " the same start " * 9 + "b"}
+    run = trainer(tmp_path, train=rows, max_length=96, max_steps=4, per_device_train_batch_size=8)
+    report = run.data_reports["train"]
+    dropped = {reason: numbers for reason, numbers in report.dropped.items() if numbers}
+    assert sorted(row for numbers in dropped.values() for row in numbers) == [3, 5, 7]
+    assert any("max_length" in reason for reason in dropped)
+    assert any("identical" in reason for reason in dropped)
+    run.train()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_4_bit_base_with_checkpointing_learns_across_evaluations(tmp_path, reentrant):
+    pytest.importorskip("bitsandbytes")
+    from oddsmith import ModelConfig, get_peft_config, get_quantization_config
+    from oddsmith.model.loading import load_model
+
+    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    chosen = ModelConfig(use_peft=True, load_in_4bit=True, lora_r=8, lora_dropout=0.0)
+    rows = ragged_pairs(8, seed=2)
+    run = trainer(
+        tmp_path / "run",
+        model=load_model(
+            str(tmp_path / "base"), dtype=torch.bfloat16, quantization_config=get_quantization_config(chosen)
+        ),
+        peft_config=get_peft_config(chosen),
+        train=rows,
+        evaluate=rows,
+        eval_strategy="steps",
+        eval_steps=5,
+        max_steps=20,
+        per_device_train_batch_size=8,
+        learning_rate=2e-2,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+    )
+    run.train()
+    losses = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 4
+    assert losses == sorted(losses, reverse=True)  # it goes on learning after each evaluation
+    assert losses[-1] < 0.8 * losses[0]
