@@ -18,6 +18,7 @@ from oddsmith.cli.build import build
 from oddsmith.cli.interrupt import StopOnRequest
 from oddsmith.cli.resolve import resolve
 from oddsmith.cli.schema import load_fields
+from oddsmith.errors import Interrupted
 from tests.command import SETTINGS, START, environment, run_apart, run_here, save_config, save_model, save_pairs
 
 
@@ -72,7 +73,8 @@ def test_without_a_terminal_a_run_is_told_in_plain_lines(train, tmp_path):
     assert "train: 8 rows (standard), 8 kept" in text
     assert "eval: 4 rows (standard), 4 kept" in text
     assert re.search(r"longest sequence: \d+ tokens of 64 allowed", text)
-    assert "4 steps (1 epoch); 2 x 1 x 1 = 2 pairs per step (micro-batch x accumulation x processes)" in text
+    assert "4 steps in 1 epoch of 2 pairs each" in text
+    assert "= micro-batch 2 x accumulation 1 x processes 1" in text
     assert "float32: set by hand" in text
     logged = [line for line in lines if line.startswith("step 2/4  50%  loss ")]
     assert len(logged) == 1
@@ -225,6 +227,12 @@ def test_ctrl_c_stops_after_the_step_and_the_run_can_go_on(train, tmp_path, caps
     assert "done: 4 steps" in again.err
 
 
+def test_an_interrupted_run_says_so_in_json(train, interrupt):
+    interrupt(1)
+    document = json.loads(train("--json").out)
+    assert (document["kind"], document["exit_code"]) == (Interrupted.__name__, Interrupted.exit_code)
+
+
 def test_ctrl_c_in_the_last_step_lets_the_run_end(train, tmp_path, interrupt):
     interrupt(1)
     assert train("--max-steps", "3").code == 0
@@ -258,7 +266,7 @@ def test_two_processes_train_one_model_and_one_of_them_speaks(workshop, tmp_path
     alone = run_here(capsys, "train", *words[:1], "--output-dir", tmp_path / "one", "--json")
     assert (together.code, alone.code) == (0, 0)
     two, one = json.loads(together.out), json.loads(alone.out)
-    assert "1 x 1 x 2 = 2 pairs per step" in together.err
+    assert "micro-batch 1 x accumulation 1 x processes 2" in together.err
     assert together.err.count("Oddsmith") == 1
     assert two["steps"] == one["steps"] == 4
     assert two["evaluation"]["eval_loss"] == pytest.approx(one["evaluation"]["eval_loss"], rel=1e-5)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from ..data.prepare import prepare
 from ..data.sources import load_datasets
@@ -19,12 +19,13 @@ from ..model.loading import load_model, load_tokenizer
 from ..model.place import is_gguf, locate
 from ..trainer import ORPOTrainer
 from .build import Settings
-from .console import working
+from .console import is_live, is_main_process, working
 
 if TYPE_CHECKING:
     from ..data.report import DataReport
 
 LEAST_TRAINING_PAIRS = 2
+ROWS_WITH_A_BAR = 5_000
 
 
 def make_trainer(
@@ -47,24 +48,19 @@ def make_trainer(
     source: dict[str, Any] = {"revision": chosen.model_revision, "trust_remote_code": orpo.trust_remote_code}
     with working(f"loading the tokenizer of {name}"):
         tokenizer = load_tokenizer(name, **source)
+    seq2seq = _is_encoder_decoder(settings)
     reports: dict[str, DataReport] = {}
-    with working("tokenizing the pairs"):
-        train_tokens, eval_tokens = _tokenized(settings, tokenizer, train_rows, eval_rows, reports)
-    options = {
-        "dtype": base_dtype(settings),
-        "attn_implementation": chosen.attn_implementation,
-        "quantization_config": get_quantization_config(chosen),
-        "is_trainable": train_rows is not None,
-        **source,
-        **(orpo.model_init_kwargs if isinstance(orpo.model_init_kwargs, dict) else {}),
-    }
-    orpo.model_init_kwargs, orpo.disable_tqdm = None, True
+    train_data, eval_data = _tokenized(settings, tokenizer, train_rows, eval_rows, seq2seq, reports)
     with working(f"loading {name}"), clear_memory_errors():
+        model = _load(settings, is_trainable=train_rows is not None)
+        if bool(model.config.is_encoder_decoder) != seq2seq:  # seen only now; the trainer tokenizes again
+            train_data, eval_data, reports = train_rows, eval_rows, {}
+        orpo.model_init_kwargs, orpo.disable_tqdm = None, True
         trainer = ORPOTrainer(
-            load_model(name, **options),
+            model,
             args=orpo,
-            train_dataset=train_tokens,
-            eval_dataset=eval_tokens,
+            train_dataset=train_data,
+            eval_dataset=eval_data,
             processing_class=tokenizer,
             peft_config=get_peft_config(chosen) if train_rows is not None else None,
             callbacks=callbacks,
@@ -72,6 +68,21 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.data_reports.update(reports)
     return trainer
+
+
+def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
+    """The model; ``model_init_kwargs`` beats the other settings."""
+    orpo, chosen, _ = settings
+    options: dict[str, Any] = {
+        "dtype": base_dtype(settings),
+        "revision": chosen.model_revision,
+        "trust_remote_code": orpo.trust_remote_code,
+        "attn_implementation": chosen.attn_implementation,
+        "quantization_config": get_quantization_config(chosen),
+        "is_trainable": is_trainable,
+    }
+    given = orpo.model_init_kwargs if isinstance(orpo.model_init_kwargs, dict) else {}
+    return load_model(str(chosen.model_name_or_path), **{**options, **given})
 
 
 def read_rows(settings: Settings) -> tuple[Any, Any]:
@@ -118,6 +129,7 @@ def _tokenized(
     tokenizer: PreTrainedTokenizerBase,
     train_rows: Any,
     eval_rows: Any,
+    is_encoder_decoder: bool,
     reports: dict[str, DataReport],
 ) -> tuple[Any, Any]:
     """Both datasets as tokens; their reports go into ``reports``."""
@@ -126,7 +138,7 @@ def _tokenized(
         tokenizer,
         max_length=orpo.max_length,
         max_prompt_length=orpo.max_prompt_length,
-        is_encoder_decoder=_is_encoder_decoder(settings),
+        is_encoder_decoder=is_encoder_decoder,
         max_completion_length=orpo.max_completion_length,
     )
 
@@ -135,7 +147,8 @@ def _tokenized(
             return None
         options: dict[str, Any] = {"bad_rows": orpo.bad_rows, "num_proc": orpo.dataset_num_proc, "source": name}
         least = LEAST_TRAINING_PAIRS if name == "train" else 1
-        prepared = prepare(rows, pair_tokenizer, least_pairs=least, **options)
+        with _tokenizing(rows):
+            prepared = prepare(rows, pair_tokenizer, least_pairs=least, **options)
         reports[name] = prepared.report
         return prepared.dataset
 
@@ -145,13 +158,32 @@ def _tokenized(
     return train_tokens, tokens("eval", eval_rows)
 
 
+@contextmanager
+def _tokenizing(rows: Any) -> Iterator[None]:
+    """Show on a terminal that pairs are tokenized; the bar of ``datasets`` where it takes long, and is watched."""
+    if isinstance(rows, Sized) and len(rows) >= ROWS_WITH_A_BAR and is_live() and is_main_process():
+        yield
+        return
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with working("tokenizing the pairs"):
+            yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
 def _is_encoder_decoder(settings: Settings) -> bool:
-    """Whether the model reads the prompt in an encoder, before its weights are loaded."""
+    """Whether the model reads the prompt in an encoder, as far as its configuration tells before it is loaded."""
     place = locate(str(settings.model.model_name_or_path))
-    if is_gguf(place) or not (Path(place) / "config.json").is_file():
+    if is_gguf(place):
         return False
-    config = AutoConfig.from_pretrained(place, trust_remote_code=settings.orpo.trust_remote_code)
-    return bool(config.is_encoder_decoder)
+    source = {"revision": settings.model.model_revision, "trust_remote_code": settings.orpo.trust_remote_code}
+    try:
+        return bool(AutoConfig.from_pretrained(place, **source).is_encoder_decoder)
+    except (OSError, ValueError):  # an adapter, or nothing that can be loaded; loading tells
+        return False
 
 
 def _check_devices(settings: Settings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -12,6 +11,8 @@ from functools import cache
 
 from rich.console import Console
 from rich.text import Text
+
+from ..model.quiet import hush_dependencies
 
 
 @cache
@@ -55,9 +56,9 @@ def working(what: str) -> Iterator[None]:
 def quiet_libraries() -> None:
     """Let the libraries speak only of errors, and draw no bars where nobody watches them.
 
-    To be called before they are imported: bitsandbytes warns at its import about a kernel that nothing needs here.
+    To be called before they are imported: some speak at their import.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hush_dependencies()
     if not sys.warnoptions:  # what libraries tell each other about their next versions
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)

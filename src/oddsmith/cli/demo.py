@@ -1,7 +1,8 @@
-"""``oddsmith demo``: shows what ``oddsmith.demo`` does. Nothing is computed here."""
+"""``oddsmith demo``: tells what ``oddsmith.demo`` does while it does it. Nothing is computed here."""
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,32 +10,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .console import quiet_libraries, say, stderr_console
+from .build import build
+from .config_file import Setting
+from .console import is_live, quiet_libraries, say, stderr_console
 from .outcome import JSON, TRACEBACK
-from .resolve import Option, resolve
+from .resolve import Option, Resolved, resolve
+from .run_folder import check_folder, clear_folder, write_settings
 from .schema import fields_for_run
 
 if TYPE_CHECKING:
     from ..demo import DemoResult, Standing
+    from ..trainer import ORPOTrainer
 
 USAGE = "oddsmith demo [--output-dir FOLDER] [--model MODEL] [--any-training-setting VALUE ...]"
 INTRO = (
-    "Aligns SmolLM2-135M-Instruct on everyday questions, answered shortly and kindly, on this machine's CPU or GPU, and"
-    " shows its answers to other questions before and after.",
+    "Aligns SmolLM2-135M-Instruct, a real chat model, with short and kind answers to everyday questions, on this"
+    " machine's CPU or GPU, and shows its answers to other questions before and after.",
 )
+FOLDER = "oddsmith-demo"
 OPTIONS = (
-    Option("output_dir", "value", "Run folder; a demo that it holds is replaced. [oddsmith-demo]", "FOLDER"),
+    Option("output_dir", "value", f"Run folder; a demo that it holds is replaced. [{FOLDER}]", "FOLDER"),
     Option("model", "value", "Another chat model: hub id, folder or GGUF file.", "MODEL"),
     JSON,
     TRACEBACK,
 )
 SHOWN_QUESTIONS = 4
+WIDEST = 100
 
 # Row of the table -> (attribute of a standing, format).
 ROWS = {
-    "answers in the house style": ("style_share", "{:.0%}"),
+    "answers that keep the style": ("style_share", "{:.0%}"),
     "accuracy on held-out pairs": ("accuracy", "{:.0%}"),
-    "margin": ("margin", "{:.3f}"),
+    "margin on held-out pairs": ("margin", "{:.3f}"),
     "perplexity of good answers": ("perplexity", "{:.2f}"),
 }
 
@@ -47,73 +54,89 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         The demo's outcome as JSON values.
+
+    Raises:
+        ConfigError: A setting of model or data, which the demo brings itself.
     """
     quiet_libraries()
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
     foreign = [given.where for name, given in resolved.settings.items() if resolved.fields[name].owner != "ORPOConfig"]
     if foreign:
-        raise ConfigError(
-            f"{foreign[0]} is no setting of the demo, which brings its data and adapter; use oddsmith train"
-        )
-    folder = Path(resolved.options.get("output_dir", "oddsmith-demo"))
+        raise ConfigError(f"{foreign[0]} is no setting of the demo, which brings its pairs and its adapter")
+    folder = Path(resolved.options.get("output_dir", FOLDER))
+    check_folder(folder, resume=False, overwrite=True)
+    clear_folder(folder)
 
     from ..demo import MODEL, run_demo
-    from .interrupt import StopOnRequest
     from .progress import ShowProgress
 
-    story = _Story()
-    with ShowProgress() as progress, StopOnRequest() as stop:
-        result = run_demo(
-            folder,
-            model=resolved.options.get("model", MODEL),
-            callbacks=[stop, progress],
-            on_stage=story.tell,
-            **resolved.of("ORPOConfig"),
-        )
-    _print_outcome(result)
+    model = resolved.options.get("model", MODEL)
+    with ShowProgress() as progress:
+        story = _Story(resolved, folder, model)
+        given = resolved.of("ORPOConfig")
+        result = run_demo(folder, model=model, callbacks=[progress], on_stage=story.tell, **given)
+    _print_table(result)
     return {"command": "demo", **asdict(result)}
 
 
 class _Story:
-    """Tells on stderr what the demo is doing."""
+    """Tells what the demo is doing: facts and answers on stdout, what goes on on stderr."""
+
+    def __init__(self, resolved: Resolved, folder: Path, model: str):
+        self._resolved, self._folder, self._model = resolved, folder, model
 
     def tell(self, stage: str, detail: Any) -> None:
+        """The demo's ``on_stage``."""
         if stage == "load":
-            say(f"Loading {detail} ...")
+            say(f"loading {detail}")
         elif stage == "answer":
-            done, total, when = detail
-            self._count(done, total, f"answering {total} questions {when} training")
+            self._count(*detail)
+        elif stage == "standing":
+            _print_answers(*detail)
         elif stage == "train":
-            say("Training on short, kind answers against the model's own ...")
+            self._write_settings(detail)
+            pairs = len(detail.train_dataset)
+            say(f"\ntraining on {pairs} pairs: a short, kind answer to prefer, the model's own to avoid")
         elif stage == "save":
-            say(f"Saved in {detail}")
+            say(f"\nsaved in {detail}")
 
-    def _count(self, done: int, total: int, what: str) -> None:
-        """A line that counts on a terminal; elsewhere the last one only."""
-        console = stderr_console()
-        if console.is_terminal:
-            console.print(f"{what}: {done}/{total}", end="\n" if done >= total else "\r")
+    def _count(self, done: int, total: int, when: str) -> None:
+        """A line that counts on a terminal; elsewhere only its end."""
+        text = f"answered {done} of {total} held-out questions, {when} training"
+        if is_live():
+            stderr_console().print(text, end="\n" if done >= total else "\r")
         elif done >= total:
-            say(f"{what}: done")
+            say(text)
+
+    def _write_settings(self, trainer: ORPOTrainer) -> None:
+        """Leave a ``run.yaml``, so that ``oddsmith eval`` and ``oddsmith train`` know the demo's folder for a run."""
+        from ..demo import SETTINGS
+
+        lora = trainer.model.peft_config["default"]
+        adapter = {"lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
+        names = {
+            "model_name_or_path": self._model,
+            "dataset_name": "builtin:house-style",
+            "output_dir": str(self._folder),
+        }
+        for name, value in {**names, "use_peft": True, **adapter, **SETTINGS}.items():
+            self._resolved.settings.setdefault(name, Setting(value, "the demo"))
+        write_settings(self._folder, self._resolved, build(self._resolved))
 
 
-def _print_outcome(result: DemoResult) -> None:
-    """Some answers before and after, and the figures."""
-    for i, question in enumerate(result.questions[:SHOWN_QUESTIONS]):
-        print(f"\nQ: {question}")
-        for label, standing in (("before", result.before), ("after", result.after)):
-            print(
-                textwrap.fill(
-                    " ".join(standing.answers[i].split()),
-                    100,
-                    initial_indent=f"  {label:<7} ",
-                    subsequent_indent=" " * 10,
-                )
-            )
+def _print_answers(when: str, standing: Standing) -> None:
+    """The model's answers to the first held-out questions."""
+    from ..data.builtin import demo_pairs
+
+    width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+    print(f"\nThe model {when} training:")
+    for pair, answer in list(zip(demo_pairs("heldout"), standing.answers, strict=True))[:SHOWN_QUESTIONS]:
+        print(f"\n  {pair['prompt'][-1]['content']}")
+        print(textwrap.fill(" ".join(answer.split()), width, initial_indent="    > ", subsequent_indent="      "))
+
+
+def _print_table(result: DemoResult) -> None:
     print(f"\n{'':<28}{'before':>10}{'after':>10}")
     for row, (name, pattern) in ROWS.items():
-        print(f"{row:<28}{_cell(result.before, name, pattern):>10}{_cell(result.after, name, pattern):>10}")
-
-
-def _cell(standing: Standing, name: str, pattern: str) -> str:
-    return pattern.format(getattr(standing, name))
+        before, after = (pattern.format(getattr(standing, name)) for standing in (result.before, result.after))
+        print(f"{row:<28}{before:>10}{after:>10}")

@@ -28,7 +28,7 @@ def banner(trainer: ORPOTrainer, settings: Settings, state: TrainerState) -> lis
     facts = {
         "model": [f"{settings.model.model_name_or_path}: {_parameters(trainer, settings)}"],
         "data": data,
-        "steps": [_steps(trainer, state)],
+        "steps": _steps(trainer, state),
         "precision": [precision(settings)],
         "folder": [str(settings.orpo.output_dir)],
     }
@@ -61,15 +61,14 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _steps(trainer: ORPOTrainer, state: TrainerState) -> str:
+def _steps(trainer: ORPOTrainer, state: TrainerState) -> list[str]:
     args = trainer.args
     micro, accumulation, processes = trainer._train_batch_size, args.gradient_accumulation_steps, args.world_size
-    pairs = micro * accumulation * processes
-    epochs = f" ({counted(state.num_train_epochs, 'epoch')})" if args.max_steps <= 0 else ""
-    return (
-        f"{counted(state.max_steps, 'step')}{epochs}; {micro} x {accumulation} x {processes} = {pairs} pairs per step"
-        " (micro-batch x accumulation x processes)"
-    )
+    epochs = f" in {counted(state.num_train_epochs, 'epoch')}" if args.max_steps <= 0 else ""
+    return [
+        f"{counted(state.max_steps, 'step')}{epochs} of {counted(micro * accumulation * processes, 'pair')} each",
+        f"  = micro-batch {micro} x accumulation {accumulation} x processes {processes}",
+    ]
 
 
 def precision(settings: Settings) -> str:
