@@ -11,7 +11,7 @@ from oddsmith.cli.build import build
 from oddsmith.cli.config_file import read_config
 from oddsmith.cli.resolve import resolve
 from oddsmith.cli.run_folder import check_folder, clear_folder, settings_text, to_yaml, without_secrets, write_settings
-from oddsmith.cli.schema import fields_for_run, load_fields
+from oddsmith.cli.schema import fields_for_run
 from oddsmith.errors import ConfigError
 
 WORDS = ("--model-name-or-path", "m", "--dataset-name", "d", "--use-cpu", "--no-bf16")
@@ -25,11 +25,11 @@ def text_of(*words: str) -> str:
 def test_run_yaml_is_a_configuration_that_means_the_same(tmp_path):
     words = [*WORDS, "--beta", "1e-05", "--run-name", "no", "--lora-target-modules", "q", "v", "--max-length", "none"]
     words += ["--lr_scheduler_kwargs", '{"min_lr": 1e-07, "note": "a: b # c"}', "--hub-revision", "1e5"]
-    before = resolve(words, load_fields())
+    before = resolve(words, fields_for_run())
     write_settings(tmp_path, before, build(before))
-    after = resolve([str(tmp_path / "run.yaml")], load_fields())
-    assert set(after.settings) == set(load_fields())
-    assert all(after.get(name) == before.get(name) for name in load_fields())
+    after = resolve([str(tmp_path / "run.yaml")], fields_for_run())
+    assert set(after.settings) == set(fields_for_run())
+    assert all(after.get(name) == before.get(name) for name in fields_for_run())
     build(after)
 
 
