@@ -91,7 +91,7 @@ def test_an_unforeseen_error_is_one_line_and_traceback_shows_it():
     assert (short.returncode, long.returncode) == (1, 1)
     assert short.stderr.splitlines() == [
         "error: RuntimeError: the first line",
-        "error: this was not foreseen; run again with --traceback to see where it came from",
+        "This was not foreseen; run again with --traceback to see where it came from.",
     ]
     assert "Traceback (most recent call last)" in long.stderr
     assert "and a second" in long.stderr

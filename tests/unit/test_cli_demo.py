@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from oddsmith import ORPOConfig
 from oddsmith import demo as work
 from oddsmith.data.builtin import demo_pairs
 from tests.command import run_here
@@ -23,8 +24,8 @@ def quick_demo(monkeypatch, tmp_path):
     def run_demo(output_dir, *, model=work.MODEL, callbacks=None, on_stage=None, **settings):
         called.update(settings, output_dir=str(output_dir), model=model)
         questions = [pair["prompt"][-1]["content"] for pair in demo_pairs("heldout")]
-        lora = SimpleNamespace(r=4, lora_alpha=8, lora_dropout=0.0)
-        trainer = SimpleNamespace(train_dataset=[1, 2, 3], model=SimpleNamespace(peft_config={"default": lora}))
+        args = ORPOConfig(output_dir=str(output_dir), use_cpu=True, bf16=False)
+        trainer = SimpleNamespace(train_dataset=[1, 2, 3], args=args)
         standings = []
         for when, share in (("before", 0.25), ("after", 0.9)):
             on_stage("answer", (len(questions), len(questions), when))
@@ -55,7 +56,8 @@ def test_answers_and_figures_before_and_after_are_shown(quick_demo, capsys):
 def test_the_folder_is_a_run_that_a_second_demo_replaces(quick_demo, capsys):
     assert run_here(capsys, "demo").code == 0
     settings = yaml.safe_load(Path("oddsmith-demo/run.yaml").read_text())
-    assert (settings["dataset_name"], settings["use_peft"], settings["lora_r"]) == ("builtin:house-style", True, 4)
+    assert (settings["dataset_name"], settings["use_peft"]) == ("builtin:house-style", True)
+    assert settings["lora_r"] == work.ADAPTER["lora_r"]
     assert settings["learning_rate"] == work.SETTINGS["learning_rate"]
     Path("oddsmith-demo/old").touch()
     assert run_here(capsys, "demo").code == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .build import build
+from .build import Settings
 from .config_file import Setting
 from .console import is_live, quiet_libraries, say, stderr_console
 from .outcome import JSON, TRACEBACK
@@ -28,6 +28,7 @@ INTRO = (
     " machine's CPU or GPU, and shows its answers to other questions before and after.",
 )
 FOLDER = "oddsmith-demo"
+PAIRS = "builtin:house-style"
 OPTIONS = (
     Option("output_dir", "value", f"Run folder; a demo that it holds is replaced. [{FOLDER}]", "FOLDER"),
     Option("model", "value", "Another chat model: hub id, folder or GGUF file.", "MODEL"),
@@ -110,18 +111,15 @@ class _Story:
 
     def _write_settings(self, trainer: ORPOTrainer) -> None:
         """Leave a ``run.yaml``, so that ``oddsmith eval`` and ``oddsmith train`` know the demo's folder for a run."""
-        from ..demo import SETTINGS
+        from ..config import ModelConfig, ScriptArguments
+        from ..demo import ADAPTER, SETTINGS
 
-        lora = trainer.model.peft_config["default"]
-        adapter = {"lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
-        names = {
-            "model_name_or_path": self._model,
-            "dataset_name": "builtin:house-style",
-            "output_dir": str(self._folder),
-        }
-        for name, value in {**names, "use_peft": True, **adapter, **SETTINGS}.items():
+        names = {"model_name_or_path": self._model, "output_dir": str(self._folder), "dataset_name": PAIRS}
+        for name, value in {**names, **ADAPTER, **SETTINGS}.items():
             self._resolved.settings.setdefault(name, Setting(value, "the demo"))
-        write_settings(self._folder, self._resolved, build(self._resolved))
+        # The trainer's own settings: a second ORPOConfig would take accelerate's state away from it.
+        settings = Settings(trainer.args, ModelConfig(**ADAPTER), ScriptArguments(dataset_name=PAIRS))
+        write_settings(self._folder, self._resolved, settings)
 
 
 def _print_answers(when: str, standing: Standing) -> None:
@@ -132,7 +130,9 @@ def _print_answers(when: str, standing: Standing) -> None:
     print(f"\nThe model {when} training:")
     for pair, answer in list(zip(demo_pairs("heldout"), standing.answers, strict=True))[:SHOWN_QUESTIONS]:
         print(f"\n  {pair['prompt'][-1]['content']}")
-        print(textwrap.fill(" ".join(answer.split()), width, initial_indent="    > ", subsequent_indent="      "))
+        text = " ".join(answer.split())
+        text += "" if text.endswith((".", "!", "?")) else " ..."
+        print(textwrap.fill(text, width, initial_indent="    > ", subsequent_indent="      "))
 
 
 def _print_table(result: DemoResult) -> None:

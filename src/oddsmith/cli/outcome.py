@@ -83,5 +83,5 @@ def _print_json(document: dict[str, Any]) -> None:
 def _say_unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """One line instead of a traceback, for errors that should not have happened."""
     first_line = next(iter(str(error).strip().splitlines()), "")
-    say_error(f"{kind.__name__}: {first_line}" if first_line else kind.__name__)
-    say_error("this was not foreseen; run again with --traceback to see where it came from")
+    what = f"{kind.__name__}: {first_line}" if first_line else kind.__name__
+    say_error(f"{what}\nThis was not foreseen; run again with --traceback to see where it came from.")
