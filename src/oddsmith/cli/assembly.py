@@ -17,6 +17,7 @@ from ..errors import ConfigError, OddsmithError
 from ..model.adapters import get_peft_config, get_quantization_config
 from ..model.loading import load_model, load_tokenizer
 from ..model.place import is_gguf, locate
+from ..model.setup import default_dtype
 from ..trainer import ORPOTrainer
 from .build import Settings
 from .console import is_live, is_main_process, working
@@ -94,18 +95,11 @@ def read_rows(settings: Settings) -> tuple[Any, Any]:
 
 
 def base_dtype(settings: Settings) -> torch.dtype | str:
-    """The type of the weights that are loaded.
-
-    ========================  ===============================================================================
-    ``dtype`` is given        that type; ``"auto"`` is the one the weights are stored in
-    an adapter is trained     the frozen base in bfloat16 where the run computes in bf16, else in float32
-    the whole model is        float32: an update of 1e-6 of a bfloat16 weight would be rounded away
-    ========================  ===============================================================================
-    """
+    """The type of the weights that are loaded: the one asked for (``"auto"``: as stored), or ``default_dtype``."""
     given = settings.model.dtype
     if given is not None:
         return given if given == "auto" else getattr(torch, given)
-    return torch.bfloat16 if settings.model.use_peft and settings.orpo.bf16 else torch.float32
+    return default_dtype(adapter=settings.model.use_peft, bf16=bool(settings.orpo.bf16))
 
 
 @contextmanager

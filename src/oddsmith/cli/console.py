@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,10 +33,21 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str = "", style: str | None = None) -> None:
-    """Print a line on stderr, unwrapped where it goes to a file; the other processes of a run stay silent."""
-    if is_main_process():
-        stderr_console().print(Text(text, style=style or ""), soft_wrap=not is_live())
+def say(text: str = "", style: str = "", hang: int = 0) -> None:
+    """Print on stderr; the other processes of a run stay silent.
+
+    Args:
+        text: One line or several. A terminal gets them wrapped, a file as they are.
+        style: Style of rich, e.g. ``"bold"``.
+        hang: Columns that the rest of a wrapped line is indented by.
+    """
+    if not is_main_process():
+        return
+    console = stderr_console()
+    for line in text.split("\n"):
+        if is_live() and len(line) > console.width:
+            line = textwrap.fill(line, console.width, subsequent_indent=" " * hang)
+        console.print(Text(line, style=style), soft_wrap=True)
 
 
 def say_error(text: str, label: str = "error", style: str = "bold red") -> None:

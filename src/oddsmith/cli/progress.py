@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +28,7 @@ FIGURES = {
     "rewards/margins": ("margin", "{:.3g}"),
     "tokens_per_second": ("", "{:,.0f} tokens/s"),
 }
+MEASURED = tuple(key for key in FIGURES if key != "tokens_per_second")  # of the model rather than of the machine
 # What goes first where a terminal is too narrow for all.
 DROP_FIRST = ("tokens_per_second", "or_loss", "nll_loss", "rewards/margins", "percent", "rewards/accuracies")
 
@@ -47,9 +48,7 @@ class ProgressLine:
         found = {"step": f"{self.step}/{self.steps}", "percent": f"{self.step / self.steps:.0%}"} if self.steps else {}
         if self.doing:
             return found | {"doing": self.doing}
-        for key, (name, pattern) in FIGURES.items():
-            if isinstance(self.logs.get(key), int | float):
-                found[key] = f"{name} {pattern.format(self.logs[key])}".strip()
+        found |= figures(self.logs, names=FIGURES)
         remaining = self.remaining_s()
         return found | ({"left": f"{clock(remaining)} left"} if remaining is not None else {})
 
@@ -176,13 +175,17 @@ def evaluation_lines(metrics: Mapping[str, Any]) -> list[str]:
     sets = [key.removesuffix("_loss") for key in metrics if key.endswith("_loss") and key[:-5] + "_nll_loss" in metrics]
     lines = []
     for name in sets:
-        parts = [
-            f"{label} {pattern.format(metrics[f'{name}_{key}'])}".strip()
-            for key, (label, pattern) in FIGURES.items()
-            if isinstance(metrics.get(f"{name}_{key}"), int | float) and key != "tokens_per_second"
-        ]
-        lines.append("  ".join([name, *parts]))
+        lines.append(f"{name}  {'  '.join(figures(metrics, f'{name}_').values())}")
     return lines
+
+
+def figures(metrics: Mapping[str, Any], prefix: str = "", names: Collection[str] = MEASURED) -> dict[str, str]:
+    """The figures of a log line as they are shown, by key."""
+    return {
+        key: f"{FIGURES[key][0]} {FIGURES[key][1].format(metrics[prefix + key])}".strip()
+        for key in names
+        if isinstance(metrics.get(prefix + key), int | float)
+    }
 
 
 def clock(seconds: float) -> str:

@@ -13,7 +13,7 @@ from transformers import TrainerState
 from .. import __version__
 from ..data.report import counted
 from .build import Settings
-from .progress import clock, evaluation_lines
+from .progress import clock, evaluation_lines, figures
 
 if TYPE_CHECKING:
     from ..trainer import ORPOTrainer
@@ -114,6 +114,10 @@ def result_lines(document: dict[str, Any]) -> list[str]:
     """The outcome of a run for reading."""
     memory = f"{document['peak_memory_bytes'] / 2**30:.2f} GiB of {document['peak_memory_of']} memory at most"
     lines = ["", f"done: {document['steps']:,} steps in {clock(document['seconds'])}, {memory}"]
+    if document["metrics"]:
+        lines.append(
+            f"  training, at step {document['metrics']['step']}: {'  '.join(figures(document['metrics']).values())}"
+        )
     best = document["best_evaluation"]
     if best is not None:
         found = [line.removeprefix("eval  ") for line in evaluation_lines(best)]

@@ -110,7 +110,7 @@ def _run(resolved: Resolved, settings: Settings) -> dict[str, Any]:
 
     checkpoint = _checkpoint(_wanted_checkpoint(resolved), settings)
     stop = StopOnRequest()
-    progress = ShowProgress(before=lambda state: say("\n".join(banner(trainer, settings, state))))
+    progress = ShowProgress(before=lambda state: say("\n".join(banner(trainer, settings, state)), hang=15))
     trainer = make_trainer(settings, *read_rows(settings), callbacks=[stop, progress])
     with settings.orpo.main_process_first(desc="writing the settings"):
         if trainer.is_world_process_zero():
@@ -127,7 +127,7 @@ def _run(resolved: Resolved, settings: Settings) -> dict[str, Any]:
         )
     _finish(trainer, settings)
     document = result(trainer, settings, time.monotonic() - started_at)
-    say("\n".join(result_lines(document)))
+    say("\n".join(result_lines(document)), hang=4)
     return document
 
 

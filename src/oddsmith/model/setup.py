@@ -45,6 +45,8 @@ def resolve_model(
     if isinstance(model, str):
         options = _init_options(args)
         options.setdefault("dtype", default_dtype(adapter=adapter, bf16=bool(args.bf16)))
+        # An adapter that the name stands for is trained on, where no new one is asked for.
+        options.setdefault("is_trainable", True)
         return load_model(model, trust_remote_code=args.trust_remote_code, **options)
     if args.model_init_kwargs:
         raise ConfigError("model_init_kwargs is for a model given by name, but the model is already made")
