@@ -38,6 +38,7 @@ LONG = {**PAIR, "prompt": "word " * 40}
 
 
 def trainer(kind, rows, **settings):
+    """TRL's or our trainer on the same tiny model and rows, for one step."""
     config, cls = (ORPOConfig, ORPOTrainer) if kind == "Oddsmith" else (TRLConfig, TRLTrainer)
     args = config(
         output_dir=tempfile.mkdtemp(),
@@ -57,6 +58,7 @@ def trainer(kind, rows, **settings):
 
 
 def first_loss(run) -> float:
+    """The loss of the first step, or what made it NaN."""
     run.train()
     # TRL leaves transformers' NaN filter on, which logs a NaN as 0; what the step computed is in its metrics.
     entry = run.state.log_history[0]
@@ -64,16 +66,19 @@ def first_loss(run) -> float:
 
 
 def prompt_that_fills_max_length(kind) -> str:
+    """One of three rows has a prompt as long as ``max_length``."""
     return f"first loss {first_loss(trainer(kind, [LONG, PAIR, PAIR], max_length=64)):.4g}"
 
 
 def certain_response(kind) -> str:
+    """The gradient where a response has probability one, all but 1e-8."""
     x = torch.tensor([-1e-8], requires_grad=True)
     (log1mexp if kind == "Oddsmith" else trl_log1mexp)(x).sum().backward()
     return f"gradient of log1mexp(-1e-8): {x.grad.item():.4g}"
 
 
 def end_of_turn(kind) -> str:
+    """What the tokens of a ChatML conversation end with."""
     conversation = {name: [{"role": "assistant", "content": PAIR[name]}] for name in ("chosen", "rejected")}
     conversation["prompt"] = [{"role": "user", "content": PAIR["prompt"]}]
     run = trainer(kind, [conversation, {**conversation, "prompt": [{"role": "user", "content": "Bye."}]}])
@@ -101,6 +106,7 @@ CLAIMS = {
 
 
 def main() -> int:
+    """Run and print every claim."""
     results = {}
     for claim, (measure, is_good) in CLAIMS.items():
         results[claim] = {kind: measure(kind) for kind in ("TRL 1.16", "Oddsmith")}
