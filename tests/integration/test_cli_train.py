@@ -82,6 +82,7 @@ def test_without_a_terminal_a_run_is_told_in_plain_lines(train, tmp_path):
         assert name in logged[0]
     assert any(line.startswith("step 4  eval  loss ") for line in lines)
     assert re.search(r"done: 4 steps in \d+:\d\d, \d\.\d\d GiB of resident memory at most", text)
+    assert "training, at step 4: loss " in text
     assert "best evaluation, at step 4: loss " in text
     assert f"model in {tmp_path}/run: model.safetensors" in text
     assert f"next: oddsmith eval {tmp_path}/run" in text
