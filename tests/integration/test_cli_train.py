@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from oddsmith import ORPOTrainer
 from oddsmith.cli.assembly import base_dtype
 from oddsmith.cli.build import build
 from oddsmith.cli.interrupt import StopOnRequest
@@ -111,6 +112,13 @@ def test_the_same_seed_gives_the_same_model_through_run_yaml(train, tmp_path, ca
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert "beta: 0.3" in (tmp_path / "again" / "run.yaml").read_text()
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(train, workshop, tmp_path):
+    pairs = (workshop / "pairs.jsonl").read_bytes()
+    (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + pairs.replace(b"\n", b"\r\n"))
+    document = json.loads(train("--json", "--dataset-name", tmp_path / "windows.jsonl", "--max-steps", "1").out)
+    assert (document["steps"], document["data"]["train"]["kept"]) == (1, 8)
 
 
 # ---- Folders and checkpoints
@@ -273,7 +281,17 @@ def test_two_processes_train_one_model_and_one_of_them_speaks(workshop, tmp_path
     assert two["evaluation"]["eval_loss"] == pytest.approx(one["evaluation"]["eval_loss"], rel=1e-5)
 
 
-# ---- Weights
+# ---- Weights and memory
+
+
+def test_too_little_memory_says_what_to_lower(train, monkeypatch):
+    def out_of_memory(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(ORPOTrainer, "train", out_of_memory)
+    outcome = train()
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: the device is out of memory; lower per_device_train_batch_size")
 
 
 @pytest.mark.parametrize(
