@@ -34,6 +34,7 @@ LAYERS = (
     "events",
     "generate",
     "card",
+    "records",
     "trainer",
     "demo",
     "cli",

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from .config import ModelConfig, ORPOConfig
 from .data.builtin import demo_pairs
@@ -115,6 +115,7 @@ def run_demo(
         peft_config=get_peft_config(ModelConfig(**ADAPTER)),
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)  # what is shown is the caller's business
     prompts = [pair["prompt"] for pair in heldout]
     before = _standing(trainer, prompts, "before", on_stage)
     on_stage("train", trainer)

@@ -10,9 +10,7 @@ Optimizers, schedulers, checkpoints, DDP, FSDP, DeepSpeed, trackers and hub are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import islice
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -24,30 +22,28 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     set_seed,
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from .batching.collate import PairCollator, trl_features
+from .batching.collate import PairCollator
 from .batching.loader import BatchMaker, LoaderFactory
 from .batching.plan import StepShape
-from .card import model_card
 from .config import ORPOConfig
 from .data.prepare import prepare
 from .data.report import DataReport
 from .data.tokenize import PairTokenizer
 from .errors import ConfigError, NonFiniteError
-from .events import EventWriter, describe_run, record_answers
-from .generate import answer
+from .events import EventWriter, describe_run
 from .loss import orpo_loss
 from .metrics import EvaluationMeter, TrainingMeter, pair_sums
 from .model.logps import PairLogps, pair_logps
 from .model.setup import ready_model, resolve_model, resolve_tokenizer
+from .records import RunRecords
 
 
-class ORPOTrainer(Trainer):
+class ORPOTrainer(RunRecords):
     """Aligns a language model on pairs (prompt, chosen, rejected) in one step, without a reference model.
 
     Takes the arguments of TRL's ``ORPOTrainer`` in TRL's order, so a script moves over by changing one import.
@@ -76,7 +72,6 @@ class ORPOTrainer(Trainer):
 
     # The loss is divided by the counts of the whole optimizer step here; transformers must not divide it again.
     loss_is_scaled_for_ga = True
-    _tag_names: ClassVar[list[str]] = ["oddsmith", "orpo"]
 
     def __init__(
         self,
@@ -286,47 +281,6 @@ class ORPOTrainer(Trainer):
         ids = [inputs[key].flatten() for key in inputs if key.endswith("input_ids") and key != "prompt_input_ids"]
         ids = ids or [inputs["prompt_input_ids"].flatten()]
         return super().floating_point_ops({self.model.main_input_name: torch.cat(ids)})
-
-    # ---- What a run leaves behind
-
-    def _record_answers(self, dataloader: DataLoader, prefix: str) -> None:
-        """Answers to the first held-out prompts: into the diary, and to the trackers that draw tables."""
-        rows = islice(iter(getattr(dataloader.dataset, "rows", ())), self.args.eval_batch_size)
-        prompts = [trl_features(row, self.is_encoder_decoder)["prompt_input_ids"] for row in rows]
-        answers = answer(self.accelerator.unwrap_model(self.model), self.processing_class, prompts)
-        texts = self.processing_class.batch_decode(prompts, skip_special_tokens=True)
-        if self.is_world_process_zero():
-            record_answers(self.args, self.state.global_step, prefix, list(zip(texts, answers, strict=True)))
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write the model card ``README.md`` into the run folder.
-
-        Args:
-            model_name: Name of the model; the folder's by default.
-            dataset_name: Hub id of the pairs.
-            tags: Hub tags beside ``orpo`` and ``oddsmith``.
-            **kwargs: What transformers passes on to its own cards; not needed here.
-        """
-        if not self.is_world_process_zero():
-            return
-        card = model_card(
-            model_name or Path(self.args.output_dir).name,
-            base_model=getattr(self.model.config, "_name_or_path", None),
-            dataset_name=dataset_name,
-            tags={*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])},
-            args=self.args,
-        )
-        card.save(Path(self.args.output_dir) / "README.md")
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.create_model_card()
-        super()._save_checkpoint(model, trial)
 
     def _describe(self) -> dict[str, Any]:
         return describe_run(

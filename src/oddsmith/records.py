@@ -1,0 +1,62 @@
+"""What a run leaves behind for people: its model card, and answers to held-out prompts."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from .batching.collate import trl_features
+from .card import model_card
+from .events import record_answers
+from .generate import answer
+
+
+class RunRecords(Trainer):
+    """The part of ``ORPOTrainer`` that writes for readers."""
+
+    _tag_names: ClassVar[list[str]] = ["oddsmith", "orpo"]
+    is_encoder_decoder: bool
+
+    def _record_answers(self, dataloader: DataLoader, prefix: str) -> None:
+        """Answers to the first held-out prompts: into the diary, and to the trackers that draw tables."""
+        rows = islice(iter(getattr(dataloader.dataset, "rows", ())), self.args.eval_batch_size)
+        prompts = [trl_features(row, self.is_encoder_decoder)["prompt_input_ids"] for row in rows]
+        answers = answer(self.accelerator.unwrap_model(self.model), self.processing_class, prompts)
+        texts = self.processing_class.batch_decode(prompts, skip_special_tokens=True)
+        if self.is_world_process_zero():
+            record_answers(self.args, self.state.global_step, prefix, list(zip(texts, answers, strict=True)))
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the model card ``README.md`` into the run folder.
+
+        Args:
+            model_name: Name of the model; the folder's by default.
+            dataset_name: Hub id of the pairs.
+            tags: Hub tags beside ``orpo`` and ``oddsmith``.
+            **kwargs: What transformers passes on to its own cards; not needed here.
+        """
+        if not self.is_world_process_zero():
+            return
+        card = model_card(
+            model_name or Path(self.args.output_dir).name,
+            base_model=getattr(self.model.config, "_name_or_path", None),
+            dataset_name=dataset_name,
+            tags={*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])},
+            args=self.args,
+        )
+        card.save(Path(self.args.output_dir) / "README.md")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.create_model_card()
+        super()._save_checkpoint(model, trial)
