@@ -217,7 +217,10 @@ def interrupt(monkeypatch):
 
         monkeypatch.setattr(StopOnRequest, "on_step_begin", on_step_begin)
 
-    return at_step_three
+    # A shell starts what runs in the background with SIGINT ignored; a terminal does not.
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield at_step_three
+    signal.signal(signal.SIGINT, found)
 
 
 def test_ctrl_c_stops_after_the_step_and_the_run_can_go_on(train, tmp_path, capsys, interrupt):
