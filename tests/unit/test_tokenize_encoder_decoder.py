@@ -5,6 +5,8 @@ from __future__ import annotations
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+import pytest
+
 from oddsmith.data.formats import PreferencePair
 from oddsmith.data.tokenized import Dropped, TokenizedPair
 from tests.pairs import conversation, text_pair, tokenize, user
@@ -66,8 +68,9 @@ class TestEncoderDecoder:
         )
         assert tokenizer.decode(tokens.prompt_ids) == "<s>789"
 
-    def test_longest_sequence_may_be_the_prompt(self):
-        tokens, _ = self.tokens(text_pair("0123456789", "a", "b"))
+    @pytest.mark.parametrize("answer", ["a", "a" * 30])
+    def test_the_longest_sequence_is_the_prompt_which_max_length_bounds(self, answer):
+        tokens, _ = self.tokens(text_pair("0123456789", answer, "b"))
         assert tokens.longest_tokens == 11
 
     def test_identical(self):

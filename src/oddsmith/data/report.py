@@ -22,7 +22,7 @@ class DataReport:
         kept: Pairs to train or evaluate on.
         dropped: Numbers of the rows left out, by reason.
         cut: Numbers of the kept rows that lost tokens, by side: ``"prompt"``, ``"chosen"``, ``"rejected"``.
-        longest_tokens: Tokens of the longest kept sequence, after cutting (encoder-decoder: of encoder or decoder).
+        longest_tokens: Tokens of the longest kept sequence, after cutting (encoder-decoder: of the encoder's).
     """
 
     source: str

@@ -50,8 +50,8 @@ class TokenizedPair:
 
     @property
     def longest_tokens(self) -> int:
-        """Tokens of the longest sequence that a model reads or learns."""
-        return max(len(self.chosen_ids), len(self.rejected_ids), len(self.prompt_ids))
+        """Tokens of the longest sequence that ``max_length`` bounds: prompt + response, or the encoder's prompt."""
+        return len(self.prompt_ids) or max(len(self.chosen_ids), len(self.rejected_ids))
 
     @property
     def cut_sides(self) -> list[str]:
