@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
-
-import pytest
 
 from oddsmith.data.formats import PreferencePair
 from oddsmith.data.tokenized import Dropped, TokenizedPair
