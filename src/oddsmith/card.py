@@ -26,7 +26,7 @@ CITATION = """\
 _TEMPLATE = """\
 # {name}
 
-{base_sentence}It was aligned with [ORPO](https://arxiv.org/abs/2403.07691) (odds ratio preference optimization) by
+{opening} aligned with [ORPO](https://arxiv.org/abs/2403.07691) (odds ratio preference optimization) by
 [Oddsmith](https://pypi.org/project/oddsmith/) {version}.
 
 ## Use it
@@ -81,14 +81,12 @@ def model_card(
         model_name=name,
         tags=sorted(tags),
     )
-    base_sentence = (
-        f"This model is a fine-tuned version of [{base_model}](https://huggingface.co/{base_model}). "
-        if base_model
-        else ""
-    )
+    opening = "This model was"
+    if base_model:
+        opening = f"This model is a fine-tuned version of [{base_model}](https://huggingface.co/{base_model}). It was"
     body = _TEMPLATE.format(
         name=name,
-        base_sentence=base_sentence,
+        opening=opening,
         version=__version__,
         settings="\n".join(f"- `{name}`: {getattr(args, name)}" for name in _SETTINGS),
         transformers_version=transformers.__version__,
