@@ -94,13 +94,7 @@ class ORPOTrainer(RunRecords):
         tokenizer = resolve_tokenizer(processing_class, model, args)
         model = resolve_model(model, args, model_init=model_init, adapter=peft_config is not None)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder if model else args.is_encoder_decoder)
-        self.pair_tokenizer = PairTokenizer(
-            tokenizer,
-            max_length=args.max_length,
-            max_prompt_length=args.max_prompt_length,
-            is_encoder_decoder=self.is_encoder_decoder,
-            max_completion_length=args.max_completion_length,
-        )
+        self.pair_tokenizer = PairTokenizer.from_settings(tokenizer, args, is_encoder_decoder=self.is_encoder_decoder)
         self.data_reports: dict[str, DataReport] = {}
         train_dataset = self._prepared(train_dataset, "train")
         if isinstance(eval_dataset, Mapping):

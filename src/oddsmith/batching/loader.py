@@ -18,7 +18,17 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import ConfigError
 from .collate import trl_features
-from .plan import MicroBatch, StepPlan, StepShape, epoch_order, num_steps, plan_epoch_step, plan_evaluation, plan_step
+from .plan import (
+    MicroBatch,
+    StepPlan,
+    StepShape,
+    epoch_order,
+    micro_batches_per_process,
+    num_steps,
+    plan_epoch_step,
+    plan_evaluation,
+    plan_step,
+)
 
 
 class Lengths(NamedTuple):
@@ -103,8 +113,9 @@ class TrainingAssignments(Sampler):
     def __len__(self) -> int:
         if self.steps == 0:
             return 0
-        last = len(self._plan(self._order(), self.steps - 1).micro_batches[self.process])
-        return (self.steps - 1) * self.shape.accumulation + last
+        before_last = self.steps - 1
+        in_last = min(len(self.lengths.tokens) - before_last * self.shape.pairs, self.shape.pairs)
+        return before_last * self.shape.accumulation + micro_batches_per_process(in_last, self.shape)
 
     def __iter__(self) -> Iterator[Assignment]:
         order = self._order()

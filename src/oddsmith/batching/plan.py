@@ -79,6 +79,11 @@ def num_steps(num_pairs: int, shape: StepShape, *, drop_last: bool = False) -> i
     return num_pairs // shape.pairs if drop_last else ceil(num_pairs / shape.pairs)
 
 
+def micro_batches_per_process(num_pairs: int, shape: StepShape) -> int:
+    """Micro-batches that each process gets of a step of so many pairs: as few as hold it."""
+    return ceil(num_pairs / (shape.processes * shape.micro_batch_size))
+
+
 def plan_step(pairs: Sequence[int], tokens: Sequence[int], shape: StepShape, *, fixed: bool = False) -> StepPlan:
     """Split the pairs of one step over processes and micro-batches so that all carry about the same number of tokens.
 
@@ -97,7 +102,7 @@ def plan_step(pairs: Sequence[int], tokens: Sequence[int], shape: StepShape, *, 
     Returns:
         The plan; each pair stands in exactly one micro-batch that is no filler.
     """
-    per_process = shape.accumulation if fixed else ceil(len(pairs) / (shape.processes * shape.micro_batch_size))
+    per_process = shape.accumulation if fixed else micro_batches_per_process(len(pairs), shape)
     bins: list[list[int]] = [[] for _ in range(per_process * shape.processes)]
     open_bins = [(0, index) for index in range(len(bins))]
     by_length = sorted(range(len(pairs)), key=lambda i: (-tokens[i], i))

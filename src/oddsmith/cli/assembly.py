@@ -128,13 +128,7 @@ def _tokenized(
 ) -> tuple[Any, Any]:
     """Both datasets as tokens; their reports go into ``reports``."""
     orpo = settings.orpo
-    pair_tokenizer = PairTokenizer(
-        tokenizer,
-        max_length=orpo.max_length,
-        max_prompt_length=orpo.max_prompt_length,
-        is_encoder_decoder=is_encoder_decoder,
-        max_completion_length=orpo.max_completion_length,
-    )
+    pair_tokenizer = PairTokenizer.from_settings(tokenizer, orpo, is_encoder_decoder=is_encoder_decoder)
 
     def tokens(name: str, rows: Any) -> Any:
         if rows is None:

@@ -25,6 +25,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from ..config import ORPOConfig
 from ..errors import ModelError
 from .formats import PreferencePair
 from .render import RenderedPair, Renderer, Rendering, is_blank, tokenizer_name
@@ -63,6 +64,19 @@ class PairTokenizer:
         self.max_prompt_length = max_prompt_length
         self.is_encoder_decoder = is_encoder_decoder
         self.max_completion_length = max_completion_length or DEFAULT_COMPLETION_LENGTH
+
+    @classmethod
+    def from_settings(
+        cls, tokenizer: PreTrainedTokenizerBase, args: ORPOConfig, *, is_encoder_decoder: bool
+    ) -> PairTokenizer:
+        """The one that a run's settings ask for."""
+        return cls(
+            tokenizer,
+            max_length=args.max_length,
+            max_prompt_length=args.max_prompt_length,
+            is_encoder_decoder=is_encoder_decoder,
+            max_completion_length=args.max_completion_length,
+        )
 
     def tokenize(self, pairs: Sequence[PreferencePair]) -> list[TokenizedPair | Dropped]:
         """Tokens of a batch of pairs.
