@@ -100,16 +100,14 @@ def _check_events(text: str, name: str) -> None:
     """Refuse tags, many aliases and deep nesting while nothing has been built from them yet."""
     aliases = depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        line = event.start_mark.line + 1
-        if getattr(event, "tag", None) is not None:
-            raise ConfigError(
-                f"{name}:{line}: found the tag {_short_tag(event.tag)}; plain values need no tag, remove it"
-            )
+        line = _line(event)
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise ConfigError(f"{name}:{line}: found the tag {_short_tag(tag)}; plain values need no tag, remove it")
         aliases += isinstance(event, yaml.AliasEvent)
         if aliases > MOST_ALIASES:
-            raise ConfigError(
-                f"{name}:{line}: more than {MOST_ALIASES} aliases (*{event.anchor}); write the values out"
-            )
+            anchor = getattr(event, "anchor", "")
+            raise ConfigError(f"{name}:{line}: more than {MOST_ALIASES} aliases (*{anchor}); write the values out")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -160,5 +158,6 @@ def _scalar(kind: str, text: str) -> Any:
     return text
 
 
-def _line(node: yaml.Node) -> int:
-    return node.start_mark.line + 1
+def _line(node: yaml.Node | yaml.Event) -> int:
+    mark = node.start_mark
+    return mark.line + 1 if mark else 1
