@@ -35,6 +35,7 @@ LAYERS = (
     "generate",
     "card",
     "records",
+    "stepping",
     "trainer",
     "demo",
     "cli",

@@ -55,6 +55,11 @@ class ORPOConfig(TrainingArguments):
         orpo_beta: See ``orpo_alpha``.
         bad_rows: A row that is no preference pair (a null, an unknown role, a last turn that is not the assistant's)
             stops the run (``"error"``) or is left out and counted (``"drop"``).
+        prefix_forest: Compute what the sequences of a micro-batch share once and without padding, wherever the model
+            can do that exactly (it is checked at the start). Off: padded batches.
+        max_tokens_per_microbatch: With prefix forests, most tokens of a micro-batch; their number follows, and the
+            batch sizes only say how many pairs a step has. ``"auto"``: what fits in the free memory. ``None``:
+            micro-batches as the batch sizes say. The result of a step does not depend on it.
 
     Raises:
         ConfigError: A value is out of range or contradicts another.
@@ -116,6 +121,14 @@ class ORPOConfig(TrainingArguments):
     bad_rows: Literal["error", "drop"] = field(
         default="error", metadata={"help": "Stop at a row that is no preference pair, or leave it out and count it."}
     )
+    prefix_forest: bool = field(
+        default=True,
+        metadata={"help": "Compute what sequences share once, without padding, where the model can do it exactly."},
+    )
+    max_tokens_per_microbatch: Optional[Union[int, str]] = field(
+        default="auto",
+        metadata={"help": "Most tokens of a micro-batch; auto: what fits in memory; none: as the batch sizes say."},
+    )
 
     def __post_init__(self):
         self._resolve_beta()
@@ -165,6 +178,14 @@ class ORPOConfig(TrainingArguments):
         for name, choices in (("nll_on", ("sequence", "response")), ("bad_rows", ("error", "drop"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, choices))}")
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        tokens = self.max_tokens_per_microbatch
+        if isinstance(tokens, str) and tokens.isdecimal():  # from a command line
+            self.max_tokens_per_microbatch = tokens = int(tokens)
+        if not (tokens in (None, "auto") or (isinstance(tokens, int) and tokens >= 1)):
+            raise ConfigError(f"max_tokens_per_microbatch is {tokens!r}; expected a number from 1 upwards, or auto")
 
 
 @dataclass

@@ -107,6 +107,14 @@ class TrainingMeter(TrainerCallback):
         share_Q = divide(sums_Q, batch["num_pairs"], batch["num_nll_tokens"])
         self._total_Q = share_Q if self._total_Q is None else self._total_Q + share_Q
 
+    def state(self) -> Tensor | None:
+        """What was added so far; :meth:`restore` takes back what is added after this call."""
+        return self._total_Q
+
+    def restore(self, state: Tensor | None) -> None:
+        """Go back to an earlier :meth:`state`."""
+        self._total_Q = state
+
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start at the first step, or where a checkpoint was taken."""
         self._total_Q, self._seconds, self._last_step = None, 0.0, state.global_step

@@ -34,16 +34,16 @@ from .config import ORPOConfig
 from .data.prepare import prepare
 from .data.report import DataReport
 from .data.tokenize import PairTokenizer
-from .errors import ConfigError, NonFiniteError
+from .errors import ConfigError
 from .events import EventWriter, describe_run
 from .loss import orpo_loss
 from .metrics import EvaluationMeter, TrainingMeter, pair_sums
-from .model.logps import PairLogps, pair_logps
 from .model.setup import ready_model, resolve_model, resolve_tokenizer
 from .records import RunRecords
+from .stepping import MicroBatchSteps
 
 
-class ORPOTrainer(RunRecords):
+class ORPOTrainer(MicroBatchSteps, RunRecords):
     """Aligns a language model on pairs (prompt, chosen, rejected) in one step, without a reference model.
 
     Takes the arguments of TRL's ``ORPOTrainer`` in TRL's order, so a script moves over by changing one import.
@@ -104,6 +104,7 @@ class ORPOTrainer(RunRecords):
         self._pad_token_id = args.padding_value if args.padding_value is not None else tokenizer.pad_token_id
         self._meter, self._evaluation = TrainingMeter(), EvaluationMeter()
         self._assignments: Any = None  # what plans the training batches, once there is a loader
+        self._watched = []
         super().__init__(
             model=ready_model(model, args, peft_config) if model else None,
             args=args,
@@ -128,6 +129,7 @@ class ORPOTrainer(RunRecords):
     # ---- Model and data
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
+        self._chosen_path = None
         return ready_model(super().call_model_init(trial), self.args, self._peft_config)
 
     def _prepared(self, rows: Any, source: str) -> Any:
@@ -141,13 +143,13 @@ class ORPOTrainer(RunRecords):
         return prepared.dataset
 
     def _loaders(self, rows: Any, micro_batch_size: int, accumulation: int = 1) -> LoaderFactory:
-        args = self.args
+        args, path = self.args, self.path
         return LoaderFactory(
             rows,
-            StepShape(micro_batch_size, accumulation, args.world_size),
+            StepShape(micro_batch_size, accumulation, args.world_size, path.max_tokens),
             args.process_index,
-            BatchMaker(self.data_collator, self.is_encoder_decoder),
-            args.nll_on,
+            BatchMaker(path.tensors_of),
+            path.measure,
             {
                 "num_workers": args.dataloader_num_workers,
                 "pin_memory": args.dataloader_pin_memory,
@@ -181,24 +183,6 @@ class ORPOTrainer(RunRecords):
 
     # ---- Loss and metrics
 
-    def _logps(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> PairLogps:
-        logps = pair_logps(
-            model,
-            batch,
-            pad_token_id=self._pad_token_id,
-            nll_on=self.args.nll_on,
-            is_encoder_decoder=self.is_encoder_decoder,
-            router_loss=self._router_loss,
-        )
-        finite_B = logps.nll_sum_B.isfinite() & logps.logp_chosen_B.isfinite() & logps.logp_rejected_B.isfinite()
-        if not finite_B.all():
-            rows = ", ".join(str(row) for row in batch["row"][~finite_B].tolist())
-            raise NonFiniteError(
-                f"step {self.state.global_step}: log-probabilities are NaN or infinite for dataset rows {rows};"
-                " look at these rows, lower learning_rate, or compute in bf16 or float32 instead of fp16"
-            )
-        return logps
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -210,7 +194,8 @@ class ORPOTrainer(RunRecords):
 
         Multiplied by the number of processes, because DDP, FSDP and DeepSpeed average gradients over them.
         """
-        logps = self._logps(model, inputs)
+        logps = self.path.logps(model, inputs)
+        self._watch(logps, inputs)
         weight_B = inputs["weight"].to(logps.nll_sum_B.dtype)
         loss = orpo_loss(
             (logps.nll_sum_B * weight_B).sum(),
@@ -227,15 +212,6 @@ class ORPOTrainer(RunRecords):
             self._meter.add(pair_sums(logps, inputs), inputs)
         loss = loss * self.accelerator.num_processes
         return (loss, logps) if return_outputs else loss
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor, None, None]:
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, logps = self.compute_loss(model, inputs, return_outputs=True)
-        self._evaluation.add(pair_sums(logps, inputs), logps, inputs)
-        return loss, None, None
 
     def evaluation_loop(
         self,
@@ -271,16 +247,12 @@ class ORPOTrainer(RunRecords):
     def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(tensor, reduction="sum")
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        ids = [inputs[key].flatten() for key in inputs if key.endswith("input_ids") and key != "prompt_input_ids"]
-        ids = ids or [inputs["prompt_input_ids"].flatten()]
-        return super().floating_point_ops({self.model.main_input_name: torch.cat(ids)})
-
     def _describe(self) -> dict[str, Any]:
         return describe_run(
             self.model,
             self.args,
             data={name: report.to_dict() for name, report in self.data_reports.items()},
+            batches={"layout": self.path.name, "reason": self.path.reason, "max_tokens": self.path.max_tokens},
             beta=self.args.beta,
             pairs_per_step=self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
         )

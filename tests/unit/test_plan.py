@@ -100,6 +100,6 @@ def test_number_of_steps(pairs, drop_last, expected):
 
 def test_evaluation_visits_each_pair_once_longest_first():
     tokens = np.array([5, 50, 20, 7, 33])
-    plans = plan_evaluation(tokens, micro_batch_size=2, processes=2)
+    plans = plan_evaluation(tokens, StepShape(2, 1, 2))
     assert sorted(p for plan in plans for p in real_pairs(plan)) == [0, 1, 2, 3, 4]
     assert 1 in plans[0].pairs

@@ -13,7 +13,7 @@ Shape suffixes: B pairs, T tokens of the longest sequence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,23 @@ class PairCollator:
         """Stack features as :func:`trl_features` makes them into tensors [B, T], int64."""
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
         return {key: _pad([feature[key] for feature in features], fill[key.split("_", 1)[1]]) for key in features[0]}
+
+
+@dataclass
+class PaddedTensors:
+    """Tokenized rows -> padded tensors.
+
+    Args:
+        collator: ``PairCollator`` or any collator written for TRL's columns.
+        is_encoder_decoder: Whether the rows are those of an encoder-decoder model.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    is_encoder_decoder: bool = False
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The tensors of some rows."""
+        return self.collator([trl_features(row, self.is_encoder_decoder) for row in rows])
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -7,7 +7,7 @@ process in windows of one step and planned window by window.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from datasets import IterableDataset as StreamedRows
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import ConfigError
-from .collate import trl_features
 from .plan import (
     MicroBatch,
     StepPlan,
@@ -38,54 +37,105 @@ class Lengths(NamedTuple):
     nll_tokens: np.ndarray
 
 
-def lengths_of(columns: Mapping[str, Sequence[int]], nll_on: str, is_encoder_decoder: bool = False) -> Lengths:
+def lengths_of(
+    columns: Mapping[str, Sequence[int]], nll_on: str, is_encoder_decoder: bool = False, shared_prompt: bool = False
+) -> Lengths:
     """Lengths of pairs from the columns of a tokenized dataset (or one row of it).
 
     The first token of a sequence has no prediction, so it is no NLL target; a decoder of an encoder-decoder model
     starts from a token of its own, so there every response token is one.
+
+    Args:
+        columns: ``chosen_end``, ``rejected_end``, ``chosen_prompt_tokens``.
+        nll_on: ``"sequence"`` or ``"response"``.
+        is_encoder_decoder: Whether the rows are those of an encoder-decoder model.
+        shared_prompt: Whether the prompt of a pair is computed once for both of its sequences.
+
+    Returns:
+        The lengths.
     """
     chosen, rejected = np.asarray(columns["chosen_end"]), np.asarray(columns["rejected_end"])
     prompt = np.asarray(columns["chosen_prompt_tokens"])
     if is_encoder_decoder:
         return Lengths(chosen + rejected, chosen)
-    return Lengths(chosen + rejected, chosen - (1 if nll_on == "sequence" else np.maximum(prompt, 1)))
+    tokens = chosen + rejected - (prompt if shared_prompt else 0)
+    return Lengths(tokens, chosen - (1 if nll_on == "sequence" else np.maximum(prompt, 1)))
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One micro-batch to load, with the normalisers of the optimizer step it belongs to."""
+    """Micro-batches to load at once, with the normalisers of the optimizer step they belong to.
 
-    micro_batch: MicroBatch
+    transformers' loop asks for ``gradient_accumulation_steps`` items a step. Where a budget of tokens decides how many
+    micro-batches there are, the last item holds them all and the others are empty.
+    """
+
+    micro_batches: tuple[MicroBatch, ...]
     num_pairs: int
     num_nll_tokens: int
 
 
+@dataclass(frozen=True)
+class LoadedRows:
+    """The tokenized rows of an assignment: ``rows[i]`` are those of its ``micro_batches[i]``."""
+
+    rows: list[list[Mapping[str, Any]]]
+    assignment: Assignment
+
+
 @dataclass
 class BatchMaker:
-    """Rows of a micro-batch -> its tensors.
+    """Rows of an assignment -> the tensors of its micro-batches: ``{"micro_batches": [...], "loaded": LoadedRows}``.
 
-    Adds to what the collator makes: ``weight`` float [B] (0 for fillers), ``row`` int [B] (row numbers in the source),
-    ``position`` int [B] (in the dataset), ``num_pairs`` and ``num_nll_tokens`` (scalars, of the whole step).
+    Adds to what ``tensors_of`` makes of a micro-batch: ``weight`` float [B] (0 for fillers), ``row`` int [B] (row
+    numbers in the source), ``position`` int [B] (in the dataset), ``num_pairs`` and ``num_nll_tokens`` (scalars, of the
+    whole step).
 
     Args:
-        collator: ``PairCollator`` or any collator written for TRL's columns.
-        is_encoder_decoder: Whether the rows are those of an encoder-decoder model.
+        tensors_of: Makes the tensors of some rows: ``collate.PaddedTensors`` or ``forest.ForestTensors``.
     """
 
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    is_encoder_decoder: bool = False
+    tensors_of: Callable[[list[Mapping[str, Any]]], dict[str, Any]]
 
-    def __call__(self, loaded: Any) -> dict[str, Any]:
-        """Collate what ``PlannedDataset`` loads: the rows of an assignment, and the assignment."""
-        rows, assignment = loaded
-        batch = dict(self.collator([trl_features(row, self.is_encoder_decoder) for row in rows]))
-        weight = 0.0 if assignment.micro_batch.is_filler else 1.0
-        batch["weight"] = torch.full((len(rows),), weight)
-        batch["row"] = torch.tensor([row["row"] for row in rows])
-        batch["position"] = torch.tensor(assignment.micro_batch.pairs)
-        batch["num_pairs"] = torch.tensor(float(assignment.num_pairs))
-        batch["num_nll_tokens"] = torch.tensor(float(assignment.num_nll_tokens))
-        return batch
+    def __call__(self, loaded: LoadedRows) -> dict[str, Any]:
+        """Collate what ``PlannedDataset`` loads."""
+        assignment = loaded.assignment
+        micro_batches = zip(loaded.rows, assignment.micro_batches, strict=True)
+        return {
+            "micro_batches": [self._micro_batch(rows, which, assignment) for rows, which in micro_batches],
+            "loaded": loaded,
+        }
+
+    def split(
+        self, item: Mapping[str, Any], max_tokens: int, measure: Callable[[Mapping[str, Any]], Lengths]
+    ) -> dict[str, Any]:
+        """The same pairs in smaller micro-batches.
+
+        Args:
+            item: What this object made.
+            max_tokens: Most tokens of a micro-batch.
+            measure: A tokenized row -> its lengths.
+
+        Returns:
+            An item of the same pairs.
+        """
+        loaded = item["loaded"]
+        rows, micro_batches = [], []
+        for some, which in zip(loaded.rows, loaded.assignment.micro_batches, strict=True):
+            tokens = [int(measure(row).tokens) for row in some]
+            for part in plan_step(range(len(some)), tokens, StepShape(len(some), 1, 1, max_tokens)).micro_batches[0]:
+                rows.append([some[i] for i in part.pairs])
+                micro_batches.append(replace(which, pairs=tuple(which.pairs[i] for i in part.pairs)))
+        return self(LoadedRows(rows, replace(loaded.assignment, micro_batches=tuple(micro_batches))))
+
+    def _micro_batch(self, rows: list[Mapping[str, Any]], which: MicroBatch, assignment: Assignment) -> dict[str, Any]:
+        return dict(self.tensors_of(rows)) | {
+            "weight": torch.full((len(rows),), 0.0 if which.is_filler else 1.0),
+            "row": torch.tensor([row["row"] for row in rows]),
+            "position": torch.tensor(which.pairs),
+            "num_pairs": torch.tensor(float(assignment.num_pairs)),
+            "num_nll_tokens": torch.tensor(float(assignment.num_nll_tokens)),
+        }
 
 
 class PlannedDataset(Dataset):
@@ -97,8 +147,8 @@ class PlannedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, assignment: Assignment) -> tuple[list[Mapping[str, Any]], Assignment]:
-        return [self.rows[position] for position in assignment.micro_batch.pairs], assignment
+    def __getitems__(self, assignment: Assignment) -> Any:
+        return LoadedRows([[self.rows[i] for i in which.pairs] for which in assignment.micro_batches], assignment)
 
 
 class TrainingAssignments(Sampler):
@@ -120,7 +170,9 @@ class TrainingAssignments(Sampler):
     def __iter__(self) -> Iterator[Assignment]:
         order = self._order()
         for step in range(self.steps):
-            yield from assignments(self._plan(order, step), self.process, self.lengths.nll_tokens)
+            plan = self._plan(order, step)
+            items = micro_batches_per_process(len(plan.pairs), self.shape)
+            yield from assignments(plan, self.process, self.lengths.nll_tokens, self.shape, items)
 
     def _order(self) -> np.ndarray:
         return epoch_order(len(self.lengths.tokens), seed=self.seed, epoch=self.epoch, shuffle=self.shuffle)
@@ -132,9 +184,9 @@ class TrainingAssignments(Sampler):
 class EvaluationAssignments(Sampler):
     """This process's share of an evaluation set."""
 
-    def __init__(self, lengths: Lengths, micro_batch_size: int, processes: int, process: int):
-        plans = plan_evaluation(lengths.tokens, micro_batch_size, processes)
-        self._assignments = [a for plan in plans for a in assignments(plan, process, lengths.nll_tokens)]
+    def __init__(self, lengths: Lengths, shape: StepShape, process: int):
+        plans = plan_evaluation(lengths.tokens, shape)
+        self._assignments = [a for plan in plans for a in assignments(plan, process, lengths.nll_tokens, shape, 1)]
 
     def __len__(self) -> int:
         return len(self._assignments)
@@ -154,7 +206,7 @@ class StreamedBatches(IterableDataset):
         shape: Sizes of a step.
         process: Rank of this process.
         batch_maker: Makes the tensors.
-        nll_on: ``"sequence"`` or ``"response"``.
+        measure: Columns of tokenized rows -> their lengths.
         drop_last: Leave out a short last step.
     """
 
@@ -164,11 +216,11 @@ class StreamedBatches(IterableDataset):
         shape: StepShape,
         process: int,
         batch_maker: BatchMaker,
-        nll_on: str,
+        measure: Callable[[Mapping[str, Sequence[int]]], Lengths],
         drop_last: bool,
     ):
         self.rows, self.shape, self.process = rows, shape, process
-        self.batch_maker, self.nll_on, self.drop_last = batch_maker, nll_on, drop_last
+        self.batch_maker, self.measure, self.drop_last = batch_maker, measure, drop_last
         self.epoch = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -180,19 +232,27 @@ class StreamedBatches(IterableDataset):
             if len(window) < self.shape.pairs and self.drop_last:
                 return
             columns = {key: [row[key] for row in window] for key in window[0] if not key.endswith("input_ids")}
-            lengths = lengths_of(columns, self.nll_on, self.batch_maker.is_encoder_decoder)
+            lengths = self.measure(columns)
             plan = plan_step(range(len(window)), lengths.tokens.tolist(), self.shape, fixed=True)
-            for assignment in assignments(plan, self.process, lengths.nll_tokens):
-                batch = self.batch_maker(([window[i] for i in assignment.micro_batch.pairs], assignment))
-                batch["position"] += start
-                yield batch
+            accumulation = self.shape.accumulation
+            for assignment in assignments(plan, self.process, lengths.nll_tokens, self.shape, accumulation):
+                loaded = [[window[i] for i in which.pairs] for which in assignment.micro_batches]
+                item = self.batch_maker(LoadedRows(loaded, assignment))
+                for batch in item["micro_batches"]:
+                    batch["position"] += start
+                yield item
             start += len(window)
 
 
-def assignments(plan: StepPlan, process: int, nll_tokens: np.ndarray) -> list[Assignment]:
-    """One process's micro-batches of a step, each with the step's normalisers."""
+def assignments(plan: StepPlan, process: int, nll_tokens: np.ndarray, shape: StepShape, items: int) -> list[Assignment]:
+    """One process's micro-batches of a step, dealt out to ``items`` assignments, each with the step's normalisers.
+
+    One each, or with a budget of tokens all to the last, so that a step in which memory runs out can be computed anew.
+    """
     num_nll_tokens = int(nll_tokens[list(plan.pairs)].sum())
-    return [Assignment(batch, len(plan.pairs), num_nll_tokens) for batch in plan.micro_batches[process]]
+    micro_batches = plan.micro_batches[process]
+    dealt = [(one,) for one in micro_batches] if shape.max_tokens is None else [()] * (items - 1) + [micro_batches]
+    return [Assignment(some, len(plan.pairs), num_nll_tokens) for some in dealt]
 
 
 @dataclass
@@ -204,7 +264,7 @@ class LoaderFactory:
         shape: Sizes of a step.
         process: Rank of this process.
         batch_maker: Makes the tensors.
-        nll_on: ``"sequence"`` or ``"response"``.
+        measure: Columns of tokenized rows -> their lengths.
         options: Keyword arguments of ``DataLoader`` (workers and the like); a stream is read in the process itself,
             because workers would each read it anew.
     """
@@ -213,7 +273,7 @@ class LoaderFactory:
     shape: StepShape
     process: int
     batch_maker: BatchMaker
-    nll_on: str
+    measure: Callable[[Mapping[str, Sequence[int]]], Lengths]
     options: dict[str, Any]
 
     def training(
@@ -249,17 +309,15 @@ class LoaderFactory:
         """A loader over every pair once."""
         if isinstance(self.rows, StreamedRows | IterableDataset):
             return DataLoader(self._stream(drop_last=False), batch_size=None)
-        shape = self.shape
-        return self._planned(
-            EvaluationAssignments(self._lengths(), shape.micro_batch_size, shape.processes, self.process)
-        )
+        return self._planned(EvaluationAssignments(self._lengths(), self.shape, self.process))
 
     def _planned(self, sampler: Sampler) -> DataLoader:
-        return DataLoader(PlannedDataset(self.rows), batch_sampler=sampler, collate_fn=self.batch_maker, **self.options)
+        collate: Any = self.batch_maker  # of what ``__getitems__`` returns, which is no list
+        return DataLoader(PlannedDataset(self.rows), batch_sampler=sampler, collate_fn=collate, **self.options)
 
     def _stream(self, drop_last: bool) -> StreamedBatches:
-        return StreamedBatches(self.rows, self.shape, self.process, self.batch_maker, self.nll_on, drop_last)
+        return StreamedBatches(self.rows, self.shape, self.process, self.batch_maker, self.measure, drop_last)
 
     def _lengths(self) -> Lengths:
         columns = self.rows.select_columns(["chosen_end", "rejected_end", "chosen_prompt_tokens"])
-        return lengths_of(columns.with_format("numpy")[:], self.nll_on, self.batch_maker.is_encoder_decoder)
+        return self.measure(columns.with_format("numpy")[:])

@@ -8,6 +8,8 @@ before the first token is computed.
 
         process 0: 9 4 1  = 14 tokens
         process 1: 7 5 2  = 14 tokens
+
+With a budget of tokens for a micro-batch, their number follows from it instead: as few as stay within the budget.
 """
 
 from __future__ import annotations
@@ -28,11 +30,15 @@ class StepShape:
         micro_batch_size: Pairs of a micro-batch (``per_device_train_batch_size``).
         accumulation: Micro-batches a process computes for one step (``gradient_accumulation_steps``).
         processes: World size.
+        max_tokens: Most tokens of a micro-batch; the number of micro-batches then follows from it, and
+            ``micro_batch_size`` and ``accumulation`` only say how many pairs a step has. A pair that alone is longer
+            stands alone.
     """
 
     micro_batch_size: int
     accumulation: int
     processes: int
+    max_tokens: int | None = None
 
     @property
     def pairs(self) -> int:
@@ -102,21 +108,40 @@ def plan_step(pairs: Sequence[int], tokens: Sequence[int], shape: StepShape, *, 
     Returns:
         The plan; each pair stands in exactly one micro-batch that is no filler.
     """
-    per_process = shape.accumulation if fixed else micro_batches_per_process(len(pairs), shape)
-    bins: list[list[int]] = [[] for _ in range(per_process * shape.processes)]
-    open_bins = [(0, index) for index in range(len(bins))]
-    by_length = sorted(range(len(pairs)), key=lambda i: (-tokens[i], i))
-    for i in by_length:
-        load, index = heappop(open_bins)
-        bins[index].append(pairs[i])
-        if len(bins[index]) < shape.micro_batch_size:
-            heappush(open_bins, (load + tokens[i], index))
-    filler = MicroBatch((pairs[by_length[-1]],), is_filler=True)
-    filled = [MicroBatch(tuple(members)) if members else filler for members in bins]
+    if shape.max_tokens is None:
+        per_process = shape.accumulation if fixed else micro_batches_per_process(len(pairs), shape)
+        bins = _balanced(tokens, per_process * shape.processes, capacity=shape.micro_batch_size)
+    else:
+        bins = _within(tokens, shape.max_tokens, shape.processes)
+    shortest = min(range(len(pairs)), key=lambda i: tokens[i])
+    filler = MicroBatch((pairs[shortest],), is_filler=True)
+    filled = [MicroBatch(tuple(pairs[i] for i in members)) if members else filler for members in bins]
     return StepPlan(
         pairs=tuple(pairs),
         micro_batches=tuple(tuple(filled[process :: shape.processes]) for process in range(shape.processes)),
     )
+
+
+def _balanced(tokens: Sequence[int], num_bins: int, capacity: int) -> list[list[int]]:
+    """Indices of ``tokens`` in bins of at most ``capacity``: longest first, each into the bin with fewest tokens."""
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    open_bins = [(0, index) for index in range(num_bins)]
+    for i in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
+        load, index = heappop(open_bins)
+        bins[index].append(i)
+        if len(bins[index]) < capacity:
+            heappush(open_bins, (load + tokens[i], index))
+    return bins
+
+
+def _within(tokens: Sequence[int], max_tokens: int, processes: int) -> list[list[int]]:
+    """As few balanced bins, equally many for each process, as hold at most ``max_tokens`` (or a single index) each."""
+    per_process = max(1, ceil(sum(tokens) / (processes * max_tokens)))
+    while True:
+        bins = _balanced(tokens, per_process * processes, capacity=len(tokens))
+        if all(len(members) < 2 or sum(tokens[i] for i in members) <= max_tokens for members in bins):
+            return bins
+        per_process += 1
 
 
 def plan_epoch_step(order: np.ndarray, tokens: np.ndarray, step: int, shape: StepShape) -> StepPlan:
@@ -135,17 +160,15 @@ def plan_epoch_step(order: np.ndarray, tokens: np.ndarray, step: int, shape: Ste
     return plan_step(members.tolist(), tokens[members].tolist(), shape)
 
 
-def plan_evaluation(tokens: np.ndarray, micro_batch_size: int, processes: int) -> list[StepPlan]:
+def plan_evaluation(tokens: np.ndarray, shape: StepShape) -> list[StepPlan]:
     """Every pair once, similar lengths together, longest first: what does not fit in memory fails at once.
 
     Args:
         tokens: Tokens of each pair of the dataset, by position, int [num_pairs].
-        micro_batch_size: Pairs a process computes at once.
-        processes: World size.
+        shape: Sizes; its accumulation is 1.
 
     Returns:
-        Plans of one micro-batch a process each.
+        Plans of one micro-batch a process each, of several where a budget of tokens asks for them.
     """
-    shape = StepShape(micro_batch_size, accumulation=1, processes=processes)
     order = np.argsort(-tokens, kind="stable")
     return [plan_epoch_step(order, tokens, step, shape) for step in range(num_steps(len(order), shape))]

@@ -29,6 +29,7 @@ def banner(trainer: ORPOTrainer, settings: Settings, state: TrainerState) -> lis
         "model": [f"{settings.model.model_name_or_path}: {_parameters(trainer, settings)}"],
         "data": data,
         "steps": _steps(trainer, state),
+        "batches": [f"{trainer.path.name}: {trainer.path.reason}"],
         "precision": [precision(settings)],
         "folder": [str(settings.orpo.output_dir)],
     }

@@ -124,7 +124,7 @@ def _stack_encoder_decoder(model: nn.Module, batch: Mapping[str, Tensor], pad_to
     inputs = {
         "input_ids": batch["prompt_input_ids"].repeat(2, 1),
         "attention_mask": batch["prompt_attention_mask"].repeat(2, 1),
-        "decoder_input_ids": F.pad(target_ST[:, :-1], (1, 0), value=_unwrap(model).config.decoder_start_token_id),
+        "decoder_input_ids": F.pad(target_ST[:, :-1], (1, 0), value=unwrap(model).config.decoder_start_token_id),
     }
     return _Stacked(inputs, target_ST, response_ST, nll_ST, response_ST.sum(-1) + inputs["attention_mask"].sum(-1))
 
@@ -140,7 +140,7 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _unwrap(model: nn.Module) -> Any:
+def unwrap(model: nn.Module) -> Any:
     """The transformers model inside DDP and the like."""
     inner: Any = model
     while hasattr(inner, "module"):
@@ -156,7 +156,7 @@ def _head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
     target. A hook on the output layer works for every model and under every wrapper, and what follows the layer
     (scaling, soft caps) is elementwise.
     """
-    unwrapped = _unwrap(model)
+    unwrapped = unwrap(model)
     head = unwrapped.get_output_embeddings() if hasattr(unwrapped, "get_output_embeddings") else None
     if head is None:
         yield

@@ -1,0 +1,234 @@
+"""PrefixForest: the sequences of a micro-batch as one packed row in which common beginnings stand once.
+
+Two pairs, the second with the same prompt as the first, whose answers begin alike ("The" = c):
+
+    pair 0: p q c d e   chosen        row       p q c d e f g h
+            p q c f     rejected      depth     0 1 2 3 4 3 2 3
+    pair 1: p q g h     chosen        path      0 0 0 0 0 1 2 2
+            p q c d e   rejected
+                                      path 1 continues p q c, path 2 continues p q
+
+A token attends to its ancestors and itself: to row ``k`` from row ``q`` where ``k <= q < subtree_end[k]`` (rows are in
+depth-first order). Position ids are depths. So every token has the hidden state it would have in its own sequence, and
+what several sequences share is computed once. There is no padding.
+
+A node may have several children: one position then predicts several tokens. An *entry* is a token with its parent: the
+prediction of that token at that position. Log-probabilities are computed per entry and summed per sequence.
+
+Shape suffixes: T tokens of the row, E entries, S = 2B sequences (chosen first), B pairs, L longest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Path(NamedTuple):
+    """A run of tokens without a branch, and where its ancestors stand.
+
+    Args:
+        start: First row of the path.
+        end: One past its last row.
+        ancestors: Runs of rows ``(start, end)`` from the root to the token before ``start``, in depth order.
+    """
+
+    start: int
+    end: int
+    ancestors: tuple[tuple[int, int], ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of ancestors: the depth of the first token of the path."""
+        return sum(end - start for start, end in self.ancestors)
+
+
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity: a key of caches
+class ForestLayout:
+    """Who attends to whom in a packed row.
+
+    Args:
+        paths: The paths, in the order of their rows; together they are the whole row.
+        depth_T: Depth of each token, int64.
+        subtree_end_T: One past the last row below each token, int64.
+        key_row_K: Rows of the keys of all paths one after another, ancestors first, int64. K is at most the number of
+            tokens before sharing.
+        query_ends_P: 0 and one past the last row of each path, int32.
+        key_ends_P: 0 and the same in ``key_row_K``, int32.
+        longest_path: Tokens of the longest path.
+        longest_keys: Keys of the path that has most.
+    """
+
+    paths: tuple[Path, ...]
+    depth_T: Tensor
+    subtree_end_T: Tensor
+    key_row_K: Tensor
+    query_ends_P: Tensor
+    key_ends_P: Tensor
+    longest_path: int
+    longest_keys: int
+
+    def to(self, device: torch.device) -> ForestLayout:
+        """The same with its tensors on ``device``."""
+        names = ("depth_T", "subtree_end_T", "key_row_K", "query_ends_P", "key_ends_P")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+    def ancestor_mask(self, window: int | None = None) -> Tensor:
+        """Who attends to whom, dense: bool [T, T], True where the row's token sees the column's.
+
+        Args:
+            window: Tokens that see only this many (themselves included), counted in depth; all by default.
+
+        Returns:
+            The mask.
+        """
+        row_T = torch.arange(len(self.depth_T), device=self.depth_T.device)
+        mask_TT = (row_T[None, :] <= row_T[:, None]) & (row_T[:, None] < self.subtree_end_T[None, :])
+        if window is not None:
+            mask_TT &= self.depth_T[:, None] - self.depth_T[None, :] < window
+        return mask_TT
+
+
+def pack(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], ForestLayout]:
+    """Lay sequences out as a forest.
+
+    In lexicographic order each sequence shares its longest common beginning with its neighbour, so the forest grows by
+    what a sequence adds to the one before it, and its rows are in depth-first order.
+
+    Args:
+        sequences: Token ids of each sequence, int, none empty.
+
+    Returns:
+        ``(ids_T, rows_of_sequence, layout)``: token ids of the row, int64; for each sequence the rows of its tokens,
+        int64; and the layout.
+    """
+    order = sorted(range(len(sequences)), key=lambda s: np.asarray(sequences[s], dtype=">i4").tobytes())
+    rows_of: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(sequences)
+    ids: list[np.ndarray] = []
+    starts: list[int] = []
+    ancestors: list[np.ndarray] = []
+    total = 0
+    previous_ids, previous_rows = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    for s in order:
+        sequence = np.asarray(sequences[s], dtype=np.int64)
+        shared = _common_prefix(previous_ids, sequence)
+        added = len(sequence) - shared
+        rows = np.concatenate([previous_rows[:shared], np.arange(total, total + added)])
+        if added and (shared < len(previous_ids) or not len(previous_ids)):
+            starts.append(total)
+            ancestors.append(rows[:shared])
+        # Otherwise the sequence goes on where the one before it ends: the same path, longer.
+        ids.append(sequence[shared:])
+        total += added
+        rows_of[s] = previous_rows = rows
+        previous_ids = sequence
+    return np.concatenate(ids), rows_of, _layout(starts, ancestors, rows_of, total)
+
+
+def _common_prefix(first: np.ndarray, second: np.ndarray) -> int:
+    n = min(len(first), len(second))
+    differs = first[:n] != second[:n]
+    return int(differs.argmax()) if differs.any() else n
+
+
+def _layout(starts: list[int], ancestors: list[np.ndarray], rows_of: Sequence[np.ndarray], total: int) -> ForestLayout:
+    depth_T = np.empty(total, dtype=np.int64)
+    subtree_end_T = np.zeros(total, dtype=np.int64)
+    for rows in rows_of:
+        depth_T[rows] = np.arange(len(rows))
+        # The end of a subtree is the largest last row of the sequences through it.
+        subtree_end_T[rows] = np.maximum(subtree_end_T[rows], rows[-1] + 1)
+    ends = [*starts[1:], total]
+    paths = [Path(start, end, _runs(above)) for start, end, above in zip(starts, ends, ancestors, strict=True)]
+    keys = [np.concatenate([above, np.arange(p.start, p.end)]) for p, above in zip(paths, ancestors, strict=True)]
+    return ForestLayout(
+        paths=tuple(paths),
+        depth_T=torch.from_numpy(depth_T),
+        subtree_end_T=torch.from_numpy(subtree_end_T),
+        key_row_K=torch.from_numpy(np.concatenate(keys)),
+        query_ends_P=torch.tensor([*starts, total], dtype=torch.int32),
+        key_ends_P=torch.from_numpy(np.cumsum([0, *map(len, keys)], dtype=np.int32)),
+        longest_path=max(end - start for start, end in zip(starts, ends, strict=True)),
+        longest_keys=max(map(len, keys)),
+    )
+
+
+def _runs(rows: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Ascending rows as runs ``(start, end)`` of neighbours."""
+    if not len(rows):
+        return ()
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(rows, breaks))
+
+
+def forest_batch(rows: Sequence[Mapping[str, Any]], nll_on: str) -> dict[str, Any]:
+    """Tokenized pairs as a forest, with everything that the loss needs to know of it.
+
+    Args:
+        rows: Tokenized rows (``PreparedData.dataset``) of a causal model.
+        nll_on: ``"sequence"`` or ``"response"``.
+
+    Returns:
+        ``input_ids`` and ``position_ids`` int64 [1, T]; ``forest``, the layout; ``position_E`` (ascending) and
+        ``target_E``: where which token is predicted, int64; ``response_entry_SL`` and ``nll_entry_BL``: the entries of
+        each response and of each pair's NLL, int64, filled up with E; ``response_tokens_S``, ``nll_tokens_B`` and
+        ``tokens_B`` (tokens of both sequences, before sharing), int64.
+    """
+    sequences = [
+        np.asarray(row[f"{side}_input_ids"])[: row[f"{side}_end"]] for side in ("chosen", "rejected") for row in rows
+    ]
+    prompt_tokens = [row[f"{side}_prompt_tokens"] for side in ("chosen", "rejected") for row in rows]
+    ids_T, rows_of, layout = pack(sequences)
+    # A response's first token is predicted by the last of its prompt; the first token of all is never predicted.
+    response = [of[max(prompt, 1) :] for of, prompt in zip(rows_of, prompt_tokens, strict=True)]
+    chosen = range(len(rows))
+    nll = [rows_of[s][1:] for s in chosen] if nll_on == "sequence" else [response[s] for s in chosen]
+    parent_T = np.full(len(ids_T), -1)
+    for of in rows_of:
+        parent_T[of[1:]] = of[:-1]
+    is_entry_T = np.zeros(len(ids_T), dtype=bool)
+    for predicted in (*response, *nll):
+        is_entry_T[predicted] = True
+    node_E = np.flatnonzero(is_entry_T)
+    node_E = node_E[np.argsort(parent_T[node_E], kind="stable")]
+    entry_T = np.full(len(ids_T), -1)
+    entry_T[node_E] = np.arange(len(node_E))
+    return {
+        "input_ids": torch.from_numpy(ids_T)[None],
+        "position_ids": layout.depth_T[None],
+        "forest": layout,
+        "position_E": torch.from_numpy(parent_T[node_E]),
+        "target_E": torch.from_numpy(ids_T[node_E]),
+        "response_entry_SL": _filled([entry_T[of] for of in response], len(node_E)),
+        "nll_entry_BL": _filled([entry_T[of] for of in nll], len(node_E)),
+        "response_tokens_S": torch.tensor([len(of) for of in response]),
+        "nll_tokens_B": torch.tensor([len(of) for of in nll]),
+        "tokens_B": torch.tensor([len(rows_of[s]) + len(rows_of[s + len(rows)]) for s in chosen]),
+    }
+
+
+@dataclass(frozen=True)
+class ForestTensors:
+    """Tokenized rows -> a packed row (:func:`forest_batch`).
+
+    Args:
+        nll_on: ``"sequence"`` or ``"response"``.
+    """
+
+    nll_on: str
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The tensors of some rows."""
+        return forest_batch(rows, self.nll_on)
+
+
+def _filled(lists: Sequence[np.ndarray], value: int) -> Tensor:
+    filled = np.full((len(lists), max(1, *map(len, lists))), value)
+    for line, values in zip(filled, lists, strict=True):
+        line[: len(values)] = values
+    return torch.from_numpy(filled)

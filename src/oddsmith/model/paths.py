@@ -1,0 +1,139 @@
+"""The two ways a micro-batch is laid out and computed: packed as a PrefixForest, or padded. Results are the same.
+
+A path says how rows become tensors, how long pairs are for it, what must be in place around a step, and how the model
+turns tensors into log-probabilities. The packed one is taken wherever the self-check agrees.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ..batching.collate import PaddedTensors
+from ..batching.forest import ForestTensors
+from ..batching.loader import Lengths, LoadedRows, lengths_of
+from .attention import forest_attention_in
+from .forest_logps import forest_logps
+from .logps import PairLogps, pair_logps
+from .output_transform import OutputTransform
+
+logger = logging.getLogger(__name__)
+
+TensorsOf = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+
+
+@dataclass
+class PaddedPath:
+    """Padded batches: any model, any collator.
+
+    Args:
+        collator: Pads.
+        pad_token_id: Fills the shorter side.
+        nll_on: ``"sequence"`` or ``"response"``.
+        is_encoder_decoder: Kind of model.
+        router_loss: Ask the model for its router loss.
+        reason: Why not the packed path, for people.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    pad_token_id: int
+    nll_on: str
+    is_encoder_decoder: bool
+    router_loss: bool
+    reason: str
+
+    name = "padded batches"
+    max_tokens = None
+
+    @property
+    def tensors_of(self) -> TensorsOf:
+        """Rows of a micro-batch -> tensors."""
+        return PaddedTensors(self.collator, self.is_encoder_decoder)
+
+    @property
+    def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
+        """Columns -> lengths of pairs."""
+        return partial(lengths_of, nll_on=self.nll_on, is_encoder_decoder=self.is_encoder_decoder)
+
+    def around(self, model: nn.Module) -> AbstractContextManager[None]:
+        """What a step is done inside of."""
+        return nullcontext()
+
+    def halved(self, loaded: LoadedRows) -> int | None:
+        """Micro-batches are as the batch sizes say: nothing to be done about memory."""
+        return None
+
+    def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
+        """Log-probabilities of a micro-batch."""
+        return pair_logps(
+            model,
+            batch,
+            pad_token_id=self.pad_token_id,
+            nll_on=self.nll_on,
+            is_encoder_decoder=self.is_encoder_decoder,
+            router_loss=self.router_loss,
+        )
+
+
+@dataclass
+class ForestPath:
+    """Packed rows.
+
+    Args:
+        nll_on: ``"sequence"`` or ``"response"``.
+        transform: What the model does to its logits.
+        reason: What the self-check found, for people.
+        max_tokens: Most tokens of a micro-batch; ``None`` leaves micro-batches as the batch sizes say.
+    """
+
+    nll_on: str
+    transform: OutputTransform
+    reason: str
+    max_tokens: int | None = None
+
+    name = "prefix forest"
+
+    @property
+    def tensors_of(self) -> TensorsOf:
+        """Rows of a micro-batch -> tensors."""
+        return ForestTensors(self.nll_on)
+
+    @property
+    def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
+        """Columns -> lengths of pairs; their prompts count once."""
+        return partial(lengths_of, nll_on=self.nll_on, shared_prompt=True)
+
+    def around(self, model: nn.Module) -> AbstractContextManager[None]:
+        """What a step is done inside of."""
+        return forest_attention_in(model)
+
+    def halved(self, loaded: LoadedRows) -> int | None:
+        """Halve the budget because memory ran out, and say so.
+
+        Args:
+            loaded: The rows it ran out over.
+
+        Returns:
+            The new ``max_tokens``; ``None`` where that would not help: every micro-batch is a single pair already, or
+            micro-batches are as the batch sizes say.
+        """
+        if self.max_tokens is None or all(len(rows) < 2 for rows in loaded.rows):
+            return None
+        longest = max(sum(int(self.measure(row).tokens) for row in rows) for rows in loaded.rows)
+        before = min(self.max_tokens, longest)
+        self.max_tokens = before // 2
+        logger.warning(
+            f"out of memory with {before:,} tokens in a micro-batch: the step is repeated, from here on with at most"
+            f" {self.max_tokens:,}"
+        )
+        return self.max_tokens
+
+    def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
+        """Log-probabilities of a micro-batch."""
+        return forest_logps(model, batch, transform=self.transform)

@@ -1,0 +1,213 @@
+"""Packed rows against padded batches, over the architectures that transformers trains: log-probabilities and gradients.
+
+Models whose layers look at their neighbours in other ways are recognised by the self-check.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from oddsmith.batching.collate import PairCollator, trl_features
+from oddsmith.batching.forest import forest_batch
+from oddsmith.loss import orpo_loss
+from oddsmith.model.attention import forest_attention_in
+from oddsmith.model.forest_logps import forest_logps
+from oddsmith.model.logps import pair_logps
+from oddsmith.model.output_transform import output_transform
+from oddsmith.model.self_check import check_forest
+from tests.tiny import tiny_tokenizer
+
+SMALL = {
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.3,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LATENT = {
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}
+EXACT = {
+    "llama": {"attention_bias": True},
+    "mistral": {"sliding_window": 5},
+    "mixtral": EXPERTS,
+    "qwen2": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    "qwen3": {},
+    "qwen3_moe": EXPERTS,
+    "gemma": {},
+    "gemma2": {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0, "sliding_window": 4},
+    "gemma3_text": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "phi": {},
+    "phi3": {"sliding_window": 6},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite": {"logits_scaling": 2.0, "residual_multiplier": 0.5},
+    "glm4": {},
+    "cohere2": {"logit_scale": 0.5, "sliding_window": 4},
+    "starcoder2": {"sliding_window": 6},
+    "smollm3": {},
+    "gpt_neox": {"rotary_pct": 0.5},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "deepseek_v3": EXPERTS | LATENT,
+}
+RECOGNISED = {
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    "mamba": {"state_size": 8},
+    "stablelm": {},
+    "nemotron": {},
+    "qwen3_next": EXPERTS
+    | {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "shared_expert_intermediate_size": 16,
+        "decoder_sparse_step": 1,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
+    "gpt_oss": EXPERTS | {"sliding_window": 4},
+    "llama4_text": EXPERTS | {"attention_chunk_size": 64, "intermediate_size_mlp": 48},
+}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+BETA = 0.3
+
+
+class Float64Everywhere(TorchFunctionMode):
+    """Computes in float64 what models compute in float32 at least (norms, rotations, softmax, routers)."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        swap = {torch.float32: torch.float64, torch.float: torch.float64}
+        args = tuple(swap.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
+        kwargs = {k: swap.get(v, v) if isinstance(v, torch.dtype) else v for k, v in (kwargs or {}).items()}
+        return torch.Tensor.double(*args) if func is torch.Tensor.float else func(*args, **kwargs)
+
+
+@functools.cache
+def model_of(kind: str, dtype: torch.dtype):
+    config = AutoConfig.for_model(kind, **{**SMALL, **(EXACT | RECOGNISED)[kind]})
+    for name, value in list(vars(config).items()):
+        if isinstance(value, float) and "drop" in name:
+            setattr(config, name, 0.0)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, experts_implementation="eager").to(dtype)  # grouped_mm: no float64
+
+
+tokens = st.lists(st.integers(3, 5), min_size=1, max_size=7)  # few ids, so that beginnings are shared often
+pairs = st.lists(st.tuples(tokens, tokens, tokens), min_size=1, max_size=4)
+
+
+def rows_of(pairs):
+    return [
+        {
+            "chosen_input_ids": prompt + chosen,
+            "rejected_input_ids": prompt + rejected,
+            "chosen_prompt_tokens": len(prompt),
+            "rejected_prompt_tokens": len(prompt),
+            "chosen_end": len(prompt) + len(chosen),
+            "rejected_end": len(prompt) + len(rejected),
+        }
+        for prompt, chosen, rejected in pairs
+    ]
+
+
+def loss_and_gradients(model, logps):
+    loss = orpo_loss(
+        logps.nll_sum_B.sum(), logps.logp_chosen_B, logps.logp_rejected_B, beta=BETA, num_nll_tokens=40, num_pairs=5
+    ).loss
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return loss, [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+
+
+def both_paths(model, rows, nll_on="sequence"):
+    plain = pair_logps(model, PairCollator(0)([trl_features(row) for row in rows]), pad_token_id=0, nll_on=nll_on)
+    with forest_attention_in(model):
+        packed = forest_logps(model, forest_batch(rows, nll_on), transform=output_transform(model.config))
+        return (packed, *loss_and_gradients(model, packed)), (plain, *loss_and_gradients(model, plain))
+
+
+def assert_same(ours, reference, tolerance):
+    for name in ours[0]._fields:
+        one, other = getattr(ours[0], name), getattr(reference[0], name)
+        if other is not None:
+            assert torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance), name
+    assert torch.allclose(ours[1].double(), reference[1].double(), rtol=tolerance)
+    scale = max(gradient.abs().max() for gradient in reference[2])
+    for one, other in zip(ours[2], reference[2], strict=True):
+        assert (one - other).abs().max() <= 10 * tolerance * scale
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@settings(max_examples=5)
+@given(pairs=pairs, nll_on=st.sampled_from(["sequence", "response"]))
+def test_packed_rows_give_the_loss_and_every_gradient_of_padded_batches(kind, dtype, pairs, nll_on):
+    with Float64Everywhere() if dtype == torch.float64 else nullcontext():
+        assert_same(*both_paths(model_of(kind, dtype), rows_of(pairs), nll_on), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_the_self_check_agrees(kind):
+    verdict = check_forest(model_of(kind, torch.float32), tiny_tokenizer(), pad_token_id=0, precision=nullcontext)
+    assert verdict.forest, verdict.reason
+
+
+@pytest.mark.parametrize("kind", RECOGNISED)
+def test_the_self_check_recognises_models_that_cannot_be_packed(kind):
+    verdict = check_forest(model_of(kind, torch.float32), tiny_tokenizer(), pad_token_id=0, precision=nullcontext)
+    assert not verdict.forest
+    assert verdict.reason
+
+
+def test_windows_and_mode_are_as_before_after_the_self_check():
+    model = model_of("mistral", torch.float32).train()
+    before = model.config._attn_implementation
+    check_forest(model, tiny_tokenizer(), pad_token_id=0, precision=nullcontext)
+    assert (model.config.sliding_window, model.config._attn_implementation, model.training) == (5, before, True)
+
+
+@given(pairs=pairs)
+def test_a_packed_row_holds_every_sequence_once(pairs):
+    rows = rows_of(pairs)
+    batch = forest_batch(rows, "sequence")
+    ids, depth = batch["input_ids"][0].tolist(), batch["position_ids"][0].tolist()
+    seen = batch["forest"].ancestor_mask()
+    written = {tuple(ids[i] for i in np.flatnonzero(seen[row])) for row in range(len(ids))}
+    wanted = {
+        tuple(r[f"{side}_input_ids"][:n])
+        for r in rows
+        for side in ("chosen", "rejected")
+        for n in range(1, 1 + len(r[f"{side}_input_ids"]))
+    }
+    assert written == wanted
+    assert len(ids) == len(wanted)
+    assert depth == [int(mask.sum()) - 1 for mask in seen]

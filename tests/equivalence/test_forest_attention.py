@@ -1,0 +1,91 @@
+"""Tree attention against its dense reference, and that against each sequence on its own: values and gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oddsmith.batching.forest import pack
+from oddsmith.model.attention import dense_forest_attention, paths_forest_attention
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 4e-2}
+# Few token ids, so that sequences share beginnings often.
+sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=6)
+
+
+def random_heads(rows, dtype, heads=4, groups=2, channels=8):
+    generator = torch.Generator().manual_seed(rows)
+    return tuple(
+        torch.randn(1, n, rows, channels, generator=generator).to(dtype).requires_grad_()
+        for n in (heads, groups, groups)
+    )
+
+
+def values_and_gradients(attend, tensors, layout, **options):
+    out = attend(*tensors, layout, scaling=0.4, **options)
+    return out, torch.autograd.grad(out, tensors, torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(out.dtype))
+
+
+def assert_same(ours, reference, tolerance):
+    ours, reference = (ours[0], *ours[1]), (reference[0], *reference[1])
+    # One scale for all: the query's gradient of a token that sees only itself is a difference of equal numbers.
+    scale = max(torch.linalg.vector_norm(tensor.double()) for tensor in reference)
+    for one, other in zip(ours, reference, strict=True):
+        assert torch.linalg.vector_norm((one - other).double()) <= tolerance * scale
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("window", [None, 3])
+@given(sequences=sequences)
+def test_paths_agree_with_the_whole_mask(dtype, window, sequences):
+    _, _, layout = pack([np.array(sequence) for sequence in sequences])
+    tensors = random_heads(len(layout.depth_T), dtype)
+    assert_same(
+        values_and_gradients(paths_forest_attention, tensors, layout, window=window),
+        values_and_gradients(dense_forest_attention, tensors, layout, window=window),
+        TOLERANCE[dtype],
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("window", [None, 100])
+def test_paths_agree_with_the_whole_mask_over_several_blocks_of_queries(dtype, window):
+    generator = np.random.default_rng(0)
+    prompt = generator.integers(0, 50, 150)
+    _, _, layout = pack([np.concatenate([prompt, generator.integers(0, 50, n)]) for n in (300, 140)])
+    tensors = random_heads(len(layout.depth_T), dtype)
+    assert_same(
+        values_and_gradients(paths_forest_attention, tensors, layout, window=window),
+        values_and_gradients(dense_forest_attention, tensors, layout, window=window),
+        TOLERANCE[dtype],
+    )
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@given(sequences=sequences)
+def test_a_token_sees_what_it_sees_in_its_own_sequence(window, sequences):
+    sequences = [np.array(sequence) for sequence in sequences]
+    _, rows_of, layout = pack(sequences)
+    query, key, value = random_heads(len(layout.depth_T), torch.float64)
+    out = dense_forest_attention(query, key, value, layout, scaling=0.4, window=window)
+    for rows in rows_of:
+        alone = dense_forest_attention(
+            query[:, :, rows],
+            key[:, :, rows],
+            value[:, :, rows],
+            pack([np.arange(len(rows))])[2],
+            scaling=0.4,
+            window=window,
+        )
+        assert torch.allclose(out[:, rows], alone, rtol=0, atol=1e-12)
+
+
+def test_a_soft_cap_bounds_the_scores():
+    _, _, layout = pack([np.arange(6)])
+    query, key, value = random_heads(6, torch.float64)
+    capped = dense_forest_attention(query * 1e3, key, value, layout, scaling=1.0, softcap=1e-9)
+    mean = torch.stack([value[0, :, : i + 1].mean(1) for i in range(6)])  # scores all but equal
+    assert torch.allclose(capped[0, :, ::2], mean, atol=1e-6)
