@@ -3,7 +3,7 @@
 One interface, registered with transformers under ``NAME``, and a way to compute it per backend:
 
     dense     the whole [T, T] mask, in plain torch: the reference, and what does soft caps and unequal head sizes
-    paths     CPU: PyTorch's flash kernel, one path of the forest at a time, against its ancestors and itself
+    paths     CPU: one path of the forest at a time, against its ancestors and itself
     varlen    CUDA: one call for all paths, keys and values gathered (``attention_cuda.py``)
 
 Every path is a causal sequence whose first queries have ``depth`` keys before them: query i sees keys 0 to depth + i,
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,6 @@ from ..errors import ModelError
 from .attention_cuda import cuda_forest_attention
 
 NAME = "oddsmith_forest"
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def forest_attention(
@@ -160,67 +157,94 @@ def paths_forest_attention(
     return _PathsAttention.apply(query, key, value, forest, scaling, window)
 
 
-class _PathsAttention(torch.autograd.Function):
-    """PyTorch's flash kernel for each path; gradients of shared keys are added up in place.
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
-    In bfloat16 the backward pass is written out in matrix products: the flash kernel's is half as fast there
-    (docs/log.md). Scores are then recomputed in float32, as the flash kernel does.
+
+class _PathsAttention(torch.autograd.Function):
+    """PyTorch's flash kernel for each path forward, and matrix products for blocks of its queries backward.
+
+        S = scaling * Q K^T       P = softmax(S)      O = P V
+        dV = P^T dO               dS = P * (dO V^T - rowsum(dO * O))
+        dQ = scaling * dS K       dK = scaling * dS^T Q
+
+    Scores are never kept: S is computed again, in float32 or better. The flash kernel's own backward pass takes half as
+    long again in bfloat16, and as long in float32 (docs/log.md). Query heads that share a key head stand below each
+    other there, [G, H / G * Q, C], so that a key head is read once.
     """
 
     @staticmethod
     def forward(ctx, query, key, value, forest, scaling, window):
         _, heads, rows, channels = query.shape
         out = query.new_empty(1, rows, heads, channels)
-        lse = query.new_empty(1, heads, rows, dtype=torch.promote_types(query.dtype, torch.float32))
         for path in forest.paths:
-            own = slice(path.start, path.end)
-            mask = _path_mask(path, window, query.dtype)
-            path_out, path_lse = _flash(
-                query[:, :, own],
-                _with_ancestors(key, path),
-                _with_ancestors(value, path),
-                0.0,
-                mask is None,
-                attn_mask=mask,
-                scale=scaling,
-            )
+            own, mask = slice(path.start, path.end), _path_mask(path, window, query.dtype)
+            keys, values = _with_ancestors(key, path)[None], _with_ancestors(value, path)[None]
+            path_out, _ = _flash(query[:, :, own], keys, values, 0.0, mask is None, attn_mask=mask, scale=scaling)
             out[:, own] = path_out.transpose(1, 2)
-            lse[:, :, own] = path_lse
-        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.save_for_backward(query, key, value, out)
         ctx.forest, ctx.scaling, ctx.window = forest, scaling, window
         return out
 
     @staticmethod
     def backward(ctx, d_out):
-        query, key, value, out, lse = ctx.saved_tensors
+        query, key, value, out = ctx.saved_tensors
+        scaling, window, groups = ctx.scaling, ctx.window, len(key[0])
         d_query = torch.empty_like(query)
         d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
-        backward = _path_backward_in_products if query.dtype == torch.bfloat16 else _path_backward_by_kernel
+        delta = (_at_least_float32(d_out) * out).sum(-1, keepdim=True).to(query.dtype).transpose(1, 2)
+        d_out = d_out.transpose(1, 2)
         for path in ctx.forest.paths:
-            own = slice(path.start, path.end)
-            d_query[:, :, own], path_d_key, path_d_value = backward(
-                d_out[:, own].transpose(1, 2),
-                query[:, :, own],
-                _with_ancestors(key, path),
-                _with_ancestors(value, path),
-                out[:, own].transpose(1, 2),
-                lse[:, :, own],
-                path,
-                ctx.scaling,
-                ctx.window,
-            )
+            path_key, path_value = _with_ancestors(key, path), _with_ancestors(value, path)
+            path_d_key, path_d_value = torch.zeros_like(path_key), torch.zeros_like(path_value)
+            float_key = _at_least_float32(path_key)
+            for block in _blocks(path, window):
+                q, d_o = _stacked(query, block, groups), _stacked(d_out, block, groups)
+                weights = _weights(q, float_key, block, window, scaling).to(query.dtype)
+                d_scores = torch.baddbmm(
+                    _stacked(delta, block, groups), d_o, path_value[:, block.keys].transpose(1, 2), beta=-1
+                ).mul_(weights)
+                path_d_value[:, block.keys].baddbmm_(weights.transpose(1, 2), d_o)
+                path_d_key[:, block.keys].baddbmm_(d_scores.transpose(1, 2), q, alpha=scaling)
+                block_d_query = torch.bmm(d_scores, path_key[:, block.keys]).mul_(scaling)
+                d_query[0, :, block.rows] = block_d_query.view(query.shape[1], -1, query.shape[-1])
             offset = 0
             for start, end in (*path.ancestors, (path.start, path.end)):
-                d_key[:, :, start:end] += path_d_key[:, :, offset : offset + end - start]
-                d_value[:, :, start:end] += path_d_value[:, :, offset : offset + end - start]
+                d_key[0, :, start:end] += path_d_key[:, offset : offset + end - start]
+                d_value[0, :, start:end] += path_d_value[:, offset : offset + end - start]
                 offset += end - start
         return d_query, d_key, d_value, None, None, None
 
 
+class _Block(NamedTuple):
+    """Some queries of a path and the keys they see.
+
+    Args:
+        rows: Rows of the queries.
+        keys: Their keys, among those of the path.
+        diagonal: The first query sees the first ``diagonal + 1`` of these keys, the next one more, and so on.
+    """
+
+    rows: slice
+    keys: slice
+    diagonal: int
+
+
+# Scores of a block stay in the cache: 9 heads x 128 queries x 450 keys are 2 MB.
+_BLOCK_QUERIES = 128
+
+
+def _blocks(path: Path, window: int | None) -> Iterator[_Block]:
+    for start in range(path.start, path.end, _BLOCK_QUERIES):
+        end = min(start + _BLOCK_QUERIES, path.end)
+        depth = path.depth + start - path.start
+        first = 0 if window is None else max(0, depth - window + 1)
+        yield _Block(slice(start, end), slice(first, depth + end - start), depth - first)
+
+
 def _with_ancestors(tensor: Tensor, path: Path) -> Tensor:
-    """Keys or values of a path: those of its ancestors, then its own; [1, G, K, C]."""
-    runs = [tensor[:, :, start:end] for start, end in (*path.ancestors, (path.start, path.end))]
-    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=2)
+    """Keys or values of a path: those of its ancestors, then its own; [G, K, C]."""
+    runs = [tensor[0, :, start:end] for start, end in (*path.ancestors, (path.start, path.end))]
+    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=1)
 
 
 def _path_mask(path: Path, window: int | None, dtype: torch.dtype) -> Tensor | None:
@@ -236,48 +260,24 @@ def _path_mask(path: Path, window: int | None, dtype: torch.dtype) -> Tensor | N
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
 
 
-def _path_backward_by_kernel(d_out, query, key, value, out, lse, path, scaling, window):
-    mask = _path_mask(path, window, query.dtype)
-    return _flash_backward(d_out, query, key, value, out, lse, 0.0, mask is None, attn_mask=mask, scale=scaling)
+def _stacked(tensor: Tensor, block: _Block, groups: int) -> Tensor:
+    """The block's queries of all heads, [1, H, T, C] -> [G, H / G * Q, C]."""
+    return tensor[0, :, block.rows].reshape(groups, -1, tensor.shape[-1])
 
 
-def _path_backward_in_products(d_out, query, key, value, out, lse, path, scaling, window):
-    """Gradients of one path, a block of queries at a time.
-
-        P = exp(scaling * Q K^T - lse)     dV = P^T dO     dS = P * (dO V^T - rowsum(dO * O))
-        dQ = scaling * dS K                dK = scaling * dS^T Q
-
-    Query heads that share a key head stand below each other: [G, H / G * Q, C].
-    """
-    _, heads, queries, channels = query.shape
-    groups, depth = key.shape[1], path.depth
-    delta = (d_out.float() * out.float()).sum(-1, keepdim=True)
-    d_query = torch.empty_like(query)
-    d_key, d_value = torch.zeros_like(key[0]), torch.zeros_like(value[0])
-    key_float = key[0].float()
-    for start in range(0, queries, _BLOCK_QUERIES):
-        end = min(start + _BLOCK_QUERIES, queries)
-        first = 0 if window is None else max(0, depth + start - window + 1)
-        keys = slice(first, depth + end)
-        k, v = key[0, :, keys], value[0, :, keys]
-        q, d_o, lse_q, delta_q = (
-            tensor[0, :, start:end].reshape(groups, -1, tensor.shape[-1])
-            for tensor in (query, d_out, lse.unsqueeze(-1), delta)
-        )
-        weights = torch.baddbmm(lse_q, q.float(), key_float[:, keys].transpose(1, 2), beta=-1, alpha=scaling).exp_()
-        by_head = weights.view(groups, -1, end - start, depth + end - first)
-        if window is None:  # only the last keys are not seen by all
-            by_head[..., depth + start :].tril_()
-        else:
-            diagonal = depth + start - first
-            by_head.tril_(diagonal).triu_(diagonal - window + 1)
-        weights = weights.to(query.dtype)
-        d_scores = torch.baddbmm(delta_q.to(query.dtype), d_o, v.transpose(1, 2), beta=-1).mul_(weights)
-        d_value[:, keys].baddbmm_(weights.transpose(1, 2), d_o)
-        d_key[:, keys].baddbmm_(d_scores.transpose(1, 2), q, alpha=scaling)
-        d_query[0, :, start:end] = torch.bmm(d_scores, k).mul_(scaling).view(heads, end - start, channels)
-    return d_query, d_key[None], d_value[None]
+def _weights(query: Tensor, key: Tensor, block: _Block, window: int | None, scaling: float) -> Tensor:
+    """P of a block, [G, H / G * Q, K], float32 or better."""
+    keys = key[:, block.keys].transpose(1, 2)
+    scores = torch.bmm(query.to(key.dtype).mul(scaling), keys)
+    queries = block.rows.stop - block.rows.start
+    by_head = scores.view(len(key), -1, queries, keys.shape[-1])
+    hidden = torch.ones(queries, queries, dtype=torch.bool).triu_(1)
+    by_head[..., block.diagonal :].masked_fill_(hidden, float("-inf"))  # what comes before, all queries see
+    if window is not None:
+        past = torch.ones(queries, keys.shape[-1], dtype=torch.bool).tril_(block.diagonal - window)
+        by_head.masked_fill_(past, float("-inf"))
+    return torch.softmax(scores, -1)
 
 
-# Scores of a block of queries stay in the second-level cache.
-_BLOCK_QUERIES = 128
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
