@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from versus.plot import plot
-from versus.report import LABELS, TOLERANCES, disagreements, markdown, results_file, summarise
+from versus.report import LABELS, disagreements, markdown, results_file, summarise, verdict
 
 FOLDER = Path(__file__).parent
 MODEL, PAIRS = "builtin:smollm2-135m-instruct", "builtin:house-style"
@@ -94,7 +94,7 @@ def process(module: str, request: dict[str, Any], answer: Path) -> dict[str, Any
         answer: Where it writes.
 
     Returns:
-        Its answer; ``{"failed": "out of memory"}`` if the system or CUDA stopped it for that.
+        Its answer; ``{"failed": "out of memory"}`` if the system or CUDA stopped a worker for that.
 
     Raises:
         SystemExit: It failed for another reason.
@@ -112,7 +112,7 @@ def process(module: str, request: dict[str, Any], answer: Path) -> dict[str, Any
     done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode == 0:
         return json.loads(answer.read_text(encoding="utf-8"))
-    if done.returncode in (-9, 137) or "out of memory" in done.stderr:
+    if module == "worker" and (done.returncode in (-9, 137) or "out of memory" in done.stderr):
         return {"failed": "out of memory"}
     sys.exit(f"versus.{module} failed:\n{done.stderr[-4000:]}")
 
@@ -141,13 +141,14 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     runs = []
     for repeat in range(args.repeats):
         for trainer in args.only:
+            if any("failed" in run for run in runs if run["trainer"] == trainer):
+                continue
             say(f"{LABELS[trainer]}, repeat {repeat + 1} of {args.repeats}")
             answer = folder / f"{trainer}-{repeat}.json"
-            runs.append({**process("worker", request | {"trainer": trainer, "rows": str(rows_file)}, answer)})
-            runs[-1]["trainer"] = trainer
-            say(f"  {runs[-1].get('failed') or ' '.join(f'{step_s:.2f}' for step_s in runs[-1]['step_s'])} s")
+            run = process("worker", request | {"trainer": trainer, "rows": str(rows_file)}, answer)
+            runs.append(run | {"trainer": trainer})
+            say(f"  {run.get('failed') or ' '.join(f'{step_s:.2f}' for step_s in run['step_s'])} s")
     differences = disagreements(runs, bf16=work.bf16)
-    allowed = ", ".join(f"{name} {most:g}" for name, most in TOLERANCES[work.bf16].items())
     return {
         "command": " ".join(["python benchmarks/versus_trl.py", *(Path(word).name for word in sys.argv[1:])]),
         "date": date.today().isoformat(),
@@ -162,7 +163,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "floor": process("floor", request | {"step_counts": rows["steps"]}, folder / "floor.json"),
         "trainers": summarise(runs, work.pairs),
         "differences": differences,
-        "verdict": "; ".join(differences) or f"All agree (relative tolerance: {allowed}).",
+        "verdict": verdict(runs, differences, bf16=work.bf16),
         "runs": runs,
     }
 

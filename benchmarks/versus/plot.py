@@ -8,8 +8,7 @@ from xml.sax.saxutils import escape
 from .report import GIB, LABELS, OURS
 
 COLOURS = {OURS: "#d9622b", "trl-default": "#7d8fa3", "trl-best": "#4c6a88", "trl-split": "#a9b4c0"}
-FAILED = "out of memory"
-BAR, GAP, LABEL_WIDTH, PANEL, MARGIN = 18, 4, 130, 300, 20  # pixels
+BAR, GAP, LABEL_WIDTH, PANEL, MARGIN = 18, 4, 150, 300, 20  # pixels
 TEXT = "#7a7f87"  # grey enough for both pages
 
 
@@ -36,7 +35,9 @@ def plot(documents: list[dict[str, Any]]) -> str:
     height = top + MARGIN
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-        ' font-family="system-ui, sans-serif">\n' + "\n".join(body) + "\n</svg>\n"
+        ' role="img" aria-label="speed and memory of Oddsmith and TRL" font-family="system-ui, sans-serif">\n'
+        + "\n".join(body)
+        + "\n</svg>\n"
     )
 
 
@@ -61,7 +62,7 @@ def _panel(document: dict[str, Any], top: int) -> list[str]:
         shapes.append(_text(MARGIN, y + 13, LABELS[trainer]))
         for left, name, unit, what in columns:
             if "failed" in figures:
-                shapes.append(_text(left, y + 13, FAILED))
+                shapes.append(_text(left, y + 13, figures["failed"]))
                 continue
             longest = max(other[name] for other in good)
             width = (PANEL - 150) * figures[name] / longest

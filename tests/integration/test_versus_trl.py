@@ -83,7 +83,7 @@ def test_tables_results_file_and_plot(versus_trl, document, tmp_path, monkeypatc
         document["machine"]["cpu"],
         "Floor:",
         "| gradient norm of step 1 |",
-        "All agree",
+        "gradient norms agree",
     ):
         assert expected in text
     bars = [shape for shape in ElementTree.parse(drawing).iter() if shape.tag.endswith("rect")]
