@@ -11,14 +11,14 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .linear_head import chunk_bounds, linear_token_logps
+from .linear_head import chunk_bounds, efficient_rows, linear_token_logps
 from .output_transform import OutputTransform, output_transform
 from .target_softmax import target_logps
 
 __all__ = ["OutputTransform", "output_transform", "token_logps", "token_logps_reference"]
 
 BUDGET_BYTES = 512 << 20
-# Tensors as large as a chunk's logits: LoRA makes the layer's, the adapter's and their sum; the residuals are ours.
+# Tensors as large as a chunk's logits while it is worked on: the layer's, LoRA's, their sum, and our residuals.
 _COPIES = 4
 _NO_TRANSFORM = OutputTransform()
 
@@ -97,20 +97,22 @@ def _chunked_logps(
         with torch.autocast(device, dtype, enabled, cache_enabled=False):
             return target_logps(head.forward(hidden_CD), target_C, transform)
 
-    rows = max(1, budget_bytes // (_COPIES * _width(head) * hidden_ED.element_size()))
-    *others, (first, last) = chunk_bounds(len(hidden_ED), rows)
-    logps_of_chunks = [checkpoint(logps, hidden_ED[a:b], target_E[a:b], use_reentrant=False) for a, b in others]
-    return torch.cat([*logps_of_chunks, logps(hidden_ED[first:last], target_E[first:last])])
+    budget_rows = budget_bytes // (_width(head) * hidden_ED.element_size())
+    rows = max(1, min(efficient_rows(device), budget_rows // _COPIES))
+    again_before = len(hidden_ED) - (budget_rows - (_COPIES - 1) * rows)
+    chunks = []
+    for first, last in chunk_bounds(len(hidden_ED), rows):
+        chunk = hidden_ED[first:last], target_E[first:last]
+        chunks.append(checkpoint(logps, *chunk, use_reentrant=False) if first < again_before else logps(*chunk))
+    return torch.cat(chunks)
 
 
 def _width(head: nn.Module) -> int:
     """V, by what the layer says or by its largest parameter; both are there in whatever PEFT puts around a layer."""
     width = getattr(head, "out_features", None)
-    return (
-        width
-        if isinstance(width, int)
-        else max((size for parameter in head.parameters() for size in parameter.shape), default=1)
-    )
+    if isinstance(width, int):
+        return width
+    return max((size for parameter in head.parameters() for size in parameter.shape), default=1)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -25,10 +25,11 @@ from torch.autograd.function import once_differentiable
 from .output_transform import OutputTransform
 from .target_softmax import exact_dtype, logps_leaving_residuals
 
-# Entries in a product of a frozen layer. CPU: products of 576 x 49152 in bf16 reach their full rate at 256 rows (8%
-# short of it at 128, 27% at 64). Elsewhere the weight has to be read often enough to pay.
-_FROZEN_ROWS = {"cpu": 256}
-_OTHER_FROZEN_ROWS = 1024
+# CPU: products of 576 x 49152 in bf16 reach their full rate at 256 rows (8% short of it at 128, 27% at 64), and twice
+# as many rows are tensors that the C library maps anew each time (32 MB). Elsewhere, unmeasured: enough rows that a
+# product is not bound by reading the weight.
+_EFFICIENT_ROWS = {"cpu": 256}
+_OTHER_EFFICIENT_ROWS = 1024
 
 
 def linear_token_logps(
@@ -62,7 +63,7 @@ def linear_token_logps(
     rows = max(1, budget_bytes // (len(weight_VD) * hidden_ED.element_size()))
     learns = torch.is_grad_enabled()
     if not (learns and (weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad))):
-        rows = min(rows, _FROZEN_ROWS.get(device, _OTHER_FROZEN_ROWS))
+        rows = min(rows, efficient_rows(device))
     return _LinearTokenLogps.apply(hidden_ED, weight_VD, bias_V, target_E, transform, rows, learns)
 
 
@@ -107,6 +108,11 @@ class _LinearTokenLogps(torch.autograd.Function):
         grad_hidden_ED = None if product_ED is None else (product_ED * factor_E1).to(product_ED.dtype)
         grad_weight_VD, grad_bias_V = _layer_gradients(ctx, factor_E1, *of_layer) if of_layer else (None, None)
         return grad_hidden_ED, grad_weight_VD, grad_bias_V, None, None, None, None
+
+
+def efficient_rows(device: str) -> int:
+    """Entries in a chunk that nothing is gained by making larger, on a type of device."""
+    return _EFFICIENT_ROWS.get(device, _OTHER_EFFICIENT_ROWS)
 
 
 def chunk_bounds(entries: int, rows: int) -> list[tuple[int, int]]:
