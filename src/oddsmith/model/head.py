@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .linear_head import chunk_bounds, efficient_rows, linear_token_logps
-from .output_transform import OutputTransform, output_transform
+from .output_transform import OutputTransform
 from .target_softmax import target_logps
-
-__all__ = ["OutputTransform", "output_transform", "token_logps", "token_logps_reference"]
 
 BUDGET_BYTES = 512 << 20
 # Tensors as large as a chunk's logits while it is worked on: the layer's, LoRA's, their sum, and our residuals.
