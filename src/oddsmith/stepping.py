@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, gather_object
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from transformers import Trainer
 
-from .batching.loader import BatchMaker
 from .config import ORPOConfig
 from .errors import NonFiniteError
 from .metrics import EvaluationMeter, TrainingMeter, pair_sums
@@ -24,7 +25,7 @@ class MicroBatchSteps(Trainer):
     """The part of ``ORPOTrainer`` between transformers' loop, which gives items of the loader, and the loss.
 
     Attributes of the whole that it uses: ``_meter``, ``_evaluation``, ``_assignments`` (what plans the training
-    batches, once there is a loader), ``_pad_token_id``, ``is_encoder_decoder``.
+    batches, once there is a loader), ``_pad_token_id``, ``is_encoder_decoder``, ``_router_loss``.
     """
 
     args: ORPOConfig
@@ -33,22 +34,34 @@ class MicroBatchSteps(Trainer):
     _evaluation: EvaluationMeter
     _assignments: Any
     _pad_token_id: int
+    _router_loss: bool
     _chosen_path: ForestPath | PaddedPath | None = None
     _watched: list[tuple[Tensor, Tensor]]
 
     @property
     def path(self) -> ForestPath | PaddedPath:
-        """How micro-batches are laid out and computed; chosen once, when the first loader is asked for."""
+        """How micro-batches are laid out and computed in training and evaluation; chosen once, when first needed."""
         if self._chosen_path is None:
+            whose = {
+                name: getattr(self, name).__module__ for name in ("compute_loss", "training_step", "prediction_step")
+            }
             self._chosen_path = choose_path(
                 self.model,
                 self.args,
                 self.processing_class,
-                self.data_collator,
-                pad_token_id=self._pad_token_id,
+                self.padded_path,
+                overridden=[name for name, module in whose.items() if not module.startswith(f"{__package__}.")],
                 precision=self.compute_loss_context_manager,
+                least=lambda number: min(gather_object([number])),
             )
         return self._chosen_path
+
+    @property
+    def padded_path(self) -> PaddedPath:
+        """The path that any batch under TRL's names takes, wherever it comes from."""
+        return PaddedPath(
+            self.data_collator, self._pad_token_id, self.args.nll_on, self.is_encoder_decoder, self._router_loss
+        )
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -57,28 +70,40 @@ class MicroBatchSteps(Trainer):
         before = self._meter.state()
         while True:
             try:
-                return self._micro_batches(model, inputs["micro_batches"], num_items_in_batch)
+                return self._micro_batches(model, micro_batches_of(inputs), num_items_in_batch)
             except torch.OutOfMemoryError:
                 # Other processes would wait for gradients that do not come.
-                max_tokens = self.path.halved(inputs["loaded"]) if self.args.world_size == 1 else None
+                alone = self.accelerator.distributed_type == DistributedType.NO
+                max_tokens = self.path.halved(inputs.get("loaded")) if alone else None
                 if max_tokens is None:
                     raise
-            model.zero_grad()  # all gradients of the step are of this item (see ``loader.assignments``)
+            model.zero_grad()  # all gradients of the step are of this item (see ``items.assignments``)
             self._meter.restore(before)
-            inputs = BatchMaker(self.path.tensors_of).split(inputs, max_tokens, self.path.measure)
+            self._watched = []
+            inputs = self.path.batch_maker.divided(inputs["loaded"], max_tokens, self.path.measure)
             self._assignments.shape = replace(self._assignments.shape, max_tokens=max_tokens)
-            torch.accelerator.empty_cache()
+            clear_device_cache(garbage_collection=True)
 
     def _micro_batches(self, model: nn.Module, micro_batches: list[dict[str, Any]], num_items: Any) -> torch.Tensor:
         loss = torch.zeros((), device=self.args.device)
         with self.path.around(model):
             for number, micro_batch in enumerate(micro_batches, start=1):
-                # Gradients are exchanged once, after the last.
-                is_last = number == len(micro_batches)
-                with nullcontext() if is_last else self.accelerator.no_sync(model):
+                with self._more_to_come(model) if number < len(micro_batches) else nullcontext():
                     loss += super().training_step(model, micro_batch, num_items)
         self._require_finite()
         return loss
+
+    @contextmanager
+    def _more_to_come(self, model: nn.Module) -> Iterator[None]:
+        """While inside, gradients are not exchanged yet, and DeepSpeed makes no optimizer step."""
+        state = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(before)
 
     def _watch(self, logps: PairLogps, batch: Mapping[str, Tensor]) -> None:
         """Remember which pairs have finite log-probabilities; looking at the answer now would stop a GPU."""
@@ -92,7 +117,7 @@ class MicroBatchSteps(Trainer):
             return
         finite, rows = (torch.cat(tensors) for tensors in zip(*watched, strict=True))
         if not finite.all():
-            named = ", ".join(str(row) for row in rows[~finite].tolist())
+            named = ", ".join(str(row) for row in sorted(set(rows[~finite].tolist())))
             raise NonFiniteError(
                 f"step {self.state.global_step}: log-probabilities are NaN or infinite for dataset rows {named};"
                 " look at these rows, lower learning_rate, or compute in bf16 or float32 instead of fp16"
@@ -103,7 +128,7 @@ class MicroBatchSteps(Trainer):
     ) -> tuple[torch.Tensor, None, None]:
         total = torch.zeros((), device=self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager(), self.path.around(model):
-            for micro_batch in inputs["micro_batches"]:
+            for micro_batch in micro_batches_of(inputs):
                 micro_batch = self._prepare_inputs(micro_batch)
                 loss, logps = self.compute_loss(model, micro_batch, return_outputs=True)
                 self._evaluation.add(pair_sums(logps, micro_batch), logps, micro_batch)
@@ -115,5 +140,21 @@ class MicroBatchSteps(Trainer):
         names = (
             {"prompt_input_ids"} if self.is_encoder_decoder else {"input_ids", "chosen_input_ids", "rejected_input_ids"}
         )
-        ids = [batch[name].flatten() for batch in inputs["micro_batches"] for name in names & batch.keys()]
+        ids = [batch[name].flatten() for batch in micro_batches_of(inputs) for name in names & batch.keys()]
         return super().floating_point_ops({self.model.main_input_name: torch.cat(ids)}) if ids else 0
+
+
+def counts_of(logps: PairLogps) -> dict[str, Tensor]:
+    """What ``BatchMaker`` adds to a micro-batch, for pairs that are all of their step."""
+    weight_B = torch.ones_like(logps.nll_sum_B)
+    return {
+        "weight": weight_B,
+        "row": torch.arange(len(weight_B), device=weight_B.device),
+        "num_pairs": weight_B.sum(),
+        "num_nll_tokens": logps.nll_tokens_B.sum(),
+    }
+
+
+def micro_batches_of(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """The micro-batches of what a loader hands over, which may be one itself (see ``batching/items.py``)."""
+    return item.get("micro_batches", [item])

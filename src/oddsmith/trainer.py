@@ -28,7 +28,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from .batching.collate import PairCollator
-from .batching.loader import BatchMaker, LoaderFactory
+from .batching.loader import LoaderFactory, PlannedDataset, StreamedBatches
 from .batching.plan import StepShape
 from .config import ORPOConfig
 from .data.prepare import prepare
@@ -38,9 +38,10 @@ from .errors import ConfigError
 from .events import EventWriter, describe_run
 from .loss import orpo_loss
 from .metrics import EvaluationMeter, TrainingMeter, pair_sums
+from .model.paths import ForestPath, PaddedPath
 from .model.setup import ready_model, resolve_model, resolve_tokenizer
 from .records import RunRecords
-from .stepping import MicroBatchSteps
+from .stepping import MicroBatchSteps, counts_of
 
 
 class ORPOTrainer(MicroBatchSteps, RunRecords):
@@ -142,13 +143,15 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
         self.data_reports[source] = prepared.report
         return prepared.dataset
 
-    def _loaders(self, rows: Any, micro_batch_size: int, accumulation: int = 1) -> LoaderFactory:
-        args, path = self.args, self.path
+    def _loaders(
+        self, path: ForestPath | PaddedPath, rows: Any, micro_batch_size: int, accumulation: int = 1
+    ) -> LoaderFactory:
+        args = self.args
         return LoaderFactory(
             rows,
             StepShape(micro_batch_size, accumulation, args.world_size, path.max_tokens),
             args.process_index,
-            BatchMaker(path.tensors_of),
+            path.batch_maker,
             path.measure,
             {
                 "num_workers": args.dataloader_num_workers,
@@ -159,10 +162,12 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
         )
 
     def get_train_dataloader(self) -> DataLoader:
+        """The pairs of an epoch, step by step: laid out as ``path`` says while training, padded for anybody else."""
         if self.train_dataset is None:
             raise ConfigError("train_dataset is missing; give the pairs to train on")
         args = self.args
-        factory = self._loaders(self.train_dataset, self._train_batch_size, args.gradient_accumulation_steps)
+        path = self.path if self.is_in_train else self.padded_path
+        factory = self._loaders(path, self.train_dataset, self._train_batch_size, args.gradient_accumulation_steps)
         loader, self._assignments = factory.training(
             seed=args.seed if args.data_seed is None else args.data_seed,
             shuffle=args.train_sampling_strategy != "sequential",
@@ -171,12 +176,14 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
         return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Every pair once, padded; ``evaluation_loop`` lays the same rows out as ``path`` says."""
         name = eval_dataset if isinstance(eval_dataset, str) else "eval"
         if eval_dataset is None or isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset] if eval_dataset else self.eval_dataset
         if eval_dataset is None:
             raise ConfigError("eval_dataset is missing; give the pairs to evaluate on")
-        return self._loaders(self._prepared(eval_dataset, name), self.args.eval_batch_size).evaluation()
+        rows = self._prepared(eval_dataset, name)
+        return self._loaders(self.padded_path, rows, self.args.eval_batch_size).evaluation()
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         return self.get_eval_dataloader(test_dataset)
@@ -194,7 +201,10 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
 
         Multiplied by the number of processes, because DDP, FSDP and DeepSpeed average gradients over them.
         """
-        logps = self.path.logps(model, inputs)
+        path = self.path if "forest" in inputs else self.padded_path
+        logps = path.logps(model, inputs)
+        if "weight" not in inputs:  # collated by somebody else: a step of its own
+            inputs = {**inputs, **counts_of(logps)}
         self._watch(logps, inputs)
         weight_B = inputs["weight"].to(logps.nll_sum_B.dtype)
         loss = orpo_loss(
@@ -222,6 +232,8 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate, averaging once over the whole set (transformers averages means of batches)."""
+        if isinstance(dataloader.dataset, PlannedDataset | StreamedBatches) and isinstance(self.path, ForestPath):
+            dataloader = self._loaders(self.path, dataloader.dataset.rows, self.args.eval_batch_size).evaluation()
         self._evaluation = EvaluationMeter()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         metrics, logps = self._evaluation.read(

@@ -14,10 +14,11 @@ With a budget of tokens for a micro-batch, their number follows from it instead:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 
@@ -71,6 +72,42 @@ class StepPlan:
 
     pairs: tuple[int, ...]
     micro_batches: tuple[tuple[MicroBatch, ...], ...]
+
+
+class Lengths(NamedTuple):
+    """What a plan needs to know of pairs: tokens to compute, and NLL target tokens; int arrays [num_pairs]."""
+
+    tokens: np.ndarray
+    nll_tokens: np.ndarray
+
+    def nll_tokens_of(self, pairs: Sequence[int]) -> int:
+        """NLL target tokens of some pairs together."""
+        return int(self.nll_tokens[list(pairs)].sum())
+
+
+def lengths_of(
+    columns: Mapping[str, Sequence[int]], nll_on: str, is_encoder_decoder: bool = False, shared_prompt: bool = False
+) -> Lengths:
+    """Lengths of pairs from the columns of a tokenized dataset (or one row of it).
+
+    The first token of a sequence has no prediction, so it is no NLL target; a decoder of an encoder-decoder model
+    starts from a token of its own, so there every response token is one.
+
+    Args:
+        columns: ``chosen_end``, ``rejected_end``, ``chosen_prompt_tokens``.
+        nll_on: ``"sequence"`` or ``"response"``.
+        is_encoder_decoder: Whether the rows are those of an encoder-decoder model.
+        shared_prompt: Whether the prompt of a pair is computed once for both of its sequences.
+
+    Returns:
+        The lengths.
+    """
+    chosen, rejected = np.asarray(columns["chosen_end"]), np.asarray(columns["rejected_end"])
+    prompt = np.asarray(columns["chosen_prompt_tokens"])
+    if is_encoder_decoder:
+        return Lengths(chosen + rejected, chosen)
+    tokens = chosen + rejected - (prompt if shared_prompt else 0)
+    return Lengths(tokens, chosen - (1 if nll_on == "sequence" else np.maximum(prompt, 1)))
 
 
 def epoch_order(num_pairs: int, *, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
@@ -136,7 +173,7 @@ def _balanced(tokens: Sequence[int], num_bins: int, capacity: int) -> list[list[
 
 def _within(tokens: Sequence[int], max_tokens: int, processes: int) -> list[list[int]]:
     """As few balanced bins, equally many for each process, as hold at most ``max_tokens`` (or a single index) each."""
-    per_process = max(1, ceil(sum(tokens) / (processes * max_tokens)))
+    per_process = ceil(sum(min(length, max_tokens) for length in tokens) / (processes * max_tokens))
     while True:
         bins = _balanced(tokens, per_process * processes, capacity=len(tokens))
         if all(len(members) < 2 or sum(tokens[i] for i in members) <= max_tokens for members in bins):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,10 +29,11 @@ def choose_path(
     model: nn.Module,
     args: ORPOConfig,
     tokenizer: PreTrainedTokenizerBase,
-    collator: Any,
+    padded: PaddedPath,
     *,
-    pad_token_id: int,
+    overridden: list[str],
     precision: Callable[[], AbstractContextManager],
+    least: Callable[[int], int],
 ) -> ForestPath | PaddedPath:
     """The packed path wherever it is exact, with a budget of tokens for its micro-batches; padded batches otherwise.
 
@@ -40,25 +41,27 @@ def choose_path(
         model: The model as it will be trained, not wrapped yet.
         args: Settings.
         tokenizer: The model's.
-        collator: The data collator of the run; one that is not ours asks for padded batches.
-        pad_token_id: As in ``pair_logps``.
+        padded: The other path.
+        overridden: Methods of the trainer that somebody else has written, for padded batches.
         precision: The context the training computes in (autocast).
+        least: The least of a number over all processes. They must choose alike, or they would wait for each other.
 
     Returns:
         The path, whose ``reason`` has been logged.
     """
-    verdict = _verdict(model, args, tokenizer, collator, pad_token_id, precision)
-    config: Any = model.config
+    verdict = _verdict(model, args, tokenizer, padded, overridden, precision)
+    if not least(verdict.forest) and verdict.forest:
+        verdict = Verdict(False, "another process found that it cannot be packed")
     transform = verdict.transform
     if transform is None:
         logger.warning("Training on padded batches, which is slower: %s.", verdict.reason)
-        router_loss = bool(getattr(config, "output_router_logits", False))
-        return PaddedPath(
-            collator, pad_token_id, args.nll_on, bool(config.is_encoder_decoder), router_loss, verdict.reason
-        )
+        return replace(padded, reason=verdict.reason)
     path = ForestPath(args.nll_on, transform, verdict.reason)
     if isinstance(args.max_tokens_per_microbatch, str):  # "auto"
-        budget = token_budget(model, lambda tokens: _one_forward(model, tokens, transform, precision))
+        budget = token_budget(
+            model, lambda tokens: _one_forward(model, tokens, transform, precision), processes=args.world_size
+        )
+        budget = budget._replace(max_tokens=least(budget.max_tokens))
         path.max_tokens, path.reason = budget.max_tokens, f"{verdict.reason}; {budget}"
     else:
         path.max_tokens = args.max_tokens_per_microbatch
@@ -70,15 +73,19 @@ def _verdict(
     model: nn.Module,
     args: ORPOConfig,
     tokenizer: PreTrainedTokenizerBase,
-    collator: Any,
-    pad_token_id: int,
+    padded: PaddedPath,
+    overridden: list[str],
     precision: Callable[[], AbstractContextManager],
 ) -> Verdict:
     if not args.prefix_forest:
         return Verdict(False, "prefix_forest is off")
-    if type(collator) is not PairCollator:
-        return Verdict(False, f"{type(collator).__name__} makes them")
-    return check_forest(model, tokenizer, pad_token_id=pad_token_id, precision=precision)
+    if type(padded.collator) is not PairCollator:
+        return Verdict(False, f"{type(padded.collator).__name__} makes them")
+    if overridden:
+        return Verdict(False, f"{' and '.join(overridden)} may expect them")
+    if args.neftune_noise_alpha:
+        return Verdict(False, "the noise of neftune_noise_alpha depends on the length of a sequence")
+    return check_forest(model, tokenizer, pad_token_id=padded.pad_token_id, precision=precision)
 
 
 def _one_forward(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 # A CPU is no faster with longer micro-batches (docs/log.md), a GPU hardly; shorter ones need less memory.
 MOST_TOKENS = {"cpu": 2048, "cuda": 32768}
 LEAST_TOKENS = 256
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 # What is free is not all for the taking: fragments, and intermediate results of the layer that is at work.
 USABLE = 0.7
 
@@ -43,12 +44,13 @@ class TokenBudget(NamedTuple):
         )
 
 
-def token_budget(model: nn.Module, forward: Callable[[int], Any]) -> TokenBudget:
+def token_budget(model: nn.Module, forward: Callable[[int], Any], *, processes: int = 1) -> TokenBudget:
     """The longest micro-batches that fit.
 
     Args:
         model: The model, on its device, trainable parameters marked.
         forward: Computes a loss over a packed row of so many tokens, with gradients, as in training.
+        processes: How many train together; on CPUs they share the memory.
 
     Returns:
         The budget.
@@ -57,7 +59,8 @@ def token_budget(model: nn.Module, forward: Callable[[int], Any]) -> TokenBudget
     short, long = 64, 192
     per_token = max((_kept_bytes(model, forward, long) - _kept_bytes(model, forward, short)) / (long - short), 1.0)
     trainable_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    free = max(0, free_bytes(device) - 3 * trainable_bytes)  # gradients, two moments of Adam
+    found = free_bytes(device) // (processes if device.type == "cpu" else 1)
+    free = max(0, found - 3 * trainable_bytes)  # gradients, two moments of Adam
     fits = int(USABLE * free / per_token)
     most = MOST_TOKENS.get(device.type, MOST_TOKENS["cuda"])
     return TokenBudget(max(LEAST_TOKENS, min(fits, most)), per_token, free)
@@ -88,8 +91,10 @@ def free_bytes(device: torch.device) -> int:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     available = psutil.virtual_memory().available
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        limit = int((CONTROL_GROUP / "memory.max").read_text())
+        used = int((CONTROL_GROUP / "memory.current").read_text())
+        kinds = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no such file, or "max": no limit
         return available
-    return min(available, limit - used)
+    # Files that were read, such as the model's, count as used until somebody else needs the room.
+    return min(available, limit - used + int(kinds["inactive_file"]))

@@ -17,15 +17,14 @@ from torch import nn
 
 from ..batching.collate import PaddedTensors
 from ..batching.forest import ForestTensors
-from ..batching.loader import Lengths, LoadedRows, lengths_of
+from ..batching.items import BatchMaker, LoadedRows
+from ..batching.plan import Lengths, lengths_of
 from .attention import forest_attention_in
 from .forest_logps import forest_logps
 from .logps import PairLogps, pair_logps
 from .output_transform import OutputTransform
 
 logger = logging.getLogger(__name__)
-
-TensorsOf = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
 
 @dataclass
@@ -38,7 +37,7 @@ class PaddedPath:
         nll_on: ``"sequence"`` or ``"response"``.
         is_encoder_decoder: Kind of model.
         router_loss: Ask the model for its router loss.
-        reason: Why not the packed path, for people.
+        reason: Why not the packed path, for people; empty where nobody asked.
     """
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -46,15 +45,15 @@ class PaddedPath:
     nll_on: str
     is_encoder_decoder: bool
     router_loss: bool
-    reason: str
+    reason: str = ""
 
     name = "padded batches"
     max_tokens = None
 
     @property
-    def tensors_of(self) -> TensorsOf:
-        """Rows of a micro-batch -> tensors."""
-        return PaddedTensors(self.collator, self.is_encoder_decoder)
+    def batch_maker(self) -> BatchMaker:
+        """Rows -> padded tensors; every item is one micro-batch, under TRL's names."""
+        return BatchMaker(PaddedTensors(self.collator, self.is_encoder_decoder), one_each=True)
 
     @property
     def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
@@ -65,7 +64,7 @@ class PaddedPath:
         """What a step is done inside of."""
         return nullcontext()
 
-    def halved(self, loaded: LoadedRows) -> int | None:
+    def halved(self, loaded: LoadedRows | None) -> int | None:
         """Micro-batches are as the batch sizes say: nothing to be done about memory."""
         return None
 
@@ -100,9 +99,9 @@ class ForestPath:
     name = "prefix forest"
 
     @property
-    def tensors_of(self) -> TensorsOf:
-        """Rows of a micro-batch -> tensors."""
-        return ForestTensors(self.nll_on)
+    def batch_maker(self) -> BatchMaker:
+        """Rows -> packed tensors."""
+        return BatchMaker(ForestTensors(self.nll_on))
 
     @property
     def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
@@ -113,25 +112,25 @@ class ForestPath:
         """What a step is done inside of."""
         return forest_attention_in(model)
 
-    def halved(self, loaded: LoadedRows) -> int | None:
+    def halved(self, loaded: LoadedRows | None) -> int | None:
         """Halve the budget because memory ran out, and say so.
 
         Args:
-            loaded: The rows it ran out over.
+            loaded: The rows it ran out over; ``None`` where they are not known.
 
         Returns:
             The new ``max_tokens``; ``None`` where that would not help: every micro-batch is a single pair already, or
             micro-batches are as the batch sizes say.
         """
-        if self.max_tokens is None or all(len(rows) < 2 for rows in loaded.rows):
+        if self.max_tokens is None or loaded is None or all(len(rows) < 2 for rows in loaded.rows):
             return None
-        longest = max(sum(int(self.measure(row).tokens) for row in rows) for rows in loaded.rows)
-        before = min(self.max_tokens, longest)
-        self.max_tokens = before // 2
-        logger.warning(
-            f"out of memory with {before:,} tokens in a micro-batch: the step is repeated, from here on with at most"
-            f" {self.max_tokens:,}"
-        )
+        longest = max(sum(int(self.measure(row).tokens) for row in rows) for rows in loaded.rows if len(rows) > 1)
+        if longest <= self.max_tokens:  # otherwise a worker made the item before the budget was last halved
+            self.max_tokens = longest // 2
+            logger.warning(
+                f"out of memory with {longest:,} tokens in a micro-batch: the step is repeated, from here on with at"
+                f" most {self.max_tokens:,}"
+            )
         return self.max_tokens
 
     def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:

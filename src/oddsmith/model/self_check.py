@@ -23,6 +23,7 @@ from .attention import forest_attention_in
 from .forest_logps import forest_logps
 from .logps import PairLogps, pair_logps, unwrap
 from .output_transform import OutputTransform, output_transform
+from .setup import dropout_rates
 
 # Mean difference of log-probabilities over their spread. Rounding stays below a twentieth of these on the models of
 # tests/equivalence; a token that sees one it should not makes tenths.
@@ -87,7 +88,7 @@ def check_forest(
             with forest_attention_in(model):
                 packed = forest_logps(model, _on(device, rows["forest"]), transform=transform)
             tolerance = TOLERANCE[_coarsest_dtype(model, device)]
-    except (ModelError, TypeError, AttributeError, ValueError, RuntimeError, KeyError) as error:
+    except (ModelError, TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
         # Whatever a foreign model's code raises when it is called in an unusual way: it cannot be packed.
         return Verdict(False, f"it cannot be called with packed rows ({str(error).splitlines()[0][:100]})")
     finally:
@@ -108,7 +109,7 @@ def _obstacle(model: nn.Module) -> str | None:
         return "its adapter puts virtual tokens in front of every sequence"
     if unwrap(model).get_output_embeddings() is None:
         return "its output layer could not be found"
-    if any(module.p for module in model.modules() if isinstance(module, nn.Dropout)):
+    if dropout_rates(model):
         return "dropout is on, and a token that stands once would get one mask for several sequences"
     return None
 

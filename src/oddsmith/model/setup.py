@@ -104,10 +104,21 @@ def ready_model(model: PreTrainedModel, args: ORPOConfig, peft_config: Any = Non
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0: the modules, and the rates that attention layers keep as plain numbers."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if isinstance(value, float) and "dropout" in name:
-                setattr(module, name, 0.0)
+    """Set every dropout of a model to 0."""
+    for module, name in dropout_rates(model):
+        setattr(module, name, 0.0)
+
+
+def dropout_rates(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where a model's dropouts have their rates, as far as they are above 0: modules, with names of their attributes.
+
+    Dropout is a module of its own, or a number that a layer (mostly of attention) keeps for itself.
+    """
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float)
+        and value > 0
+        and ("dropout" in name or (isinstance(module, nn.Dropout) and name == "p"))
+    ]
