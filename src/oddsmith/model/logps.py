@@ -82,8 +82,8 @@ def pair_logps(
     with _head_only_at(model, wanted_ST):
         outputs = model(**stacked.model_inputs, use_cache=False, **extra)
     logits_NV = outputs.logits
-    if logits_NV.shape[:2] == wanted_ST.shape:  # a model whose head could not be reached gave all logits
-        logits_NV = logits_NV[wanted_ST]
+    if logits_NV.dim() == 3:  # a model whose head could not be reached gave all logits
+        logits_NV = _at(wanted_ST, logits_NV)
     logp_N = -F.cross_entropy(_at_least_float32(logits_NV), stacked.target_ST[wanted_ST], reduction="none")
     logp_ST = logp_N.new_zeros(wanted_ST.shape).masked_scatter(wanted_ST, logp_N)
     B = wanted_ST.shape[0] // 2
@@ -140,6 +140,11 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def _at(wanted_ST: Tensor, values_STX: Tensor) -> Tensor:
+    """The values of the wanted positions, [N, X]; prompt tuning puts positions of its own in front of them."""
+    return values_STX[:, -wanted_ST.shape[1] :][wanted_ST]
+
+
 def unwrap(model: nn.Module) -> Any:
     """The transformers model inside DDP and the like."""
     inner: Any = model
@@ -163,8 +168,7 @@ def _head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
         return
 
     def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        hidden_STD = args[0]
-        return (hidden_STD[wanted_ST], *args[1:]) if hidden_STD.shape[:2] == wanted_ST.shape else None
+        return (_at(wanted_ST, args[0]), *args[1:]) if len(args[0]) == len(wanted_ST) else None
 
     handle = head.register_forward_pre_hook(select)
     try:
