@@ -1,0 +1,242 @@
+"""Forwards for the modules of transformers and PEFT that the operations beside this file can stand in for.
+
+One function a kind of module: it looks at what the module is, tries on a small stand-in of it whether ours does what
+the module's own forward does (values and gradients), and gives a forward or ``None``. Whether the conditions hold is
+asked again at each call, and the module's own forward called where they do not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .gated import ACTIVATIONS, Activation, gated_product
+from .linear import Weights, add_branch, linear
+from .norm import Scale, rms_norm
+
+Forward = Callable[..., Tensor]
+
+# What autocast casts; float64 it leaves alone, and a float64 model is there to compare with.
+AT_MOST_SINGLE = {torch.float32, torch.bfloat16, torch.float16}
+
+
+# ---- RMSNorm
+
+
+def norm_forward(module: Any) -> Forward | None:
+    """For RMSNorm modules, by the end of their class's name, that scale in one of our ways, to the last bit of bf16."""
+    weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not type(module).__name__.endswith("RMSNorm") or not _is_plain(weight) or eps is None:
+        return None
+    scale = next((scale for scale in Scale if _normalises(module, eps, scale)), None)
+    return None if scale is None else partial(_norm, module, module.forward, eps, scale)
+
+
+def _norm(module: Any, own: Forward, eps: float, scale: Scale, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    usual = not args and not kwargs and x.dtype in AT_MOST_SINGLE and _is_plain(module.weight)
+    if not usual or torch.compiler.is_compiling():
+        return own(x, *args, **kwargs)
+    return rms_norm(x, module.weight, eps, scale)
+
+
+def _normalises(module: Any, eps: float, scale: Scale) -> bool:
+    """Whether the module, with a random weight, does what ``rms_norm`` does; the ways are one in float32."""
+    shape = tuple(module.weight.shape)
+    x, weight, grad = _random((3, *shape), shape, (3, *shape))
+    probe = copy.copy(module)
+    for x_dtype, weight_dtype in ((torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)):
+        vars(probe)["_parameters"] = {"weight": nn.Parameter(weight.to(weight_dtype))}
+        ours = rms_norm(x.to(x_dtype), probe.weight, eps, scale)
+        theirs = _tried(probe, x.to(x_dtype))
+        if theirs is None or theirs.dtype != ours.dtype or not torch.equal(theirs, ours):
+            return False
+    vars(probe)["_parameters"] = {"weight": nn.Parameter(weight)}
+    return _agree(probe, lambda x: rms_norm(x, probe.weight, eps, scale), x, grad)
+
+
+# ---- Linear layers, with and without LoRA
+
+
+def linear_forward(layer: Any) -> Forward | None:
+    """For linear layers that are trained, or whose weight autocast casts."""
+    return partial(_linear, layer, layer.forward) if type(layer) is nn.Linear and _is_plain(layer.weight) else None
+
+
+def _linear(layer: Any, own: Forward, x: Tensor) -> Tensor:
+    weight, bias = layer.weight, layer.bias
+    dtype = _product_dtype(x, weight)
+    nothing_to_gain = not weight.requires_grad and weight.dtype == dtype
+    if dtype is None or nothing_to_gain or not _is_plain(weight) or torch.compiler.is_compiling():
+        return own(x)
+    return linear(x, Weights(weight, bias), dtype)
+
+
+def lora_forward(layer: Any) -> Forward | None:
+    """For PEFT's LoRA layers over a plain linear layer, or a bitsandbytes 4-bit one."""
+    kind = f"{type(layer).__module__}.{type(layer).__name__}"  # bitsandbytes' may not be there to be imported
+    plain = kind == "peft.tuners.lora.layer.Linear" and type(layer.base_layer) is nn.Linear
+    adapter = _only_adapter(layer) if plain or kind == "peft.tuners.lora.bnb.Linear4bit" else None
+    if adapter is None:
+        return None
+    base, A, B, x, grad = _random((6, 8), (2, 8), (6, 2), (3, 8), (3, 6))
+    probe: Any = _stand_in(
+        layer,
+        base_layer=_linear_of(base),
+        lora_A=nn.ModuleDict({adapter: _linear_of(A)}),
+        lora_B=nn.ModuleDict({adapter: _linear_of(B)}),
+        lora_dropout=nn.ModuleDict(),
+    )
+    probe.lora_dropout[adapter] = nn.Identity()
+    ours = _lora if plain else _lora_4bit
+    if not _agree(probe, partial(ours, probe, probe.forward), x, grad):
+        return None
+    return partial(ours, layer, layer.forward)
+
+
+def _lora(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    adapter, base = None if args or kwargs else _only_adapter(layer), layer.base_layer
+    if adapter is None or type(base) is not nn.Linear or _is_watched(base) or not _is_plain(base.weight):
+        return own(x, *args, **kwargs)
+    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    dtype = _product_dtype(x, base.weight, A, B)
+    if dtype is None:
+        return own(x)
+    return linear(x, Weights(base.weight, base.bias, A, B, layer.scaling[adapter]), dtype)
+
+
+def _lora_4bit(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    adapter = None if args or kwargs else _only_adapter(layer)
+    if adapter is None:
+        return own(x, *args, **kwargs)
+    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    if x.dtype != _product_dtype(x, A, B):
+        return own(x)
+    return add_branch(layer.base_layer(x), x, A, B, layer.scaling[adapter])
+
+
+def _only_adapter(layer: Any) -> str | None:
+    """The one adapter at work, where all it does is to add s (x A^T) B^T."""
+    if torch.compiler.is_compiling() or layer.disable_adapters or layer.merged:
+        return None
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(active) != 1 or active[0] in getattr(layer, "lora_variant", ()):
+        return None
+    lora_A, lora_B, dropout = (modules[active[0]] for modules in (layer.lora_A, layer.lora_B, layer.lora_dropout))
+    if layer.training and getattr(dropout, "p", 0.0) > 0:
+        return None
+    for part in (lora_A, lora_B):
+        if part.bias is not None or type(part) is not nn.Linear or _is_watched(part) or not _is_plain(part.weight):
+            return None
+    return active[0]
+
+
+def _product_dtype(x: Tensor, *weights: Tensor) -> torch.dtype | None:
+    """What the layer multiplies in: autocast's dtype, or the one that all have; ``None`` where neither is so."""
+    device = x.device.type
+    dtypes = {tensor.dtype for tensor in (x, *weights)}
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device) if dtypes <= AT_MOST_SINGLE else None
+    return x.dtype if len(dtypes) == 1 else None
+
+
+# ---- Gated MLPs
+
+
+def mlp_forward(module: Any) -> Forward | None:
+    """For modules that do down_proj(act(gate_proj(x)) * up_proj(x)), or the same with both in one gate_up_proj."""
+    children = module._modules
+    fused = "gate_up_proj" in children
+    if "down_proj" not in children or not (fused or children.keys() >= {"gate_proj", "up_proj"}):
+        return None
+    act = next((children[name] for name in ("act_fn", "activation_fn") if children.get(name) is not None), None)
+    activation = None if act is None else _activation(act)
+    if activation is None:
+        return None
+    gate, up, down, x, grad = _random((6, 8), (6, 8), (8, 6), (3, 8), (3, 8))
+    inputs = {"gate_up_proj": torch.cat([gate, up])} if fused else {"gate_proj": gate, "up_proj": up}
+    weights = inputs | {"down_proj": down}
+    probe = _stand_in(module, **{name: _linear_of(weight) for name, weight in weights.items()})
+    if not _agree(probe, partial(_mlp, probe, probe.forward, fused, activation), x, grad):
+        return None
+    return partial(_mlp, module, module.forward, fused, activation)
+
+
+def _mlp(
+    module: Any, own: Forward, fused: bool, activation: Activation, x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    if args or kwargs or torch.compiler.is_compiling():
+        return own(x, *args, **kwargs)
+    gate, up = module.gate_up_proj(x).chunk(2, dim=-1) if fused else (module.gate_proj(x), module.up_proj(x))
+    return module.down_proj(gated_product(gate, up, activation))
+
+
+def _activation(module: nn.Module) -> Activation | None:
+    """Ours that does what the module does, between -12 and 12."""
+    points = torch.linspace(-12, 12, 2001, device="cpu")
+    values = None if _is_watched(module) or next(module.parameters(), None) is not None else _tried(module, points)
+    if values is None or values.shape != points.shape:
+        return None
+    return next(
+        (ours for ours in ACTIVATIONS if torch.allclose(ours.value(points), values, rtol=1e-5, atol=1e-6)), None
+    )
+
+
+# ---- What a module is, and what it does
+
+
+def _is_plain(weight: Any) -> bool:
+    """A parameter with its numbers in it: not quantised, not spread over devices, not DeepSpeed's to take away."""
+    if type(weight) is not nn.Parameter or hasattr(weight, "ds_id"):
+        return False
+    return not weight.is_meta and weight.numel() > 0
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody relies on the module being called: DeepSpeed fetches weights so, accelerate from the disk."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
+def _stand_in(module: nn.Module, **children: nn.Module) -> nn.Module:
+    """The module's own code and settings with other, small children; the module stays as it is."""
+    probe = copy.copy(module)
+    vars(probe)["_modules"] = {**module._modules, **children}
+    return probe
+
+
+def _random(*shapes: tuple[int, ...]) -> list[Tensor]:
+    """Random float32 tensors that leave the random state of the run alone."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    return [torch.randn(shape, generator=generator, device="cpu") for shape in shapes]
+
+
+def _linear_of(weight_OD: Tensor) -> nn.Linear:
+    outputs, inputs = weight_OD.shape
+    layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight_OD)
+    return layer
+
+
+def _tried(module: nn.Module, x: Tensor) -> Tensor | None:
+    """What a module makes of x; ``None`` where it wants something else: more arguments, another width."""
+    try:
+        y = module.forward(x)  # past the hooks: they are for what the model computes
+    except (RuntimeError, TypeError, AttributeError):
+        return None
+    return y if isinstance(y, Tensor) else None
+
+
+def _agree(probe: nn.Module, ours: Forward, x: Tensor, grad: Tensor) -> bool:
+    """Whether a module and our forward for it give the same values and gradients in float32, on the CPU."""
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        wanted = [x.requires_grad_(), *(parameter for parameter in probe.parameters() if parameter.requires_grad)]
+        theirs, found = _tried(probe, x), ours(x)
+        if theirs is None or theirs.shape != found.shape:
+            return False
+        results = [(y, *torch.autograd.grad(y, wanted, grad, materialize_grads=True)) for y in (theirs, found)]
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(*results, strict=True))

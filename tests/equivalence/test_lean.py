@@ -1,0 +1,562 @@
+"""Lean layers against the modules they stand in for: values, gradients, what is kept, and what becomes of the model."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.activations import ACT2FN
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+
+from oddsmith.model.lean import lean_layers
+from oddsmith.model.lean.forwards import mlp_forward, norm_forward
+from oddsmith.model.lean.gated import ACTIVATIONS, gated_product
+from oddsmith.model.lean.linear import Weights, add_branch, linear
+from oddsmith.model.lean.norm import Scale, rms_norm
+from oddsmith.model.lean.recipe import Remade, leave_recipe, what_to_keep
+from oddsmith.model.setup import disable_dropout
+from tests.tiny import tiny_model
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+SMALL = {
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# Modules of a model of two layers that get a leaner forward: norms and MLPs.
+ARCHITECTURES = {
+    "llama": (5, 2),
+    "mistral": (5, 2),
+    "qwen2": (5, 2),
+    "qwen3": (9, 2),
+    "gemma": (5, 2),
+    "gemma2": (9, 2),
+    "gemma3_text": (13, 2),
+    "phi3": (5, 2),
+    "olmo2": (9, 2),
+    "granite": (5, 2),
+    "glm4": (9, 2),
+    "smollm3": (5, 2),
+    "cohere2": (0, 2),  # a norm with a mean
+    "starcoder2": (0, 0),  # LayerNorm, and an MLP without a gate
+    "gpt2": (0, 0),  # and no nn.Linear but the head
+}
+IDS = torch.arange(3, 27)[None]
+shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3)
+widths = st.integers(1, 40)
+
+
+def architecture(name, dtype=torch.float32, **settings):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **SMALL | settings)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def with_adapter(model, **settings):
+    """A LoRA on every linear layer that has been trained a little."""
+    torch.manual_seed(0)
+    settings = {"r": 4, "target_modules": "all-linear", **settings}
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model.train()
+
+
+def random(*shapes, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+
+
+def results(function, inputs, grad):
+    """A function's value, and the gradients of its inputs."""
+    y = function(*inputs)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    return y.detach(), *torch.autograd.grad(y, wanted, grad.to(y.dtype))
+
+
+def step(model, *, bf16=False, lean=None):
+    """Logits and all gradients of one training step."""
+    model.zero_grad()
+    with lean.applied() if lean else nullcontext():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(IDS, use_cache=False).logits.float()
+        F.cross_entropy(logits[0, :-1], IDS[0, 1:], reduction="sum").backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"logits": logits.detach(), **found}
+
+
+def assert_equal_steps(found, expected, tolerance=1e-5):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert distance(found[name], tensor) <= tolerance, name
+
+
+def distance(found, expected):
+    """Of two tensors, relative to the larger one's norm."""
+    return ((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-3)).item()
+
+
+def kept_bytes(model, function):
+    """What autograd keeps of a forward pass beside the parameters, each piece of memory counted once."""
+    sizes, parameters = {}, {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = function()  # held, so that no memory is used twice
+    assert y.requires_grad
+    return sum(sizes.values())
+
+
+# ---- Operations
+
+
+NORMS = {Scale.AFTER_CAST: LlamaRMSNorm, Scale.BEFORE_CAST: Olmo2RMSNorm, Scale.ONE_PLUS: Gemma2RMSNorm}
+
+
+@pytest.mark.parametrize("scale", Scale)
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@settings(max_examples=8)
+@given(shape=shapes, width=st.integers(8, 40), seed=st.integers(0, 99))  # narrower gradients all but cancel
+def test_rms_norm(scale, dtype, weight_dtype, shape, width, seed):
+    """Values to the last bit; gradients as near to float32's as those of the module."""
+    module = NORMS[scale](width, eps=1e-5).to(weight_dtype)
+    x, weight, grad = random((*shape, width), (width,), (*shape, width), seed=seed)
+    module.weight.data.copy_(weight)
+    x = x.detach().to(dtype).requires_grad_()
+    expected = results(lambda x, _: module(x), (x, module.weight), grad)
+    found = results(lambda x, weight: rms_norm(x, weight, 1e-5, scale), (x, module.weight), grad)
+    assert [t.dtype for t in found] == [t.dtype for t in expected]
+    assert torch.equal(found[0], expected[0])
+    exact = NORMS[scale](width, eps=1e-5)
+    exact.weight.data.copy_(module.weight)
+    exact_results = results(lambda x, _: exact(x), (x.detach().float().requires_grad_(), exact.weight), grad)
+    rounding = max(torch.finfo(t).eps for t in (dtype, weight_dtype))
+    for ours, theirs in zip(found[1:], exact_results[1:], strict=True):
+        assert distance(ours, theirs) <= max(1e-5, 2 * rounding)
+
+
+def assert_near(function, reference, inputs, grad):
+    """Equal values and gradients."""
+    for found, expected in zip(results(function, inputs, grad), results(reference, inputs, grad), strict=True):
+        assert found.dtype == expected.dtype
+        assert distance(found, expected) <= TOLERANCE.get(found.dtype, 4 * torch.finfo(found.dtype).eps)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@settings(max_examples=8)
+@given(shape=shapes, width=widths, seed=st.integers(0, 99))
+def test_gated_product(activation, dtype, shape, width, seed):
+    gate, up, grad = random(*[(*shape, width)] * 3, seed=seed, dtype=dtype)
+    assert_near(
+        lambda gate, up: gated_product(gate, up, activation),
+        lambda gate, up: activation.value(gate) * up,
+        (gate, up),
+        grad,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@settings(max_examples=15)
+@given(
+    shape=shapes,
+    inner=widths,
+    outer=widths,
+    rank=st.integers(0, 8),
+    frozen=st.sets(st.sampled_from(["x", "base", "bias", "lora_A", "lora_B"])),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_linear(dtype, shape, inner, outer, rank, frozen, bias, seed):
+    """Any part of it frozen, with and without bias and adapter."""
+    tensors = random((*shape, inner), (outer, inner), (outer,), (rank, inner), (outer, rank), seed=seed, dtype=dtype)
+    named = dict(zip(["x", "base", "bias", "lora_A", "lora_B"], tensors, strict=True))
+    for name in frozen if len(frozen) < 4 else ():
+        named[name].requires_grad_(False)
+    if not bias:
+        del named["bias"]
+    if not rank:
+        del named["lora_A"], named["lora_B"]
+    if not any(tensor.requires_grad for tensor in named.values()):
+        return
+
+    def ours(*inputs):
+        x, *weights = inputs
+        return linear(x, Weights(**dict(zip(list(named)[1:], weights, strict=True)), scaling=0.7), dtype)
+
+    def plain(*inputs):
+        weights = dict(zip(named, inputs, strict=True))
+        y = F.linear(weights["x"], weights["base"], weights.get("bias"))
+        return y + 0.7 * F.linear(F.linear(weights["x"], weights["lora_A"]), weights["lora_B"]) if rank else y
+
+    (grad,) = random((*shape, outer), seed=seed + 1, dtype=dtype)
+    assert_near(ours, plain, tuple(named.values()), grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@settings(max_examples=10)
+@given(shape=shapes, inner=widths, outer=widths, rank=st.integers(1, 8), seed=st.integers(0, 99))
+def test_branch_beside_a_product_of_somebody_else(dtype, shape, inner, outer, rank, seed):
+    x, y, A, B, grad = random(
+        (*shape, inner), (*shape, outer), (rank, inner), (outer, rank), (*shape, outer), seed=seed, dtype=dtype
+    )
+    assert_near(
+        lambda x, y, A, B: add_branch(2 * y, x, A, B, 0.7),
+        lambda x, y, A, B: 2 * y + 0.7 * F.linear(F.linear(x, A), B),
+        (x, y, A, B),
+        grad,
+    )
+
+
+# ---- Recipes
+
+
+def test_what_several_layers_read_is_made_once_again_and_not_held():
+    made = []
+    x = torch.randn(2, 3)
+
+    def make(x):
+        made.append(x)
+        return 2 * x
+
+    y = 2 * x
+    leave_recipe(y, Remade(make), x)
+    (remade, ingredients), (same, _) = what_to_keep(y), what_to_keep(y)
+    assert remade is same
+    assert ingredients[0].data_ptr() == x.data_ptr()
+    first, second = remade.read(x), remade.read(x)
+    assert first is second
+    assert torch.equal(first, y)
+    assert len(made) == 1
+    assert remade.read(x) is not first  # a second backward pass: nothing was held after the last reader
+
+
+@pytest.mark.parametrize("which", ["the tensor", "an ingredient"])
+def test_what_was_written_to_is_kept_as_it_is(which):
+    x = torch.randn(2, 3)
+    y = 2 * x
+    leave_recipe(y, Remade(lambda x: 2 * x), x)
+    (y if which == "the tensor" else x).add_(1)
+    remade, kept = what_to_keep(y)
+    assert remade is None
+    assert kept[0].data_ptr() == y.data_ptr()
+
+
+def test_a_second_backward_pass_over_the_same_graph():
+    model = with_adapter(architecture("llama"))
+    with lean_layers(model).applied():
+        loss = model(IDS, labels=IDS).loss
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        first = torch.autograd.grad(loss, parameters, retain_graph=True)
+        second = torch.autograd.grad(loss, parameters)
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+# ---- Whole models
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_models(name, adapter):
+    model = architecture(name)
+    disable_dropout(model.train())
+    model = with_adapter(model) if adapter else model
+    lean = lean_layers(model)
+    norms, mlps = ARCHITECTURES[name]
+    assert (lean.counts.get("norm", 0), lean.counts.get("mlp", 0)) == (norms, mlps)
+    adapted = [module for module in model.modules() if isinstance(getattr(module, "base_layer", None), nn.Linear)]
+    assert lean.counts.get("lora", 0) == len(adapted)
+    assert_equal_steps(step(model, lean=lean), step(model))
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi3", "olmo2"])
+def test_in_bf16_as_near_to_float32_as_the_model_itself(name, adapter):
+    """A bf16 base with float32 adapters; float32 weights without. Both under autocast, as in training."""
+    exact = architecture(name).to(torch.bfloat16).float().train()
+    model = copy.deepcopy(exact).to(torch.bfloat16 if adapter else torch.float32)
+    if adapter:
+        exact, model = with_adapter(exact), with_adapter(model)
+    expected, own = step(exact), step(model, bf16=True)
+    lean = step(model, bf16=True, lean=lean_layers(model))
+    assert own.keys() == lean.keys()
+
+    def error(found):
+        return sum((found[name] - exact_value).norm() ** 2 for name, exact_value in expected.items())
+
+    assert all(lean[key].dtype == own[key].dtype for key in own)
+    assert error(lean) ** 0.5 <= 1.25 * error(own) ** 0.5
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_less_than_half_is_kept(adapter):
+    """Of wide layers, where activations weigh more than rounding up; under autocast, as in training."""
+    settings = {"hidden_size": 64, "intermediate_size": 160, "head_dim": 16}
+    model = architecture("llama", torch.bfloat16 if adapter else torch.float32, **settings).train()
+    decoder = with_adapter(model).get_base_model().model if adapter else model.model
+    lean = lean_layers(decoder)
+
+    def forward():
+        with torch.autocast("cpu", torch.bfloat16):
+            return decoder(torch.arange(256)[None]).last_hidden_state
+
+    own = kept_bytes(decoder, forward)
+    with lean.applied():
+        assert kept_bytes(decoder, forward) <= 0.5 * own
+
+
+def test_a_layer_keeps_residuals_attention_and_the_gates():
+    """And with them the products' ranks and one number a row of each norm: nothing follows from anything else kept."""
+    model = with_adapter(architecture("llama", torch.bfloat16, num_hidden_layers=3)).get_base_model().model
+    tokens, hidden, heads, kv_heads, head, gates, rank = 128, 32, 4, 2, 8, 48, 4
+    x = torch.randn(1, tokens, hidden, dtype=torch.bfloat16, requires_grad=True)
+    lean = lean_layers(model)
+
+    def forward(layers):
+        model.layers = layers
+        with torch.autocast("cpu", torch.bfloat16), lean.applied():
+            return model(inputs_embeds=x, use_cache=False).last_hidden_state
+
+    layers = model.layers
+    difference = kept_bytes(model, lambda: forward(layers[:3])) - kept_bytes(model, lambda: forward(layers[:2]))
+    elements = 2 * hidden + 2 * heads * head + 2 * kv_heads * head + 2 * gates + 7 * rank
+    in_float32 = 2 + heads  # of the two norms and of the attention
+    assert difference / tokens <= 2 * elements + 4 * in_float32
+
+
+# ---- Conditions
+
+
+def lora_layer(**settings):
+    torch.manual_seed(0)
+    model = get_peft_model(nn.ModuleDict({"up": nn.Linear(8, 6)}), LoraConfig(target_modules=["up"], r=2, **settings))
+    layer = model.base_model.model["up"]
+    with torch.no_grad():
+        for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):
+            parameter.normal_()
+    return model, layer
+
+
+X = random((3, 8), dtype=torch.float32)[0]
+
+
+def ways(model, layer):
+    """How a layer's output can be other than W x + s B A x."""
+    model.add_adapter("other", LoraConfig(target_modules=["up"], r=3, init_lora_weights=False))
+    yield "as it was found"
+    layer.set_adapter("other")
+    yield "another adapter"
+    layer.set_adapter(["default", "other"])
+    yield "two adapters"
+    layer.set_adapter("default")
+    with model.disable_adapter():
+        yield "disabled"
+    layer.merge()
+    yield "merged"
+    layer.unmerge()
+    layer.lora_dropout["default"] = nn.Dropout(0.5)
+    yield "dropout"
+    layer.lora_dropout["default"] = nn.Identity()
+    handle = layer.base_layer.register_forward_hook(lambda module, args, y: 2 * y)
+    yield "a hook on the base"
+    handle.remove()
+    handle = layer.lora_B["default"].register_forward_pre_hook(lambda module, args: (3 * args[0],))
+    yield "a hook on the branch"
+    handle.remove()
+
+
+def test_lora_layers_do_what_they_would_have_done():
+    model, layer = lora_layer()
+    lean = lean_layers(model)
+    assert lean.counts == {"lora": 1}
+    model.train()
+    for way in ways(model, layer):
+        torch.manual_seed(1)
+        expected = layer(X)
+        with lean.applied():
+            torch.manual_seed(1)
+            assert torch.allclose(layer(X), expected, atol=1e-6), way
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.1}])
+def test_other_kinds_of_adapters_are_left_alone(settings):
+    model, _ = lora_layer(**settings)
+    assert lean_layers(model.train()).counts == {}
+
+
+def test_adapters_mixed_in_one_batch():
+    model, layer = lora_layer()
+    names = ["default", "__base__", "default"]
+    layer.eval()
+    expected = layer(X, adapter_names=names)
+    with lean_layers(model).applied():
+        assert torch.equal(layer(X, adapter_names=names), expected)
+
+
+@pytest.mark.parametrize("settings", [{"use_rslora": True}, {"init_lora_weights": "olora"}, {"bias": "all"}])
+def test_adapters_that_differ_in_their_start_or_scale(settings):
+    model = with_adapter(tiny_model(attention_bias=True), **settings)
+    lean = lean_layers(model)
+    assert lean.counts["lora"] == 14
+    assert_equal_steps(step(model, lean=lean), step(model))
+
+
+@pytest.mark.parametrize("name", sorted(ACT2FN))
+def test_activations(name):
+    """Known ones are recognised by their values; a module with another keeps its own forward."""
+    if name == "xielu":
+        pytest.skip("looks for a package of its own and says so")
+    config = AutoConfig.for_model("llama", hidden_size=8, intermediate_size=12, num_attention_heads=2, hidden_act=name)
+    known = "silu swish gelu gelu_fast gelu_new gelu_python gelu_pytorch_tanh gelu_python_tanh gelu_accurate quick_gelu"
+    found = mlp_forward(module := LlamaMLP(config))
+    assert (found is not None) == (name in known.split())
+    if found is not None:
+        assert_near(found, module, (X,), X)
+
+
+def test_modules_that_only_look_alike_keep_their_forward():
+    class WithMean(LlamaRMSNorm):
+        def forward(self, hidden_states):
+            return super().forward(hidden_states - hidden_states.mean(-1, keepdim=True))
+
+    class WithNorm(LlamaMLP):
+        def forward(self, x):
+            return self.down_proj(F.normalize(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+
+    class WithMore(LlamaRMSNorm):
+        def forward(self, hidden_states, gate):
+            return super().forward(hidden_states) * gate
+
+    class WithDropout(LlamaMLP):
+        def forward(self, x):
+            return F.dropout(super().forward(x), 0.5, self.training)
+
+    config = AutoConfig.for_model("llama", hidden_size=8, intermediate_size=12, num_attention_heads=2)
+    WithMean.__name__ = WithMore.__name__ = "RMSNorm"
+    assert norm_forward(LlamaRMSNorm(8)) is not None
+    assert norm_forward(WithMean(8)) is norm_forward(WithMore(8)) is None
+    assert mlp_forward(WithNorm(config)) is mlp_forward(WithDropout(config).train()) is None
+
+
+def test_float64_is_left_to_the_model():
+    """It is there to compare with, and norms compute in float32."""
+    model = tiny_model().double()
+    with torch.no_grad():
+        expected = model(IDS).logits
+        with lean_layers(model).applied():
+            assert torch.equal(model(IDS).logits, expected)
+
+
+# ---- What becomes of the model
+
+
+def test_nothing_is_left_behind():
+    model = with_adapter(tiny_model())
+    before, state = {name: dict(vars(m)) for name, m in model.named_modules()}, torch.get_rng_state()
+    lean = lean_layers(model)
+    step(model, lean=lean)
+    with pytest.raises(IndexError), lean.applied():
+        model(torch.tensor([[264]]))  # outside of the vocabulary
+    assert {name: dict(vars(m)) for name, m in model.named_modules()} == before
+    assert torch.equal(torch.get_rng_state(), state)
+    copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    for other in copies:
+        assert torch.equal(other(IDS).logits, model(IDS).logits)
+
+
+def test_inside_the_model_has_the_same_parameters_and_can_be_used():
+    model = with_adapter(tiny_model())
+    lean = lean_layers(model)
+    keys, answer = list(model.state_dict()), model.generate(IDS, max_new_tokens=4, do_sample=False)
+    with lean.applied():
+        assert list(model.state_dict()) == keys
+        assert torch.equal(model.generate(IDS, max_new_tokens=4, do_sample=False), answer)
+        with lean.applied():  # as an evaluation during training would
+            pass
+        assert any("forward" in vars(module) for module in model.modules())
+    logits = model(IDS).logits
+    assert torch.allclose(model.merge_and_unload()(IDS).logits, logits, atol=1e-4)
+
+
+def test_a_forward_that_somebody_else_has_replaced_stays():
+    model = tiny_model()
+    lean = lean_layers(model)
+    norm = model.model.norm
+    norm.forward = replaced = lambda x: x
+    with lean.applied():
+        assert norm.forward is replaced
+    assert norm.forward is replaced
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(reentrant):
+    model = with_adapter(tiny_model())
+    expected = step(model)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert_equal_steps(step(model, lean=lean_layers(model)), expected)
+
+
+def test_torch_compile_sees_the_models_own_forwards():
+    model = with_adapter(tiny_model())
+    lean, expected = lean_layers(model), step(model)
+    compiled = torch.compile(model, backend="eager")
+    found = step(compiled, lean=lean)
+    assert_equal_steps({name.removeprefix("_orig_mod."): t for name, t in found.items()}, expected)
+
+
+def test_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = with_adapter(tiny_model())
+        expected, lean = step(model), lean_layers(model)
+        found = step(nn.parallel.DistributedDataParallel(model), lean=lean)
+        assert_equal_steps({name.removeprefix("module."): t for name, t in found.items()}, expected)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_4_bit_base(tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    architecture("llama", hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, quantization_config=config)
+    model = with_adapter(base)
+    assert isinstance(model.base_model.model.model.layers[0].mlp.up_proj.base_layer, bitsandbytes.nn.Linear4bit)
+    lean = lean_layers(model)
+    assert lean.counts["lora"] == 14
+    own, found = step(model, bf16=True), step(model, bf16=True, lean=lean)
+    # Both round to bf16, at other places; against each other they are twice as far off as each of them is.
+    assert_equal_steps(found, own, tolerance=0.1)
+    assert distance(found["logits"], own["logits"]) < 0.02
