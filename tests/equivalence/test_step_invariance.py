@@ -1,22 +1,34 @@
-"""A step's result does not depend on how its pairs are split over micro-batches, accumulation and processes."""
+"""A step's result does not depend on how its pairs are split over micro-batches, accumulation and processes, nor on
+whether they are packed."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith.model import memory
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
 PAIRS = 37  # five steps of 8 leave a short last step of 5; an odd number, so two processes never divide it evenly
+
+
+class Outcome(NamedTuple):
+    """What training and a final evaluation left."""
+
+    weights: dict[str, torch.Tensor]
+    logs: list[dict[str, float]]
+    evaluation: dict[str, float]
+    max_tokens: int | None
 
 
 def float64_model():
@@ -26,11 +38,12 @@ def float64_model():
     return AutoModelForCausalLM.from_config(config, dtype=torch.float64)
 
 
-def train(model, folder: Path, micro_batch: int, accumulation: int, rows=None, **more):
+def train(model, folder: Path, micro_batch: int, accumulation: int, rows=None, peft=None, **more) -> Outcome:
     args = ORPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
+        per_device_eval_batch_size=2,
         num_train_epochs=1,
         learning_rate=1e-4,
         beta=0.3,
@@ -46,59 +59,112 @@ def train(model, folder: Path, micro_batch: int, accumulation: int, rows=None, *
         model,
         args=args,
         train_dataset=Dataset.from_list(ragged_pairs(PAIRS)) if rows is None else rows,
+        eval_dataset=ragged_pairs(7, seed=5),
         processing_class=tiny_tokenizer(),
+        peft_config=peft,
     )
+    if model.dtype == torch.float64:
+        trainer.model.double()  # the adapter too
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {name: p.detach() for name, p in trainer.model.named_parameters()}, logs
+    weights = {name: p.detach() for name, p in trainer.model.named_parameters()}
+    return Outcome(weights, logs, trainer.evaluate(), trainer.path.max_tokens)
 
 
 MODELS = {"float64": (float64_model, 1e-9), "float32": (tiny_model, 1e-5)}
 METRICS = ("loss", "nll_loss", "or_loss", "logps/chosen", "rewards/accuracies", "perplexity/chosen", "grad_norm")
 
 
-def assert_same(got, expected, tolerance):
-    for name, value in expected[0].items():
-        torch.testing.assert_close(got[0][name], value, rtol=tolerance, atol=tolerance, msg=name)
-    assert len(got[1]) == len(expected[1]) == 5
-    for step, other in zip(got[1], expected[1], strict=True):
+def assert_same(got: Outcome, expected: Outcome, tolerance: float) -> None:
+    for name, value in expected.weights.items():
+        torch.testing.assert_close(got.weights[name], value, rtol=tolerance, atol=tolerance, msg=name)
+    assert len(got.logs) == len(expected.logs) == 5
+    for step, other in zip(got.logs, expected.logs, strict=True):
         for name in METRICS:
             assert step[name] == pytest.approx(other[name], rel=max(tolerance, 1e-6)), name
+    for name in METRICS[:-1]:
+        assert got.evaluation[f"eval_{name}"] == pytest.approx(expected.evaluation[f"eval_{name}"], rel=tolerance), name
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def whole(request, tmp_path_factory):
-    """Eight pairs at once: the reference, for each dtype."""
+    """Eight pairs at once, padded: the reference, for each dtype."""
     make, tolerance = MODELS[request.param]
-    return request.param, make, tolerance, train(make(), tmp_path_factory.mktemp("whole"), 8, 1)
+    return make, tolerance, train(make(), tmp_path_factory.mktemp("whole"), 8, 1, prefix_forest=False)
 
 
-@pytest.mark.parametrize(("micro_batch", "accumulation"), [(1, 8), (2, 4), (4, 2)])
-def test_splits_over_accumulation_give_the_same_parameters(whole, micro_batch, accumulation, tmp_path):
-    _, make, tolerance, expected = whole
-    assert_same(train(make(), tmp_path, micro_batch, accumulation), expected, tolerance)
+SPLITS = {
+    "padded, one by one": {"micro_batch": 1, "accumulation": 8, "prefix_forest": False},
+    "padded, 2 x 4": {"micro_batch": 2, "accumulation": 4, "prefix_forest": False},
+    "packed as the batch sizes say": {"micro_batch": 8, "accumulation": 1, "max_tokens_per_microbatch": None},
+    "packed, 2 x 4 as the batch sizes say": {"micro_batch": 2, "accumulation": 4, "max_tokens_per_microbatch": None},
+    "packed, a pair at a time": {"micro_batch": 8, "accumulation": 1, "max_tokens_per_microbatch": 1},
+    "packed, 40 tokens": {"micro_batch": 4, "accumulation": 2, "max_tokens_per_microbatch": 40},
+    "packed, 200 tokens": {"micro_batch": 1, "accumulation": 8, "max_tokens_per_microbatch": 200},
+    "packed, 700 tokens": {"micro_batch": 2, "accumulation": 4, "max_tokens_per_microbatch": 700},
+    "packed, as memory says": {"micro_batch": 2, "accumulation": 4},
+}
 
 
-def test_two_processes_give_the_same_parameters(whole, tmp_path):
-    dtype, _, tolerance, expected = whole
-    run_processes(2, tmp_path, dtype)
-    parameters = torch.load(tmp_path / "parameters.pt")
-    logs = json.loads((tmp_path / "logs.json").read_text())
-    assert_same((parameters, logs), expected, tolerance)
+@pytest.mark.parametrize("split", SPLITS)
+def test_splits_give_the_same_parameters(whole, split, tmp_path):
+    make, tolerance, expected = whole
+    assert_same(train(make(), tmp_path, **SPLITS[split]), expected, tolerance)
 
 
-def run_processes(count: int, folder: Path, dtype: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+def lora() -> LoraConfig:
+    return LoraConfig(r=4, target_modules="all-linear", modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+
+
+def untied_model():
+    model = float64_model()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    return model
+
+
+# What two processes train, 2 pairs x 2 micro-batches each, in one launch.
+SHARED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "float64": (float64_model, {}),
+    "float32": (tiny_model, {}),
+    "padded": (float64_model, {"prefix_forest": False}),
+    "as the batch sizes say": (float64_model, {"max_tokens_per_microbatch": None}),
+    "150 tokens": (float64_model, {"max_tokens_per_microbatch": 150}),
+    "checkpoints": (float64_model, {"gradient_checkpointing": True, "max_tokens_per_microbatch": 300}),
+    "LoRA and a trained head": (untied_model, {"peft": lora(), "max_tokens_per_microbatch": 300}),
+}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> tuple[dict[str, Outcome], ...]:
+    """What each of two processes has at the end."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
-        [*command, "-m", "tests.equivalence.test_step_invariance", str(folder), dtype],
+        [*command, "-m", "tests.equivalence.test_step_invariance", str(folder)],
         env=environment,
         capture_output=True,
         text=True,
         timeout=180,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    saved = [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return tuple({name: Outcome(*values) for name, values in of_rank.items()} for of_rank in saved)
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_two_processes_give_what_one_gives(two_processes, kind, tmp_path):
+    make, settings = SHARED[kind]
+    alone = train(make(), tmp_path, 8, 1, **settings | {"prefix_forest": False})
+    for of_rank in two_processes:
+        assert_same(of_rank[kind], alone, 1e-5 if kind == "float32" else 1e-9)
+
+
+def test_processes_that_find_unlike_memory_agree_on_the_least(two_processes):
+    found = [of_rank["float64"].max_tokens for of_rank in two_processes]
+    assert found[0] == found[1] == memory.LEAST_TOKENS
 
 
 def test_a_stream_gives_what_a_dataset_gives(tmp_path):
@@ -110,12 +176,14 @@ def test_a_stream_gives_what_a_dataset_gives(tmp_path):
     assert_same(streamed, mapped, 1e-6)
 
 
-def main(folder: str, dtype: str) -> None:
-    """One of the processes of ``run_processes``: 2 processes x 2 pairs x 2 micro-batches."""
-    parameters, logs = train(MODELS[dtype][0](), Path(folder), 2, 2)
-    if int(os.environ["RANK"]) == 0:
-        torch.save(parameters, Path(folder) / "parameters.pt")
-        (Path(folder) / "logs.json").write_text(json.dumps(logs))
+def main(folder: str) -> None:
+    """One of two processes; the second finds its memory taken."""
+    rank = os.environ["RANK"]
+    memory.free_bytes = lambda device: 10**10 if rank == "0" else 10**3
+    outcomes = {}
+    for name, (make, settings) in SHARED.items():
+        outcomes[name] = tuple(train(make(), Path(folder), 2, 2, **settings))
+    torch.save(outcomes, Path(folder) / f"{rank}.pt")
 
 
 if __name__ == "__main__":
