@@ -7,13 +7,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oddsmith.batching.plan import StepShape, epoch_order, num_steps, plan_epoch_step, plan_evaluation, plan_step
+from oddsmith.batching.plan import (
+    StepShape,
+    epoch_order,
+    lengths_of,
+    num_steps,
+    plan_epoch_step,
+    plan_evaluation,
+    plan_step,
+)
 
 shapes = st.builds(
     StepShape,
     micro_batch_size=st.integers(1, 5),
     accumulation=st.integers(1, 4),
     processes=st.integers(1, 4),
+)
+budgets = st.builds(
+    StepShape,
+    micro_batch_size=st.just(1),
+    accumulation=st.just(1),
+    processes=st.integers(1, 4),
+    max_tokens=st.integers(1, 5000),
 )
 token_lists = st.lists(st.integers(2, 2000), min_size=1, max_size=90)
 
@@ -103,3 +118,72 @@ def test_evaluation_visits_each_pair_once_longest_first():
     plans = plan_evaluation(tokens, StepShape(2, 1, 2))
     assert sorted(p for plan in plans for p in real_pairs(plan)) == [0, 1, 2, 3, 4]
     assert 1 in plans[0].pairs
+
+
+# ---- With a budget of tokens
+
+
+def loads(plan, tokens):
+    return [[tokens[p] for p in b.pairs] for process in plan.micro_batches for b in process if not b.is_filler]
+
+
+@settings(max_examples=300)
+@given(tokens=token_lists, shape=budgets)
+def test_within_a_budget_every_pair_stands_once_and_processes_have_equally_many_micro_batches(tokens, shape):
+    plan = plan_step(range(len(tokens)), tokens, shape)
+    assert sorted(real_pairs(plan)) == list(range(len(tokens)))
+    assert all(len(load) == 1 or sum(load) <= shape.max_tokens for load in loads(plan, tokens))
+    assert len(plan.micro_batches) == shape.processes
+    assert len({len(process) for process in plan.micro_batches}) == 1
+    assert plan == plan_step(range(len(tokens)), tokens, shape)
+
+
+@settings(max_examples=300)
+@given(tokens=token_lists, shape=budgets)
+def test_a_budget_makes_few_micro_batches(tokens, shape):
+    """Never more than pairs, nor than twice what their tokens fill.
+
+    Where a number of micro-batches does not do, one of them got a pair too many, so it was more than half full before;
+    all others were fuller still, and with them the tokens fill half of that number.
+    """
+    each = len(plan_step(range(len(tokens)), tokens, shape).micro_batches[0])
+    filled = sum(min(length, shape.max_tokens) for length in tokens) / (shape.processes * shape.max_tokens)
+    assert filled <= each <= max(1, np.ceil(2 * filled))
+    assert each <= np.ceil(len(tokens) / shape.processes)
+
+
+def test_of_ordinary_lengths_it_makes_hardly_more_than_their_tokens_fill():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        tokens = (rng.lognormal(5.5, 0.6, 64).astype(int) + 2).tolist()
+        plan = plan_step(range(64), tokens, StepShape(1, 64, 1, max_tokens=2048))
+        assert len(plan.micro_batches[0]) <= np.ceil(sum(tokens) / 2048) + 1
+
+
+def test_pairs_beyond_the_budget_stand_alone_and_bring_no_fillers():
+    plan = plan_step([7, 8, 9], [5000, 20, 30], StepShape(3, 1, 1, max_tokens=60))
+    assert [batch.pairs for batch in plan.micro_batches[0]] == [(7,), (9, 8)]
+    assert not any(batch.is_filler for batch in plan.micro_batches[0])
+
+
+def test_one_pair_for_three_processes_keeps_the_others_busy():
+    plan = plan_step([7], [40], StepShape(2, 2, 3, max_tokens=100))
+    assert [len(process) for process in plan.micro_batches] == [1, 1, 1]
+    assert sum(batch.is_filler for process in plan.micro_batches for batch in process) == 2
+
+
+@pytest.mark.parametrize(
+    ("nll_on", "more", "expected"),
+    [
+        ("sequence", {}, ([25, 6], [9, 3])),
+        ("response", {}, ([25, 6], [3, 3])),
+        ("sequence", {"shared_prompt": True}, ([18, 6], [9, 3])),
+        ("sequence", {"is_encoder_decoder": True}, ([25, 6], [10, 4])),
+    ],
+)
+def test_lengths_by_hand(nll_on, more, expected):
+    """Two pairs: chosen 10 = 7 prompt + 3, rejected 15 = 7 prompt + 8; and without a prompt 4 and 2."""
+    columns = {"chosen_end": [10, 4], "rejected_end": [15, 2], "chosen_prompt_tokens": [7, 0]}
+    lengths = lengths_of(columns, nll_on, **more)
+    assert (lengths.tokens.tolist(), lengths.nll_tokens.tolist()) == expected
+    assert lengths.nll_tokens_of([1]) == expected[1][1]

@@ -1,0 +1,117 @@
+"""What loaders hand over: micro-batches dealt to transformers' loop, and divided where memory runs out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oddsmith.batching.collate import PaddedTensors, PairCollator
+from oddsmith.batching.forest import ForestTensors
+from oddsmith.batching.items import Assignment, BatchMaker, LoadedRows, assignments
+from oddsmith.batching.loader import TrainingAssignments
+from oddsmith.batching.plan import Lengths, MicroBatch, StepShape, lengths_of, plan_step
+
+
+def row(number: int, prompt: int = 2, chosen: int = 3, rejected: int = 4) -> dict:
+    """A tokenized row; every pair has ids of its own, so that nothing is shared between pairs."""
+    ids = np.arange(100 * number, 100 * number + prompt + chosen + rejected)
+    return {
+        "row": 10 * number,
+        "chosen_input_ids": ids[: prompt + chosen],
+        "rejected_input_ids": np.concatenate([ids[:prompt], ids[prompt + chosen :]]),
+        "chosen_prompt_tokens": prompt,
+        "rejected_prompt_tokens": prompt,
+        "chosen_end": prompt + chosen,
+        "rejected_end": prompt + rejected,
+    }
+
+
+def measure(one):
+    return lengths_of(one, "sequence", shared_prompt=True)
+
+
+def test_without_a_budget_each_item_is_one_micro_batch():
+    shape = StepShape(1, 3, 2)
+    plan = plan_step([4, 5, 6, 7, 8], [9, 8, 7, 6, 5], shape)
+    for process in (0, 1):
+        dealt = assignments(plan, process, 44, shape, items=3)
+        assert [one.micro_batches for one in dealt] == [(one,) for one in plan.micro_batches[process]]
+        assert {(one.num_pairs, one.num_nll_tokens) for one in dealt} == {(5, 44)}
+
+
+@pytest.mark.parametrize("items", [1, 3])
+def test_with_a_budget_the_last_item_holds_all(items):
+    shape = StepShape(1, items, 1, max_tokens=10)
+    plan = plan_step([4, 5, 6], [9, 8, 7], shape)
+    dealt = assignments(plan, 0, 44, shape, items)
+    assert [len(one.micro_batches) for one in dealt] == [0] * (items - 1) + [3]
+    assert dealt[-1] == Assignment(plan.micro_batches[0], 3, 44)
+
+
+@given(
+    lengths=st.lists(st.integers(2, 500), min_size=1, max_size=40),
+    shape=st.builds(
+        StepShape, st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.none() | st.integers(1, 2000)
+    ),
+    drop_last=st.booleans(),
+    epoch=st.integers(0, 2),
+)
+def test_an_epoch_has_as_many_items_as_it_says_and_every_pair_once(lengths, shape, drop_last, epoch):
+    """As many on every process and with every budget: transformers counts its steps by them."""
+    tokens = np.array(lengths)
+    seen, counts = [], set()
+    for process in range(shape.processes):
+        epoch_of_process = TrainingAssignments(
+            Lengths(tokens, tokens - 1), shape, process, seed=0, shuffle=True, drop_last=drop_last
+        )
+        epoch_of_process.epoch = epoch
+        items = list(epoch_of_process)
+        assert len(items) == len(epoch_of_process)
+        counts.add(len(items))
+        seen += [p for item in items for one in item.micro_batches if not one.is_filler for p in one.pairs]
+    assert len(counts) == 1
+    assert len(seen) == len(set(seen)) == (len(tokens) // shape.pairs * shape.pairs if drop_last else len(tokens))
+
+
+def test_what_a_micro_batch_knows_of_itself_and_of_its_step():
+    which = (MicroBatch((6, 2)), MicroBatch((1,), is_filler=True))
+    item = BatchMaker(ForestTensors("sequence"))(LoadedRows([[row(6), row(2)], [row(1)]], Assignment(which, 7, 80)))
+    first, filler = item["micro_batches"]
+    assert first["weight"].tolist() == [1, 1]
+    assert filler["weight"].tolist() == [0]
+    assert first["row"].tolist() == [60, 20]
+    assert first["position"].tolist() == [6, 2]
+    assert (first["num_pairs"].item(), filler["num_nll_tokens"].item()) == (7, 80)
+    assert first["input_ids"].shape == (1, 18)
+
+
+def test_a_padded_item_is_its_micro_batch():
+    maker = BatchMaker(PaddedTensors(PairCollator(0)), one_each=True)
+    item = maker(LoadedRows([[row(6), row(2)]], Assignment((MicroBatch((6, 2)),), 7, 80)))
+    assert item["chosen_input_ids"].shape == (2, 5)
+    assert item["num_pairs"] == 7
+
+
+@given(tokens=st.lists(st.integers(1, 40), min_size=1, max_size=12), max_tokens=st.integers(1, 90))
+def test_a_divided_item_is_what_the_smaller_budget_would_have_made(tokens, max_tokens):
+    rows = {position: row(position, rejected=length) for position, length in enumerate(tokens, start=3)}
+    maker = BatchMaker(ForestTensors("sequence"))
+
+    def planned(budget: int):
+        shape = StepShape(len(rows), 1, 1, budget)
+        plan = plan_step(list(rows), [int(measure(one).tokens) for one in rows.values()], shape)
+        (assignment,) = assignments(plan, 0, 50, shape, items=1)
+        return LoadedRows([[rows[p] for p in one.pairs] for one in assignment.micro_batches], assignment)
+
+    divided = maker.divided(planned(100), max_tokens, measure)
+    assert divided["loaded"].assignment.num_nll_tokens == 50
+    micro_batches = divided["loaded"].assignment.micro_batches
+    expected = planned(max_tokens).assignment.micro_batches
+    assert sorted(p for one in micro_batches for p in one.pairs) == sorted(rows)
+    assert len(micro_batches) == len(expected)
+    for one, tensors in zip(micro_batches, divided["micro_batches"], strict=True):
+        assert tensors["position"].tolist() == list(one.pairs)
+        assert tensors["row"].tolist() == [rows[p]["row"] for p in one.pairs]
+        assert len(one.pairs) == 1 or sum(int(measure(rows[p]).tokens) for p in one.pairs) <= max_tokens
