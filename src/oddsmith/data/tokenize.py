@@ -5,8 +5,8 @@
     targets                                   --------------       from there to ``end``, one past the end-of-turn token
     no target                                                --    rendered, so it stays; never learned
 
-- A conversation's ids are the ids of its whole rendering (render.py): nothing is glued, no BOS comes before the
-  template's. Targets end at the last end-of-turn token of the response; one without gets EOS as its last target.
+- A conversation's ids are the ids of its whole rendering (render.py), also where pieces.py cuts it: no BOS comes before
+  the template's. Targets end at the last end-of-turn token of the response; one without gets EOS as its last target.
 - Plain strings get TRL's tokens: BOS unless the text begins with it, prompt + response tokenized as one text, EOS
   unless the response ends with it. Where blank text follows an EOS, none is added and the targets end at that EOS.
 - Only positions say what is a target, never token ids, so a pad token that is also EOS hides nothing.
@@ -21,13 +21,14 @@ Source: prefix, BOS and EOS for strings as in TRL 1.16, ``trl/experimental/orpo`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from ..config import ORPOConfig
 from ..errors import ModelError
 from .formats import PreferencePair
+from .pieces import ids_of_pieces, ids_of_texts
 from .render import RenderedPair, Renderer, Rendering, is_blank, tokenizer_name
 from .tokenized import Dropped, DropReason, TokenizedPair
 from .truncate import Tokens, common_prefix_length, cut_pair, same_targets
@@ -122,24 +123,9 @@ class PairTokenizer:
         return [pair if isinstance(pair, Dropped) else next(encoded) for pair in rendered]
 
     def _encode_decoder_only(self, pairs: Sequence[RenderedPair]) -> list[TokenizedPair | Dropped]:
-        ids_of = self._ids(text for pair in pairs for side in (pair.chosen, pair.rejected) for text in side)
+        texts = (text for pair in pairs for side in (pair.chosen, pair.rejected) for text in side)
+        ids_of = ids_of_pieces(self.tokenizer, texts)
         return [self._fit(*(self._side(pair, side, ids_of) for side in (pair.chosen, pair.rejected))) for pair in pairs]
-
-    def _ids(self, texts: Iterable[str], *, add_special_tokens: bool = False) -> dict[str, list[int]]:
-        """Token ids by text, each text tokenized once, all in one call."""
-        unique = list(dict.fromkeys(texts))
-        if not unique:
-            return {}
-        encoding = self.tokenizer(
-            unique,
-            add_special_tokens=add_special_tokens,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return dict(zip(unique, encoding["input_ids"], strict=True))
 
     def _side(self, pair: RenderedPair, side: Rendering, ids_of: dict[str, list[int]]) -> Tokens:
         ids = list(ids_of[side.text])
@@ -217,7 +203,7 @@ class PairTokenizer:
 
     def _encode_encoder_decoder(self, pairs: Sequence[RenderedPair]) -> list[TokenizedPair | Dropped]:
         texts = [self._encoder_decoder_texts(pair) for pair in pairs]
-        ids_of = self._ids((text for triple in texts for text in triple), add_special_tokens=True)
+        ids_of = ids_of_texts(self.tokenizer, (text for triple in texts for text in triple), add_special_tokens=True)
         return [self._fit_encoder_decoder(*(list(ids_of[text]) for text in triple)) for triple in texts]
 
     def _encoder_decoder_texts(self, pair: RenderedPair) -> tuple[str, str, str]:
