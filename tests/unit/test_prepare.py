@@ -5,7 +5,9 @@ from __future__ import annotations
 import datasets
 import pytest
 
+from oddsmith.data import prepare as prepare_module
 from oddsmith.data.prepare import prepare
+from oddsmith.data.processes import mapped
 from oddsmith.data.report import DataReport, named_rows
 from oddsmith.data.tokenize import PairTokenizer
 from oddsmith.errors import DataError, ModelError, RowError
@@ -280,6 +282,18 @@ class TestProcesses:
         )
         assert together.dataset.to_dict() == alone.dataset.to_dict()
         assert together.report == alone.report
+
+    @pytest.mark.parametrize(("rows", "processes"), ((4, 0), (9, 1), (10, 2), (14, 2), (100, 3)))
+    def test_as_many_as_pay_by_default(self, rows, processes, monkeypatch):
+        used: list[int] = []
+        monkeypatch.setattr(prepare_module, "usable_processes", lambda: 3)
+        monkeypatch.setattr(prepare_module, "ROWS_PER_PROCESS", 5)
+        monkeypatch.setattr(
+            prepare_module, "mapped", lambda work, spans, count: used.append(count) or mapped(work, spans, count)
+        )
+        prepared = prepare([text_row(n) for n in range(rows)], pair_tokenizer())
+        assert prepared.dataset["row"][:] == list(range(rows))
+        assert used == [processes]
 
     def test_bad_row_is_named_from_another_process(self):
         with pytest.raises(RowError) as error:

@@ -1,35 +1,40 @@
 """From rows, in any of the known formats, to a dataset of tokens and an account of what became of every row.
 
-A list of dicts travels through ``datasets`` as JSON strings, so that a null or a number where the other rows have text
-is met by our check of that row and not by Arrow's of the column. Tokens are kept in memory (int32) and no cache file is
-written or read: what comes back was made by this tokenizer, this template and these limits.
+A list of dicts travels as JSON strings, so that a null or a number where the other rows have text is met by our check
+of that row and not by Arrow's of the column. What is tokenized is kept for the next start (token_cache.py), never by
+``datasets``: it would recognise a tokenizer by its pickle, which changes with use, and write next to the user's files.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import sys
+import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
 import datasets
+import pyarrow as pa
 from transformers.utils import get_json_schema
 
 from ..errors import DataError, RowError
 from .formats import format_of
+from .processes import mapped, usable_processes
 from .report import DataReport, counted
-from .row_tokenizer import ACCOUNT_COLUMNS, JSON_COLUMN, RowTokenizer, located, token_row
+from .row_tokenizer import JSON_COLUMN, RowTokenizer, located, token_row
+from .token_cache import cached, token_key
 from .tokenize import PairTokenizer
 from .tokenized import Dropped
 
-BATCH_ROWS = 250
+BATCH_ROWS = 500
+ROWS_PER_PROCESS = 2_000  # a second of work; starting a process takes up to 0.05 s
 STREAM_BATCH_ROWS = 32  # read ahead of need, so kept small
 FORMAT_ROWS = 100  # so many rows at the front may be faulty before a dataset counts as of an unknown format
+ACCOUNT = b"account"
 
 
 @dataclass
@@ -62,7 +67,7 @@ def prepare(
         rows: The rows; an ``IterableDataset`` is tokenized as it is read.
         pair_tokenizer: Makes the tokens and drops what cannot be learned from.
         bad_rows: Stop at the first row that is no preference pair, or leave such rows out and count them.
-        num_proc: Processes that tokenize; a stream is tokenized where it is read.
+        num_proc: Processes that tokenize; by default as many as pay. A stream is tokenized where it is read.
         source: Name of the dataset in the report and in errors.
         least_pairs: Fewest pairs that are enough; by default 2 of the source ``"train"``, 1 of any other. A stream is
             only checked for being empty.
@@ -91,44 +96,36 @@ def prepare(
     if isinstance(rows, datasets.IterableDataset):
         return PreparedData(_tokenized_stream(rows, tokenize, report), report)
     if not isinstance(rows, datasets.Dataset):
-        rows = datasets.Dataset.from_list([_as_json(row) for row in rows])
-    dataset = _without_dropped(_tokenized(rows, tokenize, num_proc, source), report)
+        rows = _dataset(pa.table({JSON_COLUMN: pa.array([_as_json(row) for row in rows], pa.string())}))
+    table = cached(token_key(rows, pair_tokenizer, bad_rows), lambda: _tokenized(rows, tokenize, num_proc))
+    report.add(DataReport(source, report.format, **json.loads(table.schema.metadata[ACCOUNT])))
     _require_pairs(report, (2 if source == "train" else 1) if least_pairs is None else least_pairs)
-    return PreparedData(dataset, report)
+    return PreparedData(_dataset(table.replace_schema_metadata(None)), report)
 
 
-def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | None, source: str) -> datasets.Dataset:
-    """All rows, with their account; the dropped ones are empty."""
-    with _progress_only_on_a_terminal():
-        return rows.map(
-            tokenize,
-            with_indices=True,
-            batched=True,
-            batch_size=BATCH_ROWS,
-            remove_columns=rows.column_names,
-            features=tokenize.columns(with_account=True),
-            num_proc=num_proc,
-            desc=f"{source}: tokenizing",
-            # The result stays in memory and under a name of its own: datasets would recognise a tokenizer by its
-            # pickle, which changes with use (time lost), and write next to the user's files (load_from_disk).
-            keep_in_memory=True,
-            load_from_cache_file=False,
-            new_fingerprint=uuid.uuid4().hex,
-        )
+def _dataset(table: pa.Table) -> datasets.Dataset:
+    """A table as a dataset; by its fingerprint, which would otherwise be computed, nobody is to find it again."""
+    return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
 
 
-def _without_dropped(dataset: datasets.Dataset, report: DataReport) -> datasets.Dataset:
-    """The kept rows, all of them counted into ``report``."""
-    account = dataset.select_columns(["row", *ACCOUNT_COLUMNS]).to_dict()
-    kept = []
-    for position, (row, dropped, tokens, cut) in enumerate(zip(*account.values(), strict=True)):
-        if dropped:
-            report.add_dropped(row, dropped)
-        else:
-            report.add_kept(row, tokens, cut.split())
-            kept.append(position)
-    dataset = dataset.remove_columns(list(ACCOUNT_COLUMNS))
-    return dataset if len(kept) == len(dataset) else dataset.select(kept, keep_in_memory=True)
+def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | None) -> pa.Table:
+    """The kept rows; the account of all rows is in the metadata of the schema."""
+    processes = min(usable_processes(), len(rows) // ROWS_PER_PROCESS) if num_proc is None else num_proc
+    size = min(BATCH_ROWS, math.ceil(len(rows) / max(1, processes)))
+    spans = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+    account, tables = DataReport(tokenize.source, ""), []
+    results = mapped(partial(_tokenized_span, rows, tokenize), spans, processes)
+    with datasets.utils.tqdm(total=len(rows), desc=f"{tokenize.source}: tokenizing", disable=None) as progress:
+        for table, part in results:
+            tables.append(table)
+            account.add(part)
+            progress.update(part.rows)
+    numbers = {name: getattr(account, name) for name in ("rows", "kept", "dropped", "cut", "longest_tokens")}
+    return pa.concat_tables(tables).replace_schema_metadata({ACCOUNT: json.dumps(numbers)})
+
+
+def _tokenized_span(rows: datasets.Dataset, tokenize: RowTokenizer, span: range) -> tuple[pa.Table, DataReport]:
+    return tokenize(rows[span.start : span.stop], span)
 
 
 def _tokenized_stream(
@@ -155,7 +152,7 @@ def _tokenized_stream(
     columns = rows.column_names
     if columns is None:  # made by a generator, so that they may differ from row to row
         columns = [JSON_COLUMN]
-        rows = rows.map(_as_json).select_columns(columns)
+        rows = rows.map(_as_json_row).select_columns(columns)
     return rows.map(
         tokenize_some,
         with_indices=True,
@@ -187,8 +184,12 @@ def _require_pairs(report: DataReport, least: int) -> None:
     raise DataError(f"{report.source}: {found}{dropped}; expected at least {least}")
 
 
-def _as_json(row: Any) -> dict[str, str]:
-    return {JSON_COLUMN: json.dumps(row, default=_json_value)}
+def _as_json_row(row: Any) -> dict[str, str]:
+    return {JSON_COLUMN: _as_json(row)}
+
+
+def _as_json(row: Any) -> str:
+    return json.dumps(row, default=_json_value)
 
 
 def _json_value(value: Any) -> Any:
@@ -196,16 +197,3 @@ def _json_value(value: Any) -> Any:
     if inspect.isfunction(value):  # a tool
         return get_json_schema(value)
     return value.tolist() if hasattr(value, "tolist") else None
-
-
-@contextmanager
-def _progress_only_on_a_terminal() -> Iterator[None]:
-    """Keep the progress bars of ``datasets`` out of log files."""
-    quiet = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
-    if quiet:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if quiet:
-            datasets.enable_progress_bars()

@@ -48,6 +48,15 @@ class DataReport:
         self.rows += 1
         self.dropped.setdefault(reason, []).append(row)
 
+    def add(self, part: DataReport) -> None:
+        """Count what ``part`` counted: the account of the rows after these."""
+        self.rows += part.rows
+        self.kept += part.kept
+        self.longest_tokens = max(self.longest_tokens, part.longest_tokens)
+        for lists, more in ((self.dropped, part.dropped), (self.cut, part.cut)):
+            for name, rows in more.items():
+                lists.setdefault(name, []).extend(rows)
+
     @property
     def dropped_rows(self) -> int:
         """Number of rows left out."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
 
 from ..errors import RowError
 from .formats import to_pair
 from .render import RenderedPair
+from .report import DataReport
 from .tokenize import PairTokenizer
 from .tokenized import Dropped, TokenizedPair
 
@@ -26,18 +30,11 @@ TOKEN_COLUMNS: dict[str, Any] = {
     "rejected_prompt_tokens": NUMBER,
     "rejected_end": NUMBER,
 }
-# What the report is made of: why the row was dropped ("": it was not), its longest sequence, the sides that were cut.
-ACCOUNT_COLUMNS: dict[str, Any] = {
-    "dropped": datasets.Value("string"),
-    "tokens": NUMBER,
-    "cut": datasets.Value("string"),
-}
-NO_TOKENS = TokenizedPair([], [], 0, 0, 0, 0)
 
 
 @dataclass
 class RowTokenizer:
-    """Rows to tokens, as a function that ``datasets`` can send to other processes.
+    """Rows to tokens, as a function that other processes can be given.
 
     Args:
         pair_tokenizer: Makes the tokens.
@@ -57,24 +54,25 @@ class RowTokenizer:
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return self.pair_tokenizer.encode([self._render(row, n) for row, n in zip(rows, numbers, strict=True)])
 
-    def __call__(self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
-        """Token and account columns of a batch, one entry a row; those of a dropped row are empty."""
-        batch: dict[str, list[Any]] = {name: [] for name in self.columns(with_account=True)}
+    def __call__(self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> tuple[pa.Table, DataReport]:
+        """The kept rows of a batch as columns of tokens, and the account of all its rows."""
+        kept, report = [], DataReport(self.source, "")
         for number, outcome in zip(numbers, self.outcomes(columns, numbers), strict=True):
-            pair = NO_TOKENS if isinstance(outcome, Dropped) else outcome
-            values = token_row(number, pair) | {
-                "dropped": outcome.reason if isinstance(outcome, Dropped) else "",
-                "tokens": pair.longest_tokens,
-                "cut": " ".join(pair.cut_sides),
-            }
-            for name in batch:
-                batch[name].append(values[name])
-        return batch
+            if isinstance(outcome, Dropped):
+                report.add_dropped(number, outcome.reason)
+            else:
+                report.add_kept(number, outcome.longest_tokens, outcome.cut_sides)
+                kept.append(token_row(number, outcome))
+        schema = self.columns().arrow_schema
+        return pa.table(
+            [_column([row[name] for row in kept], schema.field(name).type) for name in schema.names], schema
+        ), report
 
-    def columns(self, *, with_account: bool = False) -> datasets.Features:
+    def columns(self) -> datasets.Features:
         """The columns of the result and their types."""
-        encoder = {"prompt_input_ids": IDS} if self.pair_tokenizer.is_encoder_decoder else {}
-        return datasets.Features(TOKEN_COLUMNS | encoder | (ACCOUNT_COLUMNS if with_account else {}))
+        return datasets.Features(
+            TOKEN_COLUMNS | ({"prompt_input_ids": IDS} if self.pair_tokenizer.is_encoder_decoder else {})
+        )
 
     def _render(self, row: Any, number: int) -> RenderedPair | Dropped:
         try:
@@ -103,3 +101,12 @@ def token_row(number: int, pair: TokenizedPair) -> dict[str, Any]:
         "rejected_end": pair.rejected_end,
         "prompt_input_ids": pair.prompt_ids,
     }
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """One column of an Arrow table; lists of ids as one array of numpy, which is faster than list by list."""
+    if not pa.types.is_list(kind):
+        return pa.array(values, kind)
+    offsets = np.zeros(len(values) + 1, dtype=np.int32)
+    np.cumsum([len(ids) for ids in values], out=offsets[1:])
+    return pa.ListArray.from_arrays(offsets, np.fromiter(chain.from_iterable(values), np.int32, offsets[-1]))

@@ -1,0 +1,367 @@
+"""Tokens that are found again: only where nothing that decides on them has changed, and never a wrong file."""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+import threading
+import time
+from datetime import date
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pytest
+from tokenizers import pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from oddsmith.data import token_cache
+from oddsmith.data.prepare import prepare
+from oddsmith.data.row_tokenizer import RowTokenizer
+from oddsmith.data.token_cache import LEAST_ROWS, cached, token_key
+from oddsmith.data.tokenize import PairTokenizer
+from oddsmith.errors import RowError
+from tests.templates import PLAIN
+from tests.tiny import tiny_tokenizer
+
+ROWS = [{"prompt": f"Question {n}? ", "chosen": f"Yes {n}", "rejected": "No"} for n in range(LEAST_ROWS)]
+ROWS[3] = ROWS[3] | {"rejected": "Yes 3"}
+ROWS[5] = ROWS[5] | {"chosen": "Yes " * 20}
+BAD_ROW = ROWS[0] | {"chosen": None}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("ODDSMITH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+def pair_tokenizer(tokenizer=None, **options) -> PairTokenizer:
+    tokenizer = tokenizer or tiny_tokenizer(bos="<s>", eos="</s>")
+    return PairTokenizer(tokenizer, **{"max_length": 32, **options})
+
+
+@pytest.fixture
+def tokenized(monkeypatch) -> list[int]:
+    """Grows by the number of every row that is tokenized."""
+    numbers: list[int] = []
+    outcomes = RowTokenizer.outcomes
+    monkeypatch.setattr(
+        RowTokenizer, "outcomes", lambda self, columns, some: numbers.extend(some) or outcomes(self, columns, some)
+    )
+    return numbers
+
+
+def same(first, second) -> bool:
+    """Whether two results are the same, down to the types of the columns."""
+    return (
+        first.dataset.to_dict() == second.dataset.to_dict()
+        and first.dataset.features == second.dataset.features
+        and first.report.to_dict() == second.report.to_dict()
+        and first.report.lines() == second.report.lines()
+    )
+
+
+def table(value: int = 1) -> pa.Table:
+    return pa.table({"a": [value] * 10})
+
+
+class TestHit:
+    @pytest.mark.parametrize("make", (list, datasets.Dataset.from_list), ids=("list", "dataset"))
+    @pytest.mark.parametrize("is_encoder_decoder", (False, True))
+    def test_nothing_is_tokenized_and_all_is_the_same(self, make, is_encoder_decoder, tokenized, folder):
+        options = {"is_encoder_decoder": is_encoder_decoder, "max_completion_length": 10}
+        first = prepare(make(ROWS), pair_tokenizer(**options))
+        assert len(tokenized) == LEAST_ROWS
+        second = prepare(make(ROWS), pair_tokenizer(**options))
+        assert len(tokenized) == LEAST_ROWS
+        assert same(first, second)
+        assert first.report.dropped == {"identical answers": [3]}
+        assert first.report.cut == {"chosen": [5]}
+        assert [file.suffix for file in folder.iterdir()] == [".tokens"]
+
+    def test_name_of_the_dataset_is_not_kept(self):
+        prepare(ROWS, pair_tokenizer())
+        assert prepare(ROWS, pair_tokenizer(), source="eval").report.lines()[0].startswith("eval: 1,000 rows")
+
+    def test_too_few_pairs_are_too_few_again(self):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="expected at least 2000"):
+                prepare(ROWS, pair_tokenizer(), least_pairs=2000)
+
+    def test_tokens_stay_in_the_file(self):
+        def make() -> pa.Table:
+            return pa.table({"a": range(1_000_000)})
+
+        made = cached("key", make)
+        before = pa.total_allocated_bytes()
+        found = cached("key", make)
+        assert found == made
+        assert pa.total_allocated_bytes() - before < 100_000
+
+    def test_rows_are_hashed_as_they_are_selected_not_as_they_lie(self):
+        rows = datasets.Dataset.from_list(ROWS)
+        halves = datasets.concatenate_datasets([rows.select(range(300)), rows.select(range(300, LEAST_ROWS))])
+        moved = datasets.Dataset.from_list([*ROWS[7:], *ROWS[:7]]).select(
+            [*range(LEAST_ROWS - 7, LEAST_ROWS), *range(LEAST_ROWS - 7)]
+        )
+        assert len({token_key(each, pair_tokenizer(), "error") for each in (rows, halves, moved)}) == 1
+
+    def test_what_an_earlier_call_left_in_the_tokenizer_does_not_matter(self):
+        used = pair_tokenizer()
+        used.tokenizer(["a", "bc"], padding=True, truncation=True, max_length=5)
+        rows = datasets.Dataset.from_list(ROWS)
+        assert token_key(rows, used, "error") == token_key(rows, pair_tokenizer(), "error")
+
+
+def with_template(text: str):
+    tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
+    tokenizer.chat_template = text
+    return tokenizer
+
+
+def with_added_token():
+    tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
+    tokenizer.add_tokens(["Question"])
+    return tokenizer
+
+
+def with_split_special_tokens():
+    tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
+    tokenizer.split_special_tokens = True
+    return tokenizer
+
+
+def without_digits():
+    tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return tokenizer
+
+
+class TestMiss:
+    @pytest.mark.parametrize(
+        "options",
+        (
+            {"max_length": 33},
+            {"max_length": None},
+            {"max_prompt_length": 8},
+            {"is_encoder_decoder": True},
+            {"max_completion_length": 7},
+            {"tokenizer": tiny_tokenizer(bos="</s>", eos="</s>")},
+            {"tokenizer": tiny_tokenizer(bos="<s>", eos="<s>")},
+            {"tokenizer": tiny_tokenizer(bos="<s>", eos="</s>", pad="<s>")},
+            {"tokenizer": with_template(PLAIN.template)},
+            {"tokenizer": with_template({"default": PLAIN.template, "tool_use": "x"})},
+            {"tokenizer": with_added_token()},
+            {"tokenizer": with_split_special_tokens()},
+            {"tokenizer": without_digits()},
+        ),
+        ids=lambda options: next(iter(options)),
+    )
+    def test_settings_and_tokenizer(self, options):
+        rows = datasets.Dataset.from_list(ROWS)
+        assert token_key(rows, pair_tokenizer(**options), "error") != token_key(rows, pair_tokenizer(), "error")
+
+    def test_treatment_of_bad_rows(self):
+        rows = datasets.Dataset.from_list(ROWS)
+        assert token_key(rows, pair_tokenizer(), "error") != token_key(rows, pair_tokenizer(), "drop")
+
+    @pytest.mark.parametrize(
+        "rows",
+        (
+            [*ROWS[1:], ROWS[0]],
+            [*ROWS, ROWS[0]],
+            [*ROWS[:-1], ROWS[-1] | {"chosen": "yes"}],
+            [row | {"system": "Be kind."} for row in ROWS],
+            [{"question" if key == "prompt" else key: text for key, text in row.items()} for row in ROWS],
+        ),
+        ids=("order", "one more", "one letter", "another column", "another name"),
+    )
+    def test_rows(self, rows):
+        keys = {token_key(datasets.Dataset.from_list(each), pair_tokenizer(), "error") for each in (rows, ROWS)}
+        assert len(keys) == 2
+
+    def test_template_that_writes_the_date(self, monkeypatch):
+        class Tomorrow(date):
+            @classmethod
+            def today(cls):
+                return cls.fromordinal(date.today().toordinal() + 1)
+
+        rows = datasets.Dataset.from_list(ROWS)
+        dated = pair_tokenizer(with_template(PLAIN.template + "{{ strftime_now('%d %b %Y') }}"))
+        today = [token_key(rows, each, "error") for each in (dated, pair_tokenizer())]
+        monkeypatch.setattr(token_cache, "date", Tomorrow)
+        tomorrow = [token_key(rows, each, "error") for each in (dated, pair_tokenizer())]
+        assert [a == b for a, b in zip(today, tomorrow, strict=True)] == [False, True]
+
+    def test_versions(self, monkeypatch):
+        rows = datasets.Dataset.from_list(ROWS)
+        before = token_key(rows, pair_tokenizer(), "error")
+        monkeypatch.setattr(token_cache, "__version__", "9.9")
+        assert token_key(rows, pair_tokenizer(), "error") != before
+
+
+class TestNotKept:
+    def test_few_rows(self, folder):
+        prepare(ROWS[1:], pair_tokenizer())
+        assert not folder.exists()
+
+    def test_caching_that_datasets_was_told_to_leave(self, folder, tokenized):
+        prepare(ROWS, pair_tokenizer())
+        datasets.disable_caching()
+        try:
+            prepare(ROWS, pair_tokenizer())
+            prepare(ROWS, pair_tokenizer(max_length=16))
+        finally:
+            datasets.enable_caching()
+        assert len(tokenized) == 3 * LEAST_ROWS
+        assert len(list(folder.iterdir())) == 1
+
+    def test_streams(self, folder):
+        stream = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
+        assert len(list(prepare(stream, pair_tokenizer()).dataset)) == LEAST_ROWS - 1
+        assert not folder.exists()
+
+    def test_rows_that_stop_the_run(self, folder):
+        for _ in range(2):
+            with pytest.raises(RowError, match="row 1000"):
+                prepare([*ROWS, BAD_ROW], pair_tokenizer())
+        assert list(folder.iterdir()) == []
+
+    def test_tokenizer_with_python_of_its_own(self):
+        class Own(PreTrainedTokenizerFast):
+            pass
+
+        class Halves:
+            def pre_tokenize(self, text):
+                text.split(lambda _, part: [part[:3], part[3:]])
+
+        rows = datasets.Dataset.from_list(ROWS)
+        own_class = Own(tokenizer_object=tiny_tokenizer().backend_tokenizer)
+        own_part = tiny_tokenizer()
+        own_part.backend_tokenizer.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Halves())
+        assert token_key(rows, pair_tokenizer(own_class), "error") is None
+        assert token_key(rows, pair_tokenizer(own_part), "error") is None
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        "harm",
+        (
+            lambda content: b"",
+            lambda content: content[:31],
+            lambda content: content[:-1],
+            lambda content: content[: len(content) // 2],
+            lambda content: content[:500] + bytes([content[500] ^ 1]) + content[501:],
+            lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+            lambda content: content + b"\0",
+            lambda content: b"something else" * 1000,
+        ),
+        ids=(
+            "empty",
+            "shorter than a digest",
+            "one byte less",
+            "half",
+            "one bit",
+            "digest",
+            "one byte more",
+            "foreign",
+        ),
+    )
+    def test_file_that_is_not_as_it_was_written_is_made_anew(self, harm, folder, tokenized):
+        first = prepare(ROWS, pair_tokenizer())
+        (file,) = folder.iterdir()
+        whole = file.read_bytes()
+        file.write_bytes(harm(whole))
+        assert same(first, prepare(ROWS, pair_tokenizer()))
+        assert len(tokenized) == 2 * LEAST_ROWS
+        assert file.read_bytes() == whole
+
+    def test_file_of_another_key(self, folder):
+        cached("first", lambda: table(1))
+        os.rename(folder / "first.tokens", folder / "second.tokens")
+        assert cached("second", lambda: table(2)) == table(2)
+
+    def test_what_is_in_use_can_be_replaced(self, folder):
+        cached("key", table)
+        found = cached("key", table)
+        (folder / "key.tokens").unlink()
+        cached("key", lambda: table(2))
+        assert found == table()
+
+
+class TestNoPlace:
+    def test_cache_is_a_file(self, tmp_path):
+        (tmp_path / "cache").write_text("")
+        assert prepare(ROWS, pair_tokenizer()).report.kept == LEAST_ROWS - 1
+
+    def test_folder_of_tokens_is_a_file(self, folder):
+        folder.parent.mkdir()
+        folder.write_text("")
+        assert cached("key", table) == table()
+        assert folder.read_text() == ""
+
+    def test_no_room(self, folder):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            assert cached("key", table) == table()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list(folder.iterdir()) == []
+
+    def test_oldest_go_when_there_is_no_more_room(self, folder, monkeypatch):
+        for age, key in enumerate(("d", "c", "b", "a")):
+            cached(key, table)
+            os.utime(folder / f"{key}.tokens", times=(time.time() + age - 100,) * 2)
+        cached("d", table)  # used again, so the youngest
+        size = (folder / "d.tokens").stat().st_size
+        monkeypatch.setattr(token_cache, "MOST_BYTES", 3 * size)
+        cached("e", table)
+        assert sorted(file.stem for file in folder.iterdir()) == ["a", "d", "e"]
+
+    def test_what_is_larger_than_all_is_not_kept(self, folder, monkeypatch):
+        cached("a", table)
+        monkeypatch.setattr(token_cache, "MOST_BYTES", 100)
+        assert cached("b", lambda: pa.table({"a": range(1000)})).num_rows == 1000
+        assert [file.name for file in folder.iterdir()] == ["a.tokens"]
+
+
+class TestTogether:
+    def test_one_makes_it_while_the_others_wait(self, folder):
+        made, found = [], []
+
+        def make() -> pa.Table:
+            made.append(1)
+            time.sleep(0.2)
+            return table()
+
+        threads = [threading.Thread(target=lambda: found.append(cached("key", make))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [table()] * 4
+        assert len(made) == 1
+        assert [file.name for file in folder.iterdir()] == ["key.tokens"]
+
+    def test_nobody_waits_for_ever(self, folder, monkeypatch):
+        monkeypatch.setattr(token_cache, "WAIT_S", 0.1)
+        others = threading.Event()
+
+        def make() -> pa.Table:
+            others.wait(5)
+            return table()
+
+        slow = threading.Thread(target=cached, args=("key", make))
+        slow.start()
+        while not (folder / "key.lock").exists():
+            time.sleep(0.01)
+        assert cached("key", table) == table()
+        others.set()
+        slow.join()
+
+    def test_only_the_owner_can_read_it(self, folder):
+        cached("key", table)
+        assert stat.S_IMODE((folder / "key.tokens").stat().st_mode) == 0o600
