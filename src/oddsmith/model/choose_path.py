@@ -15,10 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ..batching.collate import PairCollator
 from ..batching.forest import forest_batch
 from ..config import ORPOConfig
-from .attention import forest_attention_in
-from .forest_logps import forest_logps
 from .memory import token_budget
-from .output_transform import OutputTransform
 from .paths import ForestPath, PaddedPath
 from .self_check import Verdict, check_forest
 
@@ -52,14 +49,14 @@ def choose_path(
     verdict = _verdict(model, args, tokenizer, padded, overridden, precision)
     if not least(verdict.forest) and verdict.forest:
         verdict = Verdict(False, "another process found that it cannot be packed")
-    transform = verdict.transform
-    if transform is None:
+    transform, lean = verdict.transform, verdict.lean
+    if transform is None or lean is None:
         logger.warning("Training on padded batches, which is slower: %s.", verdict.reason)
         return replace(padded, reason=verdict.reason)
-    path = ForestPath(args.nll_on, transform, verdict.reason)
+    path = ForestPath(args.nll_on, transform, lean, verdict.reason)
     if isinstance(args.max_tokens_per_microbatch, str):  # "auto"
         budget = token_budget(
-            model, lambda tokens: _one_forward(model, tokens, transform, precision), processes=args.world_size
+            model, lambda tokens: _one_forward(model, path, tokens, precision), processes=args.world_size
         )
         budget = budget._replace(max_tokens=least(budget.max_tokens))
         path.max_tokens, path.reason = budget.max_tokens, f"{verdict.reason}; {budget}"
@@ -89,7 +86,7 @@ def _verdict(
 
 
 def _one_forward(
-    model: nn.Module, tokens: int, transform: OutputTransform, precision: Callable[[], AbstractContextManager]
+    model: nn.Module, path: ForestPath, tokens: int, precision: Callable[[], AbstractContextManager]
 ) -> torch.Tensor:
     """A loss over a packed row of one pair, the first half of it prompt, as in a training step."""
     ids = np.arange(tokens) % 64 + 3
@@ -108,8 +105,8 @@ def _one_forward(
     was_training = model.training
     model.train()
     try:
-        with precision(), forest_attention_in(model):
-            logps = forest_logps(model, batch, transform=transform)
+        with precision(), path.around(model):
+            logps = path.logps(model, batch)
             return logps.nll_sum_B.sum() + logps.logp_chosen_B.sum() - logps.logp_rejected_B.sum()
     finally:
         model.train(was_training)

@@ -7,8 +7,8 @@ turns tensors into log-probabilities. The packed one is taken wherever the self-
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from ..batching.items import BatchMaker, LoadedRows
 from ..batching.plan import Lengths, lengths_of
 from .attention import forest_attention_in
 from .forest_logps import forest_logps
+from .lean import LeanLayers
 from .logps import PairLogps, pair_logps
 from .output_transform import OutputTransform
 
@@ -87,12 +88,14 @@ class ForestPath:
     Args:
         nll_on: ``"sequence"`` or ``"response"``.
         transform: What the model does to its logits.
+        lean: Its layers that keep less for the backward pass.
         reason: What the self-check found, for people.
         max_tokens: Most tokens of a micro-batch; ``None`` leaves micro-batches as the batch sizes say.
     """
 
     nll_on: str
     transform: OutputTransform
+    lean: LeanLayers
     reason: str
     max_tokens: int | None = None
 
@@ -108,9 +111,11 @@ class ForestPath:
         """Columns -> lengths of pairs; their prompts count once."""
         return partial(lengths_of, nll_on=self.nll_on, shared_prompt=True)
 
-    def around(self, model: nn.Module) -> AbstractContextManager[None]:
+    @contextmanager
+    def around(self, model: nn.Module) -> Iterator[None]:
         """What a step is done inside of."""
-        return forest_attention_in(model)
+        with forest_attention_in(model), self.lean.applied():
+            yield
 
     def halved(self, loaded: LoadedRows | None) -> int | None:
         """Halve the budget because memory ran out, and say so.

@@ -21,6 +21,7 @@ from ..batching.forest import forest_batch
 from ..errors import ModelError
 from .attention import forest_attention_in
 from .forest_logps import forest_logps
+from .lean import LeanLayers, lean_layers
 from .logps import PairLogps, pair_logps, unwrap
 from .output_transform import OutputTransform, output_transform
 from .setup import dropout_rates
@@ -47,11 +48,13 @@ class Verdict(NamedTuple):
         forest: Whether the packed path is exact for this model.
         reason: One line for people.
         transform: What the model does to its logits, for the packed path.
+        lean: Its layers that keep less, for the packed path.
     """
 
     forest: bool
     reason: str
     transform: OutputTransform | None = None
+    lean: LeanLayers | None = None
 
 
 def check_forest(
@@ -78,14 +81,14 @@ def check_forest(
     transform = output_transform(unwrap(model).config)
     if transform is None:
         return Verdict(False, "what it does to its logits after the output layer is not known here")
-    rows = _pairs(tokenizer)
+    rows, lean = _pairs(tokenizer), lean_layers(model)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), precision(), _short_windows(model):
             plain = pair_logps(model, _on(device, PairCollator(pad_token_id)(rows["plain"])), pad_token_id=pad_token_id)
-            with forest_attention_in(model):
+            with forest_attention_in(model), lean.applied():
                 packed = forest_logps(model, _on(device, rows["forest"]), transform=transform)
             tolerance = TOLERANCE[_coarsest_dtype(model, device)]
     except (ModelError, TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
@@ -96,7 +99,7 @@ def check_forest(
     difference = _difference(packed, plain)
     if not difference <= tolerance:  # also where it is NaN
         return Verdict(False, f"packed and plain batches differ by {difference:.2g} of the spread of log-probabilities")
-    return Verdict(True, f"packed and plain batches agree to {difference:.1g} of the spread", transform)
+    return Verdict(True, f"packed and plain batches agree to {difference:.1g} of the spread", transform, lean)
 
 
 def _obstacle(model: nn.Module) -> str | None:

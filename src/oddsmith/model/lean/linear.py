@@ -84,7 +84,7 @@ class _Linear(torch.autograd.Function):
             y_NO.addmm_(inner_NR, _scaled(lora_B, scaling, dtype).t())
         ctx.dtype, ctx.x_dtype, ctx.scaling = dtype, x.dtype, scaling
         _keep(ctx, x, inner_NR, base, bias, lora_A, lora_B, needs_x=ctx.needs_input_grad[1] or ctx.needs_input_grad[3])
-        return y_NO.view(*x.shape[:-1], -1)
+        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
 
     @staticmethod
     @once_differentiable
@@ -106,7 +106,7 @@ class _Linear(torch.autograd.Function):
             if need_B:
                 grad_B = (grad_NO.t() @ inner_NR).to(lora_B.dtype).mul_(ctx.scaling)
         if grad_x is not None:
-            grad_x = grad_x.view(*grad.shape[:-1], -1).to(ctx.x_dtype)
+            grad_x = grad_x.view(*grad.shape[:-1], grad_x.shape[-1]).to(ctx.x_dtype)
         return grad_x, grad_base, grad_bias, grad_A, grad_B, None, None
 
 
