@@ -25,6 +25,7 @@ from transformers import (
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.batching.collate import PairCollator
 from oddsmith.errors import NonFiniteError
+from oddsmith.model import choose_path, memory
 from tests.command import run_here, save_config, save_model, save_pairs
 from tests.equivalence.test_forest import Float64Everywhere
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
@@ -235,6 +236,22 @@ def test_evaluations_agree_and_so_do_predictions(tmp_path):
     assert ours.metrics["test_loss"] == pytest.approx(theirs.metrics["test_loss"], rel=1e-9)
 
 
+def test_training_evaluation_and_prediction_compute_packed_rows(tmp_path):
+    rows = ragged_pairs(6, seed=2)
+    shapes = {}
+    for forest in (True, False):
+        trainer = trainer_of(tmp_path, rows=rows, evaluate=rows, prefix_forest=forest, eval_strategy="epoch")
+        assert trainer.path
+        seen = shapes[forest] = []
+        trainer.model.get_input_embeddings().register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(args[0].shape)
+        )
+        trainer.train()
+        trainer.predict(rows)
+    assert {shape[0] for shape in shapes[True]} == {1}
+    assert sum(map(torch.Size.numel, shapes[True])) < 0.6 * sum(map(torch.Size.numel, shapes[False]))
+
+
 def spread(prediction) -> dict[str, float]:
     return {"spread": float(prediction.predictions.std())}
 
@@ -363,6 +380,33 @@ def test_what_cannot_be_divided_raises(settings, tmp_path):
     Shortage(trainer, tokens=50, times=100)
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 2.00 GiB"):
         trainer.train()
+
+
+def test_a_run_measures_what_it_keeps_as_it_trains(tmp_path, monkeypatch):
+    """transformers switches checkpoints on when training begins, after the trainer is made."""
+    budgets = []
+
+    def noted(*args, **more):
+        budgets.append(memory.token_budget(*args, **more))
+        return budgets[-1]
+
+    monkeypatch.setattr(choose_path, "token_budget", noted)
+    for settings in ({}, NOT_REENTRANT, REENTRANT):
+        run(tmp_path, tiny_model(num_hidden_layers=6), rows=2, **settings)
+    plain, *checkpointed = (budget.kept_bytes_a_token for budget in budgets)
+    assert max(checkpointed) < plain / 2
+
+
+def test_choosing_a_path_leaves_no_trace(tmp_path):
+    trainer = trainer_of(tmp_path)
+    weights = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    state, mode = torch.get_rng_state(), trainer.model.training
+    assert trainer.path.max_tokens == memory.MOST_TOKENS["cpu"]
+    assert trainer.model.training == mode
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.grad is None
+        assert torch.equal(parameter, weights[name])
 
 
 # ---- Which path
