@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -167,41 +168,50 @@ class _PathsAttention(torch.autograd.Function):
         dV = P^T dO               dS = P * (dO V^T - rowsum(dO * O))
         dQ = scaling * dS K       dK = scaling * dS^T Q
 
-    Scores are never kept: S is computed again, in float32 or better. The flash kernel's own backward pass takes half as
-    long again in bfloat16, and as long in float32 (docs/log.md). Query heads that share a key head stand below each
-    other there, [G, H / G * Q, C], so that a key head is read once.
+    Scores are never kept: S is computed again. In bfloat16 a score of 20 would be rounded by 0.04, its weight by 4%;
+    so what the product gives there is S - logsumexp(S), by two more channels: near 0 wherever weights are not. The
+    flash kernel's own backward pass takes twice as long in bfloat16 (docs/log.md). Query heads that share a key head
+    stand below each other, [G, H / G * Q, C], so that a key head is read once.
     """
 
     @staticmethod
     def forward(ctx, query, key, value, forest, scaling, window):
         _, heads, rows, channels = query.shape
         out = query.new_empty(1, rows, heads, channels)
+        lse = query.new_empty(1, heads, rows, dtype=torch.promote_types(query.dtype, torch.float32))
         for path in forest.paths:
             own, mask = slice(path.start, path.end), _path_mask(path, window, query.dtype)
             keys, values = _with_ancestors(key, path)[None], _with_ancestors(value, path)[None]
-            path_out, _ = _flash(query[:, :, own], keys, values, 0.0, mask is None, attn_mask=mask, scale=scaling)
+            path_out, lse[:, :, own] = _flash(
+                query[:, :, own], keys, values, 0.0, mask is None, attn_mask=mask, scale=scaling
+            )
             out[:, own] = path_out.transpose(1, 2)
-        ctx.save_for_backward(query, key, value, out)
+        ctx.save_for_backward(query, key, value, out, lse)
         ctx.forest, ctx.scaling, ctx.window = forest, scaling, window
         return out
 
     @staticmethod
     def backward(ctx, d_out):
-        query, key, value, out = ctx.saved_tensors
-        scaling, window, groups = ctx.scaling, ctx.window, len(key[0])
+        query, key, value, out, lse = ctx.saved_tensors
+        scaling, groups = ctx.scaling, key.shape[1]
+        row_sum = (d_out.to(lse.dtype) * out).sum(-1, keepdim=True).to(query.dtype).transpose(1, 2)
+        d_out = d_out.transpose(1, 2)
+        is_half = query.dtype in (torch.bfloat16, torch.float16)
+        less_lse = torch.cat([query, *_high_and_low(lse.unsqueeze(-1) / -scaling, query.dtype)], -1)
         d_query = torch.empty_like(query)
         d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
-        delta = (_at_least_float32(d_out) * out).sum(-1, keepdim=True).to(query.dtype).transpose(1, 2)
-        d_out = d_out.transpose(1, 2)
         for path in ctx.forest.paths:
             path_key, path_value = _with_ancestors(key, path), _with_ancestors(value, path)
+            key_and_ones = F.pad(path_key, (0, 2), value=1.0) if is_half else path_key
             path_d_key, path_d_value = torch.zeros_like(path_key), torch.zeros_like(path_value)
-            float_key = _at_least_float32(path_key)
-            for block in _blocks(path, window):
+            for block in _blocks(path, ctx.window):
                 q, d_o = _stacked(query, block, groups), _stacked(d_out, block, groups)
-                weights = _weights(q, float_key, block, window, scaling).to(query.dtype)
+                scores = _product(
+                    _stacked(less_lse, block, groups) if is_half else q, key_and_ones[:, block.keys], scaling
+                )
+                weights = torch.softmax(_masked(scores, block, ctx.window), -1)
                 d_scores = torch.baddbmm(
-                    _stacked(delta, block, groups), d_o, path_value[:, block.keys].transpose(1, 2), beta=-1
+                    _stacked(row_sum, block, groups), d_o, path_value[:, block.keys].transpose(1, 2), beta=-1
                 ).mul_(weights)
                 path_d_value[:, block.keys].baddbmm_(weights.transpose(1, 2), d_o)
                 path_d_key[:, block.keys].baddbmm_(d_scores.transpose(1, 2), q, alpha=scaling)
@@ -265,19 +275,24 @@ def _stacked(tensor: Tensor, block: _Block, groups: int) -> Tensor:
     return tensor[0, :, block.rows].reshape(groups, -1, tensor.shape[-1])
 
 
-def _weights(query: Tensor, key: Tensor, block: _Block, window: int | None, scaling: float) -> Tensor:
-    """P of a block, [G, H / G * Q, K], float32 or better."""
-    keys = key[:, block.keys].transpose(1, 2)
-    scores = torch.bmm(query.to(key.dtype).mul(scaling), keys)
-    queries = block.rows.stop - block.rows.start
-    by_head = scores.view(len(key), -1, queries, keys.shape[-1])
-    hidden = torch.ones(queries, queries, dtype=torch.bool).triu_(1)
-    by_head[..., block.diagonal :].masked_fill_(hidden, float("-inf"))  # what comes before, all queries see
+def _high_and_low(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two tensors of a coarser type whose sum is the tensor."""
+    high = tensor.to(dtype)
+    return high, (tensor - high).to(dtype)
+
+
+def _product(left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
+    """factor * left right^T, rounded once: [G, Q, C] and [G, K, C] -> [G, Q, K]."""
+    return torch.baddbmm(left.new_zeros(()), left, right.transpose(1, 2), beta=0, alpha=factor)
+
+
+def _masked(scores: Tensor, block: _Block, window: int | None) -> Tensor:
+    """The scores of a block, in place, -inf where a query does not see a key."""
+    queries, keys = block.rows.stop - block.rows.start, scores.shape[-1]
+    by_head = scores.view(len(scores), -1, queries, keys)
+    # What comes before, all queries see. (Adding is eight times as fast as filling by a mask.)
+    by_head[..., block.diagonal :] += torch.full((queries, queries), float("-inf"), dtype=scores.dtype).triu_(1)
     if window is not None:
-        past = torch.ones(queries, keys.shape[-1], dtype=torch.bool).tril_(block.diagonal - window)
+        past = torch.ones(queries, keys, dtype=torch.bool).tril_(block.diagonal - window)
         by_head.masked_fill_(past, float("-inf"))
-    return torch.softmax(scores, -1)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return scores

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 # A CPU is no faster with longer micro-batches (docs/log.md), a GPU hardly; shorter ones need less memory.
-MOST_TOKENS = {"cpu": 2048, "cuda": 32768}
+MOST_TOKENS = {"cpu": 1024, "cuda": 32768}
 LEAST_TOKENS = 256
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 # What is free is not all for the taking: fragments, and intermediate results of the layer that is at work.
