@@ -77,12 +77,6 @@ def test_sequences_that_share_nothing_are_trees_of_their_own():
     assert layout.paths == (Path(0, 2, ()), Path(2, 4, ()))
 
 
-def test_ids_beyond_a_byte_keep_their_order():
-    """Rows are sorted by the bytes of their ids, which must not be little-endian."""
-    _, _, layout = pack([np.array([256, 1]), np.array([1, 2]), np.array([256, 3]), np.array([2, 2])])
-    assert len(layout.depth_T) == 7
-
-
 @given(sequences)
 def test_the_row_is_the_trie_of_its_sequences(sequences):
     ids, rows_of, layout = pack([np.array(one) for one in sequences])

@@ -57,7 +57,7 @@ def token_budget(model: nn.Module, forward: Callable[[int], Any], *, processes: 
     """
     device = next(model.parameters()).device
     short, long = 64, 192
-    per_token = max((_kept_bytes(model, forward, long) - _kept_bytes(model, forward, short)) / (long - short), 1.0)
+    per_token = max((_kept_bytes(forward, long) - _kept_bytes(forward, short)) / (long - short), 1.0)
     trainable_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     found = free_bytes(device) // (processes if device.type == "cpu" else 1)
     free = max(0, found - 3 * trainable_bytes)  # gradients, two moments of Adam
@@ -66,17 +66,15 @@ def token_budget(model: nn.Module, forward: Callable[[int], Any], *, processes: 
     return TokenBudget(max(LEAST_TOKENS, min(fits, most)), per_token, free)
 
 
-def _kept_bytes(model: nn.Module, forward: Callable[[int], Any], tokens: int) -> int:
-    """Bytes that autograd keeps for the backward pass of one forward pass, parameters aside."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+def _kept_bytes(forward: Callable[[int], Any], tokens: int) -> int:
+    """Bytes that autograd keeps for the backward pass of one forward pass, parameters among them."""
     kept: dict[int, int] = {}
     alive = []  # so that no address is used twice
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(storage)
+        kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(storage)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
