@@ -21,7 +21,7 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from oddsmith.model.lean import lean_layers
 from oddsmith.model.lean.forwards import mlp_forward, norm_forward
-from oddsmith.model.lean.gated import ACTIVATIONS, gated_product
+from oddsmith.model.lean.gated import ACTIVATIONS, SILU, gated_product
 from oddsmith.model.lean.linear import Weights, add_branch, linear
 from oddsmith.model.lean.norm import Scale, rms_norm
 from oddsmith.model.lean.recipe import Remade, leave_recipe, what_to_keep
@@ -133,6 +133,9 @@ def kept_bytes(model, function):
         y = function()  # held, so that no memory is used twice
     assert y.requires_grad
     return sum(sizes.values())
+
+
+X = random((3, 8), dtype=torch.float32)[0]
 
 
 # ---- Operations
@@ -260,6 +263,21 @@ def test_what_several_layers_read_is_made_once_again_and_not_held():
     assert remade.read(x) is not first  # a second backward pass: nothing was held after the last reader
 
 
+def test_an_mlp_computes_its_activation_once_in_each_direction():
+    computed = []
+
+    def counted(gate):
+        computed.append(gate)
+        return SILU.value(gate)
+
+    gate, up, down = random((3, 6), (3, 6), (4, 6), dtype=torch.float32)
+    hidden = gated_product(gate, up, SILU._replace(value=counted))
+    y = linear(hidden, Weights(down), torch.float32)
+    assert len(computed) == 1
+    y.sum().backward()
+    assert len(computed) == 2
+
+
 @pytest.mark.parametrize("which", ["the tensor", "an ingredient"])
 def test_what_was_written_to_is_kept_as_it_is(which):
     x = torch.randn(2, 3)
@@ -353,6 +371,11 @@ def test_a_layer_keeps_residuals_attention_and_the_gates():
     assert difference / tokens <= 2 * elements + 4 * in_float32
 
 
+def test_a_frozen_layer_does_not_keep_its_input():
+    layer = nn.Linear(8, 6).requires_grad_(False)
+    assert kept_bytes(layer, lambda: linear(X, Weights(layer.weight, layer.bias), torch.float32)) == 0
+
+
 # ---- Conditions
 
 
@@ -364,9 +387,6 @@ def lora_layer(**settings):
         for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):
             parameter.normal_()
     return model, layer
-
-
-X = random((3, 8), dtype=torch.float32)[0]
 
 
 def ways(model, layer):
