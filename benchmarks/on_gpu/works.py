@@ -1,0 +1,152 @@
+"""What is trained, and on what: random weights of known shapes, random words with the lengths of UltraFeedback.
+
+A row's words are the numbers of their tokens, so that both trainers tokenize text, as they do in earnest, and the whole
+vocabulary is in use.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from oddsmith.batching.forest import pack
+
+LLAMA_3_8B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+}
+QWEN_2_5_500M = {
+    "model_type": "qwen2",
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+}
+# Two layers with the heads of the whole model: where both paths are compared before anything is timed.
+FEW_LAYERS = {"num_hidden_layers": 2, "vocab_size": 4096}
+TOY = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+LETTERS = string.ascii_letters + string.punctuation
+# UltraFeedback's means (prompt, response), and the spread of the logarithms that gives tails as long as its own.
+MEAN_TOKENS, SPREAD = (185, 305), (0.9, 0.8)
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+class Work(NamedTuple):
+    """A model, what is trained of it, and how much a step has of it."""
+
+    shape: dict[str, Any]
+    adapter: bool
+    weights: str
+    pairs: int
+    learning_rate: float
+
+
+# A model that is trained whole has float32 weights: an update of 1e-6 of a bf16 weight would be rounded away.
+WORKS = {
+    "llama-8b-lora": Work(LLAMA_3_8B, adapter=True, weights="bfloat16", pairs=4, learning_rate=1e-4),
+    "qwen-0.5b-full": Work(QWEN_2_5_500M, adapter=False, weights="float32", pairs=8, learning_rate=1e-5),
+}
+
+
+def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """One token a word where the word is a number, one a letter elsewhere; the last token ends a turn."""
+    tokens = {str(number): number for number in range(vocabulary - 1 - len(LETTERS))}
+    tokens |= {letter: len(tokens) + i for i, letter in enumerate(LETTERS)}
+    tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<end>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+
+
+def make_rows(pairs: int, *, vocabulary: int, max_length: int, scale: float, seed: int) -> list[dict[str, str]]:
+    """Pairs of random words.
+
+    Args:
+        pairs: How many.
+        vocabulary: Tokens to draw from.
+        max_length: Most tokens of a sequence, its end token included.
+        scale: 1 for lengths like UltraFeedback's.
+        seed: Draws lengths and words.
+
+    Returns:
+        Rows with ``prompt``, ``chosen``, ``rejected``.
+    """
+    generator = np.random.default_rng(seed)
+
+    def words(kind: int, most: int) -> str:
+        mean, spread = MEAN_TOKENS[kind] * scale, SPREAD[kind]
+        drawn = generator.lognormal(np.log(mean) - spread**2 / 2, spread)
+        return " ".join(map(str, generator.integers(1, vocabulary - 1 - len(LETTERS), int(np.clip(drawn, 2, most)))))
+
+    half = max_length // 2
+    return [
+        {"prompt": words(0, half), "chosen": " " + words(1, half - 1), "rejected": " " + words(1, half - 1)}
+        for _ in range(pairs)
+    ]
+
+
+def make_model(shape: dict[str, Any], *, weights: str, device: str, seed: int, attention: str = "sdpa") -> nn.Module:
+    """A causal language model with random weights, made where it is used.
+
+    Args:
+        shape: Settings of the configuration.
+        weights: Type of the weights.
+        device: Where.
+        seed: Draws them.
+        attention: Attention implementation of transformers.
+
+    Returns:
+        The model.
+    """
+    config = AutoConfig.for_model(**shape)
+    torch.manual_seed(seed)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, weights), attn_implementation=attention)
+
+
+def multiplied_parameters(shape: dict[str, Any]) -> int:
+    """Weights of the linear layers, the output layer among them: what every token is multiplied with."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def token_ids(row: dict[str, str], side: str, vocabulary: int) -> tuple[np.ndarray, int]:
+    """The tokens of a sequence with its end token, and how many of them are the prompt's."""
+    prompt = row["prompt"].split()
+    ids = [*prompt, *row[side].split(), vocabulary - 1]
+    return np.array(ids, dtype=np.int64), len(prompt)
+
+
+def count_step(rows: list[dict[str, str]], vocabulary: int) -> dict[str, int]:
+    """Tokens of a step: ``padded`` (sequences times the longest), ``packed`` (of all) and ``forest`` (none twice)."""
+    sequences = [token_ids(row, side, vocabulary)[0] for side in ("chosen", "rejected") for row in rows]
+    lengths = [len(ids) for ids in sequences]
+    return {
+        "padded": len(lengths) * max(lengths),
+        "packed": sum(lengths),
+        "forest": len(pack(sequences)[0]),
+    }
