@@ -40,13 +40,14 @@ for name, value in (("HF_HUB_OFFLINE", "1"), ("TRL_EXPERIMENTAL_SILENCE", "1"), 
 import torch
 from on_gpu.report import LABELS, WARM_UP_STEPS, differences, is_ours, markdown, results_file, summarise
 from on_gpu.works import FEW_LAYERS, TOY, WORKS, count_step, make_rows, multiplied_parameters
-from versus_trl import commit, say
+from versus_trl import commit, machine, say
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "triton", "flash_attn")
 # On a GPU, and at toy size: most tokens of a sequence, share of UltraFeedback's lengths, size of the timed product.
 SIZES = {"cuda": (2048, 1.0, 8192), "cpu": (96, 1 / 16, 256)}
 SECONDS_A_RUN = 540
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -110,7 +111,7 @@ def process(module: str, request: dict[str, Any], answer: Path) -> dict[str, Any
     if answer.is_file():
         return json.loads(answer.read_text(encoding="utf-8"))
     say(done.stderr[-3000:])
-    if done.returncode in (-9, 137) or "out of memory" in done.stderr:
+    if done.returncode in (-9, 137) or any(words in done.stderr for words in OUT_OF_MEMORY):
         return {"failed": "out of memory"}
     return {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]}
 
@@ -256,8 +257,8 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def device_name() -> str:
-    """The GPU; empty without one."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    """The GPU, without opening it: this process would hold memory there; empty without one."""
+    return (machine()["device"] or "NVIDIA GPU") if torch.cuda.is_available() else ""
 
 
 def main() -> int:

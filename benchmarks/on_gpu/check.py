@@ -9,6 +9,7 @@ the padded one by more than half.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -53,8 +54,8 @@ def token_rows(*, vocabulary: int, max_length: int, scale: float, seed: int) -> 
     return tokenized
 
 
-def result(model: nn.Module, logps: PairLogps) -> dict[str, Tensor]:
-    """Log-probabilities of a batch and gradients of its loss, as one float64 vector each, on the CPU."""
+def result(model: nn.Module, logps: PairLogps) -> dict[str, list[Tensor]]:
+    """Log-probabilities of a batch, and gradients of its loss."""
     loss = orpo_loss(
         logps.nll_sum_B.sum(),
         logps.logp_chosen_B,
@@ -65,10 +66,7 @@ def result(model: nn.Module, logps: PairLogps) -> dict[str, Tensor]:
     ).loss
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     values = (logps.logp_chosen_B, logps.logp_rejected_B, logps.nll_sum_B / logps.nll_tokens_B)
-    return {
-        "log-probabilities": torch.cat(values).detach().double().cpu(),
-        "gradients": torch.cat([gradient.double().flatten().cpu() for gradient in gradients]),
-    }
+    return {"log-probabilities": [value.detach() for value in values], "gradients": list(gradients)}
 
 
 def both_paths(model: nn.Module, rows: list[dict[str, Any]], device: str) -> tuple[dict, dict]:
@@ -84,9 +82,10 @@ def both_paths(model: nn.Module, rows: list[dict[str, Any]], device: str) -> tup
     return packed, result(model, pair_logps(model, features, pad_token_id=0))
 
 
-def distance(found: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over the norm of the exact result; NaN where one is not finite."""
-    return (torch.linalg.vector_norm(found - exact) / torch.linalg.vector_norm(exact)).item()
+def distance(found: list[Tensor], exact: list[Tensor]) -> float:
+    """Norm of the difference over the norm of the exact result, in float64; NaN where one is not finite."""
+    difference = sum((a.double() - b.double()).square().sum().item() for a, b in zip(found, exact, strict=True))
+    return math.sqrt(difference / sum(b.double().square().sum().item() for b in exact))
 
 
 def compare(shape: dict[str, Any], *, max_length: int, scale: float, device: str, seed: int) -> list[dict[str, Any]]:
