@@ -24,6 +24,7 @@ SOURCE = ROOT / "src" / "oddsmith"
 # From the ground up: a module or package imports only what is named before it.
 LAYERS = (
     "errors",
+    "cache",
     "precision",
     "loss",
     "config",
@@ -44,8 +45,8 @@ LAYERS = (
 MODULE_LINES, MODULE_LINES_AT_MOST = 300, 400
 FUNCTION_LINES_AT_MOST = 80  # without the docstring
 
-# Programs that transformers' ``report_to`` may name: asked for only where they are installed already.
-TRACKERS = {"wandb", "comet_ml"}
+# Trackers that transformers' ``report_to`` may name, and kernels: asked for only where they are installed already.
+OPTIONAL = {"wandb", "comet_ml", "flash_attn"}
 
 # Classes that stand for a group and an exit code; nothing raises them themselves.
 ERROR_GROUPS = {"OddsmithError", "UsageError"}
@@ -137,7 +138,7 @@ def test_every_imported_package_is_declared():
         f"{PATHS[name].relative_to(ROOT)}:{line} imports {top}"
         for name in PATHS
         for top, line in sorted(third_party(name))
-        if top not in TRACKERS and not declared & {normal(found) for found in distributions.get(top, [top])}
+        if top not in OPTIONAL and not declared & {normal(found) for found in distributions.get(top, [top])}
     ]
     assert not undeclared
 
