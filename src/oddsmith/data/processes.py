@@ -11,6 +11,7 @@ the main module needs its ``if __name__ == "__main__"``.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -106,6 +107,7 @@ def _run(
     """The life of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the process that started this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and not by a handler that came with the fork
+    gc.freeze()  # what came with the fork is looked through no more: that costs time, and copies of its memory
     if inherited is not None:
         inherited.close()
     try:
