@@ -38,6 +38,7 @@ LAYERS = (
     "records",
     "stepping",
     "trainer",
+    "export",
     "demo",
     "cli",
 )

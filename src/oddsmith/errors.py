@@ -7,6 +7,7 @@
     │   │   └── RowError              one row of it, by number
     │   ├── ModelError                a model or tokenizer: missing, unsuitable, unknown adapter target
     │   └── MissingExtraError         an optional dependency; the message is the install command
+    ├── ExportError                   an export failed: no room for it, or its result is not what it was made from
     ├── NonFiniteError                a log-probability became NaN or infinite while training
     └── Interrupted                   exit code 75  stopped on request; the run can be resumed
 
@@ -69,6 +70,10 @@ class MissingExtraError(UsageError, ImportError):
 
     def __init__(self, what: str, extra: str):
         super().__init__(f'{what} needs an optional dependency; install it with: pip install "oddsmith[{extra}]"')
+
+
+class ExportError(OddsmithError):
+    """An export could not be written, or what was written does not compute what it was made from."""
 
 
 class NonFiniteError(OddsmithError):
