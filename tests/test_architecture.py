@@ -31,6 +31,7 @@ LAYERS = (
     "data",
     "batching",
     "model",
+    "llama_cpp",
     "metrics",
     "events",
     "generate",

@@ -59,6 +59,12 @@ class TestModel:
         saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
         assert torch.equal(saved(IDS).logits, loaded.eval()(IDS).logits)
 
+    def test_cut_off(self, file, tmp_path):
+        (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:-1000])
+        for load in (load_model, load_tokenizer):
+            with pytest.raises(ModelError, match=r"cut\.gguf: is cut off"):
+                load(str(tmp_path / "cut.gguf"))
+
     def test_in_another_type(self, file):
         assert load_model(str(file), dtype=torch.bfloat16).dtype is torch.bfloat16
 

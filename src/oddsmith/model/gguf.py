@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .gguf_header import check_gguf
 from .gguf_tokenizer import load_gguf_tokenizer
 from .quiet import no_progress_bars
 
@@ -50,6 +51,7 @@ def load_gguf_model(path: Path, *, dtype: str | torch.dtype = torch.float32, **k
 
 def load_gguf_config(path: Path) -> PreTrainedConfig:
     """The model's configuration as the file states it, in the decimals that its author wrote."""
+    check_gguf(path)
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     for key, value in list(vars(config).items()):
         if isinstance(value, float):

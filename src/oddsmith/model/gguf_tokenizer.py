@@ -15,6 +15,8 @@ from gguf import GGUFReader, TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .gguf_header import check_gguf
+
 # How text is cut, by ``tokenizer.ggml.pre``. Source of names and patterns: llama.cpp, src/llama-vocab.cpp.
 DIGIT_BY_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 AS_GPT2 = frozenset({"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4"})
@@ -42,6 +44,7 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     Returns:
         A fast tokenizer; its ``model_max_length`` is the model's context length.
     """
+    check_gguf(path)
     fields = GGUFReader(path).fields
 
     def read(key: str, default: Any = None) -> Any:
