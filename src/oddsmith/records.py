@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,8 @@ from .batching.collate import trl_features
 from .card import model_card
 from .events import record_answers
 from .generate import answer
+from .model.fingerprint import BaseRecord, record_base
+from .model.place import is_adapter_folder
 
 
 class RunRecords(Trainer):
@@ -56,6 +59,17 @@ class RunRecords(Trainer):
             args=self.args,
         )
         card.save(Path(self.args.output_dir) / "README.md")
+
+    @cached_property
+    def base_record(self) -> BaseRecord:
+        """What will tell the base of this run from another. Made when training starts: later it may be replaced."""
+        return record_base(self.accelerator.unwrap_model(self.model))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and is_adapter_folder(folder):
+            self.base_record.save(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.create_model_card()

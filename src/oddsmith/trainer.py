@@ -10,6 +10,7 @@ Optimizers, schedulers, checkpoints, DDP, FSDP, DeepSpeed, trackers and hub are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -263,6 +264,7 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
         return describe_run(
             self.model,
             self.args,
+            base=asdict(self.base_record),
             data={name: report.to_dict() for name, report in self.data_reports.items()},
             batches={"layout": self.path.name, "reason": self.path.reason, "max_tokens": self.path.max_tokens},
             beta=self.args.beta,

@@ -7,9 +7,14 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import hf_hub_download
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -132,6 +137,31 @@ def keep_weights_unpacked(model: nn.Module) -> None:
         if vars(module).get("support_avx512bf16_for_cpu"):
             vars(module)["support_avx512bf16_for_cpu"] = False
             module.state_dict()  # unpacks in place, so that checkpoints hold plain 4-bit weights
+
+
+def fit_vocabulary(base: PreTrainedModel, place: str, revision: str = "main") -> None:
+    """Give a base as many embeddings as an adapter brings: it was trained after ``resize_token_embeddings``.
+
+    Args:
+        base: The base as its own files have it; resized in place. The adapter's weights then replace the embeddings.
+        place: The adapter's folder, or its id on the hub.
+        revision: Of the adapter.
+    """
+    file = Path(place) / SAFETENSORS_WEIGHTS_NAME
+    if not Path(place).exists():
+        try:
+            file = Path(hf_hub_download(place, SAFETENSORS_WEIGHTS_NAME, revision=revision))
+        except (hub_errors.EntryNotFoundError, hub_errors.LocalEntryNotFoundError):
+            return
+    if not file.is_file():
+        return
+    embedding = base.get_input_embeddings()
+    path = next(path for path, module in base.named_modules() if module is embedding)
+    with safe_open(file, framework="pt") as weights:
+        saved = {f"base_model.model.{path}{end}" for end in (".weight", ".base_layer.weight")} & set(weights.keys())
+        rows = {weights.get_slice(key).get_shape()[0] for key in saved}
+    if rows and rows != {embedding.num_embeddings}:
+        base.resize_token_embeddings(max(rows), mean_resizing=False)
 
 
 @contextmanager

@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from ..errors import ModelError, UsageError
-from .adapters import keep_weights_unpacked, repeatable_initialisation
+from .adapters import fit_vocabulary, keep_weights_unpacked, repeatable_initialisation
+from .fingerprint import read_base_record, require_same_base
 from .gguf import as_model_folder, load_gguf_config, load_gguf_model
 from .gguf_tokenizer import load_gguf_tokenizer
 from .place import ADAPTER_SETTINGS, MODEL_SETTINGS, TOKENIZER_FILES, is_adapter_folder, is_gguf, locate
@@ -85,6 +86,10 @@ def load_model(
         if adapter is not None:
             base_name, base_revision = _base_of(name, adapter)
             base = load_model(base_name, revision=base_revision, trust_remote_code=trust_remote_code, **options)
+            record = read_base_record(place, revision)
+            if record is not None:  # here, and not before: a base on the hub has only now come to this disk
+                require_same_base(name, record, base_name, base_revision)
+            fit_vocabulary(base, place, revision)
             with repeatable_initialisation(adapter):
                 return PeftModel.from_pretrained(base, place, is_trainable=is_trainable, revision=revision)
         if is_gguf(place):
