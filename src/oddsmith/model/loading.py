@@ -53,6 +53,7 @@ def load_model(
     attn_implementation: str | None = None,
     quantization_config: Any = None,
     is_trainable: bool = False,
+    dequantize: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel | PeftModel:
     """Load a model that generates text: decoder-only or encoder-decoder.
@@ -65,6 +66,7 @@ def load_model(
         attn_implementation: transformers' attention implementation.
         quantization_config: Quantise the weights while loading. A GGUF file is unpacked to float32 first.
         is_trainable: Whether an adapter that ``name`` holds can be trained further.
+        dequantize: Whether quantised weights are unpacked again: the values an adapter was trained on, as ordinary ones.
         **kwargs: Passed on to ``from_pretrained``.
 
     Returns:
@@ -85,7 +87,8 @@ def load_model(
         adapter = _adapter_settings(place, revision, {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs})
         if adapter is not None:
             base_name, base_revision = _base_of(name, adapter)
-            base = load_model(base_name, revision=base_revision, trust_remote_code=trust_remote_code, **options)
+            source = {"revision": base_revision, "trust_remote_code": trust_remote_code, "dequantize": dequantize}
+            base = load_model(base_name, **source, **options)
             record = read_base_record(place, revision)
             if record is not None:  # here, and not before: a base on the hub has only now come to this disk
                 require_same_base(name, record, base_name, base_revision)
@@ -97,6 +100,8 @@ def load_model(
             model = _load_gguf(Path(place), **options)
         else:
             model = _load(name, place, revision=revision, trust_remote_code=trust_remote_code, **options)
+        if dequantize and getattr(model, "is_quantized", False):
+            model = model.dequantize()
     # What adapters and model cards will name as their base: what brings it back, not a folder of this machine's cache.
     model.name_or_path = model.config._name_or_path = name
     if revision != "main":
@@ -133,6 +138,27 @@ def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def find_base(name: str, revision: str = "main") -> tuple[str, str] | None:
+    """The base that an adapter stands on.
+
+    Args:
+        name: As for ``load_model``.
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        Name and revision of the base; ``None`` where ``name`` is a model itself.
+
+    Raises:
+        ModelError: Nothing is there, or an adapter whose base cannot be found.
+    """
+    place = locate(name)
+    if is_gguf(place):
+        return None
+    with _clear_errors(name, revision):
+        adapter = _adapter_settings(place, revision)
+        return None if adapter is None else _base_of(name, adapter)
 
 
 def _load(name: str, place: str, *, revision: str, trust_remote_code: bool, **options: Any) -> PreTrainedModel:

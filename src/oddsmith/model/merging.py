@@ -1,0 +1,81 @@
+"""An adapter's change, put into the base's own weights: W + scale * B A, and what DoRA, rsLoRA, PiSSA make of it.
+
+The sum is formed in float32, one layer after the other, whatever type the base is in: formed in bf16 it would be rounded
+more than once (DoRA computes its norms in the type of the weights).
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import ModelError
+
+
+def merge_weights(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Merge an adapter into its base.
+
+    An embedding and a head that were one weight, and of which the adapter changes only one, become two:
+    ``config.tie_word_embeddings`` is ``False`` then.
+
+    Args:
+        model: Base and adapter. It is used up.
+        dtype: Type that merged weights end in; the others keep theirs.
+
+    Returns:
+        The base with the merged weights.
+
+    Raises:
+        ModelError: A kind of adapter that is no change of weights, such as a learned prompt.
+    """
+    if not isinstance(model.base_model, BaseTuner):
+        kind = model.active_peft_config.peft_type
+        kind = getattr(kind, "value", kind)
+        raise ModelError(f"a {kind} adapter cannot be merged; only changes of weights can (LoRA, DoRA, IA3, ...)")
+    _separate_what_is_adapted(model.get_base_model())
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.float()
+            module.merge()
+            module.to(dtype)
+    with warnings.catch_warnings():
+        # "Already merged" of each layer, and that embedding and head are two now: both are meant.
+        warnings.simplefilter("ignore")
+        merged = model.merge_and_unload()
+    _state_whether_tied(merged)
+    return merged
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether input embedding and head are one weight."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return head is not None and head.weight is embedding.weight
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give all parameters another type, in place. Buffers keep theirs: those of rotary embeddings need float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _separate_what_is_adapted(base: PreTrainedModel) -> None:
+    """Give the head its own weight where LoRA changes it, or the embedding, and not both alike."""
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if not is_tied(base) or not (isinstance(embedding, BaseTunerLayer) or isinstance(head, BaseTunerLayer)):
+        return
+    plain = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+    plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+    base.config.get_text_config().tie_word_embeddings = base.config.tie_word_embeddings = False
+
+
+def _state_whether_tied(merged: PreTrainedModel) -> None:
+    """Let the configuration say what the weights are, or the head would be lost when they are saved."""
+    if getattr(merged.config, "tie_word_embeddings", False) and not is_tied(merged):
+        merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
+    if not getattr(merged.config, "tie_word_embeddings", False):
+        merged.all_tied_weights_keys = merged.get_expanded_tied_weights_keys(all_submodels=False)
