@@ -9,18 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oddsmith.batching.forest import pack
-from oddsmith.model.attention import dense_forest_attention, paths_forest_attention
+from oddsmith.model import attention_cpu
+from oddsmith.model.attention import dense_forest_attention
+from oddsmith.model.attention_cpu import paths_forest_attention
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 4e-2}
 # Few token ids, so that sequences share beginnings often.
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=6)
 
 
-def random_heads(rows, dtype, heads=4, groups=2, channels=8):
+def random_heads(rows, dtype, heads=4, groups=2, channels=8, value_channels=8):
     generator = torch.Generator().manual_seed(rows)
     return tuple(
-        torch.randn(1, n, rows, channels, generator=generator).to(dtype).requires_grad_()
-        for n in (heads, groups, groups)
+        torch.randn(1, n, rows, width, generator=generator).to(dtype).requires_grad_()
+        for n, width in ((heads, channels), (groups, channels), (groups, value_channels))
     )
 
 
@@ -52,16 +54,43 @@ def test_paths_agree_with_the_whole_mask(dtype, window, sequences):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("window", [None, 100])
-def test_paths_agree_with_the_whole_mask_over_several_blocks_of_queries(dtype, window):
+@pytest.mark.parametrize("most_kept_keys", [0, 512], ids=["weights computed again", "weights kept"])
+def test_paths_agree_with_the_whole_mask_over_several_blocks_of_queries(dtype, window, most_kept_keys, monkeypatch):
+    monkeypatch.setattr(attention_cpu, "_MOST_KEPT_KEYS", most_kept_keys)
     generator = np.random.default_rng(0)
     prompt = generator.integers(0, 50, 150)
     _, _, layout = pack([np.concatenate([prompt, generator.integers(0, 50, n)]) for n in (300, 140)])
-    tensors = random_heads(len(layout.depth_T), dtype)
+    tensors = random_heads(len(layout.depth_T), dtype, value_channels=12)
     assert_same(
         values_and_gradients(paths_forest_attention, tensors, layout, window=window),
         values_and_gradients(dense_forest_attention, tensors, layout, window=window),
         TOLERANCE[dtype],
     )
+
+
+def test_weights_are_kept_where_rows_are_short_and_the_model_learns():
+    def kept(rows):
+        _, _, layout = pack([np.arange(rows)])
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.numel()), lambda tensor: tensor
+        ):
+            paths_forest_attention(*random_heads(rows, torch.float32, heads=2, groups=1), layout, scaling=1.0)
+        return len(sizes) - 4  # queries, keys, values and what came out
+
+    assert kept(300) == 3  # a block of 128 queries each
+    assert kept(1300) == 0
+    with torch.no_grad():
+        assert kept(300) == -4
+
+
+def test_large_scores_in_bfloat16_are_as_exact_as_their_weights():
+    """Rounded to bfloat16, a score of 60 would be off by up to 0.125, and its weight by 13%."""
+    _, _, layout = pack([np.arange(200)])
+    tensors = random_heads(200, torch.bfloat16, channels=64)
+    exact = dense_forest_attention(*(tensor.double() for tensor in tensors), layout, scaling=2.0)
+    ours = paths_forest_attention(*tensors, layout, scaling=2.0)
+    assert torch.linalg.vector_norm(ours - exact) < 0.005 * torch.linalg.vector_norm(exact)
 
 
 @pytest.mark.parametrize("window", [None, 3])
