@@ -66,7 +66,7 @@ def load_model(
         attn_implementation: transformers' attention implementation.
         quantization_config: Quantise the weights while loading. A GGUF file is unpacked to float32 first.
         is_trainable: Whether an adapter that ``name`` holds can be trained further.
-        dequantize: Whether quantised weights are unpacked again: the values an adapter was trained on, as ordinary ones.
+        dequantize: Whether quantised weights are unpacked again into ordinary ones of the same values.
         **kwargs: Passed on to ``from_pretrained``.
 
     Returns:
@@ -87,8 +87,8 @@ def load_model(
         adapter = _adapter_settings(place, revision, {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs})
         if adapter is not None:
             base_name, base_revision = _base_of(name, adapter)
-            source = {"revision": base_revision, "trust_remote_code": trust_remote_code, "dequantize": dequantize}
-            base = load_model(base_name, **source, **options)
+            source: dict[str, Any] = {"revision": base_revision, "trust_remote_code": trust_remote_code}
+            base = load_model(base_name, dequantize=dequantize, **source, **options)
             record = read_base_record(place, revision)
             if record is not None:  # here, and not before: a base on the hub has only now come to this disk
                 require_same_base(name, record, base_name, base_revision)

@@ -1,7 +1,7 @@
 """An adapter's change, put into the base's own weights: W + scale * B A, and what DoRA, rsLoRA, PiSSA make of it.
 
-The sum is formed in float32, one layer after the other, whatever type the base is in: formed in bf16 it would be rounded
-more than once (DoRA computes its norms in the type of the weights).
+The sum is formed in float32, one layer after the other, whatever type the base is in: formed in bf16 it would be
+rounded more than once (DoRA computes its norms in the type of the weights).
 """
 
 from __future__ import annotations
