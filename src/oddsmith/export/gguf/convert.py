@@ -1,0 +1,267 @@
+"""From a model folder to a GGUF file: settings and tokenizer into its header, then the weights, one tensor at a time.
+
+What can be wrong is found before a byte is written: unknown families, settings, tokenizers, tensors.
+
+    convert_folder   =   plan_conversion (reads headers only)   ->   write_gguf (streams the weights)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import (
+    GGML_QUANT_VERSION,
+    MODEL_ARCH_NAMES,
+    GGMLQuantizationType,
+    GGUFType,
+    GGUFWriter,
+    LlamaFileType,
+    get_tensor_name_map,
+    size_label,
+)
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer
+
+from ...errors import ExportError, ModelError
+from .families import Family, Settings, family_of
+from .vocabulary import Vocabulary, read_vocabulary
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A type of file whose tensors are plain numbers. Norms, biases and other vectors stay float32 in each."""
+
+    torch_type: torch.dtype
+    tensor_type: GGMLQuantizationType
+    file_type: LlamaFileType
+    bytes_each: int
+
+
+ENCODINGS = {
+    "f32": Encoding(torch.float32, GGMLQuantizationType.F32, LlamaFileType.ALL_F32, 4),
+    "f16": Encoding(torch.float16, GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16, 2),
+    "bf16": Encoding(torch.bfloat16, GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16, 2),
+}
+FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # names in safetensors files -> encodings
+
+# Buffers of older checkpoints, which are computed anew everywhere.
+COMPUTED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the new file.
+
+    Args:
+        name: llama.cpp's.
+        shape: As in torch.
+        file: The safetensors file that holds it; None where it is computed.
+        source: Its name there.
+        source_type: ``"f32"``, ``"f16"`` or ``"bf16"``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    file: Path | None
+    source: str
+    source_type: str
+
+    @property
+    def stays_float32(self) -> bool:
+        return len(self.shape) < 2 or self.name.endswith("_norm.weight")
+
+    @property
+    def numbers(self) -> int:
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A model that can be converted, its headers read.
+
+    Args:
+        title: What the file calls the model.
+        settings: Of the model.
+        family: Its family.
+        vocabulary: Its tokenizer.
+        tensors: Of the new file, in order.
+        stored: The encoding that keeps the matrices as they are stored, and f32 where they are of several types.
+    """
+
+    title: str
+    settings: Settings
+    family: Family
+    vocabulary: Vocabulary
+    tensors: list[Tensor]
+    stored: str
+
+    def bytes_as(self, encoding: str) -> int:
+        """How large the file gets, in bytes; the header is guessed generously."""
+        bytes_each = ENCODINGS[encoding].bytes_each
+        weights = sum(tensor.numbers * (4 if tensor.stays_float32 else bytes_each) for tensor in self.tensors)
+        return weights + 256 * len(self.tensors) + 100 * len(self.vocabulary.tokens)
+
+
+def plan_conversion(folder: Path, *, title: str, source: str) -> Conversion:
+    """Read what is needed to convert a model folder, without its weights.
+
+    Args:
+        folder: A model with 16- or 32-bit weights in safetensors files, and its tokenizer.
+        title: What the file shall call the model.
+        source: What messages call it.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ModelError: The model cannot be converted; the message says why, and what can.
+    """
+    try:
+        settings = AutoConfig.from_pretrained(folder).to_dict()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source}: cannot be read: {str(error).strip().splitlines()[0]}") from error
+    family = family_of(settings, source)
+    tensors = _plan_tensors(folder, settings, family, source)
+    embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
+    if embedding is None:
+        raise ModelError(f"{source}: has no token embedding; expected a whole model")
+    matrix_types = {tensor.source_type for tensor in tensors if not tensor.stays_float32}
+    return Conversion(
+        title=title,
+        settings=settings,
+        family=family,
+        vocabulary=read_vocabulary(folder, tokenizer, embedding.shape[0], source),
+        tensors=tensors,
+        stored=matrix_types.pop() if len(matrix_types) == 1 else "f32",
+    )
+
+
+def _plan_tensors(folder: Path, settings: Settings, family: Family, source: str) -> list[Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{source}: holds no .safetensors file; expected a model folder that save_pretrained wrote")
+    names = get_tensor_name_map(family.architecture, settings["num_hidden_layers"])
+    tensors = [Tensor(name, tuple(data.shape), None, "", "f32") for name, data in family.extra_tensors(settings)]
+    for file in files:
+        try:
+            with safe_open(file, "pt") as weights:
+                for key in weights.keys():  # noqa: SIM118  no mapping
+                    if key.endswith(COMPUTED) or (key == "lm_head.weight" and settings["tie_word_embeddings"]):
+                        continue  # a tied head is the embedding; llama.cpp takes it from there
+                    part = weights.get_slice(key)
+                    name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+                    if name is None:
+                        raise ModelError(f"{source}: llama.cpp has no name for its tensor {key}; use --converter PATH")
+                    if part.get_dtype() not in FLOATS:
+                        raise ModelError(f"{source}: {key} is {part.get_dtype()}; expected 16- or 32-bit numbers")
+                    tensors.append(Tensor(name, tuple(part.get_shape()), file, key, FLOATS[part.get_dtype()]))
+        except SafetensorError as error:
+            raise ModelError(f"{source}: {file.name} is damaged ({error}); fetch or export it again") from error
+    return tensors
+
+
+def write_gguf(
+    plan: Conversion, path: Path, encoding: str, *, on_tensor: Callable[[int, int], None] | None = None
+) -> None:
+    """Write the file of a plan.
+
+    Args:
+        plan: What to write.
+        path: Where; the caller cares for it to appear as a whole.
+        encoding: ``"f32"``, ``"f16"`` or ``"bf16"``, for everything but vectors and norms.
+        on_tensor: Called with the bytes of tensors that are written, and all of them.
+
+    Raises:
+        ExportError: A weight is too large for float16.
+    """
+    kind = ENCODINGS[encoding]
+    writer = GGUFWriter(path, MODEL_ARCH_NAMES[plan.family.architecture])
+    _write_settings(writer, plan, kind)
+    for tensor in plan.tensors:
+        bytes_each = 4 if tensor.stays_float32 else kind.bytes_each
+        raw_type = GGMLQuantizationType.F32 if tensor.stays_float32 else kind.tensor_type
+        # The type given to NumPy is not looked at but for "uint8", which would make the shape one of bytes.
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("float32"), tensor.numbers * bytes_each, raw_type)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        done, total = 0, sum(tensor.numbers for tensor in plan.tensors)
+        for tensor, values in _load(plan):
+            writer.write_tensor_data(_encode(tensor, values, kind))
+            done += tensor.numbers
+            if on_tensor:
+                on_tensor(done, total)
+    finally:
+        writer.close()
+
+
+def _write_settings(writer: GGUFWriter, plan: Conversion, kind: Encoding) -> None:
+    parameters = sum(tensor.numbers for tensor in plan.tensors)
+    writer.add_type(GGUFType.MODEL)
+    writer.add_name(plan.title)
+    writer.add_size_label(size_label(parameters, parameters, 0, 0))
+    plan.family.write_settings(writer, plan.settings)
+    writer.add_file_type(kind.file_type)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    plan.vocabulary.write(writer)
+
+
+def _load(plan: Conversion) -> Iterator[tuple[Tensor, torch.Tensor]]:
+    """The tensors as llama.cpp wants them, one at a time."""
+    computed = dict(plan.family.extra_tensors(plan.settings))
+    with ExitStack() as stack:
+        opened: dict[Path, Any] = {}
+        for tensor in plan.tensors:
+            if tensor.file is None:
+                yield tensor, computed[tensor.name]
+                continue
+            if tensor.file not in opened:
+                opened[tensor.file] = stack.enter_context(safe_open(tensor.file, "pt"))
+            yield tensor, _arranged(tensor, opened[tensor.file].get_tensor(tensor.source), plan)
+
+
+def _arranged(tensor: Tensor, values: torch.Tensor, plan: Conversion) -> torch.Tensor:
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    part = tensor.source.split(".")[-2] if "." in tensor.source else ""
+    if plan.family.permutes_heads and part in heads:
+        return interleave_heads(values, plan.settings[heads[part]])
+    if plan.family.norm_offset and tensor.source.endswith("norm.weight"):
+        return values.float() + plan.family.norm_offset
+    return values
+
+
+def interleave_heads(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Order the rows of each head as llama.cpp rotates them.
+
+    transformers rotates row i of a head with row i + R, llama.cpp with the next: ``x0 x1 .. y0 y1 ..`` becomes
+    ``x0 y0 x1 y1 ..``.
+
+    Args:
+        rows: Weights ``[heads * 2R, inputs]`` or a bias ``[heads * 2R]``.
+        heads: Number of heads.
+
+    Returns:
+        The same rows in the other order.
+    """
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _encode(tensor: Tensor, values: torch.Tensor, kind: Encoding) -> np.ndarray:
+    if tensor.stays_float32:
+        return values.float().contiguous().numpy()
+    encoded = values.to(kind.torch_type).contiguous()
+    if kind.torch_type is torch.float16 and not encoded.isfinite().all() and values.isfinite().all():
+        raise ExportError(
+            f"{tensor.source or tensor.name}: holds {values.abs().max().item():,.0f}, and float16 ends at 65,504;"
+            " export bf16 (or a quantised type) instead of f16"
+        )
+    # NumPy has no bfloat16: its bits go by the name of another type of 16 bits.
+    return encoded.view(torch.int16).numpy() if kind.torch_type is torch.bfloat16 else encoded.numpy()
