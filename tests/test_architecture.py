@@ -41,6 +41,9 @@ LAYERS = (
     "trainer",
     "export",
     "demo",
+    "chat",
+    "compare",
+    "serve",
     "cli",
 )
 

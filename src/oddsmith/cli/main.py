@@ -67,6 +67,15 @@ def demo(context: typer.Context) -> None:
         raise typer.Exit(run(command.demo, context.args))
 
 
+@app.command(context_settings=RAW, add_help_option=False)
+def chat(context: typer.Context) -> None:
+    """Talk to a model."""
+    from . import chat as command
+
+    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
+        raise typer.Exit(run(command.chat, context.args))
+
+
 def _helped(
     arguments: Sequence[str],
     usage: str,

@@ -116,7 +116,8 @@ def resolve(
     if len(configs) > 1:
         raise ConfigError(f"found {' and '.join(configs)}; expected one configuration file, and flags after it")
     if most_positional and len(words.positional) > most_positional:
-        raise ConfigError(f"found {words.positional[most_positional]!r}; expected a flag such as --dataset-name there")
+        example = "--dataset-name" if fields else next(iter(words.options_known.values())).flag
+        raise ConfigError(f"found {words.positional[most_positional]!r}; expected a flag such as {example} there")
     settings = _read_file(configs[0], fields, words.options_known) if configs else {}
     settings.update(words.settings)
     return Resolved(settings, words.options, words.positional if most_positional else [], fields)
@@ -226,9 +227,11 @@ def _read_file(path: str, fields: Mapping[str, Field], options: Mapping[str, Opt
 def _suggestion(name: str, candidates: Iterable[str], dashes: bool = False) -> str:
     """A helpful end of the sentence "unknown ...;"."""
     candidates = list(candidates)
-    nearest = HINTS.get(name) or next(iter(difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)), None)
+    has_settings = "model_name_or_path" in candidates  # a command's own few flags are all of them otherwise
+    hint = HINTS.get(name) if has_settings else None
+    nearest = hint or next(iter(difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)), None)
     if nearest is None:
-        return "`oddsmith train --help-all` lists all settings"
+        return "`oddsmith train --help-all` lists all settings" if has_settings else "--help lists all flags"
     if dashes:
         head, *rest = nearest.split(" ", 1)
         nearest = " ".join(["--" + head.replace("_", "-"), *rest])
