@@ -76,6 +76,15 @@ def chat(context: typer.Context) -> None:
         raise typer.Exit(run(command.chat, context.args))
 
 
+@app.command(context_settings=RAW, add_help_option=False)
+def export(context: typer.Context) -> None:
+    """Make a run an ordinary model folder, or GGUF files."""
+    from . import export as command
+
+    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
+        raise typer.Exit(run(command.export, context.args))
+
+
 def _helped(
     arguments: Sequence[str],
     usage: str,

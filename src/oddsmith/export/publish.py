@@ -1,0 +1,56 @@
+"""The last step of an export, after everything is verified: its folder goes to the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import validate_repo_id
+
+from ..errors import ConfigError, ExportError
+
+
+def require_publishable(repository: str) -> None:
+    """Refuse what would fail at the end of a long export; asks nobody.
+
+    Args:
+        repository: ``owner/name`` on the hub.
+
+    Raises:
+        ConfigError: Not a possible name, no login, or the hub is switched off.
+    """
+    try:
+        validate_repo_id(repository)
+    except hub_errors.HFValidationError as error:
+        raise ConfigError(f"--push-to-hub {repository}: is no possible name on the hub; expected OWNER/NAME") from error
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError("--push-to-hub: the hub is switched off (HF_HUB_OFFLINE is set)")
+    if get_token() is None:
+        raise ConfigError("--push-to-hub: there is no login to the hub; log in with: hf auth login")
+
+
+def publish(folder: Path, repository: str) -> str:
+    """Upload a finished folder. A repository that is new is private: its owner may open it.
+
+    Args:
+        folder: What to upload; all of it.
+        repository: ``owner/name`` on the hub.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        ExportError: It was not uploaded. The folder is as it was.
+    """
+    api = HfApi()
+    try:
+        url = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported by Oddsmith")
+    except (hub_errors.HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(
+            f"{folder} is complete and verified, but was not uploaded: {reason};"
+            f" upload it later with: hf upload {repository} {folder}"
+        ) from error
+    return str(url)
