@@ -188,6 +188,22 @@ def test_the_self_check_recognises_models_that_cannot_be_packed(kind):
     assert verdict.reason
 
 
+class RunningMean(torch.nn.Module):
+    """Looks at all tokens before, wherever they belong, but too little to be seen in the log-probabilities."""
+
+    def forward(self, hidden_states, **kwargs):
+        counts = torch.arange(1, hidden_states.shape[1] + 1).unsqueeze(-1)
+        return 1e-6 * hidden_states.cumsum(1) / counts, None
+
+
+def test_the_self_check_counts_the_layers_that_it_can_pack():
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL)).to(torch.bfloat16)
+    model.model.layers[1].self_attn = RunningMean()
+    verdict = check_forest(model, tiny_tokenizer(), pad_token_id=0, precision=nullcontext)
+    assert not verdict.forest
+    assert verdict.reason == "1 of its 2 layers have an attention that can be replaced"
+
+
 def test_windows_and_mode_are_as_before_after_the_self_check():
     model = model_of("mistral", torch.float32).train()
     before = model.config._attn_implementation

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AttentionInterface, PreTrainedTokenizerBase
 
 from ..batching.collate import PairCollator, trl_features
 from ..batching.forest import forest_batch
 from ..errors import ModelError
-from .attention import forest_attention_in
+from .attention import NAME, forest_attention, forest_attention_in
 from .forest_logps import forest_logps
 from .lean import LeanLayers, lean_layers
 from .logps import PairLogps, pair_logps, unwrap
@@ -88,7 +88,7 @@ def check_forest(
     try:
         with torch.no_grad(), precision(), _short_windows(model):
             plain = pair_logps(model, _on(device, PairCollator(pad_token_id)(rows["plain"])), pad_token_id=pad_token_id)
-            with forest_attention_in(model), lean.applied():
+            with _counted_attention() as calls, forest_attention_in(model), lean.applied():
                 packed = forest_logps(model, _on(device, rows["forest"]), transform=transform)
             tolerance = TOLERANCE[_coarsest_dtype(model, device)]
     except (ModelError, TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
@@ -96,6 +96,9 @@ def check_forest(
         return Verdict(False, f"it cannot be called with packed rows ({str(error).splitlines()[0][:100]})")
     finally:
         model.train(was_training)
+    layers = getattr(unwrap(model).config.get_text_config(), "num_hidden_layers", 1)
+    if len(calls) < layers:  # what else mixes tokens may do so too little to be told from rounding
+        return Verdict(False, f"{len(calls)} of its {layers} layers have an attention that can be replaced")
     difference = _difference(packed, plain)
     if not difference <= tolerance:  # also where it is NaN
         return Verdict(False, f"packed and plain batches differ by {difference:.2g} of the spread of log-probabilities")
@@ -142,6 +145,22 @@ def _pairs(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 def _on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+@contextmanager
+def _counted_attention() -> Iterator[list[int]]:
+    """While inside, every call of the forest's attention adds to the list."""
+    calls: list[int] = []
+
+    def counted(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append(query.shape[2])
+        return forest_attention(module, query, *args, **kwargs)
+
+    AttentionInterface.register(NAME, counted)
+    try:
+        yield calls
+    finally:
+        AttentionInterface.register(NAME, forest_attention)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ class LeanLayers:
         counts: Number of modules by kind (``norm``, ``mlp``, ``lora``, ``linear``); empty where nothing fits.
     """
 
-    forwards: dict[nn.Module, Forward]
+    forwards: dict[nn.Module, Forward] = field(repr=False)
     counts: Counter[str]
 
     @contextmanager
