@@ -1,6 +1,6 @@
 """A conversation with a model, from Python:
 
-    with Conversation(open_speaker("my-run")) as chat:
+    with Conversation(open_speaker("my-run")) as chat:  # of chat.loading
         for piece in chat.ask("What is ORPO?"):
             print(piece, end="", flush=True)
 

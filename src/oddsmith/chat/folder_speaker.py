@@ -17,7 +17,6 @@ from transformers.generation.streamers import BaseStreamer
 from ..data.messages import Message
 from ..errors import ModelError
 from ..generate import context_length, end_tokens
-from ..model.answering import load_to_answer
 from .speaker import Sampling
 
 
@@ -37,11 +36,6 @@ class FolderSpeaker:
         settings = model.generation_config
         self.own_temperature = float(settings.temperature or 1.0) if settings.do_sample else 0.0
         self._end_ids = end_tokens(model, tokenizer)
-
-    @classmethod
-    def load(cls, name: str) -> FolderSpeaker:
-        """The speaker of a model by name."""
-        return cls(name, *load_to_answer(name))
 
     def render(self, messages: Sequence[Message]) -> str:
         """As ``Speaker.render``; what the template refuses is a ``ModelError`` in its own words."""

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from ..data.messages import Message
 from ..errors import ConfigError
-from ..model.place import is_gguf, locate
 
 DEFAULT_MAX_NEW_TOKENS = 512
 
@@ -72,26 +71,3 @@ class Speaker(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
-
-
-def open_speaker(name: str) -> Speaker:
-    """Load a model to talk to.
-
-    Args:
-        name: A run, a model folder, an adapter, a hub id, ``builtin:...``, or a GGUF file, which llama.cpp runs.
-
-    Returns:
-        The speaker.
-
-    Raises:
-        ModelError: Nothing is there, or it does not generate text.
-        MissingExtraError: A GGUF file, and its extra is not installed.
-    """
-    place = locate(name)
-    if is_gguf(place):
-        from .gguf_speaker import GgufSpeaker
-
-        return GgufSpeaker(name, place)
-    from .folder_speaker import FolderSpeaker
-
-    return FolderSpeaker.load(name)

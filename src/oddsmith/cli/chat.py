@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from ..errors import ConfigError
-from .console import is_live, quiet_libraries, say, working
+from .chat_answer import show
+from .console import quiet_libraries, say, working
 from .outcome import JSON, TRACEBACK
 from .resolve import Option, resolve
+from .values import number
 
 if TYPE_CHECKING:
     from ..chat.conversation import Answer, Conversation
@@ -35,8 +32,6 @@ OPTIONS = (
     JSON,
     TRACEBACK,
 )
-# What could move the cursor or worse, if a model wrote it to a terminal.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def chat(arguments: Sequence[str]) -> dict[str, Any]:
@@ -69,7 +64,8 @@ def chat(arguments: Sequence[str]) -> dict[str, Any]:
 
     with working("loading"):
         from ..chat.conversation import Conversation
-        from ..chat.speaker import Sampling, open_speaker
+        from ..chat.loading import open_speaker
+        from ..chat.speaker import Sampling
 
         sampling = Sampling(**numbers)
         conversation = Conversation(open_speaker(resolved.positional[0]), sampling, given.get("system"))
@@ -95,26 +91,6 @@ def _piped() -> str:
 KINDS: dict[str, type[int] | type[float]] = {"temperature": float, "max_new_tokens": int, "seed": int}
 
 
-def number(text: str, where: str, kind: type[int] | type[float]) -> int | float:
-    """A number that was typed in.
-
-    Args:
-        text: As it was typed.
-        where: Flag or command, for the message.
-        kind: Which numbers are meant.
-
-    Returns:
-        The number.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    try:
-        return kind(text)
-    except ValueError:
-        raise ConfigError(f"{where} is {text!r}; expected a {'whole ' if kind is int else ''}number") from None
-
-
 def outcome(conversation: Conversation, answer: Answer) -> dict[str, Any]:
     """What ``--json`` says of an answer."""
     return {
@@ -125,50 +101,3 @@ def outcome(conversation: Conversation, answer: Answer) -> dict[str, Any]:
         "seconds": round(answer.seconds, 3),
         "messages": conversation.messages,
     }
-
-
-def show(answer: Answer, as_json: bool = False) -> None:
-    """Print an answer as it comes: Markdown on a terminal, plain text elsewhere, nothing where JSON is owed.
-
-    Ctrl-C ends the answer; a second one ends the program.
-    """
-    if answer.dropped_turns:
-        turns = "the oldest turn" if answer.dropped_turns == 1 else f"the {answer.dropped_turns} oldest turns"
-        say(f"(the conversation is longer than the model's context: {turns} forgotten)")
-    console = Console(highlight=False)
-    with _interrupting(answer):
-        if as_json:
-            for _ in answer:
-                pass
-        elif console.is_terminal and not console.is_dumb_terminal:
-            from .markdown import MarkdownStream
-
-            with MarkdownStream(console) as stream:
-                for piece in answer:
-                    stream.add(CONTROL.sub("", piece))
-        else:
-            for piece in answer:
-                print(CONTROL.sub("", piece) if sys.stdout.isatty() else piece, end="", flush=True)
-            print()
-    remarks = {
-        "length": f"(cut after {answer.tokens} tokens)",
-        "interrupted": "(stopped)",
-    }
-    if answer.finish_reason in remarks and not as_json:
-        say(remarks[answer.finish_reason], "dim" if is_live() else "")
-
-
-@contextlib.contextmanager
-def _interrupting(answer: Answer) -> Iterator[None]:
-    """While inside, Ctrl-C ends the answer; once it has, Ctrl-C means again what it meant before."""
-    before = signal.getsignal(signal.SIGINT)
-
-    def stop(*_: Any) -> None:
-        answer.stop()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, OddsmithError
-from .chat import number, show
+from .chat_answer import show
 from .console import say, say_error
+from .values import number
 
 if TYPE_CHECKING:
     from ..chat.conversation import Conversation

@@ -157,3 +157,23 @@ def _found(value: Any) -> str:
     if isinstance(value, str):
         return f"the text {value if len(value) <= 60 else value[:57] + '...'!r}"
     return str(value)
+
+
+def number(text: str, where: str, kind: type[int] | type[float]) -> int | float:
+    """A number that was typed in.
+
+    Args:
+        text: As it was typed.
+        where: Flag or command, for the message.
+        kind: Which numbers are meant.
+
+    Returns:
+        The number.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(f"{where} is {text!r}; expected a {'whole ' if kind is int else ''}number") from None
