@@ -42,6 +42,13 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     assert left(tmp_path) == ["deep", "merged", "weights"]
 
 
+def test_whoever_may_read_the_folder_may_read_its_files(tmp_path):
+    with write_folder(tmp_path / "merged") as partial:
+        save_file({"weight": torch.zeros(1)}, partial / "model.safetensors")
+    modes = [path.stat().st_mode & 0o444 for path in (tmp_path / "merged", tmp_path / "merged" / "model.safetensors")]
+    assert modes[0] == modes[1]
+
+
 def test_a_file_appears_when_it_is_whole(tmp_path):
     with write_file(tmp_path / "gguf" / "a.gguf") as partial:
         partial.write_text("x", encoding="utf-8")

@@ -122,7 +122,7 @@ def tell_merging(stage: str, detail: Any) -> None:
     elif stage == "load":
         say(f"loading {detail.name}" + (f" on {detail.base}" if detail.base else ""))
     elif stage == "merge":
-        say(f"merging: {detail / 1e6:,.1f} M parameters")
+        say("merging")
     elif stage == "write":
         say(f"writing {detail}")
     elif stage == "check":

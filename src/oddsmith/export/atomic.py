@@ -56,6 +56,8 @@ def write_folder(target: Path, *, needed_bytes: int = 0, overwrite: bool = False
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
+                # safetensors lets only the owner read its files; a server of another user may have to.
+                file.chmod(partial.stat().st_mode & 0o666)
                 flush_to_disk(file)
         _replace_folder(partial, target)
 
