@@ -8,6 +8,7 @@
     │   ├── ModelError                a model or tokenizer: missing, unsuitable, unknown adapter target
     │   └── MissingExtraError         an optional dependency; the message is the install command
     ├── ExportError                   an export failed: no room for it, or its result is not what it was made from
+    ├── ServerError                   a server that was started did not answer, or ended by itself
     ├── NonFiniteError                a log-probability became NaN or infinite while training
     └── Interrupted                   exit code 75  stopped on request; the run can be resumed
 
@@ -74,6 +75,10 @@ class MissingExtraError(UsageError, ImportError):
 
 class ExportError(OddsmithError):
     """An export could not be written, or what was written does not compute what it was made from."""
+
+
+class ServerError(OddsmithError):
+    """A server that was started did not come up, or ended by itself; the message has its last words."""
 
 
 class NonFiniteError(OddsmithError):

@@ -85,6 +85,15 @@ def export(context: typer.Context) -> None:
         raise typer.Exit(run(command.export, context.args))
 
 
+@app.command(context_settings=RAW, add_help_option=False)
+def serve(context: typer.Context) -> None:
+    """Serve a model to OpenAI-compatible clients."""
+    from . import serve as command
+
+    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
+        raise typer.Exit(run(command.serve, context.args))
+
+
 def _helped(
     arguments: Sequence[str],
     usage: str,
