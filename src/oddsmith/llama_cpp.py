@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -266,13 +267,28 @@ def _load(library: Any, path: Path) -> Any:
             """What ``get_logits_ith`` of cyllama 0.2.18 asks the model for, in vain."""
             return self.get_vocab().n_vocab
 
+    with said_by(library) as said:
+        try:
+            return Model(str(path), library.LlamaModelParams())
+        except (ValueError, RuntimeError, MemoryError, OSError) as error:
+            reason = said[0].removeprefix("llama_model_load: error loading model: ") if said else str(error)
+            raise ModelError(f"{path}: llama.cpp cannot load it: {reason}") from error
+
+
+@contextmanager
+def said_by(library: Any) -> Iterator[list[str]]:
+    """What llama.cpp complains of while the block lasts; its exceptions say less.
+
+    Args:
+        library: From ``load_cyllama``.
+
+    Yields:
+        list[str]: Its errors, one line each, as they come.
+    """
     said: list[str] = []
     library.set_log_callback(lambda level, text: said.append(text.strip()) if level == LOG_LEVEL_ERROR else None)
     try:
-        return Model(str(path), library.LlamaModelParams())
-    except (ValueError, RuntimeError, MemoryError, OSError) as error:
-        reason = said[0].removeprefix("llama_model_load: error loading model: ") if said else str(error)
-        raise ModelError(f"{path}: llama.cpp cannot load it: {reason}") from error
+        yield said
     finally:
         library.disable_logging()
 

@@ -7,7 +7,8 @@ What can be wrong is found before a byte is written: unknown families, settings,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from gguf import (
     size_label,
 )
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from ...errors import ExportError, ModelError
 from .families import Family, Settings, family_of
@@ -49,6 +50,10 @@ ENCODINGS = {
     "bf16": Encoding(torch.bfloat16, GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16, 2),
 }
 FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # names in safetensors files -> encodings
+
+# What llama.cpp goes by where it looks for Phi-3 (src/llama-vocab.cpp), and the tokens that it expects then.
+PHI3_NAME = re.compile("phi-?3", re.IGNORECASE)
+PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
 # Buffers of older checkpoints, which are computed anew everywhere.
 COMPUTED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
@@ -101,12 +106,6 @@ class Conversion:
     tensors: list[Tensor]
     stored: str
 
-    def bytes_as(self, encoding: str) -> int:
-        """How large the file gets, in bytes; the header is guessed generously."""
-        bytes_each = ENCODINGS[encoding].bytes_each
-        weights = sum(tensor.numbers * (4 if tensor.stays_float32 else bytes_each) for tensor in self.tensors)
-        return weights + 256 * len(self.tensors) + 100 * len(self.vocabulary.tokens)
-
 
 def plan_conversion(folder: Path, *, title: str, source: str) -> Conversion:
     """Read what is needed to convert a model folder, without its weights.
@@ -134,13 +133,33 @@ def plan_conversion(folder: Path, *, title: str, source: str) -> Conversion:
         raise ModelError(f"{source}: has no token embedding; expected a whole model")
     matrix_types = {tensor.source_type for tensor in tensors if not tensor.stays_float32}
     return Conversion(
-        title=title,
+        title=safe_title(title, tokenizer),
         settings=settings,
         family=family,
         vocabulary=read_vocabulary(folder, tokenizer, embedding.shape[0], source),
         tensors=tensors,
         stored=matrix_types.pop() if len(matrix_types) == 1 else "f32",
     )
+
+
+def safe_title(title: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a file may call its model, for llama.cpp looks for Phi-3 in it.
+
+    Where it finds that, it lets special tokens swallow the space behind them, as Phi-3's do, and it cannot open a file
+    whose vocabulary has not the tokens that it then expects.
+
+    Args:
+        title: The name that is wanted.
+        tokenizer: The model's.
+
+    Returns:
+        The name, with ``Phi-3`` in it where that is right, and without it where it would do harm.
+    """
+    names_phi3 = re.search(PHI3_NAME, title) is not None
+    if not tokenizer.get_vocab().keys() >= PHI3_TOKENS:
+        return re.sub(PHI3_NAME, "phi_3", title)
+    swallows_space = any(added.rstrip for added in tokenizer.added_tokens_decoder.values())
+    return f"{title} (Phi-3)" if swallows_space and not names_phi3 else title
 
 
 def _plan_tensors(folder: Path, settings: Settings, family: Family, source: str) -> list[Tensor]:
@@ -167,19 +186,16 @@ def _plan_tensors(folder: Path, settings: Settings, family: Family, source: str)
     return tensors
 
 
-def write_gguf(
-    plan: Conversion, path: Path, encoding: str, *, on_tensor: Callable[[int, int], None] | None = None
-) -> None:
+def write_gguf(plan: Conversion, path: Path, encoding: str) -> None:
     """Write the file of a plan.
 
     Args:
         plan: What to write.
         path: Where; the caller cares for it to appear as a whole.
         encoding: ``"f32"``, ``"f16"`` or ``"bf16"``, for everything but vectors and norms.
-        on_tensor: Called with the bytes of tensors that are written, and all of them.
 
     Raises:
-        ExportError: A weight is too large for float16.
+        ExportError: A weight is too large for float16, or the disk is full.
     """
     kind = ENCODINGS[encoding]
     writer = GGUFWriter(path, MODEL_ARCH_NAMES[plan.family.architecture])
@@ -193,14 +209,28 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        done, total = 0, sum(tensor.numbers for tensor in plan.tensors)
         for tensor, values in _load(plan):
             writer.write_tensor_data(_encode(tensor, values, kind))
-            done += tensor.numbers
-            if on_tensor:
-                on_tensor(done, total)
+    except OSError as error:
+        if error.errno is None:  # NumPy says only how many numbers it could write
+            raise disk_full(path) from error
+        raise
     finally:
         writer.close()
+
+
+def disk_full(path: Path) -> ExportError:
+    """The error for a file that could not be written to its end.
+
+    Args:
+        path: The file, still by its temporary name.
+
+    Returns:
+        The error.
+    """
+    return ExportError(
+        f"{path.with_suffix('')}: nothing was written (the disk is full); make room, or write elsewhere (--output)"
+    )
 
 
 def _write_settings(writer: GGUFWriter, plan: Conversion, kind: Encoding) -> None:

@@ -1,0 +1,170 @@
+"""The Modelfile with which Ollama takes a GGUF file: what to load, how a chat is written, where an answer ends.
+
+Ollama does not run the Jinja template inside the file. It compares it with those it knows and, where none is close
+enough, sends the bare question (github.com/ollama/ollama/issues/6371). So the template is written here in Ollama's own
+language, Go's, from what the Jinja template does to a few conversations, and only if both agree on all of them:
+
+    opening  (system: before S after)  [ user_before U  user_after  (lead A answer_after) ] ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ...data.render import Renderer
+
+MARK = "# Written by Oddsmith"
+
+Turns = Sequence[tuple[str, str]]  # role and content
+
+# What a conversation is made of; letters only, so that no template trims or escapes them.
+_SYSTEM, _ASK, _REPLY, _ASK_AGAIN = "ssSYSTEMss", "qqFIRSTqq", "aaREPLYaa", "qqSECONDqq"
+_CONVERSATIONS: tuple[Turns, ...] = (
+    (("user", _ASK),),
+    (("user", "One"), ("assistant", "Two"), ("user", "Three")),
+    (("user", "One"), ("assistant", "Two"), ("user", "Three"), ("assistant", "Four"), ("user", "Five")),
+)
+_WITH_SYSTEM: tuple[Turns, ...] = tuple((("system", "Be brief."), *turns) for turns in _CONVERSATIONS)
+
+
+@dataclass(frozen=True)
+class ChatPattern:
+    """What a chat template writes around the contents, where it is as simple as that.
+
+    Args:
+        opening: At the start of a conversation without a system turn; a begin token that is added anyway is left out.
+        system: Before and after a system turn; None where the template takes none.
+        user_before, user_after: Around a question; the latter opens the answer, too.
+        lead: Before an answer that is there already.
+        answer_after: After it.
+    """
+
+    opening: str
+    system: tuple[str, str] | None
+    user_before: str
+    user_after: str
+    lead: str
+    answer_after: str
+
+    def render(self, turns: Turns) -> str:
+        """A conversation that ends with a question, as this pattern writes it."""
+        text = "" if turns[0][0] == "system" else self.opening
+        for role, content in turns:
+            if role == "system" and self.system:
+                text += self.system[0] + content + self.system[1]
+            elif role == "user":
+                text += self.user_before + content + self.user_after
+            else:
+                text += self.lead + content + self.answer_after
+        return text
+
+    def go_template(self) -> str:
+        """The same in Go's template language, for Ollama's list of messages."""
+        opening, before, after, lead, end = (
+            _literal(text) for text in (self.opening, self.user_before, self.user_after, self.lead, self.answer_after)
+        )
+        system = "{{ else }}"
+        if self.system:
+            system = f"{_literal(self.system[0])}{{{{ .Content }}}}{_literal(self.system[1])}{{{{ else }}}}"
+        return (
+            (f"{{{{ if not .System }}}}{opening}{{{{ end }}}}" if opening else "")
+            + "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+            + f'{{{{ if eq .Role "user" }}}}{before}{{{{ .Content }}}}{after}'
+            + f'{{{{ else if eq .Role "system" }}}}{system}'
+            + f"{lead}{{{{ .Content }}}}{{{{ if not $last }}}}{end}{{{{ end }}}}"
+            + "{{ end }}{{ end }}"
+        )
+
+
+def write_modelfile(file: str, tokenizer: PreTrainedTokenizerBase, *, begins: bool, others: Sequence[str] = ()) -> str:
+    """The text of a Modelfile.
+
+    Args:
+        file: Name of the GGUF file beside it.
+        tokenizer: The model's.
+        begins: Whether the begin token is put in front of every text by itself.
+        others: Names of more files of the same model there.
+
+    Returns:
+        The text.
+    """
+    lines = [f"{MARK}. In this folder: ollama create NAME -f Modelfile; then: ollama run NAME"]
+    if others:
+        lines.append(f"# Beside it: {', '.join(others)}; change FROM to take another.")
+    lines.append(f"FROM ./{file}")
+    stops: list[str | None] = []
+    if tokenizer.chat_template is not None:
+        pattern = chat_pattern(tokenizer, begins=begins)
+        if pattern is None:
+            lines.append("# The model's chat template does not translate into Ollama's language: Ollama looks for one.")
+        else:
+            lines.append(f'TEMPLATE """{pattern.go_template()}"""')
+        stops.append(Renderer(tokenizer).end_of_turn)
+    stops.append(tokenizer.eos_token)
+    lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(stops) if stop and '"' not in stop]
+    return "\n".join(lines) + "\n"
+
+
+def chat_pattern(tokenizer: PreTrainedTokenizerBase, *, begins: bool) -> ChatPattern | None:
+    """Find out what a tokenizer's chat template writes around contents.
+
+    Args:
+        tokenizer: With a chat template.
+        begins: Whether the begin token is put in front of every text by itself, and must not be in the pattern.
+
+    Returns:
+        A pattern that writes a few conversations exactly as the template does; ``None`` if there is none.
+    """
+
+    def render(turns: Turns) -> str | None:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError):  # what templates refuse with
+            return None
+        return text.removeprefix(tokenizer.bos_token) if begins and tokenizer.bos_token else text
+
+    once = render(_CONVERSATIONS[0])
+    twice = render((("user", _ASK), ("assistant", _REPLY), ("user", _ASK_AGAIN)))
+    if once is None or twice is None:
+        return None
+    head, _, user_after = once.partition(_ASK)
+    answer_before, _, rest = twice.partition(_ASK)[2].partition(_REPLY)
+    between, _, _ = rest.partition(_ASK_AGAIN)
+    if not answer_before.startswith(user_after):
+        return None
+    # Between two turns stand the end of one and the start of the next; the token that ends a turn belongs to the first.
+    user_before = _common_ending(head, between.removeprefix(Renderer(tokenizer).end_of_turn or ""))
+    with_system = render((("system", _SYSTEM), ("user", _ASK)))
+    system = None
+    if with_system is not None and _SYSTEM in with_system:
+        before, _, after = with_system.partition(_ASK)[0].partition(_SYSTEM)
+        user_before = _common_ending(user_before, after)
+        system = (before, after.removesuffix(user_before))
+    pattern = ChatPattern(
+        opening=head.removesuffix(user_before),
+        system=system,
+        user_before=user_before,
+        user_after=user_after,
+        lead=answer_before.removeprefix(user_after),
+        answer_after=between.removesuffix(user_before),
+    )
+    conversations = _CONVERSATIONS + (_WITH_SYSTEM if system else ())
+    agrees = all(pattern.render(turns) == render(turns) for turns in conversations)
+    return pattern if agrees and '"""' not in pattern.go_template() else None
+
+
+def _common_ending(left: str, right: str) -> str:
+    length = 0
+    while length < min(len(left), len(right)) and left[-1 - length] == right[-1 - length]:
+        length += 1
+    return left[len(left) - length :]
+
+
+def _literal(text: str) -> str:
+    """Text that Go's templates leave as it is."""
+    return text.replace("{{", '{{ "{{" }}')
