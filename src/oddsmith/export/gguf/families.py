@@ -19,6 +19,8 @@ from gguf import MODEL_ARCH, MODEL_TENSOR, TENSOR_NAMES, GGUFWriter, RopeScaling
 
 from ...errors import ModelError
 
+NUMERALS = {2: "second", 6: "sixth"}
+
 Settings = Mapping[str, Any]  # config.json as transformers understands it, ``PreTrainedConfig.to_dict()``
 
 
@@ -218,7 +220,7 @@ def _gemma_refusal(settings: Settings, *, period: int, layers_of_27b: int) -> st
     layers = settings["num_hidden_layers"]
     expected = ["sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(layers)]
     if list(settings["layer_types"]) != expected:
-        return f"every {period}th layer sees everything there, the others a window"
+        return f"every {NUMERALS[period]} layer sees everything there, the others a window"
     # llama.cpp knows the 27B models by their number of layers, and scales their queries in another way.
     scale = settings["head_dim"]
     if layers == layers_of_27b:
