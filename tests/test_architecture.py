@@ -35,15 +35,16 @@ LAYERS = (
     "metrics",
     "events",
     "generate",
+    "curves",
     "card",
     "records",
     "stepping",
     "trainer",
     "export",
-    "demo",
     "chat",
     "compare",
     "serve",
+    "demo",
     "cli",
 )
 

@@ -34,7 +34,10 @@ def quick_demo(monkeypatch, tmp_path):
             if when == "before":
                 on_stage("train", trainer)
         on_stage("save", output_dir)
-        return work.DemoResult(questions, *standings, str(output_dir))
+        on_stage("deploy", output_dir)
+        file = work.Deployed("oddsmith-demo/gguf/a b.gguf", 105_000_000, 0.0234, "In 4 bits: yes.")
+        outcome = (file, None) if model == work.MODEL else (None, f"{model}: is a mamba")
+        return work.DemoResult(questions, *standings, str(output_dir), *outcome)
 
     monkeypatch.setattr(work, "run_demo", run_demo)
     return called
@@ -51,6 +54,20 @@ def test_answers_and_figures_before_and_after_are_shown(quick_demo, capsys):
     assert ["before", "after"] in table
     assert ["answers", "that", "keep", "the", "style", "25%", "90%"] in table
     assert (quick_demo["num_train_epochs"], quick_demo["output_dir"]) == (1, "oddsmith-demo")
+
+
+def test_it_ends_with_a_file_and_what_it_says(quick_demo, capsys):
+    end = run_here(capsys, "demo").out.split("perplexity of good answers")[1]
+    question = demo_pairs("heldout")[0]["prompt"][-1]["content"]
+    assert "oddsmith-demo/gguf/a b.gguf: 105 MB, KL 0.023 a token from the model in 16 bits.\n" in end
+    assert f"  {question}\n    > In 4 bits: yes.\n" in end
+    assert end.endswith("  next: oddsmith chat 'oddsmith-demo/gguf/a b.gguf'\n")
+
+
+def test_a_model_that_cannot_become_a_file_is_still_shown(quick_demo, capsys):
+    outcome = run_here(capsys, "demo", "--model", "mine")
+    assert outcome.code == 0
+    assert outcome.out.endswith("\nNot made into a file for llama.cpp: mine: is a mamba\n")
 
 
 def test_the_folder_is_a_run_that_a_second_demo_replaces(quick_demo, capsys):

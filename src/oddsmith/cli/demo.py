@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 USAGE = "oddsmith demo [--output-dir FOLDER] [--model MODEL] [--any-training-setting VALUE ...]"
 INTRO = (
     "Aligns SmolLM2-135M-Instruct, a real chat model, with short and kind answers to everyday questions, on this"
-    " machine's CPU or GPU, and shows its answers to other questions before and after.",
+    " machine's CPU or GPU, shows its answers to other questions before and after, and ends with a 4-bit"
+    " file for llama.cpp.",
 )
 FOLDER = "oddsmith-demo"
 PAIRS = "builtin:house-style"
@@ -77,6 +79,7 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
         given = resolved.of("ORPOConfig")
         result = run_demo(folder, model=model, callbacks=[progress], on_stage=story.tell, **given)
     _print_table(result)
+    _print_file(result)
     return {"command": "demo", **asdict(result)}
 
 
@@ -100,6 +103,8 @@ class _Story:
             say(f"\ntraining on {pairs} pairs: a short, kind answer to prefer, the model's own to avoid")
         elif stage == "save":
             say(f"\nsaved in {detail}")
+        elif stage == "deploy":
+            say("merging the adapter, writing a 4-bit file for llama.cpp and Ollama, and comparing them")
 
     def _count(self, done: int, total: int, when: str) -> None:
         """A line that counts on a terminal; elsewhere only its end."""
@@ -126,13 +131,17 @@ def _print_answers(when: str, standing: Standing) -> None:
     """The model's answers to the first held-out questions."""
     from ..data.builtin import demo_pairs
 
-    width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
     print(f"\nThe model {when} training:")
     for pair, answer in list(zip(demo_pairs("heldout"), standing.answers, strict=True))[:SHOWN_QUESTIONS]:
-        print(f"\n  {pair['prompt'][-1]['content']}")
-        text = " ".join(answer.split())
-        text += "" if text.endswith((".", "!", "?")) else " ..."
-        print(textwrap.fill(text, width, initial_indent="    > ", subsequent_indent="      "))
+        _print_answer(pair["prompt"][-1]["content"], answer)
+
+
+def _print_answer(question: str, answer: str) -> None:
+    width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+    print(f"\n  {question}")
+    text = " ".join(answer.split())
+    text += "" if text.endswith((".", "!", "?")) else " ..."
+    print(textwrap.fill(text, width, initial_indent="    > ", subsequent_indent="      "))
 
 
 def _print_table(result: DemoResult) -> None:
@@ -140,3 +149,15 @@ def _print_table(result: DemoResult) -> None:
     for row, (name, pattern) in ROWS.items():
         before, after = (pattern.format(getattr(standing, name)) for standing in (result.before, result.after))
         print(f"{row:<28}{before:>10}{after:>10}")
+
+
+def _print_file(result: DemoResult) -> None:
+    """The file that the run became, and what it says."""
+    if result.deployed is None:
+        print(f"\nNot made into a file for llama.cpp: {result.not_deployed}")
+        return
+    file = result.deployed
+    print(f"\n{file.path}: {file.size_bytes / 1e6:.0f} MB, KL {file.kl:.2g} a token from the model in 16 bits.")
+    print("It says, run by llama.cpp:")
+    _print_answer(result.questions[0], file.answer)
+    print(f"\n  next: oddsmith chat {shlex.quote(file.path)}")
