@@ -10,12 +10,32 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 FILE_NAME = "events.jsonl"
+
+# What somebody who wants to repeat a run has to know; none of them holds a path, a name or a secret.
+TOLD_SETTINGS = (
+    "beta",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "max_length",
+    "max_prompt_length",
+    "nll_on",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+)
 
 
 def strict(value: Any) -> Any:
@@ -24,6 +44,8 @@ def strict(value: Any) -> Any:
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [strict(item) for item in value]
+    if isinstance(value, Enum):
+        value = value.value
     if isinstance(value, bool | int | str) or value is None:
         return value
     if hasattr(value, "item"):
@@ -71,16 +93,78 @@ class EventWriter(TrainerCallback):
             append_event(args.output_dir, event, state.global_step, **fields)
 
 
-def describe_run(model: PreTrainedModel, args: TrainingArguments, **more: Any) -> dict[str, Any]:
-    """What the ``start`` event says of model and settings."""
-    parameters = [(p.numel(), p.requires_grad) for p in model.parameters()]
+def read_events(folder: str | Path) -> list[dict[str, Any]]:
+    """The diary of a run folder. A last line that was cut off, as by a power cut, is left out.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Its events in order; none where there is no diary.
+    """
+    file = Path(folder) / FILE_NAME
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    events = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("step"), int):
+            events.append(event)
+    return events
+
+
+def describe_run(model: Any, args: TrainingArguments, **more: Any) -> dict[str, Any]:
+    """What the ``start`` event says of model and settings.
+
+    Args:
+        model: The model, unwrapped or not; 4-bit weights are counted as what they stand for.
+        args: Settings.
+        **more: Further fields.
+
+    Returns:
+        The fields.
+    """
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trainable, total = model.get_nb_trainable_parameters()
+    else:
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
     return {
         "model": getattr(model.config, "_name_or_path", None),
-        "parameters": sum(n for n, _ in parameters),
-        "trainable_parameters": sum(n for n, trainable in parameters if trainable),
+        "parameters": total,
+        "trainable_parameters": trainable,
         "precision": args.mixed_precision,
+        "settings": {name: getattr(args, name) for name in TOLD_SETTINGS if hasattr(args, name)},
+        "adapter": _describe_adapter(model, without_dropout=getattr(args, "disable_dropout", False)),
         **more,
     }
+
+
+def _describe_adapter(model: Any, without_dropout: bool) -> dict[str, Any] | None:
+    """An adapter in words; ``None`` without one."""
+    config = getattr(model, "active_peft_config", None)
+    if config is None:
+        return None
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind != "LORA":
+        return {"adapter": kind}
+    names = [*(["DoRA"] if config.use_dora else ["LoRA"]), *(["rank-stabilised"] if config.use_rslora else [])]
+    targets = config.target_modules
+    facts = {
+        "adapter": " ".join(reversed(names)),
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": 0.0 if without_dropout else config.lora_dropout,
+        "start": config.init_lora_weights if isinstance(config.init_lora_weights, str) else None,
+        # "all-linear" has become a path for every layer; the last names say the same.
+        "on": sorted({name.rpartition(".")[2] for name in targets}) if isinstance(targets, list | set) else targets,
+        "trained_in_full": config.modules_to_save,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def record_answers(args: TrainingArguments, step: int, prefix: str, answers: list[tuple[str, str]]) -> None:

@@ -7,13 +7,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from .batching.collate import trl_features
-from .card import model_card
-from .events import record_answers
+from .card import CardFacts, write_card
+from .events import read_events, record_answers
 from .generate import answer
 from .model.fingerprint import BaseRecord, record_base
 from .model.place import is_adapter_folder
@@ -39,26 +40,30 @@ class RunRecords(Trainer):
         model_name: str | None = None,
         dataset_name: str | None = None,
         tags: str | list[str] | None = None,
+        folder: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the model card ``README.md`` into the run folder.
+        """Write the model card ``README.md``, with the picture of the curves as far as they have come.
 
         Args:
             model_name: Name of the model; the folder's by default.
             dataset_name: Hub id of the pairs.
             tags: Hub tags beside ``orpo`` and ``oddsmith``.
+            folder: Where to; the run folder by default.
             **kwargs: What transformers passes on to its own cards; not needed here.
         """
         if not self.is_world_process_zero():
             return
-        card = model_card(
-            model_name or Path(self.args.output_dir).name,
+        facts = CardFacts(
+            model_name or Path(self.args.output_dir).resolve().name,
+            kind="adapter" if isinstance(self.accelerator.unwrap_model(self.model), PeftModel) else "model",
             base_model=getattr(self.model.config, "_name_or_path", None),
-            dataset_name=dataset_name,
-            tags={*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])},
-            args=self.args,
+            datasets=[dataset_name] if dataset_name else (),
+            tags=[tags] if isinstance(tags, str) else tags or (),
+            has_chat_template=self.processing_class.chat_template is not None,
+            is_encoder_decoder=self.is_encoder_decoder,
         )
-        card.save(Path(self.args.output_dir) / "README.md")
+        write_card(Path(folder or self.args.output_dir), facts, read_events(self.args.output_dir))
 
     @cached_property
     def base_record(self) -> BaseRecord:
@@ -70,6 +75,7 @@ class RunRecords(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save and is_adapter_folder(folder):
             self.base_record.save(folder)
+            self.create_model_card(folder=folder)  # in place of PEFT's, which has only headings, and the base's path
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.create_model_card()

@@ -19,6 +19,7 @@ from oddsmith.export.atomic import RECORD_FILE
 from oddsmith.export.divergence import divergence, logits_of
 from oddsmith.export.finished import find_finished, load_as_trained
 from oddsmith.export.merge import COMPUTED_IN_16_BITS, ROUNDED, merge_adapter
+from oddsmith.export.model_folder import write_model_folder
 from oddsmith.model.adapters import get_quantization_config
 from oddsmith.model.loading import load_model
 from tests.command import save_model
@@ -281,13 +282,11 @@ def test_a_merge_that_computes_something_else_never_appears(base, tmp_path, monk
 def test_a_model_that_was_written_wrong_never_appears(base, tmp_path, monkeypatch):
     run = train_run(base, tmp_path / "run", {})
 
-    write = merge_module._write
-
-    def lose_a_layer(model, *arguments):
+    def lose_a_layer(model, *arguments, **options):
         model.model.layers[1].mlp.up_proj.weight.data.zero_()
-        write(model, *arguments)
+        write_model_folder(model, *arguments, **options)
 
-    monkeypatch.setattr(merge_module, "_write", lose_a_layer)
+    monkeypatch.setattr(merge_module, "write_model_folder", lose_a_layer)
     with pytest.raises(ExportError, match="the model as bfloat16 does not compute"):
         merge_adapter(str(run), run / "merged")
     assert not list(run.glob("merged*"))

@@ -95,6 +95,7 @@ def _export_merged(name: str, options: Mapping[str, str]) -> dict[str, Any]:
         dtype=options.get("dtype"),
         merge_into="dequantized" if options.get("merge_into") == "dequantized" else "16bit",
         overwrite="overwrite" in options,
+        title=options.get("push_to_hub"),
         on_stage=tell_merging,
     )
     print("\n".join(merge_lines(report)))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from peft import PeftModel
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..card import CardFacts, Kind, card_names
 from ..errors import ConfigError, MissingExtraError, ModelError
 from ..events import FILE_NAME
 from ..model.fingerprint import BaseRecord, read_base_record
@@ -123,6 +125,41 @@ def quantization_config(finished: Finished) -> BitsAndBytesConfig | None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError(f"a base in {finished.bits} bits", "4bit")
     return BitsAndBytesConfig.from_dict(dict(finished.quantization))
+
+
+def card_facts(
+    finished: Finished,
+    kind: Kind,
+    title: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    notes: Sequence[str] = (),
+    files: Sequence[str] = (),
+) -> CardFacts:
+    """What the model card of an export says, with the names that the run's own card has.
+
+    Args:
+        finished: What is exported.
+        kind: What it becomes.
+        title: What it is called; the run's name by default.
+        tokenizer: Its tokenizer.
+        notes: Sentences about the files.
+        files: Names of GGUF files.
+
+    Returns:
+        The facts.
+    """
+    folder = finished.run or Path(finished.place)
+    base, datasets = card_names(folder)
+    return CardFacts(
+        title or (folder.resolve().name if folder.exists() else finished.name),
+        kind,
+        base_model=base or finished.base,
+        datasets=datasets,
+        has_chat_template=tokenizer.chat_template is not None,
+        notes=notes,
+        files=files,
+    )
 
 
 def require_weights(finished: Finished) -> None:

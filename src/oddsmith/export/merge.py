@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,21 +20,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from .. import __version__
+from ..card import write_card
 from ..errors import ConfigError, ExportError, MissingExtraError
+from ..events import read_events
 from ..generate import end_tokens
 from ..model.loading import load_model, load_tokenizer
 from ..model.memory import free_bytes
 from ..model.merging import cast_parameters, is_tied, merge_weights
-from ..model.place import locate
-from ..model.quiet import no_progress_bars
 from .atomic import RECORD_FILE, require_space, write_folder
 from .divergence import Divergence, divergence, logits_of, text_ids
-from .finished import Finished, find_finished, load_as_trained, quantization_config, require_weights
+from .finished import Finished, card_facts, find_finished, load_as_trained, quantization_config, require_weights
+from .model_folder import keep_files, write_model_folder
 
 MergeInto = Literal["16bit", "dequantized"]
 DTYPES = ("bfloat16", "float16", "float32")
@@ -48,8 +47,6 @@ ROUNDED = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2}
 COMPUTED_IN_16_BITS = 3e-2
 # Of what is free; logits and one layer in float32 come on top of the weights.
 USABLE_MEMORY = 0.9
-# Files of a tokenizer that transformers reads and does not write again; llama.cpp's converter wants the first.
-KEPT_FILES = ("tokenizer.model",)
 
 
 @dataclass(frozen=True)
@@ -107,6 +104,7 @@ def merge_adapter(
     dtype: str | None = None,
     merge_into: MergeInto = "16bit",
     overwrite: bool = False,
+    title: str | None = None,
     on_stage: Callable[[str, Any], None] = lambda stage, detail: None,
 ) -> MergeReport:
     """Write a run as an ordinary model folder: weights, tokenizer, chat template, generation settings.
@@ -121,6 +119,7 @@ def merge_adapter(
         merge_into: For an adapter that was trained on a quantised base: the base in 16 bits, or what the quantised
             weights stand for. Else without effect.
         overwrite: Whether an earlier export in ``folder`` may be replaced.
+        title: What the model card calls it, such as its id on the hub; the run's name by default.
         on_stage: Called with ``("load", Finished)``, ``("trained", Finished)``, ``("merge", Finished)``,
             ``("write", folder)``, ``("check", folder)`` as it goes on.
 
@@ -154,7 +153,8 @@ def merge_adapter(
             _require(merged, _tolerance(torch.float32, compute), "the merged model")
         on_stage("write", folder)
         parameters, ends, tied = model.num_parameters(), end_tokens(model, tokenizer), is_tied(model)
-        _write(model, tokenizer, finished, wanted, ends, partial)
+        write_model_folder(model, tokenizer, partial, dtype=wanted, end_tokens=ends)
+        keep_files(partial, [finished.name, *([finished.base] if finished.base else [])])
         del model
         gc.collect()  # two of them might not fit
         on_stage("check", folder)
@@ -180,6 +180,8 @@ def merge_adapter(
         )
         _require(report.written, report.tolerance, f"the model as {report.dtype}")
         _write_record(partial, report)
+        facts = card_facts(finished, "merged", title, tokenizer, notes=_notes(report))
+        write_card(partial, facts, read_events(finished.run) if finished.run else [])
     return report
 
 
@@ -217,49 +219,6 @@ def _load(
     return model.eval(), wanted, compute
 
 
-def _write(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    finished: Finished,
-    dtype: torch.dtype,
-    ends: list[int],
-    folder: Path,
-) -> None:
-    """Weights in their final type, and everything that belongs to them."""
-    cast_parameters(model, dtype)
-    model.config.dtype = dtype
-    settings = model.generation_config
-    if settings is not None:
-        settings._from_model_config = False  # else generate would take the end from config.json
-        settings.eos_token_id = ends if len(ends) > 1 else ends[0]
-        if settings.pad_token_id is None:
-            settings.pad_token_id = tokenizer.pad_token_id
-        try:
-            settings.validate(strict=True)
-        except ValueError:  # a temperature without do_sample: what it means is said, else it would not be written
-            settings.do_sample = True
-    with no_progress_bars():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    for file in KEPT_FILES:
-        found = _find_file(finished, file)
-        if found is not None:
-            shutil.copyfile(found, folder / file)
-
-
-def _find_file(finished: Finished, file: str) -> Path | None:
-    """A file beside the adapter, or beside its base."""
-    for name in filter(None, (finished.name, finished.base)):
-        place = locate(name)
-        found = Path(place) / file
-        if Path(place).exists():
-            if found.is_file():
-                return found
-        elif isinstance(cached := try_to_load_from_cache(place, file), str):
-            return Path(cached)
-    return None
-
-
 def _tolerance(dtype: torch.dtype, compute: torch.dtype) -> float:
     """The largest KL that weights of a type may cost, where everything is computed in another."""
     return ROUNDED[_name(dtype)] if compute == torch.float32 else COMPUTED_IN_16_BITS
@@ -272,6 +231,23 @@ def _require(found: Divergence, limit: float, what: str) -> None:
             f"{what} does not compute what base and adapter do: KL {found.kl:.2g} a token, expected at most {limit:.0e}"
             + (f" ({reason})" if reason else "; nothing was written")
         )
+
+
+def _notes(report: MergeReport) -> list[str]:
+    """What the model card says of the weights."""
+    if report.base is None:
+        return [f"Weights in {report.dtype}."]
+    notes = [
+        f"Weights in {report.dtype}, with the adapter merged in float32: on a few texts {report.written.kl:.1e} nats a"
+        " token (KL divergence) from base and adapter apart."
+    ]
+    if report.bits < 16:
+        into = "the base in 16 bits" if report.merge_into == "16bit" else f"what the {report.bits} bits stand for"
+        measured = (
+            f": {report.from_trained.kl:.1e} nats a token from the model as trained" if report.from_trained else ""
+        )
+        notes.append(f"The adapter was trained on a base in {report.bits} bits, and merged into {into}{measured}.")
+    return notes
 
 
 def _write_record(folder: Path, report: MergeReport) -> None:

