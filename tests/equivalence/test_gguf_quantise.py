@@ -75,6 +75,12 @@ def test_names_of_types():
         check_types(["q8_0", "q4km"])
 
 
+@pytest.mark.usefixtures("small_files")
+def test_a_disk_that_fills_up(sources, tmp_path):
+    with pytest.raises(ExportError, match=r"out: nothing was written \(the disk is full\); make room"):
+        quantise(sources / "wide.gguf", tmp_path / "out.gguf", "q4_0")
+
+
 def test_what_llama_cpp_says_is_passed_on(tmp_path):
     (tmp_path / "junk.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ExportError, match="cannot quantise to q8_0: .*"):

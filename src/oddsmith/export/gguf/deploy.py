@@ -21,7 +21,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from ...errors import ConfigError, ExportError
-from ...llama_cpp import GgufModel, load_cyllama
+from ...llama_cpp import load_cyllama
 from ...model.place import is_gguf, locate
 from ..atomic import require_space, write_file
 from ..finished import Finished, find_finished, require_weights
@@ -148,10 +148,8 @@ def export_gguf(
         for kind in make.in_order(wanted):
             files.append(_make_file(make, kind, partials[kind], targets[kind], reference))
         files.sort(key=lambda file: wanted.index(file.type))
-        with GgufModel(partials[wanted[0]], context_length=1) as model:
-            begins = model.begin_id is not None
         names = [targets[kind].name for kind in wanted]
-        text = write_modelfile(names[0], reference.tokenizer, begins=begins, others=names[1:])
+        text = write_modelfile(names[0], reference.tokenizer, begins=files[0].proof.begins, others=names[1:])
         partial_modelfile.write_text(text, encoding="utf-8")
     return GgufReport(name, title, files, str(modelfile), merge, reference.exact, time.monotonic() - started_at)
 

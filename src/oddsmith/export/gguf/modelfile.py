@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ...data.render import Renderer
+from .vocabulary import end_of_turn
 
 MARK = "# Written by Oddsmith"
 
@@ -103,7 +103,7 @@ def write_modelfile(file: str, tokenizer: PreTrainedTokenizerBase, *, begins: bo
             lines.append("# The model's chat template does not translate into Ollama's language: Ollama looks for one.")
         else:
             lines.append(f'TEMPLATE """{pattern.go_template()}"""')
-        stops.append(Renderer(tokenizer).end_of_turn)
+        stops.append(end_of_turn(tokenizer))
     stops.append(tokenizer.eos_token)
     lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(stops) if stop and '"' not in stop]
     return "\n".join(lines) + "\n"
@@ -138,7 +138,7 @@ def chat_pattern(tokenizer: PreTrainedTokenizerBase, *, begins: bool) -> ChatPat
     if not answer_before.startswith(user_after):
         return None
     # Between two turns stand the end of one and the start of the next; the token that ends a turn belongs to the first.
-    user_before = _common_ending(head, between.removeprefix(Renderer(tokenizer).end_of_turn or ""))
+    user_before = _common_ending(head, between.removeprefix(end_of_turn(tokenizer) or ""))
     with_system = render((("system", _SYSTEM), ("user", _ASK)))
     system = None
     if with_system is not None and _SYSTEM in with_system:

@@ -48,12 +48,14 @@ class Proof:
         most_kl: What is expected at most.
         texts_cut_otherwise: Texts that llama.cpp cuts into other tokens than the model's tokenizer.
         texts: How many were compared.
+        begins: Whether llama.cpp puts the begin token in front of a text.
     """
 
     divergence: Divergence
     most_kl: float
     texts_cut_otherwise: int
     texts: int
+    begins: bool
 
     def warnings(self, name: str) -> list[str]:
         """What a person should know before relying on the file.
@@ -119,13 +121,15 @@ def prove(path: Path, name: str, reference: Reference) -> Proof:
     with GgufModel(path, context_length=longest) as model:
         found = divergence(reference.logits, lambda ids: torch.from_numpy(model.logits(ids)), reference.ids)
         cut_otherwise = _texts_cut_otherwise(model, reference.tokenizer)
+        begins = model.begin_id is not None
     most_kl = max(FILE_TYPES[name].most_kl, 0 if reference.exact else MOST_KL_IN_16_BITS)
     if not found.kl < float("inf") or (not is_quantised(name) and found.kl > most_kl):
         raise ExportError(
             f"{name} does not compute what the model does: KL {found.kl:.2g} a token, expected at most {most_kl:g};"
             " nothing was written"
         )
-    return Proof(found, most_kl, cut_otherwise, len(TEXTS) + 1)
+    texts = len(TEXTS) + (reference.tokenizer.chat_template is not None)
+    return Proof(found, most_kl, cut_otherwise, texts, begins)
 
 
 def _texts_cut_otherwise(model: GgufModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -120,11 +120,27 @@ def read_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int,
     )
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The token that ends an assistant's turn.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        The token; ``None`` without a chat template, or with one that writes no answers.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        return Renderer(tokenizer).end_of_turn
+    except ModelError:
+        return None
+
+
 def _end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that ends an assistant's turn; without a template for chats, the one that ends a text."""
-    if tokenizer.chat_template is not None and (end := Renderer(tokenizer).end_of_turn) is not None:
-        return tokenizer.convert_tokens_to_ids(end)
-    return tokenizer.eos_token_id
+    end = end_of_turn(tokenizer)
+    return tokenizer.eos_token_id if end is None else tokenizer.convert_tokens_to_ids(end)
 
 
 def _byte_level_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], list[TokenType]]:

@@ -1,0 +1,241 @@
+"""``oddsmith export RUN --to gguf``: from a run to files that llama.cpp runs, or one line and nothing left behind."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from oddsmith.export.gguf import convert, deploy, proof
+from oddsmith.llama_cpp import GgufModel
+from oddsmith.model.loading import load_model, load_tokenizer
+from tests.command import run_here
+from tests.llama_cpp_oracle import llama_cpp_source, read_fields
+from tests.tiny_families import save_family
+from tests.tiny_runs import train_run
+
+TYPES = "f16,q8_0,Q4_K_M"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_family(tmp_path_factory.mktemp("base") / "tiny-llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    return train_run(base, tmp_path_factory.mktemp("runs") / "my-run", {})
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "my-run")
+
+
+@pytest.fixture
+def model(base, tmp_path):
+    return shutil.copytree(base, tmp_path / "tiny-llama")
+
+
+def left(folder):
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def assert_refused(outcome, code, *words):
+    assert outcome.code == code
+    assert outcome.out == ""
+    assert outcome.err.splitlines()[-1].startswith("error:")
+    for word in words:
+        assert word in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_run_becomes_files_that_llama_cpp_runs(run, capsys):
+    outcome = run_here(capsys, "export", run, "--to", "gguf", "--quantize", TYPES, "--json")
+    assert outcome.code == 0, outcome.err
+    document = json.loads(outcome.out)
+    names = ["my-run-F16.gguf", "my-run-Q8_0.gguf", "my-run-Q4_K_M.gguf"]
+    assert left(run / "gguf") == sorted(["Modelfile", *names])
+    assert [file["path"] for file in document["files"]] == [str(run / "gguf" / name) for name in names]
+    assert document["merge"]["base"]
+    kl = [file["proof"]["divergence"]["kl"] for file in document["files"]]
+    assert kl[0] < 1e-3
+    assert kl[0] < kl[1] < kl[2]
+    sizes = [(run / "gguf" / name).stat().st_size for name in names]
+    assert [file["size_bytes"] for file in document["files"]] == sizes
+    assert "FROM ./my-run-F16.gguf" in (run / "gguf" / "Modelfile").read_text()
+
+    trained, tokenizer = load_model(str(run)).eval(), load_tokenizer(str(run))
+    ids = tokenizer("the cat sat on a mat and then").input_ids
+    with GgufModel(run / "gguf" / names[0], threads=1) as exported, torch.no_grad():
+        assert (
+            exported.logits(ids).argmax(-1) == trained(torch.tensor([ids])).logits[0].argmax(-1).numpy()
+        ).mean() > 0.8
+        assert exported.chat_template == tokenizer.chat_template
+
+
+def test_what_is_printed(model, tmp_path, capsys):
+    outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0,f16", "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    table = outcome.out.splitlines()
+    assert table[0] == f"{tmp_path / 'out'}: {model} for llama.cpp and Ollama"
+    assert table[1].split() == ["MB", "KL", "a", "token", "same", "next", "token", "perplexity"]
+    assert [line.split()[0] for line in table[2:4]] == ["tiny-llama-Q8_0.gguf", "tiny-llama-F16.gguf"]
+    assert "the model itself has perplexity" in table[4]
+    assert f"oddsmith chat {tmp_path / 'out' / 'tiny-llama-Q8_0.gguf'}" in outcome.out
+    for line in ("writing bf16", "quantising to q8_0", "running q8_0 in llama.cpp", "writing f16"):
+        assert line in outcome.err
+    assert left(tmp_path / "out") == ["Modelfile", "tiny-llama-F16.gguf", "tiny-llama-Q8_0.gguf"]
+
+
+def test_more_types_come_beside_and_the_same_only_when_asked(model, capsys):
+    export = ("export", model, "--to", "gguf", "--quantize")
+    assert run_here(capsys, *export, "q8_0").code == 0
+    assert_refused(run_here(capsys, *export, "q8_0"), 2, "tiny-llama-Q8_0.gguf: is there already", "--overwrite")
+    assert run_here(capsys, *export, "q4_0").code == 0
+    assert run_here(capsys, *export, "q8_0", "--overwrite").code == 0
+    assert left(model / "gguf") == ["Modelfile", "tiny-llama-Q4_0.gguf", "tiny-llama-Q8_0.gguf"]
+
+
+def test_a_modelfile_that_somebody_wrote_is_kept(model, capsys):
+    (model / "gguf").mkdir()
+    (model / "gguf" / "Modelfile").write_text("FROM llama3")
+    outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0")
+    assert_refused(outcome, 2, "Modelfile: is there already")
+    assert left(model / "gguf") == ["Modelfile"]
+
+
+def test_one_file_by_its_name(model, tmp_path, capsys):
+    export = ("export", model, "--to", "gguf", "--output", tmp_path / "x" / "mine.gguf", "--quantize")
+    assert_refused(run_here(capsys, *export, "q8_0,f16"), 2, "mine.gguf: is one file, but 2 types are wanted")
+    assert run_here(capsys, *export, "q8_0").code == 0
+    assert left(tmp_path / "x") == ["Modelfile", "mine.gguf"]
+
+
+class TestRefused:
+    def test_families_before_anything_is_written(self, base, trained, tmp_path, capsys):
+        other = shutil.copytree(base, tmp_path / "other")
+        settings = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps({**settings, "architectures": ["OlmoForCausalLM"]}))
+        run = shutil.copytree(trained, tmp_path / "run")
+        adapter = json.loads((run / "adapter_config.json").read_text())
+        (run / "adapter_config.json").write_text(json.dumps({**adapter, "base_model_name_or_path": str(other)}))
+        for name in (other, run):
+            before = left(name)
+            outcome = run_here(capsys, "export", name, "--to", "gguf")
+            assert_refused(
+                outcome, 2, "OlmoForCausalLM is none of the families", "Llama, Mistral, Qwen2", "--converter"
+            )
+            assert "merging" not in outcome.err
+            assert left(name) == before
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--quantize", "q3_k"], "quantize is 'q3_k'; expected one or several of: f32, f16, bf16, q8_0"),
+            (["--converter", "nothing.py"], "nothing.py: no file is there; expected llama.cpp's convert_hf_to_gguf.py"),
+            (["--output", "config.json/deep"], "is a file; expected a folder there"),
+        ],
+    )
+    def test_flags(self, model, flags, message, capsys, monkeypatch):
+        monkeypatch.chdir(model)
+        before = left(model)
+        assert_refused(run_here(capsys, "export", model, "--to", "gguf", *flags), 2, message)
+        assert left(model) == before
+
+    def test_a_folder_that_is_no_run_and_a_gguf_file(self, tmp_path, model, capsys):
+        (tmp_path / "empty").mkdir()
+        assert_refused(run_here(capsys, "export", tmp_path / "empty", "--to", "gguf"), 2, "holds no model")
+        assert run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0").code == 0
+        file = model / "gguf" / "tiny-llama-Q8_0.gguf"
+        assert_refused(run_here(capsys, "export", file, "--to", "gguf"), 2, "is an exported GGUF file already")
+
+    def test_without_the_extra(self, model, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "cyllama.llama", None)
+        before = left(model)
+        outcome = run_here(capsys, "export", model, "--to", "gguf")
+        assert_refused(outcome, 2, 'pip install "oddsmith[gguf]"')
+        assert left(model) == before
+
+
+class TestFailed:
+    """Nothing is left, whatever went wrong."""
+
+    def test_a_conversion_that_computes_something_else(self, model, capsys, monkeypatch):
+        """The check that everything rests on: heads that were not permuted are another model."""
+        monkeypatch.setattr(convert, "interleave_heads", lambda rows, heads: rows)
+        before = left(model)
+        outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0,f16")
+        assert_refused(outcome, 1, "f16 does not compute what the model does: KL", "nothing was written")
+        assert left(model) == before
+
+    def test_a_quantised_file_past_its_limit_is_only_warned_about(self, model, capsys, monkeypatch):
+        monkeypatch.setattr(convert, "interleave_heads", lambda rows, heads: rows)
+        outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0")
+        assert outcome.code == 0
+        assert "warning: q8_0 is further from the model than expected: KL" in outcome.err
+        assert "expected at most 0.01" in outcome.err
+
+    def test_a_tokenizer_that_cuts_text_otherwise_is_warned_about(self, model, capsys, monkeypatch):
+        read = convert.read_vocabulary
+        monkeypatch.setattr(convert, "read_vocabulary", lambda *given: replace(read(*given), begins=True))
+        outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0")
+        assert outcome.code == 0
+        assert "6 of 7 texts into other tokens than the tokenizer" in outcome.err
+
+    @pytest.mark.parametrize("stage", ["convert", "quantise", "prove"])
+    def test_interrupted(self, run, stage, capsys, monkeypatch):
+        """Ctrl-C in the middle of each stage, after the merge: the temporary folders go, too."""
+
+        def interrupt(*arguments, **options):
+            raise KeyboardInterrupt
+
+        before = left(run)
+        if stage == "prove":
+            monkeypatch.setattr(deploy, "prove", interrupt)
+        else:
+            monkeypatch.setattr(deploy, {"convert": "write_gguf", "quantise": "quantise"}[stage], interrupt)
+        assert run_here(capsys, "export", run, "--to", "gguf").code == 130
+        assert left(run) == before
+
+    @pytest.mark.parametrize("kind", ["bf16", "q8_0"])
+    def test_the_disk_fills_up(self, model, kind, capsys, small_files):
+        before = left(model)
+        outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", kind)
+        assert_refused(outcome, 1, "nothing was written", "make room, or write elsewhere (--output)")
+        assert left(model) == before
+
+    def test_no_room_is_known_before_anything_is_written(self, model, capsys, monkeypatch):
+        usage = shutil.disk_usage(model)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+        before = left(model)
+        outcome = run_here(capsys, "export", model, "--to", "gguf")
+        assert_refused(outcome, 1, "GB are free there; make room")
+        assert left(model) == before
+
+
+class TestConverter:
+    def test_is_llama_cpps_own_script(self, tmp_path, capsys):
+        folder = save_family(tmp_path / "tiny-gemma", "gemma3")
+        script = llama_cpp_source() / "convert_hf_to_gguf.py"
+        outcome = run_here(capsys, "export", folder, "--to", "gguf", "--quantize", "q8_0", "--converter", script)
+        assert outcome.code == 0, outcome.err
+        assert left(folder / "gguf") == ["Modelfile", "tiny-gemma-Q8_0.gguf"]
+        assert read_fields(folder / "gguf" / "tiny-gemma-Q8_0.gguf")["general.architecture"] == "gemma3"
+
+    def test_that_fails_is_quoted(self, model, tmp_path, capsys):
+        script = tmp_path / "convert_hf_to_gguf.py"
+        script.write_text("import sys\nsys.exit('Model XForCausalLM is not supported')\n")
+        before = left(model)
+        outcome = run_here(capsys, "export", model, "--to", "gguf", "--converter", script)
+        assert_refused(outcome, 1, "failed (exit code 1): Model XForCausalLM is not supported")
+        assert left(model) == before
+
+
+def test_where_float32_does_not_fit_the_model_is_computed_in_16_bits(model, capsys, monkeypatch):
+    monkeypatch.setattr(proof, "free_bytes", lambda device: 1)
+    outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "f16")
+    assert outcome.code == 0, outcome.err
+    assert "computed in 16 bits" in outcome.out
