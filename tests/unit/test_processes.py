@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from oddsmith.data import processes as processes_module
-from oddsmith.data.processes import CAN_FORK, mapped, usable_processes
+from oddsmith.data.processes import CAN_FORK, dealt, mapped, usable_processes
 from oddsmith.errors import OddsmithError, RowError
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="processes start anew here, which takes seconds")
@@ -69,7 +69,9 @@ def test_error_of_an_item_is_raised_as_it_is(processes):
 
 
 def test_process_that_was_killed():
-    with pytest.raises(OddsmithError, match=r"a process that tokenizes ended with exit code -9 .*dataset_num_proc: 1"):
+    with pytest.raises(
+        OddsmithError, match=r"a process that works on the rows ended with exit code -9 .*dataset_num_proc: 1"
+    ):
         list(mapped(die, range(4), 2))
 
 
@@ -176,3 +178,22 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def every(share: int, shares: int):
+    """Seven results, of which each process makes its own without knowing how many there are."""
+    yield from (number * number for number in range(7) if number % shares == share)
+
+
+def faulty(share: int, shares: int):
+    yield from (1 // (share == 0) for _ in range(share + 1))
+
+
+@pytest.mark.parametrize("processes", (1, 2, 3, 9))
+def test_a_stream_is_dealt_out_in_its_order(processes):
+    assert list(dealt(every, processes)) == [n * n for n in range(7)]
+
+
+def test_an_end_before_the_last_result_is_an_error():
+    with pytest.raises(OddsmithError, match="a process that works on the rows ended with exit code 1"):
+        list(dealt(faulty, 2))

@@ -1,12 +1,12 @@
 """``map`` over several processes that are forked, so that they start at once with all that this one has in memory.
 
-Process k of n works on items k, k + n, k + 2n, ... and sends each result through a pipe of its own. Whatever ends early
-ends the rest: a pipe that closes without a result is an error here, and a process whose reader is gone fails to write.
+Process k of n makes the results k, k + n, k + 2n, ... and sends each through a pipe of its own. A pipe holds little, so
+that none runs far ahead of who reads the results. Whatever ends early ends the rest: a pipe that closes without a result is an error here, and a process whose reader is gone fails to write.
 Neither is so for the pools of the standard library (``multiprocessing.Pool`` waits for ever for a process that was
 killed, ``ProcessPoolExecutor`` leaves its processes behind when it is killed itself).
 
-Where there is no safe fork (Windows, macOS) processes start anew: ``work`` and the items must be picklable there, and
-the main module needs its ``if __name__ == "__main__"``.
+Where there is no safe fork (Windows, macOS) processes start anew: what they are to do must be picklable there, and the
+main module needs its ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations
@@ -16,19 +16,26 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import cycle
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from ..errors import OddsmithError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Produce: TypeAlias = Callable[[int, int], Iterable[Result]]
 Child = tuple[BaseProcess, Connection]  # a process, and the end of its pipe that is read here
 
 CAN_FORK = sys.platform == "linux"
+
+
+class _Done:
+    """What a process sends after its last result."""
 
 
 def usable_processes() -> int:
@@ -55,28 +62,50 @@ def mapped(work: Callable[[Item], Result], items: Sequence[Item], processes: int
     Raises:
         OddsmithError: As ``work`` raised it; or a process ended in another way, after it said why on stderr.
     """
-    processes = min(processes, len(items))
+    way_out = "; dataset_num_proc: 1 does without such processes"
+    yield from dealt(partial(_work_on, work, items), min(processes, len(items)), way_out)
+
+
+def _work_on(work: Callable[[Item], Result], items: Sequence[Item], share: int, shares: int) -> Iterator[Result]:
+    return map(work, items[share::shares])
+
+
+def dealt(produce: Produce[Result], processes: int, way_out: str = "") -> Iterator[Result]:
+    """Results that several processes make in turns, such as those of a stream that each of them reads.
+
+    Args:
+        produce: ``produce(k, n)`` gives the results k, k + n, k + 2n, ... of all, in this order. It must not touch a GPU.
+        processes: How many processes, n; 1 works in this one.
+        way_out: What to do where a process ended in another way, for the message.
+
+    Yields:
+        Result: All of them, in their order.
+
+    Raises:
+        OddsmithError: As ``produce`` raised it; or a process ended in another way, after it said why on stderr.
+    """
     if processes < 2:
-        yield from map(work, items)
+        yield from produce(0, 1)
         return
-    with _started(work, items, processes) as children:
-        for number in range(len(items)):
-            process, connection = children[number % processes]
+    with _started(produce, processes) as children:
+        for process, connection in cycle(children):
             try:
                 result = connection.recv()
             except (EOFError, OSError):
                 process.join()
                 raise OddsmithError(
-                    f"a process that tokenizes ended with exit code {process.exitcode} (see above for what it said; -9:"
-                    " killed, as when memory runs out); dataset_num_proc: 1 does without such processes"
+                    f"a process that works on the rows ended with exit code {process.exitcode} (see above for what it"
+                    f" said; -9: killed, as when memory runs out){way_out}"
                 ) from None
             if isinstance(result, OddsmithError):
                 raise result
+            if isinstance(result, _Done):
+                return  # its turn, and nothing came: so nothing comes after it either
             yield result
 
 
 @contextmanager
-def _started(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[list[Child]]:
+def _started(produce: Produce[Result], processes: int) -> Iterator[list[Child]]:
     """Processes at work and the pipes they send through; ended when the caller is done with them."""
     context = multiprocessing.get_context("fork" if CAN_FORK else None)
     children: list[Child] = []
@@ -86,9 +115,7 @@ def _started(work: Callable[[Item], Result], items: Sequence[Item], processes: i
                 receiving, sending = context.Pipe(duplex=False)
                 # A forked process inherits the receiving end as well, and must let go of it to notice our end.
                 inherited = receiving if CAN_FORK else None
-                child = context.Process(
-                    target=_run, args=(work, items[number::processes], sending, inherited), daemon=True
-                )
+                child = context.Process(target=_run, args=(produce, number, processes, sending, inherited), daemon=True)
                 child.start()
                 sending.close()
                 children.append((child, receiving))
@@ -101,9 +128,7 @@ def _started(work: Callable[[Item], Result], items: Sequence[Item], processes: i
             process.join()
 
 
-def _run(
-    work: Callable[[Item], Result], items: Sequence[Item], sending: Connection, inherited: Connection | None
-) -> None:
+def _run(produce: Produce[Result], share: int, shares: int, sending: Connection, inherited: Connection | None) -> None:
     """The life of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the process that started this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and not by a handler that came with the fork
@@ -111,8 +136,9 @@ def _run(
     if inherited is not None:
         inherited.close()
     try:
-        for item in items:
-            sending.send(work(item))
+        for result in produce(share, shares):
+            sending.send(result)
+        sending.send(_Done())
     except OddsmithError as error:
         sending.send(error)
     except BrokenPipeError:  # nobody wants it any more
