@@ -10,7 +10,15 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import oddsmith.export.merge as merge_module
 from oddsmith.config import ModelConfig
@@ -20,11 +28,12 @@ from oddsmith.export.divergence import divergence, logits_of
 from oddsmith.export.finished import find_finished, load_as_trained
 from oddsmith.export.merge import COMPUTED_IN_16_BITS, ROUNDED, merge_adapter
 from oddsmith.export.model_folder import write_model_folder
-from oddsmith.model.adapters import get_quantization_config
+from oddsmith.model.adapters import add_adapter, get_quantization_config
 from oddsmith.model.loading import load_model
 from tests.command import save_model
 from tests.templates import LLAMA3
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny_gguf import write_gguf
 from tests.tiny_runs import train_run
 
 IDS = torch.arange(1, 40)[None]
@@ -154,6 +163,68 @@ def test_a_vocabulary_that_was_enlarged(base, tmp_path):
     assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == len(tokenizer)
 
 
+# ---- Other models
+
+
+def randomise(model) -> None:
+    """Move what an adapter learns, as a training would."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def test_an_encoder_decoder_model(tmp_path):
+    settings = T5Config(
+        vocab_size=264, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0,
+        pad_token_id=257, eos_token_id=257,
+    )  # fmt: skip
+    T5ForConditionalGeneration(settings).save_pretrained(tmp_path / "base")
+    tiny_tokenizer(chat_template=None).save_pretrained(tmp_path / "base")
+    model = add_adapter(load_model(str(tmp_path / "base")), LoraConfig(r=2, target_modules="all-linear")).eval()
+    randomise(model)
+    model.save_pretrained(tmp_path / "adapter")
+    report = merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged", dtype="float32")
+    with torch.no_grad():
+        inputs = {"input_ids": IDS, "decoder_input_ids": IDS}
+        found = load_model(str(tmp_path / "merged"))(**inputs).logits
+        torch.testing.assert_close(found, model(**inputs).logits, atol=2e-5, rtol=2e-5)
+    assert report.is_tied
+    assert "AutoModelForSeq2SeqLM" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+
+
+def test_experts_that_are_bare_parameters(tmp_path):
+    settings = MixtralConfig(
+        vocab_size=264, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1, initializer_range=0.2,
+    )  # fmt: skip
+    MixtralForCausalLM(settings).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    experts = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=experts, task_type="CAUSAL_LM")
+    model = add_adapter(load_model(str(tmp_path / "base")), config).eval()
+    randomise(model)
+    model.save_pretrained(tmp_path / "adapter")
+    merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged", dtype="float32")
+    with torch.no_grad():
+        torch.testing.assert_close(logits(tmp_path / "merged"), model(IDS).logits, atol=2e-5, rtol=2e-5)
+
+
+def test_a_base_in_a_gguf_file(tmp_path):
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_model(vocab_size=258, **MODEST), tiny_tokenizer())
+    run = train_run(file, tmp_path / "run", {})
+    report = merge_adapter(str(run), run / "merged", dtype="float32")
+    assert report.base == str(file)
+    torch.testing.assert_close(logits(run / "merged"), logits(run), atol=2e-5, rtol=2e-5)
+
+
+def test_a_gguf_file_itself_is_no_run(tmp_path):
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_model(vocab_size=258), tiny_tokenizer())
+    with pytest.raises(ModelError, match="tiny.gguf: is an exported GGUF file already; expected a run"):
+        merge_adapter(str(file), tmp_path / "merged")
+
+
 # ---- What lies in the folder
 
 
@@ -257,6 +328,15 @@ def test_or_into_what_the_4_bits_stand_for(four_bit_run):
         trained = load_as_trained(find_finished(str(four_bit_run)))(IDS).logits.float()
     assert (logits(four_bit_run / "merged") - trained).abs().max() < 0.05 * trained.abs().max()
     assert "quantization_config" not in json.loads((four_bit_run / "merged" / "config.json").read_text())
+
+
+def test_a_run_on_8_bits(base, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    settings = get_quantization_config(ModelConfig(use_peft=True, load_in_8bit=True))
+    run = train_run(base, tmp_path / "run", {}, dtype="bfloat16", quantization_config=settings)
+    report = merge_adapter(str(run), run / "merged")
+    assert (report.bits, report.merge_into) == (8, "16bit")
+    assert 0 < report.from_trained.kl < 0.1
 
 
 def test_without_bitsandbytes_it_merges_and_says_what_it_could_not_measure(four_bit_run, monkeypatch):

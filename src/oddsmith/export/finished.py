@@ -133,6 +133,7 @@ def card_facts(
     title: str | None,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    is_encoder_decoder: bool = False,
     notes: Sequence[str] = (),
     files: Sequence[str] = (),
 ) -> CardFacts:
@@ -143,6 +144,7 @@ def card_facts(
         kind: What it becomes.
         title: What it is called; the run's name by default.
         tokenizer: Its tokenizer.
+        is_encoder_decoder: Whether it reads the prompt in an encoder.
         notes: Sentences about the files.
         files: Names of GGUF files.
 
@@ -157,6 +159,7 @@ def card_facts(
         base_model=base or finished.base,
         datasets=datasets,
         has_chat_template=tokenizer.chat_template is not None,
+        is_encoder_decoder=is_encoder_decoder,
         notes=notes,
         files=files,
     )

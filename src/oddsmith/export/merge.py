@@ -152,20 +152,21 @@ def merge_adapter(
             merged = divergence(reference, logits_of(model, ids), ids)
             _require(merged, _tolerance(torch.float32, compute), "the merged model")
         on_stage("write", folder)
-        parameters, ends, tied = model.num_parameters(), end_tokens(model, tokenizer), is_tied(model)
+        ends = end_tokens(model, tokenizer)
         write_model_folder(model, tokenizer, partial, dtype=wanted, end_tokens=ends)
         keep_files(partial, [finished.name, *([finished.base] if finished.base else [])])
         del model
         gc.collect()  # two of them might not fit
         on_stage("check", folder)
-        again = logits_of(load_model(str(partial), dtype=compute), ids)
+        model = load_model(str(partial), dtype=compute)
+        again = logits_of(model, ids)
         report = MergeReport(
             name=name,
             folder=str(folder),
             base=finished.base,
             dtype=_name(wanted),
             merge_into=merge_into if finished.quantization else "16bit",
-            parameters=parameters,
+            parameters=model.num_parameters(),
             size_bytes=sum(file.stat().st_size for file in partial.glob("*.safetensors")),
             compute_dtype=_name(compute),
             merged=merged,
@@ -174,13 +175,16 @@ def merge_adapter(
             bits=finished.bits,
             from_trained=divergence(trained, again, ids) if trained else None,
             trained_missing=trained_missing,
-            is_tied=tied,
+            is_tied=is_tied(model),
             end_tokens=ends,
             seconds=time.monotonic() - started_at,
         )
         _require(report.written, report.tolerance, f"the model as {report.dtype}")
         _write_record(partial, report)
-        facts = card_facts(finished, "merged", title, tokenizer, notes=_notes(report))
+        facts = card_facts(
+            finished, "merged", title, tokenizer,
+            is_encoder_decoder=model.config.is_encoder_decoder, notes=_notes(report),
+        )  # fmt: skip
         write_card(partial, facts, read_events(finished.run) if finished.run else [])
     return report
 

@@ -47,7 +47,7 @@ def publish(folder: Path, repository: str) -> str:
     try:
         url = api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported by Oddsmith")
-    except (hub_errors.HfHubHTTPError, OSError) as error:
+    except (hub_errors.HfHubHTTPError, OSError, ValueError) as error:  # ValueError: the hub refuses the card
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExportError(
             f"{folder} is complete and verified, but was not uploaded: {reason};"
