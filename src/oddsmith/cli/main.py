@@ -94,6 +94,15 @@ def serve(context: typer.Context) -> None:
         raise typer.Exit(run(command.serve, context.args))
 
 
+@app.command(context_settings=RAW, add_help_option=False)
+def compare(context: typer.Context) -> None:
+    """Show two models side by side."""
+    from . import compare as command
+
+    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
+        raise typer.Exit(run(command.compare, context.args))
+
+
 def _helped(
     arguments: Sequence[str],
     usage: str,
