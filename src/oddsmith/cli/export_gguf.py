@@ -70,6 +70,8 @@ def _tell(stage: str, detail: Any) -> None:
         say(f"quantising to {detail}")
     elif stage == "prove":
         say(f"running {detail} in llama.cpp and comparing")
+    elif stage == "write":
+        say("writing the merged model, which the files are made from")
     else:
         tell_merging(stage, detail)
 

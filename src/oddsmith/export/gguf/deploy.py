@@ -81,8 +81,11 @@ class GgufReport:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
+        """As JSON values. The merged folder is gone, and is not named."""
+        values = asdict(self)
+        if values["merge"]:
+            del values["merge"]["folder"]
+        return values
 
 
 def export_gguf(
