@@ -60,7 +60,7 @@ def export_gguf(name: str, options: Mapping[str, str]) -> dict[str, Any]:
 
 def _tell(stage: str, detail: Any) -> None:
     """Say on stderr what is being done."""
-    from .export import tell_merging
+    from .export_merged import tell_merging
 
     if stage == "reference":
         say("asking the model itself, to compare the files with")
@@ -77,7 +77,7 @@ def _tell(stage: str, detail: Any) -> None:
 
 
 def _lines(report: GgufReport) -> list[str]:
-    from .export import merge_lines
+    from .export_merged import merge_lines
 
     lines = merge_lines(report.merge)[1:] if report.merge else []
     width = max(len(Path(file.path).name) for file in report.files)
