@@ -13,7 +13,7 @@ Shape suffixes: B pairs, Q quantities.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import exp, inf
 from typing import Any
 
@@ -29,6 +29,9 @@ from .model.logps import PairLogps
 PAIR_QUANTITIES = ("or_loss", "logp_chosen", "logp_rejected", "accuracy", "log_odds", "aux_loss")
 # "nll" is divided by NLL target tokens; the rest stay sums.
 QUANTITIES = (*PAIR_QUANTITIES, "nll", "nll_tokens", "pairs", "chosen_nll", "chosen_tokens", "tokens")
+# What the lengths of responses follow from.
+LENGTH_COLUMNS = ["chosen_end", "chosen_prompt_tokens", "rejected_end", "rejected_prompt_tokens"]
+LEAST_CORRELATED_PAIRS = 8
 
 
 def pair_sums(logps: PairLogps, batch: Mapping[str, Tensor]) -> Tensor:
@@ -88,6 +91,29 @@ def named_metrics(values_Q: Tensor, beta: float, router_loss: bool = False) -> d
 
 def _exp(x: float) -> float:
     return exp(x) if x < 700 else inf
+
+
+def length_correlation(rows: Mapping[str, Sequence[int]], logps: Tensor) -> float | None:
+    """How far the margin of a pair follows from its lengths alone: near 1 or -1 the model may have learned only those.
+
+    Pearson's correlation, over the pairs of an evaluation, of ``chosen tokens - rejected tokens`` and
+    ``logp_w - logp_l``. Both are responses' own: prompts do not count.
+
+    Args:
+        rows: The columns ``LENGTH_COLUMNS`` of the pairs.
+        logps: ``[pairs, 2]``, what :meth:`EvaluationMeter.read` returns.
+
+    Returns:
+        The correlation, -1 to 1; ``None`` for fewer than ``LEAST_CORRELATED_PAIRS`` pairs or where either is constant.
+    """
+    chosen_end, chosen_start, rejected_end, rejected_start = (torch.tensor(rows[name]) for name in LENGTH_COLUMNS)
+    chosen, rejected = chosen_end - chosen_start, rejected_end - rejected_start
+    if len(chosen) != len(logps) or len(logps) < LEAST_CORRELATED_PAIRS:
+        return None
+    both_2P = torch.stack([(chosen - rejected).double(), (logps[:, 0] - logps[:, 1]).double()])
+    if (both_2P.std(dim=1) == 0).any():
+        return None
+    return torch.corrcoef(both_2P)[0, 1].item()
 
 
 class TrainingMeter(TrainerCallback):

@@ -38,7 +38,7 @@ from .data.tokenize import PairTokenizer
 from .errors import ConfigError
 from .events import EventWriter, describe_run
 from .loss import orpo_loss
-from .metrics import EvaluationMeter, TrainingMeter, pair_sums
+from .metrics import LENGTH_COLUMNS, EvaluationMeter, TrainingMeter, length_correlation, pair_sums
 from .model.paths import ForestPath, PaddedPath
 from .model.setup import ready_model, resolve_model, resolve_tokenizer
 from .records import RunRecords
@@ -240,6 +240,10 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
         metrics, logps = self._evaluation.read(
             self.args.beta, self._router_coefficient if self._router_loss else None, self._sum, gather_object
         )
+        if isinstance(dataloader.dataset, PlannedDataset):
+            lengths = dataloader.dataset.rows.select_columns(LENGTH_COLUMNS)[:]
+            correlation = length_correlation(lengths, logps)
+            metrics |= {} if correlation is None else {"length_correlation": correlation}
         labels = torch.zeros(len(logps), dtype=torch.long)
         if self.compute_metrics is not None:
             if self.preprocess_logits_for_metrics is not None:
