@@ -55,17 +55,23 @@ CITATION = """\
     eprint       = {arXiv:2403.07691}
 }"""
 
-_CHAT = """\
+_PIPELINE = """\
 from transformers import pipeline
 
 chat = pipeline("text-generation", model="{name}")
+"""
+_ADAPTER_PIPELINE = """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, pipeline
+
+model, tokenizer = AutoPeftModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
+chat = pipeline("text-generation", model=model, tokenizer=tokenizer)
+"""
+_CHAT = """\
 answer = chat([{{"role": "user", "content": "What is a good first step?"}}], max_new_tokens=128)
 print(answer[0]["generated_text"][-1]["content"])"""
 _CONTINUE = """\
-from transformers import pipeline
-
-write = pipeline("text-generation", model="{name}")
-print(write("A good first step is", max_new_tokens=128)[0]["generated_text"])"""
+print(chat("A good first step is", max_new_tokens=128)[0]["generated_text"])"""
 _SEQ2SEQ = """\
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -188,9 +194,10 @@ def _usage(facts: CardFacts, name: str) -> str:
         return f"Files: {files or 'GGUF'}\n\n" + _shell(
             f"llama-cli -m {file}", f"ollama create {short.lower()} -f Modelfile", f"ollama run {short.lower()}"
         )
-    code = _SEQ2SEQ if facts.is_encoder_decoder else _CHAT if facts.has_chat_template else _CONTINUE
-    needs = " (with `peft` installed)" if facts.kind == "adapter" else ""
-    text = f"With transformers{needs}:\n\n```python\n{code.format(name=name)}\n```"
+    opening = _ADAPTER_PIPELINE if facts.kind == "adapter" else _PIPELINE
+    code = _SEQ2SEQ if facts.is_encoder_decoder else opening + (_CHAT if facts.has_chat_template else _CONTINUE)
+    libraries = "transformers and PEFT" if facts.kind == "adapter" else "transformers"
+    text = f"With {libraries}:\n\n```python\n{code.format(name=name)}\n```"
     if facts.is_encoder_decoder:
         return text
     return f"{text}\n\nWith llama.cpp and Ollama:\n\n" + _shell(

@@ -39,7 +39,7 @@ def export_merged(name: str, options: Mapping[str, str]) -> dict[str, Any]:
 
     if "push_to_hub" in options:
         require_publishable(options["push_to_hub"])
-    folder = Path(options["output"]) if "output" in options else find_finished(name).folder_for("merged")
+    folder = Path(options["output"]).expanduser() if "output" in options else find_finished(name).folder_for("merged")
     report = merge_adapter(
         name,
         folder,
