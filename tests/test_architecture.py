@@ -34,6 +34,7 @@ LAYERS = (
     "llama_cpp",
     "metrics",
     "events",
+    "preference",
     "generate",
     "curves",
     "card",

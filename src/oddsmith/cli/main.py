@@ -16,13 +16,19 @@ RAW: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 app = typer.Typer(
     help="One-step preference alignment of language models (ORPO).",
-    epilog="`oddsmith COMMAND --help` tells more. Exit codes: 0 done, 1 failed, 2 bad usage or input,"
+    epilog="`oddsmith COMMAND --help` tells more. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 a check failed,"
     " 75 interrupted and resumable, 130 interrupted twice.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+data = typer.Typer(
+    help="Look at preference data.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+app.add_typer(data, name="data")
 
 
 def _print_version(wanted: bool) -> None:
@@ -101,6 +107,15 @@ def compare(context: typer.Context) -> None:
 
     if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
         raise typer.Exit(run(command.compare, context.args))
+
+
+@data.command(name="check", context_settings=RAW, add_help_option=False)
+def data_check(context: typer.Context) -> None:
+    """Find what is wrong with preference pairs, before training on them."""
+    from . import data_check as command
+
+    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
+        raise typer.Exit(run(command.data_check, context.args))
 
 
 def _helped(

@@ -1,6 +1,7 @@
 """From what happened to what the shell gets: an exit code, one or two lines on stderr, one JSON document on stdout.
 
-0 done | 1 failed while running | 2 bad usage or bad input | 75 interrupted, can be resumed | 130 interrupted twice
+0 done | 1 failed while running | 2 bad usage or bad input | 3 a gate said no | 75 interrupted, can be resumed |
+130 interrupted twice
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import Interrupted, OddsmithError
 from .console import is_main_process, say_error
@@ -23,14 +24,28 @@ INTERRUPTED_TWICE = 130
 JSON = Option("json", "switch", "Print the result as one JSON document on stdout, and nothing else there.")
 TRACEBACK = Option("traceback", "switch", "Show where in the code an error came from.")
 
-Command = Callable[[Sequence[str]], "dict[str, Any] | int"]
+
+class Judged(NamedTuple):
+    """The result of a command that judges something, and the exit code that says how.
+
+    Args:
+        document: The result as JSON values.
+        exit_code: 0, or 3 where the answer is no.
+    """
+
+    document: dict[str, Any]
+    exit_code: int
+
+
+Command = Callable[[Sequence[str]], "dict[str, Any] | Judged | int"]
 
 
 def run(command: Command, arguments: Sequence[str]) -> int:
     """Run a command to its exit code.
 
     Args:
-        command: Takes the words after its name; returns its result, or the exit code of processes it started.
+        command: Takes the words after its name; returns its result, its judgement, or the exit code of processes that
+            it started.
         arguments: Those words.
 
     Returns:
@@ -59,9 +74,10 @@ def run(command: Command, arguments: Sequence[str]) -> int:
         return INTERRUPTED_TWICE
     if isinstance(result, int):
         return result
+    document, exit_code = result if isinstance(result, Judged) else (result, 0)
     if as_json and is_main_process():
-        _print_json(result)
-    return 0
+        _print_json(document)
+    return exit_code
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """``map`` over several processes that are forked, so that they start at once with all that this one has in memory.
 
 Process k of n makes the results k, k + n, k + 2n, ... and sends each through a pipe of its own. A pipe holds little, so
-that none runs far ahead of who reads the results. Whatever ends early ends the rest: a pipe that closes without a result is an error here, and a process whose reader is gone fails to write.
-Neither is so for the pools of the standard library (``multiprocessing.Pool`` waits for ever for a process that was
-killed, ``ProcessPoolExecutor`` leaves its processes behind when it is killed itself).
+that none runs far ahead of who reads the results. Whatever ends early ends the rest: a pipe that closes too early is an
+error here, and a process whose reader is gone fails to write. Neither is so for the pools of the standard library
+(``multiprocessing.Pool`` waits for ever for a process that was killed, ``ProcessPoolExecutor`` leaves its processes
+behind when it is killed itself).
 
 Where there is no safe fork (Windows, macOS) processes start anew: what they are to do must be picklable there, and the
 main module needs its ``if __name__ == "__main__"``.
@@ -74,7 +75,7 @@ def dealt(produce: Produce[Result], processes: int, way_out: str = "") -> Iterat
     """Results that several processes make in turns, such as those of a stream that each of them reads.
 
     Args:
-        produce: ``produce(k, n)`` gives the results k, k + n, k + 2n, ... of all, in this order. It must not touch a GPU.
+        produce: ``produce(k, n)`` gives the results k, k + n, k + 2n, ... of all, in this order, and touches no GPU.
         processes: How many processes, n; 1 works in this one.
         way_out: What to do where a process ended in another way, for the message.
 

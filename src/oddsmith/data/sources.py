@@ -75,6 +75,45 @@ def load_rows(name: str, *, config: str | None = None, split: str = "train", str
     return rows
 
 
+class FileRows:
+    """The rows of text files, read one by one and anew each time they are iterated over.
+
+    Args:
+        paths: The files.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self._names = [str(path) for path in paths]
+
+    def __iter__(self) -> Iterator[Row]:
+        return _from_files(self._names)
+
+
+def open_rows(name: str, *, config: str | None = None, split: str = "train") -> Rows | FileRows:
+    """The rows of one dataset, to be read several times without being held in memory.
+
+    Args:
+        name: As for ``load_rows``.
+        config: Configuration of a hub dataset.
+        split: Split, or a slice of one, which is held in memory where it is one of text files.
+
+    Returns:
+        The rows; those of text files are read as they are needed, and may turn out to be none.
+
+    Raises:
+        DataError: The dataset is missing or unreadable, or has no such split.
+    """
+    part = Split.parse(split)
+    if is_local(name) and not name.startswith(BUILTIN) and not part.is_slice:
+        path = Path(name).expanduser()
+        require_path(path)
+        if not (path.is_dir() and is_saved_dataset(path)):
+            paths, is_parquet = _data_files(path, part)
+            if not is_parquet:
+                return FileRows(paths)
+    return load_rows(name, config=config, split=split)
+
+
 def load_datasets(
     arguments: ScriptArguments, *, seed: int, evaluate: bool
 ) -> tuple[Rows, Rows | dict[str, Rows] | None]:
@@ -150,14 +189,20 @@ def _local_rows(name: str, split: Split, streaming: bool) -> Any:
     require_path(path)
     if path.is_dir() and is_saved_dataset(path):
         return read_saved(path, split, streaming=streaming)
+    paths, is_parquet = _data_files(path, split)
+    if is_parquet:
+        return read_parquet(paths, streaming=streaming)
+    names = [str(file) for file in paths]
+    return _stream_of(_from_files, names) if streaming else list(_from_files(names))
+
+
+def _data_files(path: Path, split: Split) -> tuple[list[Path], bool]:
+    """The files that hold a split, and whether they are Parquet."""
     paths = files_of(path, split) if path.is_dir() else [path]
     parquet = [file for file in paths if kind_of_file(file) == PARQUET]
     if parquet and len(parquet) < len(paths):
         raise DataError(f"{path}: split {split.name!r} has Parquet beside other files; keep one kind of them")
-    if parquet:
-        return read_parquet(paths, streaming=streaming)
-    names = [str(file) for file in paths]
-    return _stream_of(_from_files, names) if streaming else list(_from_files(names))
+    return paths, bool(parquet)
 
 
 def _builtin_rows(name: str, split: Split) -> list[Row]:

@@ -1,0 +1,49 @@
+"""A bar that counts on a terminal; elsewhere a plain line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .console import is_live, is_main_process, say, stderr_console
+
+LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def counting(doing: str, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show how far some work is.
+
+    Args:
+        doing: What is done, such as ``"checking"``.
+        what: What is counted, such as ``"rows"``.
+        total: How many there are; None where that is not known.
+
+    Yields:
+        Callable[[int], None]: To be called with how many were done since the last call.
+    """
+    if is_live() and is_main_process():
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(what),
+            TimeElapsedColumn() if total is None else TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=stderr_console(), transient=True) as progress:
+            task = progress.add_task(doing, total=total)
+            yield lambda count: progress.update(task, advance=count)
+        return
+    done, last = 0, time.monotonic()
+
+    def count_up(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if time.monotonic() - last >= LINE_EVERY_S:
+            last = time.monotonic()
+            say(f"{doing}: {done:,}{f' of {total:,}' if total is not None else ''} {what}")
+
+    yield count_up

@@ -1,0 +1,86 @@
+"""Whether text of a benchmark stands in the training data: runs of 13 words that both share.
+
+Source: the runs of 13 words are those of Brown et al., "Language Models are Few-Shot Learners", arXiv 2005.14165,
+appendix C. A benchmark text of fewer words, but at least five, must stand there whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError
+from ..files import PARQUET, kind_of_file, read_rows, require_path
+from ..sources import load_rows
+from .texts import PairTexts
+
+RUN_WORDS = 13
+LEAST_WORDS = 5
+WORD = re.compile(r"\w+")
+
+
+class Benchmark:
+    """The runs of words of a benchmark.
+
+    Args:
+        texts: Its questions and answers.
+    """
+
+    def __init__(self, texts: Iterable[str]):
+        self._runs: dict[int, set[int]] = {}  # words of a run -> hashes of the runs of so many words
+        for text in texts:
+            words = _words(text)
+            if len(words) >= LEAST_WORDS:
+                length = min(len(words), RUN_WORDS)
+                self._runs.setdefault(length, set()).update(_runs(words, length))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._runs.values()))
+
+    def is_in(self, texts: PairTexts) -> bool:
+        """Whether a run of the benchmark stands in the prompt or the chosen answer of a pair."""
+        return any(
+            not runs.isdisjoint(_runs(words, length))
+            for words in (_words(texts.prompt), _words(texts.chosen))
+            for length, runs in self._runs.items()
+        )
+
+
+def read_benchmark(name: str) -> Benchmark:
+    """The benchmark in a file: every text in it, in whatever columns.
+
+    Args:
+        name: A file such as ``data.sources`` reads.
+
+    Returns:
+        Its runs of words.
+
+    Raises:
+        DataError: The file is missing or unreadable, or holds no text of five words.
+    """
+    path = Path(name).expanduser()
+    require_path(path)
+    rows = load_rows(name) if kind_of_file(path) == PARQUET else read_rows(path)
+    found = Benchmark(text for row in rows for text in _texts_in(row))
+    if not len(found):
+        raise DataError(f"{name}: no text of at least {LEAST_WORDS} words; expected the questions of a benchmark")
+    return found
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for item in value.values() for text in _texts_in(item))
+    elif isinstance(value, list | tuple):
+        yield from (text for item in value for text in _texts_in(item))
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.casefold())
+
+
+def _runs(words: list[str], length: int) -> Iterator[int]:
+    return map(hash, zip(*(words[start:] for start in range(length)), strict=False))
