@@ -34,6 +34,8 @@ LAYERS = (
     "llama_cpp",
     "metrics",
     "events",
+    "diagnose",
+    "watch",
     "preference",
     "generate",
     "curves",
@@ -53,7 +55,7 @@ MODULE_LINES, MODULE_LINES_AT_MOST = 300, 400
 FUNCTION_LINES_AT_MOST = 80  # without the docstring
 
 # Trackers that transformers' ``report_to`` may name, and kernels: asked for only where they are installed already.
-OPTIONAL = {"wandb", "comet_ml", "flash_attn"}
+OPTIONAL = {"wandb", "trackio", "comet_ml", "flash_attn"}
 
 # Classes that stand for a group and an exit code; nothing raises them themselves.
 ERROR_GROUPS = {"OddsmithError", "UsageError"}

@@ -43,6 +43,7 @@ from .model.paths import ForestPath, PaddedPath
 from .model.setup import ready_model, resolve_model, resolve_tokenizer
 from .records import RunRecords
 from .stepping import MicroBatchSteps, counts_of
+from .watch import Watch
 
 
 class ORPOTrainer(MicroBatchSteps, RunRecords):
@@ -118,7 +119,7 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
             # Read by transformers before 5.19 instead of loss_is_scaled_for_ga; compute_loss below never calls it.
             compute_loss_func=orpo_loss,
             compute_metrics=compute_metrics,
-            callbacks=[_EpochFollower(self), self._meter, EventWriter(self._describe), *(callbacks or [])],
+            callbacks=[_EpochFollower(self), self._meter, EventWriter(self._describe), Watch(), *(callbacks or [])],
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )

@@ -118,6 +118,24 @@ def data_check(context: typer.Context) -> None:
         raise typer.Exit(run(command.data_check, context.args))
 
 
+@app.command(context_settings=RAW, add_help_option=False)
+def diagnose(context: typer.Context) -> None:
+    """Say what is wrong with a run, ours or another trainer's."""
+    from . import diagnose as command
+
+    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
+        raise typer.Exit(run(command.diagnose, context.args))
+
+
+@app.command(context_settings=RAW, add_help_option=False)
+def monitor(context: typer.Context) -> None:
+    """Watch runs on a page in the browser."""
+    from . import monitor as command
+
+    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
+        raise typer.Exit(run(command.monitor, context.args))
+
+
 def _helped(
     arguments: Sequence[str],
     usage: str,

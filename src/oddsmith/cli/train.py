@@ -42,6 +42,7 @@ OPTIONS = (
     JSON,
     TRACEBACK,
 )
+FINDING_STYLES = {"healthy": "", "watch": "yellow", "act": "bold red"}
 
 
 def train(arguments: Sequence[str]) -> dict[str, Any] | int:
@@ -103,6 +104,7 @@ def _wanted_checkpoint(resolved: Resolved) -> str | None:
 
 
 def _run(resolved: Resolved, settings: Settings) -> dict[str, Any]:
+    from ..watch import Watch, one_line
     from .assembly import clear_memory_errors, make_trainer, read_rows
     from .interrupt import StopOnRequest
     from .progress import ShowProgress
@@ -112,6 +114,8 @@ def _run(resolved: Resolved, settings: Settings) -> dict[str, Any]:
     stop = StopOnRequest()
     progress = ShowProgress(before=lambda state: say("\n".join(banner(trainer, settings, state)), hang=15))
     trainer = make_trainer(settings, *read_rows(settings), callbacks=[stop, progress])
+    trainer.remove_callback(Watch)  # its warnings go beside the progress line here
+    trainer.add_callback(Watch(tell=lambda finding: say(one_line(finding), FINDING_STYLES[finding.verdict], hang=4)))
     with settings.orpo.main_process_first(desc="writing the settings"):
         if trainer.is_world_process_zero():
             if "overwrite_output_dir" in resolved.options:

@@ -1,0 +1,98 @@
+"""One name for one quantity: what TRL, Unsloth, Axolotl, LLaMA-Factory, ms-swift, W&B and TensorBoard call it.
+
+| here (docs/metrics.md) | elsewhere | where |
+|---|---|---|
+| ``nll_loss`` | ``sft_loss`` | LLaMA-Factory |
+| ``or_loss`` | ``odds_ratio_loss`` | LLaMA-Factory |
+| ``rewards/accuracies`` | ``accuracy`` | LLaMA-Factory's ``trainer_log.jsonl`` |
+| ``learning_rate`` | ``lr`` | the same |
+| ``tokens_per_second`` | ``throughput``; ``tokens_per_second_per_gpu`` | LLaMA-Factory; Axolotl |
+| ``rewards/chosen``, ... | ``rewards / chosen`` | the table of Unsloth's and Hugging Face's notebooks |
+| ``loss``, ``eval_loss`` | ``Training Loss``, ``Validation Loss`` | the same |
+| any | ``train/...``, ``eval/...`` | W&B, TensorBoard |
+| ``log_odds_chosen``, ``log_odds_ratio`` | either by the other's name | told apart by their values: history.py |
+"""
+
+from __future__ import annotations
+
+import re
+
+# Every quantity that a rule looks at, or that is drawn.
+KNOWN = (
+    "loss",
+    "nll_loss",
+    "or_loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "log_odds_chosen",
+    "log_odds_ratio",
+    "perplexity/chosen",
+    "length_correlation",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+)
+ALIASES = {
+    "training_loss": "loss",
+    "sft_loss": "nll_loss",
+    "odds_ratio_loss": "or_loss",
+    "accuracy": "rewards/accuracies",
+    "reward_accuracy": "rewards/accuracies",
+    "lr": "learning_rate",
+    "gradient_norm": "grad_norm",
+    "throughput": "tokens_per_second",
+    "tokens_per_second_per_gpu": "tokens_per_second",
+    "log_odds": "log_odds_chosen",
+}
+_GROUPS = "rewards", "logps", "perplexity"
+
+
+def known_name(raw: str) -> str | None:
+    """The name of a training metric here; ``None`` for what is none.
+
+    Args:
+        raw: Its name in the source.
+
+    Returns:
+        Its name here.
+    """
+    name = plain(raw).removeprefix("train/")
+    name = ALIASES.get(name, name)
+    return name if name in KNOWN else None
+
+
+def held_out_name(raw: str) -> tuple[str, str] | None:
+    """Set and metric of a held-out metric: ``eval_anchor_nll_loss`` -> ``("anchor", "nll_loss")``.
+
+    Args:
+        raw: Its name in the source.
+
+    Returns:
+        The name of the set, empty for the only one, and that of the metric; ``None`` for what is none.
+    """
+    name = plain(raw)
+    if name == "validation_loss":
+        return "", "loss"
+    rest = re.sub(r"^eval[/_]", "", name)
+    if rest == name:
+        return None
+    if (whole := known_name(rest)) is not None:
+        return "", whole
+    for metric in sorted([*KNOWN, *ALIASES], key=len, reverse=True):
+        if rest.endswith(f"_{metric}"):
+            return rest[: -len(metric) - 1], ALIASES.get(metric, metric)
+    return None
+
+
+def plain(raw: str) -> str:
+    """Lower case, one spelling for spaces and slashes: ``rewards / chosen``, ``train_rewards_chosen``."""
+    name = re.sub(r"\s*/\s*", "/", raw.strip().lower())
+    name = re.sub(r"\s+", "_", name)
+    name = re.sub(r"^train_(?!runtime|samples|steps|loss$)", "train/", name)
+    for group in _GROUPS:  # TensorBoard's file names have no slashes
+        name = re.sub(rf"(?<![a-z]){group}_(?=[a-z])", f"{group}/", name)
+    return name

@@ -1,0 +1,93 @@
+"""Rules about numbers that are none, losses of nothing, and speed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..findings import Finding, Verdict
+from ..history import History
+from ..statistics import change_point
+from .registry import rule
+
+# Without these the step itself is lost; other metrics may overflow where all is well (perplexity).
+VITAL = ("loss", "nll_loss", "or_loss", "logps/chosen", "logps/rejected", "grad_norm")
+# fp16's loss scale is searched by overflowing: single NaN gradients at the start are part of it (PyTorch, torch.amp).
+GRADIENT_NANS_OF_LOSS_SCALING = 2
+
+# A loss of exactly 0 in two lines is none: NaN hidden by logging_nan_inf_filter, or no target tokens (TRL #1473).
+ZERO_LOSSES = 2
+
+# Pettitt's test at 99%; and the drop has to be one that a person would notice.
+THROUGHPUT_P = 0.01
+THROUGHPUT_WATCH, THROUGHPUT_ACT = 0.7, 0.25
+
+
+@rule
+def not_finite(history: History) -> Finding | None:
+    """NaN or infinity in what the step is made of."""
+    bad = {name: series for name in VITAL if len(series := history.get(name)) and not np.isfinite(series.values).all()}
+    bad |= {
+        f"eval_{name}": series
+        for found in history.held_out.values()
+        for name, series in found.items()
+        if name in VITAL and not np.isfinite(series.values).all()
+    }
+    counts = {name: int((~np.isfinite(series.values)).sum()) for name, series in bad.items()}
+    if set(counts) <= {"grad_norm"} and sum(counts.values()) <= GRADIENT_NANS_OF_LOSS_SCALING:
+        return None
+    first = {name: int(series.steps[~np.isfinite(series.values)][0]) for name, series in bad.items()}
+    metric = min(first, key=lambda name: (first[name], list(bad).index(name)))
+    return Finding(
+        "not_finite",
+        Verdict.ACT,
+        metric,
+        first[metric],
+        f"not a number in {counts[metric]} of {len(bad[metric])} values, from step {first[metric]}"
+        + (f"; also in {', '.join(sorted(set(bad) - {metric}))}" if len(bad) > 1 else ""),
+        "the weights are spoiled from there on, and so is everything saved since",
+        "start again from a checkpoint before that step; look for pairs that fill max_length with their prompt or have"
+        " an empty answer (`oddsmith data check`); compute in bf16 or float32 instead of fp16",
+    )
+
+
+@rule
+def zero_loss(history: History) -> Finding | None:
+    """A loss of exactly 0."""
+    loss = history.get("loss")
+    zeros = loss.where(loss.values == 0)
+    if len(zeros) < ZERO_LOSSES:
+        return None
+    return Finding(
+        "zero_loss",
+        Verdict.ACT,
+        "loss",
+        int(zeros.steps[0]),
+        f"exactly 0 in {len(zeros)} of {len(loss)} log lines, from step {int(zeros.steps[0])}",
+        "nothing is learned: the loss was not finite and was hidden, or no token of the answers is a target",
+        "set logging_nan_inf_filter to false to see it; check that answers are not cut away by max_length, and that the"
+        " prompt is shorter than max_length",
+    )
+
+
+@rule
+def throughput_drop(history: History) -> Finding | None:
+    """The run has become slower, and stays so."""
+    speed = history.get("tokens_per_second")
+    found = change_point(speed)
+    if found is None or found.p > THROUGHPUT_P or found.before <= 0:
+        return None
+    last = speed.finite().values[-max(3, len(speed) // 6) :]
+    ratio = max(found.after, float(np.median(last))) / found.before
+    if ratio > THROUGHPUT_WATCH:
+        return None
+    return Finding(
+        "throughput_drop",
+        Verdict.ACT if ratio <= THROUGHPUT_ACT else Verdict.WATCH,
+        "tokens_per_second",
+        found.step,
+        f"{found.before:,.0f} tokens/s before step {found.step}, {found.after:,.0f} since"
+        f" ({ratio:.0%}; p = {found.p:.1g})",
+        "something else wants the machine, or the disk: the result does not suffer, the time does",
+        "look for other processes, a hot or throttled device, swapping, and a data loader that waits"
+        " (dataloader_num_workers)",
+    )

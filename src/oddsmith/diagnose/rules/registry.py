@@ -1,0 +1,60 @@
+"""The list of rules. A rule is a function from a history to one finding, or to none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..findings import Finding, Verdict
+from ..history import History
+
+Rule = Callable[[History], Finding | None]
+# The evaluation set of this name holds what must be kept, and has nothing to do with the pairs.
+ANCHOR = "anchor"
+RULES: dict[str, Rule] = {}
+
+
+def rule(function: Rule) -> Rule:
+    """Register a rule under its function's name, which its findings carry."""
+    RULES[function.__name__] = function
+    return function
+
+
+def judge(history: History) -> list[Finding]:
+    """What every rule says of a history, the worst first.
+
+    Args:
+        history: The history.
+
+    Returns:
+        The findings.
+    """
+    found = [finding for check in RULES.values() if (finding := check(history)) is not None]
+    return sorted(found, key=lambda finding: -finding.verdict.severity)
+
+
+def graded(amount: float, watch: float, act: float) -> Verdict | None:
+    """The verdict of an amount against two thresholds; ``None`` below both."""
+    return Verdict.ACT if amount >= act else Verdict.WATCH if amount >= watch else None
+
+
+def times(name: str, value: float | None, factor: float) -> str:
+    """``learning_rate 0.0002 -> 0.0001``; in words where the value is not known.
+
+    Args:
+        name: The setting.
+        value: What it is.
+        factor: What to multiply it by.
+
+    Returns:
+        The words.
+    """
+    if value:
+        return f"{name} {value:.3g} -> {value * factor:.2g}"
+    return f"{name} to {factor:.2g} times what it is"
+
+
+def highest_learning_rate(history: History) -> float | None:
+    """The top of the schedule: what was set, else the highest that was logged."""
+    given = history.setting("learning_rate")
+    logged = history.get("learning_rate").finite()
+    return given or (float(logged.values.max()) if len(logged) else None)
