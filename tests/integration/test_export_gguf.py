@@ -77,17 +77,31 @@ def test_a_run_becomes_files_that_llama_cpp_runs(run, capsys):
 
 
 def test_what_is_printed(model, tmp_path, capsys):
-    outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0,f16", "--output", tmp_path / "out")
+    outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0,bf16", "--output", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     table = outcome.out.splitlines()
     assert table[0] == f"{tmp_path / 'out'}: {model} for llama.cpp and Ollama"
     assert table[1].split() == ["MB", "KL", "a", "token", "same", "next", "token", "perplexity"]
-    assert [line.split()[0] for line in table[2:4]] == ["tiny-llama-Q8_0.gguf", "tiny-llama-F16.gguf"]
+    assert [line.split()[0] for line in table[2:4]] == ["tiny-llama-Q8_0.gguf", "tiny-llama-BF16.gguf"]
     assert "the model itself has perplexity" in table[4]
     assert f"oddsmith chat {tmp_path / 'out' / 'tiny-llama-Q8_0.gguf'}" in outcome.out
-    for line in ("writing bf16", "quantising to q8_0", "running q8_0 in llama.cpp", "writing f16"):
-        assert line in outcome.err
-    assert left(tmp_path / "out") == ["Modelfile", "tiny-llama-F16.gguf", "tiny-llama-Q8_0.gguf"]
+    for line in ("writing bf16", "quantising to q8_0", "running q8_0 in llama.cpp", "running bf16 in llama.cpp"):
+        assert outcome.err.count(line) == 1  # the file that others are made from is made once
+    assert left(tmp_path / "out") == ["Modelfile", "tiny-llama-BF16.gguf", "tiny-llama-Q8_0.gguf"]
+
+
+@pytest.mark.parametrize(("place", "title"), [("merged", "my-run"), ("checkpoint-7", "my-run-checkpoint-7")])
+def test_files_are_named_after_the_run(base, tmp_path, capsys, place, title):
+    folder = shutil.copytree(base, tmp_path / "my-run" / place)
+    assert run_here(capsys, "export", folder, "--to", "gguf", "--quantize", "q8_0").code == 0
+    assert left(folder / "gguf") == ["Modelfile", f"{title}-Q8_0.gguf"]
+    assert read_fields(folder / "gguf" / f"{title}-Q8_0.gguf")["general.name"] == title
+
+
+def test_a_model_with_other_rope_factors_for_long_texts_is_compared_on_short_ones(tmp_path, capsys):
+    folder = save_family(tmp_path / "phi", "phi3-long")
+    outcome = run_here(capsys, "export", folder, "--to", "gguf", "--quantize", "f16")
+    assert outcome.code == 0, outcome.err
 
 
 def test_more_types_come_beside_and_the_same_only_when_asked(model, capsys):
@@ -178,6 +192,14 @@ class TestFailed:
         assert "warning: q8_0 is further from the model than expected: KL" in outcome.err
         assert "expected at most 0.01" in outcome.err
 
+    def test_a_quantised_file_whose_numbers_are_none(self, model, capsys, monkeypatch):
+        measure = proof.divergence
+        monkeypatch.setattr(proof, "divergence", lambda *given: replace(measure(*given), kl=float("nan")))
+        before = left(model)
+        outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0")
+        assert_refused(outcome, 1, "q8_0 does not compute what the model does: KL nan")
+        assert left(model) == before
+
     def test_a_tokenizer_that_cuts_text_otherwise_is_warned_about(self, model, capsys, monkeypatch):
         read = convert.read_vocabulary
         monkeypatch.setattr(convert, "read_vocabulary", lambda *given: replace(read(*given), begins=True))
@@ -239,3 +261,20 @@ def test_where_float32_does_not_fit_the_model_is_computed_in_16_bits(model, caps
     outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "f16")
     assert outcome.code == 0, outcome.err
     assert "computed in 16 bits" in outcome.out
+
+
+@pytest.mark.slow
+def test_a_real_model(tmp_path, capsys):
+    """SmolLM2-135M-Instruct, about a minute: the figures of docs/export.md."""
+    name, out = "builtin:smollm2-135m-instruct", tmp_path / "out"
+    flags = ("--to", "gguf", "--dtype", "bfloat16", "--quantize", "f16,q8_0,q4_k_m", "--output", out, "--json")
+    outcome = run_here(capsys, "export", name, *flags)
+    assert outcome.code == 0, outcome.err
+    files = json.loads(outcome.out)["files"]
+    kl = [file["proof"]["divergence"]["kl"] for file in files]
+    assert kl[0] < 1e-4 < kl[1] < 0.01 < kl[2] < 0.15
+    assert not any(file["warnings"] for file in files)
+    with GgufModel(out / "smollm2-135m-instruct-Q4_K_M.gguf") as model:
+        question = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+        answer = model.detokenize(list(model.generate(model.tokenize(question), max_new_tokens=30)))
+    assert b"Paris" in answer

@@ -10,6 +10,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from oddsmith.errors import ExportError, ModelError
+from oddsmith.export.gguf import pre_tokenizers
 from oddsmith.export.gguf.convert import interleave_heads, plan_conversion, safe_title, write_gguf
 from oddsmith.export.gguf.families import FAMILIES as KNOWN
 from oddsmith.export.gguf.families import family_of
@@ -133,6 +134,12 @@ class TestTokenizers:
     def test_of_known_patterns_are_recognised_without_their_fingerprint(self, folder, pre):
         byte_tokenizer(pre).save_pretrained(folder)
         assert plan(folder).vocabulary.pre == pre
+
+    def test_are_recognised_by_their_fingerprint_first(self, folder, monkeypatch):
+        found = pre_tokenizers.fingerprint(byte_tokenizer())
+        assert found != pre_tokenizers.fingerprint(byte_tokenizer("gpt-2"))
+        monkeypatch.setattr(pre_tokenizers, "known_fingerprints", lambda: {found: "tekken"})
+        assert plan(folder).vocabulary.pre == "tekken"
 
     def test_with_more_tokens_than_the_embedding_has_rows(self, folder):
         tokenizer = byte_tokenizer()
