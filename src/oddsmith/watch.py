@@ -47,11 +47,13 @@ class Watch(TrainerCallback):
         self._tell = tell
         self._events: list[dict[str, Any]] = []
         self._told: dict[str, Verdict] = {}
+        self._in_training = False  # an evaluation before it, or without one, is of a model that may be trained already
         self._judged_at, self._took_s = 0.0, 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Take up the diary, which after a resume has the steps before."""
         self._told.clear()
+        self._in_training = True
         self._events = read_events(args.output_dir) if state.is_world_process_zero else []
 
     def on_log(
@@ -73,7 +75,7 @@ class Watch(TrainerCallback):
             self._judge(args, state)
 
     def _add(self, args: TrainingArguments, state: TrainerState, kind: str, values: dict[str, Any]) -> None:
-        if not state.is_world_process_zero:
+        if not (state.is_world_process_zero and self._in_training):
             return
         self._events.append({**values, "event": kind, "step": state.global_step})
         if (time.monotonic() - self._judged_at) * MOST_SHARE >= self._took_s:

@@ -20,7 +20,7 @@ from .history import Series
 # A series of more points is averaged in blocks to this many: pairs of points are compared, each with each.
 MOST_POINTS = 200
 Z_95 = 1.96  # two-sided 95% of a normal distribution
-Z_99 = 2.58
+Z_999 = 3.29
 MAD_OF_NORMAL = 0.6745  # median absolute deviation of a normal distribution, in standard deviations
 LEAST_REVERSAL_POINTS = 8
 LEAST_TREND_POINTS = 5  # fewer cannot reach 95% in a Mann-Kendall test, whatever they show
@@ -153,7 +153,7 @@ def reversal(series: Series, upward: bool) -> Reversal | None:
     """A turn for the worse that is more than noise.
 
     The turn is chosen as the extreme of the running median, which by itself makes what follows look like a way back;
-    so 99% are asked for, of at least eight points, and a change of twice the noise.
+    so 99.9% are asked for, of at least eight points, and a change of twice the noise.
 
     Args:
         series: The series.
@@ -165,7 +165,7 @@ def reversal(series: Series, upward: bool) -> Reversal | None:
     finite = blocks(series.finite(), MOST_POINTS)
     tail = after_turn(finite, upward)
     found = trend(tail)
-    if found is None or len(tail) < LEAST_REVERSAL_POINTS or found.z * (1 if upward else -1) < Z_99:
+    if found is None or len(tail) < LEAST_REVERSAL_POINTS or found.z * (1 if upward else -1) < Z_999:
         return None
     smoothed = smooth(finite.values, 5)
     turn, end = float(np.min(smoothed) if upward else np.max(smoothed)), float(np.median(tail.values[-5:]))

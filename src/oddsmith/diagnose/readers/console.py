@@ -27,7 +27,7 @@ LONGEST_RECORD = 100_000  # characters of one logged dict
 _NUMBER = r"[-+]?(?:nan|inf(?:inity)?|\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?)"
 _PAIR = re.compile(rf"""(['"])([^'"\n]{{1,80}})\1\s*:\s*(['"]?)({_NUMBER})\3(?=\s*[,}}\]])""", re.IGNORECASE)
 _FRACTION = re.compile(r"""['"]global_step/max_steps['"]\s*:\s*['"](\d+)/(\d+)['"]""")
-_BAR = re.compile(r"\|\s*(\d+)/(\d+)\s*\[")
+_BAR = re.compile(r"(?:^|\r)\s*\d+%\|[^|]*\|\s*(\d+)/(\d+)\s*\[")  # one with a name before it is of the data's
 _OURS = re.compile(r"\bstep (\d+)(?:/(\d+))?\s.*?\bloss [-\d.]")
 _OURS_FIGURES = re.compile(rf"\b(loss|nll|or|accuracy|margin) ({_NUMBER})(%?)", re.IGNORECASE)
 _OURS_NAMES = {
@@ -81,9 +81,8 @@ class _ConsoleReader:
 
     def read(self, line: str) -> None:
         for done, total in _BAR.findall(line):
-            if int(total) >= self.builder.history.settings.get("max_steps", 0):  # bars of evaluations are shorter
+            if int(total) == self.builder.history.settings.setdefault("max_steps", int(total)):  # else an evaluation's
                 self._bar = int(done)
-                self.builder.history.settings["max_steps"] = int(total)
         if self._open or "{" in line:
             self._read_records(line)
         elif _OURS.search(line):

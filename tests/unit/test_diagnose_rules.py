@@ -1,0 +1,194 @@
+"""Every rule fires on a history made for it, and stays silent on one that is well."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from oddsmith.diagnose.findings import Finding, Verdict, overall
+from oddsmith.diagnose.history import HistoryBuilder
+from oddsmith.diagnose.rules import RULES, judge
+
+POINTS = 60
+EVALUATIONS = (0, 20, 40, 60, 80, 100, 120)
+
+
+def line(
+    first: float, last: float, noise: float = 0.02, bend: float = 3.0, seed: int = 0, points: int = POINTS
+) -> list:
+    """From first to last, fast and then slower, with noise."""
+    x = np.linspace(0, 1, points)
+    course = (1 - np.exp(-bend * x)) / (1 - np.exp(-bend)) if bend else x
+    return list(first + (last - first) * course + np.random.default_rng(seed).normal(0, noise, points))
+
+
+def there_and_back(first: float, turn: float, last: float, noise: float = 0.02) -> list:
+    half = POINTS // 2
+    return line(first, turn, noise, points=half) + line(turn, last, noise, bend=0, seed=1, points=POINTS - half)
+
+
+def constant(value: float) -> list:
+    return [value] * POINTS
+
+
+def warm_up(top: float, share: float) -> list:
+    x = (np.arange(POINTS) + 1) / POINTS
+    return list(top * np.minimum(x / share, 1 - 0.9 * np.maximum(x - share, 0) / (1 - share + 1e-9)))
+
+
+def good() -> dict[str, list]:
+    """A LoRA run that is well: everything goes where it should, with noise."""
+    return {
+        "loss": line(2.6, 1.6, 0.08),
+        "nll_loss": line(2.4, 1.5, 0.08, seed=1),
+        "or_loss": line(0.9, 0.4, 0.05, seed=2),
+        "logps/chosen": line(-2.5, -1.6, 0.08, seed=3),
+        "logps/rejected": line(-2.0, -2.9, 0.08, seed=4),
+        "log_odds_chosen": line(-0.5, 1.4, 0.1, seed=5),
+        "rewards/accuracies": [min(max(a, 0.0), 1.0) for a in line(0.35, 0.85, 0.08, seed=6)],
+        "grad_norm": line(1.2, 0.8, 0.1, seed=7),
+        "learning_rate": warm_up(1e-4, 0.1),
+        "tokens_per_second": line(5000, 5000, 200, seed=8),
+    }
+
+
+def good_held_out() -> dict[str, list]:
+    return {
+        "nll_loss": [2.45, 2.1, 1.9, 1.8, 1.76, 1.74, 1.73],
+        "loss": [2.65, 2.3, 2.05, 1.92, 1.86, 1.84, 1.83],
+        "logps/chosen": [-2.5, -2.1, -1.95, -1.85, -1.8, -1.78, -1.77],
+        "logps/rejected": [-2.0, -2.2, -2.4, -2.5, -2.6, -2.65, -2.66],
+        "rewards/accuracies": [0.4, 0.6, 0.7, 0.75, 0.78, 0.8, 0.8],
+        "length_correlation": [0.2, 0.22, 0.25, 0.2, 0.25, 0.24, 0.25],
+    }
+
+
+def findings(training=None, held_out=None, settings=None, steps=2, **changed) -> dict[str, Finding]:
+    """What the rules say of the good run with these series in place of its own."""
+    builder = HistoryBuilder()
+    series = {**(good() if training is None else training), **changed}
+    for number in range(max(map(len, series.values()))):
+        builder.add(
+            (number + 1) * steps, {name: found[number] for name, found in series.items() if number < len(found)}
+        )
+    for prefix, found in (held_out if held_out is not None else {"eval_": good_held_out()}).items():
+        for number, step in enumerate(EVALUATIONS):
+            builder.add(step, {prefix + name: values[number] for name, values in found.items() if number < len(values)})
+    builder.history.settings.update({"beta": 0.1, "adapter": True, "parameters": 7e9, "max_steps": POINTS * steps})
+    builder.history.settings.update(settings or {})
+    return {finding.rule: finding for finding in judge(builder.build())}
+
+
+def test_a_good_run_is_healthy_and_is_told_so():
+    found = findings()
+    assert set(found) == {"preference_learned", "language_learned"}
+    assert overall(found.values()) is Verdict.HEALTHY
+    assert all(finding.change == "" for finding in found.values())
+
+
+HELD_OUT_WORSE = {**good_held_out(), "nll_loss": [2.4, 2.3, 2.35, 2.5, 2.7, 2.8, 2.9]}
+FALLING = {"logps/chosen": there_and_back(-2.5, -1.8, -2.6), "logps/rejected": there_and_back(-2.0, -2.4, -5.0)}
+FEW = {name: values[:6] for name, values in good().items()}
+
+# Rule -> what makes it fire, and a verdict it must reach.
+CASES: dict[str, tuple[dict, Verdict]] = {
+    "not_finite": ({"loss": [*line(2.6, 1.6)[:30], *[float("nan")] * 30]}, Verdict.ACT),
+    "zero_loss": ({"loss": [*line(2.6, 1.6)[:30], *[0.0] * 30]}, Verdict.ACT),
+    "throughput_drop": ({"tokens_per_second": [*[5000.0] * 30, *[800.0] * 30]}, Verdict.ACT),
+    "over_penalisation": (FALLING, Verdict.ACT),
+    "log_odds_not_rising": ({"log_odds_chosen": line(0.1, 0.1, 0.1)}, Verdict.ACT),
+    "accuracy_at_chance": ({"rewards/accuracies": line(0.5, 0.5, 0.08)}, Verdict.ACT),
+    "accuracy_at_once": ({"rewards/accuracies": constant(1.0), "held_out": {}}, Verdict.ACT),
+    "margin_from_length": (
+        {"held_out": {"eval_": {**good_held_out(), "length_correlation": [0.2, 0.5, 0.7, 0.8, 0.85, 0.88, 0.9]}}},
+        Verdict.ACT,
+    ),
+    "loss_rising": ({"loss": there_and_back(2.6, 1.6, 2.4)}, Verdict.ACT),
+    "nll_diverging": ({"nll_loss": there_and_back(2.4, 1.5, 2.4)}, Verdict.ACT),
+    "forgetting": (
+        {"held_out": {"eval_": good_held_out(), "eval_anchor_": {"nll_loss": [1.5, 1.6, 1.9, 2.1, 2.2, 2.3, 2.4]}}},
+        Verdict.ACT,
+    ),
+    "over_fitting": ({"held_out": {"eval_": HELD_OUT_WORSE}}, Verdict.ACT),
+    "format_not_learned": ({"nll_loss": line(6.5, 5.5)}, Verdict.ACT),
+    "learning_rate_high": (
+        {"learning_rate": constant(2e-3), "loss": there_and_back(2.6, 3.6, 3.4), "nll_loss": line(2.4, 3.0)},
+        Verdict.ACT,
+    ),
+    "learning_rate_low": ({"learning_rate": constant(1e-7), "loss": line(2.6, 2.6, 0.05)}, Verdict.ACT),
+    "gradient_spikes": (
+        {"grad_norm": [40.0 if i in (20, 35, 50) else g for i, g in enumerate(good()["grad_norm"])]},
+        Verdict.ACT,
+    ),
+    "warm_up_long": ({"learning_rate": warm_up(1e-4, 0.8)}, Verdict.ACT),
+    "too_few_steps": ({"training": FEW, "settings": {"max_steps": 6}, "steps": 1, "held_out": {}}, Verdict.ACT),
+    "preference_learned": ({}, Verdict.HEALTHY),
+    "language_learned": ({}, Verdict.HEALTHY),
+}
+
+
+def test_every_rule_has_a_case():
+    assert set(CASES) == set(RULES)
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_a_rule_fires_on_what_it_is_for(rule):
+    made, verdict = CASES[rule]
+    found = findings(**made)[rule]
+    assert found.verdict is verdict
+    assert found.evidence
+    assert found.meaning
+    assert bool(found.change) is (verdict is not Verdict.HEALTHY)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_alone_is_no_trend(seed):
+    """A run that stands still under noise is told so, and of nothing else that would be in the noise."""
+    generator = np.random.default_rng(seed)
+    flat = {name: list(np.mean(values) + generator.normal(0, 0.1, POINTS)) for name, values in good().items()}
+    flat["learning_rate"], flat["tokens_per_second"] = constant(1e-4), constant(5000.0)
+    flat["rewards/accuracies"] = [0.7] * POINTS
+    found = findings(training=flat, held_out={})
+    assert set(found) <= {"log_odds_not_rising", "preference_learned"}
+
+
+def test_changes_name_numbers():
+    assert findings(**CASES["over_penalisation"][0])["over_penalisation"].change.startswith("beta 0.1 -> 0.05")
+    assert findings(**CASES["learning_rate_low"][0])["learning_rate_low"].change == "learning_rate 1e-07 -> 2e-05"
+    assert findings(**CASES["warm_up_long"][0])["warm_up_long"].change == "warmup_steps 96 -> 12 (a tenth of the run)"
+
+
+def test_the_step_is_where_it_begins():
+    assert findings(**CASES["not_finite"][0])["not_finite"].step == 62
+    assert findings(**CASES["throughput_drop"][0])["throughput_drop"].step == 62
+    assert abs(findings(**CASES["loss_rising"][0])["loss_rising"].step - 60) <= 10
+    assert findings(**CASES["gradient_spikes"][0])["gradient_spikes"].step == 42
+
+
+def test_two_bad_points_are_not_a_trend():
+    loss = good()["loss"]
+    loss[-1] += 1.0
+    loss[-2] += 0.8
+    assert "loss_rising" not in findings(loss=loss)
+
+
+def test_a_learning_rate_above_the_usual_that_does_no_harm_is_at_most_to_be_watched():
+    assert "learning_rate_high" not in findings(learning_rate=constant(6e-4))
+    assert findings(learning_rate=constant(6e-3))["learning_rate_high"].verdict is Verdict.WATCH
+    assert "learning_rate_high" not in findings(learning_rate=constant(1.9e-3), settings={"parameters": 1.35e8})
+
+
+def test_a_single_overflow_of_the_loss_scale_is_none():
+    gradients = good()["grad_norm"]
+    gradients[0] = float("inf")
+    assert "not_finite" not in findings(grad_norm=gradients)
+
+
+def test_findings_are_ordered_by_severity_and_are_json():
+    builder = HistoryBuilder()
+    for number, value in enumerate(constant(0.0)):
+        builder.add(number, {"loss": value, "grad_norm": 1.0})
+    ordered = judge(builder.build())
+    assert [f.verdict.severity for f in ordered] == sorted((f.verdict.severity for f in ordered), reverse=True)
+    assert set(ordered[0].to_dict()) == {"rule", "verdict", "metric", "step", "evidence", "meaning", "change"}
+    assert overall([]) is Verdict.HEALTHY
