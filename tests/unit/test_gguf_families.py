@@ -137,7 +137,6 @@ class TestTokenizers:
 
     def test_are_recognised_by_their_fingerprint_first(self, folder, monkeypatch):
         found = pre_tokenizers.fingerprint(byte_tokenizer())
-        assert found != pre_tokenizers.fingerprint(byte_tokenizer("gpt-2"))
         monkeypatch.setattr(pre_tokenizers, "known_fingerprints", lambda: {found: "tekken"})
         assert plan(folder).vocabulary.pre == "tekken"
 
