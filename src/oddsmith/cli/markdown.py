@@ -10,8 +10,9 @@ from rich.live import Live
 from rich.markdown import Markdown
 
 FENCE = re.compile(r"^\s*(```|~~~)")
-# What goes on with the block above it although a blank line is between them: an item of a list, an indented line.
-GOES_ON = re.compile(r"\s|[-*+]\s|\d+[.)]\s")
+# What goes on with the block above it although a blank line is between them: an item of a list, an indented line; and
+# what has come so far of a line that might become one.
+GOES_ON = re.compile(r"\s|[-*+](\s|$)|\d+([.)](\s|$)|$)")
 REDRAWS_PER_SECOND = 10
 
 
