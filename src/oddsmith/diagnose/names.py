@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Every quantity that a rule looks at, or that is drawn.
 KNOWN = (
@@ -51,6 +52,7 @@ ALIASES = {
 _GROUPS = "rewards", "logps", "perplexity"
 
 
+@lru_cache(maxsize=4096)  # a run has a few dozen names, and asks a million times
 def known_name(raw: str) -> str | None:
     """The name of a training metric here; ``None`` for what is none.
 
@@ -65,6 +67,7 @@ def known_name(raw: str) -> str | None:
     return name if name in KNOWN else None
 
 
+@lru_cache(maxsize=4096)
 def held_out_name(raw: str) -> tuple[str, str] | None:
     """Set and metric of a held-out metric: ``eval_anchor_nll_loss`` -> ``("anchor", "nll_loss")``.
 
