@@ -253,7 +253,14 @@ class GgufModel:
 
 
 def available_processors() -> int:
-    """Processors that this process may use."""
+    """Processors that this process may use: those it is bound to, or as many as ``OMP_NUM_THREADS`` says.
+
+    llama.cpp's threads wait for each other many times a token without giving way. With more of them than processors it
+    is many times slower, so a limit that somebody has set for the other libraries counts here, too.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdecimal() and int(limit) > 0:
+        return int(limit)
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

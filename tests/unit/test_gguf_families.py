@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from oddsmith.errors import ExportError, ModelError
-from oddsmith.export.gguf import pre_tokenizers
+from oddsmith.export.gguf import convert, pre_tokenizers
 from oddsmith.export.gguf.convert import interleave_heads, plan_conversion, safe_title, write_gguf
 from oddsmith.export.gguf.families import FAMILIES as KNOWN
 from oddsmith.export.gguf.families import family_of
@@ -117,6 +118,20 @@ def test_numbers_that_float16_cannot_hold(tmp_path):
     with pytest.raises(ExportError, match="up_proj.weight: holds 70,144, and float16 ends at 65,504; export bf16"):
         write_gguf(plan(folder), tmp_path / "f16.gguf", "f16")
     write_gguf(plan(folder), tmp_path / "bf16.gguf", "bf16")
+
+
+def test_there_is_one_tensor_in_memory_at_a_time(folder, tmp_path, monkeypatch):
+    seen = []
+    encode = convert._encode
+
+    def watch(tensor, values, kind):
+        assert all(reference() is None for reference in seen[:-1])
+        seen.append(weakref.ref(values))
+        return encode(tensor, values, kind)
+
+    monkeypatch.setattr(convert, "_encode", watch)
+    write_gguf(plan(folder), tmp_path / "a.gguf", "f16")
+    assert len(seen) > 20
 
 
 class TestTokenizers:

@@ -1,6 +1,7 @@
 """GGUF files in llama.cpp: the same logits and answers as in transformers, and one line for a file that is broken."""
 
 import codecs
+import os
 import struct
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from oddsmith.errors import MissingExtraError, ModelError
-from oddsmith.llama_cpp import BATCH_TOKENS, GgufModel
+from oddsmith.llama_cpp import BATCH_TOKENS, GgufModel, available_processors
 from oddsmith.model.gguf_header import check_gguf
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
@@ -209,6 +210,14 @@ class TestBrokenFiles:
         (tmp_path / "other.gguf").write_bytes(content)
         with pytest.raises(ModelError, match="unknown model architecture: 'lhama'"):
             GgufModel(tmp_path / "other.gguf")
+
+
+def test_threads_are_as_many_as_the_other_libraries_may_have(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert available_processors() == 3
+    for nothing in ("", "0", "4,2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        assert available_processors() == len(os.sched_getaffinity(0))
 
 
 def test_without_the_extra(file, monkeypatch):

@@ -29,7 +29,7 @@ from ..merge import MergeInto, MergeReport, merge_adapter
 from .convert import Conversion, plan_conversion, write_gguf
 from .families import family_of
 from .modelfile import MARK, write_modelfile
-from .proof import Proof, make_reference, prove
+from .proof import Proof, Reference, make_reference, prove
 from .quantise import FILE_TYPES, check_types, is_quantised, quantise
 
 OnStage = Callable[[str, Any], None]
@@ -157,7 +157,7 @@ def export_gguf(
     return GgufReport(name, title, files, str(modelfile), merge, reference.exact, time.monotonic() - started_at)
 
 
-def _make_file(make: _Maker, kind: str, partial: Path, target: Path, reference: Any) -> GgufFile:
+def _make_file(make: _Maker, kind: str, partial: Path, target: Path, reference: Reference) -> GgufFile:
     started_at = time.monotonic()
     make(kind, partial)
     make.on_stage("prove", kind)
