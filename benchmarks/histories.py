@@ -320,6 +320,38 @@ def _small(event: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# ---- The table
+
+
+def file_of(run: dict[str, Any]) -> Path:
+    """Where a run's history is kept."""
+    return FOLDER / (run["name"] + (".json" if run.get("trainer") == "trl" else ".jsonl"))
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """What the diagnosis says of each run, and both kinds of runs against the three verdicts, in Markdown."""
+    from oddsmith.diagnose.findings import Verdict, overall
+    from oddsmith.diagnose.readers import read_history
+    from oddsmith.diagnose.rules import judge
+
+    lines = ["| run | was to be found | verdict | found |", "|---|---|---|---|"]
+    counts = {kind: dict.fromkeys(map(str, Verdict), 0) for kind in ("good", "bad")}
+    named = 0
+    for run in runs:
+        findings = judge(read_history(file_of(run)))
+        verdict = overall(findings)
+        bad = {f"{f.rule} ({f.verdict})": f.rule for f in findings if f.verdict is not Verdict.HEALTHY}
+        wanted = run["expected"]
+        counts["bad" if wanted else "good"][str(verdict)] += 1
+        named += bool(set(wanted) & set(bad.values()))
+        lines.append(f"| {run['name']} | {' or '.join(wanted) or '-'} | {verdict} | {', '.join(bad) or '-'} |")
+    lines += ["", "| runs | healthy | watch | act |", "|---|---|---|---|"]
+    lines += [f"| {kind} | {' | '.join(str(count) for count in found.values())} |" for kind, found in counts.items()]
+    return "\n".join(
+        [*lines, "", f"Named by a rule that was to find it: {named} of {sum(counts['bad'].values())} bad runs."]
+    )
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -328,12 +360,14 @@ def main() -> None:
     parser.add_argument("--bases", type=Path, default=Path(tempfile.gettempdir()) / "oddsmith-small-bases")
     arguments = parser.parse_args()
     runs = json.loads((FOLDER / "runs.json").read_text(encoding="utf-8"))
+    if arguments.what == "table":
+        print(table([run for run in runs if file_of(run).exists()]))
+        return
     for kind in ("small", "random"):
         if not (arguments.bases / kind / "config.json").is_file():
             make_small(arguments.bases / kind, pretrained=kind == "small")
     for run in runs:
-        file = FOLDER / (run["name"] + (".json" if run.get("trainer") == "trl" else ".jsonl"))
-        if run["name"] in arguments.names or (not arguments.names and not file.exists()):
+        if run["name"] in arguments.names or (not arguments.names and not file_of(run).exists()):
             started_at = time.monotonic()
             make(run, arguments.bases)
             print(f"{run['name']}: {time.monotonic() - started_at:.0f} s", flush=True)

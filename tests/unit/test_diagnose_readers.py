@@ -3,6 +3,7 @@
 The lines are in the format of the sources named beside them; the figures are this test's own.
 """
 
+# ruff: noqa: E501  log lines are as long as they are
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""Trends, turns, changes of level and spikes against values worked out by hand, and against their promised certainty."""
+"""Trends, turns, changes of level and spikes, against values worked out by hand and the certainty they promise."""
 
 from __future__ import annotations
 

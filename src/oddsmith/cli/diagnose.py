@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .outcome import JSON, TRACEBACK
+from .outcome import JSON, TRACEBACK, Judged
 from .resolve import Option, resolve
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 40
 
 
-def diagnose(arguments: Sequence[str]) -> dict[str, Any] | int:
+def diagnose(arguments: Sequence[str]) -> Judged:
     """Run the command.
 
     Args:
         arguments: The words after ``oddsmith diagnose``.
 
     Returns:
-        Verdict and findings as JSON values; under ``--strict`` the exit code 3 where the verdict is act.
+        Verdict and findings as JSON values, and 3 as the exit code where the verdict is act and ``--strict`` is given.
 
     Raises:
         OddsmithError: There is nothing that could be read.
@@ -68,13 +68,7 @@ def diagnose(arguments: Sequence[str]) -> dict[str, Any] | int:
     document = {"verdict": str(verdict), "findings": [finding.to_dict() for finding in findings]}
     if "json" not in resolved.options:
         _show(history, findings, str(verdict))
-    if "strict" in resolved.options and verdict is Verdict.ACT:
-        if "json" in resolved.options:
-            from .outcome import print_json
-
-            print_json(document)
-        return ACT_EXIT_CODE
-    return document
+    return Judged(document, ACT_EXIT_CODE if "strict" in resolved.options and verdict is Verdict.ACT else 0)
 
 
 def _show(history: History, findings: Sequence[Finding], verdict: str) -> None:

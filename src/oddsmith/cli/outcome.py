@@ -65,7 +65,7 @@ def run(command: Command, arguments: Sequence[str]) -> int:
         else:
             say_error(str(error))
         if as_json and is_main_process():
-            print_json({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code})
+            _print_json({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code})
         return error.exit_code
     except KeyboardInterrupt:
         if with_traceback:
@@ -76,7 +76,7 @@ def run(command: Command, arguments: Sequence[str]) -> int:
         return result
     document, exit_code = result if isinstance(result, Judged) else (result, 0)
     if as_json and is_main_process():
-        print_json(document)
+        _print_json(document)
     return exit_code
 
 
@@ -90,12 +90,7 @@ def _stdout_for_json(as_json: bool) -> Iterator[None]:
         yield
 
 
-def print_json(document: dict[str, Any]) -> None:
-    """Print a command's one document on stdout.
-
-    Args:
-        document: What it found or did.
-    """
+def _print_json(document: dict[str, Any]) -> None:
     from ..events import strict
 
     print(json.dumps(strict(document), allow_nan=False, ensure_ascii=False), flush=True)

@@ -1,0 +1,173 @@
+"""``oddsmith diagnose`` as a person meets it: on recorded runs, on a run that goes on, and without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith.diagnose.findings import Finding, Verdict, overall
+from oddsmith.diagnose.readers import read_history
+from oddsmith.diagnose.readers.events import history_of_events
+from oddsmith.diagnose.rules import judge
+from oddsmith.events import read_events
+from oddsmith.watch import Watch, one_line, send_alert
+from tests.command import run_here
+from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+
+HISTORIES = Path(__file__).parent.parent / "histories"
+RUNS = json.loads((HISTORIES / "runs.json").read_text(encoding="utf-8"))
+GOOD = [run for run in RUNS if not run["expected"]]
+BAD = [run for run in RUNS if run["expected"]]
+
+
+def file_of(run: dict) -> Path:
+    return HISTORIES / (run["name"] + (".json" if run.get("trainer") == "trl" else ".jsonl"))
+
+
+def names(runs: list[dict]) -> list[str]:
+    return [run["name"] for run in runs]
+
+
+def test_there_are_twenty_recorded_runs_and_more():
+    assert len(RUNS) >= 20
+    assert all(file_of(run).is_file() for run in RUNS)
+
+
+@pytest.mark.parametrize("run", GOOD, ids=names(GOOD))
+def test_nothing_says_act_on_a_good_run(run):
+    findings = judge(read_history(file_of(run)))
+    assert overall(findings) is not Verdict.ACT
+    assert {"preference_learned", "language_learned"} & {finding.rule for finding in findings}
+
+
+@pytest.mark.parametrize("run", BAD, ids=names(BAD))
+def test_what_was_done_to_a_bad_run_is_found(run):
+    bad = {finding.rule for finding in judge(read_history(file_of(run))) if finding.verdict is not Verdict.HEALTHY}
+    assert bad & set(run["expected"])
+
+
+@pytest.mark.parametrize("run", GOOD, ids=names(GOOD))
+def test_nothing_says_act_while_a_good_run_goes_on(run):
+    """On the fly the rules look again and again, which gives noise as many chances."""
+    if file_of(run).suffix == ".json":
+        pytest.skip("a state is written once")
+    events = [json.loads(line) for line in file_of(run).read_text(encoding="utf-8").splitlines()]
+    for end in range(2, len(events), 5):
+        acts = [f for f in judge(history_of_events(events[:end])) if f.verdict is Verdict.ACT]
+        assert acts == []
+
+
+def test_the_command_says_what_is_wrong(capsys):
+    done = run_here(capsys, "diagnose", HISTORIES / "learning-rate-low.jsonl")
+    assert done.code == 0
+    assert done.out.startswith("act: something is wrong")
+    assert "learning rate low" in done.out
+    assert "-> learning_rate 1e-06 -> 1e-05" in done.out
+    assert "log_odds_chosen  " in done.out  # drawn
+
+
+def test_json_is_what_was_promised_and_strict_exits_with_3(capsys):
+    done = run_here(capsys, "diagnose", HISTORIES / "learning-rate-low.jsonl", "--json", "--strict")
+    assert done.code == 3
+    document = json.loads(done.out)
+    assert set(document) == {"verdict", "findings"}
+    assert document["verdict"] == "act"
+    keys = {"rule", "verdict", "metric", "step", "evidence", "meaning", "change"}
+    assert all(set(finding) == keys for finding in document["findings"])
+    assert run_here(capsys, "diagnose", HISTORIES / "good-small.jsonl", "--strict").code == 0
+
+
+@pytest.mark.parametrize("words", [(), ("nowhere",), ("a", "b")])
+def test_bad_input_is_one_line_and_exit_code_2(capsys, words):
+    done = run_here(capsys, "diagnose", *words)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+
+
+def test_it_answers_without_torch():
+    code = (
+        "import sys\nsys.argv = ['oddsmith', 'diagnose', sys.argv[1]]\nfrom oddsmith.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "sys.exit(', '.join({'torch', 'transformers', 'datasets', 'peft'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(HISTORIES / "good-small.jsonl")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("healthy")
+
+
+def settings(folder: Path, **more) -> ORPOConfig:
+    return ORPOConfig(
+        output_dir=str(folder),
+        **{
+            "max_steps": 12,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 2,
+            "max_length": 64,
+            "bf16": False,
+            "use_cpu": True,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **more,
+        },
+    )
+
+
+def test_a_finding_is_told_once_while_training_and_written_down(tmp_path):
+    told: list[Finding] = []
+    trainer = ORPOTrainer(
+        tiny_model(),
+        args=settings(tmp_path, learning_rate=1.0, eval_strategy="steps", eval_steps=4, eval_on_start=True),
+        train_dataset=ragged_pairs(24),
+        eval_dataset=ragged_pairs(8, seed=1),
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.remove_callback(Watch)
+    trainer.add_callback(Watch(tell=told.append))
+    trainer.train()
+    written = [event for event in read_events(tmp_path) if event["event"] == "finding"]
+    assert [(event["rule"], event["verdict"]) for event in written] == [(f.rule, f.verdict) for f in told]
+    assert len({(f.rule, f.verdict) for f in told}) == len(told)
+    assert ("learning_rate_high", "act") in [(f.rule, f.verdict) for f in told]
+    assert all(f.verdict is not Verdict.HEALTHY for f in told)
+    assert {"from_step", "evidence", "meaning", "change", "metric"} <= set(written[0])
+    # Read afterwards, the same is found.
+    assert {f.rule for f in judge(read_history(tmp_path))} >= {"learning_rate_high", "too_few_steps"}
+
+
+def test_an_evaluation_alone_is_not_judged(tmp_path, caplog):
+    trainer = ORPOTrainer(
+        tiny_model(), args=settings(tmp_path), eval_dataset=ragged_pairs(8), processing_class=tiny_tokenizer()
+    )
+    trainer.evaluate()
+    assert not [event for event in read_events(tmp_path) if event["event"] == "finding"]
+
+
+def test_alerts_go_to_the_trackers_that_have_them(monkeypatch):
+    """Neither tracker is a dependency, and both want an account: their documented functions are recorded here."""
+    sent = []
+
+    class Level:
+        WARN, ERROR = "warn", "error"
+
+    class Recorder:
+        AlertLevel = Level
+        run = property(lambda self: self)
+
+        def alert(self, title, text, level):
+            sent.append((title, text, level))
+
+    monkeypatch.setitem(sys.modules, "wandb", Recorder())
+    monkeypatch.setitem(sys.modules, "trackio", Recorder())
+    finding = Finding("loss_rising", Verdict.ACT, "loss", 3, "much", "bad", "less")
+    send_alert(["tensorboard"], finding)
+    assert sent == []
+    send_alert(["wandb", "trackio"], finding)
+    assert sent == [("act: loss rising", one_line(finding), "error")] * 2
