@@ -25,6 +25,7 @@ SOURCE = ROOT / "src" / "oddsmith"
 LAYERS = (
     "errors",
     "cache",
+    "strict_json",
     "precision",
     "loss",
     "config",
@@ -35,6 +36,7 @@ LAYERS = (
     "metrics",
     "events",
     "diagnose",
+    "monitor",
     "watch",
     "preference",
     "generate",
@@ -121,6 +123,13 @@ def test_there_are_no_import_cycles():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if layer(f"{name}.") in ("diagnose", "monitor")])
+def test_what_looks_at_runs_needs_neither_torch_nor_the_trainer(name):
+    allowed = {"errors", "diagnose", "monitor"}
+    assert {layer(other) for other, _ in own_imports(name)} <= allowed
+    assert not {top for top, _ in third_party(name)} & {"torch", "transformers"}
 
 
 def test_the_loss_needs_nothing_but_torch():

@@ -1,0 +1,190 @@
+// The charts: what each shows, what to watch in it, and how Plotly draws it.
+import { colour, figure, make } from './dom.js';
+
+const TRAINING = 'training';
+const HELD_OUT = 'held out';
+
+// metric: its name in docs/metrics.md; scale: beta multiplies it, so that the parts add up to the loss.
+export const CHARTS = [
+  { id: 'loss', title: 'Loss', watch: 'All should fall. If the NLL rises while the odds-ratio part falls, the model unlearns language: lower beta or the learning rate.',
+    lines: [{ metric: 'loss', name: 'loss' }, { metric: 'nll_loss', name: 'NLL' }, { metric: 'or_loss', name: 'beta × odds-ratio loss', scale: 'beta' }] },
+  { id: 'logps', title: 'Log-probabilities', watch: 'Chosen should rise and rejected stay or fall. Both falling while the gap grows is over-penalisation.', unit: 'nats a token',
+    lines: [{ metric: 'logps/chosen', name: 'chosen' }, { metric: 'logps/rejected', name: 'rejected' }] },
+  { id: 'odds', title: 'Log-odds, chosen against rejected', watch: 'Should rise above zero. The band is the 95% confidence of the mean; while it holds zero, nothing is learned for certain.', zero: true, band: true,
+    lines: [{ metric: 'log_odds_chosen', name: 'log-odds' }] },
+  { id: 'accuracy', title: 'Accuracy', watch: 'The share of pairs whose chosen answer is likelier. Near 0.5 nothing is learned; near 1 at once means the pairs are trivial or leaked.', range: [0, 1],
+    lines: [{ metric: 'rewards/accuracies', name: 'accuracy' }] },
+  { id: 'margins', title: 'Margins of the held-out pairs', watch: 'The whole cloud should move up over the steps, not only its top. Below zero the model prefers the rejected answer.', kind: 'histogram' },
+  { id: 'perplexity', title: 'Perplexity of the chosen answers', watch: 'Should fall and stay low on held-out pairs. If it rises there while it falls in training, the model learns by heart.',
+    lines: [{ metric: 'perplexity/chosen', name: 'perplexity' }] },
+  { id: 'lengths', title: 'Length gap against margin', watch: 'A slope means that part of the preference is just “longer” or “shorter”. A round cloud is what you want.', kind: 'lengths' },
+  { id: 'rate', title: 'Learning rate', watch: 'Warm-up should be over within the first tenth of the steps.', lines: [{ metric: 'learning_rate', name: 'learning rate' }] },
+  { id: 'gradient', title: 'Gradient norm', watch: 'Calm or falling. Spikes come from odd rows or a learning rate that is too high.', lines: [{ metric: 'grad_norm', name: 'gradient norm' }] },
+  { id: 'speed', title: 'Tokens a second', watch: 'Flat. A drop points to memory pressure, a busy machine or longer rows.', lines: [{ metric: 'tokens_per_second', name: 'tokens a second' }] },
+  { id: 'memory', title: 'Memory', watch: 'Flat after the first steps. A steady climb ends in an out-of-memory error.', unit: 'GiB', lines: [{ metric: 'memory_gib', name: 'memory' }] },
+];
+
+const DASHES = ['solid', 'dash', 'dot'];
+const PLOT = { displayModeBar: false, responsive: true, scrollZoom: false };
+
+/** The curves of a chart for the runs that are shown: one run is coloured by curve, several by run. */
+function curves(chart, shown) {
+  const found = [];
+  for (const run of shown) {
+    chart.lines.forEach((line, number) => {
+      const factor = line.scale === 'beta' ? run.summary.beta : 1;
+      if (!factor) return;
+      const tone = colour(`series-${((shown.length > 1 ? run.number : number) % 6) + 1}`);
+      const dash = shown.length > 1 ? DASHES[number % 3] : 'solid';
+      const label = shown.length > 1 ? `${run.summary.name}: ${line.name}` : line.name;
+      const training = run.series.training[line.metric];
+      if (training) found.push({ ...points(training, factor), label, tone, dash, of: TRAINING, line });
+      for (const [set, metrics] of Object.entries(run.series.held_out)) {
+        const held = metrics[line.metric];
+        if (held) found.push({ ...points(held, factor), label: `${label} (${HELD_OUT}${set ? ` ${set}` : ''})`, tone, dash, of: HELD_OUT, line, set, run });
+      }
+    });
+  }
+  return found;
+}
+
+function points(series, factor) {
+  return { x: series.steps, y: factor === 1 ? series.values : series.values.map((value) => (value === null ? null : value * factor)) };
+}
+
+/** Running mean of nine neighbours and its 95% interval: what the points say together. */
+function band(x, y) {
+  const middle = [], low = [], high = [];
+  for (let i = 0; i < y.length; i += 1) {
+    const near = y.slice(Math.max(0, i - 4), i + 5).filter((value) => value !== null);
+    const mean = near.reduce((sum, value) => sum + value, 0) / near.length;
+    const spread = Math.sqrt(near.reduce((sum, value) => sum + (value - mean) ** 2, 0) / Math.max(near.length - 1, 1));
+    const reach = near.length > 2 ? (1.96 * spread) / Math.sqrt(near.length) : 0;
+    middle.push(near.length ? mean : null); low.push(near.length ? mean - reach : null); high.push(near.length ? mean + reach : null);
+  }
+  return { x, middle, low, high };
+}
+
+function bandTraces(curve) {
+  const { x, low, high } = band(curve.x, curve.y);
+  const fill = curve.tone.startsWith('#') ? `${curve.tone}33` : curve.tone;
+  const edge = { mode: 'lines', line: { width: 0 }, hoverinfo: 'skip', showlegend: false, x };
+  return [{ ...edge, y: low }, { ...edge, y: high, fill: 'tonexty', fillcolor: fill }];
+}
+
+/** The mean's 95% interval over the pairs of each evaluation, as error bars. */
+function errorBars(curve) {
+  const deviations = new Map((curve.run.details?.snapshots ?? []).filter((one) => one.set === (curve.set || 'eval'))
+    .map((one) => [one.step, one.log_odds ? (1.96 * one.log_odds.deviation) / Math.sqrt(one.log_odds.pairs) : 0]));
+  if (!deviations.size) return undefined;
+  return { type: 'data', array: curve.x.map((step) => deviations.get(step) ?? 0), thickness: 1.2, width: 3, color: curve.tone };
+}
+
+function lineTraces(chart, shown) {
+  const traces = [];
+  for (const curve of curves(chart, shown)) {
+    if (chart.band && curve.of === TRAINING) traces.push(...bandTraces(curve));
+    const held = curve.of === HELD_OUT;
+    traces.push({
+      x: curve.x, y: curve.y, name: curve.label, showlegend: false, connectgaps: false,
+      mode: held ? 'lines+markers' : 'lines',
+      line: { color: curve.tone, width: held ? 1.2 : 1.8, dash: held && shown.length === 1 ? 'dot' : curve.dash },
+      marker: { size: 7, color: curve.tone, symbol: held ? 'circle-open' : 'circle', line: { width: 1.8 } },
+      error_y: chart.band && held ? errorBars(curve) : undefined,
+      hovertemplate: '%{y:.4g}<extra>%{fullData.name}</extra>',
+    });
+  }
+  return traces;
+}
+
+/** Margins of the pairs at every evaluation: a column of densities each, and the share below zero. */
+function histogramTraces(run) {
+  const shots = (run.details?.snapshots ?? []).filter((one) => one.margins?.counts?.length);
+  if (!shots.length) return [];
+  const sets = shots.filter((one) => one.set === shots[0].set);
+  const edges = sets[0].margins.edges;
+  const middles = edges.slice(1).map((edge, i) => (edge + edges[i]) / 2);
+  const shares = sets.map((one) => { const all = one.margins.counts.reduce((a, b) => a + b, 0) || 1; return one.margins.counts.map((count) => count / all); });
+  const z = middles.map((_, row) => shares.map((share) => share[row] ?? 0));
+  return [
+    { type: 'heatmap', x: sets.map((one) => String(one.step)), y: middles, z, showscale: false,
+      colorscale: [[0, colour('card')], [1, colour('series-2')]], hovertemplate: 'step %{x}, margin %{y:.2f}: %{z:.0%}<extra></extra>' },
+    { x: sets.map((one) => String(one.step)), y: sets.map((one) => one.below_zero), yaxis: 'y2', mode: 'lines+markers', name: 'share below zero',
+      line: { color: colour('series-1'), width: 2 }, marker: { size: 6 }, showlegend: false, hovertemplate: '%{y:.0%} below zero<extra></extra>' },
+  ];
+}
+
+function lengthTraces(shown) {
+  return shown.flatMap((run) => {
+    const shot = (run.details?.snapshots ?? []).filter((one) => one.lengths?.length).at(-1);
+    return shot ? [{ type: 'scatter', mode: 'markers', x: shot.lengths.map((one) => one[0]), y: shot.lengths.map((one) => one[1]), name: run.summary.name, showlegend: false,
+      marker: { size: 6, opacity: 0.65, color: colour(`series-${(run.number % 6) + 1}`) }, hovertemplate: '%{x} tokens longer, margin %{y:.2f}<extra></extra>' }] : [];
+  });
+}
+
+function tracesOf(chart, shown) {
+  if (chart.kind === 'histogram') return shown.length ? histogramTraces(shown[0]) : [];
+  return chart.kind === 'lengths' ? lengthTraces(shown) : lineTraces(chart, shown);
+}
+
+function layoutOf(chart, view) {
+  const axis = { gridcolor: colour('grid'), zerolinecolor: colour('line'), linecolor: colour('line'), tickfont: { color: colour('quiet'), size: 11 }, automargin: true, title: { font: { size: 11, color: colour('quiet') } } };
+  const steps = !chart.kind;
+  const layout = {
+    margin: { l: 46, r: 12, t: 8, b: 34 }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', hovermode: steps ? 'x unified' : 'closest', dragmode: steps ? 'zoom' : false,
+    font: { color: colour('text'), family: 'system-ui, sans-serif', size: 12 }, hoverlabel: { bgcolor: colour('card'), bordercolor: colour('line'), font: { color: colour('text') } },
+    xaxis: { ...axis, zeroline: false, title: { ...axis.title, text: chart.kind === 'lengths' ? 'chosen longer by, tokens' : 'step' } },
+    yaxis: { ...axis, zeroline: Boolean(chart.zero || chart.kind), fixedrange: true, exponentformat: 'power', title: chart.unit ? { ...axis.title, text: chart.unit } : undefined },
+    shapes: [], uirevision: 'kept',
+  };
+  if (chart.range) layout.yaxis.range = [chart.range[0] - 0.03, chart.range[1] + 0.03];
+  if (steps && view.range) layout.xaxis.range = [...view.range];
+  if (steps && view.step !== null) layout.shapes.push({ type: 'line', x0: view.step, x1: view.step, yref: 'paper', y0: 0, y1: 1, line: { color: colour('act'), width: 1.5, dash: 'dot' } });
+  if (chart.kind === 'histogram') {
+    layout.xaxis.type = 'category';
+    layout.yaxis.title = { ...axis.title, text: 'margin, nats a token' };
+    layout.yaxis2 = { ...axis, overlaying: 'y', side: 'right', range: [0, 1], tickformat: '.0%', showgrid: false, fixedrange: true, title: { ...axis.title, text: 'below zero' } };
+    layout.margin.r = 50;
+  }
+  if (chart.kind === 'lengths') { layout.yaxis.title = { ...axis.title, text: 'margin, nats a token' }; layout.xaxis.zeroline = true; layout.xaxis.fixedrange = true; }
+  return layout;
+}
+
+/** The figure of a chart, empty; `onRange` gets the range that was dragged over, or null for the whole. */
+export function chartFigure(chart, onRange) {
+  const plot = make('div', { class: 'plot', role: 'img', 'aria-labelledby': `${chart.id}-title ${chart.id}-now` });
+  const now = make('p', { class: 'now', id: `${chart.id}-now` });
+  const caption = make('figcaption', {}, make('h3', { id: `${chart.id}-title` }, chart.title), make('p', { class: 'watch-for' }, chart.watch));
+  const element = make('figure', { id: `chart-${chart.id}`, hidden: true }, caption, plot, now);
+  let listening = false;
+  const draw = (shown, view) => {
+    const traces = tracesOf(chart, shown);
+    element.hidden = !traces.length;
+    if (!traces.length) return;
+    window.Plotly.react(plot, traces, layoutOf(chart, view), PLOT);
+    if (!listening) {
+      listening = true;
+      plot.on('plotly_relayout', (change) => {
+        if (change['xaxis.range[0]'] !== undefined) onRange([change['xaxis.range[0]'], change['xaxis.range[1]']]);
+        else if (change['xaxis.autorange']) onRange(null);
+      });
+    }
+    now.replaceChildren(...legend(chart, shown));
+  };
+  return { element, draw };
+}
+
+/** Legend and latest values in one line, as text: what the picture says to those who do not see it. */
+function legend(chart, shown) {
+  if (chart.kind === 'lengths') return [];
+  if (chart.kind === 'histogram') {
+    const last = (shown[0].details?.snapshots ?? []).filter((one) => one.margins).at(-1);
+    return last ? [make('span', {}, 'below zero at step ', make('b', {}, `${last.step}: ${Math.round(100 * last.below_zero)}%`))] : [];
+  }
+  return curves(chart, shown).map((curve) => {
+    const value = curve.y.findLast((one) => one !== null);
+    const key = make('i', { class: `key ${curve.of === HELD_OUT || curve.dash === 'dot' ? 'dot' : curve.dash === 'dash' ? 'dash' : ''}` });
+    key.style.borderColor = curve.tone;
+    return make('span', {}, key, `${curve.label} `, make('b', {}, figure(value)));
+  });
+}

@@ -1,0 +1,42 @@
+// Elements and figures. Whatever comes from a model, a data set or a file becomes text here and never markup.
+
+/** An element: `make('p', {class: 'facts'}, 'text', child)`. Strings become text nodes. */
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name === 'onclick' || name === 'onchange') element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? '' : String(value));
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+// What would change how text around it is read, or drive a terminal: shown as a visible sign instead.
+const INVISIBLE = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
+/** Foreign text, with a sign for each character that steers writing direction or a terminal. */
+export function plain(text) {
+  return String(text ?? '').replace(INVISIBLE, (sign) => `⟨${sign.codePointAt(0).toString(16).padStart(4, '0')}⟩`);
+}
+
+/** A number with about four significant digits. */
+export function figure(value) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return 'n/a';
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(2);
+  if (size >= 1000) return Math.round(value).toLocaleString('en');
+  return String(Number(value.toPrecision(4)));
+}
+
+/** Seconds as "2 h 5 min". */
+export function duration(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/** A colour of the page by its name in style.css. */
+export function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}

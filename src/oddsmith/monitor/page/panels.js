@@ -1,0 +1,131 @@
+// What is no chart: the list of runs, the verdict, pairs, answers, settings.
+import { colour, duration, figure, make, plain } from './dom.js';
+
+const WORDS = { healthy: 'Healthy', watch: 'Worth watching', act: 'Act on it' };
+const SEVERITY = ['healthy', 'watch', 'act'];
+
+/** The list of runs; `onToggle(id)` shows or hides one. */
+export function drawRuns(place, runs, shown, onToggle) {
+  const focused = document.activeElement?.closest('#runs input')?.value;
+  const items = runs.map((run, index) => {
+    const box = make('input', { type: 'checkbox', value: run.id, onchange: () => onToggle(run.id) });
+    box.checked = shown.includes(run.id);
+    const swatch = make('i', { class: 'swatch' });
+    swatch.style.background = shown.length > 1 && box.checked ? colour(`series-${(shown.indexOf(run.id) % 6) + 1}`) : 'transparent';
+    return make('li', {}, make('label', { title: index < 9 ? `key ${index + 1}` : null }, box,
+      make('span', { class: 'name' }, box.checked && shown.length > 1 ? swatch : null, plain(run.name)), make('span', { class: 'state' }, stateOf(run))));
+  });
+  place.replaceChildren(make('h2', {}, runs.length === 1 ? '1 run' : `${runs.length} runs`), make('ul', {}, ...items));
+  if (focused) place.querySelector(`input[value="${CSS.escape(focused)}"]`)?.focus();
+}
+
+function stateOf(run) {
+  if (run.state === 'unreadable') return 'not readable';
+  const left = run.seconds_left === null ? '' : `, ${duration(run.seconds_left)} left`;
+  return `${run.state}, step ${run.step}${run.max_steps > run.step ? ` of ${run.max_steps}` : ''}${left}`;
+}
+
+/** The verdict of every run that is shown, with its findings; `onJump(step)` goes to where one begins. */
+export function drawVerdict(place, shown, onJump) {
+  place.replaceChildren(...shown.map((run, index) => banner(run, index === 0, onJump)));
+}
+
+function banner(run, isFirst, onJump) {
+  const findings = run.details?.findings ?? [];
+  const empty = !Object.keys(run.series.training).length && !Object.keys(run.series.held_out).length;
+  const verdict = SEVERITY[Math.max(0, ...findings.map((one) => SEVERITY.indexOf(one.verdict)))];
+  const words = run.summary.problem ? 'Not readable' : empty ? 'Nothing logged yet' : WORDS[verdict];
+  const bad = findings.filter((one) => one.verdict !== 'healthy');
+  const facts = [plain(run.summary.model), stateOf(run.summary), run.summary.skipped ? `${run.summary.skipped} unreadable lines passed over` : ''].filter(Boolean).join(' · ');
+  const bar = run.summary.max_steps > 0 ? make('progress', { max: run.summary.max_steps, value: Math.min(run.summary.step, run.summary.max_steps), 'aria-label': `steps done of ${plain(run.summary.name)}` }) : null;
+  return make('div', { class: `banner ${empty || run.summary.problem ? '' : verdict}` },
+    make('h2', isFirst ? { id: 'verdict-title' } : {}, `${plain(run.summary.name)}: ${words}`),
+    make('p', { class: 'facts' }, run.summary.problem ? plain(run.summary.problem) : facts), bar,
+    bad.length ? make('ul', { class: 'findings' }, ...bad.map((one) => finding(one, onJump))) : null);
+}
+
+function finding(one, onJump) {
+  const jump = Number.isFinite(one.step) ? make('button', { type: 'button', 'data-jump': one.step, onclick: () => onJump(one.step) }, `Show step ${one.step}`) : null;
+  return make('li', {}, make('p', {}, make('span', { class: `word ${SEVERITY.includes(one.verdict) ? one.verdict : ''}` }, `${plain(one.verdict)} `), make('span', { class: 'rule' }, plain(one.rule).replaceAll('_', ' '))),
+    make('p', {}, plain(one.evidence)), make('p', {}, plain(one.meaning)), one.change ? make('p', { class: 'change' }, plain(one.change)) : null, jump);
+}
+
+const KINDS = { worst: 'Worst', flipped: 'Flipped', forgotten: 'Forgotten' };
+const EXPLAINED = {
+  worst: 'The held-out pairs whose rejected answer the model prefers most clearly. Read them: the label may be wrong.',
+  flipped: 'Pairs that the model ordered wrongly at first and rightly now.',
+  forgotten: 'Pairs that it ordered rightly at first and wrongly now.',
+};
+let kind = 'worst';
+
+/** The pair inspector of the first run that has one. */
+export function drawPairs(place, shown) {
+  const run = shown.find((one) => one.details?.inspected);
+  place.hidden = !run;
+  if (!run) return;
+  const { inspected } = run.details;
+  const buttons = Object.entries(KINDS).map(([name, words]) => make('button', { type: 'button', 'aria-pressed': String(name === kind),
+    onclick: () => { kind = name; drawPairs(place, shown); place.querySelector(`[aria-pressed="true"]`).focus(); } }, `${words} (${(inspected.inspected[name] ?? []).length})`));
+  const rows = (inspected.inspected[kind] ?? []).map(pair);
+  place.replaceChildren(make('div', { class: 'card' }, make('h2', { id: 'pairs-title' }, `Held-out pairs at step ${inspected.step}`),
+    make('div', { class: 'tabs' }, ...buttons), make('p', { class: 'watch-for' }, EXPLAINED[kind], ' Green tokens became likelier than at the first evaluation, red and underlined ones less likely.'),
+    ...(rows.length ? rows : [make('p', { class: 'empty' }, 'None.')])));
+}
+
+function pair(one) {
+  const moved = one.before === null || one.before === undefined ? '' : ` (${figure(one.before)} at first)`;
+  return make('article', { class: 'pair' }, make('h3', {}, `Pair ${one.row + 1}: margin ${figure(one.margin)}${moved}`),
+    make('div', { class: 'prompt' }, make('h4', {}, 'Prompt'), make('p', { class: 'text' }, plain(one.prompt))),
+    make('div', { class: 'sides' }, ...['chosen', 'rejected'].map((side) => make('div', {}, make('h4', {}, side === 'chosen' ? 'Chosen' : 'Rejected'), tokens(one[side])))));
+}
+
+/** An answer; each token behind which its log-probability has moved is coloured by how far. */
+function tokens(side) {
+  const text = make('p', { class: 'text' });
+  (side?.tokens ?? []).forEach((token, i) => {
+    const change = side.change?.[i];
+    const mark = make('span', { class: 'token', title: Number.isFinite(change) ? `${change > 0 ? '+' : ''}${figure(change)} nats` : null }, plain(token));
+    if (Number.isFinite(change) && Math.abs(change) > 0.1) {
+      mark.classList.add(change > 0 ? 'more' : 'less');
+      mark.style.setProperty('--strength', Math.min(0.45, Math.abs(change) / 6).toFixed(2));
+    }
+    text.append(mark);
+  });
+  return text;
+}
+
+/** Answers to fixed prompts: at the first evaluation and at the last. */
+export function drawSamples(place, shown) {
+  const run = shown.find((one) => one.details?.samples?.length);
+  place.hidden = !run;
+  if (!run) return;
+  const rows = run.details.samples.flatMap(({ first, last }) => (last.answers ?? []).map((answer, i) => make('article', { class: 'pair' },
+    make('div', { class: 'prompt' }, make('h4', {}, 'Prompt'), make('p', { class: 'text' }, plain(answer.Prompt))),
+    make('div', { class: 'sides' }, side(`Step ${first.step}`, first.answers?.[i]), last.step === first.step ? null : side(`Step ${last.step}`, answer)))));
+  place.replaceChildren(make('div', { class: 'card' }, make('h2', { id: 'samples-title' }, 'Answers to held-out prompts'), ...rows));
+}
+
+function side(title, answer) {
+  return make('div', {}, make('h4', {}, title), make('p', { class: 'text' }, plain(answer?.Policy)));
+}
+
+/** Settings side by side: with several runs those that differ first, marked. */
+export function drawSettings(place, shown) {
+  const withSettings = shown.filter((run) => run.details);
+  const names = [...new Set(withSettings.flatMap((run) => Object.keys(run.details.settings)))];
+  place.hidden = !names.length;
+  if (!names.length) return;
+  const open = place.querySelector('details')?.open;
+  const valueOf = (run, name) => run.details.settings[name] ?? '–';
+  const differs = (name) => new Set(withSettings.map((run) => valueOf(run, name))).size > 1;
+  const several = withSettings.length > 1;
+  if (several) names.sort((a, b) => differs(b) - differs(a));
+  const table = make('table', {}, make('thead', {}, make('tr', {}, make('th', { scope: 'col' }, 'Setting'), ...withSettings.map((run) => make('th', { scope: 'col' }, plain(run.summary.name))))),
+    make('tbody', {}, ...names.map((name) => make('tr', { class: several && differs(name) ? 'differs' : null }, make('th', { scope: 'row' }, plain(name)), ...withSettings.map((run) => make('td', {}, plain(valueOf(run, name))))))));
+  const commands = withSettings.filter((run) => run.details.reproduce).map((run) => make('code', { class: 'command', tabindex: '0' }, plain(run.details.reproduce)));
+  const count = names.filter(differs).length;
+  const title = several ? `Settings: ${count} differ` : 'Settings';
+  place.replaceChildren(make('div', { class: 'card' }, make('h2', { id: 'settings-title' }, title),
+    commands.length ? make('p', {}, 'To repeat it:') : null, ...commands,
+    make('details', { open: open ?? (several || names.length < 25) }, make('summary', {}, `${names.length} settings`), make('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Table of settings' }, table))));
+}

@@ -1,0 +1,116 @@
+"""Which runs there are, found again as new ones begin."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..diagnose.readers import DIARY, STATE
+from ..errors import DataError
+from .run import Run
+
+MOST_RUNS = 500  # of a folder of runs, the latest
+REFRESH_SECONDS = 0.5
+
+
+class Runs:
+    """The runs that the page may show, found again as new ones begin. Safe to use from several threads.
+
+    Args:
+        paths: Run folders, files, or folders that hold run folders.
+
+    Raises:
+        DataError: One of them is not there.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        for path in paths:
+            if not path.exists():
+                raise DataError(f"{path} is not there; expected a run folder, or a folder of them")
+        self._paths = [path.resolve() for path in paths]
+        self._runs: dict[str, Run] = {}
+        self._lock = threading.Lock()
+        self._next = 0.0
+        self.version = 0
+        self.refresh()
+
+    def refresh(self) -> int:
+        """Read what is new, at most every ``REFRESH_SECONDS``.
+
+        Returns:
+            A number that grows whenever there was something.
+        """
+        with self._lock:
+            if time.monotonic() >= self._next:
+                found = {}
+                for path in self._paths:
+                    for place in find_runs(path):
+                        run = Run(place)
+                        found[run.id] = self._runs.get(run.id, run)
+                changed = found.keys() != self._runs.keys()
+                self._runs = found
+                for run in found.values():
+                    changed |= run.refresh()
+                self.version += changed
+                self._next = time.monotonic() + REFRESH_SECONDS
+            return self.version
+
+    def all(self) -> list[Run]:
+        """The runs, the latest last; for one thread alone."""
+        return sorted(self._runs.values(), key=lambda run: run.summary()["updated"] or 0.0)
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """The list of runs, the latest first."""
+        self.refresh()
+        with self._lock:
+            found = [run.summary() for run in self._runs.values()]
+        return sorted(found, key=lambda one: -(one["updated"] or 0.0))
+
+    def series(self, name: str, *args: Any) -> dict[str, Any] | None:
+        """:meth:`Run.series` of a run; ``None`` if there is none of this id."""
+        self.refresh()
+        with self._lock:
+            return self._runs[name].series(*args) if name in self._runs else None
+
+    def details(self, name: str) -> dict[str, Any] | None:
+        """:meth:`Run.details` of a run; ``None`` if there is none of this id."""
+        self.refresh()
+        with self._lock:
+            return self._runs[name].details() if name in self._runs else None
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The runs at a path.
+
+    Args:
+        path: A run folder, a file, or a folder of run folders.
+
+    Returns:
+        The path itself if it is a run, else the run folders in it; no links are followed.
+    """
+    if path.is_file() or _is_run(path):
+        return [path]
+    try:
+        with os.scandir(path) as entries:
+            folders = [Path(one.path) for one in entries if one.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    runs = [folder for folder in folders if _is_run(folder)]
+    return sorted(runs, key=_changed, reverse=True)[:MOST_RUNS]
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _is_run(folder: Path) -> bool:
+    if any((folder / name).is_file() and not (folder / name).is_symlink() for name in (DIARY, STATE)):
+        return True
+    return any(not file.is_symlink() for file in folder.glob(f"checkpoint-*/{STATE}"))

@@ -1,0 +1,161 @@
+"""Who may ask for what: a wall in front of every route of the monitor.
+
+| asked | answered |
+|---|---|
+| anything but GET and HEAD, or with a body | 405, 413 |
+| an address (Host) that is not the monitor's: a name that was rebound to it (DNS rebinding) | 403 |
+| from a page of another origin | 403 |
+| no token, where the monitor can be reached from other machines | 401 |
+
+A token is given once, as ``/?token=...``; from then on it is in a cookie that scripts cannot read and that other sites'
+requests do not carry.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import socket
+from collections.abc import Iterable
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+COOKIE = "oddsmith_monitor"
+LEAST_TOKEN_CHARACTERS = 16
+LONGEST_QUERY_BYTES = 2000
+HEADERS = {
+    # Plotly draws with styles of its own; nothing else may be inline, and nothing may be evaluated.
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Wall:
+    """ASGI middleware that lets pass what may be asked.
+
+    Args:
+        app: What is behind it.
+        host: The address that the monitor listens on.
+        token: What a visitor has to know; ``None`` asks for nothing, on loopback alone.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, token: str | None):
+        self._app, self._token = app, token
+        self._exposed = not is_loopback(host)
+        names = {"localhost", host.strip("[]").lower()}
+        self._names = names | ({socket.gethostname().lower()} if self._exposed else set())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return  # nothing here speaks WebSocket
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        answer = self._refusal(scope) or self._introduction(scope)
+        await (answer or self._app)(scope, receive, guarded)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        if scope["method"] not in ("GET", "HEAD"):
+            return PlainTextResponse("only GET", 405, {"allow": "GET, HEAD"})
+        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+            return PlainTextResponse("no body is taken", 413)
+        if len(scope["query_string"]) > LONGEST_QUERY_BYTES:
+            return PlainTextResponse("too long", 414)
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not self._is_own(hosts[0]):
+            return PlainTextResponse("the monitor is not called that; use the address it printed", 403)
+        if not _same_origin(headers, hosts[0]) or not _is_asked_for(headers, scope["path"]):
+            return PlainTextResponse("not from another site", 403)
+        return None
+
+    def _is_own(self, host: str) -> bool:
+        """Whether a Host header names this server. A bare IP address cannot be rebound."""
+        name = _host_name(host)
+        if name is None:
+            return False
+        if name in self._names:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or self._exposed
+
+    def _introduction(self, scope: Scope) -> Response | None:
+        """Ask for the token; trade one that was given in the address for a cookie."""
+        if self._token is None:
+            return None
+        if _matches(_cookies(scope), self._token):
+            return None
+        if scope["path"] == "/":
+            query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20)
+            if _matches(query.get("token", []), self._token):
+                answer = RedirectResponse("/", 303)
+                answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict", path="/")
+                return answer
+        return PlainTextResponse("open the monitor as /?token=TOKEN once", 401)
+
+
+def _matches(given: Iterable[str], token: str) -> bool:
+    """Whether one of some texts is the token; takes as long for a near miss as for any other."""
+    return any(hmac.compare_digest(one.encode(), token.encode()) for one in given)
+
+
+def _cookies(scope: Scope) -> list[str]:
+    jar: SimpleCookie = SimpleCookie()
+    try:
+        jar.load("; ".join(Headers(scope=scope).getlist("cookie")))
+    except CookieError:
+        return []
+    return [jar[COOKIE].value] if COOKIE in jar else []
+
+
+def _host_name(host: str) -> str | None:
+    """``[::1]:7860`` -> ``::1``; ``None`` for what is no host."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        name, bracket, rest = host[1:].partition("]")
+        return name if bracket and (not rest or rest[1:].isdigit()) else None
+    name, _, port = host.partition(":")
+    return name if name and (not port or port.isdigit()) else None
+
+
+def _same_origin(headers: Headers, host: str) -> bool:
+    """Whether a request that says where it comes from comes from the monitor's own page."""
+    origin = headers.get("origin")
+    return origin is None or origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
+
+
+def _is_asked_for(headers: Headers, path: str) -> bool:
+    """The page itself may be opened from anywhere, as by a link; its parts and data only by it."""
+    return path == "/" or headers.get("sec-fetch-site", "none") in ("same-origin", "none")

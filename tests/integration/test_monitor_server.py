@@ -1,0 +1,312 @@
+"""The monitor over HTTP: what it answers, and to whom it does not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from oddsmith.errors import ConfigError, MissingExtraError
+from oddsmith.monitor.security import COOKIE, HEADERS, is_loopback
+from oddsmith.monitor.server import MOST_STREAMS, make_app, plotly_script
+from tests.command import START, environment, run_here
+
+HISTORIES = Path(__file__).parents[1] / "histories"
+TOKEN = "a1b2c3d4e5f6a7b8c9d0"
+ROUTES = (
+    "/",
+    "/app.js",
+    "/style.css",
+    "/plotly.min.js",
+    "/api/runs",
+    "/api/changes",
+    "/api/runs/x/series",
+    "/api/runs/x/details",
+)
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    for name in ("good-small", "learning-rate-high"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "events.jsonl").write_bytes((HISTORIES / f"{name}.jsonl").read_bytes())
+    (tmp_path / "secret.txt").write_text("secret")
+    return tmp_path / "runs"
+
+
+def client(
+    runs: Path, host: str = "127.0.0.1", token: str | None = None, url: str = "http://127.0.0.1:7861"
+) -> TestClient:
+    return TestClient(make_app([runs], host=host, token=token), base_url=url, follow_redirects=False)
+
+
+def test_the_page_and_its_data(runs):
+    page = client(runs)
+    assert "Oddsmith" in page.get("/").text
+    assert page.get("/plotly.min.js").content == plotly_script().read_bytes()
+    found = {run["name"]: run for run in page.get("/api/runs").json()}
+    assert set(found) == {"good-small", "learning-rate-high"}
+    run = found["good-small"]["id"]
+    series = page.get(f"/api/runs/{run}/series").json()
+    assert series["training"]["loss"]["steps"][-1] == 100
+    assert (
+        page.get(f"/api/runs/{run}/series?after={series['version']}&generation={series['generation']}").json()[
+            "training"
+        ]
+        == {}
+    )
+    bad = page.get(f"/api/runs/{found['learning-rate-high']['id']}/details").json()
+    assert "act" in {finding["verdict"] for finding in bad["findings"]}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"])
+def test_only_get(runs, path, method):
+    assert client(runs).request(method, path).status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/", "/nothing", "/api/runs", "/api/runs/x/series"])
+def test_every_answer_is_locked_down(runs, path):
+    headers = client(runs).get(path).headers
+    assert {name: headers.get(name) for name in HEADERS} == HEADERS
+    policy = headers["content-security-policy"]
+    assert "script-src 'self';" in policy
+    assert "unsafe-eval" not in policy
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:7861", "127.0.0.1.evil.example", "", "8.8.8.8", "localhost@evil", "[::1", "[::1]x"],
+)
+def test_a_rebound_name_is_refused(runs, host):
+    for path in ROUTES:
+        assert client(runs).get(path, headers={"host": host}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:7861", "localhost", "LOCALHOST:1", "[::1]:7861"])
+def test_its_own_names_are_answered(runs, host):
+    assert client(runs).get("/api/runs", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"origin": "http://127.0.0.1:7861"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:9999"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_other_sites_get_nothing(runs, headers, code):
+    assert client(runs).get("/api/runs", headers=headers).status_code == code
+
+
+def test_bodies_and_long_requests_are_refused(runs):
+    page = client(runs)
+    assert page.request("GET", "/api/runs", content=b"x" * 10).status_code == 413
+    assert page.get("/api/runs?" + "x" * 3000).status_code == 414
+    assert page.get("/api/runs/x/series?after=" + "9" * 500).status_code == 400
+    for wrong in ("after=x", "first=nan", "last=x", "generation=1.5"):
+        assert page.get(f"/api/runs/x/series?{wrong}").status_code == 400
+
+
+PATHS_OUT = (
+    "/../secret.txt",
+    "/..%2fsecret.txt",
+    "/%2e%2e/secret.txt",
+    "//etc/passwd",
+    "/%2fetc%2fpasswd",
+    "/page/../runs.py",
+    "/..\\secret.txt",
+    "/app.js%00.html",
+    "/api/runs/..%2f..%2fsecret.txt/series",
+    "/api/runs/%2fetc%2fpasswd/details",
+    "/server.py",
+    "/events.jsonl",
+)
+
+
+def test_no_path_leads_out(runs):
+    server = Started(runs)
+    try:
+        answers = {path: server.get(path) for path in PATHS_OUT}
+    finally:
+        server.close()
+    assert not {path: code for path, (code, _) in answers.items() if code not in (400, 404)}
+    assert "secret" not in "".join(text for _, text in answers.values())
+
+
+class Started:
+    """The real command, and requests whose paths no client library has tidied up."""
+
+    def __init__(self, runs: Path, *flags: str, **variables: str):
+        words = [*START, "monitor", str(runs), "--port", "0", *flags]
+        environ = {**environment(), **variables}
+        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
+        self.line = self.process.stderr.readline()
+        self.port = int(self.line.split(":")[-1].split("/")[0])
+
+    def get(self, path: str, **headers: str) -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.putrequest("GET", path)
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode(errors="replace")
+        finally:
+            connection.close()
+
+    def stream(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        connection.sendall(f"GET /api/changes HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n\r\n".encode())
+        return connection
+
+    def close(self) -> str:
+        self.process.send_signal(signal.SIGINT)
+        _, err = self.process.communicate(timeout=10)
+        return err
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_with_a_token_every_route_asks_for_it(runs, method, path):
+    page = client(runs, "0.0.0.0", TOKEN, "http://192.168.0.7:7861")
+    for cookie in ({}, {COOKIE: ""}, {COOKIE: TOKEN[:-1]}, {COOKIE: TOKEN + "x"}, {"other": TOKEN}):
+        page.cookies.clear()
+        page.cookies.update(cookie)
+        answer = page.request(method, path)
+        assert (answer.status_code, TOKEN in answer.text) == (401, False)
+    assert page.request(method, path, params={"token": TOKEN[:-1]}).status_code == 401
+
+
+def test_the_token_is_traded_for_a_cookie(runs):
+    page = client(runs, "0.0.0.0", TOKEN, "http://192.168.0.7:7861")
+    answer = page.get("/", params={"token": TOKEN})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(answer.headers["set-cookie"].split("; "))
+    assert page.get("/api/runs").status_code == 200
+    assert client(runs, "0.0.0.0", TOKEN).get("/api/runs", params={"token": TOKEN}).status_code == 401
+    assert page.get("/api/runs", headers={"host": "evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("example.org", False),
+    ],
+)
+def test_what_is_loopback(host, expected):
+    assert is_loopback(host) is expected
+
+
+def test_streams_are_counted_and_given_back(runs):
+    server = Started(runs)
+    try:
+        streams = [server.stream() for _ in range(MOST_STREAMS)]
+        for stream in streams:
+            assert b"200 OK" in stream.recv(4096)
+        assert server.get("/api/changes")[0] == 503
+        assert server.get("/api/runs")[0] == 200
+        for stream in streams:
+            stream.close()
+        deadline = time.monotonic() + 8
+        while True:  # the server notices a closed page at its next look
+            with server.stream() as again:
+                if b"200 OK" in again.recv(4096) or time.monotonic() > deadline:
+                    break
+            time.sleep(0.3)
+        assert time.monotonic() < deadline
+    finally:
+        server.close()
+
+
+def test_a_stream_tells_of_what_is_new(runs):
+    server = Started(runs)
+    try:
+        with server.stream() as stream:
+            text = stream.recv(4096)
+            while b"data:" not in text:
+                text += stream.recv(4096)
+            with (runs / "good-small" / "events.jsonl").open("a") as file:
+                file.write(json.dumps({"event": "log", "time": time.time(), "step": 102, "loss": 1.0}) + "\n")
+            assert b"data:" in stream.recv(4096)
+    finally:
+        server.close()
+
+
+def test_the_command_says_where_it_is_and_ends_without_a_trace(runs):
+    server = Started(runs, ODDSMITH_MONITOR_TOKEN=TOKEN)
+    assert server.get(f"/?token={TOKEN}")[0] == 303
+    rest = server.close()
+    assert server.process.returncode == 0
+    assert server.line == f"the monitor is at http://127.0.0.1:{server.port}/; Ctrl-C ends it\n"
+    assert rest == "ended\n"
+
+
+def test_it_reads_and_writes_nothing(runs):
+    before = {path: path.stat().st_mtime_ns for path in [runs, *runs.rglob("*")]}
+    page = client(runs)
+    for run in page.get("/api/runs").json():
+        page.get(f"/api/runs/{run['id']}/details")
+    assert {path: path.stat().st_mtime_ns for path in [runs, *runs.rglob("*")]} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "token", "message"),
+    [
+        (["--host", "0.0.0.0"], "", "can be reached from other machines; set ODDSMITH_MONITOR_TOKEN"),
+        (["--host", "0.0.0.0"], "short", "expected 16 letters and digits or more"),
+        (["--port", "70000"], "", "--port is 70000"),
+        (["--json"], "", "--json belongs to --once"),
+        (["--host", "256.1.1.1"], TOKEN, "256.1.1.1"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(capsys, monkeypatch, runs, words, token, message):
+    monkeypatch.setenv("ODDSMITH_MONITOR_TOKEN", token)
+    outcome = run_here(capsys, "monitor", runs, *words)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert not token or token not in outcome.err
+
+
+def test_a_port_that_is_taken_is_one_line(capsys, runs):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        outcome = run_here(capsys, "monitor", runs, "--port", taken.getsockname()[1])
+    assert outcome.code == 2
+    assert "choose another --port" in outcome.err
+    assert ConfigError.exit_code == 2
+
+
+def test_without_plotly_the_install_command_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="oddsmith\\[monitor\\]"):
+        plotly_script()
+
+
+def test_it_loads_neither_torch_nor_transformers(runs):
+    code = (
+        "import sys\nfrom oddsmith.monitor.serving import serve_monitor\nimport oddsmith.cli.monitor\n"
+        "sys.exit(', '.join({'torch', 'transformers', 'plotly'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([*START[:1], "-c", code], capture_output=True, text=True, timeout=60, env=environment())
+    assert (done.returncode, done.stderr) == (0, "")
