@@ -11,10 +11,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from oddsmith.chat.loading import load_to_answer
+from oddsmith.config import ModelConfig
+from oddsmith.model.adapters import get_quantization_config
 from tests.command import START, environment, run_apart, run_here, save_model
 from tests.terminal import Terminal
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
+from tests.tiny_runs import train_run
 
 # Weights whose likeliest tokens lead by 0.48 logits or more: llama.cpp rounds keys and values to 16 bits, 0.02 logits.
 CLEAR_SEED = 198
@@ -73,6 +77,19 @@ def test_an_adapter_answers_with_its_base(capsys, model, tmp_path):
     assert outcome.code == 0
     assert outcome.out.strip()
     assert outcome.out != said(model) + "\n"
+
+
+def test_a_run_answers_in_the_bits_it_was_trained_in(capsys, tmp_path):
+    """A LoRA that was trained on 4 bits is another function on the base in 16 bits."""
+    pytest.importorskip("bitsandbytes")
+    base = save_model(tmp_path / "base", hidden_size=64, intermediate_size=64)
+    quantization = get_quantization_config(ModelConfig(load_in_4bit=True, use_peft=True))
+    run = train_run(base, tmp_path / "run", {}, quantization_config=quantization)
+    model, _ = load_to_answer(str(run))
+    assert model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight.dtype is torch.uint8
+    outcome = run_here(capsys, "chat", run, "--prompt", "Hi", "--max-new-tokens", 8)
+    assert outcome.code == 0
+    assert outcome.out.strip()
 
 
 def test_a_gguf_file_answers(capsys, tmp_path):
