@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from .diagnose.findings import Finding, Verdict
-from .diagnose.readers.events import history_of_events
+from .diagnose.readers.events import DiaryHistory
 from .diagnose.rules import judge
 from .events import append_event, read_events
 
@@ -45,7 +45,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, tell: Callable[[Finding], None] = log_finding):
         self._tell = tell
-        self._events: list[dict[str, Any]] = []
+        self._diary = DiaryHistory()
         self._told: dict[str, Verdict] = {}
         self._in_training = False  # an evaluation before it, or without one, is of a model that may be trained already
         self._judged_at, self._took_s = 0.0, 0.0
@@ -54,7 +54,9 @@ class Watch(TrainerCallback):
         """Take up the diary, which after a resume has the steps before."""
         self._told.clear()
         self._in_training = True
-        self._events = read_events(args.output_dir) if state.is_world_process_zero else []
+        self._diary = DiaryHistory()
+        for event in read_events(args.output_dir) if state.is_world_process_zero else ():
+            self._diary.add(event)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: Any, logs: dict | None = None, **kwargs: Any
@@ -71,19 +73,19 @@ class Watch(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Judge the whole."""
-        if state.is_world_process_zero and self._events:
+        if state.is_world_process_zero:
             self._judge(args, state)
 
     def _add(self, args: TrainingArguments, state: TrainerState, kind: str, values: dict[str, Any]) -> None:
         if not (state.is_world_process_zero and self._in_training):
             return
-        self._events.append({**values, "event": kind, "step": state.global_step})
+        self._diary.add({**values, "event": kind, "step": state.global_step})
         if (time.monotonic() - self._judged_at) * MOST_SHARE >= self._took_s:
             self._judge(args, state)
 
     def _judge(self, args: TrainingArguments, state: TrainerState) -> None:
         started_at = time.monotonic()
-        for finding in judge(history_of_events(self._events)):
+        for finding in judge(self._diary.build()):
             before = self._told.get(finding.rule, Verdict.HEALTHY)
             if finding.verdict.severity > before.severity:
                 self._told[finding.rule] = finding.verdict

@@ -10,7 +10,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -333,6 +332,7 @@ fragments = st.sampled_from(
         '{"event": "log", "step": 3, "loss": 1e999}',
         '{"event": "start", "step": 0, "settings": 7}',
         '{"event": "log", "step": 99999999999999999999999, "loss": 1}',
+        '{"event": "start", "step": 0, "beta": 1' + "0" * 400 + "}",
         "Step\tTraining Loss",
         "7\t0.5",
         "| Step | loss |",
@@ -368,7 +368,8 @@ numbers = st.one_of(st.floats(), st.integers(), st.none(), st.booleans(), st.tex
 @given(
     rows=st.lists(
         st.tuples(
-            st.integers(0, 400), st.dictionaries(st.sampled_from([*KNOWN, "eval_loss", "eval_x_nll_loss"]), numbers)
+            st.one_of(st.integers(0, 400), st.integers()),
+            st.dictionaries(st.sampled_from([*KNOWN, "eval_loss", "eval_x_nll_loss"]), numbers),
         ),
         max_size=40,
     ),
@@ -380,6 +381,5 @@ def test_no_numbers_break_a_rule(rows, settings_given):
     for step, values in rows:
         builder.add(step, values, null_is_nan=True)
     builder.history.settings.update(settings_given)
-    with np.errstate(all="ignore"):
-        for finding in judge(builder.build()):
-            json.dumps(finding.to_dict(), allow_nan=False)
+    for finding in judge(builder.build()):
+        json.dumps(finding.to_dict(), allow_nan=False)

@@ -12,6 +12,7 @@ from .names import held_out_name, known_name
 
 # Sides of the log odds log(p / (1 - p)), p the mean token probability; p is kept below 1 as the loss keeps it.
 HIGHEST_LOGP = -1e-6
+HIGHEST_STEP = 10**12  # what is above is no step
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ class History:
         return self.training.get(name, EMPTY)
 
     def setting(self, name: str) -> float | None:
-        """A setting that is a number."""
-        value = self.settings.get(name)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        """A setting that is a finite number."""
+        number = as_number(self.settings.get(name))
+        return number if number is not None and np.isfinite(number) else None
 
     @property
     def is_empty(self) -> bool:
@@ -95,7 +96,8 @@ class History:
     @property
     def steps_planned(self) -> int:
         """Steps of the whole run, if they are known; else those that were done."""
-        return int(self.setting("max_steps") or 0) if (self.setting("max_steps") or 0) > 0 else self.last_step
+        planned = self.setting("max_steps")
+        return int(planned) if planned is not None and planned > 0 else self.last_step
 
     @property
     def trains_adapter(self) -> bool | None:
@@ -126,6 +128,8 @@ class HistoryBuilder:
             Whether there was a metric among them.
         """
         found = False
+        if not 0 <= step <= HIGHEST_STEP:
+            return False
         for raw, value in values.items():
             number = as_number(value, null_is_nan)
             if number is None:
@@ -151,12 +155,13 @@ class HistoryBuilder:
         history = self.history
         history.training = _as_series(self._training)
         history.held_out = {name: _as_series(found) for name, found in self._held_out.items()}
-        for found in (history.training, *history.held_out.values()):
-            settle_log_odds(found)
-        if history.setting("beta") is None and (beta := _beta_of(history.training)) is not None:
-            history.settings["beta"] = beta
-        for found in (history.training, *history.held_out.values()):
-            derive(found, history.setting("beta"))
+        with np.errstate(all="ignore"):  # logs may hold anything; what overflows is not finite, and rules look for that
+            for found in (history.training, *history.held_out.values()):
+                settle_log_odds(found)
+            if history.setting("beta") is None and (beta := _beta_of(history.training)) is not None:
+                history.settings["beta"] = beta
+            for found in (history.training, *history.held_out.values()):
+                derive(found, history.setting("beta"))
         return history
 
 
@@ -194,12 +199,12 @@ def settle_log_odds(found: dict[str, Series]) -> None:
         return
     positive = np.nanmax(ratio.values, initial=-np.inf) > 1e-6
     if not positive and odds is None and (expected := _odds_of_means(found)) is not None:
-        steps, mine, theirs = np.intersect1d(ratio.steps, expected.steps, return_indices=True)
+        _, mine, theirs = np.intersect1d(ratio.steps, expected.steps, return_indices=True)
         of_ratio, of_expected = ratio.values[mine], expected.values[theirs]
-        sigmoid = -np.logaddexp(0, -of_expected)
-        positive = len(steps) > 0 and bool(
-            np.nanmean(np.abs(of_ratio - of_expected)) < np.nanmean(np.abs(of_ratio - sigmoid)) / 2
-        )
+        usable = np.isfinite(of_ratio) & np.isfinite(of_expected)
+        to_odds = np.abs(of_ratio - of_expected)[usable]
+        to_sigmoid = np.abs(of_ratio + np.logaddexp(0, -of_expected))[usable]
+        positive = len(to_odds) > 0 and bool(to_odds.mean() < to_sigmoid.mean() / 2)
     if positive:
         found["log_odds_chosen"] = ratio
         if odds is not None and np.nanmax(odds.values, initial=-np.inf) <= 1e-6:

@@ -115,7 +115,12 @@ def blocks(series: Series, most: int) -> Series:
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
     """Running median of an odd width, narrower at the ends."""
     half = width // 2
-    return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+    if len(values) <= width:
+        return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+    middle = np.median(np.lib.stride_tricks.sliding_window_view(values, 2 * half + 1), axis=1)
+    first = [np.median(values[: i + half + 1]) for i in range(half)]
+    last = [np.median(values[-(2 * half - i) :]) for i in range(half)]
+    return np.concatenate([first, middle, last])
 
 
 def after_turn(series: Series, upward: bool, width: int = 5) -> Series:

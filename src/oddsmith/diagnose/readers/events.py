@@ -53,20 +53,42 @@ def history_of_events(events: Iterable[Mapping[str, Any]], source: str = "") -> 
     Returns:
         The history.
     """
-    builder = HistoryBuilder(source)
-    finished = False
+    diary = DiaryHistory(source)
     for event in events:
+        diary.add(event)
+    return diary.build()
+
+
+class DiaryHistory:
+    """A history that grows with its diary.
+
+    Args:
+        source: Where the events are from.
+    """
+
+    def __init__(self, source: str = ""):
+        self._builder = HistoryBuilder(source)
+        self._builder.history.finished = False
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Add one event.
+
+        Args:
+            event: A line of the diary.
+        """
         kind, step = event["event"], event["step"]
         if kind == "start":
             if step == 0:
-                builder.forget()
-            finished = False
+                self._builder.forget()
+            self._builder.history.finished = False
             given = event.get("settings")
             told = {**(given if isinstance(given, dict) else {}), **event}
-            builder.history.settings.update({name: told[name] for name in USED if name in told})
+            self._builder.history.settings.update({name: told[name] for name in USED if name in told})
         elif kind in ("log", "evaluate"):
-            builder.add(step, event, null_is_nan=True)
+            self._builder.add(step, event, null_is_nan=True)
         elif kind == "end":
-            finished = True
-    builder.history.finished = finished
-    return builder.build()
+            self._builder.history.finished = True
+
+    def build(self) -> History:
+        """The history so far."""
+        return self._builder.build()

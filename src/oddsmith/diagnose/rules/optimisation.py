@@ -6,7 +6,7 @@ import numpy as np
 
 from ..findings import Finding, Verdict
 from ..history import History
-from ..statistics import MAD_OF_NORMAL, reversal, smooth, spikes, start_and_end, trend
+from ..statistics import MAD_OF_NORMAL, MOST_POINTS, blocks, reversal, smooth, spikes, start_and_end, trend
 from .registry import highest_learning_rate, rule, times
 
 # The usual range of ORPO runs: the paper took 8e-6 for 2.7B to 7B; TRL's and alignment-handbook's recipes 5e-6 to 2e-5,
@@ -68,7 +68,7 @@ def learning_rate_high(history: History) -> Finding | None:
 
 def _harm(history: History) -> tuple[str, int, str] | None:
     """Metric, step and words of what a learning rate that is too high has done."""
-    loss = history.get("loss").finite()
+    loss = blocks(history.get("loss").finite(), MOST_POINTS)
     if len(loss) >= 6:
         smoothed = smooth(loss.values, max(5, len(loss) // 10 * 2 + 1))
         noise = float(np.median(np.abs(loss.values - smoothed))) / MAD_OF_NORMAL

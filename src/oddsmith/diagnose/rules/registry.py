@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from ..findings import Finding, Verdict
 from ..history import History
 
@@ -28,7 +30,8 @@ def judge(history: History) -> list[Finding]:
     Returns:
         The findings.
     """
-    found = [finding for check in RULES.values() if (finding := check(history)) is not None]
+    with np.errstate(all="ignore"):  # logs may hold 1e308, and what overflows there is compared, not told
+        found = [finding for check in RULES.values() if (finding := check(history)) is not None]
     return sorted(found, key=lambda finding: -finding.verdict.severity)
 
 
