@@ -150,6 +150,7 @@ class TestRefused:
         [
             (["--quantize", "q3_k"], "quantize is 'q3_k'; expected one or several of: f32, f16, bf16, q8_0"),
             (["--converter", "nothing.py"], "nothing.py: no file is there; expected llama.cpp's convert_hf_to_gguf.py"),
+            (["--push-to-hub", "owner/name"], "the hub is switched off"),
             (["--output", "config.json/deep"], "is a file; expected a folder there"),
         ],
     )
