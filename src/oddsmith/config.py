@@ -142,6 +142,8 @@ class ORPOConfig(TrainingArguments):
             self.precision_reason = best.reason if not self.fp16 else "set by hand"
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu: bool = True  # what transformers asks for before it computes in bf16 on a CPU
+        if self.report_to is None:  # YAML's null, and what `--report-to none` is read as; transformers knows the word
+            self.report_to: Any = "none"
         super().__post_init__()
 
     def _resolve_beta(self) -> None:

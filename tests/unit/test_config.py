@@ -37,6 +37,11 @@ def test_impossible_settings_are_refused(tmp_path, settings, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("nobody", [None, "none", ["none"], []])
+def test_reporting_to_nobody_may_be_said_in_any_way(tmp_path, nobody):
+    assert ORPOConfig(output_dir=str(tmp_path), report_to=nobody, use_cpu=True).report_to == []
+
+
 def test_the_smol_course_names_give_beta(tmp_path):
     args = ORPOConfig(output_dir=str(tmp_path), orpo_alpha=0.5, orpo_beta=0.4)
     assert args.beta == pytest.approx(0.2)
