@@ -100,9 +100,11 @@ def test_a_client_talks_to_the_server(kind, name, port, request):
     assert not [child for child in children if child.is_running()]
 
 
-def test_the_server_ends_with_a_command_that_is_killed(gguf, port):
-    """The llama.cpp server looks for its parent; nobody is left to end it."""
-    with served(gguf, port) as process:
+@pytest.mark.parametrize("kind", ["gguf", pytest.param("base", marks=pytest.mark.slow)])
+def test_the_server_ends_with_a_command_that_is_killed(kind, port, gguf, tmp_path):
+    """It looks for its parent: nobody is left to end it."""
+    model = gguf if kind == "gguf" else save_model(tmp_path / "base")
+    with served(model, port) as process:
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         _, alive = psutil.wait_procs(children, timeout=10)

@@ -1,21 +1,17 @@
-"""llama.cpp's own server as a program: ``python -m oddsmith.serve.llama_server FILE HOST PORT NAME``.
-
-Ends with its parent, however that ends.
-"""
+"""llama.cpp's own server as a program: ``python -m oddsmith.serve.llama_server FILE HOST PORT NAME``."""
 
 from __future__ import annotations
 
-import os
 import sys
-import time
+import threading
 
 import xllamacpp
 
-LOOK_SECONDS = 1.0
+from .parent import end_with_parent
 
 
 def main(file: str, host: str, port: str, name: str) -> None:
-    """Serve until the parent is gone.
+    """Serve until this process is ended.
 
     Args:
         file: The GGUF file.
@@ -31,11 +27,11 @@ def main(file: str, host: str, port: str, name: str) -> None:
     parameters.offline = True
     parameters.cors_origins = "localhost"  # else any page in the user's browser may ask the model
     parameters.endpoint_slots = False  # would show everybody what others ask
-    parent = os.getppid()
-    server = xllamacpp.Server(parameters)
-    while server is not None and os.getppid() == parent:
-        time.sleep(LOOK_SECONDS)
+    server = xllamacpp.Server(parameters)  # serves from threads of its own, for as long as it is referred to
+    while server is not None:
+        threading.Event().wait()
 
 
 if __name__ == "__main__":
+    end_with_parent()
     main(*sys.argv[1:])

@@ -41,9 +41,8 @@ GRACE_SECONDS = 10
 LOG_LINES = 20
 
 NEEDED_BY_TRANSFORMERS = ("fastapi", "uvicorn", "openai")
-# Not by `python -m`, which would look for updates on the hub first. -P: a folder of the user's that is called like a
-# package is not taken for it.
-TRANSFORMERS = (sys.executable, "-P", "-c", "from transformers.cli.transformers import app; app()", "serve")
+# -P: a folder of the user's that is called like a package is not taken for it.
+TRANSFORMERS = (sys.executable, "-P", "-m", "oddsmith.serve.transformers_server")
 LLAMA_CPP = (sys.executable, "-P", "-m", "oddsmith.serve.llama_server")
 
 
