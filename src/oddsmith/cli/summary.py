@@ -139,9 +139,12 @@ def _best(evaluations: list[dict[str, Any]], settings: Settings) -> dict[str, An
 
 
 def _next_commands(trainer: ORPOTrainer, settings: Settings) -> list[str]:
-    command = f"oddsmith eval {shlex.quote(str(settings.orpo.output_dir))}"
+    folder = shlex.quote(str(settings.orpo.output_dir))
     has_own = trainer.eval_dataset is not None
-    return [command if has_own else f"{command} --dataset-name DATASET"]
+    commands = [f"oddsmith eval {folder}" if has_own else f"oddsmith eval {folder} --dataset-name DATASET"]
+    if not trainer.is_encoder_decoder:
+        commands += [f"oddsmith chat {folder}", f"oddsmith export {folder} --to gguf"]
+    return commands
 
 
 def peak_memory() -> tuple[int, str]:
