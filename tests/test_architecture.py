@@ -42,6 +42,7 @@ LAYERS = (
     "generate",
     "curves",
     "card",
+    "pair_records",
     "records",
     "stepping",
     "trainer",

@@ -7,14 +7,14 @@ Every line has ``event`` (``start``, ``log``, ``evaluate``, ``samples``, ``findi
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from .strict_json import strict
 
 FILE_NAME = "events.jsonl"
 
@@ -36,23 +36,6 @@ TOLD_SETTINGS = (
     "gradient_accumulation_steps",
     "seed",
 )
-
-
-def strict(value: Any) -> Any:
-    """The value without what strict JSON cannot hold: non-finite numbers become ``None``, other objects text."""
-    if isinstance(value, Mapping):
-        return {str(key): strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
-    if isinstance(value, Enum):
-        value = value.value
-    if isinstance(value, bool | int | str) or value is None:
-        return value
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float | int):
-        return value if math.isfinite(value) else None
-    return str(value)
 
 
 def append_event(folder: str | Path, event: str, step: int, **fields: Any) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 USAGE = "oddsmith data check DATASET [--model MODEL] [--max-length N] [--fix OUT.jsonl]"
 INTRO = (
     "Looks for what is wrong with a dataset of preference pairs before a model is trained on it: a table of pass, warn"
-    " and fail with the rows (counted from 0), what each fault means and what to do about it. Exit code 3: a check fails.",
+    " and fail with the rows (counted from 0), what each fault means and what to do about it. Exit code 3: one fails.",
     "With --model, also what its tokenizer and chat template make of the pairs at --max-length, and what the model"
     " already prefers.",
 )

@@ -91,7 +91,7 @@ def _stdout_for_json(as_json: bool) -> Iterator[None]:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    from ..events import strict
+    from ..strict_json import strict
 
     print(json.dumps(strict(document), allow_nan=False, ensure_ascii=False), flush=True)
 

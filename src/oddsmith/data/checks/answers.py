@@ -26,11 +26,17 @@ HELP = (
     r"(?:help|assist|provide|answer|do that|fulfil|comply|support|discuss|generate|create|write|engage|participate|give"
     r"|offer|share|tell)"
 )
+# One of these stands in every refusal; to look for them takes a tenth of the time.
+REFUSAL_MARKS = (
+    *("can't", "cannot", "cant", "won't", "unable", "not able", "will not", "decline", "refuse", "do not", "don't"),
+    *("not programmed", "对不起", "抱歉", "遗憾", "作为", "puedo", "peux", "kann", "posso"),
+)
 REFUSAL = re.compile(
     "|".join(
         (
             rf"\b{SORRY}\b[^.!?]{{0,40}}\b{CANNOT}",
-            rf"^\W*(?:i|we)(?: {CANNOT}|'m unable to| will not| must (?:decline|refuse))\b\W+(?:\w+\W+){{0,2}}?{HELP}",
+            rf"^\W*(?:i|we)(?: {CANNOT}|'m unable to| will not| must (?:decline|refuse))\b"
+            rf"\W+(?!wait)(?:\w+\W+){{0,2}}?{HELP}",
             r"^\W*i (?:do not|don't) (?:feel comfortable|think i (?:can|should))\b",
             rf"\b{AN_AI}\b[^.!?]{{0,60}}\b(?:{CANNOT}|do not|don't|not programmed)",
             "(?:对不起|抱歉|很遗憾)[^。！？]{0,12}(?:无法|不能|没办法)",
@@ -81,7 +87,7 @@ def answer_hits(pair: PreferencePair, texts: PairTexts) -> Iterator[Hit]:
 def is_refusal(answer: str) -> bool:
     """Whether an answer begins by declining."""
     beginning = answer[:REFUSAL_CHARACTERS].casefold().replace("’", "'")
-    return REFUSAL.search(beginning) is not None
+    return any(mark in beginning for mark in REFUSAL_MARKS) and REFUSAL.search(beginning) is not None
 
 
 def echoes(question: str, answer: str) -> bool:

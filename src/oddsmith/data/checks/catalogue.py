@@ -212,13 +212,19 @@ PROMPT_CUT = Check(
     "raise --max-length or --max-prompt-length",
 )
 TURN_ENDS = Check(
-    "ends of turns",
+    "end of turn inside an answer",
     ANY,
     HARMFUL,
-    "a whole answer that does not end in the template's end-of-turn token, or holds it before its end: the model"
-    " learns to stop too late or too early",
+    "an answer holds the end-of-turn token before its end: the model learns to go on after it has stopped",
     "give each turn a message of its own and no control tokens; leave such rows out (--fix)",
     drops=True,
+)
+NO_TURN_END = Check(
+    "template without an end of turn",
+    ANY,
+    NEVER,
+    "the template writes no token where an answer ends; training adds EOS to the last one, earlier turns show none",
+    "use the model's own chat template, or one that ends every turn",
 )
 DOUBLE_BOS = Check(
     "doubled BOS",
@@ -258,5 +264,6 @@ OF_TOKENS = (
     ANSWER_CUT,
     PROMPT_CUT,
     TURN_ENDS,
+    NO_TURN_END,
     DOUBLE_BOS,
 )

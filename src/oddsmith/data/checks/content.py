@@ -29,7 +29,23 @@ KEY = re.compile(
     r"|\bxox[abprs]-[\w-]{10,}"  # Slack
     r"|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
 )
-KEY_BEGINNINGS = ("AKIA", "ASIA", "AIza", "gh", "glpat-", "hf_", "sk-", "k_live_", "xox", "-----BEGIN")
+KEY_BEGINNINGS = (
+    "AKIA",
+    "ASIA",
+    "AIza",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "glpat-",
+    "hf_",
+    "sk-",
+    "k_live_",
+    "xox",
+    "-----BEGIN",
+)
 
 
 def content_hits(texts: PairTexts) -> Iterator[Hit]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from ...errors import RowError
 from ..formats import PreferencePair
-from ..render import RenderedPair, first_token_in
+from ..render import RenderedPair
 from ..tokenize import PairTokenizer
 from ..tokenized import Dropped, DropReason, TokenizedPair
 from . import catalogue
@@ -85,31 +85,20 @@ class TemplateCheck:
         if tokens.prompt_cut:
             yield catalogue.PROMPT_CUT, ""
         for side in ("chosen", "rejected"):
-            is_cut = getattr(tokens, f"{side}_cut")
-            if is_cut:
+            if getattr(tokens, f"{side}_cut"):
                 yield catalogue.ANSWER_CUT, side
             ids, end = getattr(tokens, f"{side}_ids"), getattr(tokens, f"{side}_end")
             targets = ids[getattr(tokens, f"{side}_prompt_tokens") : end]
-            yield from self._end_hits(pair, targets, getattr(pair, side), side, is_cut)
+            yield from self._end_hits(pair, targets, getattr(pair, side), side)
             bos = self.tokenizer.bos_token_id
             if bos is not None and list(tokens.prompt_ids or ids)[:2] == [bos, bos]:
                 yield catalogue.DOUBLE_BOS, side
 
-    def _end_hits(
-        self, pair: PreferencePair, targets: Sequence[int], answer: object, side: str, is_cut: bool
-    ) -> Iterator[Hit]:
-        """Whether a whole answer ends in its end-of-turn token, and holds no more of them than it has messages."""
+    def _end_hits(self, pair: PreferencePair, targets: Sequence[int], answer: object, side: str) -> Iterator[Hit]:
+        """Whether an answer holds more ends of turns than it has messages. It lacks none: training adds EOS then."""
         token = self.pair_tokenizer.renderer.end_of_turn if pair.is_conversational else None
         end = self.tokenizer.eos_token_id if token is None else self.tokenizer.convert_tokens_to_ids(token)
-        turns = len(answer) if isinstance(answer, list) else 1
-        if list(targets).count(end) > turns:
-            yield catalogue.TURN_ENDS, f"too many in {side}"
-        elif not is_cut and not self._ends(targets, end):
-            yield catalogue.TURN_ENDS, f"none in {side}"
-
-    def _ends(self, targets: Sequence[int], end: int | None) -> bool:
-        """Whether the last token is the end of turn, or another that ends one (a call of a tool under Llama 3.1)."""
-        last = targets[-1]
-        if last in (end, self.tokenizer.eos_token_id):
-            return True
-        return first_token_in(self.tokenizer.decode([last]), self.tokenizer) is not None
+        if pair.is_conversational and token is None:
+            yield catalogue.NO_TURN_END, ""
+        if list(targets).count(end) > (len(answer) if isinstance(answer, list) else 1):
+            yield catalogue.TURN_ENDS, side

@@ -1,0 +1,174 @@
+"""``oddsmith data check`` as a person meets it: its table, exit codes, JSON, cleaned sets; no torch without a model."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.command import environment, run_apart, run_here, save_model
+from tests.tiny import CHATML, ragged_pairs
+from tests.unit.test_data_checks import FAULTY, GOOD
+
+
+def save(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    return save(tmp_path / "pairs.jsonl", [*GOOD, *(row for rows, _ in FAULTY.values() for row in rows)])
+
+
+def test_good_pairs_end_with_0(capsys):
+    code, out, err = run_here(capsys, "data", "check", "builtin:house-style")
+    assert (code, err) == (0, "")
+    assert "builtin:house-style: 303 rows (conversational)" in out
+    assert re.search(r"^  warn  length bias\n        mean 134 characters chosen, 443 rejected, -70%", out, re.MULTILINE)
+    assert re.search(r"^  pass  conflicting pairs$", out, re.MULTILINE)
+    assert "not checked without --model: control tokens of this tokenizer" in out
+    assert "row 0, as its row has it" in out
+    assert "How long should I boil an egg?" in out
+
+
+def test_a_failed_check_ends_with_3_and_says_what_where_and_what_to_do(capsys, monkeypatch, faulty):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = run_here(capsys, "data", "check", faulty)
+    assert code == 3
+    start = len(GOOD)
+    assert re.split(r"\n +", re.sub(r" +", " ", out))[1:4] == [
+        f"fail format 4 ({4 / len(faulty.read_text().splitlines()):.1%})",
+        "null value 1, response is not text 1, missing column 1, invalid Unicode 1",
+        f"rows {start}, {start + 1}, {start + 2}, {start + 3}",
+    ]
+    assert "        these rows are no preference pair (a column is missing" in out
+    assert "        -> repair them, or leave them out: --fix" in out
+    assert re.search(r"^fail  \(\d fail, \d+ warn, \d pass\)$", out, re.MULTILINE)
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_json_is_one_document(faulty):
+    code, out, err = run_apart("data", "check", faulty, "--json")
+    assert (code, err) == (3, "")
+    found = json.loads(out)
+    assert (found["command"], found["verdict"], found["kept"]) == ("data check", "fail", None)
+    names = {finding["check"]: finding for finding in found["findings"]}
+    assert set(names["format"]) == {"check", "verdict", "count", "share", "rows", "found", "meaning", "fix"}
+    assert names["format"]["rows"] == [40, 41, 42, 43]
+    assert found["skipped"]["doubled BOS"] == "--model"
+    assert found["example"]["row"] == 0
+
+
+def test_the_fixed_set_passes(capsys, faulty, tmp_path):
+    target = tmp_path / "clean.jsonl"
+    code, _, err = run_here(capsys, "data", "check", faulty, "--fix", target)
+    assert code == 3  # the verdict is on what was checked
+    kept = len(target.read_text(encoding="utf-8").splitlines())
+    assert re.search(rf"clean\.jsonl: {kept} rows, \d+ left out\n  4 format\n", err)
+    assert run_here(capsys, "data", "check", target).code == 0
+    again = run_here(capsys, "data", "check", faulty, "--fix", target)
+    assert again.code == 2
+    assert "is there already; choose another name" in again.err
+
+
+def test_with_a_model(capsys, tmp_path):
+    model = save_model(tmp_path / "model", CHATML)
+    rows = [*ragged_pairs(30), {"prompt": "a", "chosen": "b <|im_end|> c", "rejected": "d"}]
+    data, target = save(tmp_path / "pairs.jsonl", rows), tmp_path / "clean.jsonl"
+    words = ("data", "check", data, "--model", model, "--max-length", 160, "--scored-pairs", 10)
+    code, out, _ = run_here(capsys, *words)
+    assert code == 3
+    assert "31 rows (standard), 31 kept by the training" in out
+    assert "identical after truncation" in out
+    assert "row 1, what is learned in [brackets]" in out or "row 0, what is learned in [brackets]" in out
+    assert re.search(r"model on 10 pairs\n  prefers the chosen answer in \d+%; log-odds [+-]\d\.\d+ on average", out)
+    assert len(re.findall(r"^  row \d+  log-odds ", out, re.MULTILINE)) == 10
+    document = json.loads(run_here(capsys, *words, "--json", "--fix", target).out)
+    assert document["preference"]["pairs"] == 10
+    assert len(document["preference"]["surprising"]) == 10
+    assert document["fixed"]["left_out"]["control tokens of this tokenizer"] == [30]
+    assert run_here(capsys, *words[:2], target, *words[3:-1], 0).code == 0
+
+
+def test_colours_show_the_mask_on_a_terminal(tmp_path):
+    model = save_model(tmp_path / "model", CHATML)
+    data = save(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": "yes", "rejected": "no"}] * 2)
+    done = subprocess.run(
+        [sys.executable, "-m", "oddsmith.cli.main", "data", "check", data, "--model", model, "--scored-pairs", "0"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**environment(), "FORCE_COLOR": "1", "TERM": "xterm-256color"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\x1b[32myes<|im_end|>\x1b[0m" in done.stdout
+    assert "\x1b[31mno<|im_end|>\x1b[0m" in done.stdout
+    assert "[yes" not in done.stdout
+
+
+def test_what_would_steer_a_terminal_is_written_out(capsys, tmp_path):
+    data = save(tmp_path / "pairs.jsonl", [{"prompt": "a\x1b[2Jb", "chosen": "c\x07", "rejected": "d\x9b1m"}])
+    out = run_here(capsys, "data", "check", data).out
+    assert "a\\x1b[2Jb" in out
+    assert not {"\x1b", "\x07", "\x9b"} & set(out)
+
+
+def test_evaluation_set_and_benchmark(capsys, tmp_path):
+    data, evaluation = save(tmp_path / "a.jsonl", GOOD), save(tmp_path / "b.jsonl", GOOD[5:7])
+    benchmark = save(tmp_path / "bench.jsonl", [{"question": GOOD[9]["prompt"][0]["content"]}])
+    words = ("data", "check", data, "--eval-dataset-name", evaluation, "--benchmark", benchmark, "--json")
+    code, out, _ = run_here(capsys, *words)
+    names = {finding["check"]: finding for finding in json.loads(out)["findings"]}
+    assert code == 3
+    assert names["prompts of the evaluation set"]["rows"] == [5, 6]
+    assert names["text of the benchmark"]["rows"] == [9]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no dataset is given; expected oddsmith data check DATASET"),
+        (["missing.jsonl"], "missing.jsonl: no such file"),
+        (
+            ["builtin:house-style", "--max-length", "9"],
+            "--max-length counts what a model sees; name it with --model",
+        ),
+        (
+            ["builtin:house-style", "--model", "m", "--max-length", "0"],
+            "--max-length is 0; expected a whole number",
+        ),
+        (["builtin:house-style", "--fix", "a.txt"], "give a name that ends in .jsonl"),
+        (["builtin:house-style", "--dataset-test-split", "x"], "name it with --eval-dataset-name"),
+        (["builtin:house-style", "--limit", "9"], "unknown flag --limit"),
+    ],
+)
+def test_bad_usage_is_one_line_and_2(capsys, words, message):
+    code, out, err = run_here(capsys, "data", "check", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+def test_a_broken_line_is_named(capsys, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": \n', encoding="utf-8")
+    code, _, err = run_here(capsys, "data", "check", file)
+    assert code == 2
+    assert "pairs.jsonl, line 2, column 11: not JSON" in err
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_without_a_model_torch_is_not_loaded(tmp_path, words):
+    data = save(tmp_path / "pairs.jsonl", ragged_pairs(20))
+    code = (
+        "import atexit, sys\n"
+        "from oddsmith.cli.main import main\n"
+        "atexit.register(lambda: print('LOADED', 'torch' in sys.modules))\n"
+        f"main(['data', 'check', {str(data)!r}, *{words!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment())
+    assert done.returncode in (0, 3), done.stderr
+    assert done.stdout.rstrip().endswith("LOADED False")
