@@ -61,20 +61,17 @@ class Watch(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: Any, logs: dict | None = None, **kwargs: Any
     ) -> None:
-        """Judge after a log line."""
+        """Judge after a log line, and the whole after the last, which sums the run up."""
         if logs and "loss" in logs:
             self._add(args, state, "log", logs)
+        elif logs and "train_runtime" in logs and state.is_world_process_zero:
+            self._judge(args, state)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: Any, metrics: dict | None = None, **kwargs: Any
     ) -> None:
         """Judge after an evaluation."""
         self._add(args, state, "evaluate", metrics or {})
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Judge the whole."""
-        if state.is_world_process_zero:
-            self._judge(args, state)
 
     def _add(self, args: TrainingArguments, state: TrainerState, kind: str, values: dict[str, Any]) -> None:
         if not (state.is_world_process_zero and self._in_training):

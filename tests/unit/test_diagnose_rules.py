@@ -165,6 +165,13 @@ def test_the_step_is_where_it_begins():
     assert findings(**CASES["gradient_spikes"][0])["gradient_spikes"].step == 42
 
 
+def test_a_loss_that_jumps_and_then_falls_again_has_risen():
+    loss = line(0.8, 0.6, points=30) + line(4.5, 4.0, points=30)
+    found = findings(loss=loss)["loss_rising"]
+    assert found.verdict is Verdict.ACT
+    assert found.step == 62
+
+
 def test_two_bad_points_are_not_a_trend():
     loss = good()["loss"]
     loss[-1] += 1.0

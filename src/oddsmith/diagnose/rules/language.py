@@ -6,12 +6,13 @@ import numpy as np
 
 from ..findings import Finding, Verdict
 from ..history import History, Series
-from ..statistics import reversal, start_and_end, trend
+from ..statistics import change_point, reversal, start_and_end, trend
 from .preference import LEAST_RISE
-from .registry import ANCHOR, graded, highest_learning_rate, rule, times
+from .registry import ANCHOR, graded, highest_learning_rate, rule, softer_beta, times
 
 # The total loss, against its lowest level: an optimiser that works does not lose a twentieth of it for good.
 LOSS_RISE_WATCH, LOSS_RISE_ACT = 0.05, 0.2
+JUMP_P = 0.01
 
 # Nats a token: exp(0.2) is 22% of perplexity, exp(0.5) 65%.
 NLL_RISE_WATCH, NLL_RISE_ACT = 0.2, 0.5
@@ -31,24 +32,36 @@ FORMAT_NLL = 4.0
 
 @rule
 def loss_rising(history: History) -> Finding | None:
-    """The total loss rises again."""
-    found = reversal(history.get("loss"), upward=True)
-    if found is None or found.turn <= 0:
+    """The total loss rises again, or jumps to another level."""
+    shown = _rising(history.get("loss")) or _jumped(history.get("loss"))
+    if shown is None:
         return None
-    verdict = graded(found.change / found.turn, LOSS_RISE_WATCH, LOSS_RISE_ACT)
+    step, low, high, how_sure = shown
+    verdict = graded(high / low - 1, LOSS_RISE_WATCH, LOSS_RISE_ACT)
     if verdict is None:
         return None
     return Finding(
         "loss_rising",
         verdict,
         "loss",
-        found.step,
-        f"{found.turn:.3f} around step {found.step}, {found.end:.3f} at the end"
-        f" ({found.change / found.turn:+.0%}, z = {found.z:.1f})",
+        step,
+        f"{low:.3f} around step {step}, {high:.3f} later ({high / low - 1:+.0%}, {how_sure})",
         "the steps have become too large to go downhill, or the pairs of this part are others than those before",
         f"{times('learning_rate', highest_learning_rate(history), 0.3)}, max_grad_norm 1.0; shuffle the pairs if they"
         " are in some order",
     )
+
+
+def _rising(loss: Series) -> tuple[int, float, float, str] | None:
+    found = reversal(loss, upward=True)
+    return (found.step, found.turn, found.end, f"z = {found.z:.1f}") if found and found.turn > 0 else None
+
+
+def _jumped(loss: Series) -> tuple[int, float, float, str] | None:
+    found = change_point(loss)
+    if found is None or found.p > JUMP_P or not 0 < found.before < found.after:
+        return None
+    return found.step, found.before, found.after, f"p = {found.p:.1g}"
 
 
 @rule
@@ -65,7 +78,7 @@ def nll_diverging(history: History) -> Finding | None:
         found.step,
         f"{found.turn:.2f} nats a token around step {found.step}, {found.end:.2f} at the end (z = {found.z:.1f})",
         "the model is losing the language it had: the preference is bought with it, or the steps are too large",
-        f"{times('learning_rate', highest_learning_rate(history), 0.3)}; {times('beta', history.setting('beta'), 0.5)}",
+        f"{times('learning_rate', highest_learning_rate(history), 0.3)}; {softer_beta(history)}",
     )
 
 
@@ -182,6 +195,5 @@ def format_not_learned(history: History) -> Finding | None:
         f"{nll[1]:.2f} nats a token (perplexity {np.exp(nll[1]):,.0f}; it was {nll[0]:.2f}) while the log odds have"
         f" risen by {odds.change:.2f}",
         "the model learns which answer is better before it can write either; the template may be one it has never seen",
-        f"fine-tune on the chosen answers first (beta 0), or {times('beta', history.setting('beta'), 0.25)}; check the"
-        " chat template",
+        f"fine-tune on the chosen answers first (beta 0), or {softer_beta(history)}; check the chat template",
     )

@@ -7,7 +7,7 @@ import numpy as np
 from ..findings import Finding, Verdict
 from ..history import History, Series
 from ..statistics import mean_interval, reversal, start_and_end, trend
-from .registry import ANCHOR, graded, highest_learning_rate, rule, times
+from .registry import ANCHOR, graded, highest_learning_rate, rule, softer_beta, times
 
 # Nats a token that the chosen answers lose: exp(0.1) is 10% of perplexity, exp(0.3) 35%. ORPO's NLL term is there to
 # raise them (arXiv 2403.07691, section 4); both falling is what it was made to prevent ("likelihood displacement",
@@ -52,7 +52,6 @@ def over_penalisation(history: History) -> Finding | None:
         verdict = graded(lost, CHOSEN_FALL_WATCH, CHOSEN_FALL_ACT)
         if verdict is None or rejected_lost > -lost:  # the rejected ones have to fall by more
             continue
-        beta = history.setting("beta")
         return Finding(
             "over_penalisation",
             verdict,
@@ -62,7 +61,7 @@ def over_penalisation(history: History) -> Finding | None:
             f" both fall, and the gap grows by {-rejected_lost - lost:.2f}",
             "the rejected answers are pushed away harder than the chosen ones are taught; probability goes to text that"
             " is in neither",
-            f"{times('beta', beta, 0.5)}; or {times('learning_rate', highest_learning_rate(history), 0.5)}",
+            f"{softer_beta(history)}; or {times('learning_rate', highest_learning_rate(history), 0.5)}",
         )
     return None
 

@@ -12,6 +12,8 @@ from ..history import History
 Rule = Callable[[History], Finding | None]
 # The evaluation set of this name holds what must be kept, and has nothing to do with the pairs.
 ANCHOR = "anchor"
+# The paper's: 0.1 (Mistral), 0.2 (Llama-2), 0.25 (Phi-2); what is above the highest by more is no fine adjustment.
+USUAL_BETA, HIGHEST_BETA = 0.1, 0.5
 RULES: dict[str, Rule] = {}
 
 
@@ -52,8 +54,21 @@ def times(name: str, value: float | None, factor: float) -> str:
         The words.
     """
     if value:
-        return f"{name} {value:.3g} -> {value * factor:.2g}"
+        return f"{name} {value:.3g} -> {short(value * factor)}"
     return f"{name} to {factor:.2g} times what it is"
+
+
+def short(value: float) -> str:
+    """A number to two digits: ``0.05``, ``2e-05``, ``150``."""
+    return f"{value:.0f}" if 10 <= abs(value) < 1e6 else f"{value:.2g}"
+
+
+def softer_beta(history: History) -> str:
+    """What to do about a beta that pushes too hard: the usual one where it is far above that, else half of it."""
+    beta = history.setting("beta")
+    if beta is not None and beta > HIGHEST_BETA:
+        return f"beta {beta:.3g} -> {USUAL_BETA} (0.1 to 0.25 is usual)"
+    return times("beta", beta, 0.5)
 
 
 def highest_learning_rate(history: History) -> float | None:
