@@ -10,7 +10,7 @@ from rich.console import Console
 
 from oddsmith.cli.markdown import MarkdownStream, split_finished
 
-TEXT = """# Title
+TEXT = """## Title
 
 A paragraph
 over two lines.
@@ -33,7 +33,7 @@ x = 1
 
 End."""
 BLOCKS = [
-    "# Title",
+    "## Title",
     "A paragraph\nover two lines.\n\n1. One\n\n2. Two\n   goes on\n\n   and on",
     "```python\n# code\n\nx = 1\n```\n\n- a\n- b",
     "End.",
