@@ -2,8 +2,8 @@
 
     python benchmarks/data_check.py [--pairs 100000]
 
-The pairs are made of the built-in ones, joined to the lengths of UltraFeedback's: prompts of about 500
-characters, answers of about 1,200. The floor is reading the same file and making pairs of its rows, which every check has
+The pairs are made of the built-in ones, joined to the lengths of UltraFeedback's: prompts of about 500 characters,
+answers of about 1,200. The floor is reading the same file and making pairs of its rows, which every check has
 to do. Memory is the highest sum over all processes, each with what it shares with the others.
 """
 

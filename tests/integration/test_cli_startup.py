@@ -15,7 +15,19 @@ from tests.command import START, environment, run_here
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "--version", "train --help", "train --help-all", "eval --help", "demo --help", "chat --help", "serve --help", "compare --help"]
+    "words",
+    [
+        "--help",
+        "--version",
+        "train --help",
+        "train --help-all",
+        "eval --help",
+        "demo --help",
+        "chat --help",
+        "serve --help",
+        "data check --help",
+        "compare --help",
+    ],
 )
 def test_help_and_version_load_nothing_heavy(words):
     code = (

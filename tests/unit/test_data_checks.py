@@ -175,6 +175,13 @@ def test_repeated_runs(text, repeats):
     assert repeats_itself(text) is repeats
 
 
+@given(st.lists(st.sampled_from("abc"), max_size=70), st.integers(1, 4), st.integers(0, 20))
+def test_repetition_is_what_its_definition_says(words, times, others):
+    words = words * times + [str(number) for number in range(others)]
+    runs = [tuple(words[start : start + 10]) for start in range(len(words) - 9)]
+    assert repeats_itself(" ".join(words)) is (len(runs) >= 10 and 1 - len(set(runs)) / len(runs) > 0.1)
+
+
 @given(st.lists(st.integers(0, 10**9), unique=True, max_size=80))
 def test_words_that_differ_repeat_nothing(numbers):
     assert not repeats_itself(" ".join(map(str, numbers)))

@@ -107,5 +107,9 @@ def repeats_itself(answer: str) -> bool:
     runs = len(words) - run + 1
     if runs < run:  # too short for a share to say something
         return False
+    # A run that stood before begins with three words that did: most answers are cleared by these, in less time.
+    triples = set(zip(words, words[1:], words[2:], strict=False))
+    if len(words) - 2 - len(triples) <= REPEATED_SHARE * runs:
+        return False
     different = {tuple(words[start : start + run]) for start in range(runs)}
     return 1 - len(different) / runs > REPEATED_SHARE
