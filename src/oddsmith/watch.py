@@ -27,9 +27,8 @@ def log_finding(finding: Finding) -> None:
 
 def one_line(finding: Finding) -> str:
     """A finding in one line."""
-    return (
-        f"{finding.verdict}: {finding.rule.replace('_', ' ')}: {finding.evidence}; {finding.meaning}. {finding.change}"
-    )
+    rule = finding.rule.replace("_", " ")
+    return f"{finding.verdict}: {rule}: {finding.evidence}; {finding.meaning} -> {finding.change}"
 
 
 class Watch(TrainerCallback):

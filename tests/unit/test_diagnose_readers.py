@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -321,6 +322,16 @@ def test_a_huge_line_is_passed_over(tmp_path):
     path.write_text("{'loss': 1.0}\n" + "x" * (3 * LONGEST_LINE) + "\n{'loss': 0.9}\n", encoding="utf-8")
     assert [len(line) for line in lines_of(path)] == [13, LONGEST_LINE, 13]
     assert points(read_history(path), "loss") == [(1, 1.0), (2, 0.9)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{" * 900_000, "{'loss': nan, 'a" * 60_000, "step 1 " * 120_000, "|" * 900_000, " " * 900_000, "100%|" * 180_000],
+)
+def test_no_line_takes_more_than_a_moment(text):
+    started_at = time.monotonic()
+    history_of_lines([text] * 3)
+    assert time.monotonic() - started_at < 5
 
 
 fragments = st.sampled_from(

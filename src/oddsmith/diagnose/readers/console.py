@@ -23,9 +23,11 @@ from ..history import History, HistoryBuilder
 from ..names import held_out_name, known_name
 from .lines import LONGEST_LINE, lines_of
 
-LONGEST_RECORD = 100_000  # characters of one logged dict
+LONGEST_RECORD = 20_000  # characters of one logged dict
+LONGEST_ROW = 4_000  # of a table, or of our own line
 _NUMBER = r"[-+]?(?:nan|inf(?:inity)?|\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?)"
 _PAIR = re.compile(rf"""(['"])([^'"\n]{{1,80}})\1\s*:\s*(['"]?)({_NUMBER})\3(?=\s*[,}}\]])""", re.IGNORECASE)
+_BEGIN = re.compile(r"\{\s*(?:['\"]|$)")  # of a logged dict, unlike a brace of code
 _FRACTION = re.compile(r"""['"]global_step/max_steps['"]\s*:\s*['"](\d+)/(\d+)['"]""")
 _BAR = re.compile(r"(?:^|\r)\s*\d+%\|[^|]*\|\s*(\d+)/(\d+)\s*\[")  # one with a name before it is of the data's
 _OURS = re.compile(r"\bstep (\d+)(?:/(\d+))?\s.*?\bloss [-\d.]")
@@ -85,7 +87,7 @@ class _ConsoleReader:
                 self._bar = int(done)
         if self._open or "{" in line:
             self._read_records(line)
-        elif _OURS.search(line):
+        elif _OURS.search(line := line[:LONGEST_ROW]):
             self._read_ours(line)
         elif not self._read_table(line):
             self.builder.history.skipped += 1
@@ -95,8 +97,8 @@ class _ConsoleReader:
         text = f"{self._open}\n{line}" if self._open else line[line.index("{") :]
         self._open = ""
         *records, rest = re.split(r"(?<=\})", text)
-        if "{" in rest and len(rest) < LONGEST_RECORD:
-            self._open = rest[rest.index("{") :]
+        if (begin := _BEGIN.search(rest)) is not None and len(rest) < LONGEST_RECORD:
+            self._open = rest[begin.start() :]
         for record in records:
             self._read_record(record)
 
