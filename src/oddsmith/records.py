@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
@@ -18,6 +18,7 @@ from .events import read_events, record_answers
 from .generate import answer
 from .model.fingerprint import BaseRecord, record_base
 from .model.place import is_adapter_folder
+from .pair_records import PairRecorder
 
 
 class RunRecords(Trainer):
@@ -34,6 +35,17 @@ class RunRecords(Trainer):
         texts = self.processing_class.batch_decode(prompts, skip_special_tokens=True)
         if self.is_world_process_zero():
             record_answers(self.args, self.state.global_step, prefix, list(zip(texts, answers, strict=True)))
+
+    @cached_property
+    def _pair_recorder(self) -> PairRecorder:
+        return PairRecorder(self.args.output_dir, self.processing_class)
+
+    def _record_pairs(self, rows: Any, logps: Tensor, prefix: str) -> None:
+        """Margins of the held-out pairs, and the telling ones in full: for the monitor."""
+        if self.is_world_process_zero():
+            alone = self.args.world_size == 1 and not self.is_encoder_decoder  # a sharded model needs every process
+            model = self.accelerator.unwrap_model(self.model) if alone else None
+            self._pair_recorder.record(prefix, self.state.global_step, rows, logps, model)
 
     def create_model_card(
         self,

@@ -245,6 +245,7 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
             lengths = dataloader.dataset.rows.select_columns(LENGTH_COLUMNS)[:]
             correlation = length_correlation(lengths, logps)
             metrics |= {} if correlation is None else {"length_correlation": correlation}
+            self._record_pairs(dataloader.dataset.rows, logps, metric_key_prefix)
         labels = torch.zeros(len(logps), dtype=torch.long)
         if self.compute_metrics is not None:
             if self.preprocess_logits_for_metrics is not None:

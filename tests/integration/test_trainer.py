@@ -206,7 +206,7 @@ def test_the_diary_is_strict_json_and_tells_the_run(tmp_path):
     assert [event["event"] for event in events[:2]] == ["start", "log"]
     assert events[-1]["event"] == "end"
     kinds = {event["event"] for event in events}
-    assert {"start", "log", "evaluate", "finding", "checkpoint", "end"} == kinds
+    assert {"start", "log", "evaluate", "pairs", "finding", "checkpoint", "end"} == kinds
     assert events[0]["data"]["train"]["kept"] == 12
     assert (
         events[0]["trainable_parameters"] == events[0]["parameters"] == sum(p.numel() for p in run.model.parameters())

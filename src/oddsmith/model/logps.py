@@ -79,7 +79,7 @@ def pair_logps(
     stacked = stack(model, batch, pad_token_id, nll_on)
     wanted_ST = stacked.response_ST | stacked.nll_ST
     extra = {"output_router_logits": True} if router_loss else {}
-    with _head_only_at(model, wanted_ST):
+    with head_only_at(model, wanted_ST):
         outputs = model(**stacked.model_inputs, use_cache=False, **extra)
     logits_NV = outputs.logits
     if logits_NV.dim() == 3:  # a model whose head could not be reached gave all logits
@@ -154,7 +154,7 @@ def unwrap(model: nn.Module) -> Any:
 
 
 @contextmanager
-def _head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
+def head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
     """While inside, the model's output layer sees the hidden states of the wanted positions alone.
 
     [N, D] instead of [S, T, D]: logits cost V floats a position, and most positions of a padded batch predict no

@@ -17,6 +17,7 @@ from ..diagnose.readers import DIARY, STATE, read_history
 from ..diagnose.readers.events import history_of_events, is_event
 from ..diagnose.rules import judge
 from ..errors import DataError
+from .pairs import clean_samples, clean_snapshot, number, read_pairs, text
 from .series import GrowingSeries
 from .tail import Tail, open_plain
 
@@ -116,22 +117,25 @@ class Run:
             self._before_start = []
         elif step == 0 and len(self._before_start) < MOST_SAMPLES:
             self._before_start.append(event)
-        moment = event.get("time")
-        if isinstance(moment, int | float):
-            self._last_time = float(moment)
+        moment = number(event.get("time"))
+        self._last_time = self._last_time if moment is None else moment
         if kind == "start":
-            self.finished, self.start = False, dict(event)
+            self.start = dict(event)
             self._logged.clear()
-        elif kind == "end":
-            self.finished = True
-        elif kind == "log" and isinstance(moment, int | float):
-            self._logged.append((step, float(moment)))
+        if kind in ("start", "end"):
+            self.finished = kind == "end"
+        elif kind == "log" and moment is not None:
+            self._logged.append((step, moment))
         elif kind == "pairs":
-            self.snapshots.append(dict(event))
-            if len(self.snapshots) > MOST_SNAPSHOTS:
-                del self.snapshots[1:-1:2]
+            self._take_snapshot(event)
         elif kind == "samples":
-            self.samples.append(dict(event))
+            self.samples.append(clean_samples(event))
+
+    def _take_snapshot(self, event: dict[str, Any]) -> None:
+        if (snapshot := clean_snapshot(event)) is not None:
+            self.snapshots.append(snapshot)
+        if len(self.snapshots) > MOST_SNAPSHOTS:
+            del self.snapshots[1:-1:2]
 
     def _append(self, history: History) -> None:
         self.settings.update(history.settings)
@@ -196,7 +200,7 @@ class Run:
             "problem": self.problem,
             "step": history.last_step,
             "max_steps": history.steps_planned,
-            "model": _short_text(self.start.get("model")),
+            "model": text(self.start.get("model"), 200),
             "updated": self._last_time or None,
             "seconds_left": self._seconds_left(history),
             "beta": history.setting("beta"),
@@ -245,21 +249,20 @@ class Run:
             "findings": self.findings(),
             "settings": self._settings_texts(),
             "reproduce": self._reproduce(),
-            "snapshots": [{k: v for k, v in one.items() if k != "inspected"} for one in self.snapshots],
-            "inspected": next((one for one in reversed(self.snapshots) if one.get("inspected")), None),
+            "snapshots": self.snapshots,
+            "pairs": read_pairs(self.path) if self.path.is_dir() else [],
             "samples": _first_and_last(self.samples),
-            "facts": {k: self.start.get(k) for k in ("model", "parameters", "trainable_parameters", "precision")},
         }
 
     def _settings_texts(self) -> dict[str, str]:
         """Settings as text: of ``run.yaml``, else of the diary."""
         text = _read_text(self.path / SETTINGS_FILE, LARGEST_SETTINGS_BYTES) if self.path.is_dir() else ""
-        found = {match[1]: match[2].strip() for line in text.splitlines() if (match := _SETTING.match(line))}
+        found = {match[1]: match[2].strip().strip('"') for line in text.splitlines() if (match := _SETTING.match(line))}
         if found:
             return found
         given = self.start.get("settings")
         return {
-            str(name): json.dumps(value)
+            str(name): value if isinstance(value, str) else json.dumps(value)
             for name, value in {**self.settings, **(given if isinstance(given, dict) else {})}.items()
         }
 
@@ -285,12 +288,8 @@ def _first_and_last(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Answers of the first evaluation of each set, and of the last."""
     by_set: dict[str, list[dict[str, Any]]] = {}
     for one in samples:
-        by_set.setdefault(str(one.get("set")), []).append(one)
+        by_set.setdefault(one["set"], []).append(one)
     return [{"set": name, "first": found[0], "last": found[-1]} for name, found in by_set.items()]
-
-
-def _short_text(value: Any) -> str:
-    return str(value)[:200] if value is not None else ""
 
 
 def _read_text(path: Path, most_bytes: int) -> str:

@@ -1,5 +1,5 @@
 // The charts: what each shows, what to watch in it, and how Plotly draws it.
-import { colour, figure, make } from './dom.js';
+import { colour, figure, make, plain } from './dom.js';
 
 const TRAINING = 'training';
 const HELD_OUT = 'held out';
@@ -36,16 +36,21 @@ function curves(chart, shown) {
       if (!factor) return;
       const tone = colour(`series-${((shown.length > 1 ? run.number : number) % 6) + 1}`);
       const dash = shown.length > 1 ? DASHES[number % 3] : 'solid';
-      const label = shown.length > 1 ? `${run.summary.name}: ${line.name}` : line.name;
+      const base = shown.length > 1 ? `${run.summary.name}: ${line.name}` : line.name;
       const training = run.series.training[line.metric];
-      if (training) found.push({ ...points(training, factor), label, tone, dash, of: TRAINING, line });
+      if (training) found.push({ ...points(training, factor), base, label: base, tone, dash, of: TRAINING });
       for (const [set, metrics] of Object.entries(run.series.held_out)) {
         const held = metrics[line.metric];
-        if (held) found.push({ ...points(held, factor), label: `${label} (${HELD_OUT}${set ? ` ${set}` : ''})`, tone, dash, of: HELD_OUT, line, set, run });
+        if (held) found.push({ ...points(held, factor), base, label: `${base} (${HELD_OUT}${set ? ` ${set}` : ''})`, tone, dash, of: HELD_OUT, set, run });
       }
     });
   }
   return found;
+}
+
+/** Plotly reads a little HTML in names; foreign ones are to be text. */
+function inPlotly(text) {
+  return plain(text).replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
 }
 
 function points(series, factor) {
@@ -86,7 +91,7 @@ function lineTraces(chart, shown) {
     if (chart.band && curve.of === TRAINING) traces.push(...bandTraces(curve));
     const held = curve.of === HELD_OUT;
     traces.push({
-      x: curve.x, y: curve.y, name: curve.label, showlegend: false, connectgaps: false,
+      x: curve.x, y: curve.y, name: inPlotly(curve.label), showlegend: false, connectgaps: false,
       mode: held ? 'lines+markers' : 'lines',
       line: { color: curve.tone, width: held ? 1.2 : 1.8, dash: held && shown.length === 1 ? 'dot' : curve.dash },
       marker: { size: 7, color: curve.tone, symbol: held ? 'circle-open' : 'circle', line: { width: 1.8 } },
@@ -105,9 +110,11 @@ function histogramTraces(run) {
   const edges = sets[0].margins.edges;
   const middles = edges.slice(1).map((edge, i) => (edge + edges[i]) / 2);
   const shares = sets.map((one) => { const all = one.margins.counts.reduce((a, b) => a + b, 0) || 1; return one.margins.counts.map((count) => count / all); });
+  const used = middles.filter((_, row) => sets.some((one) => one.margins.counts[row] > 0));
   const z = middles.map((_, row) => shares.map((share) => share[row] ?? 0));
+  const step = edges[1] - edges[0];
   return [
-    { type: 'heatmap', x: sets.map((one) => String(one.step)), y: middles, z, showscale: false,
+    { occupied: [used[0] - step, used.at(-1) + step], type: 'heatmap', x: sets.map((one) => String(one.step)), y: middles, z, showscale: false,
       colorscale: [[0, colour('card')], [1, colour('series-2')]], hovertemplate: 'step %{x}, margin %{y:.2f}: %{z:.0%}<extra></extra>' },
     { x: sets.map((one) => String(one.step)), y: sets.map((one) => one.below_zero), yaxis: 'y2', mode: 'lines+markers', name: 'share below zero',
       line: { color: colour('series-1'), width: 2 }, marker: { size: 6 }, showlegend: false, hovertemplate: '%{y:.0%} below zero<extra></extra>' },
@@ -116,8 +123,8 @@ function histogramTraces(run) {
 
 function lengthTraces(shown) {
   return shown.flatMap((run) => {
-    const shot = (run.details?.snapshots ?? []).filter((one) => one.lengths?.length).at(-1);
-    return shot ? [{ type: 'scatter', mode: 'markers', x: shot.lengths.map((one) => one[0]), y: shot.lengths.map((one) => one[1]), name: run.summary.name, showlegend: false,
+    const points = run.details?.pairs?.[0]?.lengths ?? [];
+    return points.length ? [{ type: 'scatter', mode: 'markers', x: points.map((one) => one[0]), y: points.map((one) => one[1]), name: inPlotly(run.summary.name), showlegend: false,
       marker: { size: 6, opacity: 0.65, color: colour(`series-${(run.number % 6) + 1}`) }, hovertemplate: '%{x} tokens longer, margin %{y:.2f}<extra></extra>' }] : [];
   });
 }
@@ -161,7 +168,9 @@ export function chartFigure(chart, onRange) {
     const traces = tracesOf(chart, shown);
     element.hidden = !traces.length;
     if (!traces.length) return;
-    window.Plotly.react(plot, traces, layoutOf(chart, view), PLOT);
+    const layout = layoutOf(chart, view);
+    if (traces[0].occupied) layout.yaxis.range = traces[0].occupied;
+    window.Plotly.react(plot, traces, layout, PLOT);
     if (!listening) {
       listening = true;
       plot.on('plotly_relayout', (change) => {
@@ -181,10 +190,12 @@ function legend(chart, shown) {
     const last = (shown[0].details?.snapshots ?? []).filter((one) => one.margins).at(-1);
     return last ? [make('span', {}, 'below zero at step ', make('b', {}, `${last.step}: ${Math.round(100 * last.below_zero)}%`))] : [];
   }
-  return curves(chart, shown).map((curve) => {
-    const value = curve.y.findLast((one) => one !== null);
-    const key = make('i', { class: `key ${curve.of === HELD_OUT || curve.dash === 'dot' ? 'dot' : curve.dash === 'dash' ? 'dash' : ''}` });
+  const found = curves(chart, shown);
+  const last = (curve) => figure(curve.y.findLast((one) => one !== null));
+  return found.filter((curve) => curve.of === TRAINING || !found.some((other) => other.base === curve.base && other.of === TRAINING)).map((curve) => {
+    const key = make('i', { class: `key ${curve.dash === 'solid' ? '' : curve.dash}` });
     key.style.borderColor = curve.tone;
-    return make('span', {}, key, `${curve.label} `, make('b', {}, figure(value)));
+    const held = found.filter((other) => other !== curve && other.base === curve.base).map((other) => `, ${HELD_OUT}${other.set ? ` ${plain(other.set)}` : ''} ${last(other)}`);
+    return make('span', {}, key, `${plain(curve.base)} `, make('b', {}, last(curve)), ...held);
   });
 }

@@ -46,8 +46,9 @@ function banner(run, isFirst, onJump) {
 
 function finding(one, onJump) {
   const jump = Number.isFinite(one.step) ? make('button', { type: 'button', 'data-jump': one.step, onclick: () => onJump(one.step) }, `Show step ${one.step}`) : null;
-  return make('li', {}, make('p', {}, make('span', { class: `word ${SEVERITY.includes(one.verdict) ? one.verdict : ''}` }, `${plain(one.verdict)} `), make('span', { class: 'rule' }, plain(one.rule).replaceAll('_', ' '))),
-    make('p', {}, plain(one.evidence)), make('p', {}, plain(one.meaning)), one.change ? make('p', { class: 'change' }, plain(one.change)) : null, jump);
+  const word = make('span', { class: `word ${SEVERITY.includes(one.verdict) ? one.verdict : ''}` }, plain(one.verdict));
+  return make('li', {}, make('div', { class: 'head' }, word, make('span', { class: 'rule' }, plain(one.rule).replaceAll('_', ' ')), jump),
+    make('p', {}, plain(one.evidence)), make('p', {}, plain(one.meaning)), one.change ? make('p', { class: 'change' }, plain(one.change)) : null);
 }
 
 const KINDS = { worst: 'Worst', flipped: 'Flipped', forgotten: 'Forgotten' };
@@ -60,10 +61,10 @@ let kind = 'worst';
 
 /** The pair inspector of the first run that has one. */
 export function drawPairs(place, shown) {
-  const run = shown.find((one) => one.details?.inspected);
+  const run = shown.find((one) => one.details?.pairs?.length);
   place.hidden = !run;
   if (!run) return;
-  const { inspected } = run.details;
+  const inspected = run.details.pairs[0];
   const buttons = Object.entries(KINDS).map(([name, words]) => make('button', { type: 'button', 'aria-pressed': String(name === kind),
     onclick: () => { kind = name; drawPairs(place, shown); place.querySelector(`[aria-pressed="true"]`).focus(); } }, `${words} (${(inspected.inspected[name] ?? []).length})`));
   const rows = (inspected.inspected[kind] ?? []).map(pair);
@@ -100,7 +101,7 @@ export function drawSamples(place, shown) {
   place.hidden = !run;
   if (!run) return;
   const rows = run.details.samples.flatMap(({ first, last }) => (last.answers ?? []).map((answer, i) => make('article', { class: 'pair' },
-    make('div', { class: 'prompt' }, make('h4', {}, 'Prompt'), make('p', { class: 'text' }, plain(answer.Prompt))),
+    make('h3', {}, `Answer ${i + 1}`), make('div', { class: 'prompt' }, make('h4', {}, 'Prompt'), make('p', { class: 'text' }, plain(answer.Prompt))),
     make('div', { class: 'sides' }, side(`Step ${first.step}`, first.answers?.[i]), last.step === first.step ? null : side(`Step ${last.step}`, answer)))));
   place.replaceChildren(make('div', { class: 'card' }, make('h2', { id: 'samples-title' }, 'Answers to held-out prompts'), ...rows));
 }
@@ -109,23 +110,25 @@ function side(title, answer) {
   return make('div', {}, make('h4', {}, title), make('p', { class: 'text' }, plain(answer?.Policy)));
 }
 
-/** Settings side by side: with several runs those that differ first, marked. */
+/** Settings side by side: with several runs those that differ, and all of them below. A setting that only one knows is no difference. */
 export function drawSettings(place, shown) {
-  const withSettings = shown.filter((run) => run.details);
-  const names = [...new Set(withSettings.flatMap((run) => Object.keys(run.details.settings)))];
+  const runs = shown.filter((run) => run.details);
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.details.settings)))];
   place.hidden = !names.length;
   if (!names.length) return;
   const open = place.querySelector('details')?.open;
-  const valueOf = (run, name) => run.details.settings[name] ?? '–';
-  const differs = (name) => new Set(withSettings.map((run) => valueOf(run, name))).size > 1;
-  const several = withSettings.length > 1;
-  if (several) names.sort((a, b) => differs(b) - differs(a));
-  const table = make('table', {}, make('thead', {}, make('tr', {}, make('th', { scope: 'col' }, 'Setting'), ...withSettings.map((run) => make('th', { scope: 'col' }, plain(run.summary.name))))),
-    make('tbody', {}, ...names.map((name) => make('tr', { class: several && differs(name) ? 'differs' : null }, make('th', { scope: 'row' }, plain(name)), ...withSettings.map((run) => make('td', {}, plain(valueOf(run, name))))))));
-  const commands = withSettings.filter((run) => run.details.reproduce).map((run) => make('code', { class: 'command', tabindex: '0' }, plain(run.details.reproduce)));
-  const count = names.filter(differs).length;
-  const title = several ? `Settings: ${count} differ` : 'Settings';
-  place.replaceChildren(make('div', { class: 'card' }, make('h2', { id: 'settings-title' }, title),
+  const known = (name) => runs.map((run) => run.details.settings[name]).filter((value) => value !== undefined);
+  const differing = names.filter((name) => new Set(known(name)).size > 1);
+  const commands = runs.filter((run) => run.details.reproduce).map((run) => make('code', { class: 'command', tabindex: '0' }, plain(run.details.reproduce)));
+  const several = runs.length > 1;
+  place.replaceChildren(make('div', { class: 'card' }, make('h2', { id: 'settings-title' }, several ? `Settings: ${differing.length} differ` : 'Settings'),
+    several && differing.length ? settingsTable(runs, differing, 'Settings that differ') : null,
     commands.length ? make('p', {}, 'To repeat it:') : null, ...commands,
-    make('details', { open: open ?? (several || names.length < 25) }, make('summary', {}, `${names.length} settings`), make('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Table of settings' }, table))));
+    make('details', { open: open ?? (!several && names.length < 25) }, make('summary', {}, `All ${names.length} settings`), settingsTable(runs, names, 'All settings'))));
+}
+
+function settingsTable(runs, names, label) {
+  const head = make('tr', {}, make('th', { scope: 'col' }, 'Setting'), ...runs.map((run) => make('th', { scope: 'col' }, plain(run.summary.name))));
+  const rows = names.map((name) => make('tr', {}, make('th', { scope: 'row' }, plain(name)), ...runs.map((run) => make('td', {}, plain(run.details.settings[name] ?? '–')))));
+  return make('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': label }, make('table', {}, make('thead', {}, head), make('tbody', {}, ...rows)));
 }
