@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.command import environment, run_apart, run_here, save_model
+from tests.terminal import Terminal
 from tests.tiny import CHATML, ragged_pairs
 from tests.unit.test_data_checks import FAULTY, GOOD
 
@@ -172,3 +173,12 @@ def test_without_a_model_torch_is_not_loaded(tmp_path, words):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment())
     assert done.returncode in (0, 3), done.stderr
     assert done.stdout.rstrip().endswith("LOADED False")
+
+
+def test_a_terminal_sees_how_far_it_is(tmp_path):
+    data = save(tmp_path / "pairs.jsonl", GOOD * 50)
+    with Terminal("data", "check", data, columns=100) as terminal:
+        terminal.wait_for(r"checking \S+ [\d,]+ rows \d:\d\d:\d\d")
+        terminal.wait_for(r"\n(pass|warn)  \(0 fail")
+        assert terminal.end() == 0
+    assert "\x1b[1;33mwarn" in terminal.raw

@@ -29,7 +29,7 @@ def counting(doing: str, what: str, total: int | None) -> Iterator[Callable[[int
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.completed:,}") if total is None else MofNCompleteColumn(),
             TextColumn(what),
             TimeElapsedColumn() if total is None else TimeRemainingColumn(),
         )

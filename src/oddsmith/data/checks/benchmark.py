@@ -83,4 +83,5 @@ def _words(text: str) -> list[str]:
 
 
 def _runs(words: list[str], length: int) -> Iterator[int]:
+    # Differs from one start of Python to the next; forked processes, and there are no others, have it in common.
     return map(hash, zip(*(words[start:] for start in range(length)), strict=False))
