@@ -7,6 +7,7 @@ import numpy as np
 from ..findings import Finding, Verdict
 from ..history import History, Series
 from ..statistics import mean_interval, reversal, start_and_end, trend
+from .optimisation import usual_range
 from .registry import ANCHOR, graded, highest_learning_rate, rule, softer_beta, times
 
 # Nats a token that the chosen answers lose: exp(0.1) is 10% of perplexity, exp(0.3) 35%. ORPO's NLL term is there to
@@ -92,9 +93,8 @@ def log_odds_not_rising(history: History) -> Finding | None:
     if len(odds) < LEAST_POINTS or history.last_step < LEARNED_BY * history.steps_planned:
         return None
     found = trend(odds)
-    if found is None or (found.rises and found.change >= LEAST_RISE) or (accuracy and accuracy[1] >= KNOWN_ACCURACY):
+    if found is None or found.change >= LEAST_RISE or (accuracy and accuracy[1] >= KNOWN_ACCURACY):
         return None
-    beta = history.setting("beta")
     return Finding(
         "log_odds_not_rising",
         Verdict.ACT if found.high < LEAST_RISE else Verdict.WATCH,
@@ -103,9 +103,16 @@ def log_odds_not_rising(history: History) -> Finding | None:
         f"changed by {found.change:+.2f} in {found.end - found.start} steps"
         f" (95%: {found.low:+.2f} to {found.high:+.2f}); by now it should have risen by more than {LEAST_RISE}",
         "the model does not learn to prefer the chosen answers",
-        f"{times('learning_rate', highest_learning_rate(history), 3)}; if that changes nothing,"
-        f" {times('beta', beta, 2)}; read a few pairs: can you tell which answer is better?",
+        f"{_harder(history)}; read a few pairs: can you tell which answer is better?",
     )
+
+
+def _harder(history: History) -> str:
+    """What to do so that more is learned: larger steps while they stay usual, then a larger beta."""
+    rate, beta = highest_learning_rate(history), times("beta", history.setting("beta"), 2)
+    if rate is not None and 3 * rate > usual_range(history)[1]:
+        return beta
+    return f"{times('learning_rate', rate, 3)}; if that changes nothing, {beta}"
 
 
 @rule
