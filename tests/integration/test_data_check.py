@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import pyarrow.parquet
 import pytest
 
 from tests.command import environment, run_apart, run_here, save_model
@@ -162,8 +163,13 @@ def test_a_broken_line_is_named(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
-def test_without_a_model_torch_is_not_loaded(tmp_path, words):
-    data = save(tmp_path / "pairs.jsonl", ragged_pairs(20))
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_without_a_model_torch_is_not_loaded(tmp_path, kind, words):
+    data = tmp_path / f"pairs.{kind}"
+    if kind == "jsonl":
+        save(data, ragged_pairs(20))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ragged_pairs(20)), data)
     code = (
         "import atexit, sys\n"
         "from oddsmith.cli.main import main\n"

@@ -97,6 +97,15 @@ def test_a_fault_is_found_at_its_rows(check):
     assert found.verdict != "pass"
 
 
+def test_a_cut_in_front_of_a_turn_is_no_doubled_bos():
+    turns = [user("a" * 30), assistant("b" * 30), user("c" * 30)]
+    found = [
+        finding_on(catalogue.DOUBLE_BOS, [chat(*turns), chat(HI)], pair_tokenizer(CHATML, 120, limit)).count
+        for limit in range(40, 100)
+    ]
+    assert found == [0] * 60
+
+
 def test_every_reason_to_drop_a_pair_is_known_to_a_check():
     of_rows = {DropReason.EMPTY_CHOSEN, DropReason.EMPTY_REJECTED}
     assert set(REASONS) == set(DropReason) - of_rows

@@ -118,6 +118,11 @@ def test_reasons_and_sides_are_counted():
     )
 
 
+def test_a_cleaned_set_leaves_out_whatever_can_fail():
+    checks = [value for value in vars(catalogue).values() if isinstance(value, Check)]
+    assert {check.name for check in checks if check.fail_share < NEVER and not check.drops} == set()
+
+
 def test_shares_decide_the_verdict():
     check = Check("name", ANY, 0.05, "", "")
     assert [check.verdict(count, 1000) for count in (0, 1, 49, 50)] == ["pass", "warn", "warn", "fail"]
