@@ -106,7 +106,7 @@ def settings(folder: Path, **more) -> ORPOConfig:
     return ORPOConfig(
         output_dir=str(folder),
         **{
-            "max_steps": 12,
+            "max_steps": 8,
             "logging_steps": 1,
             "per_device_train_batch_size": 2,
             "max_length": 64,

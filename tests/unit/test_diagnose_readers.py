@@ -166,6 +166,8 @@ def test_wandb_csv(tmp_path):
         encoding="utf-8",
     )
     assert points(read_history(path), "loss") == [(0, 1.64), (1, 1.6)]
+    path.write_text("Step,a - b - train/loss,c - train/loss\n5,1.5,9.9\n", encoding="utf-8")  # one run is diagnosed
+    assert points(read_history(path), "loss") == [(5, 1.5)]
     path.write_text(
         "_step,_runtime,train/loss,train/rewards/chosen,eval/loss,train/global_step\n"
         "0,3.1,2.5,-0.3,,10\n1,6.0,NaN,-0.2,,20\n2,9.0,,,2.2,20\n",

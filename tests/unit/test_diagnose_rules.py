@@ -172,6 +172,12 @@ def test_a_loss_that_jumps_and_then_falls_again_has_risen():
     assert found.step == 62
 
 
+def test_an_nll_that_ends_above_its_start_diverges():
+    found = findings(nll_loss=[2.0, *line(3.6, 2.8, points=POINTS - 1)])
+    assert found["nll_diverging"].verdict is Verdict.ACT
+    assert found["nll_diverging"].step == 2
+
+
 def test_two_bad_points_are_not_a_trend():
     loss = good()["loss"]
     loss[-1] += 1.0

@@ -52,7 +52,7 @@ def _read_rows(builder: HistoryBuilder, head: list[str], rows: Iterable[list[str
     if lower[:3] == ["wall time", "step", "value"]:
         names: list[str | None] = [None, None, _name_of_file(path)]
     else:
-        names = [_name_of_column(column) for column in columns]
+        names = _names_of_columns(columns)
     names[place] = None
     for number, row in enumerate(rows, 1):
         try:
@@ -64,11 +64,17 @@ def _read_rows(builder: HistoryBuilder, head: list[str], rows: Iterable[list[str
         builder.add(step, values)
 
 
-def _name_of_column(column: str) -> str | None:
-    """``run-1 - train/loss`` -> ``train/loss``; the columns of extremes are passed over."""
-    if column.endswith(("__MIN", "__MAX")):
-        return None
-    return column.rpartition(" - ")[2]
+def _names_of_columns(columns: list[str]) -> list[str | None]:
+    """``run-1 - train/loss`` -> ``train/loss``; columns of extremes, and of runs after the first, are passed over."""
+    names: list[str | None] = []
+    first_run: str | None = None
+    for column in columns:
+        run, separator, name = column.rpartition(" - ")
+        if separator and first_run is None:
+            first_run = run
+        other = bool(separator) and run != first_run
+        names.append(None if other or name.endswith(("__MIN", "__MAX")) else name)
+    return names
 
 
 def _name_of_file(path: Path) -> str | None:

@@ -6,7 +6,17 @@ import numpy as np
 
 from ..findings import Finding, Verdict
 from ..history import History, Series
-from ..statistics import change_point, reversal, start_and_end, trend
+from ..statistics import (
+    LEAST_REVERSAL_POINTS,
+    MAD_OF_NORMAL,
+    MOST_POINTS,
+    blocks,
+    change_point,
+    reversal,
+    smooth,
+    start_and_end,
+    trend,
+)
 from .preference import LEAST_RISE
 from .registry import ANCHOR, graded, highest_learning_rate, rule, softer_beta, times
 
@@ -66,20 +76,32 @@ def _jumped(loss: Series) -> tuple[int, float, float, str] | None:
 
 @rule
 def nll_diverging(history: History) -> Finding | None:
-    """The NLL of the chosen answers rises on the pairs that are trained on."""
-    found = reversal(history.get("nll_loss"), upward=True)
-    verdict = graded(found.change, NLL_RISE_WATCH, NLL_RISE_ACT) if found else None
-    if found is None or verdict is None:
+    """The NLL of the chosen answers rises on the pairs that are trained on: again, or above where it began."""
+    nll = history.get("nll_loss")
+    back = reversal(nll, upward=True)
+    shown = (back.step, back.turn, back.end) if back else _above_start(nll)
+    verdict = graded(shown[2] - shown[1], NLL_RISE_WATCH, NLL_RISE_ACT) if shown else None
+    if shown is None or verdict is None:
         return None
     return Finding(
         "nll_diverging",
         verdict,
         "nll_loss",
-        found.step,
-        f"{found.turn:.2f} nats a token around step {found.step}, {found.end:.2f} at the end (z = {found.z:.1f})",
+        shown[0],
+        f"{shown[1]:.2f} nats a token around step {shown[0]}, {shown[2]:.2f} at the end",
         "the model is losing the language it had: the preference is bought with it, or the steps are too large",
         f"{times('learning_rate', highest_learning_rate(history), 0.3)}; {softer_beta(history)}",
     )
+
+
+def _above_start(nll: Series) -> tuple[int, float, float] | None:
+    """First step, first level and last level, where the last is above the first by more than three times the noise."""
+    nll = blocks(nll.finite(), MOST_POINTS)
+    if len(nll) < LEAST_REVERSAL_POINTS:
+        return None
+    start, end = float(min(nll.values[0], np.median(nll.values[:3]))), float(np.median(nll.values[-5:]))
+    noise = float(np.median(np.abs(nll.values - smooth(nll.values, 5)))) / MAD_OF_NORMAL
+    return (int(nll.steps[0]), start, end) if end - start > 3 * noise else None
 
 
 @rule
