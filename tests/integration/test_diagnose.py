@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,23 @@ def test_alerts_go_to_the_trackers_that_have_them(monkeypatch):
     assert sent == []
     send_alert(["wandb", "trackio"], finding)
     assert sent == [("act: loss rising", one_line(finding), "error")] * 2
+
+
+def test_a_terminal_without_the_blocks_gets_the_words(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "oddsmith.cli.main", "diagnose", str(HISTORIES / "good-small.jsonl")],
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"preference learned" in done.stdout
+
+
+def test_names_from_a_file_are_shown_as_text(capsys, tmp_path):
+    path = tmp_path / "events.jsonl"
+    evil = "eval_\u001b]0;x\u0007\u202e_nll_loss"
+    path.write_text("".join(json.dumps({"event": "evaluate", "step": step, evil: step}) + "\n" for step in (0, 5, 9)))
+    done = run_here(capsys, "diagnose", path)
+    assert done.code == 0
+    assert not {"\u001b", "\u0007", "\u202e"} & set(done.out)

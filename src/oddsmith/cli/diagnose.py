@@ -39,6 +39,7 @@ DRAWN = (
     "grad_norm",
     "learning_rate",
 )
+DRAWN_HELD_OUT = ("nll_loss", "rewards/accuracies")
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 40
 
@@ -100,10 +101,19 @@ def _show(history: History, findings: Sequence[Finding], verdict: str) -> None:
     if not findings:
         console.print("       no rule had enough to go by")
     console.print()
-    for line in sparklines(history):
+    for line in sparklines(history) if _can_draw(console.encoding) else ():
         console.print(Text(line), soft_wrap=True)
     if history.skipped:
         console.print(Text(f"\n{history.skipped} lines were no metrics and were passed over", style="dim"))
+
+
+def _can_draw(encoding: str) -> bool:
+    """Whether a terminal of this encoding has the blocks."""
+    try:
+        BLOCKS.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def _paragraph(console: Any, label: str, text: str) -> None:
@@ -131,13 +141,17 @@ def sparklines(history: History) -> list[str]:
     from ..diagnose.statistics import blocks
 
     lines = []
-    for name in DRAWN:
-        series = history.get(name).finite()
+    drawn_series = [(name, history.get(name)) for name in DRAWN]
+    for prefix, found in history.held_out.items():
+        label = f"eval_{prefix}_" if prefix else "eval_"
+        drawn_series += [(label + name, found[name]) for name in DRAWN_HELD_OUT if name in found]
+    for name, logged in drawn_series:
+        series = logged.finite()
         if len(series) < 2:
             continue
         values = blocks(series, SPARK_WIDTH).values
         low, high = float(values.min()), float(values.max())
         scale = (len(BLOCKS) - 1) / (high - low) if high > low and math.isfinite(high - low) else 0.0
         drawn = "".join(BLOCKS[round((value - low) * scale)] for value in values.tolist())
-        lines.append(f"{name:>20}  {drawn:<{SPARK_WIDTH}}  {series.values[0]:.3g} -> {series.values[-1]:.3g}")
+        lines.append(f"{name:>23}  {drawn:<{SPARK_WIDTH}}  {series.values[0]:.3g} -> {series.values[-1]:.3g}")
     return lines

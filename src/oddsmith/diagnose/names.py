@@ -87,8 +87,13 @@ def held_out_name(raw: str) -> tuple[str, str] | None:
         return "", whole
     for metric in sorted([*KNOWN, *ALIASES], key=len, reverse=True):
         if rest.endswith(f"_{metric}"):
-            return rest[: -len(metric) - 1], ALIASES.get(metric, metric)
+            return _printable(rest[: -len(metric) - 1]), ALIASES.get(metric, metric)
     return None
+
+
+def _printable(name: str) -> str:
+    """A set's name as it may be shown: it comes from a file that anybody may have written."""
+    return re.sub(r"[^\w.@+-]", "?", name)[:80]
 
 
 def plain(raw: str) -> str:
