@@ -1,0 +1,173 @@
+"""The monitor's page as a person uses it: live, overlaid, inspected, attacked, by keyboard, on a phone."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from oddsmith.monitor.report import write_report
+
+HISTORIES = Path(__file__).parents[1] / "histories"
+ATTACKS = (
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(2)</script>",
+    "<svg onload=alert(3)>",
+    "<a href='javascript:alert(4)'>x</a>",
+    "{{7*7}}${alert(5)}",
+    "\u202egnol\u2066",
+    "\x1b[31mred\x07",
+    "]]><!--",
+)
+
+
+def history(name: str) -> list[str]:
+    return (HISTORIES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+def add_run(runs: Path, name: str, lines: list[str]) -> Path:
+    folder = runs / name
+    folder.mkdir()
+    (folder / "events.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def event(kind: str, step: int, **fields) -> str:
+    return json.dumps({"event": kind, "time": time.time(), "step": step, **fields}) + "\n"
+
+
+def pair(text: str, row: int = 0) -> dict:
+    side = {"tokens": [text, " and", " more"], "change": [0.5, -2.0, 0.0]}
+    return {"row": row, "margin": -1.5, "before": 0.5, "prompt": text, "chosen": side, "rejected": side}
+
+
+def inspected(folder: Path, text: str = "a word") -> None:
+    kinds = {kind: [pair(text)] for kind in ("worst", "flipped", "forgotten")}
+    found = {"step": 20, "lengths": [[3, 0.5], [-2, -0.1]], "inspected": kinds}
+    (folder / "_held_out_pairs.json").write_text(json.dumps({"sets": {"eval": found}}), encoding="utf-8")
+
+
+def test_a_live_run_draws_itself_and_a_reload_loses_nothing(monitor, page):
+    address, runs = monitor
+    page.goto(address)
+    page.get_by_text("No runs here yet").wait_for()
+    lines = history("good-small")
+    folder = add_run(runs, "live", lines[:20])
+    page.locator("#chart-loss").wait_for()
+    before = page.evaluate("document.querySelector('#chart-loss .plot').data[0].x.length")
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write("".join(lines[20:])[:-10])
+    page.wait_for_function(f"() => document.querySelector('#chart-loss .plot').data[0].x.length > {before}")
+    drawn = page.evaluate("document.querySelector('#chart-loss .plot').data.map(one => [one.x, one.y])")
+    page.reload()
+    page.locator("#chart-loss").wait_for()
+    assert page.evaluate("document.querySelector('#chart-loss .plot').data.map(one => [one.x, one.y])") == drawn
+
+
+def test_a_finding_appears_and_leads_to_its_step(monitor, page):
+    address, runs = monitor
+    lines = history("learning-rate-high")
+    folder = add_run(runs, "run", lines[:3])
+    page.goto(address)
+    page.locator(".banner").wait_for()
+    assert not page.locator(".banner.act").count()
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write("".join(lines[3:]))
+    page.locator(".banner.act").wait_for()
+    button = page.locator("[data-jump]").first
+    step = int(button.get_attribute("data-jump"))
+    button.click()
+    page.wait_for_function("() => document.querySelector('#chart-loss .plot').layout.shapes.length === 1")
+    low, high = page.evaluate("document.querySelector('#chart-loss .plot').layout.xaxis.range")
+    assert low <= step <= high < 100
+    page.keyboard.press("r")
+    page.wait_for_function("() => document.querySelector('#chart-loss .plot').layout.shapes.length === 0")
+
+
+def test_runs_lie_over_each_other_and_their_settings_are_compared(monitor, page):
+    address, runs = monitor
+    for name in ("good-small", "learning-rate-high"):
+        add_run(runs, name, history(name))
+    page.goto(address)
+    page.locator("#chart-loss").wait_for()
+    alone = page.evaluate("document.querySelector('#chart-rate .plot').data.length")
+    page.keyboard.press("2")
+    page.wait_for_function(f"() => document.querySelector('#chart-rate .plot').data.length === {2 * alone}")
+    page.get_by_role("heading", name="Settings: 1 differ").wait_for()
+    assert page.get_by_role("region", name="Settings that differ").locator("tbody th").all_text_contents() == [
+        "learning_rate"
+    ]
+    page.keyboard.press("1")
+    page.wait_for_function(f"() => document.querySelector('#chart-rate .plot').data.length === {alone}")
+
+
+def test_the_inspector_shows_pairs_token_by_token(monitor, page):
+    address, runs = monitor
+    inspected(add_run(runs, "run", history("good-small")))
+    page.goto(address)
+    page.get_by_role("button", name="Forgotten (1)").click()
+    chosen = page.locator("#pairs .sides .text").first
+    assert chosen.text_content() == "a word and more"
+    assert chosen.locator(".more").all_text_contents() == ["a word"]
+    assert chosen.locator(".less").all_text_contents() == [" and"]
+
+
+def test_hostile_text_stays_text(monitor, page):
+    address, runs = monitor
+    for number, attack in enumerate(ATTACKS):
+        name = attack.replace("/", "∕").replace("\x00", "")
+        answers = [{"Prompt": attack, "Policy": attack}]
+        more = [
+            event("samples", 20, set=attack, answers=answers),
+            event("evaluate", 20, **{f"eval_{attack}_loss": 1.0}),
+        ]
+        start = event("start", 0, model=attack, settings={attack: attack, "beta": attack}, max_steps=100)
+        folder = add_run(runs, name, [start, *history("good-small")[1:], *more])
+        inspected(folder, attack)
+        (folder / "run.yaml").write_text(f"beta: {attack}\nother_{number}: {attack}\n", encoding="utf-8")
+    page.goto(address)
+    page.locator("#chart-loss").wait_for()
+    for key in range(2, len(ATTACKS) + 1):
+        page.keyboard.press(str(key))
+    page.wait_for_function(f"() => document.querySelectorAll('.banner').length === {len(ATTACKS)}")
+    page.wait_for_timeout(500)
+    own = "document.querySelectorAll('main img, main a, nav a, main script, main iframe, nav script').length"
+    assert page.evaluate(own) == 0
+    assert "⟨202e⟩gnol" in page.locator("main").text_content()
+    assert "⟨001b⟩[31mred" in page.locator("main").text_content()
+
+
+def test_the_report_is_the_page_in_one_file(page, tmp_path):
+    folder = add_run(tmp_path, "run", history("learning-rate-high"))
+    inspected(folder, "</script><script>alert(1)</script>")
+    report = write_report(folder)
+    page.goto(report.as_uri())
+    page.locator("#chart-loss").wait_for()
+    assert page.locator(".banner.act").count() == 1
+    assert page.locator("#pairs .text").first.text_content() == "</script><script>alert(1)</script>"
+    assert str(tmp_path) not in report.read_text(encoding="utf-8")
+    page.keyboard.press("t")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_nothing_keeps_anybody_out(browser, monitor, scheme, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    address, runs = monitor
+    lines = history("learning-rate-high")
+    answers = [{"Prompt": "a question", "Policy": "an answer"}]
+    inspected(add_run(runs, "bad", [*lines, event("samples", 50, set="eval", answers=answers)]))
+    add_run(runs, "good", history("good-small"))
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(address)
+    page.locator("#chart-loss").wait_for()
+    page.keyboard.press("2")
+    page.wait_for_function("() => document.querySelectorAll('.banner').length === 2")
+    found = axe.Axe().run(page).response["violations"]
+    assert not [(one["id"], [node["html"][:100] for node in one["nodes"]]) for one in found]
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    context.close()
