@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oddsmith.data.tokenized import Dropped, TokenizedPair
+from oddsmith.data.truncate import Tokens, cut_pair
 from tests.pairs import conversation, merging_tokenizer, text_pair, tokenize, user
 from tests.templates import PHI3
 from tests.tiny import tiny_tokenizer
@@ -53,6 +54,15 @@ class TestTruncation:
         tokenizer = tiny_tokenizer(bos=None, eos="</s>")
         tokens = tokenize(tokenizer, text_pair(self.prompt, "abcdef", "xy"), 12, max_prompt_length=4)
         assert tokenizer.decode(tokens.chosen_ids) == "6789abcdef</s>"
+
+    def test_a_cut_before_a_bos_keeps_one(self):
+        """SmolLM2's turns begin with the token that its texts begin with."""
+        turn = [1, 7, 8]  # 1 is BOS
+        side = Tokens([*turn, *turn, 5, 6], prompt_tokens=6, end=8)
+        cut, _ = cut_pair(side, side, max_length=7, max_prompt_length=4, bos_token_id=1)
+        assert cut == Tokens([*turn, 5, 6], prompt_tokens=3, end=5)
+        elsewhere, _ = cut_pair(side, side, max_length=7, max_prompt_length=3, bos_token_id=1)
+        assert elsewhere == Tokens([1, 7, 8, 5, 6], prompt_tokens=3, end=5)
 
     def test_merge_at_the_boundary_cuts_the_same_from_both_prompts(self):
         tokens = tokenize(merging_tokenizer(), text_pair("01234567 ", "Abcdef", "x"), 12, max_prompt_length=4)

@@ -45,7 +45,8 @@ def cut_pair(
     """Both sides within ``max_length`` tokens.
 
     If the targets of either side reach beyond ``max_length``, both prompts lose the same number of tokens, so that they
-    still begin alike: as many as bring the longer one down to ``max_prompt_length``. A leading BOS stays, and counts.
+    still begin alike: as many as bring the longer one down to ``max_prompt_length``. A leading BOS stays, and counts; there is
+    never a second one behind it.
 
     Args:
         chosen: That side in full.
@@ -62,6 +63,10 @@ def cut_pair(
     if max_prompt_length is not None and max(chosen.end, rejected.end) > max_length:
         cut_tokens = max(chosen.prompt_tokens, rejected.prompt_tokens) - max_prompt_length
         kept_tokens = int(bos_token_id is not None and chosen.ids[:1] == rejected.ids[:1] == [bos_token_id])
+        first_left = [side.ids[cut_tokens + 1 : cut_tokens + 2] for side in (chosen, rejected)]
+        if kept_tokens and cut_tokens > 0 and first_left == [[bos_token_id]] * 2:
+            # What is left begins with that token itself, as SmolLM2's turns do: one is enough.
+            kept_tokens, cut_tokens = 0, cut_tokens + 1
         chosen = chosen.without_left(cut_tokens, kept_tokens=kept_tokens)
         rejected = rejected.without_left(cut_tokens, kept_tokens=kept_tokens)
     return chosen.without_right(max_length), rejected.without_right(max_length)

@@ -91,8 +91,7 @@ class TemplateCheck:
             targets = ids[getattr(tokens, f"{side}_prompt_tokens") : end]
             yield from self._end_hits(pair, targets, getattr(pair, side), side)
             bos = self.tokenizer.bos_token_id
-            # A cut prompt keeps its BOS, in front of what may be a turn that begins with the same token (ChatML).
-            if bos is not None and not tokens.prompt_cut and list(tokens.prompt_ids or ids)[:2] == [bos, bos]:
+            if bos is not None and list(tokens.prompt_ids or ids)[:2] == [bos, bos]:
                 yield catalogue.DOUBLE_BOS, side
 
     def _end_hits(self, pair: PreferencePair, targets: Sequence[int], answer: object, side: str) -> Iterator[Hit]:
