@@ -45,8 +45,8 @@ def cut_pair(
     """Both sides within ``max_length`` tokens.
 
     If the targets of either side reach beyond ``max_length``, both prompts lose the same number of tokens, so that they
-    still begin alike: as many as bring the longer one down to ``max_prompt_length``. A leading BOS stays, and counts; there is
-    never a second one behind it.
+    still begin alike: as many as bring the longer one down to ``max_prompt_length``. A leading BOS stays, and counts;
+    there is never a second one behind it.
 
     Args:
         chosen: That side in full.
