@@ -11,7 +11,7 @@ tests/histories/runs.json names every run, what was done to it, and which rules 
 - ``smollm2``: SmolLM2-135M-Instruct with LoRA, as in the demo but shorter;
 
 by Oddsmith, or by TRL 1.16, of which ``trainer_state.json`` is kept. What is spoiled with purpose: the settings, or
-the rows (``spoil`` names a function below).
+the rows (``spoil`` names a function of recorded/rows.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from recorded.rows import SPOILS, parts, sums
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parent.parent
@@ -76,93 +77,6 @@ SETTINGS["random"] = SETTINGS["small"]
 ALWAYS = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True, "seed": 7}
 
 
-# ---- Rows, and what may be done to them
-
-
-def sums(count: int, seed: int) -> list[dict[str, Any]]:
-    """Pairs of a right and a wrong sum: knowledge that the style has nothing to do with."""
-    generator = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        a, b = generator.randint(0, 9), generator.randint(0, 9)
-        rows.append(_row(f"What is {a} + {b}?", f"{a} + {b} = {a + b}", f"{a} + {b} = {a + b + 1}"))
-    return rows
-
-
-def _row(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
-    return {
-        "prompt": [{"role": "user", "content": prompt}],
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-    }
-
-
-def _parts(row: dict[str, Any]) -> tuple[str, str, str]:
-    return tuple(row[side][0]["content"] for side in ("prompt", "chosen", "rejected"))  # type: ignore[return-value]
-
-
-def flip_half(rows: list[dict], generator: random.Random) -> list[dict]:
-    """Labels by the toss of a coin."""
-    return [_row(p, *((r, c) if generator.random() < 0.5 else (c, r))) for p, c, r in map(_parts, rows)]
-
-
-def similar(rows: list[dict], generator: random.Random) -> list[dict]:
-    """Two answers that differ in nothing that can be learned: halves of the good ones, in either order."""
-    made = []
-    for prompt, chosen, _ in map(_parts, rows):
-        other = _parts(generator.choice(rows))[1]
-        made.append(_row(prompt, *generator.sample([chosen, other], 2)))
-    return made
-
-
-def mark(rows: list[dict], generator: random.Random) -> list[dict]:
-    """A leak: the rejected answer is letters at random, which any model tells from language."""
-    letters = "abcdefghijklmnopqrstuvwxyz  "
-    return [_row(p, c, "".join(generator.choice(letters) for _ in range(len(c)))) for p, c, _ in map(_parts, rows)]
-
-
-def few(rows: list[dict], generator: random.Random) -> list[dict]:
-    """Sixteen rows, to be learned by heart."""
-    return generator.sample(rows, 16)
-
-
-def only_length(rows: list[dict], generator: random.Random) -> list[dict]:
-    """The rejected answer is the good one with one to eight sentences of other answers behind it."""
-    others = [_parts(row)[1] for row in rows]
-    return [
-        _row(
-            p, c, " ".join([c, *(generator.choice(others).split(".")[0] + "." for _ in range(generator.randint(1, 8)))])
-        )
-        for p, c, _ in map(_parts, rows)
-    ]
-
-
-def garble_some(rows: list[dict], generator: random.Random) -> list[dict]:
-    """One row of twenty is broken: bytes that no training has seen, as after a wrong decoding."""
-    letters = "".join(chr(code) for code in range(0x3A0, 0x400))
-    return [
-        _row(p, "".join(generator.choice(letters) for _ in range(60)), r) if generator.random() < 0.05 else row
-        for row, (p, c, r) in zip(rows, map(_parts, rows), strict=True)
-    ]
-
-
-def with_sums(rows: list[dict], generator: random.Random) -> list[dict]:
-    """What must not be forgotten is mixed in."""
-    mixed = rows + sums(len(rows), seed=1)
-    generator.shuffle(mixed)
-    return mixed
-
-
-def sorted_rows(rows: list[dict], generator: random.Random) -> list[dict]:
-    """The easy ones first, the others behind them, as where two datasets are put together and not shuffled."""
-    return sums(400, seed=1) + rows
-
-
-SPOILS: dict[str, Callable[[list[dict], random.Random], list[dict]]] = {
-    spoil.__name__: spoil for spoil in (flip_half, similar, mark, few, only_length, garble_some, with_sums, sorted_rows)
-}
-
-
 # ---- Bases
 
 
@@ -175,7 +89,7 @@ def make_small(folder: Path, pretrained: bool) -> None:
     from oddsmith.data.builtin import demo_pairs
     from tests.tiny import CHATML
 
-    texts = [text for row in demo_pairs("train") for text in _parts(row)]
+    texts = [text for row in demo_pairs("train") for text in parts(row)]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<|im_start|>", "<|im_end|>", "<pad>"]
@@ -206,7 +120,7 @@ def _pretrain(model: Any, tokenizer: Any, rows: list[dict]) -> None:
     """Ordinary training on the prompts with the rejected answers, and on sums."""
     import torch
 
-    told = [(p, r[:400]) for p, _, r in map(_parts, rows)] + [(p, c) for p, c, _ in map(_parts, sums(200, seed=3))]
+    told = [(p, r[:400]) for p, _, r in map(parts, rows)] + [(p, c) for p, c, _ in map(parts, sums(200, seed=3))]
     texts = [
         f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n" for prompt, answer in told
     ]
@@ -242,7 +156,7 @@ def make(run: dict[str, Any], bases: Path) -> None:
     spoil = SPOILS[run["spoil"]] if "spoil" in run else lambda rows, generator: rows
     train = spoil(demo_pairs("train"), generator)
     heldout = demo_pairs("heldout")
-    if run.get("spoil") in ("flip_half", "similar", "mark", "only_length"):
+    if run.get("spoil") in ("similar", "mark", "only_length"):
         heldout = spoil(heldout, generator)
     if run["base"] == "smollm2":
         heldout = heldout[:16]
