@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import exp, inf
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -116,6 +117,13 @@ def length_correlation(rows: Mapping[str, Sequence[int]], logps: Tensor) -> floa
     return torch.corrcoef(both_2P)[0, 1].item()
 
 
+def memory_gib() -> float:
+    """Memory of this process in GiB: the most it has held of its GPU, or its resident memory where it has none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
 class TrainingMeter(TrainerCallback):
     """Collects the micro-batches of a process between two log lines, and the seconds its steps took.
 
@@ -183,7 +191,7 @@ class TrainingMeter(TrainerCallback):
             for name, per_second in (("tokens", "tokens_per_second"), ("pairs", "pairs_per_second")):
                 metrics[per_second] = total_Q[QUANTITIES.index(name)].item() / self._seconds
         self._total_Q, self._seconds, self._last_step = None, 0.0, step
-        return metrics
+        return metrics | {"memory_gib": memory_gib()}
 
 
 class EvaluationMeter:

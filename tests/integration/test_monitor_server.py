@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from oddsmith.errors import ConfigError, MissingExtraError
 from oddsmith.monitor.security import COOKIE, HEADERS, is_loopback
 from oddsmith.monitor.server import MOST_STREAMS, make_app, plotly_script
-from tests.command import START, environment, run_here
+from tests.command import SETTINGS, START, environment, run_here, save_config, save_model, save_pairs
 
 HISTORIES = Path(__file__).parents[1] / "histories"
 TOKEN = "a1b2c3d4e5f6a7b8c9d0"
@@ -310,3 +310,21 @@ def test_it_loads_neither_torch_nor_transformers(runs):
     )
     done = subprocess.run([*START[:1], "-c", code], capture_output=True, text=True, timeout=60, env=environment())
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_trained_run_has_its_report_and_its_state_in_the_terminal(capsys, tmp_path):
+    save_model(tmp_path / "model")
+    pairs = save_pairs(tmp_path / "pairs.jsonl")
+    settings = {**SETTINGS, "model_name_or_path": str(tmp_path / "model"), "dataset_name": str(pairs)}
+    config = save_config(tmp_path / "run.yaml", **settings, max_steps=2, logging_steps=1, test_split_size=4)
+    trained = run_here(capsys, "train", config, "--output-dir", tmp_path / "out")
+    assert trained.code == 0, trained.err
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'id="report-data"' in report
+    assert "https://" not in report.split('id="report-data"')[1].split("</script>")[0]
+    once = run_here(capsys, "monitor", tmp_path / "out", "--once")
+    assert once.out.startswith("out: ")
+    assert "step 2 of 2" in once.out
+    document = json.loads(run_here(capsys, "monitor", tmp_path / "out", "--once", "--json").out)
+    assert document["runs"][0]["verdict"] in ("healthy", "watch", "act")
+    assert run_here(capsys, "monitor", tmp_path / "model", "--once").out == "no runs here\n"

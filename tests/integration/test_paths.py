@@ -30,8 +30,8 @@ from tests.command import run_here, save_config, save_model, save_pairs
 from tests.equivalence.test_forest import Float64Everywhere
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
-# What is measured of a run's speed, or counts the tokens that were computed.
-OF_THE_PATH = ("_runtime", "_per_second", "total_flos")
+# What is measured of a run's speed and memory, or counts the tokens that were computed.
+OF_THE_PATH = ("_runtime", "_per_second", "total_flos", "memory_gib")
 
 
 class Run(NamedTuple):

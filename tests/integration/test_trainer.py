@@ -65,6 +65,7 @@ def test_loss_is_the_sum_of_its_parts_on_every_line_also_over_several_steps(tmp_
         assert line["rewards/chosen"] == pytest.approx(0.4 * line["logps/chosen"])
         assert line["tokens_per_second"] > 0
         assert line["pairs_per_second"] > 0
+        assert 0.05 < line["memory_gib"] < 100
         assert "logits/chosen" not in line
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, Interrupted
+from ..errors import ConfigError, Interrupted, MissingExtraError
 from .build import Settings, build
 from .config_file import Setting
 from .console import quiet_libraries, say, working
@@ -132,6 +132,8 @@ def _run(resolved: Resolved, settings: Settings) -> dict[str, Any]:
     _finish(trainer, settings)
     document = result(trainer, settings, time.monotonic() - started_at)
     say("\n".join(result_lines(document)), hang=4)
+    if trainer.is_world_process_zero():
+        _write_report(Path(settings.orpo.output_dir))
     return document
 
 
@@ -167,6 +169,16 @@ def _checkpoint(wanted: str | None, settings: Settings) -> str | None:
         raise ConfigError(f"{last} is a checkpoint of {kind}; {cure} use_peft, or continue with {folder}/run.yaml")
     say(f"going on from {last}" if last else f"no checkpoint in {folder} yet: starting from the beginning")
     return last
+
+
+def _write_report(folder: Path) -> None:
+    """The page of ``oddsmith monitor`` as one file; it is an extra's, and a run is complete without it."""
+    try:
+        from ..monitor.report import write_report
+
+        say(f"report: {write_report(folder)}")
+    except MissingExtraError as error:
+        say(f"no report.html: {error}", "dim")
 
 
 def _finish(trainer: ORPOTrainer, settings: Settings) -> None:

@@ -36,6 +36,7 @@ KNOWN = (
     "grad_norm",
     "learning_rate",
     "tokens_per_second",
+    "memory_gib",
 )
 ALIASES = {
     "training_loss": "loss",

@@ -79,7 +79,7 @@ function bandTraces(curve) {
 
 /** The mean's 95% interval over the pairs of each evaluation, as error bars. */
 function errorBars(curve) {
-  const deviations = new Map((curve.run.details?.snapshots ?? []).filter((one) => one.set === (curve.set || 'eval'))
+  const deviations = new Map((curve.run.details?.snapshots ?? []).filter((one) => one.set === (curve.set ? `eval_${curve.set}` : 'eval'))
     .map((one) => [one.step, one.log_odds ? (1.96 * one.log_odds.deviation) / Math.sqrt(one.log_odds.pairs) : 0]));
   if (!deviations.size) return undefined;
   return { type: 'data', array: curve.x.map((step) => deviations.get(step) ?? 0), thickness: 1.2, width: 3, color: curve.tone };
@@ -150,7 +150,7 @@ function layoutOf(chart, view) {
   if (chart.kind === 'histogram') {
     layout.xaxis.type = 'category';
     layout.yaxis.title = { ...axis.title, text: 'margin, nats a token' };
-    layout.yaxis2 = { ...axis, overlaying: 'y', side: 'right', range: [0, 1], tickformat: '.0%', showgrid: false, fixedrange: true, title: { ...axis.title, text: 'below zero' } };
+    layout.yaxis2 = { ...axis, overlaying: 'y', side: 'right', range: [0, 1.04], tickmode: 'array', tickvals: [0, 0.5, 1], tickformat: '.0%', showgrid: false, fixedrange: true, title: { ...axis.title, text: 'below zero' } };
     layout.margin.r = 50;
   }
   if (chart.kind === 'lengths') { layout.yaxis.title = { ...axis.title, text: 'margin, nats a token' }; layout.xaxis.zeroline = true; layout.xaxis.fixedrange = true; }

@@ -69,7 +69,7 @@ export function drawPairs(place, shown) {
     onclick: () => { kind = name; drawPairs(place, shown); place.querySelector(`[aria-pressed="true"]`).focus(); } }, `${words} (${(inspected.inspected[name] ?? []).length})`));
   const rows = (inspected.inspected[kind] ?? []).map(pair);
   place.replaceChildren(make('div', { class: 'card' }, make('h2', { id: 'pairs-title' }, `Held-out pairs at step ${inspected.step}`),
-    make('div', { class: 'tabs' }, ...buttons), make('p', { class: 'watch-for' }, EXPLAINED[kind], ' Green tokens became likelier than at the first evaluation, red and underlined ones less likely.'),
+    make('div', { class: 'tabs' }, ...buttons), make('p', { class: 'watch-for' }, EXPLAINED[kind], ' Green tokens are likelier than under the base model, red and underlined ones less likely.'),
     ...(rows.length ? rows : [make('p', { class: 'empty' }, 'None.')])));
 }
 
