@@ -27,6 +27,8 @@ from tests.command import START, environment, run_here
         "serve --help",
         "data check --help",
         "compare --help",
+        "diagnose --help",
+        "monitor --help",
     ],
 )
 def test_help_and_version_load_nothing_heavy(words):

@@ -253,3 +253,14 @@ def test_a_hundred_thousand_points_are_read_and_sent_quickly(tmp_path):
     assert new["training"]["loss"] == {"steps": [100_000], "values": [1.0], "thinned": False}
     near = run.series(None, None, 500, 700)
     assert near["training"]["loss"]["steps"] == list(range(500, 701))
+
+
+def test_links_in_another_trainers_folder_are_not_followed(tmp_path):
+    (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").write_text('{"log_history": []}')
+    (tmp_path / "secret.json").write_text('{"log_history": [{"step": 1, "loss": 42.0}]}')
+    (tmp_path / "run" / "trainer_state.json").symlink_to(tmp_path / "secret.json")
+    run = read(tmp_path / "run")
+    assert run.summary()["state"] == "unreadable"
+    assert "not followed" in run.summary()["problem"]
+    assert not run.training

@@ -156,6 +156,9 @@ class Run:
         self._stamp = stamp
         self._forget()
         self.version += 1
+        if any(file.is_symlink() for file in _foreign_files(self.path)):
+            self.problem = f"{self.path.name} holds links in place of files, which are not followed"
+            return True
         try:
             history = read_history(self.path)
         except DataError as error:
@@ -312,9 +315,14 @@ def _is_diary(path: Path) -> bool:
 
 def _stamp(path: Path) -> tuple[int, int] | None:
     """What changes with another trainer's file, or with the files of its folder."""
-    files = [path] if path.is_file() else [*path.glob(STATE), *path.glob(f"checkpoint-*/{STATE}"), *path.glob("*.csv")]
-    stamps = [(one.st_size, one.st_mtime_ns) for file in files if (one := _stat(file)) is not None]
+    stamps = [(one.st_size, one.st_mtime_ns) for file in _foreign_files(path) if (one := _stat(file)) is not None]
     return (sum(size for size, _ in stamps), max(moment for _, moment in stamps)) if stamps else None
+
+
+def _foreign_files(path: Path) -> list[Path]:
+    """What ``read_history`` may open of another trainer's run."""
+    patterns = (STATE, f"checkpoint-*/{STATE}", "trainer_log.jsonl", "*.csv")
+    return [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)]
 
 
 def _stat(path: Path) -> os.stat_result | None:
