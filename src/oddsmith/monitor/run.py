@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..diagnose.history import History
-from ..diagnose.readers import DIARY, STATE, read_history
+from ..diagnose.readers import DIARY, read_history
 from ..diagnose.readers.events import history_of_events, is_event
 from ..diagnose.rules import judge
 from ..errors import DataError
+from .files import foreign_files, read_text, stamp
 from .pairs import clean_samples, clean_snapshot, number, read_pairs, text
 from .series import GrowingSeries
-from .tail import Tail, open_plain
+from .tail import Tail
 
 MOST_SNAPSHOTS = 400  # evaluations whose pairs are kept; beyond, every second one is dropped
 MOST_SAMPLES = 200  # sets of answers that are kept
@@ -150,13 +151,13 @@ class Run:
 
     def _refresh_whole(self) -> bool:
         """Another trainer's files are small or finished: they are read again whenever they change."""
-        stamp = _stamp(self.path)
-        if stamp == self._stamp:
+        found = stamp(self.path)
+        if found == self._stamp:
             return False
-        self._stamp = stamp
+        self._stamp = found
         self._forget()
         self.version += 1
-        if any(file.is_symlink() for file in _foreign_files(self.path)):
+        if any(file.is_symlink() for file in foreign_files(self.path)):
             self.problem = f"{self.path.name} holds links in place of files, which are not followed"
             return True
         try:
@@ -166,7 +167,7 @@ class Run:
             return True
         self._append(history)
         self.finished, self.skipped = history.finished, history.skipped
-        self._last_time = stamp[1] / 1e9 if stamp else 0.0
+        self._last_time = found[1] / 1e9 if found else 0.0
         return True
 
     # ---- What the page asks for
@@ -259,7 +260,7 @@ class Run:
 
     def _settings_texts(self) -> dict[str, str]:
         """Settings as text: of ``run.yaml``, else of the diary."""
-        text = _read_text(self.path / SETTINGS_FILE, LARGEST_SETTINGS_BYTES) if self.path.is_dir() else ""
+        text = read_text(self.path / SETTINGS_FILE, LARGEST_SETTINGS_BYTES) if self.path.is_dir() else ""
         found = {match[1]: match[2].strip().strip('"') for line in text.splitlines() if (match := _SETTING.match(line))}
         if found:
             return found
@@ -295,38 +296,10 @@ def _first_and_last(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"set": name, "first": found[0], "last": found[-1]} for name, found in by_set.items()]
 
 
-def _read_text(path: Path, most_bytes: int) -> str:
-    """The beginning of a regular file; empty where there is none."""
-    descriptor = open_plain(path)
-    if descriptor is None:
-        return ""
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(most_bytes).decode("utf-8", errors="replace")
-
-
 def _is_diary(path: Path) -> bool:
     """Whether a file is our diary, by its name or its first lines."""
     if path.name == DIARY:
         return path.is_file()
     return path.suffix == ".jsonl" and any(
-        _event_of(line) is not None for line in _read_text(path, 1_000_000).encode().splitlines()[:5]
+        _event_of(line) is not None for line in read_text(path, 1_000_000).encode().splitlines()[:5]
     )
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes with another trainer's file, or with the files of its folder."""
-    stamps = [(one.st_size, one.st_mtime_ns) for file in _foreign_files(path) if (one := _stat(file)) is not None]
-    return (sum(size for size, _ in stamps), max(moment for _, moment in stamps)) if stamps else None
-
-
-def _foreign_files(path: Path) -> list[Path]:
-    """What ``read_history`` may open of another trainer's run."""
-    patterns = (STATE, f"checkpoint-*/{STATE}", "trainer_log.jsonl", "*.csv")
-    return [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)]
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
