@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser lint format bench
+.PHONY: help setup demo test test-slow test-browser chromium lint format bench
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -23,13 +23,16 @@ test: $(READY) ## run the tests
 test-slow: $(READY) ## run the exhaustive variants of the tests
 	$(BIN)/python -m pytest -m slow
 
-# Debian and Ubuntu: installed where that needs no password; elsewhere the line says what is missing.
-test-browser: $(READY) ## test the monitor's page in a real Chromium
-	@command -v chromium chromium-browser google-chrome >/dev/null || { \
-	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install --yes --quiet chromium >/dev/null; } || { \
-	  echo "Chromium is missing; on Debian: sudo apt-get install chromium" >&2; exit 1; }
+test-browser: $(READY) chromium ## test the monitor's page in a real Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
 	$(BIN)/python -m pytest tests/browser
+
+# Debian and Ubuntu: installed where that needs no password; elsewhere the line says what is missing.
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { apt-get update --quiet --quiet; \
+	  apt-get install --yes --quiet --no-install-recommends chromium; } >/dev/null 2>&1; } || { \
+	  echo "Chromium is missing; on Debian: sudo apt-get install chromium" >&2; exit 1; }
 
 lint: $(READY) ## check style, types and docstrings
 	$(BIN)/ruff check
