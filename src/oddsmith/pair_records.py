@@ -9,6 +9,7 @@ Shape suffixes: P pairs.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from .events import append_event, strict
 from .loss import log_odds
 from .model.logps import head_only_at
+
+logger = logging.getLogger(__name__)
 
 PAIRS_FILE = "_held_out_pairs.json"
 # Margins are binned alike in all runs, so that they can be compared; what lies beyond counts in the outermost bins.
@@ -161,8 +164,13 @@ class PairRecorder:
             },
         }
         partial = self._folder / f"{PAIRS_FILE}.partial"
-        partial.write_text(json.dumps(strict({"sets": self._sets}), allow_nan=False), encoding="utf-8")
-        partial.replace(self._folder / PAIRS_FILE)
+        try:
+            partial.write_text(json.dumps(strict({"sets": self._sets}), allow_nan=False), encoding="utf-8")
+            partial.replace(self._folder / PAIRS_FILE)
+        except OSError as error:  # what is only looked at must not end a run
+            logger.warning(
+                f"{self._folder / PAIRS_FILE}: not written ({error.strerror}); the monitor shows older pairs"
+            )
 
     def _in_full(self, row: Mapping[str, Any], model: nn.Module | None) -> dict[str, Any]:
         prompt = row.get("prompt_input_ids") or row["chosen_input_ids"][: row["chosen_prompt_tokens"]]

@@ -86,6 +86,12 @@ def test_a_new_adapter_has_changed_no_token(tmp_path):
     assert max(map(len, diary)) < 2000
 
 
+def test_a_file_that_cannot_be_written_ends_no_run(tmp_path, caplog):
+    (tmp_path / PAIRS_FILE).mkdir()
+    PairRecorder(tmp_path, tiny_tokenizer()).record("eval", 0, Rows([pair_row()]), -torch.rand(1, 2), None)
+    assert "not written (Is a directory); the monitor shows older pairs" in caplog.text
+
+
 def pair_row() -> dict:
     ids = {"chosen_input_ids": [3, 5, 7, 9, 11], "rejected_input_ids": [3, 5, 8, 10]}
     ends = {"chosen_prompt_tokens": 2, "rejected_prompt_tokens": 2, "chosen_end": 5, "rejected_end": 4}
