@@ -87,7 +87,7 @@ class TestModel:
     def test_no_gguf_inside(self, tmp_path):
         (tmp_path / "fake.gguf").write_bytes(b"GIF89a" + b"\0" * 100)
         for load in (load_model, load_tokenizer):
-            with pytest.raises(ModelError, match=r"fake\.gguf: is no GGUF file: it does not begin with the letters GGUF"):
+            with pytest.raises(ModelError, match=r"fake\.gguf: is no GGUF file: it does not begin with the letters"):
                 load(str(tmp_path / "fake.gguf"))
 
 
