@@ -84,12 +84,14 @@ def test_weights_are_kept_where_rows_are_short_and_the_model_learns():
         assert kept(300) == -4
 
 
-def test_large_scores_in_bfloat16_are_as_exact_as_their_weights():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_large_scores_in_bfloat16_are_as_exact_as_their_weights(autocast):
     """Rounded to bfloat16, a score of 60 would be off by up to 0.125, and its weight by 13%."""
     _, _, layout = pack([np.arange(200)])
     tensors = random_heads(200, torch.bfloat16, channels=64)
     exact = dense_forest_attention(*(tensor.double() for tensor in tensors), layout, scaling=2.0)
-    ours = paths_forest_attention(*tensors, layout, scaling=2.0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = paths_forest_attention(*tensors, layout, scaling=2.0)
     assert torch.linalg.vector_norm(ours - exact) < 0.005 * torch.linalg.vector_norm(exact)
 
 

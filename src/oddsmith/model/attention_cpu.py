@@ -65,7 +65,8 @@ def paths_forest_attention(
     work = [(path, list(_blocks(path, window))) for path in forest.paths]
     seen = sum(block.scores for _, blocks in work for block in blocks)
     keeps_weights = torch.is_grad_enabled() and seen <= _MOST_KEPT_KEYS * query.shape[2]
-    return _PathsAttention.apply(query, key, value, work, scaling, keeps_weights)
+    with torch.autocast("cpu", enabled=False):  # which would round the scores to bfloat16
+        return _PathsAttention.apply(query, key, value, work, scaling, keeps_weights)
 
 
 class _Block(NamedTuple):
