@@ -22,7 +22,7 @@ WARM_UP_STEPS = 1
 
 # How far two trainers may lie apart, relative to TRL's value; see agreement().
 TOLERANCES = {
-    True: {"first_loss": 2e-3, "loss": 1e-2, "grad_norm": 1e-2},  # bf16
+    True: {"first_loss": 2e-3, "loss": 1e-2, "grad_norm": 2e-2},  # bf16
     False: {"first_loss": 1e-5, "loss": 1e-4, "grad_norm": 1e-4},  # float32
 }
 GIB = 2**30
@@ -78,7 +78,8 @@ def disagreements(runs: list[dict[str, Any]], *, bf16: bool) -> list[str]:
     differs by rounding alone: of float32, or of logits and activations that carry 8 bits in bf16 (2^-9 each, mostly
     averaged away over thousands of tokens). Later losses differ more, because AdamW moves a weight by its learning rate
     even where the gradient is all rounding. A gradient's norm does not average its errors away, hence its wider bound.
-    Seen on SmolLM2-135M: 3e-4, 4e-3 and 3e-3 in bf16, 2e-7, 2e-7 and 3e-7 in float32.
+    Seen on SmolLM2-135M: 8e-4, 4e-3 and 1.2e-2 in bf16, 2e-7, 2e-7 and 3e-7 in float32. (The gradient that bf16 gives
+    lies 4% of its norm away from float32's, whatever computes the attention, and is 0.5 to 1% shorter.)
 
     Args:
         runs: What the workers wrote.
