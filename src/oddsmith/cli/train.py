@@ -134,6 +134,9 @@ def _run(resolved: Resolved, settings: Settings) -> dict[str, Any]:
     say("\n".join(result_lines(document)), hang=4)
     if trainer.is_world_process_zero():
         _write_report(Path(settings.orpo.output_dir))
+    if trainer.accelerator.num_processes > 1:  # gloo may abort a process whose peers are gone before it lets go of them
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.state.destroy_process_group()
     return document
 
 
