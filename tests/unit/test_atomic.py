@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,17 +10,6 @@ from safetensors.torch import save_file
 
 from oddsmith.errors import ConfigError, ExportError
 from oddsmith.export.atomic import RECORD_FILE, require_space, write_file, write_folder
-
-
-@pytest.fixture
-def small_files():
-    """No file may grow past 64 KiB, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def export(folder: Path, text: str = "new", **options) -> None:
