@@ -9,7 +9,7 @@ from __future__ import annotations
 from statistics import mean, median
 from typing import Any
 
-from versus.report import GIB, OURS, TOLERANCES
+from versus.report import GIB, OURS, apart
 from versus.report import _table as table
 
 LABELS = {
@@ -91,15 +91,8 @@ def differences(work: dict[str, Any]) -> list[str]:
     found = [f"{name} differ" for name in ("tokens", "initial_weights") if len({run[name] for run in good}) > 1]
     runs = comparable(work)
     reference = next((run for run in runs if not is_ours(run["trainer"])), None)
-    allowed = TOLERANCES[True]
     for run in runs if reference else ():
-        for step, (got, expected) in enumerate(zip(run["loss"], reference["loss"], strict=True)):
-            most = allowed["loss" if step else "first_loss"]
-            if not abs(got - expected) <= most * abs(expected):
-                found.append(f"loss of step {step + 1}: {got:.6g} ({label(run)}), {expected:.6g}; allowed: {most:g}")
-        got, expected = run["grad_norm"][0], reference["grad_norm"][0]
-        if not abs(got - expected) <= allowed["grad_norm"] * expected:
-            found.append(f"gradient norm: {got:.5g} ({label(run)}), {expected:.5g}; allowed: {allowed['grad_norm']:g}")
+        found += apart(run, reference, label(run), bf16=True)
     return list(dict.fromkeys(found))
 
 

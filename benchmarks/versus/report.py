@@ -93,19 +93,34 @@ def disagreements(runs: list[dict[str, Any]], *, bf16: bool) -> list[str]:
     for name, what in (("tokens", "tokens of the rows"), ("initial_weights", "initial trained weights")):
         if len({run[name] for run in good}) > 1:
             found.append(f"{what} differ")
-    allowed = TOLERANCES[bf16]
     comparable = [run for run in good if run["trainer"] != OTHER_AVERAGE]
     reference = next((run for run in comparable if run["trainer"] != OURS), None)
     for run in comparable if reference else ():
-        label = LABELS[run["trainer"]]
-        for step, (got, expected) in enumerate(zip(run["loss"], reference["loss"], strict=True)):
-            most = allowed["loss" if step else "first_loss"]
-            if not abs(got - expected) <= most * abs(expected):
-                found.append(f"loss of step {step + 1}: {got:.6g} ({label}), {expected:.6g}; allowed: {most:g}")
-        got, expected = run["grad_norm"][0], reference["grad_norm"][0]
-        if not abs(got - expected) <= allowed["grad_norm"] * expected:
-            found.append(f"gradient norm: {got:.5g} ({label}), {expected:.5g}; allowed: {allowed['grad_norm']:g}")
+        found += apart(run, reference, LABELS[run["trainer"]], bf16=bf16)
     return list(dict.fromkeys(found))
+
+
+def apart(run: dict[str, Any], reference: dict[str, Any], label: str, *, bf16: bool) -> list[str]:
+    """What of a run's losses and first gradient norm is beyond ``TOLERANCES``.
+
+    Args:
+        run: What a worker wrote.
+        reference: What it is compared with.
+        label: What the run is called.
+        bf16: Whether they computed in bf16.
+
+    Returns:
+        One sentence for each.
+    """
+    allowed, found = TOLERANCES[bf16], []
+    for step, (got, expected) in enumerate(zip(run["loss"], reference["loss"], strict=True)):
+        most = allowed["loss" if step else "first_loss"]
+        if not abs(got - expected) <= most * abs(expected):
+            found.append(f"loss of step {step + 1}: {got:.6g} ({label}), {expected:.6g}; allowed: {most:g}")
+    got, expected = run["grad_norm"][0], reference["grad_norm"][0]
+    if not abs(got - expected) <= allowed["grad_norm"] * expected:
+        found.append(f"gradient norm: {got:.5g} ({label}), {expected:.5g}; allowed: {allowed['grad_norm']:g}")
+    return found
 
 
 def verdict(runs: list[dict[str, Any]], differences: list[str], *, bf16: bool) -> str:
