@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import say
+from .export_merged import finish, merge_lines, tell_merging
 
 if TYPE_CHECKING:
     from ..export.gguf.deploy import GgufReport
@@ -24,7 +25,7 @@ def export_gguf(name: str, options: Mapping[str, str]) -> dict[str, Any]:
         What was made, with its proof, as JSON values.
     """
     from ..export.gguf.deploy import export_gguf as export
-    from ..export.publish import publish, require_publishable
+    from ..export.publish import require_publishable
 
     if "push_to_hub" in options:
         require_publishable(options["push_to_hub"])
@@ -45,23 +46,13 @@ def export_gguf(name: str, options: Mapping[str, str]) -> dict[str, Any]:
             say(f"warning: {warning}", style="yellow", hang=2)
     document = {"command": "export", "to": "gguf", **report.to_dict()}
     folder = Path(report.modelfile).parent
-    if "push_to_hub" in options:
-        say("uploading")
-        document["url"] = publish(folder, options["push_to_hub"])
-        print(f"uploaded to {document['url']}")
-    document["next"] = [
-        f"oddsmith chat {shlex.quote(report.files[0].path)}",
-        f"cd {shlex.quote(str(folder))} && ollama create {shlex.quote(report.title.lower())} -f Modelfile",
-    ]
-    for command in document["next"]:
-        print(f"  next: {command}")
-    return document
+    chat = f"oddsmith chat {shlex.quote(report.files[0].path)}"
+    create = f"cd {shlex.quote(str(folder))} && ollama create {shlex.quote(report.title.lower())} -f Modelfile"
+    return finish(document, folder, options, [chat, create])
 
 
 def _tell(stage: str, detail: Any) -> None:
     """Say on stderr what is being done."""
-    from .export_merged import tell_merging
-
     if stage == "reference":
         say("asking the model itself, to compare the files with")
     elif stage == "convert":
@@ -77,8 +68,6 @@ def _tell(stage: str, detail: Any) -> None:
 
 
 def _lines(report: GgufReport) -> list[str]:
-    from .export_merged import merge_lines
-
     lines = merge_lines(report.merge)[1:] if report.merge else []
     width = max(len(Path(file.path).name) for file in report.files)
     lines += [

@@ -35,7 +35,7 @@ def export_merged(name: str, options: Mapping[str, str]) -> dict[str, Any]:
         raise ConfigError(f"--{foreign[0]} is for --to gguf; leave it out")
     from ..export.finished import find_finished
     from ..export.merge import merge_adapter
-    from ..export.publish import publish, require_publishable
+    from ..export.publish import require_publishable
 
     if "push_to_hub" in options:
         require_publishable(options["push_to_hub"])
@@ -51,13 +51,32 @@ def export_merged(name: str, options: Mapping[str, str]) -> dict[str, Any]:
     )
     print("\n".join(merge_lines(report)))
     document = {"command": "export", "to": "merged", **report.to_dict()}
+    path = shlex.quote(str(folder))
+    return finish(
+        document, folder, options, [f"oddsmith chat {path}", f"oddsmith export {path} --to gguf --quantize q4_k_m"]
+    )
+
+
+def finish(document: dict[str, Any], folder: Path, options: Mapping[str, str], commands: list[str]) -> dict[str, Any]:
+    """Upload an export if that is wanted, and say what can be done with it; the end of both kinds.
+
+    Args:
+        document: What was made; gains ``url`` and ``next``.
+        folder: Where it is.
+        options: The flags of ``oddsmith export`` that were given, by name.
+        commands: What can be done next.
+
+    Returns:
+        The document.
+    """
     if "push_to_hub" in options:
+        from ..export.publish import publish
+
         say("uploading")
         document["url"] = publish(folder, options["push_to_hub"])
         print(f"uploaded to {document['url']}")
-    path = shlex.quote(str(folder))
-    document["next"] = [f"oddsmith chat {path}", f"oddsmith export {path} --to gguf --quantize q4_k_m"]
-    for command in document["next"]:
+    document["next"] = commands
+    for command in commands:
         print(f"  next: {command}")
     return document
 
