@@ -24,6 +24,7 @@ SOURCE = ROOT / "src" / "oddsmith"
 # From the ground up: a module or package imports only what is named before it.
 LAYERS = (
     "errors",
+    "disk",
     "cache",
     "strict_json",
     "precision",
@@ -43,6 +44,7 @@ LAYERS = (
     "curves",
     "card",
     "pair_records",
+    "checkpoint",
     "records",
     "stepping",
     "trainer",

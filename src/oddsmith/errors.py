@@ -6,7 +6,9 @@
     │   ├── DataError                 a dataset: missing, unreadable, empty, of an unknown format
     │   │   └── RowError              one row of it, by number
     │   ├── ModelError                a model or tokenizer: missing, unsuitable, unknown adapter target
+    │   ├── CheckpointError           a checkpoint to resume from: missing, damaged, or of another run
     │   └── MissingExtraError         an optional dependency; the message is the install command
+    ├── SaveError                     a checkpoint could not be written; the one before it is whole
     ├── ExportError                   an export failed: no room for it, or its result is not what it was made from
     ├── ServerError                   a server that was started did not answer, or ended by itself
     ├── NonFiniteError                a log-probability became NaN or infinite while training
@@ -61,6 +63,10 @@ class ModelError(UsageError):
     """A model or tokenizer is missing or cannot be used for ORPO."""
 
 
+class CheckpointError(UsageError):
+    """A checkpoint cannot be resumed from: it is missing, damaged, or of a run with other data, settings or base."""
+
+
 class MissingExtraError(UsageError, ImportError):
     """An optional dependency is not installed.
 
@@ -71,6 +77,10 @@ class MissingExtraError(UsageError, ImportError):
 
     def __init__(self, what: str, extra: str):
         super().__init__(f'{what} needs an optional dependency; install it with: pip install "oddsmith[{extra}]"')
+
+
+class SaveError(OddsmithError):
+    """A checkpoint could not be written. What it had begun is no checkpoint; the last one before it is whole."""
 
 
 class ExportError(OddsmithError):
