@@ -8,23 +8,18 @@ process has left there is removed by the next that writes to the same place.
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
-from ..errors import ConfigError, ExportError
+from ..disk import CLOSED, FULL, flush_to_disk, free_bytes, in_words, write_fault
+from ..errors import ConfigError, ExportError, OddsmithError
 
 # Lies in every folder that an export has written, so that --overwrite removes nothing else.
 RECORD_FILE = "export.json"
-
-# The disk, the user's share of it, or the size that a file may have.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -99,19 +94,12 @@ def require_space(place: Path, needed_bytes: int) -> None:
     Raises:
         ExportError: Less is free where ``place`` would be.
     """
-    folder = next(parent for parent in (place.absolute(), *place.absolute().parents) if parent.is_dir())
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < needed_bytes:
+    free = free_bytes(place)
+    if free < needed_bytes:
         raise ExportError(
-            f"{place}: needs {needed_bytes / 1e9:.2f} GB, and {free_bytes / 1e9:.2f} GB are free there;"
+            f"{place}: needs {needed_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there;"
             " make room, or write elsewhere (--output)"
         )
-
-
-def flush_to_disk(file: Path) -> None:
-    """Wait until a file's content is on the disk: else a power cut could leave a renamed file that is empty."""
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
 
 
 @contextmanager
@@ -145,24 +133,20 @@ def _clear_errors(target: Path) -> Iterator[None]:
     """Say in one line why something cannot be written."""
     try:
         yield
-    except SafetensorError as error:  # its message ends in "... (os error 28)"
-        code = next((code for code in FULL if f"(os error {code})" in str(error)), None)
-        if code is None:
-            raise
-        raise ExportError(_full(target, code)) from error
-    except OSError as error:
-        causes = (error, error.__context__)
-        code = next((e.errno for e in causes if isinstance(e, OSError) and e.errno in FULL), None)
-        if code is not None:
-            raise ExportError(_full(target, code)) from error
-        is_ours = str(error.filename or "").startswith((str(target.parent), str(target.absolute().parent)))
-        if is_ours and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise ExportError(f"{target}: cannot be written ({error.strerror}); write elsewhere (--output)") from error
+    except OddsmithError:
         raise
-
-
-def _full(target: Path, code: int) -> str:
-    return f"{target}: nothing was written ({os.strerror(code).lower()}); make room, or write elsewhere (--output)"
+    except Exception as error:  # tokenizers raises nothing narrower; what is not the disk's goes on
+        fault = write_fault(error)
+        if fault in FULL:
+            raise ExportError(
+                f"{target}: nothing was written ({in_words(fault)}); make room, or write elsewhere (--output)"
+            ) from error
+        is_ours = str(getattr(error, "filename", None) or "").startswith(
+            (str(target.parent), str(target.absolute().parent))
+        )
+        if fault in CLOSED and is_ours:
+            raise ExportError(f"{target}: cannot be written ({in_words(fault)}); write elsewhere (--output)") from error
+        raise
 
 
 def _refuse_file_above(target: Path) -> None:

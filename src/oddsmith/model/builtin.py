@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
+from ..disk import flush_to_disk
 from ..errors import ModelError
 
 PREFIX = "builtin:"
@@ -118,12 +119,7 @@ def _convert_whole(gguf_file: Path, folder: Path) -> None:
     try:
         convert_gguf(gguf_file, partial)
         for file in partial.iterdir():
-            _flush_to_disk(file)  # else a power cut could leave a renamed folder of empty files
+            flush_to_disk(file)  # else a power cut could leave a renamed folder of empty files
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _flush_to_disk(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
