@@ -8,6 +8,7 @@
         manifest.json                            written last: size and SHA-256 of every other file, and of which run
     RUN/quarantine/                              what was passed over when a run was resumed; nothing here is deleted
 
-Nothing is pickled. ``manifest`` makes and verifies, ``choose`` finds the one to go on from, ``changes`` tells whether it
-is of the same run, ``state`` writes nested tensors, ``saving`` is the part of the trainer that uses all this.
+Nothing is pickled. ``manifest`` makes and verifies, ``choose`` finds the one to go on from, ``changes`` tells whether
+it is of the same run, ``state`` writes nested tensors, ``lock`` keeps a second process out of the run folder, and
+``saving`` is the part of the trainer that uses all this.
 """

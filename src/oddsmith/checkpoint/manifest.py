@@ -5,7 +5,7 @@
     commit   every file reaches the disk; then the manifest, renamed into place; then the folder itself
 
 The files are written where they stay: a folder that is renamed while other processes write into it loses files. A
-process that is killed at any moment leaves either a whole checkpoint or one that says itself that it was never finished.
+process that is killed at any moment leaves either a whole checkpoint or one that says that it was never finished.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def commit(folder: Path, **facts: Any) -> Manifest:
 
 
 def retract(folder: Path) -> None:
-    """Make a checkpoint an unfinished one, before it is removed: a removal that is cut off leaves no half checkpoint."""
+    """Make a checkpoint an unfinished one before it is removed: a removal that is cut off leaves no half one."""
     if (folder / MANIFEST).is_file():
         os.replace(folder / MANIFEST, folder / UNFINISHED)
 

@@ -1,0 +1,134 @@
+"""Whether a run that goes on is the run that was saved: what differs in settings, pairs, base or processes.
+
+What only watches a run (logging, saving, evaluating) or only decides how fast it is may differ freely. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .manifest import Manifest
+
+# Fields of ``ORPOConfig`` that decide which weights come out.
+DECIDING_SETTINGS = (
+    "beta",
+    "nll_on",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "num_train_epochs",
+    "max_steps",
+    "max_length",
+    "max_prompt_length",
+    "max_completion_length",
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "bf16",
+    "fp16",
+    "disable_dropout",
+    "neftune_noise_alpha",
+    "loss_spikes",
+)
+SHOWN = 6
+
+
+def require_possible(folder: Path, saved: Manifest, now: Manifest) -> None:
+    """Refuse what cannot be gone on with at all.
+
+    Args:
+        folder: The checkpoint, for the message.
+        saved: Its manifest.
+        now: What this run would write.
+
+    Raises:
+        CheckpointError: Its steps have another number of pairs, so that they cannot be counted on; or its files are
+            those of another kind of sharding.
+    """
+    if saved.pairs_per_step != now.pairs_per_step:
+        raise CheckpointError(
+            f"{folder}: its steps had {saved.pairs_per_step} pairs ({_processes(saved)}), these would have"
+            f" {now.pairs_per_step} ({_processes(now)}), so its {saved.step} steps would not be the same data; keep"
+            " per_device_train_batch_size x gradient_accumulation_steps x processes as it was"
+        )
+    if saved.sharded_by != now.sharded_by or (saved.sharded_by and saved.world_size != now.world_size):
+        was, here = (f"{m.sharded_by or 'unsharded'} in {_processes(m)}" for m in (saved, now))
+        raise CheckpointError(f"{folder}: was saved {was}; it cannot be read {here}, continue it as it was")
+
+
+def changes(saved: Manifest, now: Manifest) -> list[str]:
+    """What differs and decides on the result, a line each: ``learning_rate: 8e-06 -> 1e-05``.
+
+    Args:
+        saved: The manifest of a checkpoint.
+        now: What this run would write.
+
+    Returns:
+        The lines; none where it is the same run.
+    """
+    lines = [
+        f"{name}: {_shown(saved.settings.get(name))} -> {_shown(now.settings.get(name))}"
+        for name in now.settings
+        if name in saved.settings and saved.settings[name] != now.settings[name]
+    ]
+    for name, found in now.data.items():
+        was = saved.data.get(name)
+        if was is not None and was.get("sha256") != found.get("sha256"):
+            lines.append(f"{name} pairs: others than before ({_pairs(was)} -> {_pairs(found)})")
+    if saved.base and now.base and saved.base.get("files") and now.base.get("files"):
+        was, found = (sorted(map(str, base["files"].values())) for base in (saved.base, now.base))
+        if was != found:
+            commits = f" (commit {saved.base.get('commit')} -> {now.base.get('commit')})"
+            lines.append("base model: other weights than before" + (commits if now.base.get("commit") else ""))
+    return lines
+
+
+def require_unchanged(folder: Path, saved: Manifest, now: Manifest) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Args:
+        folder: The checkpoint, for the message.
+        saved: Its manifest.
+        now: What this run would write.
+
+    Raises:
+        CheckpointError: Something differs; the message says what.
+    """
+    lines = changes(saved, now)
+    if lines:
+        more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        raise CheckpointError(
+            f"{folder}: is of a run with other settings or data: {'; '.join([*lines[:SHOWN], *more])}."
+            " Set them back, or go on all the same with --allow-changed"
+        )
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide, by name, as JSON holds them."""
+    return {name: settings[name] for name in DECIDING_SETTINGS if name in settings}
+
+
+def _processes(manifest: Manifest) -> str:
+    return f"{manifest.world_size} process{'es' if manifest.world_size != 1 else ''}"
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _pairs(data: Mapping[str, Any]) -> str:
+    count = data.get("pairs")
+    return "a stream" if count is None else f"{count:,} pairs" if isinstance(count, int) else "?"

@@ -1,0 +1,75 @@
+"""One run at a time in a run folder. The system lets go of the lock when its owner dies, however it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from ..errors import ConfigError
+
+LOCK_FILE = ".lock"
+OWNER_FILE = ".lock.json"
+# Processes that an owner started (of a data loader) notice its death within 5 s, and hold what it held until then.
+DEAD_OWNER_S = 15.0
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Hold a run folder for this process; entered again in it, this does nothing.
+
+    Args:
+        run: The run folder; it is made if it is not there.
+
+    Raises:
+        ConfigError: Another process holds it; the message names it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / LOCK_FILE, timeout=0, is_singleton=True)
+    if lock.is_locked:
+        yield
+        return
+    try:
+        _acquire(lock, run)
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    try:
+        (run / OWNER_FILE).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        yield
+    finally:
+        with suppress(OSError):  # the folder may be gone
+            (run / OWNER_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquire(lock: FileLock, run: Path) -> None:
+    try:
+        lock.acquire()
+    except Timeout:
+        owner = _owner(run)
+        here = owner.get("host") == socket.gethostname()
+        pid = owner.get("pid")
+        if here and isinstance(pid, int) and not psutil.pid_exists(pid):
+            with suppress(Timeout):
+                lock.acquire(timeout=DEAD_OWNER_S)
+                return
+        who = f"process {pid}" + ("" if here else f" on {owner.get('host')}") if pid else "another process"
+        raise ConfigError(
+            f"output_dir {run} is in use by {who}; wait for it or end it, or choose another folder"
+        ) from None
+
+
+def _owner(run: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((run / OWNER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
