@@ -19,11 +19,32 @@ A message is one or two lines: where it is (file, line, row or field), what was 
 
 from __future__ import annotations
 
+# Characters of a message that are shown from its beginning and from its end; what is between is left out.
+SHOWN_BEGINNING, SHOWN_END = 1_000, 400
+
+
+def showable(message: str) -> str:
+    """A message as a terminal may show it: it quotes files and names, which may hold anything.
+
+    Args:
+        message: The message.
+
+    Returns:
+        The same, with escapes in place of control characters and of halves of characters, and without its middle where
+        it is longer than anybody reads.
+    """
+    if len(message) > SHOWN_BEGINNING + SHOWN_END:
+        message = f"{message[:SHOWN_BEGINNING]} ... {message[-SHOWN_END:]}"
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in message)
+
 
 class OddsmithError(Exception):
     """Base of all errors raised on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return showable(super().__str__())
 
 
 class UsageError(OddsmithError, ValueError):
@@ -56,7 +77,7 @@ class RowError(DataError):
 
     def __str__(self) -> str:
         where = ", ".join(part for part in (self.source, f"row {self.row}" if self.row is not None else None) if part)
-        return f"{where}: {self.reason}: {self.detail}" if where else f"{self.reason}: {self.detail}"
+        return showable(f"{where}: {self.reason}: {self.detail}" if where else f"{self.reason}: {self.detail}")
 
 
 class ModelError(UsageError):

@@ -1,0 +1,32 @@
+"""A message quotes what a file holds, and a file may hold anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from oddsmith.errors import DataError, MissingExtraError, RowError
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ("\x1b[2J\x1b]0;you\x07", r"\x1b[2J\x1b]0;you\x07"),
+        ("caf\ud800", r"caf\ud800"),
+        ("gpj\u202e.exe", r"gpj\u202e.exe"),
+        ("Größe 漢字 🙂", "Größe 漢字 🙂"),
+    ],
+)
+def test_a_message_shows_what_it_quotes_and_moves_no_cursor(found, shown):
+    assert str(DataError(f"column {found}")) == f"column {shown}"
+    assert str(RowError("bad role", f"role {found}", 3, "a.jsonl")) == f"a.jsonl, row 3: bad role: role {shown}"
+
+
+def test_a_message_keeps_where_it_is_and_what_to_do_when_what_it_quotes_is_endless():
+    message = str(DataError(f"a.jsonl, line 7: found {'x' * 1_000_000}; expected text"))
+    assert message.startswith("a.jsonl, line 7: found xxx")
+    assert message.endswith("xxx; expected text")
+    assert len(message) < 1_500
+
+
+def test_a_class_with_a_message_of_its_own_is_shown_as_before():
+    assert str(MissingExtraError("4-bit", "4bit")).endswith('install it with: pip install "oddsmith[4bit]"')
