@@ -7,16 +7,17 @@ step's value is exact over its pairs (a mean over pairs; over tokens for the NLL
 ``logits/chosen`` and ``logits/rejected``, which TRL logs, are left out: a mean of raw logits over vocabulary, positions
 and padding says nothing, and needs the full logits in memory.
 
-Shape suffixes: B pairs, Q quantities.
+Shape suffixes: B pairs of a micro-batch, P pairs of a set, Q quantities, K tokens of an answer that are kept.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from math import exp, inf
-from typing import Any
+from math import exp, inf, nan
+from typing import Any, NamedTuple
 
+import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
@@ -194,19 +195,42 @@ class TrainingMeter(TrainerCallback):
         return metrics | {"memory_gib": memory_gib()}
 
 
-class EvaluationMeter:
-    """Collects one evaluation of a process: sums, and the log-probabilities of each pair."""
+class EvaluatedPairs(NamedTuple):
+    """What an evaluation found of each pair, in the order of the dataset.
 
-    def __init__(self) -> None:
+    Args:
+        logps_P2: Mean log-probability of chosen and rejected, nats a token, float32.
+        tokens_P2K: Log-probability of the first K tokens of both, float16, on the CPU; 0 behind the end.
+    """
+
+    logps_P2: Tensor
+    tokens_P2K: Tensor
+
+
+class EvaluationMeter:
+    """Collects one evaluation of a process: sums, and the log-probabilities of each pair.
+
+    Args:
+        kept_tokens: Of how many tokens of an answer the log-probabilities are kept (K).
+    """
+
+    def __init__(self, kept_tokens: int = 0) -> None:
+        self._kept_tokens = kept_tokens
         self._sums_Q: Tensor | None = None
-        self._pairs: list[tuple[int, float, float]] = []
+        self._pairs: list[tuple[int, float, float, np.ndarray]] = []
 
     def add(self, sums_Q: Tensor, logps: PairLogps, batch: Mapping[str, Tensor]) -> None:
         """Add a micro-batch."""
         self._sums_Q = sums_Q if self._sums_Q is None else self._sums_Q + sums_Q
         if batch["weight"][0] > 0:  # a filler's pairs belong to another process
+            kept_SK = logps.response_logp_SL[:, : self._kept_tokens]
+            kept_SK = F.pad(kept_SK, (0, self._kept_tokens - kept_SK.shape[1])).to("cpu", torch.float16)
             self._pairs += zip(
-                batch["position"].tolist(), logps.logp_chosen_B.tolist(), logps.logp_rejected_B.tolist(), strict=True
+                batch["position"].tolist(),
+                logps.logp_chosen_B.tolist(),
+                logps.logp_rejected_B.tolist(),
+                torch.stack(kept_SK.chunk(2), dim=1).numpy(),  # a tensor's view would be sent with all it is a view of
+                strict=True,
             )
 
     def read(
@@ -215,8 +239,8 @@ class EvaluationMeter:
         aux_coefficient: float | None,
         reduce: Callable[[Tensor], Tensor],
         gather: Callable[[list], list],
-    ) -> tuple[dict[str, float], Tensor]:
-        """Metrics over the whole set and all processes, and ``[pairs, 2]`` (logp chosen, rejected) in dataset order.
+    ) -> tuple[dict[str, float], EvaluatedPairs]:
+        """Metrics over the whole set and all processes, and its pairs.
 
         Args:
             beta: Weight of the odds-ratio term.
@@ -225,15 +249,34 @@ class EvaluationMeter:
             gather: Concatenates lists over processes.
 
         Returns:
-            Metrics by name, ``loss`` included, and the log-probabilities, float32.
+            Metrics by name, ``loss`` included, and the pairs.
         """
+        pairs = self.pairs(gather)
         if self._sums_Q is None:
-            return {}, torch.zeros(0, 2)
+            return {}, pairs
         sums_Q = reduce(self._sums_Q)
         num_pairs, num_nll_tokens = (sums_Q[QUANTITIES.index(name)] for name in ("pairs", "nll_tokens"))
         metrics = named_metrics(divide(sums_Q, num_pairs, num_nll_tokens), beta, aux_coefficient is not None)
         loss = metrics["nll_loss"] + beta * metrics["or_loss"]
         if aux_coefficient is not None:
             loss += aux_coefficient * metrics["aux_loss"]
-        pairs = sorted(gather(self._pairs))
-        return {"loss": loss} | metrics, torch.tensor([logps for _, *logps in pairs])
+        if not sums_Q.isfinite().all():  # a mean without the pairs that are no numbers would be of another set
+            loss, metrics = nan, dict.fromkeys(metrics, nan)
+        return {"loss": loss} | metrics, pairs
+
+    def pairs(self, gather: Callable[[list], list]) -> EvaluatedPairs:
+        """The pairs of all processes.
+
+        Args:
+            gather: Concatenates lists over processes.
+
+        Returns:
+            Them, in the order of the dataset.
+        """
+        found = sorted(gather(self._pairs), key=lambda pair: pair[0])
+        if not found:
+            return EvaluatedPairs(torch.zeros(0, 2), torch.zeros(0, 2, self._kept_tokens, dtype=torch.float16))
+        return EvaluatedPairs(
+            torch.tensor([logps for _, *logps, _ in found]),
+            torch.from_numpy(np.stack([kept_2K for *_, kept_2K in found])),
+        )

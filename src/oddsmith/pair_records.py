@@ -3,7 +3,7 @@
 The line is small (about a kilobyte), and there is one an evaluation. The texts go into a file that every evaluation
 replaces, bounded by the constants below; its name begins with ``_``, so that no upload to the hub takes it along.
 
-Shape suffixes: P pairs.
+Shape suffixes as in ``metrics.py``.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from .events import append_event, strict
+from .first_evaluation import MOST_TOKENS, FirstEvaluation, FirstEvaluations
 from .loss import log_odds
-from .model.logps import head_only_at
+from .metrics import EvaluatedPairs
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ PAIRS_FILE = "_held_out_pairs.json"
 HIGHEST_MARGIN, BINS = 5.0, 40
 MOST_LENGTHS = 200  # pairs of the scatter of lengths
 PAIRS_A_KIND = 5
-MOST_TOKENS = 256  # of an answer
 MOST_PROMPT_CHARACTERS = 2000
 
 
@@ -83,29 +82,6 @@ def telling_pairs(margins: Tensor, before: Tensor | None) -> dict[str, list[int]
     return found
 
 
-@torch.no_grad()
-def token_logps(model: nn.Module, ids: Sequence[int], start: int) -> Tensor:
-    """Log-probability of each token of an answer, float32.
-
-    Args:
-        model: A causal model.
-        ids: Prompt and answer.
-        start: Where the answer begins, at least 1.
-
-    Returns:
-        [len(ids) - start], nats.
-    """
-    device = next(model.parameters()).device
-    ids_1T = torch.tensor([list(ids)], device=device)
-    wanted_1T = torch.zeros_like(ids_1T, dtype=torch.bool)
-    wanted_1T[:, start - 1 : -1] = True
-    with head_only_at(model, wanted_1T):
-        logits = model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), use_cache=False).logits
-    if logits.dim() == 3:
-        logits = logits[:, -ids_1T.shape[1] :][wanted_1T]
-    return -F.cross_entropy(logits.float(), ids_1T[0, start:], reduction="none").cpu()
-
-
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of each token; a character that several tokens make stands at the last of them."""
     texts, done = [], ""
@@ -117,8 +93,21 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return texts
 
 
+class _Evaluation(NamedTuple):
+    """The last evaluation of a set, until it is written: the telling pairs by kind, and what they are compared with."""
+
+    step: int
+    rows: Any
+    pairs: EvaluatedPairs
+    first: FirstEvaluation
+    telling: dict[str, list[int]]
+
+
 class PairRecorder:
-    """Writes them, evaluation after evaluation, and remembers the first.
+    """Writes them, evaluation after evaluation, on the main process.
+
+    Tokens are compared with the untrained model: with the first evaluation if that was of it, else with the base under
+    an adapter, where the caller can compute that. Failing both, with the first evaluation.
 
     Args:
         folder: The run folder.
@@ -127,42 +116,77 @@ class PairRecorder:
 
     def __init__(self, folder: str | Path, tokenizer: Any):
         self._folder, self._tokenizer = Path(folder), tokenizer
-        self._first: dict[str, Tensor] = {}
+        self._first = FirstEvaluations(self._folder)
+        self._latest: dict[str, _Evaluation] = {}
+        self._base: dict[str, dict[int, Tensor]] = {}
         self._sets: dict[str, Any] = {}
 
-    def record(self, name: str, step: int, rows: Any, logps: Tensor, model: nn.Module | None) -> None:
-        """Record an evaluation.
+    def begin(self, step: int) -> None:
+        """Training begins, or goes on after so many steps."""
+        self._first.begin(step)
+
+    def take(self, name: str, step: int, rows: Any, pairs: EvaluatedPairs) -> list[int]:
+        """Take up an evaluation: its margins go into the diary; :meth:`write` does the rest.
 
         Args:
             name: The evaluation set, as in its metrics' names.
             step: Optimizer steps done.
-            rows: The tokenized pairs, in the order of ``logps``.
-            logps: [P, 2], mean log-probability of chosen and rejected.
-            model: The model by itself, for the change of each token against the base of an adapter; ``None`` leaves
-                that out.
+            rows: The tokenized pairs, in the order of ``pairs``.
+            pairs: What was found of them.
+
+        Returns:
+            Positions of the pairs that are to be shown, and whose tokens under the base are not known.
         """
-        if len(logps) == 0 or len(rows) != len(logps):
+        if len(pairs.logps_P2) == 0 or len(rows) != len(pairs.logps_P2):
+            return []
+        append_event(self._folder, "pairs", step, set=name, **snapshot(pairs.logps_P2))
+        first = self._first.of(name, step, rows, pairs)
+        before = None if first.pairs is pairs else _margins(first.pairs)
+        telling = telling_pairs(_margins(pairs), before)
+        self._latest[name] = _Evaluation(step, rows, pairs, first, telling)
+        return [] if first.step == 0 else sorted({*chain(*telling.values())} - self._base.get(name, {}).keys())
+
+    def write(self, name: str, base: Mapping[int, Tensor]) -> None:
+        """Write the telling pairs of the evaluation that was taken up last.
+
+        Args:
+            name: The evaluation set.
+            base: Position -> [2, K] log-probabilities of the first tokens of chosen and rejected under the base; those
+                of earlier calls are remembered.
+        """
+        found = self._latest.pop(name, None)
+        if found is None:
             return
-        append_event(self._folder, "pairs", step, set=name, **snapshot(logps))
-        margins = logps[:, 0] - logps[:, 1]
-        first = self._first.setdefault(name, margins)
-        before = first if len(first) == len(margins) and first is not margins else None
+        known = self._base.setdefault(name, {})
+        known.update(base)
+        margins, before = _margins(found.pairs), _margins(found.first.pairs)
+        by_base = bool(known) and found.first.step > 0
+        is_first = found.first.pairs is found.pairs
         self._sets[name] = {
-            "step": step,
-            "lengths": _lengths(rows, margins),
+            "step": found.step,
+            "compared_with": 0 if by_base else found.first.step,
+            "first_step": found.first.step,
+            "lengths": _lengths(found.rows, margins),
             "inspected": {
                 kind: [
                     {
                         "row": place,
                         "margin": margins[place].item(),
-                        "before": None if before is None else before[place].item(),
-                        **self._in_full(rows[place], model),
+                        "before": None if is_first else before[place].item(),
+                        **self._in_full(
+                            found.rows[place],
+                            found.pairs.tokens_P2K[place],
+                            known.get(place) if by_base else None if is_first else found.first.pairs.tokens_P2K[place],
+                        ),
                     }
                     for place in places
                 ]
-                for kind, places in telling_pairs(margins, before).items()
+                for kind, places in found.telling.items()
             },
         }
+        self._replace_file()
+
+    def _replace_file(self) -> None:
         partial = self._folder / f"{PAIRS_FILE}.partial"
         try:
             partial.write_text(json.dumps(strict({"sets": self._sets}), allow_nan=False), encoding="utf-8")
@@ -172,23 +196,24 @@ class PairRecorder:
                 f"{self._folder / PAIRS_FILE}: not written ({error.strerror}); the monitor shows older pairs"
             )
 
-    def _in_full(self, row: Mapping[str, Any], model: nn.Module | None) -> dict[str, Any]:
+    def _in_full(self, row: Mapping[str, Any], now_2K: Tensor, then_2K: Tensor | None) -> dict[str, Any]:
         prompt = row.get("prompt_input_ids") or row["chosen_input_ids"][: row["chosen_prompt_tokens"]]
         shown = self._tokenizer.decode(prompt, skip_special_tokens=True)
-        return {
-            "prompt": shown[:MOST_PROMPT_CHARACTERS],
-            **{side: self._side(row, side, model) for side in ("chosen", "rejected")},
-        }
-
-    def _side(self, row: Mapping[str, Any], side: str, model: nn.Module | None) -> dict[str, Any]:
-        start = row[f"{side}_prompt_tokens"]
-        ids = row[f"{side}_input_ids"][: min(row[f"{side}_end"], start + MOST_TOKENS)]
-        told: dict[str, Any] = {"tokens": pieces(self._tokenizer, ids[start:])}
-        if isinstance(model, PeftModel) and start > 0:
-            now = token_logps(model, ids, start)
-            with model.disable_adapter():
-                told["change"] = [round(change, 3) for change in (now - token_logps(model, ids, start)).tolist()]
+        told: dict[str, Any] = {"prompt": shown[:MOST_PROMPT_CHARACTERS]}
+        for side, name in enumerate(("chosen", "rejected")):
+            start, end = row[f"{name}_prompt_tokens"], row[f"{name}_end"]
+            ids = row[f"{name}_input_ids"][start : min(end, start + MOST_TOKENS)]
+            told[name] = {"tokens": pieces(self._tokenizer, ids)}
+            predicted = start > 0 or bool(row.get("prompt_input_ids"))  # else the first token is no target
+            if then_2K is not None and predicted:
+                known_tokens = min(len(ids), now_2K.shape[1], then_2K.shape[1])
+                change_K = now_2K[side, :known_tokens].float() - then_2K[side, :known_tokens].float()
+                told[name]["change"] = [round(change, 3) for change in change_K.tolist()]
         return told
+
+
+def _margins(pairs: EvaluatedPairs) -> Tensor:
+    return pairs.logps_P2[:, 0] - pairs.logps_P2[:, 1]
 
 
 def _lengths(rows: Any, margins: Tensor) -> list[list[float]]:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from .batching.collate import trl_features
+from .batching.loader import LoaderFactory, PlannedDataset
+from .card import FILE_NAME as CARD
 from .card import CardFacts, write_card
+from .disk import dispensable
 from .events import read_events, record_answers
+from .first_evaluation import tokens_kept
 from .generate import answer
+from .metrics import EvaluatedPairs, EvaluationMeter, pair_sums
 from .model.fingerprint import BaseRecord, record_base
 from .model.place import is_adapter_folder
 from .pair_records import PairRecorder
+from .stepping import micro_batches_of
 
 
 class RunRecords(Trainer):
@@ -26,6 +35,8 @@ class RunRecords(Trainer):
 
     _tag_names: ClassVar[list[str]] = ["oddsmith", "orpo"]
     is_encoder_decoder: bool
+    path: Any
+    _loaders: Callable[..., LoaderFactory]
 
     def _record_answers(self, dataloader: DataLoader, prefix: str) -> None:
         """Answers to the first held-out prompts: into the diary, and to the trackers that draw tables."""
@@ -40,12 +51,65 @@ class RunRecords(Trainer):
     def _pair_recorder(self) -> PairRecorder:
         return PairRecorder(self.args.output_dir, self.processing_class)
 
-    def _record_pairs(self, rows: Any, logps: Tensor, prefix: str) -> None:
+    @property
+    def _keeps_records(self) -> bool:
+        """Whether evaluations are for the monitor: not where a model is only measured."""
+        return self.train_dataset is not None
+
+    def _tokens_kept(self, dataset: Any) -> int:
+        """Of how many tokens of an answer an evaluation keeps the log-probabilities."""
+        return tokens_kept(len(dataset)) if self._keeps_records and isinstance(dataset, PlannedDataset) else 0
+
+    def _record_pairs(self, rows: Any, pairs: EvaluatedPairs, prefix: str) -> None:
         """Margins of the held-out pairs, and the telling ones in full: for the monitor."""
-        if self.is_world_process_zero():
-            alone = self.args.world_size == 1 and not self.is_encoder_decoder  # a sharded model needs every process
-            model = self.accelerator.unwrap_model(self.model) if alone else None
-            self._pair_recorder.record(prefix, self.state.global_step, rows, logps, model)
+        if not self._keeps_records:
+            return
+        is_main = self.is_world_process_zero()
+        wanted = [self._pair_recorder.take(prefix, self.state.global_step, rows, pairs) if is_main else []]
+        base: dict[int, Tensor] = {}
+        if self._has_base_at_hand:
+            broadcast_object_list(wanted)
+            if wanted[0]:
+                base = dict(zip(wanted[0], self._tokens_under_base(rows.select(wanted[0])), strict=True))
+        if is_main:
+            self._pair_recorder.write(prefix, base)
+
+    @property
+    def _has_base_at_hand(self) -> bool:
+        """Whether an adapter can be taken off for a moment. Weights that are spread over processes are left alone."""
+        spread = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+        model = self.accelerator.unwrap_model(self.model)
+        return isinstance(model, PeftModel) and self.accelerator.distributed_type not in spread
+
+    def _tokens_under_base(self, rows: Any) -> Tensor:
+        """Log-probabilities of the answers' tokens without the adapter, [P, 2, K]; every process computes its share.
+
+        Nothing of it is left in the random numbers: whether it is needed depends on what was interrupted.
+        """
+        meter = EvaluationMeter(tokens_kept(len(rows)))
+        loader = self._loaders(self.path, rows, self.args.eval_batch_size).evaluation()
+        model = self.accelerator.unwrap_model(self.model)
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+            self.compute_loss_context_manager(),
+            model.disable_adapter(),
+            self.path.around(model),
+        ):
+            for batch in map(self._prepare_inputs, chain.from_iterable(map(micro_batches_of, loader))):
+                logps = self.path.logps(model, batch)
+                meter.add(pair_sums(logps, batch), logps, batch)
+        return meter.pairs(gather_object).tokens_P2K
+
+    def _begin_records(self) -> None:
+        """Training begins. The answers that later ones are compared with are those before the first step."""
+        self._pair_recorder.begin(self.state.global_step)
+        first_evaluation_answers = self.args.eval_on_start or not self.args.generate_during_eval
+        if self.state.global_step > 0 or first_evaluation_answers or self.eval_dataset is None:
+            return
+        several = isinstance(self.eval_dataset, Mapping)
+        for name in self.eval_dataset if several else [None]:
+            self._record_answers(self.get_eval_dataloader(name), f"eval_{name}" if several else "eval")
 
     def create_model_card(
         self,
@@ -92,3 +156,14 @@ class RunRecords(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.create_model_card()
         super()._save_checkpoint(model, trial)
+
+
+class BeginRecords(TrainerCallback):
+    """Tells the trainer that training begins; it stands behind ``EventWriter``, whose diary it continues."""
+
+    def __init__(self, trainer: RunRecords):
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What is there before the first step is recorded."""
+        self._trainer._begin_records()

@@ -41,7 +41,7 @@ from .loss import orpo_loss
 from .metrics import LENGTH_COLUMNS, EvaluationMeter, TrainingMeter, length_correlation, pair_sums
 from .model.paths import ForestPath, PaddedPath
 from .model.setup import ready_model, resolve_model, resolve_tokenizer
-from .records import RunRecords
+from .records import BeginRecords, RunRecords
 from .stepping import MicroBatchSteps, counts_of
 from .watch import Watch
 
@@ -119,7 +119,10 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
             # Read by transformers before 5.19 instead of loss_is_scaled_for_ga; compute_loss below never calls it.
             compute_loss_func=orpo_loss,
             compute_metrics=compute_metrics,
-            callbacks=[_EpochFollower(self), self._meter, EventWriter(self._describe), Watch(), *(callbacks or [])],
+            callbacks=[
+                *(_EpochFollower(self), self._meter, EventWriter(self._describe), BeginRecords(self), Watch()),
+                *(callbacks or []),
+            ],
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
@@ -236,17 +239,17 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
         """Evaluate, averaging once over the whole set (transformers averages means of batches)."""
         if isinstance(dataloader.dataset, PlannedDataset | StreamedBatches) and isinstance(self.path, ForestPath):
             dataloader = self._loaders(self.path, dataloader.dataset.rows, self.args.eval_batch_size).evaluation()
-        self._evaluation = EvaluationMeter()
+        self._evaluation = EvaluationMeter(self._tokens_kept(dataloader.dataset))
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        metrics, logps = self._evaluation.read(
+        metrics, pairs = self._evaluation.read(
             self.args.beta, self._router_coefficient if self._router_loss else None, self._sum, gather_object
         )
         if isinstance(dataloader.dataset, PlannedDataset):
             lengths = dataloader.dataset.rows.select_columns(LENGTH_COLUMNS)[:]
-            correlation = length_correlation(lengths, logps)
+            correlation = length_correlation(lengths, pairs.logps_P2)
             metrics |= {} if correlation is None else {"length_correlation": correlation}
-            self._record_pairs(dataloader.dataset.rows, logps, metric_key_prefix)
-        labels = torch.zeros(len(logps), dtype=torch.long)
+            self._record_pairs(dataloader.dataset.rows, pairs, metric_key_prefix)
+        logps, labels = pairs.logps_P2, torch.zeros(len(pairs.logps_P2), dtype=torch.long)
         if self.compute_metrics is not None:
             if self.preprocess_logits_for_metrics is not None:
                 logps = self.preprocess_logits_for_metrics(logps, labels)

@@ -159,6 +159,9 @@ def assert_same(ours, reference, tolerance):
     for name in ours[0]._fields:
         one, other = getattr(ours[0], name), getattr(reference[0], name)
         if other is not None:
+            if name == "response_logp_SL":  # filled up to different widths
+                width = min(one.shape[1], other.shape[1])
+                one, other = one[:, :width], other[:, :width]
             assert torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance), name
     assert torch.allclose(ours[1].double(), reference[1].double(), rtol=tolerance)
     scale = max(gradient.abs().max() for gradient in reference[2])

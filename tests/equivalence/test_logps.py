@@ -79,6 +79,10 @@ def test_values_and_gradients_equal_one_sequence_at_a_time(name, nll_on, pairs):
         expected.append((nll.sum(), response.mean(), rejected.mean()))
         assert logps.nll_tokens_B[r["row"]] == len(nll)
         assert logps.chosen_tokens_B[r["row"]] == len(response)
+        for place, tokens in ((r["row"], response), (r["row"] + len(rows), rejected)):
+            found = logps.response_logp_SL[place]
+            torch.testing.assert_close(found[: len(tokens)], tokens, rtol=tolerance, atol=tolerance)
+            assert not found[len(tokens) :].any()
     got = torch.stack([logps.nll_sum_B, logps.logp_chosen_B, logps.logp_rejected_B])
     wanted = torch.stack([torch.stack(values) for values in zip(*expected, strict=True)])
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)

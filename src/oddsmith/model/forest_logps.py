@@ -57,7 +57,8 @@ def forest_logps(
 def _per_pair(logp_E: Tensor, batch: Mapping[str, Any]) -> PairLogps:
     padded_E = F.pad(logp_E, (0, 1))  # lists of entries are filled up with E
     B = len(batch["nll_tokens_B"])
-    logp_S = padded_E[batch["response_entry_SL"]].sum(-1) / batch["response_tokens_S"]
+    logp_SL = padded_E[batch["response_entry_SL"]]
+    logp_S = logp_SL.sum(-1) / batch["response_tokens_S"]
     return PairLogps(
         nll_sum_B=-padded_E[batch["nll_entry_BL"]].sum(-1),
         nll_tokens_B=batch["nll_tokens_B"],
@@ -65,6 +66,7 @@ def _per_pair(logp_E: Tensor, batch: Mapping[str, Any]) -> PairLogps:
         logp_rejected_B=logp_S[B:],
         chosen_tokens_B=batch["response_tokens_S"][:B],
         tokens_B=batch["tokens_B"],
+        response_logp_SL=logp_SL.detach(),
         aux_loss=None,
     )
 

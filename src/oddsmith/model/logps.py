@@ -3,8 +3,8 @@
 This is the reference path: any model that transformers can load, one forward pass over chosen and rejected sequences
 stacked on top of each other. Logits are taken only where a target is predicted.
 
-Shape suffixes: B pairs, S = 2B sequences (chosen first), T positions, N targets of all sequences, D hidden units,
-V vocabulary.
+Shape suffixes: B pairs, S = 2B sequences (chosen first), T positions, L tokens of a response, N targets of all
+sequences, D hidden units, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class PairLogps(NamedTuple):
         logp_chosen_B, logp_rejected_B: Mean log-probability of each response's tokens.
         chosen_tokens_B: Tokens of each chosen response.
         tokens_B: Tokens of both sequences of a pair, prompts included.
+        response_logp_SL: Log-probability of each response's tokens, chosen responses first, detached; 0 behind the end.
         aux_loss: Router loss of a mixture-of-experts model (unscaled scalar), ``None`` otherwise.
     """
 
@@ -38,6 +39,7 @@ class PairLogps(NamedTuple):
     logp_rejected_B: Tensor
     chosen_tokens_B: Tensor
     tokens_B: Tensor
+    response_logp_SL: Tensor
     aux_loss: Tensor | None
 
 
@@ -96,8 +98,16 @@ def pair_logps(
         logp_rejected_B=logp_S[B:],
         chosen_tokens_B=response_tokens_S[:B],
         tokens_B=stacked.tokens_S[:B] + stacked.tokens_S[B:],
+        response_logp_SL=_from_the_left(logp_ST.detach() * stacked.response_ST, stacked.response_ST),
         aux_loss=outputs.aux_loss if router_loss else None,
     )
+
+
+def _from_the_left(values_ST: Tensor, response_ST: Tensor) -> Tensor:
+    """Values of the responses, moved so that each begins in column 0; 0 elsewhere."""
+    first_S1 = response_ST.int().argmax(-1, keepdim=True)
+    column_ST = first_S1 + torch.arange(values_ST.shape[1], device=values_ST.device)
+    return F.pad(values_ST, (0, 1)).gather(1, column_ST.clamp(max=values_ST.shape[1]))
 
 
 def _stack_causal(model: nn.Module, batch: Mapping[str, Tensor], pad_token_id: int, nll_on: str) -> _Stacked:
