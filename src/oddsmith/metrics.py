@@ -140,15 +140,15 @@ class TrainingMeter(TrainerCallback):
     def add(self, sums_Q: Tensor, batch: Mapping[str, Tensor]) -> None:
         """Add a micro-batch: its sums, as a share of its step's averages."""
         share_Q = divide(sums_Q, batch["num_pairs"], batch["num_nll_tokens"])
-        self._total_Q = share_Q if self._total_Q is None else self._total_Q + share_Q
+        self._total_Q = share_Q if self._total_Q is None else self._total_Q.to(share_Q.device) + share_Q
 
-    def state(self) -> Tensor | None:
-        """What was added so far; :meth:`restore` takes back what is added after this call."""
-        return self._total_Q
+    def state(self) -> dict[str, Any]:
+        """What was added so far: for :meth:`restore`, which takes back what is added after this call."""
+        return {"total": self._total_Q, "seconds": self._seconds, "last_step": self._last_step}
 
-    def restore(self, state: Tensor | None) -> None:
-        """Go back to an earlier :meth:`state`."""
-        self._total_Q = state
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to an earlier :meth:`state`, or take up that of a run that was interrupted."""
+        self._total_Q, self._seconds, self._last_step = state["total"], state["seconds"], state["last_step"]
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start at the first step, or where a checkpoint was taken."""

@@ -31,6 +31,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from .batching.collate import PairCollator
 from .batching.loader import LoaderFactory, PlannedDataset, StreamedBatches
 from .batching.plan import StepShape
+from .checkpoint.saving import CommittedCheckpoints
 from .config import ORPOConfig
 from .data.prepare import prepare
 from .data.report import DataReport
@@ -46,7 +47,7 @@ from .stepping import MicroBatchSteps, counts_of
 from .watch import Watch
 
 
-class ORPOTrainer(MicroBatchSteps, RunRecords):
+class ORPOTrainer(MicroBatchSteps, RunRecords, CommittedCheckpoints):
     """Aligns a language model on pairs (prompt, chosen, rejected) in one step, without a reference model.
 
     Takes the arguments of TRL's ``ORPOTrainer`` in TRL's order, so a script moves over by changing one import.
@@ -108,6 +109,7 @@ class ORPOTrainer(MicroBatchSteps, RunRecords):
         self._meter, self._evaluation = TrainingMeter(), EvaluationMeter()
         self._assignments: Any = None  # what plans the training batches, once there is a loader
         self._watched = []
+        self._carried = {"meter": self._meter}
         super().__init__(
             model=ready_model(model, args, peft_config) if model else None,
             args=args,

@@ -68,7 +68,7 @@ def token_key(rows: datasets.Dataset, pair_tokenizer: PairTokenizer, bad_rows: s
         "is_encoder_decoder": pair_tokenizer.is_encoder_decoder,
         "max_completion_length": pair_tokenizer.max_completion_length,
         "bad_rows": bad_rows,
-        "rows": _rows_digest(rows),
+        "rows": rows_digest(rows),
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
@@ -131,7 +131,8 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _rows_digest(rows: datasets.Dataset) -> str:
+def rows_digest(rows: datasets.Dataset) -> str:
+    """A digest of the content of rows, whichever way they lie in memory."""
     sink = _Hashing(hashlib.sha256(str(rows.features).encode()))
     tables = rows.with_format("arrow").iter(batch_size=HASHED_ROWS)
     _write_stream((table.combine_chunks().replace_schema_metadata(None) for table in tables), sink)
