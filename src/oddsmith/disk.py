@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 # The disk, the user's share of it, or the size that a file may have.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -69,3 +74,25 @@ def flush_to_disk(place: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def dispensable(place: Path, consequence: str) -> Iterator[None]:
+    """Let a run go on where a file that is only looked at cannot be written; that is said once for each place.
+
+    Args:
+        place: The file, or what it belongs to.
+        consequence: What follows from it, for the warning.
+    """
+    try:
+        yield
+    except Exception as error:  # a writer may raise nothing narrower; what is not the disk's goes on
+        fault = write_fault(error)
+        if fault is None:
+            raise
+        _say_once(f"{place}: not written ({in_words(fault)}); {consequence}")
+
+
+@cache
+def _say_once(warning: str) -> None:
+    logger.warning(warning)

@@ -8,6 +8,7 @@ become ``null``.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from .strict_json import strict
+from .disk import dispensable
+from .strict_json import read_json, strict
 
 FILE_NAME = "events.jsonl"
 
@@ -42,8 +44,20 @@ TOLD_SETTINGS = (
 def append_event(folder: str | Path, event: str, step: int, **fields: Any) -> None:
     """Append one event to the diary of a run folder."""
     line = json.dumps(strict({"event": event, "time": time.time(), "step": step, **fields}), allow_nan=False)
-    with open(Path(folder) / FILE_NAME, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    file = Path(folder) / FILE_NAME
+    with dispensable(file, "the run goes on, and its diary has a gap"):
+        _append_line(file, line)
+
+
+def _append_line(file: Path, line: str) -> None:
+    """Append a line that stands alone, also behind one that a full disk or a power cut has left without its end."""
+    with file.open("ab+", buffering=0) as opened:
+        end = opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, end - 1))
+        is_cut = opened.read(1) not in (b"", b"\n")
+        data = b"\n" * is_cut + line.encode() + b"\n"
+        while data:  # a disk that becomes full takes a part, and says why when it is asked to take the rest
+            data = data[opened.write(data) :]
 
 
 class EventWriter(TrainerCallback):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from oddsmith.disk import flush_to_disk, free_bytes, in_words, nearest_folder, write_fault
+from oddsmith.disk import dispensable, flush_to_disk, free_bytes, in_words, nearest_folder, write_fault
 from tests.tiny import tiny_tokenizer
 
 
@@ -58,3 +58,12 @@ def test_folders_can_be_flushed_too(tmp_path):
     flush_to_disk(tmp_path)
     with pytest.raises(FileNotFoundError):
         flush_to_disk(tmp_path / "gone")
+
+
+def test_a_file_that_is_only_looked_at_ends_no_run_and_is_spoken_of_once(tmp_path, caplog):
+    for _ in range(2):
+        with dispensable(tmp_path / "card", "the card is older"):
+            (tmp_path / "gone" / "card").write_text("x", encoding="utf-8")
+    assert caplog.messages == [f"{tmp_path / 'card'}: not written (no such file or directory); the card is older"]
+    with pytest.raises(KeyError), dispensable(tmp_path / "card", "the card is older"):
+        raise KeyError("a mistake of ours")
