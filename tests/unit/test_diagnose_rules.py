@@ -94,6 +94,7 @@ FEW = {name: values[:6] for name, values in good().items()}
 CASES: dict[str, tuple[dict, Verdict]] = {
     "not_finite": ({"loss": [*line(2.6, 1.6)[:30], *[float("nan")] * 30]}, Verdict.ACT),
     "zero_loss": ({"loss": [*line(2.6, 1.6)[:30], *[0.0] * 30]}, Verdict.ACT),
+    "steps_skipped": ({"skipped_steps": [1.0, 2.0, 1.0]}, Verdict.ACT),
     "throughput_drop": ({"tokens_per_second": [*[5000.0] * 30, *[800.0] * 30]}, Verdict.ACT),
     "over_penalisation": (FALLING, Verdict.ACT),
     "log_odds_not_rising": ({"log_odds_chosen": line(0.1, 0.1, 0.1)}, Verdict.ACT),
@@ -150,6 +151,12 @@ def test_noise_alone_is_no_trend(seed):
     flat["rewards/accuracies"] = [0.7] * POINTS
     found = findings(training=flat, held_out={})
     assert set(found) <= {"log_odds_not_rising", "preference_learned"}
+
+
+def test_a_single_step_that_was_skipped_is_to_be_watched():
+    found = findings(skipped_steps=[1.0])["steps_skipped"]
+    assert found.verdict is Verdict.WATCH
+    assert found.evidence == "1 of 120 steps, the first by step 2, the last by step 2"
 
 
 def test_changes_name_numbers():

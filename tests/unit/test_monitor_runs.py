@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oddsmith.diagnose.history import Series
+from oddsmith.diagnose.readers import read_history
+from oddsmith.diagnose.rules import judge
 from oddsmith.errors import DataError
+from oddsmith.monitor.happenings import MOST_MARKS
 from oddsmith.monitor.run import Run
 from oddsmith.monitor.runs import Runs, find_runs
 from oddsmith.monitor.series import MOST_POINTS, GrowingSeries, thin
@@ -42,6 +45,12 @@ def read(folder: Path) -> Run:
     run = Run(folder)
     run.refresh()
     return run
+
+
+def snapshot(below_zero: float) -> dict:
+    """An evaluation's event ``pairs``, without its set."""
+    odds = {"mean": 0.1, "deviation": 1.0, "pairs": 4}
+    return {"margins": {"edges": [-1, 0, 1], "counts": [1, 3]}, "log_odds": odds, "below_zero": below_zero}
 
 
 def losses(run: Run) -> dict[int, float]:
@@ -128,6 +137,79 @@ def test_after_a_resume_the_repeated_steps_count_and_the_page_starts_anew(tmp_pa
     run.refresh()
     assert losses(run) == {10: 9.0, 20: 5.0}
     assert run.series(before["version"], before["generation"], -math.inf, math.inf)["complete"]
+
+
+def test_what_is_read_at_once_is_what_was_read_bit_by_bit(tmp_path):
+    """A resume undoes what came after its step, whether the page saw it happen or was opened later."""
+    lines = [
+        line("start", 0),
+        *(line("log", step, loss=9.0) for step in (10, 20, 30)),
+        line("evaluate", 20, eval_loss=8.0),
+        line("pairs", 20, set="eval", **snapshot(0.7)),
+        line("samples", 20, set="eval", answers=[{"Prompt": "p", "Policy": "old"}]),
+        line("skipped", 25, cause="gradient", rows=[3], num_rows=1),
+        line("start", 10),
+        line("log", 20, loss=5.0),
+        line("pairs", 20, set="eval", **snapshot(0.3)),
+    ]
+    late = read(make_run(tmp_path / "late", *lines))
+    early = read(make_run(tmp_path / "early"))
+    for one in lines:
+        append(tmp_path / "early", one)
+        early.refresh()
+    for run in (early, late):
+        assert losses(run) == {10: 9.0, 20: 5.0}
+        assert run.history.held_out[""]["loss"].steps.tolist() == []
+        details = run.details()
+        assert [one["below_zero"] for one in details["snapshots"]] == [0.3]
+        assert details["samples"] == []
+        assert [(mark["kind"], mark["step"]) for mark in details["marks"]] == [("resumed", 10)]
+        assert run.summary()["happened"] == {"resumed": 1}
+    assert [finding.to_dict() for finding in judge(read_history(tmp_path / "late"))] == late.findings()
+
+
+def test_what_went_wrong_is_told_with_its_rows(tmp_path):
+    rows = list(range(20, 60))
+    folder = make_run(
+        tmp_path,
+        line("start", 0),
+        line("skipped", 7, cause="log-probabilities", loss=None, rows=rows, num_rows=90),
+        line("spike", 9, cause="spike", loss=12.3456, rows=[5], num_rows=1),
+        line("rolled_back", 12, checkpoint="checkpoint-10"),
+        line("not_finite", 20, rows=[1], num_rows=1),
+        line("skipped", 21, cause=7, rows="no", num_rows="many"),
+    )
+    run = read(folder)
+    told = {(mark["kind"], mark["step"]): mark["text"] for mark in run.details()["marks"]}
+    assert told == {
+        ("skipped", 7): "skipped: log-probabilities not finite; rows 20, 21, 22, 23, 24, 25, 26, 27 and 82 more",
+        ("spike", 9): "the loss is far above the last steps' (12.35); rows 5",
+        ("rolled_back", 12): "went back to the last good checkpoint, checkpoint-10",
+        ("not_finite", 20): "the evaluation has no result: log-probabilities are no numbers; rows 1",
+        ("skipped", 21): "skipped",
+    }
+    append(folder, *(line("skipped", step, cause="gradient", rows=[1], num_rows=1) for step in range(30, 500)))
+    run.refresh()
+    assert len(run.details()["marks"]) == MOST_MARKS
+    assert run.summary()["happened"]["skipped"] == 472
+
+
+def test_the_first_answers_are_kept_however_many_follow(tmp_path):
+    answers = [{"Prompt": "p", "Policy": "base"}]
+    folder = make_run(tmp_path, line("start", 0), line("samples", 0, set="eval", answers=answers))
+    append(folder, *(line("samples", step, set="eval", answers=answers) for step in range(1, 400)))
+    (found,) = read(folder).details()["samples"]
+    assert (found["first"]["step"], found["last"]["step"]) == (0, 399)
+
+
+def test_a_run_folder_with_checkpoints_and_a_quarantine_is_one_run(tmp_path):
+    folder = make_run(tmp_path / "runs" / "one", line("start", 0), line("checkpoint", 10, path="checkpoint-10"))
+    for name in ("checkpoint-10", "quarantine/checkpoint-20"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "manifest.json").write_text("{")
+        (folder / name / "trainer_state.json").write_text("{")
+    assert find_runs(tmp_path / "runs") == find_runs(folder) == [folder]
+    assert read(folder).summary()["state"] == "running"
 
 
 def test_a_new_run_in_the_same_folder_replaces_the_old_and_keeps_its_first_evaluation(tmp_path):

@@ -150,6 +150,12 @@ class HistoryBuilder:
             for metric, points in found.items():
                 found[metric] = {step: value for step, value in points.items() if step == 0}
 
+    def cut_back(self, step: int) -> None:
+        """A run goes on from a step: what comes after it is done again."""
+        for found in (self._training, *self._held_out.values()):
+            for metric, points in found.items():
+                found[metric] = {at: value for at, value in points.items() if at <= step}
+
     def build(self) -> History:
         """The history, with what follows from what was logged: beta, log odds, NLL."""
         history = self.history

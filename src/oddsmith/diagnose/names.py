@@ -37,6 +37,7 @@ KNOWN = (
     "learning_rate",
     "tokens_per_second",
     "memory_gib",
+    "skipped_steps",
 )
 ALIASES = {
     "training_loss": "loss",

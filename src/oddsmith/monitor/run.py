@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from ..diagnose.readers.events import history_of_events, is_event
 from ..diagnose.rules import judge
 from ..errors import DataError
 from .files import foreign_files, read_text, stamp
-from .pairs import clean_samples, clean_snapshot, number, read_pairs, text
+from .happenings import Happenings
+from .pairs import number, read_pairs, text
 from .series import GrowingSeries
 from .tail import Tail
 
-MOST_SNAPSHOTS = 400  # evaluations whose pairs are kept; beyond, every second one is dropped
-MOST_SAMPLES = 200  # sets of answers that are kept
+MOST_BEFORE_START = 200  # events of evaluations of the untrained model
 SETTINGS_FILE, LARGEST_SETTINGS_BYTES = "run.yaml", 1_000_000
 STALLED_SECONDS = 600.0  # a run that wrote nothing for so long is not called running any more
 JUDGED_SHARE = 20.0  # a running run is judged for at most one part in so many of the time
@@ -62,8 +62,7 @@ class Run:
         self.settings: dict[str, Any] = {}
         self.finished = False
         self.skipped = 0
-        self.snapshots: list[dict[str, Any]] = []
-        self.samples: deque[dict[str, Any]] = deque(maxlen=MOST_SAMPLES)
+        self.happenings = Happenings()
         self.problem = ""
         self._logged: deque[tuple[int, float]] = deque(maxlen=RATE_LINES)
         self._last_time = 0.0
@@ -92,10 +91,12 @@ class Run:
             if event is None:
                 self.skipped += bool(line.strip())
                 continue
-            if event["event"] == "start" and event["step"] == 0:
+            if event["event"] == "start":
                 self._take(events)
                 events = []
-                if self.training:
+                if event["step"] > 0:
+                    self._cut_back(event["step"])
+                elif self.training:
                     before_start = self._before_start
                     self._forget()
                     events += before_start
@@ -111,12 +112,17 @@ class Run:
         for event in events:
             self._take_one(event)
 
+    def _cut_back(self, step: int) -> None:
+        """A run goes on from a step: what comes after it is done again."""
+        for series in (*self.training.values(), *(one for found in self.held_out.values() for one in found.values())):
+            self.generation += series.cut_back(step)
+
     def _take_one(self, event: dict[str, Any]) -> None:
-        """What is no series: settings, pairs, answers, time."""
+        """What is no series: settings, time, pairs, answers, what went wrong."""
         kind, step = event["event"], event["step"]
         if kind in ("log", "start", "end"):
             self._before_start = []
-        elif step == 0 and len(self._before_start) < MOST_SAMPLES:
+        elif step == 0 and len(self._before_start) < MOST_BEFORE_START:
             self._before_start.append(event)
         moment = number(event.get("time"))
         self._last_time = self._last_time if moment is None else moment
@@ -127,16 +133,7 @@ class Run:
             self.finished = kind == "end"
         elif kind == "log" and moment is not None:
             self._logged.append((step, moment))
-        elif kind == "pairs":
-            self._take_snapshot(event)
-        elif kind == "samples":
-            self.samples.append(clean_samples(event))
-
-    def _take_snapshot(self, event: dict[str, Any]) -> None:
-        if (snapshot := clean_snapshot(event)) is not None:
-            self.snapshots.append(snapshot)
-        if len(self.snapshots) > MOST_SNAPSHOTS:
-            del self.snapshots[1:-1:2]
+        self.happenings.take(event)
 
     def _append(self, history: History) -> None:
         self.settings.update(history.settings)
@@ -209,6 +206,7 @@ class Run:
             "seconds_left": self._seconds_left(history),
             "beta": history.setting("beta"),
             "skipped": self.skipped,
+            "happened": self.happenings.counts,
         }
 
     def _state(self) -> str:
@@ -248,14 +246,15 @@ class Run:
         }
 
     def details(self) -> dict[str, Any]:
-        """Everything that is no curve: findings, settings, pairs, answers."""
+        """Everything that is no curve: findings, settings, pairs, answers, what went wrong."""
         return {
             "findings": self.findings(),
             "settings": self._settings_texts(),
             "reproduce": self._reproduce(),
-            "snapshots": self.snapshots,
+            "snapshots": self.happenings.snapshots,
+            "marks": self.happenings.marks,
             "pairs": read_pairs(self.path) if self.path.is_dir() else [],
-            "samples": _first_and_last(self.samples),
+            "samples": self.happenings.samples,
         }
 
     def _settings_texts(self) -> dict[str, str]:
@@ -286,14 +285,6 @@ def _event_of(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return event if is_event(event) and 0 <= event["step"] < 10**12 else None
-
-
-def _first_and_last(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Answers of the first evaluation of each set, and of the last."""
-    by_set: dict[str, list[dict[str, Any]]] = {}
-    for one in samples:
-        by_set.setdefault(one["set"], []).append(one)
-    return [{"set": name, "first": found[0], "last": found[-1]} for name, found in by_set.items()]
 
 
 def _is_diary(path: Path) -> bool:

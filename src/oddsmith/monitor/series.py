@@ -80,6 +80,19 @@ class GrowingSeries:
         self._lengths.append(length)
         return replaced
 
+    def cut_back(self, step: float) -> bool:
+        """Leave out what comes after a step.
+
+        Args:
+            step: The last that stays.
+
+        Returns:
+            Whether there was anything.
+        """
+        kept = int(np.searchsorted(self._steps[: self._length], step, side="right"))
+        cut, self._length = kept < self._length, kept
+        return cut
+
     def view(self, after: int | None = None, first: float = -math.inf, last: float = math.inf) -> dict[str, Any] | None:
         """Points for a page, thinned.
 

@@ -80,6 +80,8 @@ class DiaryHistory:
         if kind == "start":
             if step == 0:
                 self._builder.forget()
+            else:
+                self._builder.cut_back(step)
             self._builder.history.finished = False
             given = event.get("settings")
             told = {**(given if isinstance(given, dict) else {}), **event}

@@ -7,7 +7,7 @@ import numpy as np
 from ..findings import Finding, Verdict
 from ..history import History
 from ..statistics import change_point
-from .registry import rule
+from .registry import highest_learning_rate, rule, times
 
 # Without these the step itself is lost; other metrics may overflow where all is well (perplexity).
 VITAL = ("loss", "nll_loss", "or_loss", "logps/chosen", "logps/rejected", "grad_norm")
@@ -16,6 +16,10 @@ GRADIENT_NANS_OF_LOSS_SCALING = 2
 
 # A loss of exactly 0 in two lines is none: NaN hidden by logging_nan_inf_filter, or no target tokens (TRL #1473).
 ZERO_LOSSES = 2
+
+# The guard goes back to a checkpoint after three in a row. What is skipped is not learned from: 1% of the steps is more
+# than odd rows, each of which is met once an epoch.
+SKIPPED_ACT, SKIPPED_SHARE_ACT = 3, 0.01
 
 # Pettitt's test at 99%; and the drop has to be one that a person would notice.
 THROUGHPUT_P = 0.01
@@ -47,6 +51,27 @@ def not_finite(history: History) -> Finding | None:
         "the weights are spoiled from there on, and so is everything saved since",
         "start again from a checkpoint before that step; look for pairs that fill max_length with their prompt or have"
         " an empty answer (`oddsmith data check`); compute in bf16 or float32 instead of fp16",
+    )
+
+
+@rule
+def steps_skipped(history: History) -> Finding | None:
+    """Steps that the guard kept the optimizer from."""
+    skipped = history.get("skipped_steps").finite()
+    skipped = skipped.where(skipped.values > 0)
+    if not len(skipped):
+        return None
+    count, steps = int(skipped.values.sum()), max(history.last_step, 1)
+    return Finding(
+        "steps_skipped",
+        Verdict.ACT if count >= SKIPPED_ACT and count / steps >= SKIPPED_SHARE_ACT else Verdict.WATCH,
+        "skipped_steps",
+        int(skipped.steps[0]),
+        f"{count} of {steps} steps, the first by step {int(skipped.steps[0])}, the last by step {int(skipped.steps[-1])}",
+        "loss or gradient of these steps were no numbers, or far off: the weights are sound, but these pairs teach"
+        " nothing",
+        f"look at the rows that events.jsonl names (event skipped); then"
+        f" {times('learning_rate', highest_learning_rate(history), 0.5)}, or bf16 instead of fp16",
     )
 
 
