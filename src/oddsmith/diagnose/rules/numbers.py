@@ -62,12 +62,13 @@ def steps_skipped(history: History) -> Finding | None:
     if not len(skipped):
         return None
     count, steps = int(skipped.values.sum()), max(history.last_step, 1)
+    first, last = (int(skipped.steps[place]) for place in (0, -1))
     return Finding(
         "steps_skipped",
         Verdict.ACT if count >= SKIPPED_ACT and count / steps >= SKIPPED_SHARE_ACT else Verdict.WATCH,
         "skipped_steps",
-        int(skipped.steps[0]),
-        f"{count} of {steps} steps, the first by step {int(skipped.steps[0])}, the last by step {int(skipped.steps[-1])}",
+        first,
+        f"{count} of {steps} steps, the first by step {first}, the last by step {last}",
         "loss or gradient of these steps were no numbers, or far off: the weights are sound, but these pairs teach"
         " nothing",
         f"look at the rows that events.jsonl names (event skipped); then"
