@@ -24,6 +24,7 @@ SOURCE = ROOT / "src" / "oddsmith"
 # From the ground up: a module or package imports only what is named before it.
 LAYERS = (
     "errors",
+    "signals",
     "disk",
     "cache",
     "strict_json",
@@ -46,7 +47,11 @@ LAYERS = (
     "first_evaluation",
     "pair_records",
     "checkpoint",
+    "stopping",
+    "evaluating",
     "guard",
+    "sound_weights",
+    "watched_pairs",
     "guarded_steps",
     "stepping",
     "records",

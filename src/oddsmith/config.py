@@ -26,6 +26,13 @@ _LEAST = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
+    "max_skipped_steps": 1,
+}
+
+_CHOICES = {
+    "nll_on": ("sequence", "response"),
+    "bad_rows": ("error", "drop"),
+    "loss_spikes": ("warn", "skip", "off"),
 }
 
 
@@ -60,6 +67,10 @@ class ORPOConfig(TrainingArguments):
         max_tokens_per_microbatch: With prefix forests, most tokens of a micro-batch; their number follows, and the
             batch sizes only say how many pairs a step has. ``"auto"``: what fits in the free memory. ``None``:
             micro-batches as the batch sizes say. The result of a step does not depend on it.
+        max_skipped_steps: A step whose log-probabilities or gradient are NaN or infinite is skipped. After so many in a
+            row the run goes back to the weights of its last good checkpoint, once; the second time it stops.
+        loss_spikes: A step whose loss lies more than six standard deviations above the mean of the last 128 is told
+            (``"warn"``), skipped (``"skip"``) or ignored (``"off"``).
 
     Raises:
         ConfigError: A value is out of range or contradicts another.
@@ -129,6 +140,12 @@ class ORPOConfig(TrainingArguments):
         default="auto",
         metadata={"help": "Most tokens of a micro-batch; auto: what fits in memory; none: as the batch sizes say."},
     )
+    max_skipped_steps: int = field(
+        default=3, metadata={"help": "So many steps of NaN in a row are skipped before the run goes back, or stops."}
+    )
+    loss_spikes: Literal["warn", "skip", "off"] = field(
+        default="warn", metadata={"help": "What to do with a step whose loss is far above those before it."}
+    )
 
     def __post_init__(self):
         self._resolve_beta()
@@ -177,9 +194,14 @@ class ORPOConfig(TrainingArguments):
             )
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise ConfigError("num_train_epochs and max_steps are both 0 or less, so nothing would be trained; set one")
-        for name, choices in (("nll_on", ("sequence", "response")), ("bad_rows", ("error", "drop"))):
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, choices))}")
+        if self.logging_nan_inf_filter:
+            raise ConfigError(
+                "logging_nan_inf_filter is on, which would log a NaN as the mean of other losses; leave it off: a step"
+                " with a NaN is skipped and told here, and enters no mean (max_skipped_steps)"
+            )
         self._check_budget()
 
     def _check_budget(self) -> None:

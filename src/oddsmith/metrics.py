@@ -136,6 +136,7 @@ class TrainingMeter(TrainerCallback):
         self._seconds = 0.0
         self._mark = 0.0
         self._last_step = 0
+        self._skipped_steps = 0
 
     def add(self, sums_Q: Tensor, batch: Mapping[str, Tensor]) -> None:
         """Add a micro-batch: its sums, as a share of its step's averages."""
@@ -144,15 +145,27 @@ class TrainingMeter(TrainerCallback):
 
     def state(self) -> dict[str, Any]:
         """What was added so far: for :meth:`restore`, which takes back what is added after this call."""
-        return {"total": self._total_Q, "seconds": self._seconds, "last_step": self._last_step}
+        return {
+            "total": self._total_Q,
+            "seconds": self._seconds,
+            "last_step": self._last_step,
+            "skipped_steps": self._skipped_steps,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to an earlier :meth:`state`, or take up that of a run that was interrupted."""
         self._total_Q, self._seconds, self._last_step = state["total"], state["seconds"], state["last_step"]
+        self._skipped_steps = state["skipped_steps"]
+
+    def leave_out_step(self, before: dict[str, Any]) -> None:
+        """Take a step that is skipped out of the averages; ``before`` is the :meth:`state` in which it began."""
+        self.restore(before)
+        self._last_step += 1
+        self._skipped_steps += 1
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start at the first step, or where a checkpoint was taken."""
-        self._total_Q, self._seconds, self._last_step = None, 0.0, state.global_step
+        self._total_Q, self._seconds, self._last_step, self._skipped_steps = None, 0.0, state.global_step, 0
         self._mark = time.perf_counter()
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -191,7 +204,9 @@ class TrainingMeter(TrainerCallback):
         if self._seconds > 0:
             for name, per_second in (("tokens", "tokens_per_second"), ("pairs", "pairs_per_second")):
                 metrics[per_second] = total_Q[QUANTITIES.index(name)].item() / self._seconds
-        self._total_Q, self._seconds, self._last_step = None, 0.0, step
+        if self._skipped_steps:
+            metrics["skipped_steps"] = self._skipped_steps
+        self._total_Q, self._seconds, self._last_step, self._skipped_steps = None, 0.0, step, 0
         return metrics | {"memory_gib": memory_gib()}
 
 

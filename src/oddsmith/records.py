@@ -62,7 +62,7 @@ class RunRecords(Trainer):
 
     def _record_pairs(self, rows: Any, pairs: EvaluatedPairs, prefix: str) -> None:
         """Margins of the held-out pairs, and the telling ones in full: for the monitor."""
-        if not self._keeps_records:
+        if not self._keeps_records or not pairs.logps_P2.isfinite().all():  # the monitor keeps those before
             return
         is_main = self.is_world_process_zero()
         wanted = [self._pair_recorder.take(prefix, self.state.global_step, rows, pairs) if is_main else []]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -11,17 +11,16 @@ import torch
 from accelerate.utils import DistributedType, gather_object
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
-from transformers import Trainer
 
 from .config import ORPOConfig
-from .errors import NonFiniteError
+from .guarded_steps import GuardedSteps
 from .metrics import EvaluationMeter, TrainingMeter, pair_sums
 from .model.choose_path import choose_path
 from .model.logps import PairLogps
 from .model.paths import ForestPath, PaddedPath
 
 
-class MicroBatchSteps(Trainer):
+class MicroBatchSteps(GuardedSteps):
     """The part of ``ORPOTrainer`` between transformers' loop, which gives items of the loader, and the loss.
 
     Attributes of the whole that it uses: ``_meter``, ``_evaluation``, ``_assignments`` (what plans the training
@@ -36,7 +35,6 @@ class MicroBatchSteps(Trainer):
     _pad_token_id: int
     _router_loss: bool
     _chosen_path: ForestPath | PaddedPath | None = None
-    _watched: list[tuple[Tensor, Tensor]]
 
     @property
     def path(self) -> ForestPath | PaddedPath:
@@ -90,7 +88,7 @@ class MicroBatchSteps(Trainer):
             for number, micro_batch in enumerate(micro_batches, start=1):
                 with self._more_to_come(model) if number < len(micro_batches) else nullcontext():
                     loss += super().training_step(model, micro_batch, num_items)
-        self._require_finite()
+        self._step_losses.append(loss)
         return loss
 
     @contextmanager
@@ -105,24 +103,6 @@ class MicroBatchSteps(Trainer):
         finally:
             state._set_sync_gradients(before)
 
-    def _watch(self, logps: PairLogps, batch: Mapping[str, Tensor]) -> None:
-        """Remember which pairs have finite log-probabilities; looking at the answer now would stop a GPU."""
-        finite_B = logps.nll_sum_B.isfinite() & logps.logp_chosen_B.isfinite() & logps.logp_rejected_B.isfinite()
-        self._watched.append((finite_B.detach(), batch["row"]))
-
-    def _require_finite(self) -> None:
-        """Stop before an optimizer step, naming the rows, if a log-probability since the last call is not finite."""
-        watched, self._watched = self._watched, []
-        if not watched:
-            return
-        finite, rows = (torch.cat(tensors) for tensors in zip(*watched, strict=True))
-        if not finite.all():
-            named = ", ".join(str(row) for row in sorted(set(rows[~finite].tolist())))
-            raise NonFiniteError(
-                f"step {self.state.global_step}: log-probabilities are NaN or infinite for dataset rows {named};"
-                " look at these rows, lower learning_rate, or compute in bf16 or float32 instead of fp16"
-            )
-
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, None, None]:
@@ -133,7 +113,6 @@ class MicroBatchSteps(Trainer):
                 loss, logps = self.compute_loss(model, micro_batch, return_outputs=True)
                 self._evaluation.add(pair_sums(logps, micro_batch), logps, micro_batch)
                 total += loss
-        self._require_finite()
         return total, None, None
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

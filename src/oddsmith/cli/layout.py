@@ -53,6 +53,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         (
             "prefix_forest",
+            "max_skipped_steps",
+            "loss_spikes",
             "fp16",
             "tf32",
             "optim",
