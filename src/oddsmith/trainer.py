@@ -31,12 +31,13 @@ from transformers.trainer_utils import EvalLoopOutput
 from .batching.collate import PairCollator
 from .batching.loader import LoaderFactory, PlannedDataset, StreamedBatches
 from .batching.plan import StepShape
-from .checkpoint.saving import CommittedCheckpoints
+from .checkpoint.preflight import Preflight
 from .config import ORPOConfig
 from .data.prepare import prepare
 from .data.report import DataReport
 from .data.tokenize import PairTokenizer
 from .errors import ConfigError
+from .evaluating import InterruptibleEvaluation
 from .events import EventWriter, describe_run
 from .loss import orpo_loss
 from .metrics import LENGTH_COLUMNS, EvaluationMeter, TrainingMeter, length_correlation, pair_sums
@@ -47,7 +48,7 @@ from .stepping import MicroBatchSteps, counts_of
 from .watch import Watch
 
 
-class ORPOTrainer(MicroBatchSteps, RunRecords, CommittedCheckpoints):
+class ORPOTrainer(MicroBatchSteps, RunRecords, InterruptibleEvaluation):
     """Aligns a language model on pairs (prompt, chosen, rejected) in one step, without a reference model.
 
     Takes the arguments of TRL's ``ORPOTrainer`` in TRL's order, so a script moves over by changing one import.
@@ -122,7 +123,8 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, CommittedCheckpoints):
             compute_loss_func=orpo_loss,
             compute_metrics=compute_metrics,
             callbacks=[
-                *(_EpochFollower(self), self._meter, EventWriter(self._describe), BeginRecords(self), Watch()),
+                *(Preflight(), _EpochFollower(self), self._meter),
+                *(EventWriter(self._describe), BeginRecords(self), Watch()),
                 *(callbacks or []),
             ],
             optimizers=optimizers,
