@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from .checkpoint.carried import random_states, restore_random_states
-from .checkpoint.saving import CommittedCheckpoints
+from .checkpoint.resuming import CommittedCheckpoints
 from .stopping import EvaluationGivenUp, StopOnRequest
 
 

@@ -175,6 +175,8 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, InterruptibleEvaluation):
         if self.train_dataset is None:
             raise ConfigError("train_dataset is missing; give the pairs to train on")
         args = self.args
+        if self.is_in_train:
+            self._take_up_layout()
         path = self.path if self.is_in_train else self.padded_path
         factory = self._loaders(path, self.train_dataset, self._train_batch_size, args.gradient_accumulation_steps)
         loader, self._assignments = factory.training(

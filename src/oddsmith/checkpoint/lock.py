@@ -26,7 +26,7 @@ def held(run: Path) -> Iterator[None]:
     """Hold a run folder for this process; entered again in it, this does nothing.
 
     Args:
-        run: The run folder; it is made if it is not there.
+        run: The run folder; it is made if it is not there, and removed at the end if nothing is in it.
 
     Raises:
         ConfigError: Another process holds it; the message names it.
@@ -45,8 +45,12 @@ def held(run: Path) -> Iterator[None]:
         (run / OWNER_FILE).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
         yield
     finally:
-        with suppress(OSError):  # the folder may be gone
+        with suppress(OSError):  # the folder may be gone, or hold a run now
             (run / OWNER_FILE).unlink(missing_ok=True)
+            # While it is still held: only who finds its owner dead waits for it.
+            (run / LOCK_FILE).unlink(missing_ok=True)
+            if not any(run.iterdir()):
+                run.rmdir()
         lock.release()
 
 

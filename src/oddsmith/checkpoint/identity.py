@@ -1,0 +1,78 @@
+"""Of which run a checkpoint is: the facts that its manifest states, and that a run which goes on is compared by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from transformers import Trainer
+
+from .. import __version__
+from ..config import ORPOConfig
+from ..data.token_cache import rows_digest
+from ..model.fingerprint import BaseRecord
+from .changes import decisive
+from .manifest import Manifest
+
+ADAPTER_SETTINGS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "bias")
+STREAMED_ROWS = 4  # of a stream, to tell it from another
+
+
+class RunIdentity(Trainer):
+    """The part of the trainer that says which run this is.
+
+    Attributes of the whole that it uses: ``base_record``.
+    """
+
+    args: ORPOConfig
+    base_record: BaseRecord
+
+    @property
+    def _sharded_by(self) -> str | None:
+        return "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
+
+    def _manifest(self) -> Manifest:
+        """What a checkpoint of this run says of it; no files yet."""
+        args = self.args
+        return Manifest(
+            step=self.state.global_step,
+            files={},
+            world_size=args.world_size,
+            pairs_per_step=self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            sharded_by=self._sharded_by,
+            versions={"oddsmith": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")},
+            # As JSON holds it, so that it can be compared with what was read from a manifest.
+            settings=json.loads(json.dumps(decisive(args.to_dict()) | self._model_settings(), default=str)),
+            data=self._data_facts,
+            base={"files": self.base_record.files, "commit": self.base_record.commit},
+        )
+
+    def _model_settings(self) -> dict[str, Any]:
+        model = self.accelerator.unwrap_model(self.model)
+        settings = {"dtype": str(model.dtype).removeprefix("torch."), "quantization": self.base_record.quantization}
+        if isinstance(model, PeftModel):
+            adapter = model.active_peft_config.to_dict()
+            targets = adapter.get("target_modules")
+            settings |= {f"adapter.{name}": adapter[name] for name in ADAPTER_SETTINGS if name in adapter}
+            settings["adapter.target_modules"] = sorted(targets) if isinstance(targets, set | list) else targets
+        return settings
+
+    @cached_property
+    def _data_facts(self) -> dict[str, dict[str, Any]]:
+        """The datasets, told by their tokens; of a stream, by the first of them."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        return {name: _told(rows) for name, rows in {"train": self.train_dataset, **sets}.items() if rows is not None}
+
+
+def _told(rows: Dataset | IterableDataset | Sequence) -> dict[str, Any]:
+    """Digest and number of rows; the number of a stream is not known."""
+    if isinstance(rows, Dataset):
+        return {"sha256": rows_digest(rows), "pairs": len(rows)}
+    if isinstance(rows, IterableDataset):
+        return {"sha256": rows_digest(Dataset.from_list(list(rows.take(STREAMED_ROWS)))), "pairs": None}
+    return {}
