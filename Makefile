@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser chromium lint format bench
+.PHONY: help setup demo test test-slow fuzz test-browser chromium lint format bench
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -22,6 +22,9 @@ test: $(READY) ## run the tests
 
 test-slow: $(READY) ## run the exhaustive variants of the tests
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(READY) ## give every reader new broken input for MINUTES (60)
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),60)
 
 test-browser: $(READY) chromium ## test the monitor's page in a real Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"

@@ -30,12 +30,13 @@ def showable(message: str) -> str:
         message: The message.
 
     Returns:
-        The same, with escapes in place of control characters and of halves of characters, and without its middle where
-        it is longer than anybody reads.
+        The same on one line, with escapes in place of control characters and of halves of characters, and without its
+        middle where it is longer than anybody reads.
     """
+    message = " ".join(line.strip() for line in message.strip().split("\n"))
     if len(message) > SHOWN_BEGINNING + SHOWN_END:
         message = f"{message[:SHOWN_BEGINNING]} ... {message[-SHOWN_END:]}"
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in message)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
 
 
 class OddsmithError(Exception):

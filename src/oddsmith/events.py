@@ -42,7 +42,7 @@ TOLD_SETTINGS = (
 
 
 def append_event(folder: str | Path, event: str, step: int, **fields: Any) -> None:
-    """Append one event to the diary of a run folder."""
+    """Append one event to the diary of a run folder. A diary that cannot be written ends no run."""
     line = json.dumps(strict({"event": event, "time": time.time(), "step": step, **fields}), allow_nan=False)
     file = Path(folder) / FILE_NAME
     with dispensable(file, "the run goes on, and its diary has a gap"):
@@ -107,7 +107,7 @@ def read_events(folder: str | Path) -> list[dict[str, Any]]:
     events = []
     for line in lines:
         try:
-            event = json.loads(line)
+            event = read_json(line)
         except ValueError:
             continue
         if isinstance(event, dict) and isinstance(event.get("step"), int):

@@ -98,6 +98,8 @@ def test_a_few_aliases_are_fine(tmp_path):
         ("a:\n\t- b\n", "config.yaml:2: not valid YAML: found character '\\t' that cannot start any token"),
         (b"beta: 1\nrun_name: caf\xe9\n", "config.yaml:2: byte 21 is not UTF-8; save the file as UTF-8"),
         ("a: *unknown\n", "config.yaml:1: not valid YAML: found undefined alias 'unknown'"),
+        ('a: 1\nb: "x\\0y"\n', r"config.yaml:2: found '\x00', which no file name can have; remove it"),
+        ('a: "\\ud800"\n', r"config.yaml:1: found '\ud800', which no file name can have; remove it"),
         ("a: " + "[" * 40 + "]" * 40, "config.yaml:1: nested more than 32 levels deep"),
     ],
 )

@@ -13,6 +13,7 @@ from oddsmith.errors import DataError, MissingExtraError, RowError
         ("\x1b[2J\x1b]0;you\x07", r"\x1b[2J\x1b]0;you\x07"),
         ("caf\ud800", r"caf\ud800"),
         ("gpj\u202e.exe", r"gpj\u202e.exe"),
+        ("a\n  b\n", "a b"),
         ("Größe 漢字 🙂", "Größe 漢字 🙂"),
     ],
 )

@@ -113,6 +113,8 @@ def test_a_mixture_may_be_written_as_json_and_its_parts_as_paths():
         ([{"name": "a"}], "datasets[0].path is null; expected text"),
         ([{"path": "a", "split": 3}], "datasets[0].split is a number; expected text"),
         ([{"path": "a", "weight": 0}], "datasets[0].weight is 0; expected a number above 0"),
+        ([{"path": "a", "weight": 10**400}], "datasets[0].weight is 10000"),
+        ("[" * 5_000, "datasets is not JSON at character 0: nested more than 100 levels deep"),
         ([{"path": "a", "weight": "2"}], "datasets[0].weight is '2'"),
         ([{"path": "a", "weight": float("nan")}], "datasets[0].weight is nan"),
         ([{"path": "a", "weight": 1}, {"path": "b"}], "datasets[1] has no weight, others have"),

@@ -101,6 +101,9 @@ def test_csv_cells_may_hold_line_breaks_long_text_and_messages(tmp_path):
         ("a.jsonl", b'{"a": 1}\n\n{"a": 1, }\n', ", line 3, column 10: not JSON: "),
         ("a.jsonl", b'{"a": \n', ", line 1, column 6: not JSON: Expecting value"),
         ("a.jsonl", b"{\n", "expected one whole object a line (a list of rows over many lines belongs into a .json"),
+        ("a.jsonl", b'{"a": 1}\n{"a": ' + b"[" * 100_000, ", line 2, column 1: not JSON: nested more than 100 levels"),
+        ("a.json", b"[" * 900 + b"]" * 900, ", line 1, column 1: not JSON: nested more than 100 levels"),
+        ("a.jsonl", b'{"a": ' + b"9" * 5_000 + b"}", ", line 1, column 1: not JSON: a number of thousands of digits"),
         ("a.jsonl", b'{"a": 1}\n[1]\n', ", line 2: found a list; expected an object such as {"),
         ("a.jsonl", b'[{"a": 1}]', ", line 1: found a list; expected an object such as"),
         (

@@ -33,6 +33,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's own attribute
 
 
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")  # YAML can write them as escapes
 _TAG = "tag:yaml.org,2002:"
 for _kind, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -97,7 +98,7 @@ def _read_text(path: Path) -> str:
 
 
 def _check_events(text: str, name: str) -> None:
-    """Refuse tags, many aliases and deep nesting while nothing has been built from them yet."""
+    """Refuse tags, many aliases, deep nesting and what is no character, while nothing has been built from them yet."""
     aliases = depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         line = _line(event)
@@ -108,6 +109,8 @@ def _check_events(text: str, name: str) -> None:
         if aliases > MOST_ALIASES:
             anchor = getattr(event, "anchor", "")
             raise ConfigError(f"{name}:{line}: more than {MOST_ALIASES} aliases (*{anchor}); write the values out")
+        if isinstance(event, yaml.ScalarEvent) and (found := _UNUSABLE.search(event.value)):
+            raise ConfigError(f"{name}:{line}: found {found[0]!r}, which no file name can have; remove it")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from ..errors import ConfigError
+from ..strict_json import read_json
 from .schema import Field
 
 TRUE_WORDS = frozenset({"true", "yes", "on", "1"})
@@ -27,6 +28,7 @@ _EXPECTED = {
     "dict": "a mapping",
     "list[dict]": "a list of mappings",
 }
+MOST_WHOLE = 10**18  # what a configuration file takes for a whole number, and more than any setting means
 _PLAIN_WORD = re.compile(r"[\w.\-]+")
 
 
@@ -101,7 +103,7 @@ def _parse(field: Field, text: str) -> Any:
                 continue
     if text.lstrip().startswith(("{", "[")) and {"dict", "list", "list[dict]"} & set(field.types):
         try:
-            return json.loads(text)
+            return read_json(text)
         except json.JSONDecodeError:
             return text  # a pattern such as [qv]_proj; where no text is taken, `check` refuses it
     if "list" in field.types and len(_split(text)) > 1:
@@ -121,10 +123,8 @@ def _accept(field: Field, value: Any) -> tuple[bool, Any]:
         return field.nullable, None
     if isinstance(value, bool):
         return "bool" in field.types, value
-    if isinstance(value, int) and "int" in field.types:
-        return True, value
-    if isinstance(value, int | float) and "float" in field.types:
-        return not math.isnan(value), value
+    if isinstance(value, int | float):
+        return _accept_number(field, value)
     if isinstance(value, str):
         return _accept_text(field, value)
     if isinstance(value, dict):
@@ -134,6 +134,15 @@ def _accept(field: Field, value: Any) -> tuple[bool, Any]:
         of_mappings = "list[dict]" in field.types and all(isinstance(item, dict) for item in value)
         return of_texts or of_mappings, value
     return False, value
+
+
+def _accept_number(field: Field, value: int | float) -> tuple[bool, int | float]:
+    if isinstance(value, int) and abs(value) < MOST_WHOLE:
+        return bool({"int", "float"} & set(field.types)), value
+    try:
+        return "float" in field.types and not math.isnan(value), float(value)
+    except OverflowError:
+        return False, value
 
 
 def _accept_text(field: Field, text: str) -> tuple[bool, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ..errors import DataError
+from ..strict_json import read_json
 from .values import kind_of
 
 Row = dict[str, Any]
@@ -100,7 +101,7 @@ def _json_document(path: Path, file: BinaryIO) -> Iterator[Row]:
     if not text.strip():
         return
     try:
-        value = json.loads(text)
+        value = read_json(text)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data" or not text.lstrip().startswith("{"):
             raise _not_json(path, error, error.lineno) from error
@@ -158,7 +159,7 @@ def _cell(text: str) -> Any:
     if not text.startswith(('[{"', "[{ ")):
         return text
     try:
-        value = json.loads(text)
+        value = read_json(text)
     except json.JSONDecodeError:
         return text  # an answer may well begin like this
     is_messages = all(isinstance(item, dict) and ("role" in item or "from" in item) for item in value)
@@ -192,7 +193,7 @@ def _decoded(data: bytes, path: Path, offset_bytes: int = 0, line: int | None = 
 
 def _parsed_line(text: str, path: Path, number: int) -> Row:
     try:
-        row = json.loads(text)
+        row = read_json(text)
     except json.JSONDecodeError as error:
         raise _not_json(path, error, number) from error
     if isinstance(row, dict):

@@ -21,7 +21,6 @@ Source: the rule for k_i is that of TRL 1.16 (``fraction`` of a dataset mixture)
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -29,10 +28,14 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..strict_json import read_json
 from .values import kind_of
 
 if TYPE_CHECKING:
     import datasets
+
+
+LARGEST_WEIGHT = 1e300
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def parse_mixture(entries: Any) -> list[Part]:
     """
     if isinstance(entries, str):
         try:
-            entries = json.loads(entries)
+            entries = read_json(entries)
         except json.JSONDecodeError as error:
             raise ConfigError(
                 f"datasets is not JSON at character {error.pos}: {error.msg};"
@@ -102,7 +105,7 @@ def _part(entry: Any, where: str) -> Part:
             raise ConfigError(f"{where}.{key} is {kind_of(value)}; expected text")
     weight = entry.get("weight")
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if weight is not None and not (is_number and math.isfinite(weight) and weight > 0):
+    if weight is not None and not (is_number and 0 < weight < LARGEST_WEIGHT):
         raise ConfigError(f"{where}.weight is {weight!r}; expected a number above 0")
     return Part(**entry)
 

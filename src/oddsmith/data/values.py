@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import RowError
+from ..strict_json import read_json
 
 
 def kind_of(value: Any) -> str:
@@ -70,6 +71,6 @@ def parsed(value: Any, where: str) -> Any:
     if not value.strip():
         return None
     try:
-        return json.loads(value)
+        return read_json(value)
     except json.JSONDecodeError as error:
         raise RowError(f"malformed {where}", f"{where} is no JSON at character {error.pos}: {error.msg}") from error

@@ -1,0 +1,8 @@
+"""All targets by name."""
+
+from __future__ import annotations
+
+from tests.fuzz import of_rows, of_runs, of_settings
+from tests.fuzz.target import Target
+
+TARGETS: dict[str, Target] = {**of_rows.TARGETS, **of_settings.TARGETS, **of_runs.TARGETS}

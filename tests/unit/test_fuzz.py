@@ -1,0 +1,51 @@
+"""Whatever a reader is given, it reads or refuses in words: some examples of each, always the same (`make fuzz`: more)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+from oddsmith.errors import DataError
+from tests.fuzz.answers import Hang, answered
+from tests.fuzz.targets import TARGETS
+
+EXAMPLES = 150  # two or three seconds a target
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_it_reads_or_refuses_whatever_it_is_given(name):
+    chosen = settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    TARGETS[name].test(chosen)()
+
+
+class TestTheNetHolds:
+    def test_another_error(self):
+        with pytest.raises(KeyError), answered(DataError):
+            raise KeyError("x")
+
+    def test_an_error_of_another_class_than_the_reader_s(self):
+        with pytest.raises(DataError), answered():
+            raise DataError("x")
+
+    def test_a_hang(self, monkeypatch):
+        monkeypatch.setattr("tests.fuzz.answers.MOST_CPU_S", 0.05)
+        with pytest.raises(Hang), answered(DataError):
+            while True:
+                pass
+
+    def test_a_flood_of_memory(self, monkeypatch):
+        monkeypatch.setattr("tests.fuzz.answers.MOST_GROWTH_BYTES", 50_000_000)
+        monkeypatch.setattr("tests.fuzz.answers._peak_bytes", iter([1_000, 60_000_000]).__next__)
+        with pytest.raises(AssertionError, match="memory grew by 59,999,000 bytes"), answered(DataError):
+            pass
+
+    def test_a_message_that_says_nothing(self):
+        with pytest.raises(AssertionError, match="without a word"), answered(DataError):
+            raise DataError(" ")
