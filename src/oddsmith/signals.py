@@ -35,7 +35,7 @@ class NothingTrained(SystemExit):
         self.signal_name = signal_name
 
     def __str__(self) -> str:
-        return f"ended by {self.signal_name} before the first step, so nothing is lost; start again with --resume"
+        return f"stopped by {self.signal_name} before the first step, so nothing is lost; start again with --resume"
 
 
 class StopSignals:

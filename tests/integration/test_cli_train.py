@@ -1,11 +1,9 @@
-"""``oddsmith train`` and ``oddsmith eval`` on a tiny model: what they leave, what they print, and how they stop."""
+"""``oddsmith train`` and ``oddsmith eval`` on a tiny model: what they leave and what they print."""
 
 from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,11 +14,9 @@ from safetensors.torch import load_file
 from oddsmith import ORPOTrainer
 from oddsmith.cli.assembly import base_dtype
 from oddsmith.cli.build import build
-from oddsmith.cli.interrupt import StopOnRequest
 from oddsmith.cli.resolve import resolve
 from oddsmith.cli.schema import load_fields
-from oddsmith.errors import Interrupted
-from tests.command import SETTINGS, START, environment, run_apart, run_here, save_config, save_model, save_pairs
+from tests.command import SETTINGS, run_apart, run_here, save_config, save_model, save_pairs
 
 
 @pytest.fixture(scope="module")
@@ -203,73 +199,7 @@ def test_eval_prints_a_table(workshop, capsys):
     assert float(rows["loss"]) == pytest.approx(float(rows["nll_loss"]) + 0.1 * float(rows["or_loss"]), abs=2e-4)
 
 
-# ---- Stopping, and several processes
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Sends this process so many SIGINTs in its third step."""
-
-    def at_step_three(times: int) -> None:
-        def on_step_begin(self, args, state, control, **kwargs):
-            for _ in range(times if state.global_step == 2 else 0):
-                signal.raise_signal(signal.SIGINT)
-
-        monkeypatch.setattr(StopOnRequest, "on_step_begin", on_step_begin)
-
-    # A shell starts what runs in the background with SIGINT ignored; a terminal does not.
-    found = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield at_step_three
-    signal.signal(signal.SIGINT, found)
-
-
-def test_ctrl_c_stops_after_the_step_and_the_run_can_go_on(train, tmp_path, capsys, interrupt):
-    interrupt(1)
-    outcome = train("--save-strategy", "no")
-    run = tmp_path / "run"
-    assert outcome.code == 75
-    assert outcome.err.splitlines()[-1] == (
-        f"interrupted: stopped after step 3 of 4, which is saved; go on with: oddsmith train {run}/run.yaml --resume"
-    )
-    assert "stopping after this step, with a checkpoint; Ctrl-C again ends at once" in outcome.err
-    assert not (run / "model.safetensors").exists()
-    again = run_here(capsys, "train", run / "run.yaml", "--resume")
-    assert again.code == 0
-    assert f"going on from {run}/checkpoint-3" in again.err
-    assert "done: 4 steps" in again.err
-
-
-def test_an_interrupted_run_says_so_in_json(train, interrupt):
-    interrupt(1)
-    document = json.loads(train("--json").out)
-    assert (document["kind"], document["exit_code"]) == (Interrupted.__name__, Interrupted.exit_code)
-
-
-def test_ctrl_c_in_the_last_step_lets_the_run_end(train, tmp_path, interrupt):
-    interrupt(1)
-    assert train("--max-steps", "3").code == 0
-    assert (tmp_path / "run" / "model.safetensors").is_file()
-
-
-def test_a_second_ctrl_c_ends_at_once(train, tmp_path, interrupt):
-    interrupt(2)
-    outcome = train("--save-strategy", "no")
-    assert outcome.code == 130
-    assert outcome.err.splitlines()[-1] == "interrupted: ended at once, on request"
-    assert not list((tmp_path / "run").glob("checkpoint-*"))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_ctrl_c_stops_two_processes_after_the_same_step(workshop, tmp_path):
-    words = ("--output-dir", tmp_path / "run", "--num-processes", 2, "--num-train-epochs", 500, "--logging-steps", 1)
-    command = [*START, "train", workshop / "config.yaml", *words]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment())
-    assert any(line.startswith("step 2/") for line in process.stderr)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 75
-    step = re.search(r"interrupted: stopped after step (\d+) of 1000, which is saved", err)[1]
-    assert json.loads((tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").read_text())["global_step"] > 1
+# ---- Several processes
 
 
 def test_two_processes_train_one_model_and_one_of_them_speaks(workshop, tmp_path, capsys):

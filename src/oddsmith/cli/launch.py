@@ -1,8 +1,9 @@
 """``--num-processes N``: the same command N times, as the processes of one distributed run on this machine.
 
 Each gets the environment that ``torchrun`` would give it. torchrun itself ends in a traceback of its own and with exit
-code 1 whenever a process exits with anything but 0, and ends processes 30 seconds after a Ctrl-C. Here exit code and
-message are those of the process, a signal is passed on once, and there is time to save.
+code 1 whenever a process exits with anything but 0, and ends processes 30 seconds after a signal. Here exit code and
+message are those of the process, a signal is passed on once, and there is time to save. When one process dies the
+others are ended within ``GRACE_S + END_S``; when the launcher dies they stop as on SIGTERM, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ..serve.parent import end_with_parent
+from ..signals import RESUMABLE, STOP_SIGNALS, NothingTrained
 from .console import say_error
 
 POLL_S = 0.1
 GRACE_S = 5.0  # for the others to fail by themselves: the first process then says why, as all do
 END_S = 15.0  # between asking a process to end and ending it
 SHOWN_LINES = 5
+LAUNCHER = "ODDSMITH_LAUNCHER"  # in the environment of the processes: the process id of the launcher
+OUT_OF_MEMORY = (
+    ", as the kernel does when memory runs out (dmesg tells); lower per_device_train_batch_size or max_length, or start"
+    " fewer processes"
+)
 
 
 def launch(command: Sequence[str], processes: int) -> int:
@@ -34,23 +42,40 @@ def launch(command: Sequence[str], processes: int) -> int:
         processes: How many.
 
     Returns:
-        The exit code of the first process, or of the one that failed alone; its last lines are printed then.
+        The exit code of the first process, or of the one that was killed or failed alone; it is said then what killed
+        it, or what its last lines were.
     """
     with TemporaryDirectory(prefix="oddsmith-") as folder:
         logs = [Path(folder) / f"process-{rank}.log" for rank in range(processes)]
         children = [_start(command, rank, environment, logs[rank]) for rank, environment in _environments(processes)]
         try:
-            with _signals_passed_on(children):
-                failed = _wait(children)
+            with _signals_passed_on(children) as passed_on:
+                blamed = _wait(children)
         finally:
             _end(children)
-        code = children[0].returncode
-        if failed is not None and failed != 0:
-            say_error(f"process {failed} of {processes} failed; it said:")
-            for line in logs[failed].read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:]:
+        if blamed is None:
+            return 0
+        code = children[blamed].returncode
+        if -code in passed_on:  # it did not listen yet
+            say_error(str(NothingTrained(signal.Signals(-code).name)), "interrupted", "bold yellow")
+            return RESUMABLE
+        if code < 0:
+            name = signal.Signals(-code).name
+            why = OUT_OF_MEMORY if name == "SIGKILL" else ""
+            say_error(f"process {blamed} of {processes} was ended by {name}{why}")
+            return 128 - code
+        if blamed != 0:
+            say_error(f"process {blamed} of {processes} failed; it said:")
+            for line in logs[blamed].read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:]:
                 print(f"  {line}", file=sys.stderr)
-            code = children[failed].returncode
-        return code if code >= 0 else 128 - code
+        return code
+
+
+def end_with_launcher() -> None:
+    """In a process that :func:`launch` started: stop as on SIGTERM when the launcher is gone, however it ended."""
+    launcher = os.environ.pop(LAUNCHER, None)
+    if launcher is not None:
+        end_with_parent(int(launcher))
 
 
 def _environments(processes: int) -> Iterator[tuple[int, dict[str, str]]]:
@@ -71,6 +96,7 @@ def _environments(processes: int) -> Iterator[tuple[int, dict[str, str]]]:
                 "LOCAL_WORLD_SIZE": str(processes),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
+                LAUNCHER: str(os.getpid()),
             },
         )
 
@@ -92,7 +118,8 @@ def _wait(children: Sequence[subprocess.Popen]) -> int | None:
         children: The processes, by rank.
 
     Returns:
-        The process to blame: 0 if the first failed by itself, else the first to fail; ``None`` if none failed.
+        The process to blame: one that was killed, as the others then fail for want of it; else 0 if the first failed by
+        itself, else the first to fail. ``None`` if none failed.
     """
     while True:
         codes = [child.poll() for child in children]
@@ -103,23 +130,29 @@ def _wait(children: Sequence[subprocess.Popen]) -> int | None:
             deadline = time.monotonic() + GRACE_S
             while time.monotonic() < deadline and any(child.poll() is None for child in children):
                 time.sleep(POLL_S)
+            killed = [rank for rank, child in enumerate(children) if (child.poll() or 0) < 0]
+            if killed:
+                return min(killed, key=lambda rank: children[rank].returncode != -signal.SIGKILL)
             return 0 if children[0].poll() else failed
         time.sleep(POLL_S)
 
 
 @contextmanager
-def _signals_passed_on(children: Sequence[subprocess.Popen]) -> Iterator[None]:
-    """Pass Ctrl-C and a request to end on to every process, once each."""
+def _signals_passed_on(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+    """Pass every request to stop on to every process; yields those that were passed on so far."""
+    passed_on: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
+        passed_on.append(number)
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not nohup]
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        yield
+        yield passed_on
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -15,10 +15,9 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from ..errors import Interrupted, OddsmithError
+from ..signals import ENDED_AT_ONCE, NothingTrained
 from .console import is_main_process, say_error
 from .resolve import Option
-
-INTERRUPTED_TWICE = 130
 
 # Flags that every command has; they are read here and in `run`, before anything can go wrong.
 JSON = Option("json", "switch", "Print the result as one JSON document on stdout, and nothing else there.")
@@ -57,26 +56,33 @@ def run(command: Command, arguments: Sequence[str]) -> int:
     try:
         with _stdout_for_json(as_json):
             result = command(arguments)
-    except OddsmithError as error:
+    except (OddsmithError, NothingTrained, KeyboardInterrupt) as error:
         if with_traceback:
             traceback.print_exc()
-        if isinstance(error, Interrupted):
-            say_error(str(error), "interrupted", "bold yellow")
-        else:
-            say_error(str(error))
-        if as_json and is_main_process():
-            _print_json({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code})
-        return error.exit_code
-    except KeyboardInterrupt:
-        if with_traceback:
-            traceback.print_exc()
-        say_error("ended at once, on request", "interrupted", "bold yellow")
-        return INTERRUPTED_TWICE
+        return _say_how_it_ended(error, as_json)
     if isinstance(result, int):
         return result
     document, exit_code = result if isinstance(result, Judged) else (result, 0)
     if as_json and is_main_process():
         _print_json(document)
+    return exit_code
+
+
+def _say_how_it_ended(error: OddsmithError | NothingTrained | KeyboardInterrupt, as_json: bool) -> int:
+    """Say why a command ended; returns its exit code."""
+    kind = type(error).__name__
+    if isinstance(error, OddsmithError):
+        text, exit_code = str(error), error.exit_code
+    elif isinstance(error, NothingTrained):
+        text, exit_code, kind = str(error), Interrupted.exit_code, Interrupted.__name__
+    else:
+        text, exit_code = "ended at once, on request", ENDED_AT_ONCE
+    if exit_code not in (Interrupted.exit_code, ENDED_AT_ONCE):
+        say_error(text)
+    elif is_main_process():  # all processes of a run are interrupted together
+        say_error(text, "interrupted", "bold yellow")
+    if as_json and is_main_process():
+        _print_json({"error": text, "kind": kind, "exit_code": exit_code})
     return exit_code
 
 

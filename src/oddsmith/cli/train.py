@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, Interrupted, MissingExtraError
+from ..signals import StopSignals
 from .build import Settings, build
 from .config_file import Setting
 from .console import quiet_libraries, say, working
-from .launch import launch
+from .duration import seconds_of
+from .launch import end_with_launcher, launch
 from .outcome import JSON, TRACEBACK
 from .resolve import Option, Resolved, resolve
-from .run_folder import check_folder, clear_folder, write_settings
+from .run_folder import SETTINGS_FILE, check_folder, clear_folder, write_settings
 from .schema import fields_for_run
 
 if TYPE_CHECKING:
@@ -38,10 +40,12 @@ OPTIONS = (
     Option("dry_run", "switch", "Check everything, show every setting that is not a default, train nothing."),
     Option("resume", "optional", "Go on from the last checkpoint in output_dir, or from this one.", "[auto|PATH]"),
     Option("overwrite_output_dir", "switch", "Replace the run that output_dir holds; everything in it is removed."),
+    Option("time_limit", "value", "Stop before so much time has passed, with a checkpoint: 3h50m, 90s, ...", "TIME"),
     Option("num_processes", "value", "Train in so many processes on this machine, one for each device.", "N"),
     JSON,
     TRACEBACK,
 )
+STARTED_AT = time.monotonic()  # of the process, but for a moment
 FINDING_STYLES = {"healthy": "", "watch": "yellow", "act": "bold red"}
 
 
@@ -60,7 +64,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     quiet_libraries()
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
     _require_names(resolved)
-    processes, dry_run = _processes(resolved), "dry_run" in resolved.options
+    processes, dry_run, time_limit_s = _processes(resolved), "dry_run" in resolved.options, _time_limit_s(resolved)
     if not dry_run and os.environ.get("RANK", "0") == "0":
         check_folder(
             Path(resolved.get("output_dir")),
@@ -69,13 +73,17 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
         )
     if processes > 1 and "RANK" not in os.environ and not dry_run:
         return launch([sys.executable, "-m", "oddsmith.cli.main", "train", *arguments], processes)
-    with working("starting"):
-        settings = build(resolved)
     if dry_run:
         from .dry_run import show
 
+        with working("starting"):
+            settings = build(resolved)
         return show(resolved, settings, processes)
-    return _run(resolved, settings)
+    end_with_launcher()
+    with StopSignals() as signals:
+        with working("starting"):
+            settings = build(resolved)
+        return _run(resolved, settings, signals, time_limit_s)
 
 
 def _require_names(resolved: Resolved) -> None:
@@ -91,9 +99,14 @@ def _require_names(resolved: Resolved) -> None:
 
 def _processes(resolved: Resolved) -> int:
     text = resolved.options.get("num_processes", "1")
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) > 4 or int(text) < 1:
         raise ConfigError(f"--num-processes is {text!r}; expected a whole number from 1 upwards")
     return int(text)
+
+
+def _time_limit_s(resolved: Resolved) -> float | None:
+    text = resolved.options.get("time_limit")
+    return None if text is None else seconds_of(text, "--time-limit")
 
 
 def _wanted_checkpoint(resolved: Resolved) -> str | None:
@@ -103,41 +116,57 @@ def _wanted_checkpoint(resolved: Resolved) -> str | None:
     return wanted if wanted is None else ("auto" if wanted.lower() in ("", "auto", "true") else wanted)
 
 
-def _run(resolved: Resolved, settings: Settings) -> dict[str, Any]:
+def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limit_s: float | None) -> dict[str, Any]:
+    from ..evaluating import EvaluateAtEnd
+    from ..stopping import StopOnRequest
     from ..watch import Watch, one_line
     from .assembly import clear_memory_errors, make_trainer, read_rows
-    from .interrupt import StopOnRequest
     from .progress import ShowProgress
     from .summary import banner, result, result_lines
 
     checkpoint = _checkpoint(_wanted_checkpoint(resolved), settings)
-    stop = StopOnRequest()
+    stop = StopOnRequest(
+        time_limit_s, started_at=STARTED_AT, signals=signals, tell=lambda line: say(line, "yellow", hang=4)
+    )
     progress = ShowProgress(before=lambda state: say("\n".join(banner(trainer, settings, state)), hang=15))
     trainer = make_trainer(settings, *read_rows(settings), callbacks=[stop, progress])
     trainer.remove_callback(Watch)  # its warnings go beside the progress line here
     trainer.add_callback(Watch(tell=lambda finding: say(one_line(finding), FINDING_STYLES[finding.verdict], hang=4)))
+    if trainer.eval_dataset is not None:
+        trainer.add_callback(EvaluateAtEnd())
     with settings.orpo.main_process_first(desc="writing the settings"):
         if trainer.is_world_process_zero():
             if "overwrite_output_dir" in resolved.options:
                 clear_folder(Path(settings.orpo.output_dir))
             write_settings(Path(settings.orpo.output_dir), resolved, settings)
     started_at = time.monotonic()
-    with stop, progress, clear_memory_errors():
+    with progress, clear_memory_errors():
         trainer.train(resume_from_checkpoint=checkpoint)
-    if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
-        raise Interrupted(
-            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved; go on with:"
-            f" oddsmith train {shlex.quote(str(Path(settings.orpo.output_dir) / 'run.yaml'))} --resume"
-        )
+    if trainer.is_unfinished:
+        _let_go_of_peers(trainer)
+        raise Interrupted(_how_it_stopped(trainer, str(stop.stopped)))
     _finish(trainer, settings)
     document = result(trainer, settings, time.monotonic() - started_at)
     say("\n".join(result_lines(document)), hang=4)
     if trainer.is_world_process_zero():
         _write_report(Path(settings.orpo.output_dir))
-    if trainer.accelerator.num_processes > 1:  # gloo may abort a process whose peers are gone before it lets go of them
+    _let_go_of_peers(trainer)
+    return document
+
+
+def _how_it_stopped(trainer: ORPOTrainer, reason: str) -> str:
+    step, steps = trainer.state.global_step, trainer.state.max_steps
+    command = f"oddsmith train {shlex.quote(str(Path(str(trainer.args.output_dir)) / SETTINGS_FILE))} --resume"
+    if step == 0:
+        return f"stopped by {reason} before the first step, so nothing is lost; start again with: {command}"
+    return f"stopped by {reason} after step {step} of {steps}, which is saved; go on with: {command}"
+
+
+def _let_go_of_peers(trainer: ORPOTrainer) -> None:
+    """Gloo may abort a process whose peers are gone before it lets go of them."""
+    if trainer.accelerator.num_processes > 1:
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.state.destroy_process_group()
-    return document
 
 
 def _checkpoint(wanted: str | None, settings: Settings) -> str | None:
@@ -185,13 +214,7 @@ def _write_report(folder: Path) -> None:
 
 
 def _finish(trainer: ORPOTrainer, settings: Settings) -> None:
-    """Save the model and its state, evaluate it if the last step has not been, and upload it if asked to."""
-    from .assembly import clear_memory_errors
-
-    evaluated = [entry["step"] for entry in trainer.state.log_history if any(k.startswith("eval_") for k in entry)]
-    if trainer.eval_dataset is not None and trainer.state.global_step not in evaluated:
-        with clear_memory_errors():
-            trainer.evaluate()
+    """Save the model and its state, and upload it if asked to."""
     with working("saving"):
         trainer.save_model()
         trainer.save_state()
