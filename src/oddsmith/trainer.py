@@ -43,12 +43,13 @@ from .loss import orpo_loss
 from .metrics import LENGTH_COLUMNS, EvaluationMeter, TrainingMeter, length_correlation, pair_sums
 from .model.paths import ForestPath, PaddedPath
 from .model.setup import ready_model, resolve_model, resolve_tokenizer
+from .passes import CountedPasses, PassFollower
 from .records import BeginRecords, RunRecords
 from .stepping import MicroBatchSteps, counts_of
 from .watch import Watch
 
 
-class ORPOTrainer(MicroBatchSteps, RunRecords, InterruptibleEvaluation):
+class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvaluation):
     """Aligns a language model on pairs (prompt, chosen, rejected) in one step, without a reference model.
 
     Takes the arguments of TRL's ``ORPOTrainer`` in TRL's order, so a script moves over by changing one import.
@@ -123,7 +124,7 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, InterruptibleEvaluation):
             compute_loss_func=orpo_loss,
             compute_metrics=compute_metrics,
             callbacks=[
-                *(Preflight(), _EpochFollower(self), self._meter),
+                *(Preflight(), PassFollower(self), self._meter),
                 *(EventWriter(self._describe), BeginRecords(self), Watch()),
                 *(callbacks or []),
             ],
@@ -285,14 +286,3 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, InterruptibleEvaluation):
             beta=self.args.beta,
             pairs_per_step=self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
         )
-
-
-class _EpochFollower(TrainerCallback):
-    """Tells the trainer's plan which epoch it is."""
-
-    def __init__(self, trainer: ORPOTrainer):
-        self._trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # The fraction is what a checkpoint in mid-epoch adds; the plan is the whole epoch's, and its head is skipped.
-        self._trainer._assignments.epoch = int(state.epoch or 0)
