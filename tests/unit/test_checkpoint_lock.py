@@ -1,0 +1,58 @@
+"""One process at a time in a run folder, and a dead one holds nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from oddsmith.checkpoint.lock import held
+from oddsmith.errors import ConfigError
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from oddsmith.checkpoint.lock import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the run folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_is_refused_with_the_first_ones_number(tmp_path, holder):
+    expected = f"output_dir {tmp_path}/run is in use by process {holder.pid}; wait for it or end it, or choose"
+    with pytest.raises(ConfigError) as caught, held(tmp_path / "run"):
+        pass
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_dead_owners_lock_is_taken_over(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with held(tmp_path / "run"):
+        assert f'"pid": {os.getpid()}' in (tmp_path / "run" / ".lock.json").read_text()
+
+
+def test_a_process_enters_its_own_lock_again(tmp_path):
+    with held(tmp_path / "run"), held(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_something_in_it_stays(tmp_path):
+    with held(tmp_path / "run"):
+        (tmp_path / "run" / "run.yaml").touch()
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["run.yaml"]
