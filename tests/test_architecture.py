@@ -53,6 +53,7 @@ LAYERS = (
     "sound_weights",
     "watched_pairs",
     "guarded_steps",
+    "passes",
     "stepping",
     "records",
     "trainer",

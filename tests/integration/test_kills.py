@@ -1,0 +1,98 @@
+"""A run that is killed and resumed ends as if nothing had happened: the same bytes, the same lines.
+
+`make test-kills` does the same over all variants of tests/killed_runs.py, with as many kills as it is told.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command import SETTINGS, START, environment, run_apart, save_config, save_model, save_pairs
+from tests.killed_runs import LORA, STREAM
+from tests.kills import Left, Trials, committed, differences, left_by, steps_saved
+
+
+@pytest.mark.parametrize(
+    ("variant", "aims"),
+    [(LORA, ("saving", "training")), (STREAM, ("evaluating",)), (LORA.together(), ("saving",))],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_killed_run_ends_like_the_undisturbed_one(variant, aims, tmp_path):
+    trials = Trials(variant, tmp_path / "runs")
+    trial = trials.run("killed", kills=len(aims), aims=aims)
+    assert trial.wrong == []
+    assert len(trial.kills) == len(aims)
+
+
+def test_the_command_goes_on_from_where_it_was_killed(tmp_path):
+    folder, words = tmp_path / "killed", ["train", str(config(tmp_path)), "--output-dir"]
+    assert run_apart(*words, tmp_path / "undisturbed").code == 0
+    killed = subprocess.Popen([*START, *words, str(folder)], stderr=subprocess.DEVNULL, env=environment())
+    wait_for_save(killed, folder, after=4)
+    killed.kill()
+    assert killed.wait() == -9
+    saved = committed(folder)
+    assert saved >= 4
+    resumed = run_apart(*words, folder, "--resume", "auto")
+    assert resumed.code == 0, resumed.err
+    assert f"checkpoint-{saved}" in resumed.err
+    assert list(differences(left_by(folder), left_by(tmp_path / "undisturbed"))) == []
+
+
+@pytest.mark.slow
+def test_under_torchrun_too(tmp_path):
+    """torchrun ends the other process when one is killed; started again, both go on."""
+    torchrun = [START[0], "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [*torchrun, *START[1:], "train", str(config(tmp_path)), "--output-dir"]
+    quiet = {"stderr": subprocess.DEVNULL, "env": environment()}
+    assert subprocess.run([*command, str(tmp_path / "undisturbed")], **quiet, timeout=200).returncode == 0
+    folder = tmp_path / "killed"
+    launcher = subprocess.Popen([*command, str(folder)], **quiet)
+    wait_for_save(launcher, folder, after=4)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text(encoding="ascii").split()
+    subprocess.run(["kill", "-9", children[-1]], check=True)
+    assert launcher.wait(60) == 1
+    assert subprocess.run([*command, str(folder), "--resume", "auto"], **quiet, timeout=200).returncode == 0
+    assert list(differences(left_by(folder), left_by(tmp_path / "undisturbed"))) == []
+
+
+def config(folder: Path) -> Path:
+    """A run of 18 steps with dropout that saves every two of them."""
+    return save_config(
+        folder / "config.yaml",
+        **SETTINGS,
+        model_name_or_path=str(save_model(folder / "model", attention_dropout=0.1)),
+        dataset_name=str(save_pairs(folder / "pairs.jsonl", count=24)),
+        test_split_size=0.25,
+        num_train_epochs=4,
+        gradient_accumulation_steps=2,
+        disable_dropout=False,
+        save_steps=2,
+        logging_steps=3,
+        eval_strategy="steps",
+        eval_steps=3,
+    )
+
+
+def wait_for_save(process: subprocess.Popen, folder: Path, after: int) -> None:
+    """Wait until a checkpoint is being written, and another of at least that step is whole."""
+    while process.poll() is None and not (committed(folder) >= after and steps_saved(folder)[-1] > committed(folder)):
+        time.sleep(0.001)
+
+
+def test_a_difference_is_seen():
+    line, digests = {"step": 3, "loss": 1.5}, {"model.safetensors": "ab"}
+    expected = Left(digests, [line], {("log", 3): line})
+    assert list(differences(expected, expected)) == []
+    other = line | {"loss": 1.25}
+    found = differences(Left({"model.safetensors": "ac"}, [other, line], {("log", 3): other}), expected)
+    assert list(found) == [
+        "bytes of model.safetensors",
+        "2 log lines instead of 1",
+        "log line of step 3: loss is 1.25 instead of 1.5",
+        "the diary's log of step 3",
+    ]
