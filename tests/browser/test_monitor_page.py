@@ -11,6 +11,7 @@ import pytest
 from oddsmith.monitor.report import write_report
 
 HISTORIES = Path(__file__).parents[1] / "histories"
+SETS = ("eval", "eval_other")
 ATTACKS = (
     "<img src=x onerror=alert(1)>",
     "</script><script>alert(2)</script>",
@@ -43,10 +44,14 @@ def pair(text: str, row: int = 0) -> dict:
     return {"row": row, "margin": -1.5, "before": 0.5, "prompt": text, "chosen": side, "rejected": side}
 
 
-def inspected(folder: Path, text: str = "a word") -> None:
-    kinds = {kind: [pair(text)] for kind in ("worst", "flipped", "forgotten")}
-    found = {"step": 20, "lengths": [[3, 0.5], [-2, -0.1]], "inspected": kinds}
-    (folder / "_held_out_pairs.json").write_text(json.dumps({"sets": {"eval": found}}), encoding="utf-8")
+def inspected(folder: Path, text: str = "a word", compared_with: int = 0, more_sets: dict | None = None) -> None:
+    def one_set(text: str) -> dict:
+        kinds = {kind: [pair(text)] for kind in ("worst", "flipped", "forgotten")}
+        steps = {"step": 20, "first_step": compared_with, "compared_with": compared_with}
+        return {**steps, "lengths": [[3, 0.5], [-2, -0.1], [1, 0.1]], "inspected": kinds}
+
+    sets = {name: one_set(text) for name, text in {"eval": text, **(more_sets or {})}.items()}
+    (folder / "_held_out_pairs.json").write_text(json.dumps({"sets": sets}), encoding="utf-8")
 
 
 def test_a_live_run_draws_itself_and_a_reload_loses_nothing(monitor, page):
@@ -114,6 +119,54 @@ def test_the_inspector_shows_pairs_token_by_token(monitor, page):
     assert chosen.locator(".less").all_text_contents() == [" and"]
 
 
+@pytest.mark.parametrize(
+    ("compared_with", "words"), [(0, "likelier than before the training"), (10, "at the first evaluation (step 10)")]
+)
+def test_the_inspector_says_what_its_colours_compare_with(monitor, page, compared_with, words):
+    address, runs = monitor
+    inspected(add_run(runs, "run", history("good-small")), compared_with=compared_with)
+    page.goto(address)
+    page.locator("#pairs").get_by_text(words).wait_for()
+
+
+def test_every_held_out_set_can_be_looked_at(monitor, page):
+    address, runs = monitor
+    answers = [event("samples", 0, set=name, answers=[{"Prompt": "q", "Policy": f"of {name}"}]) for name in SETS]
+    folder = add_run(runs, "run", [*history("good-small"), *answers])
+    inspected(folder, "first", more_sets={"eval_other": "second"})
+    page.goto(address)
+    page.get_by_role("button", name="Worst (1)").wait_for()
+    for name, words in zip(SETS, ("first", "second"), strict=True):
+        page.locator("#sets").get_by_role("button", name=name.removeprefix("eval_"), exact=True).click()
+        assert page.locator("#pairs .prompt .text").first.text_content() == words
+        assert page.locator("#samples").get_by_text("Base model (step 0)").is_visible()
+        assert page.locator("#samples .sides .text").all_text_contents() == [f"of {name}"]
+        assert page.locator("#sets [aria-pressed=true]").text_content() == name.removeprefix("eval_")
+
+
+def test_what_went_wrong_on_the_way_is_marked(monitor, page):
+    address, runs = monitor
+    lines = history("good-small")
+    wrong = [event("skipped", 23, cause="gradient", rows=[3], num_rows=1), event("spike", 31, cause="spike", loss=9.0)]
+    folder = add_run(runs, "run", [*lines[:-1], *wrong])
+    page.goto(address)
+    page.locator(".happened").get_by_text("1 step skipped").wait_for()
+    lines_drawn = "document.querySelector('#chart-loss .plot').layout.shapes.map((one) => one.x0)"
+    assert page.evaluate(lines_drawn) == [23, 31]
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write(event("start", 30, max_steps=100) + event("log", 32, loss=2.0))
+    page.locator(".happened").get_by_text("1 restart").wait_for()
+    page.wait_for_function(f"() => JSON.stringify({lines_drawn}) === '[23,30]'")  # what is done again is told again
+    assert not page.locator(".happened").get_by_text("spike").count()
+    page.locator(".happened summary").click()
+    assert page.locator(".happened li").all_text_contents() == [
+        "Step 30 went on from a checkpoint",
+        "Step 23 skipped: gradient not finite; rows 3",
+    ]
+    page.get_by_role("button", name="Step 23").click()
+    page.wait_for_function("() => document.querySelector('#chart-loss .plot').layout.xaxis.range[0] < 23")
+
+
 def test_hostile_text_stays_text(monitor, page):
     address, runs = monitor
     for number, attack in enumerate(ATTACKS):
@@ -122,6 +175,7 @@ def test_hostile_text_stays_text(monitor, page):
         more = [
             event("samples", 20, set=attack, answers=answers),
             event("evaluate", 20, **{f"eval_{attack}_loss": 1.0}),
+            event("skipped", 21, cause=attack, checkpoint=attack, rows=[attack]),
         ]
         start = event("start", 0, model=attack, settings={attack: attack, "beta": attack}, max_steps=100)
         folder = add_run(runs, name, [start, *history("good-small")[1:], *more])
@@ -159,7 +213,9 @@ def test_nothing_keeps_anybody_out(browser, monitor, scheme, width):
     address, runs = monitor
     lines = history("learning-rate-high")
     answers = [{"Prompt": "a question", "Policy": "an answer"}]
-    inspected(add_run(runs, "bad", [*lines, event("samples", 50, set="eval", answers=answers)]))
+    wrong = event("skipped", 40, cause="gradient", rows=[3], num_rows=1)
+    more = [event("samples", 50, set="eval", answers=answers), wrong]
+    inspected(add_run(runs, "bad", [*lines, *more]), more_sets={"eval_other": "other"})
     add_run(runs, "good", history("good-small"))
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True)
     page = context.new_page()
@@ -167,6 +223,7 @@ def test_nothing_keeps_anybody_out(browser, monitor, scheme, width):
     page.locator("#chart-loss").wait_for()
     page.keyboard.press("2")
     page.wait_for_function("() => document.querySelectorAll('.banner').length === 2")
+    page.locator(".happened summary").click()
     found = axe.Axe().run(page).response["violations"]
     assert not [(one["id"], [node["html"][:100] for node in one["nodes"]]) for one in found]
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

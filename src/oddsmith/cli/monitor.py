@@ -34,6 +34,14 @@ OPTIONS = (
     TRACEBACK,
 )
 MOST_PATHS = 100
+# What went wrong on the way, by the names of monitor/happenings.py: one, several.
+HAPPENED = {
+    "resumed": ("restart", "restarts"),
+    "skipped": ("step skipped", "steps skipped"),
+    "spike": ("loss spike", "loss spikes"),
+    "rolled_back": ("way back to a checkpoint", "ways back to a checkpoint"),
+    "not_finite": ("evaluation without result", "evaluations without result"),
+}
 
 
 def monitor(arguments: Sequence[str]) -> dict[str, Any] | int:
@@ -98,6 +106,8 @@ def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
     verdict = "unreadable" if run["problem"] else run["verdict"]
     left = f", {run['seconds_left'] / 60:.0f} min left" if run["seconds_left"] is not None else ""
     lines = [f"{run['name']}: {verdict} ({run['state']}, step {run['step']} of {run['max_steps']}{left})", *curves]
+    if told := [_counted(kind, count) for kind, count in run["happened"].items()]:
+        lines.append(f"  {', '.join(told)}")
     for finding in run["findings"]:
         if finding["verdict"] != "healthy":
             lines.append(f"  {finding['verdict']}: {finding['rule'].replace('_', ' ')}: {finding['evidence']}")
@@ -105,6 +115,11 @@ def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
     if run["problem"]:
         lines.append(f"  {run['problem']}")
     print("\n".join(CONTROL.sub("", line) for line in lines), end="\n\n", flush=True)
+
+
+def _counted(kind: str, count: int) -> str:
+    one, many = HAPPENED[kind]
+    return f"{count} {one if count == 1 else many}"
 
 
 def _token(host: str) -> str | None:
@@ -125,4 +140,5 @@ def _token(host: str) -> str | None:
 
 
 def _tell(address: str) -> None:
-    say(f"the monitor is at {address}; Ctrl-C ends it")
+    with suppress(OSError):  # where nothing more can be written, the page can still be looked at
+        say(f"the monitor is at {address}; Ctrl-C ends it")

@@ -71,8 +71,9 @@ def read_pairs(folder: Path) -> list[dict[str, Any]]:
         folder: The run folder.
 
     Returns:
-        One entry an evaluation set, with ``set``, ``step``, ``lengths`` and ``inspected``; none where nothing readable
-        is there.
+        One entry an evaluation set, with ``set``, ``step``, ``first_step`` (of the first evaluation),
+        ``compared_with`` (the step that its tokens are compared with; 0 is the untrained model), ``lengths`` and
+        ``inspected``; none where nothing readable is there.
     """
     descriptor = open_plain(folder / PAIRS_FILE)
     if descriptor is None:
@@ -95,7 +96,7 @@ def _clean_set(name: str, found: dict[str, Any]) -> dict[str, Any]:
     kinds = inspected if isinstance(inspected, dict) else {}
     return {
         "set": text(name, 200),
-        "step": number(found.get("step")),
+        **{name: number(found.get(name)) for name in ("step", "first_step", "compared_with")},
         "lengths": [one for one in points if len(one) == 2 and None not in one],
         "inspected": {kind: _clean_pairs(kinds.get(kind)) for kind in KINDS},
     }

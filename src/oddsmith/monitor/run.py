@@ -61,6 +61,7 @@ class Run:
         self.start: dict[str, Any] = {}
         self.settings: dict[str, Any] = {}
         self.finished = False
+        self._ended_at = 0
         self.skipped = 0
         self.happenings = Happenings()
         self.problem = ""
@@ -130,7 +131,7 @@ class Run:
             self.start = dict(event)
             self._logged.clear()
         if kind in ("start", "end"):
-            self.finished = kind == "end"
+            self.finished, self._ended_at = kind == "end", step
         elif kind == "log" and moment is not None:
             self._logged.append((step, moment))
         self.happenings.take(event)
@@ -213,7 +214,8 @@ class Run:
         if self.problem:
             return "unreadable"
         if self.finished:
-            return "finished"
+            planned = number(self.start.get("max_steps"))
+            return "finished" if planned is None or self._ended_at >= planned else "ended early"
         return "running" if time.time() - self._last_time < STALLED_SECONDS else "stopped"
 
     def _seconds_left(self, history: History) -> float | None:

@@ -1,10 +1,10 @@
 // The page: asks for what is new, keeps it, and has it drawn. It only ever reads.
 import { CHARTS, chartFigure } from './charts.js';
 import { make } from './dom.js';
-import { drawPairs, drawRuns, drawSamples, drawSettings, drawVerdict } from './panels.js';
+import { drawPairs, drawRuns, drawSamples, drawSets, drawSettings, drawVerdict, setsOf } from './panels.js';
 
 const MOST_POINTS_KEPT = 4000; // of a curve; beyond it the server thins the whole again
-const state = { runs: [], shown: [], known: new Map(), view: { range: null, step: null }, finding: -1 };
+const state = { runs: [], shown: [], known: new Map(), view: { range: null, step: null, set: null }, finding: -1 };
 const at = (id) => document.getElementById(id);
 const charts = CHARTS.map((chart) => chartFigure(chart, setRange));
 const saved = readEmbedded();
@@ -102,9 +102,12 @@ function draw() {
   if (shown.length) drawVerdict(at('verdict'), shown, jump);
   else at('verdict').replaceChildren(make('h2', { id: 'verdict-title' }, state.runs.length ? 'No run is shown' : 'No runs here yet'),
     make('p', { class: 'empty' }, state.runs.length ? 'Choose one in the list.' : 'Start one with oddsmith train; it appears here by itself.'));
-  for (const chart of charts) chart.draw(shown, state.view);
-  drawPairs(at('pairs'), shown);
-  drawSamples(at('samples'), shown);
+  const sets = setsOf(shown);
+  const view = { ...state.view, set: sets.includes(state.view.set) ? state.view.set : sets[0] };
+  drawSets(at('sets'), sets, view.set, (set) => { state.view.set = set; draw(); });
+  for (const chart of charts) chart.draw(shown, view);
+  drawPairs(at('pairs'), shown, view.set);
+  drawSamples(at('samples'), shown, view.set);
   drawSettings(at('settings'), shown);
 }
 

@@ -24,6 +24,8 @@ export const CHARTS = [
   { id: 'memory', title: 'Memory', watch: 'Flat after the first steps. A steady climb ends in an out-of-memory error.', unit: 'GiB', lines: [{ metric: 'memory_gib', name: 'memory' }] },
 ];
 
+// A mark's kind -> the colour of its line, and of its key in the banner.
+export const MARK_COLOURS = { resumed: 'quiet', skipped: 'act', spike: 'watch', rolled_back: 'act', not_finite: 'act' };
 const DASHES = ['solid', 'dash', 'dot'];
 const PLOT = { displayModeBar: false, responsive: true, scrollZoom: false };
 
@@ -102,11 +104,14 @@ function lineTraces(chart, shown) {
   return traces;
 }
 
+function snapshotsOf(run, set) {
+  return (run.details?.snapshots ?? []).filter((one) => one.set === set && one.margins?.counts?.length);
+}
+
 /** Margins of the pairs at every evaluation: a column of densities each, and the share below zero. */
-function histogramTraces(run) {
-  const shots = (run.details?.snapshots ?? []).filter((one) => one.margins?.counts?.length);
-  if (!shots.length) return [];
-  const sets = shots.filter((one) => one.set === shots[0].set);
+function histogramTraces(run, set) {
+  const sets = snapshotsOf(run, set);
+  if (!sets.length) return [];
   const edges = sets[0].margins.edges;
   const middles = edges.slice(1).map((edge, i) => (edge + edges[i]) / 2);
   const shares = sets.map((one) => { const all = one.margins.counts.reduce((a, b) => a + b, 0) || 1; return one.margins.counts.map((count) => count / all); });
@@ -121,20 +126,31 @@ function histogramTraces(run) {
   ];
 }
 
-function lengthTraces(shown) {
+function lengthsOf(run, set) {
+  return run.details?.pairs?.find((one) => one.set === set)?.lengths ?? [];
+}
+
+function lengthTraces(shown, set) {
   return shown.flatMap((run) => {
-    const points = run.details?.pairs?.[0]?.lengths ?? [];
+    const points = lengthsOf(run, set);
     return points.length ? [{ type: 'scatter', mode: 'markers', x: points.map((one) => one[0]), y: points.map((one) => one[1]), name: inPlotly(run.summary.name), showlegend: false,
       marker: { size: 6, opacity: 0.65, color: colour(`series-${(run.number % 6) + 1}`) }, hovertemplate: '%{x} tokens longer, margin %{y:.2f}<extra></extra>' }] : [];
   });
 }
 
-function tracesOf(chart, shown) {
-  if (chart.kind === 'histogram') return shown.length ? histogramTraces(shown[0]) : [];
-  return chart.kind === 'lengths' ? lengthTraces(shown) : lineTraces(chart, shown);
+function tracesOf(chart, shown, set) {
+  if (chart.kind === 'histogram') return shown.length ? histogramTraces(shown[0], set) : [];
+  return chart.kind === 'lengths' ? lengthTraces(shown, set) : lineTraces(chart, shown);
 }
 
-function layoutOf(chart, view) {
+/** A thin line where something went wrong, or where a run went on; of one run alone, several would be a fence. */
+function markLines(shown) {
+  const marks = shown.length === 1 ? shown[0].details?.marks ?? [] : [];
+  return marks.map((mark) => ({ type: 'line', x0: mark.step, x1: mark.step, yref: 'paper', y0: 0, y1: 1, layer: 'below',
+    line: { color: colour(MARK_COLOURS[mark.kind] ?? 'quiet'), width: 1, dash: mark.kind === 'resumed' ? 'dash' : 'solid' } }));
+}
+
+function layoutOf(chart, shown, view) {
   const axis = { gridcolor: colour('grid'), zerolinecolor: colour('line'), linecolor: colour('line'), tickfont: { color: colour('quiet'), size: 11 }, automargin: true, title: { font: { size: 11, color: colour('quiet') } } };
   const steps = !chart.kind;
   const layout = {
@@ -142,7 +158,7 @@ function layoutOf(chart, view) {
     font: { color: colour('text'), family: 'system-ui, sans-serif', size: 12 }, hoverlabel: { bgcolor: colour('card'), bordercolor: colour('line'), font: { color: colour('text') } },
     xaxis: { ...axis, zeroline: false, title: { ...axis.title, text: chart.kind === 'lengths' ? 'chosen longer by, tokens' : 'step' } },
     yaxis: { ...axis, zeroline: Boolean(chart.zero || chart.kind), fixedrange: true, exponentformat: 'power', title: chart.unit ? { ...axis.title, text: chart.unit } : undefined },
-    shapes: [], uirevision: 'kept',
+    shapes: steps ? markLines(shown) : [], uirevision: 'kept',
   };
   if (chart.range) layout.yaxis.range = [chart.range[0] - 0.03, chart.range[1] + 0.03];
   if (steps && view.range) layout.xaxis.range = [...view.range];
@@ -165,10 +181,10 @@ export function chartFigure(chart, onRange) {
   const element = make('figure', { id: `chart-${chart.id}`, hidden: true }, caption, plot, now);
   let listening = false;
   const draw = (shown, view) => {
-    const traces = tracesOf(chart, shown);
+    const traces = tracesOf(chart, shown, view.set);
     element.hidden = !traces.length;
     if (!traces.length) return;
-    const layout = layoutOf(chart, view);
+    const layout = layoutOf(chart, shown, view);
     if (traces[0].occupied) layout.yaxis.range = traces[0].occupied;
     window.Plotly.react(plot, traces, layout, PLOT);
     if (!listening) {
@@ -178,16 +194,16 @@ export function chartFigure(chart, onRange) {
         else if (change['xaxis.autorange']) onRange(null);
       });
     }
-    now.replaceChildren(...legend(chart, shown));
+    now.replaceChildren(...legend(chart, shown, view.set));
   };
   return { element, draw };
 }
 
 /** Legend and latest values in one line, as text: what the picture says to those who do not see it. */
-function legend(chart, shown) {
-  if (chart.kind === 'lengths') return [];
+function legend(chart, shown, set) {
+  if (chart.kind === 'lengths') return shown.filter((run) => lengthsOf(run, set).length > 2).map((run) => lengthLegend(run, set, shown.length > 1));
   if (chart.kind === 'histogram') {
-    const last = (shown[0].details?.snapshots ?? []).filter((one) => one.margins).at(-1);
+    const last = snapshotsOf(shown[0], set).at(-1);
     return last ? [make('span', {}, 'below zero at step ', make('b', {}, `${last.step}: ${Math.round(100 * last.below_zero)}%`))] : [];
   }
   const found = curves(chart, shown);
@@ -198,4 +214,19 @@ function legend(chart, shown) {
     const held = found.filter((other) => other !== curve && other.base === curve.base).map((other) => `, ${HELD_OUT}${other.set ? ` ${plain(other.set)}` : ''} ${last(other)}`);
     return make('span', {}, key, `${plain(curve.base)} `, make('b', {}, last(curve)), ...held);
   });
+}
+
+function lengthLegend(run, set, several) {
+  const key = make('i', { class: 'key' });
+  key.style.borderColor = colour(`series-${(run.number % 6) + 1}`);
+  return make('span', {}, several ? key : null, several ? `${plain(run.summary.name)}: ` : '', 'correlation ', make('b', {}, correlation(lengthsOf(run, set)).toFixed(2)));
+}
+
+/** Pearson's, of the two columns of a list of points; 0 where one of them is constant. */
+function correlation(points) {
+  const mean = (column) => points.reduce((sum, one) => sum + one[column], 0) / points.length;
+  const [x, y] = [mean(0), mean(1)];
+  const sum = (term) => points.reduce((all, one) => all + term(one[0] - x, one[1] - y), 0);
+  const spread = Math.sqrt(sum((a) => a * a) * sum((_, b) => b * b));
+  return spread > 0 ? sum((a, b) => a * b) / spread : 0;
 }

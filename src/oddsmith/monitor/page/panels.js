@@ -1,4 +1,5 @@
 // What is no chart: the list of runs, the verdict, pairs, answers, settings.
+import { MARK_COLOURS } from './charts.js';
 import { colour, duration, figure, make, plain } from './dom.js';
 
 const WORDS = { healthy: 'Healthy', watch: 'Worth watching', act: 'Act on it' };
@@ -41,8 +42,30 @@ function banner(run, isFirst, onJump) {
   return make('div', { class: `banner ${empty || run.summary.problem ? '' : verdict}` },
     make('h2', isFirst ? { id: 'verdict-title' } : {}, `${plain(run.summary.name)}: ${words}`),
     make('p', { class: 'facts' }, run.summary.problem ? plain(run.summary.problem) : facts), bar,
+    happened(run, onJump),
     bad.length ? make('ul', { class: 'findings' }, ...bad.map((one) => finding(one, onJump))) : null);
 }
+
+const COUNTED = { resumed: ['restart', 'restarts'], skipped: ['step skipped', 'steps skipped'], spike: ['loss spike', 'loss spikes'],
+  rolled_back: ['way back to a checkpoint', 'ways back to a checkpoint'], not_finite: ['evaluation without result', 'evaluations without result'] };
+
+/** What went wrong on the way, counted; open, the last of it one by one. */
+function happened(run, onJump) {
+  const counts = Object.entries(run.summary.happened ?? {}).filter(([kind]) => COUNTED[kind]);
+  if (!counts.length) return null;
+  const words = counts.map(([kind, count]) => {
+    const key = make('i', { class: `mark ${kind}` });
+    key.style.borderColor = colour(MARK_COLOURS[kind]);
+    return make('span', {}, key, `${count} ${COUNTED[kind][count === 1 ? 0 : 1]}`);
+  });
+  const marks = [...(run.details?.marks ?? [])].reverse();
+  const list = make('details', { open: opened.has(run.summary.id), ontoggle: (event) => opened[event.target.open ? 'add' : 'delete'](run.summary.id) },
+    make('summary', {}, ...words), make('ul', {}, ...marks.map((mark) => make('li', {},
+      make('button', { type: 'button', onclick: () => onJump(mark.step) }, `Step ${mark.step}`), ` ${plain(mark.text)}`))));
+  return make('div', { class: 'happened' }, list);
+}
+
+const opened = new Set();
 
 function finding(one, onJump) {
   const jump = Number.isFinite(one.step) ? make('button', { type: 'button', 'data-jump': one.step, onclick: () => onJump(one.step) }, `Show step ${one.step}`) : null;
@@ -59,17 +82,40 @@ const EXPLAINED = {
 };
 let kind = 'worst';
 
+/** The held-out sets that there are pairs or answers of. */
+export function setsOf(shown) {
+  return [...new Set(shown.flatMap((run) => ['pairs', 'snapshots', 'samples'].flatMap((what) => (run.details?.[what] ?? []).map((one) => one.set))))];
+}
+
+/** Which held-out set margins, lengths, pairs and answers are of; `onChoice(set)` takes another. */
+export function drawSets(place, sets, chosen, onChoice) {
+  place.hidden = sets.length < 2;
+  const held = place.contains(document.activeElement);
+  place.replaceChildren(make('span', { id: 'sets-name' }, 'Margins, lengths, pairs and answers of '), make('span', { class: 'tabs', role: 'group', 'aria-labelledby': 'sets-name' }, ...sets.map((set) =>
+    make('button', { type: 'button', 'aria-pressed': String(set === chosen), onclick: () => onChoice(set) }, plain(set).replace(/^eval_(?=.)/, '')))));
+  if (held) place.querySelector('[aria-pressed="true"]')?.focus();
+}
+
+/** What the colours of tokens compare with, in words. */
+function comparison(inspected) {
+  const { step, first_step: first, compared_with: then } = inspected;
+  if (then === 0) return step === 0 ? ' Nothing has been trained yet.' : ' Green tokens are likelier than before the training, red and underlined ones less likely.';
+  if (then === step) return ' Colours come with the next evaluation; eval_on_start compares with the untrained model.';
+  return Number.isFinite(then) ? ` Green tokens are likelier than at the first evaluation (step ${first}), red and underlined ones less likely; eval_on_start compares with the untrained model.` : '';
+}
+
 /** The pair inspector of the first run that has one. */
-export function drawPairs(place, shown) {
-  const run = shown.find((one) => one.details?.pairs?.length);
+export function drawPairs(place, shown, set) {
+  const of = (run) => run.details?.pairs?.find((one) => one.set === set);
+  const run = shown.find(of);
   place.hidden = !run;
   if (!run) return;
-  const inspected = run.details.pairs[0];
+  const inspected = of(run);
   const buttons = Object.entries(KINDS).map(([name, words]) => make('button', { type: 'button', 'aria-pressed': String(name === kind),
-    onclick: () => { kind = name; drawPairs(place, shown); place.querySelector(`[aria-pressed="true"]`).focus(); } }, `${words} (${(inspected.inspected[name] ?? []).length})`));
+    onclick: () => { kind = name; drawPairs(place, shown, set); place.querySelector(`[aria-pressed="true"]`).focus(); } }, `${words} (${(inspected.inspected[name] ?? []).length})`));
   const rows = (inspected.inspected[kind] ?? []).map(pair);
   place.replaceChildren(make('div', { class: 'card' }, make('h2', { id: 'pairs-title' }, `Held-out pairs at step ${inspected.step}`),
-    make('div', { class: 'tabs' }, ...buttons), make('p', { class: 'watch-for' }, EXPLAINED[kind], ' Green tokens are likelier than under the base model, red and underlined ones less likely.'),
+    make('div', { class: 'tabs' }, ...buttons), make('p', { class: 'watch-for' }, EXPLAINED[kind], comparison(inspected)),
     ...(rows.length ? rows : [make('p', { class: 'empty' }, 'None.')])));
 }
 
@@ -95,14 +141,17 @@ function tokens(side) {
   return text;
 }
 
-/** Answers to fixed prompts: at the first evaluation and at the last. */
-export function drawSamples(place, shown) {
-  const run = shown.find((one) => one.details?.samples?.length);
+/** Answers to fixed prompts: of the untrained model, or of the first evaluation, and at the last. */
+export function drawSamples(place, shown, set) {
+  const of = (run) => run.details?.samples?.find((one) => one.set === set);
+  const run = shown.find(of);
   place.hidden = !run;
   if (!run) return;
-  const rows = run.details.samples.flatMap(({ first, last }) => (last.answers ?? []).map((answer, i) => make('article', { class: 'pair' },
+  const { first, last } = of(run);
+  const named = (step) => (step === 0 ? 'Base model (step 0)' : `Step ${step}`);
+  const rows = (last.answers ?? []).map((answer, i) => make('article', { class: 'pair' },
     make('h3', {}, `Answer ${i + 1}`), make('div', { class: 'prompt' }, make('h4', {}, 'Prompt'), make('p', { class: 'text' }, plain(answer.Prompt))),
-    make('div', { class: 'sides' }, side(`Step ${first.step}`, first.answers?.[i]), last.step === first.step ? null : side(`Step ${last.step}`, answer)))));
+    make('div', { class: 'sides' }, side(named(first.step), first.answers?.[i]), last.step === first.step ? null : side(named(last.step), answer))));
   place.replaceChildren(make('div', { class: 'card' }, make('h2', { id: 'samples-title' }, 'Answers to held-out prompts'), ...rows));
 }
 
