@@ -167,6 +167,7 @@ def test_a_dry_run_shows_origins_and_leaves_nothing(train, workshop, tmp_path):
     assert "lora_r" not in lines
     assert "rows: 8\n" in outcome.out
     assert "steps: 4 if no row is dropped, 2 pairs each" in outcome.out
+    assert re.search(r"disk: a checkpoint takes about \d+ kB; .* of them fit beside the final model", outcome.out)
     assert not (tmp_path / "run").exists()
 
 
@@ -175,6 +176,8 @@ def test_a_dry_run_as_json(train):
     assert document["settings"]["learning_rate"]["value"] == 1e-3
     assert document["settings"]["hub_token"] == {"value": None, "origin": "--hub-token"}
     assert (document["rows"], document["pairs_per_step"], document["steps"]) == (8, 4, 2)
+    assert document["checkpoint_bytes"] > 100_000
+    assert document["checkpoints_that_fit"] > 0
 
 
 # ---- eval
@@ -203,15 +206,22 @@ def test_eval_prints_a_table(workshop, capsys):
 
 
 def test_two_processes_train_one_model_and_one_of_them_speaks(workshop, tmp_path, capsys):
-    words = [workshop / "config.yaml", "--per-device-train-batch-size", "1"]
-    together = run_apart("train", *words, "--num-processes", "2", "--output-dir", tmp_path / "two", "--json")
-    alone = run_here(capsys, "train", *words[:1], "--output-dir", tmp_path / "one", "--json")
+    words = [workshop / "config.yaml", "--use-peft", "--lora-dropout", "0"]
+    two_of_one = ["--per-device-train-batch-size", "1", "--num-processes", "2"]
+    together = run_apart("train", *words, *two_of_one, "--output-dir", tmp_path / "two", "--json")
+    alone = run_here(capsys, "train", *words, "--output-dir", tmp_path / "one", "--json")
     assert (together.code, alone.code) == (0, 0)
     two, one = json.loads(together.out), json.loads(alone.out)
     assert "micro-batch 1 x accumulation 1 x processes 2" in together.err
     assert together.err.count("Oddsmith") == 1
     assert two["steps"] == one["steps"] == 4
     assert two["evaluation"]["eval_loss"] == pytest.approx(one["evaluation"]["eval_loss"], rel=1e-5)
+    shown = [json.loads((tmp_path / name / PAIRS_FILE).read_text())["sets"]["eval"] for name in ("two", "one")]
+    assert [found["compared_with"] for found in shown] == [0, 0]  # with the base: both processes take the adapter off
+    two_worst, one_worst = (found["inspected"]["worst"] for found in shown)
+    for pair, same in zip(two_worst, one_worst, strict=True):
+        assert pair["row"] == same["row"]
+        assert pair["chosen"]["change"] == pytest.approx(same["chosen"]["change"], abs=2e-3)
 
 
 # ---- Weights and memory

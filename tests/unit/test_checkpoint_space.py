@@ -14,8 +14,15 @@ from transformers import TrainerState
 from oddsmith import ORPOConfig
 from oddsmith.checkpoint.failed_save import clear_save_errors, give_back
 from oddsmith.checkpoint.manifest import begin, commit
-from oddsmith.checkpoint.preflight import require_room, require_writable, saves_to_come
-from oddsmith.checkpoint.space import CheckpointSize, Room, checkpoint_size, checkpoints_at_once, in_units
+from oddsmith.checkpoint.preflight import require_room, saves_to_come
+from oddsmith.checkpoint.space import (
+    CheckpointSize,
+    Room,
+    checkpoint_size,
+    checkpoints_at_once,
+    in_units,
+    require_writable,
+)
 from oddsmith.errors import ConfigError, SaveError
 from oddsmith.model.adapters import add_adapter
 from tests.faults import file_size_limit

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from ..disk import in_words, nearest_folder
 from ..errors import ConfigError
-from .space import CheckpointSize, Room, checkpoint_size, in_units, measure_room
+from .space import CheckpointSize, Room, checkpoint_size, file_size_limit, in_units, measure_room, require_writable
 
 logger = logging.getLogger(__name__)
-
-TRIED_BYTES = 65_536
 
 
 class Preflight(TrainerCallback):
@@ -122,30 +117,3 @@ def require_room(run: Path, room: Room) -> str | None:
         f" {in_units(sum(room.size))} that will lie there; make room, or set save_total_limit, save_only_model or"
         " another output_dir"
     )
-
-
-def require_writable(run: Path) -> None:
-    """Refuse a run folder that cannot be written, by writing there; nothing of it stays.
-
-    Args:
-        run: The run folder; where it does not exist yet, the nearest folder above it is tried.
-
-    Raises:
-        ConfigError: It cannot; the message says why.
-    """
-    try:
-        with TemporaryFile(dir=nearest_folder(run)) as file:
-            file.write(bytes(TRIED_BYTES))
-    except OSError as error:
-        why = in_words(error.errno) if error.errno else str(error)
-        raise ConfigError(f"output_dir {run}: cannot be written ({why}); choose another output_dir") from error
-
-
-def file_size_limit() -> int | None:
-    """The size that a file of this process may have, in bytes; ``None`` where there is no limit."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    return None if limit == resource.RLIM_INFINITY else limit

@@ -20,8 +20,8 @@ from .changes import require_possible, require_unchanged
 from .choose import checkpoints, newest_verified, set_aside, step_of
 from .lock import held
 from .manifest import verify
-from .preflight import require_writable
 from .saving import OPTIMIZER, SCALER, SCHEDULER, SavedCheckpoints
+from .space import require_writable
 from .state import has_state, read_state
 
 logger = logging.getLogger(__name__)

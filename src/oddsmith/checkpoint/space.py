@@ -9,11 +9,14 @@ The trained weights are the adapter's, or all of the model's. They are in the ty
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..disk import free_bytes
+from ..disk import free_bytes, in_words, nearest_folder
+from ..errors import ConfigError
 from .choose import LEAST_KEPT, checkpoints
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 # Settings, card, curves and manifest of a checkpoint; random states of a process; a line of trainer_state.json; names
 # and shapes of what the optimizer keeps of a tensor.
 SMALL_FILES_BYTES, PROCESS_BYTES, LOG_LINE_BYTES, TENSOR_BYTES = 48_000, 24_000, 1_000, 700
+
+# Written to see whether a folder can be.
+TRIED_BYTES = 65_536
 
 # Numbers that an optimizer keeps of each weight, by the beginning of its name in `optim`; two where none is named.
 _KEPT = {"sgd": 0, "lomo": 0, "lion": 1, "rmsprop": 1, "adagrad": 1, "ademamix": 3, "adamw_anyprecision": 3}
@@ -182,6 +188,33 @@ def measure_room(run: Path, size: CheckpointSize, *, saves: int, limit: int | No
         The room.
     """
     return Room(size, free_bytes(run), checkpoints_at_once(saves, limit, len(checkpoints(run))))
+
+
+def require_writable(run: Path) -> None:
+    """Refuse a run folder that cannot be written, by writing there; nothing of it stays.
+
+    Args:
+        run: The run folder; where it does not exist yet, the nearest folder above it is tried.
+
+    Raises:
+        ConfigError: It cannot; the message says why.
+    """
+    try:
+        with TemporaryFile(dir=nearest_folder(run)) as file:
+            file.write(bytes(TRIED_BYTES))
+    except OSError as error:
+        why = in_words(error.errno) if error.errno else str(error)
+        raise ConfigError(f"output_dir {run}: cannot be written ({why}); choose another output_dir") from error
+
+
+def file_size_limit() -> int | None:
+    """The size that a file of this process may have, in bytes; ``None`` where there is no limit."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def in_units(size_bytes: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import textwrap
@@ -65,12 +66,23 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
+class _Warnings(logging.Handler):
+    """What our own modules warn of, said as everything else is; else it would tear a line that is drawn just then."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"warning: {record.getMessage()}", "yellow", hang=4)
+
+
+_WARNINGS = _Warnings(logging.WARNING)
+
+
 def quiet_libraries() -> None:
-    """Let the libraries speak only of errors, and draw no bars where nobody watches them.
+    """Let the libraries speak only of errors, and draw no bars where nobody watches them. We say our own warnings.
 
     To be called before they are imported: some speak at their import.
     """
     hush_dependencies()
+    logging.getLogger(__package__.partition(".")[0]).addHandler(_WARNINGS)
     if not sys.warnoptions:  # what libraries tell each other about their next versions
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)

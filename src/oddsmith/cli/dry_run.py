@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
+
+from ..checkpoint.preflight import require_room, saves_to_come, size_in_training
+from ..checkpoint.space import Room, measure_room, require_writable
 from ..data.report import counted
 from ..data.sources import is_local, load_datasets
+from ..model.adapters import get_peft_config
+from ..model.loading import load_tokenizer
+from ..model.outline import outline_model
 from ..model.place import locate
+from .assembly import base_dtype
 from .build import Settings
-from .console import working
+from .console import say, working
 from .resolve import Resolved
 from .run_folder import to_yaml, without_secrets
 from .summary import precision
@@ -48,6 +57,8 @@ def show(resolved: Resolved, settings: Settings, processes: int) -> dict[str, An
     print(f"rows: {'not counted, they are on the hub' if rows is None else f'{rows:,}'}")
     print(f"steps: {'unknown' if steps is None else f'{steps:,} if no row is dropped'}, {counted(pairs, 'pair')} each")
     print(f"precision: {precision(settings)}")
+    room = _room(settings, steps)
+    print(f"disk: {'unknown, the model is not on this machine yet' if room is None else room}")
     return {
         "command": "train",
         "dry_run": True,
@@ -56,7 +67,33 @@ def show(resolved: Resolved, settings: Settings, processes: int) -> dict[str, An
         "steps": steps,
         "pairs_per_step": pairs,
         "precision": precision(settings),
+        "checkpoint_bytes": None if room is None else sum(room.size),
+        "checkpoints_that_fit": None if room is None else room.fits,
     }
+
+
+def _room(settings: Settings, steps: int | None) -> Room | None:
+    """What the run will write, and what is free for it; ``None`` where the model is not here to be looked at.
+
+    Raises:
+        ConfigError: The run folder cannot be written, or there is no room.
+    """
+    orpo, chosen, _ = settings
+    run, name = Path(str(orpo.output_dir)), str(chosen.model_name_or_path)
+    require_writable(run)
+    with working("reckoning the size of a checkpoint"):
+        model = outline_model(name, dtype=base_dtype(settings), peft_config=get_peft_config(chosen))
+        if model is None:
+            return None
+        tokenizer = load_tokenizer(name, revision=chosen.model_revision)
+    state = TrainerState(max_steps=steps or 1, num_train_epochs=math.ceil(orpo.num_train_epochs))
+    state.compute_steps(orpo, state.max_steps)
+    size = size_in_training(orpo, state, model, tokenizer, optimizer=None)
+    room = measure_room(run, size, saves=saves_to_come(orpo, state), limit=orpo.save_total_limit)
+    warning = require_room(run, room)
+    if warning:
+        say(f"warning: {warning}", "yellow", hang=4)
+    return room
 
 
 def _local_rows(settings: Settings) -> int | None:

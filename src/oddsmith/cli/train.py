@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.space import require_writable
+from ..disk import dispensable
 from ..errors import ConfigError, Interrupted, MissingExtraError
 from ..signals import StopSignals
 from .build import Settings, build
@@ -71,6 +73,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
             resume=_wanted_checkpoint(resolved) is not None,
             overwrite="overwrite_output_dir" in resolved.options,
         )
+        require_writable(Path(resolved.get("output_dir")))
     if processes > 1 and "RANK" not in os.environ and not dry_run:
         return launch([sys.executable, "-m", "oddsmith.cli.main", "train", *arguments], processes)
     if dry_run:
@@ -208,7 +211,8 @@ def _write_report(folder: Path) -> None:
     try:
         from ..monitor.report import write_report
 
-        say(f"report: {write_report(folder)}")
+        with dispensable(folder, "there is no report.html"):
+            say(f"report: {write_report(folder)}")
     except MissingExtraError as error:
         say(f"no report.html: {error}", "dim")
 
@@ -217,8 +221,9 @@ def _finish(trainer: ORPOTrainer, settings: Settings) -> None:
     """Save the model and its state, and upload it if asked to."""
     with working("saving"):
         trainer.save_model()
-        trainer.save_state()
-        trainer.create_model_card(dataset_name=settings.data.dataset_name)
+        with dispensable(run, "the model is saved, but not trainer_state.json or the card beside it"):
+            trainer.save_state()
+            trainer.create_model_card(dataset_name=settings.data.dataset_name)
     if settings.orpo.push_to_hub:
         with working("uploading"):
             trainer.push_to_hub(dataset_name=settings.data.dataset_name)
