@@ -251,8 +251,8 @@ def chosen(value):
 
 
 FAULTS = [
-    ("missing column", "found the columns prompt, chosen; expected one of", {"prompt": "a", "chosen": "b"}),
-    ("missing column", "prompt, chosen, rejected (standard or conversational)", {}),
+    ("missing column", "found the columns prompt, chosen; rejected is missing", {"prompt": "a", "chosen": "b"}),
+    ("missing column", "one of these sets: prompt, chosen, rejected; ", {}),
     ("null value", "chosen is null", {"prompt": "a", "chosen": None, "rejected": "c"}),
     ("null value", "prompt is null", {"prompt": None, "chosen": BLUE, "rejected": GREEN}),
     ("null value", "chosen[0].content is null", chosen([{"role": "assistant", "content": None}])),
@@ -313,5 +313,7 @@ def test_a_fault_is_named_and_can_be_counted(reason, detail, row):
 
 
 def test_an_unknown_format_names_the_columns_and_the_formats():
-    with pytest.raises(DataError, match=r"found the columns text, label; expected one of .*ShareGPT.*UltraFeedback"):
+    with pytest.raises(
+        DataError, match=r"found the columns text, label; expected one of .*conversations, .*completions"
+    ):
         format_of({"text": "a", "label": 1})

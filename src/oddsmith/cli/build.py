@@ -35,16 +35,20 @@ def build(resolved: Resolved) -> Settings:
     from ..config import ModelConfig, ORPOConfig, ScriptArguments
 
     try:
-        return Settings(
+        settings = Settings(
             ORPOConfig(**resolved.of("ORPOConfig")),
             ModelConfig(**resolved.of("ModelConfig")),
             ScriptArguments(**resolved.of("ScriptArguments")),
         )
+        if settings.data.dataset_streaming and settings.orpo.max_steps <= 0:
+            raise ConfigError(
+                "dataset_streaming does not know how many rows there are; set max_steps, the run's length"
+            )
+        return settings
     except ConfigError as error:
         raise ConfigError(_with_origin(str(error), resolved)) from error
     except (ValueError, TypeError, ImportError, OSError) as error:  # transformers' own checks
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(_with_origin(first_line, resolved)) from error
+        raise ConfigError(_with_origin(" ".join(str(error).split()) or type(error).__name__, resolved)) from error
 
 
 def _with_origin(message: str, resolved: Resolved) -> str:

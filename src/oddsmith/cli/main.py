@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
+from ..signals import ENDED_AT_ONCE
+from .console import say_error
 from .outcome import run
 from .resolve import Option
 
 # The words after a command reach it as they are: its flags are the settings, which Typer does not know.
 RAW: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+# Click's class of its own; which Click it is depends on Typer's version.
+_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     help="One-step preference alignment of language models (ORPO).",
@@ -163,7 +169,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: Always, with the exit code.
     """
-    app(args=None if arguments is None else list(arguments), prog_name="oddsmith")
+    try:
+        code = app(args=None if arguments is None else list(arguments), prog_name="oddsmith", standalone_mode=False)
+    except _USAGE_ERROR as error:
+        text = error.format_message()
+        if error.ctx is not None and text == error.ctx.get_help():  # a group of commands without one
+            sys.stderr.write(f"{text}\n")
+        else:
+            say_error(f"{text} `oddsmith --help` tells which commands and flags there are.")
+        code = error.exit_code
+    except typer.Abort:
+        code = ENDED_AT_ONCE
+    sys.exit(code or 0)
 
 
 if __name__ == "__main__":

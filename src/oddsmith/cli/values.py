@@ -6,6 +6,7 @@ error that says where the value stands, what was found and what was expected.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -29,6 +30,7 @@ _EXPECTED = {
     "list[dict]": "a list of mappings",
 }
 MOST_WHOLE = 10**18  # what a configuration file takes for a whole number, and more than any setting means
+MOST_NAMED = 12  # choices that a message names
 _PLAIN_WORD = re.compile(r"[\w.\-]+")
 
 
@@ -73,16 +75,28 @@ def check(field: Field, value: Any, where: str, typed: str | None = None) -> Any
     if accepted and not (field.choices and isinstance(result, str) and result not in field.choices):
         return result
     found = repr(typed) if typed is not None else _found(value)
+    wanted = expected(field, near=value if isinstance(value, str) else "")
     if where.startswith("--"):
         as_json = " as JSON" if typed is not None and field.types in (("dict",), ("list[dict]",)) else ""
-        raise ConfigError(f"{where} is {found}; expected {expected(field)}{as_json}")
-    raise ConfigError(f"{where}: {field.name} is {found}; expected {expected(field)}")
+        raise ConfigError(f"{where} is {found}; expected {wanted}{as_json}")
+    raise ConfigError(f"{where}: {field.name} is {found}; expected {wanted}")
 
 
-def expected(field: Field) -> str:
-    """What a setting takes, in words."""
+def expected(field: Field, near: str = "") -> str:
+    """What a setting takes, in words.
+
+    Args:
+        field: The setting.
+        near: What was given; of many choices those like it are named.
+
+    Returns:
+        The words.
+    """
     if field.choices:
         words = [repr(choice) for choice in field.choices]
+        if len(words) > MOST_NAMED:
+            alike = difflib.get_close_matches(near, field.choices, n=3, cutoff=0.5) or field.choices[:3]
+            words = [*map(repr, alike), f"another of {len(words)} (`oddsmith train --help-all` names all)"]
         text = " or ".join(words) if len(words) < 3 else "one of " + ", ".join(words)
         return text + (", or true or false" if "bool" in field.types else "")
     return " or ".join(_EXPECTED[kind] for kind in field.types)

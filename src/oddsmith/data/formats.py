@@ -203,8 +203,15 @@ def _recognise(row: Row) -> _Format | None:
 
 
 def _unknown_columns(row: Row) -> str:
-    known = "; ".join(dict.fromkeys(f"{', '.join(known.columns)} ({known.name})" for known in _FORMATS))
-    return f"found the columns {', '.join(map(str, row)) or 'none'}; expected one of these sets: {known}"
+    found = f"found the columns {', '.join(map(str, row)) or 'none'}"
+    nearest = max(_FORMATS, key=lambda known: (sum(column in row for column in known.columns), -len(known.columns)))
+    missing = [column for column in nearest.columns if column not in row]
+    if len(missing) < len(nearest.columns):
+        return (
+            f"{found}; {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing ({nearest.name} format)"
+        )
+    known = "; ".join(dict.fromkeys(", ".join(known.columns) for known in _FORMATS))
+    return f"{found}; expected one of these sets: {known}"
 
 
 def _required(row: Row, *columns: str) -> list[Any]:
