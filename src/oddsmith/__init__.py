@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import ModelConfig, ORPOConfig, ScriptArguments
     from .model.adapters import get_peft_config, get_quantization_config
+    from .stopping import StopOnRequest
     from .trainer import ORPOTrainer
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ _HOME = {
     "ORPOTrainer": ".trainer",
     "ModelConfig": ".config",
     "ScriptArguments": ".config",
+    "StopOnRequest": ".stopping",
     "get_peft_config": ".model.adapters",
     "get_quantization_config": ".model.adapters",
 }
@@ -27,6 +29,7 @@ __all__ = [
     "ORPOConfig",
     "ORPOTrainer",
     "ScriptArguments",
+    "StopOnRequest",
     "__version__",
     "get_peft_config",
     "get_quantization_config",

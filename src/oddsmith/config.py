@@ -152,6 +152,13 @@ class ORPOConfig(TrainingArguments):
         self._check_ranges()
         if self.fp16 and self.bf16:
             raise ConfigError("fp16 and bf16 are both on; choose one (bf16 where the hardware has it)")
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):  # accelerate would take float32
+            raise ConfigError("fp16 is on, but it needs a GPU; leave it out, or take bf16, which CPUs compute too")
+        if self.enable_jit_checkpoint:  # its SIGTERM handler saves in the middle of a step, and then the step is made
+            raise ConfigError(
+                "enable_jit_checkpoint is on; leave it out: oddsmith train stops with a checkpoint on SIGTERM by itself,"
+                " and in Python StopOnRequest does"
+            )
         self.precision_reason = "set by hand"
         if self.bf16 is None:
             best = best_precision(use_cpu=bool(self.use_cpu))

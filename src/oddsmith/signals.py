@@ -1,7 +1,7 @@
 """Requests to stop: SIGTERM, SIGUSR1, SIGINT and SIGHUP. The first is remembered, the second ends the process at once.
 
 A handler written in Python runs when the main thread comes back to the interpreter, and a thread that waits for another
-process of its run may never come back. So a thread of its own hears the signals, through the pipe into which Python
+process of its run may never come back. So a thread of its own hears the signals, through the socket into which Python
 writes the number of each as it arrives.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,12 +18,15 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+# Windows has only two of them.
+NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
+STOP_SIGNALS = tuple(signal.Signals[name] for name in NAMES if hasattr(signal, name))
 
 # A batch system signals every process of a job, and a launcher among them passes the signal on: that is one request.
 SAME_REQUEST_S = 1.0
 # For a main thread that is to end at once to do so by itself, and to leave the terminal in order.
 AT_ONCE_S = 5.0
+AGAIN_S = 0.05
 
 RESUMABLE, ENDED_AT_ONCE = 75, 130  # exit codes
 
@@ -52,8 +56,8 @@ class StopSignals:
     def __init__(self) -> None:
         self.heard: str | None = None  # the name of the first signal
         self._heard_at = 0.0
-        self._at_once = False
-        self._raised = False
+        self._at_once = False  # there was a second
+        self._raised: set[type[BaseException]] = set()  # in the main thread, each once
         self._tell: Callable[[str], None] | None = None
         self._before: dict[int, Any] = {}
         self._wakeup_before = -1
@@ -62,12 +66,12 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         global _listening
-        self._read_end, self._write_end = os.pipe()
-        os.set_blocking(self._write_end, False)
+        self._ear, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)
         self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
-        self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._wakeup_before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._hear)
         self._thread = threading.Thread(target=self._listen, name="stop signals", daemon=True)
         self._thread.start()
@@ -78,12 +82,12 @@ class StopSignals:
         global _listening
         _listening = None
         self._leave()
-        os.write(self._write_end, b"\0")
+        self._mouth.send(b"\0")
         self._thread.join()
         if self._end is not None:
             self._end.cancel()
-        os.close(self._read_end)
-        os.close(self._write_end)
+        self._ear.close()
+        self._mouth.close()
 
     def remember(self, tell: Callable[[str], None]) -> None:
         """From now on there is something to save, so that the first request is only remembered.
@@ -92,6 +96,8 @@ class StopSignals:
             tell: Called with the name of its signal, in another thread.
         """
         self._tell = tell
+        if self._end is not None and not self._at_once:  # a request came this very moment
+            self._end.cancel()
 
     def _leave(self) -> None:
         """Hear what was heard before."""
@@ -101,21 +107,35 @@ class StopSignals:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         """In the main thread, and possibly late."""
-        if self._at_once:
+        if self._at_once and KeyboardInterrupt not in self._raised:
+            self._raised.add(KeyboardInterrupt)
             raise KeyboardInterrupt
         if self._tell is None and not self._raised:
-            self._raised = True
+            self._raised.add(NothingTrained)
             raise NothingTrained(signal.Signals(number).name)
 
     def _listen(self) -> None:
         """In a thread of its own, as the signals arrive."""
-        while (number := os.read(self._read_end, 1)[0]) != 0:
-            if number in self._before:
+        number = 0
+        while True:
+            is_missed = self._at_once and KeyboardInterrupt not in self._raised
+            is_missed |= self.heard is not None and self._tell is None and not self._raised
+            self._ear.settimeout(AGAIN_S if is_missed else None)
+            try:
+                heard = self._ear.recv(1)[0]
+            except TimeoutError:
+                # What the main thread sleeps or waits in ends with a signal, but not with one that came just before.
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+                continue
+            if heard == 0:
+                return
+            if heard in self._before:
+                number = heard
                 self._take(number)
 
     def _take(self, number: int) -> None:
         now = time.monotonic()
-        if number == signal.SIGHUP:
+        if signal.Signals(number).name == "SIGHUP":
             self._let_go_of_lost_terminals()
         if self.heard is None:
             self.heard, self._heard_at = signal.Signals(number).name, now
@@ -126,8 +146,6 @@ class StopSignals:
                     self._tell(self.heard)
         elif now - self._heard_at >= SAME_REQUEST_S and not self._at_once:
             self._at_once = True
-            # Whatever the main thread sleeps or waits in ends with a signal that it gets itself.
-            signal.pthread_kill(threading.main_thread().ident or 0, number)
             self._end_after(AT_ONCE_S, ENDED_AT_ONCE)
 
     def _end_after(self, seconds: float, exit_code: int) -> None:
@@ -147,18 +165,30 @@ class StopSignals:
 
 
 _listening: StopSignals | None = None
+_fork = threading.local()
 
 
-def _leave_in_forked_process() -> None:
-    """Else the end of a worker, which is asked to end by SIGTERM, would be heard here as a request to stop."""
+def _hold_signals() -> None:
+    """A signal that comes while a process is forked is for whoever it is sent to, and not lost in between."""
+    _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if _listening is not None else None
+
+
+def _go_on_in_parent() -> None:
+    if _fork.mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
+
+
+def _go_on_in_child() -> None:
+    """Else the end of a worker, which is asked to end by SIGTERM, would be heard in its parent as a request to stop."""
     global _listening
     if _listening is not None:
         _listening._leave()
         _listening = None
+    _go_on_in_parent()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_in_forked_process)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_go_on_in_parent, after_in_child=_go_on_in_child)
 
 
 def leave_stopping_to_parent(worker: int = 0) -> None:

@@ -15,6 +15,7 @@ from datasets import IterableDataset as StreamedRows
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import ConfigError
+from ..signals import leave_stopping_to_parent
 from .items import Assignment, BatchMaker, LoadedRows, assignments
 from .plan import (
     Lengths,
@@ -174,7 +175,13 @@ class LoaderFactory:
 
     def _planned(self, sampler: Any) -> DataLoader:
         collate: Any = self.batch_maker  # of what ``__getitems__`` returns, which is no list
-        return DataLoader(PlannedDataset(self.rows), batch_sampler=sampler, collate_fn=collate, **self.options)
+        return DataLoader(
+            PlannedDataset(self.rows),
+            batch_sampler=sampler,
+            collate_fn=collate,
+            worker_init_fn=leave_stopping_to_parent,
+            **self.options,
+        )
 
     def _stream(self, drop_last: bool) -> StreamedBatches:
         return StreamedBatches(self.rows, self.shape, self.process, self.batch_maker, self.measure, drop_last)
