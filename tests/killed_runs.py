@@ -111,7 +111,7 @@ def attempt(variant: Variant, folder: Path, number: int, rank: int, port: int, p
     Args:
         variant: What to train.
         folder: The run folder.
-        number: Which attempt; each finds another amount of free memory.
+        number: Which attempt; those that go on from a checkpoint find other amounts of free memory.
         rank: Of this process.
         port: Where the processes meet.
         phase: Shared number.
@@ -120,7 +120,8 @@ def attempt(variant: Variant, folder: Path, number: int, rank: int, port: int, p
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(1)
-    memory.free_bytes = lambda device: (3 + number % 3) * 10**7
+    begun = any(folder.glob("checkpoint-*/manifest.json"))
+    memory.free_bytes = lambda device: (7 + (number % 3 - 1) * 2 if begun else 7) * 10**6
     if variant.processes > 1:
         ranks = {
             "RANK": rank,
