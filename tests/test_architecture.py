@@ -26,6 +26,7 @@ LAYERS = (
     "errors",
     "signals",
     "disk",
+    "memory_errors",
     "cache",
     "strict_json",
     "precision",

@@ -9,6 +9,7 @@
     │   ├── CheckpointError           a checkpoint to resume from: missing, damaged, or of another run
     │   └── MissingExtraError         an optional dependency; the message is the install command
     ├── SaveError                     a checkpoint could not be written; the one before it is whole
+    ├── OutOfMemoryError (MemoryError)  the machine's memory, or the device's, is too small
     ├── ExportError                   an export failed: no room for it, or its result is not what it was made from
     ├── ServerError                   a server that was started did not answer, or ended by itself
     ├── NonFiniteError                a log-probability became NaN or infinite while training
@@ -103,6 +104,10 @@ class MissingExtraError(UsageError, ImportError):
 
 class SaveError(OddsmithError):
     """A checkpoint could not be written. What it had begun is no checkpoint; the last one before it is whole."""
+
+
+class OutOfMemoryError(OddsmithError, MemoryError):
+    """The memory of the machine or of the device is too small; the message says what to lower."""
 
 
 class ExportError(OddsmithError):

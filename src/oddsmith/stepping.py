@@ -11,9 +11,11 @@ import torch
 from accelerate.utils import DistributedType, gather_object
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
+from transformers.trainer_utils import TrainOutput
 
 from .config import ORPOConfig
 from .guarded_steps import GuardedSteps
+from .memory_errors import clear_memory_errors
 from .metrics import EvaluationMeter, TrainingMeter, pair_sums
 from .model.choose_path import choose_path
 from .model.logps import PairLogps
@@ -60,6 +62,16 @@ class MicroBatchSteps(GuardedSteps):
         return PaddedPath(
             self.data_collator, self._pad_token_id, self.args.nll_on, self.is_encoder_decoder, self._router_loss
         )
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, as transformers does; that the machine's memory is too small is said in one line."""
+        with clear_memory_errors(device=False):
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, as transformers does; that the machine's memory is too small is said in one line."""
+        with clear_memory_errors(device=False):
+            return super().evaluate(*args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None

@@ -13,7 +13,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, P
 from ..data.prepare import prepare
 from ..data.sources import load_datasets
 from ..data.tokenize import PairTokenizer
-from ..errors import ConfigError, OddsmithError
+from ..errors import ConfigError
+from ..memory_errors import clear_memory_errors
 from ..model.adapters import get_peft_config, get_quantization_config
 from ..model.loading import load_model, load_tokenizer
 from ..model.place import is_gguf, locate
@@ -100,22 +101,6 @@ def base_dtype(settings: Settings) -> torch.dtype | str:
     if given is not None:
         return given if given == "auto" else getattr(torch, given)
     return default_dtype(adapter=settings.model.use_peft, bf16=bool(settings.orpo.bf16))
-
-
-@contextmanager
-def clear_memory_errors() -> Iterator[None]:
-    """Say what to do where the device's memory is too small.
-
-    Raises:
-        OddsmithError: Instead of torch's ``OutOfMemoryError``.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OddsmithError(
-            "the device is out of memory; lower per_device_train_batch_size (and raise gradient_accumulation_steps),"
-            " lower max_length, or add gradient_checkpointing, use_peft or load_in_4bit"
-        ) from error
 
 
 def _tokenized(

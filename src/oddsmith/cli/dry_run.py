@@ -73,11 +73,7 @@ def show(resolved: Resolved, settings: Settings, processes: int) -> dict[str, An
 
 
 def _room(settings: Settings, steps: int | None) -> Room | None:
-    """What the run will write, and what is free for it; ``None`` where the model is not here to be looked at.
-
-    Raises:
-        ConfigError: The run folder cannot be written, or there is no room.
-    """
+    """What the run will write, and what is free for it; ``None`` where the model is not here to be looked at."""
     orpo, chosen, _ = settings
     run, name = Path(str(orpo.output_dir)), str(chosen.model_name_or_path)
     require_writable(run)

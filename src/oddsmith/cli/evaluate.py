@@ -127,7 +127,8 @@ def _inherit(resolved: Resolved) -> bool:
 
 
 def _measure(settings: Settings, has_own_data: bool) -> dict[str, Any]:
-    from .assembly import clear_memory_errors, make_trainer
+    from ..memory_errors import clear_memory_errors
+    from .assembly import make_trainer
     from .progress import ShowProgress
 
     rows = _rows(settings, has_own_data)

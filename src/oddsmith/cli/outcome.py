@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from ..errors import Interrupted, OddsmithError
+from ..memory_errors import ANY_CURE, clear_memory_errors
 from ..signals import ENDED_AT_ONCE, NothingTrained
 from .console import is_main_process, say_error
 from .resolve import Option
@@ -54,7 +55,7 @@ def run(command: Command, arguments: Sequence[str]) -> int:
     if not with_traceback:
         sys.excepthook = _say_unforeseen
     try:
-        with _stdout_for_json(as_json):
+        with _stdout_for_json(as_json), clear_memory_errors(ANY_CURE):
             result = command(arguments)
     except (OddsmithError, NothingTrained, KeyboardInterrupt) as error:
         if with_traceback:

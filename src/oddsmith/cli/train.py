@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.space import require_writable
 from ..disk import dispensable
 from ..errors import ConfigError, Interrupted, MissingExtraError
+from ..memory_errors import clear_memory_errors
 from ..signals import StopSignals
 from .build import Settings, build
 from .config_file import Setting
@@ -86,7 +87,8 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     with StopSignals() as signals:
         with working("starting"):
             settings = build(resolved)
-        return _run(resolved, settings, signals, time_limit_s)
+        with clear_memory_errors():
+            return _run(resolved, settings, signals, time_limit_s)
 
 
 def _require_names(resolved: Resolved) -> None:
@@ -123,7 +125,7 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
     from ..evaluating import EvaluateAtEnd
     from ..stopping import StopOnRequest
     from ..watch import Watch, one_line
-    from .assembly import clear_memory_errors, make_trainer, read_rows
+    from .assembly import make_trainer, read_rows
     from .progress import ShowProgress
     from .summary import banner, result, result_lines
 
@@ -143,7 +145,7 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
                 clear_folder(Path(settings.orpo.output_dir))
             write_settings(Path(settings.orpo.output_dir), resolved, settings)
     started_at = time.monotonic()
-    with progress, clear_memory_errors():
+    with progress:
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_unfinished:
         _let_go_of_peers(trainer)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import ORPOConfig
 from ..errors import ConfigError, ModelError
+from ..memory_errors import clear_memory_errors
 from .adapters import add_adapter
 from .loading import load_model, load_tokenizer
 
@@ -47,7 +48,8 @@ def resolve_model(
         options.setdefault("dtype", default_dtype(adapter=adapter, bf16=bool(args.bf16)))
         # An adapter that the name stands for is trained on, where no new one is asked for.
         options.setdefault("is_trainable", True)
-        return load_model(model, trust_remote_code=args.trust_remote_code, **options)
+        with clear_memory_errors(device=False):
+            return load_model(model, trust_remote_code=args.trust_remote_code, **options)
     if args.model_init_kwargs:
         raise ConfigError("model_init_kwargs is for a model given by name, but the model is already made")
     if model is None and model_init is None:
