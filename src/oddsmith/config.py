@@ -32,7 +32,7 @@ _LEAST = {
 _CHOICES = {
     "nll_on": ("sequence", "response"),
     "bad_rows": ("error", "drop"),
-    "loss_spikes": ("warn", "skip", "off"),
+    "loss_spikes": ("warn", "skip", "ignore"),
 }
 
 
@@ -70,7 +70,7 @@ class ORPOConfig(TrainingArguments):
         max_skipped_steps: A step whose log-probabilities or gradient are NaN or infinite is skipped. After so many in a
             row the run goes back to the weights of its last good checkpoint, once; the second time it stops.
         loss_spikes: A step whose loss lies more than six standard deviations above the mean of the last 128 is told
-            (``"warn"``), skipped (``"skip"``) or ignored (``"off"``).
+            (``"warn"``), skipped (``"skip"``) or ignored (``"ignore"``).
 
     Raises:
         ConfigError: A value is out of range or contradicts another.
@@ -143,7 +143,7 @@ class ORPOConfig(TrainingArguments):
     max_skipped_steps: int = field(
         default=3, metadata={"help": "So many steps of NaN in a row are skipped before the run goes back, or stops."}
     )
-    loss_spikes: Literal["warn", "skip", "off"] = field(
+    loss_spikes: Literal["warn", "skip", "ignore"] = field(
         default="warn", metadata={"help": "What to do with a step whose loss is far above those before it."}
     )
 

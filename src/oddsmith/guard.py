@@ -57,7 +57,7 @@ class StepGuard:
 
     Args:
         max_skipped_steps: How many steps in a row may be skipped.
-        loss_spikes: ``"warn"``, ``"skip"`` or ``"off"``. A spike that lasts longer than ``max_skipped_steps`` steps is
+        loss_spikes: ``"warn"``, ``"skip"`` or ``"ignore"``. A spike that lasts longer than ``max_skipped_steps`` steps is
             no spike but another level, and is trained on.
     """
 
@@ -99,7 +99,7 @@ class StepGuard:
         return Decision.ROLL_BACK
 
     def _judge_loss(self, loss: float) -> Decision:
-        usual = self.usual() if self._loss_spikes != "off" else None
+        usual = self.usual() if self._loss_spikes != "ignore" else None
         if usual is None or loss <= usual.highest:
             self._spike_steps = 0
             self._losses.append(loss)

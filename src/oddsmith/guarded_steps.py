@@ -22,6 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .checkpoint.choose import checkpoints, step_of
 from .checkpoint.manifest import verify
+from .checkpoint.state import has_state
 from .config import ORPOConfig
 from .errors import CheckpointError, NonFiniteError
 from .events import append_event
@@ -93,13 +94,14 @@ class GuardedSteps(Trainer):
         if self._is_stepped_already and decision is not Decision.TRAIN:
             decision = Decision.STOP if cause else Decision.WARN
         is_skipped = decision in (Decision.SKIP, Decision.ROLL_BACK)
+        what = ""
         if decision is not Decision.TRAIN:
-            self._report(cause or Cause.SPIKE, loss, stops=decision is Decision.STOP, is_skipped=is_skipped)
+            what = self._report(cause or Cause.SPIKE, loss, stops=decision is Decision.STOP, is_skipped=is_skipped)
         self.optimizer._is_overflow = is_skipped  # if so, the learning rate does not move
         if is_skipped:
             self._skip()
         if decision is Decision.ROLL_BACK:
-            self._roll_back()
+            self._roll_back(what)
         return None if is_skipped or is_calibration else norm
 
     @property
@@ -140,13 +142,16 @@ class GuardedSteps(Trainer):
         if self.accelerator.scaler is not None:  # it expects an update after each unscaling; its scale is not to blame
             self.accelerator.scaler.update(self.accelerator.scaler.get_scale())
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, what: str) -> None:
         """Put back weights and optimizer of the last good checkpoint from before the steps that were skipped.
 
         The schedule of the learning rate and the data stay where they are: the run ends when it was to end.
 
+        Args:
+            what: What is wrong, for the message.
+
         Raises:
-            NonFiniteError: There is none.
+            NonFiniteError: There is no such checkpoint.
         """
         last_good_step = self.state.global_step - self.args.max_skipped_steps + 1
         folders = [folder for folder in checkpoints(Path(self.args.output_dir)) if step_of(folder) <= last_good_step]
@@ -168,8 +173,8 @@ class GuardedSteps(Trainer):
                 )
                 return
         raise NonFiniteError(
-            f"step {self.state.global_step + 1}: {self.args.max_skipped_steps} steps in a row are NaN or infinite, and"
-            f" there is no good checkpoint from before them to go back to; {CURE}"
+            f"step {self.state.global_step + 1}: {what}, the last of {self.args.max_skipped_steps} in a row, and there"
+            f" is no good checkpoint from before them to go back to; {CURE}"
         )
 
     def _from_main_process(self, value: Any) -> Any:
@@ -178,11 +183,11 @@ class GuardedSteps(Trainer):
 
     def _is_whole(self, folder: Path) -> bool:
         try:
-            verify(folder)
+            manifest = verify(folder)
         except CheckpointError as error:
             self.tell(f"passed over {error}")
             return False
-        return True
+        return manifest.sharded_by is not None or has_state(folder, "optimizer")
 
     def _bad_weights(self) -> list[str]:
         """Names of the weights that have become NaN or infinite since the run began."""
@@ -190,8 +195,8 @@ class GuardedSteps(Trainer):
 
     # ---- Telling
 
-    def _report(self, cause: Cause, loss: float, *, stops: bool, is_skipped: bool) -> None:
-        """Write a step that was skipped, or a spike, into the diary, and tell it in a line; or stop the run by it."""
+    def _report(self, cause: Cause, loss: float, *, stops: bool, is_skipped: bool) -> str:
+        """Write a step that was skipped, or a spike, into the diary and tell it, or stop the run by it; what it is."""
         rows = rows_behind(self._watched, cause, self.args.beta)
         what = self._in_words(cause, loss, rows)
         if stops:
@@ -205,6 +210,7 @@ class GuardedSteps(Trainer):
             rows=rows[:MOST_ROWS],
             num_rows=len(rows),
         )
+        return what
 
     def _note(self, event: str, step: int, line: str, **fields: Any) -> None:
         """Write an event, and tell it."""
