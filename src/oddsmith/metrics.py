@@ -154,7 +154,8 @@ class TrainingMeter(TrainerCallback):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to an earlier :meth:`state`, or take up that of a run that was interrupted."""
-        self._total_Q, self._seconds, self._last_step = state["total"], state["seconds"], state["last_step"]
+        self._total_Q, self._seconds = state["total"], state["seconds"]
+        self._last_step, self._skipped_steps = state["last_step"], state["skipped_steps"]
         self._skipped_steps = state["skipped_steps"]
 
     def leave_out_step(self, before: dict[str, Any]) -> None:

@@ -24,7 +24,6 @@ from .events import read_events, record_answers
 from .first_evaluation import tokens_kept
 from .generate import answer
 from .metrics import EvaluatedPairs, EvaluationMeter, pair_sums
-from .model.fingerprint import BaseRecord, record_base
 from .model.place import is_adapter_folder
 from .pair_records import PairRecorder
 from .stepping import micro_batches_of
@@ -35,6 +34,7 @@ class RunRecords(Trainer):
 
     _tag_names: ClassVar[list[str]] = ["oddsmith", "orpo"]
     is_encoder_decoder: bool
+    base_record: Any  # of ``checkpoint/identity.py``
     path: Any
     _loaders: Callable[..., LoaderFactory]
 
@@ -139,12 +139,9 @@ class RunRecords(Trainer):
             has_chat_template=self.processing_class.chat_template is not None,
             is_encoder_decoder=self.is_encoder_decoder,
         )
-        write_card(Path(folder or self.args.output_dir), facts, read_events(self.args.output_dir))
-
-    @cached_property
-    def base_record(self) -> BaseRecord:
-        """What will tell the base of this run from another. Made when training starts: later it may be replaced."""
-        return record_base(self.accelerator.unwrap_model(self.model))
+        place = Path(folder or self.args.output_dir)
+        with dispensable(place / CARD, "the model is saved all the same"):
+            write_card(place, facts, read_events(self.args.output_dir))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -125,7 +125,10 @@ def test_a_second_run_in_the_same_folder_is_refused_resumed_or_replaces_the_firs
     assert train().code == 0
     refused = train()
     assert (refused.code, "already holds a run" in refused.err) == (2, True)
-    resumed = train("--resume", "--num-train-epochs", "2")
+    longer = ("--resume", "--num-train-epochs", "2")
+    changed = train(*longer)
+    assert (changed.code, "num_train_epochs: 1 -> 2" in changed.err) == (2, True), changed.err
+    resumed = train(*longer, "--allow-changed")
     assert resumed.code == 0
     assert f"going on from {run}/checkpoint-4" in resumed.err
     assert "step 4/8" not in resumed.err

@@ -89,8 +89,8 @@ def changes(saved: Manifest, now: Manifest) -> list[str]:
         if was is not None and was.get("sha256") != found.get("sha256"):
             lines.append(f"{name} pairs: others than before ({_pairs(was)} -> {_pairs(found)})")
     if saved.base and now.base and saved.base.get("files") and now.base.get("files"):
-        was, found = (sorted(map(str, base["files"].values())) for base in (saved.base, now.base))
-        if was != found:
+        before, here = (sorted(map(str, base["files"].values())) for base in (saved.base, now.base))
+        if before != here:
             commits = f" (commit {saved.base.get('commit')} -> {now.base.get('commit')})"
             lines.append("base model: other weights than before" + (commits if now.base.get("commit") else ""))
     return lines

@@ -106,7 +106,7 @@ def rotate(run: Path, limit: int | None, keep: Path | None = None) -> list[Path]
     whole = [folder for folder in checkpoints(run) if not folder.is_symlink() and _is_whole(folder)]
     staying = set(whole[-LEAST_KEPT:])
     staying |= {folder for folder in whole if keep is not None and folder.name == keep.name}
-    removed = []
+    removed: list[Path] = []
     for folder in whole:
         if len(whole) - len(removed) <= max(limit, LEAST_KEPT):
             break

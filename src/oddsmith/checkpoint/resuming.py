@@ -105,6 +105,7 @@ class CommittedCheckpoints(SavedCheckpoints):
 
     def _go_on(self) -> None:
         """Take up what this process carried; transformers has just set its own sums to zero."""
+        self._initial_global_step = self.state.global_step  # older versions of transformers do not count from there
         if self._resumed is None:
             return
         parts = self._resumed["parts"]
@@ -185,7 +186,7 @@ def choose_checkpoint(wanted: str | Path | bool, run: Path, tell: Callable[[str]
     """
 
     def choose() -> Path | None:
-        if wanted is not True and wanted != AUTO:
+        if not isinstance(wanted, bool) and wanted != AUTO:
             verify(Path(wanted))
             return Path(wanted)
         folder = newest_verified(run, tell)

@@ -37,6 +37,7 @@ class SavedCheckpoints(SavesTogether, RunIdentity):
     _carried: dict[str, Any]
     _steps_before = 0  # steps of this run that an earlier call of ``train`` made and whose losses count
     _saved_step: int | None = None
+    push_in_progress: Any
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = Path(self._get_output_dir(trial=trial))

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from .. import __version__
+from ..checkpoint.lock import LOCK_FILES
 from ..errors import ConfigError
 from .build import Settings
 from .resolve import Resolved
@@ -35,7 +36,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; expected a folder, or the name of a new one")
-    if not folder.is_dir() or not any(folder.iterdir()) or resume:
+    if not folder.is_dir() or resume or {file.name for file in folder.iterdir()} <= LOCK_FILES:
         return
     if not (folder / SETTINGS_FILE).is_file():
         raise ConfigError(f"output_dir {folder} is not empty and holds no run ({SETTINGS_FILE}); choose another folder")
@@ -47,9 +48,16 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove a run folder with everything in it; only one that :func:`check_folder` has let pass."""
-    if (folder / SETTINGS_FILE).is_file():
-        shutil.rmtree(folder)
+    """Remove everything in a run folder but its lock; only in one that :func:`check_folder` has let pass."""
+    if not (folder / SETTINGS_FILE).is_file():
+        return
+    for entry in folder.iterdir():
+        if entry.name in LOCK_FILES:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def write_settings(folder: Path, resolved: Resolved, settings: Settings) -> None:

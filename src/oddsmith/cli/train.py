@@ -10,9 +10,11 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.lock import held
 from ..checkpoint.space import require_writable
 from ..disk import dispensable
 from ..errors import ConfigError, Interrupted, MissingExtraError
@@ -20,12 +22,12 @@ from ..memory_errors import clear_memory_errors
 from ..signals import StopSignals
 from .build import Settings, build
 from .config_file import Setting
-from .console import quiet_libraries, say, working
+from .console import is_main_process, quiet_libraries, say, working
 from .duration import seconds_of
 from .launch import end_with_launcher, launch
 from .outcome import JSON, TRACEBACK
 from .resolve import Option, Resolved, resolve
-from .run_folder import SETTINGS_FILE, check_folder, clear_folder, write_settings
+from .run_folder import SETTINGS_FILE, check_folder, clear_folder
 from .schema import fields_for_run
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ INTRO = (
 OPTIONS = (
     Option("dry_run", "switch", "Check everything, show every setting that is not a default, train nothing."),
     Option("resume", "optional", "Go on from the last checkpoint in output_dir, or from this one.", "[auto|PATH]"),
+    Option("allow_changed", "switch", "Go on from a checkpoint although settings, pairs or base model have changed."),
     Option("overwrite_output_dir", "switch", "Replace the run that output_dir holds; everything in it is removed."),
     Option("time_limit", "value", "Stop before so much time has passed, with a checkpoint: 3h50m, 90s, ...", "TIME"),
     Option("num_processes", "value", "Train in so many processes on this machine, one for each device.", "N"),
@@ -87,8 +90,13 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     with StopSignals() as signals:
         with working("starting"):
             settings = build(resolved)
-        with clear_memory_errors():
+        with clear_memory_errors(), _held(settings):
             return _run(resolved, settings, signals, time_limit_s)
+
+
+def _held(settings: Settings) -> AbstractContextManager[None]:
+    """The run folder, kept from other runs by the main process."""
+    return held(Path(str(settings.orpo.output_dir))) if is_main_process() else nullcontext()
 
 
 def _require_names(resolved: Resolved) -> None:
@@ -126,27 +134,27 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
     from ..stopping import StopOnRequest
     from ..watch import Watch, one_line
     from .assembly import make_trainer, read_rows
+    from .begin import WriteSettings
     from .progress import ShowProgress
     from .summary import banner, result, result_lines
 
-    checkpoint = _checkpoint(_wanted_checkpoint(resolved), settings)
+    checkpoint = _checkpoint(_wanted_checkpoint(resolved), settings, "allow_changed" in resolved.options)
     stop = StopOnRequest(
         time_limit_s, started_at=STARTED_AT, signals=signals, tell=lambda line: say(line, "yellow", hang=4)
     )
     progress = ShowProgress(before=lambda state: say("\n".join(banner(trainer, settings, state)), hang=15))
     trainer = make_trainer(settings, *read_rows(settings), callbacks=[stop, progress])
+    trainer.tell = lambda line: say(line, "yellow", hang=4)
     trainer.remove_callback(Watch)  # its warnings go beside the progress line here
     trainer.add_callback(Watch(tell=lambda finding: say(one_line(finding), FINDING_STYLES[finding.verdict], hang=4)))
     if trainer.eval_dataset is not None:
         trainer.add_callback(EvaluateAtEnd())
-    with settings.orpo.main_process_first(desc="writing the settings"):
-        if trainer.is_world_process_zero():
-            if "overwrite_output_dir" in resolved.options:
-                clear_folder(Path(settings.orpo.output_dir))
-            write_settings(Path(settings.orpo.output_dir), resolved, settings)
+    if trainer.is_world_process_zero() and "overwrite_output_dir" in resolved.options:
+        clear_folder(Path(settings.orpo.output_dir))
+    trainer.add_callback(WriteSettings(resolved, settings))
     started_at = time.monotonic()
     with progress:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint, allow_changed="allow_changed" in resolved.options)
     if trainer.is_unfinished:
         _let_go_of_peers(trainer)
         raise Interrupted(_how_it_stopped(trainer, str(stop.stopped)))
@@ -174,37 +182,36 @@ def _let_go_of_peers(trainer: ORPOTrainer) -> None:
         trainer.accelerator.state.destroy_process_group()
 
 
-def _checkpoint(wanted: str | None, settings: Settings) -> str | None:
-    """The checkpoint folder to go on from.
+def _checkpoint(wanted: str | None, settings: Settings, allow_changed: bool) -> Path | None:
+    """The checkpoint folder to go on from, compared with the settings before rows or a model are loaded.
 
     Args:
         wanted: ``"auto"``, a path, or ``None``.
         settings: The settings of the run.
+        allow_changed: Whether settings may be others than those of the checkpoint.
 
     Returns:
         The folder; ``None`` to start from the beginning.
 
     Raises:
-        ConfigError: The one that was asked for is no checkpoint.
+        CheckpointError: The one that was asked for is no checkpoint, none is whole, or it is of another run.
     """
-    from transformers.trainer_utils import get_last_checkpoint
+    from ..checkpoint.identity import require_same_settings
+    from ..checkpoint.resuming import choose_checkpoint
 
-    from ..model.place import ADAPTER_SETTINGS
-
-    folder = Path(settings.orpo.output_dir)
+    folder = Path(str(settings.orpo.output_dir))
     settings.orpo.resume_from_checkpoint = None
     if wanted is None:
         return None
-    if wanted != "auto" and not (Path(wanted) / "trainer_state.json").is_file():
-        raise ConfigError(
-            f"--resume {wanted} is no checkpoint (no trainer_state.json there); expected a folder"
-            " such as RUN/checkpoint-100"
+    with working("verifying the checkpoint"):
+        last = choose_checkpoint(
+            wanted if wanted == "auto" else Path(wanted), folder, tell=lambda line: say(line, "yellow", hang=4)
         )
-    last = wanted if wanted != "auto" else get_last_checkpoint(folder) if folder.is_dir() else None
-    if last is not None and (Path(last) / ADAPTER_SETTINGS).is_file() != settings.model.use_peft:
-        kind, cure = ("the whole model", "leave out") if settings.model.use_peft else ("an adapter", "add")
-        raise ConfigError(f"{last} is a checkpoint of {kind}; {cure} use_peft, or continue with {folder}/run.yaml")
-    say(f"going on from {last}" if last else f"no checkpoint in {folder} yet: starting from the beginning")
+    if last is None:
+        say(f"no checkpoint in {folder} yet: starting from the beginning")
+        return None
+    require_same_settings(last, settings.orpo, use_peft=settings.model.use_peft, allow_changed=allow_changed)
+    say(f"going on from {last}")
     return last
 
 
@@ -221,6 +228,7 @@ def _write_report(folder: Path) -> None:
 
 def _finish(trainer: ORPOTrainer, settings: Settings) -> None:
     """Save the model and its state, and upload it if asked to."""
+    run = Path(str(settings.orpo.output_dir))
     with working("saving"):
         trainer.save_model()
         with dispensable(run, "the model is saved, but not trainer_state.json or the card beside it"):
