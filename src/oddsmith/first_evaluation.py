@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .metrics import LENGTH_COLUMNS, EvaluatedPairs
@@ -117,7 +117,7 @@ class FirstEvaluations:
         told = {name: json.dumps({"step": first.step, "rows": first.rows}) for name, first in self._found.items()}
         partial = self._file.with_name(f"{FIRST_FILE}.partial")
         try:
-            save_file(tensors, partial, metadata=told)
+            partial.write_bytes(save(tensors, told))  # save_file would let nobody else read it
             partial.replace(self._file)
-        except (OSError, SafetensorError) as error:  # what is only looked at must not end a run
+        except OSError as error:  # what is only looked at must not end a run
             logger.warning(f"{self._file}: not written ({error}); after an interruption pairs are compared anew")

@@ -129,9 +129,11 @@ function pair(one) {
 /** An answer; each token behind which its log-probability has moved is coloured by how far. */
 function tokens(side) {
   const text = make('p', { class: 'text' });
-  (side?.tokens ?? []).forEach((token, i) => {
+  (side?.tokens ?? []).forEach((token, i, all) => {
     const change = side.change?.[i];
-    const mark = make('span', { class: 'token', title: Number.isFinite(change) ? `${change > 0 ? '+' : ''}${figure(change)} nats` : null }, plain(token));
+    const isEnd = token === '' && i === all.length - 1; // the end of the turn has no text
+    const mark = make('span', { class: 'token', title: Number.isFinite(change) ? `${change > 0 ? '+' : ''}${figure(change)} nats` : null }, isEnd ? ' ⟨end⟩' : plain(token));
+    if (isEnd) mark.classList.add('quiet');
     if (Number.isFinite(change) && Math.abs(change) > 0.1) {
       mark.classList.add(change > 0 ? 'more' : 'less');
       mark.style.setProperty('--strength', Math.min(0.45, Math.abs(change) / 6).toFixed(2));
