@@ -198,6 +198,28 @@ def test_a_learning_rate_above_the_usual_that_does_no_harm_is_at_most_to_be_watc
     assert "learning_rate_high" not in findings(learning_rate=constant(1.9e-3), settings={"parameters": 1.35e8})
 
 
+def test_what_begins_after_larger_steps_did_no_harm_is_not_the_learning_rates():
+    """Rows that get harder at once, late in the schedule: the loss jumps, and the rate was higher before."""
+    jump = line(2.6, 1.6, points=40) + line(4.5, 4.0, points=20)
+    high = {"learning_rate": [5 * rate for rate in warm_up(1e-4, 0.1)]}
+    found = findings(loss=jump, **high)
+    assert "loss_rising" in found
+    assert "learning_rate_high" not in found
+    early = findings(loss=line(2.6, 2.5, points=5) + line(4.5, 4.0, points=55), **high)
+    assert early["learning_rate_high"].verdict is Verdict.ACT
+
+
+@pytest.mark.parametrize(("early", "verdict"), [((0.5, 0.5), Verdict.ACT), ((0.5, 0.75), Verdict.WATCH)])
+def test_chance_is_certain_where_the_training_pairs_were_at_chance_when_they_were_new(early, verdict):
+    """Two epochs, the pairs of the first learned by heart in the second; held-out pairs near chance all the time."""
+    accuracy = line(*early, 0.05, bend=0, points=30) + line(0.9, 0.95, 0.02, points=30)
+    held_out = {"eval_": {**good_held_out(), "rewards/accuracies": [0.53, 0.55, 0.52, 0.5, 0.54, 0.55, 0.55]}}
+    epochs = [2 * (number + 1) / POINTS for number in range(POINTS)]
+    found = findings(held_out=held_out, **{"rewards/accuracies": accuracy, "epoch": epochs})["accuracy_at_chance"]
+    assert found.verdict is verdict
+    assert ("at first sight" in found.evidence) is (verdict is Verdict.ACT)
+
+
 def test_a_single_overflow_of_the_loss_scale_is_none():
     gradients = good()["grad_norm"]
     gradients[0] = float("inf")

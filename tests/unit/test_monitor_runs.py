@@ -283,6 +283,8 @@ def test_a_run_that_begins_later_appears(tmp_path, monkeypatch):
     (found,) = runs.summaries()
     assert (found["name"], found["state"], found["step"], found["max_steps"]) == ("new", "running", 10, 100)
     append(tmp_path / "new", line("end", 10))
+    assert runs.summaries()[0]["state"] == "ended early"
+    append(tmp_path / "new", line("start", 10, max_steps=100), line("log", 100, loss=1.0), line("end", 100))
     assert runs.summaries()[0]["state"] == "finished"
 
 

@@ -13,6 +13,7 @@ from .names import held_out_name, known_name
 # Sides of the log odds log(p / (1 - p)), p the mean token probability; p is kept below 1 as the loss keeps it.
 HIGHEST_LOGP = -1e-6
 HIGHEST_STEP = 10**12  # what is above is no step
+EPOCH = "epoch"  # says when, not what
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class History:
     @property
     def is_empty(self) -> bool:
         """Whether no metric was found."""
-        return not self.training and not self.held_out
+        return self.training.keys() <= {EPOCH} and not self.held_out
 
     @property
     def last_step(self) -> int:
@@ -140,7 +141,7 @@ class HistoryBuilder:
                 self._held_out.setdefault(place[0], {}).setdefault(place[1], {})[step] = number
             else:
                 continue
-            found = True
+            found |= name != EPOCH
         return found
 
     def forget(self) -> None:

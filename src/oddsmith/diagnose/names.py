@@ -38,6 +38,7 @@ KNOWN = (
     "tokens_per_second",
     "memory_gib",
     "skipped_steps",
+    "epoch",
 )
 ALIASES = {
     "training_loss": "loss",

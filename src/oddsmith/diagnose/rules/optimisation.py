@@ -21,6 +21,8 @@ FAR_OUT = 10
 # What a rate that is too high does: the loss leaves its start upwards, or the held-out NLL gets worse than untrained.
 LOSS_ABOVE_START = 0.1
 HELD_OUT_ABOVE_START = 0.1
+# It does so where the steps are largest: not after LEAST_POINTS log lines with rates higher by this factor.
+HARMLESS_ABOVE = 1.25
 # What one that is too low does: nothing.
 LEAST_FALL = 0.02
 LEAST_POINTS = 10
@@ -73,7 +75,8 @@ def _harm(history: History) -> tuple[str, int, str] | None:
         smoothed = smooth(loss.values, max(5, len(loss) // 10 * 2 + 1))
         noise = float(np.median(np.abs(loss.values - smoothed))) / MAD_OF_NORMAL
         start, top = float(min(loss.values[0], np.median(loss.values[:3]))), int(np.argmax(smoothed))
-        if start > 0 and smoothed[top] > max((1 + LOSS_ABOVE_START) * start, start + 3 * noise):
+        harmed = smoothed > max((1 + LOSS_ABOVE_START) * start, start + 3 * noise)
+        if start > 0 and harmed[top] and not _took_larger_steps(history, loss.steps[int(np.argmax(harmed))]):
             return "loss", int(loss.steps[top]), f"the loss went from {start:.2f} up to {smoothed[top]:.2f}"
     training = start_and_end(history.get("nll_loss"))
     for name, found in history.held_out.items():
@@ -87,6 +90,12 @@ def _harm(history: History) -> tuple[str, int, str] | None:
     if back is not None and back.change > HELD_OUT_ABOVE_START:
         return "nll_loss", back.step, f"the NLL rises since step {back.step}, from {back.turn:.2f} to {back.end:.2f}"
     return None
+
+
+def _took_larger_steps(history: History, step: float) -> bool:
+    """Whether the run did well with a higher rate than at a step: then what begins there comes from something else."""
+    rate = history.get("learning_rate").finite().until(step)
+    return len(rate) > 0 and int((rate.values > HARMLESS_ABOVE * rate.values[-1]).sum()) >= LEAST_POINTS
 
 
 @rule

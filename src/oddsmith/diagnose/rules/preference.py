@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..findings import Finding, Verdict
-from ..history import History, Series
+from ..history import EPOCH, History, Series
 from ..statistics import mean_interval, reversal, start_and_end, trend
 from .optimisation import usual_range
 from .registry import ANCHOR, graded, highest_learning_rate, rule, softer_beta, times
@@ -172,7 +172,11 @@ def _training_at_chance(history: History) -> tuple[str, int, Verdict, str] | Non
 
 
 def _held_out_at_chance(history: History) -> tuple[str, int, Verdict, str] | None:
-    """Pairs that are seen twice are learned by heart, whatever their labels; held-out ones are not."""
+    """Pairs that are seen twice are learned by heart, whatever their labels; held-out ones are not.
+
+    They are few, and by chance near 50% now and then. What makes it certain is the first epoch, in which the training
+    pairs were met for the first time, too.
+    """
     for name, found in history.held_out.items():
         if name == ANCHOR or "rewards/accuracies" not in found:
             continue
@@ -182,8 +186,24 @@ def _held_out_at_chance(history: History) -> tuple[str, int, Verdict, str] | Non
             top = accuracy.values.max()
             said = f"{accuracy.values[-1]:.0%} of the held-out pairs right, and never more than {top:.0%}"
             metric = f"eval_{name}_rewards/accuracies" if name else "eval_rewards/accuracies"
-            return metric, int(accuracy.steps[-1]), Verdict.WATCH, said
+            fresh = _first_epoch_at_chance(history)
+            verdict = Verdict.ACT if fresh else Verdict.WATCH
+            return metric, int(accuracy.steps[-1]), verdict, f"{said}{fresh}"
     return None
+
+
+def _first_epoch_at_chance(history: History) -> str:
+    """What there is to say of the second half of the first epoch, if it was at chance for certain; empty if not."""
+    epoch = history.get(EPOCH).finite()
+    first = epoch.where(epoch.values <= 1)
+    accuracy = history.get("rewards/accuracies").finite().until(first.steps[-1] if len(first) else -1)
+    if len(accuracy) < LEAST_POINTS:
+        return ""
+    mean, low, high = mean_interval(accuracy.values[len(accuracy) // 2 :])
+    moving = trend(accuracy)
+    if not low <= CHANCE <= high or high - low > 2 * CHANCE_REACH or (moving and moving.rises):
+        return ""
+    return f"; of the training pairs, at first sight, {mean:.0%} (95%: {low:.0%} to {high:.0%})"
 
 
 @rule
