@@ -10,7 +10,7 @@ DeepSpeed makes its step within the backward pass, where nothing can be skipped 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ class GuardedSteps(Trainer):
     _lines_told = 0
     _never_sound: frozenset[str] = frozenset()
     _before: tuple[Tensor, Any]  # of the step: transformers' sum of losses, and the meter's state
-    tell: Callable[[str], object] = staticmethod(logger.warning)
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._watched, self._step_losses = [], []
@@ -185,7 +184,7 @@ class GuardedSteps(Trainer):
         try:
             manifest = verify(folder)
         except CheckpointError as error:
-            self.tell(f"passed over {error}")
+            logger.warning(f"passed over {error}")
             return False
         return manifest.sharded_by is not None or has_state(folder, "optimizer")
 
@@ -220,7 +219,7 @@ class GuardedSteps(Trainer):
         self._lines_told += 1
         if self._lines_told <= MOST_LINES:
             last = "; more of this is only in events.jsonl" if self._lines_told == MOST_LINES else ""
-            self.tell(f"step {step}: {line}{last}")
+            logger.warning(f"step {step}: {line}{last}")
 
     def _in_words(self, cause: Cause, loss: float, rows: Sequence[int]) -> str:
         if cause is Cause.LOG_PROBABILITIES:
@@ -305,4 +304,4 @@ class GarbageFilter(TrainerCallback):
 
     def _tell(self, state: TrainerState, line: str) -> None:
         if state.is_world_process_zero:
-            self._trainer.tell(line)
+            logger.warning(line)
