@@ -121,7 +121,8 @@ def attempt(variant: Variant, folder: Path, number: int, rank: int, port: int, p
     os.dup2(log, 2)
     torch.set_num_threads(1)
     begun = any(folder.glob("checkpoint-*/manifest.json"))
-    memory.free_bytes = lambda device: (7 + (number % 3 - 1) * 2 if begun else 7) * 10**6
+    free_mb = (5.0, 6.5, 3.5)[number % 3 if begun else 0] * variant.processes  # 412, 540 or 286 tokens
+    memory.free_bytes = lambda device: int(free_mb * 1e6)
     if variant.processes > 1:
         ranks = {
             "RANK": rank,

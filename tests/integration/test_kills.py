@@ -19,7 +19,7 @@ from tests.kills import Left, Trials, committed, differences, left_by, steps_sav
 @pytest.mark.parametrize(
     ("variant", "aims"),
     [(LORA, ("saving", "training")), (STREAM, ("evaluating",)), (LORA.together(), ("saving",))],
-    ids=lambda value: getattr(value, "name", ""),
+    ids=("LoRA", "stream", "two processes"),
 )
 def test_a_killed_run_ends_like_the_undisturbed_one(variant, aims, tmp_path):
     trials = Trials(variant, tmp_path / "runs")
