@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.events import read_events
@@ -216,6 +217,40 @@ def test_all_weights_are_compared_with_the_first_evaluation(tmp_path):
     assert worst["prompt"]
     assert any(worst["chosen"]["change"])
     assert not list(folder.glob("*.partial"))
+
+
+class StopAt(TrainerCallback):
+    """Ends a training early, as an interruption does."""
+
+    def __init__(self, step: int):
+        self._step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self._step
+
+
+def test_a_run_that_goes_on_still_knows_how_it_began(tmp_path):
+    base = save_model(tmp_path / "base")
+
+    def trainer(folder: Path, stop_at: int) -> ORPOTrainer:
+        return ORPOTrainer(
+            load_model(str(base)),
+            args=ORPOConfig(
+                output_dir=str(folder),
+                **{**SETTINGS, **OFTEN, "save_strategy": "steps", "save_steps": 1, "max_steps": 4},
+            ),
+            train_dataset=ragged_pairs(6),
+            eval_dataset=ragged_pairs(3, seed=1),
+            processing_class=load_tokenizer(str(base)),
+            callbacks=[StopAt(stop_at)],
+        )
+
+    trainer(tmp_path / "undisturbed", 4).train()
+    trainer(tmp_path / "interrupted", 2).train()
+    trainer(tmp_path / "interrupted", 4).train(resume_from_checkpoint=str(tmp_path / "interrupted" / "checkpoint-2"))
+    undisturbed = recorded(tmp_path / "undisturbed")
+    assert recorded(tmp_path / "interrupted") == undisturbed
+    assert (undisturbed["eval"]["first_step"], undisturbed["eval"]["step"]) == (1, 4)
 
 
 def test_answers_of_the_untrained_model_are_there_without_an_evaluation_before(tmp_path):
