@@ -41,7 +41,8 @@ class ORPOConfig(TrainingArguments):
     """Arguments of an ORPO run: all of ``transformers.TrainingArguments`` and the ones below.
 
     Defaults that differ from ``TrainingArguments``: ``learning_rate`` 1e-6 and ``logging_steps`` 10 (as in TRL),
-    ``bf16`` by what the hardware can do, ``logging_nan_inf_filter`` off (a NaN is never averaged away).
+    ``bf16`` by what the hardware can do, ``logging_nan_inf_filter`` off (a NaN is never averaged away). A
+    ``save_total_limit`` of 1 means 2: no checkpoint is removed before another one is known to be whole.
     Defaults that differ from TRL: gradient checkpointing is off, ``bf16`` as above.
 
     Args:
@@ -168,6 +169,8 @@ class ORPOConfig(TrainingArguments):
             self.use_cpu: bool = True  # what transformers asks for before it computes in bf16 on a CPU
         if self.report_to is None:  # YAML's null, and what `--report-to none` is read as; transformers knows the word
             self.report_to: Any = "none"
+        if self.save_total_limit == 1:  # while one is being written, and should it turn out damaged, another is there
+            self.save_total_limit = 2
         super().__post_init__()
 
     def _resolve_beta(self) -> None:

@@ -12,8 +12,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from ..disk import flush_to_disk
 from ..errors import CheckpointError
-from .manifest import is_unfinished, retract, sync_folder, verify
+from .manifest import is_unfinished, retract, verify
 
 QUARANTINE = "quarantine"
 LEAST_KEPT = 2
@@ -82,8 +83,8 @@ def set_aside(folder: Path) -> Path:
         number += 1
         target = quarantine / f"{folder.name}.{number}"
     folder.rename(target)
-    sync_folder(quarantine)
-    sync_folder(folder.parent)
+    flush_to_disk(quarantine)
+    flush_to_disk(folder.parent)
     return target
 
 

@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..disk import flush_to_disk
 from ..errors import CheckpointError
-from ..strict_json import strict
+from ..strict_json import read_json, strict
 
 MANIFEST = "manifest.json"
 UNFINISHED = f"{MANIFEST}.partial"
@@ -94,14 +95,13 @@ def commit(folder: Path, **facts: Any) -> Manifest:
         entries = list(pool.map(lambda name: _entry(folder / name, sync=True), names))
     manifest = Manifest(files=dict(zip(names, entries, strict=True)), **facts)
     for inner in sorted({(folder / name).parent for name in names} - {folder}):
-        sync_folder(inner)
+        flush_to_disk(inner)
     with (folder / UNFINISHED).open("w", encoding="utf-8") as file:
         json.dump(strict({"format": FORMAT, **asdict(manifest)}), file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
+    flush_to_disk(folder / UNFINISHED)
     os.replace(folder / UNFINISHED, folder / MANIFEST)
-    sync_folder(folder)
-    sync_folder(folder.parent)
+    flush_to_disk(folder)
+    flush_to_disk(folder.parent)
     return manifest
 
 
@@ -168,8 +168,8 @@ def read_manifest(folder: Path) -> Manifest:
     if len(data) > MOST_BYTES:
         raise CheckpointError(f"{folder}: {MANIFEST} is larger than {MOST_BYTES:,} bytes")
     try:
-        return _parsed(json.loads(data))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return _parsed(read_json(data.decode()))
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder}: {MANIFEST} is damaged ({_first_line(error)})") from None
 
 
@@ -185,18 +185,6 @@ def files_in(folder: Path) -> Iterator[str]:
         CheckpointError: One is a symbolic link or no ordinary file, or folders lie too deep in each other.
     """
     yield from sorted(_walk(folder, PurePosixPath()))
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk; where the system cannot (Windows), it does so by itself."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _walk(folder: Path, inner: PurePosixPath) -> Iterator[str]:
@@ -219,9 +207,9 @@ def _walk(folder: Path, inner: PurePosixPath) -> Iterator[str]:
 def _entry(path: Path, sync: bool = False) -> dict[str, Any]:
     """Size and digest of a file, which reaches the disk first if ``sync``."""
     digest = hashlib.sha256()
+    if sync:
+        flush_to_disk(path)
     with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
         size = 0
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)

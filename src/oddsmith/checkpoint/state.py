@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import CheckpointError
+from ..strict_json import read_json
 
 TAG = "@"
 MOST_JSON_BYTES = 256 * 2**20
@@ -61,11 +62,11 @@ def read_state(folder: Path, name: str) -> Any:
     try:
         if file.stat().st_size > MOST_JSON_BYTES:
             raise ValueError(f"larger than {MOST_JSON_BYTES:,} bytes")
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        tree = read_json(file.read_text(encoding="utf-8"))
         return _decoded(tree, _tensors(folder / f"{name}.safetensors"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: {file.name} is missing, so a run cannot go on from here") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         why = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise CheckpointError(f"{folder}: {file.name} is damaged ({why[0][:200]})") from error
 

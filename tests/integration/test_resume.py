@@ -1,0 +1,297 @@
+"""A run goes on from a whole checkpoint of the same run, exactly; from any other it does not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith.checkpoint.manifest import read_manifest, verify
+from oddsmith.errors import CheckpointError
+from tests.command import save_model
+from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+
+SETTINGS = {
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 2,
+    "max_length": 64,
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 3,
+    "save_steps": 2,
+    "num_train_epochs": 2,
+    "max_tokens_per_microbatch": 200,
+}
+LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.1)
+TIMED = ("per_second", "runtime", "memory_gib")
+
+
+class Cut(TrainerCallback):
+    """Ends a training behind a step, as a kill would."""
+
+    class Killed(BaseException):
+        pass
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise self.Killed
+
+
+def make(folder: Path, *, pairs=12, model=None, peft=None, cut=None, callbacks=(), **settings) -> ORPOTrainer:
+    return ORPOTrainer(
+        model or tiny_model(),
+        args=ORPOConfig(output_dir=str(folder), **{**SETTINGS, **settings}),
+        train_dataset=ragged_pairs(pairs) if isinstance(pairs, int) else pairs,
+        eval_dataset=ragged_pairs(4, seed=1),
+        processing_class=tiny_tokenizer(),
+        peft_config=peft,
+        callbacks=[*([Cut(cut)] if cut else []), *callbacks],
+    )
+
+
+def start(folder: Path, cut: int = 5, **options) -> None:
+    with pytest.raises(Cut.Killed):
+        make(folder, cut=cut, **options).train()
+
+
+def lines(trainer: ORPOTrainer) -> list[dict]:
+    """The logged values of a run, but for those that measure time."""
+    return [
+        {name: value for name, value in entry.items() if not any(word in name for word in TIMED)}
+        for entry in trainer.state.log_history
+    ]
+
+
+def assert_same(one: ORPOTrainer, other: ORPOTrainer) -> None:
+    assert lines(one) == lines(other)
+    weights = other.model.state_dict()
+    for name, weight in one.model.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+
+
+# ---- Exactly
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"peft": LORA, "disable_dropout": False},
+        {"eval_strategy": "epoch", "save_steps": 3, "gradient_accumulation_steps": 2},
+        {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "eval_on_start": True},
+        {
+            "optim": "adafactor",
+            "lr_scheduler_type": "reduce_lr_on_plateau",
+            "eval_strategy": "epoch",
+            "logging_steps": 1,
+        },
+        {"max_steps": 7},
+    ],
+    ids=["full", "LoRA with dropout", "evaluated at epochs", "best model", "another optimizer", "ends in mid-epoch"],
+)
+@pytest.mark.parametrize("cut", [3, 6])
+def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path, options, cut):
+    whole = make(tmp_path / "whole", **options)
+    whole.train()
+    start(tmp_path / "cut", cut, **options)
+    resumed = make(tmp_path / "cut", **options)
+    resumed.train(resume_from_checkpoint="auto")
+    assert_same(whole, resumed)
+
+
+def test_a_run_that_only_has_to_be_written_is_not_trained_further(tmp_path):
+    whole = make(tmp_path, max_steps=4)
+    whole.train()
+    again = make(tmp_path, max_steps=4)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+    assert_same(whole, again)
+
+
+def test_early_stopping_counts_on(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "metric_for_best_model": "eval_loss"}
+
+    def stopping():  # hardly any improvement is enough, so it stops when its patience is over
+        return [EarlyStoppingCallback(early_stopping_patience=4, early_stopping_threshold=100.0)]
+
+    whole = make(tmp_path / "whole", callbacks=stopping(), load_best_model_at_end=True, **options)
+    whole.train()
+    start(tmp_path / "cut", 3, callbacks=stopping(), load_best_model_at_end=True, **options)
+    resumed = make(tmp_path / "cut", callbacks=stopping(), load_best_model_at_end=True, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert whole.state.global_step == resumed.state.global_step < 12
+
+
+def test_micro_batches_are_made_as_before(tmp_path):
+    start(tmp_path, max_tokens_per_microbatch="auto")
+    budget = json.loads((tmp_path / "checkpoint-4" / "process-0.json").read_text())["parts"]["layout"]["max_tokens"]
+    resumed = make(tmp_path, max_tokens_per_microbatch="auto")
+    resumed.path.max_tokens = int(budget * 1.5)  # more memory is free now
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.path.max_tokens == budget
+    poor = make(tmp_path, max_tokens_per_microbatch="auto", num_train_epochs=2)
+    poor.path.max_tokens = budget // 4
+    poor.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert poor.path.max_tokens == budget // 4
+
+
+# ---- What a checkpoint holds
+
+
+def test_nothing_in_a_run_folder_is_a_pickle(tmp_path):
+    make(tmp_path, peft=LORA).train()
+    suffixes = {file.suffix for file in tmp_path.rglob("*") if file.is_file()}
+    assert suffixes <= {".json", ".jsonl", ".safetensors", ".md", ".svg", ".jinja"}
+
+
+def test_the_manifest_tells_which_run_it_is_and_no_secret(tmp_path):
+    start(tmp_path, hub_token="hf_secret", gradient_accumulation_steps=3, cut=3)
+    manifest = verify(tmp_path / "checkpoint-2")
+    assert (manifest.step, manifest.world_size, manifest.pairs_per_step) == (2, 1, 6)
+    assert manifest.settings["learning_rate"] == 1e-2
+    assert manifest.settings["dtype"] == "float32"
+    assert (manifest.data["train"]["pairs"], manifest.data["eval"]["pairs"]) == (12, 4)
+    assert {"oddsmith", "torch", "transformers", "peft"} <= manifest.versions.keys()
+    assert "hf_secret" not in (tmp_path / "checkpoint-2" / "manifest.json").read_text()
+
+
+def test_old_checkpoints_go_and_two_and_the_best_stay(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "greater_is_better": True}
+    trainer = make(tmp_path, save_total_limit=1, metric_for_best_model="eval_loss", **options)  # the first is the best
+    trainer.train()
+    assert {folder.name for folder in tmp_path.glob("checkpoint-*")} == {
+        "checkpoint-2",
+        "checkpoint-10",
+        "checkpoint-12",
+    }
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+
+
+def test_a_run_folder_that_was_moved_keeps_its_best_model(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "eval_loss"}
+    start(tmp_path / "here", **options)
+    (tmp_path / "here").rename(tmp_path / "there")
+    resumed = make(tmp_path / "there", load_best_model_at_end=True, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.best_model_checkpoint.startswith(str(tmp_path / "there"))
+
+
+# ---- What is refused
+
+
+def refused(folder: Path, resume: object = True, **options) -> str:
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with pytest.raises(CheckpointError) as caught:
+        make(folder, **options).train(resume_from_checkpoint=resume)
+    after = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert before.items() <= after.items()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"learning_rate": 2e-2}, "learning_rate: 0.01 -> 0.02"),
+        ({"beta": 0.2, "seed": 1}, "beta: 0.1 -> 0.2; seed: 42 -> 1"),
+        ({"pairs": 13}, "train pairs: others than before (12 pairs -> 13 pairs)"),
+        ({"pairs": ragged_pairs(12, seed=5)}, "train pairs: others than before (12 pairs -> 12 pairs)"),
+        ({"num_train_epochs": 3}, "num_train_epochs: 2 -> 3"),
+    ],
+)
+def test_another_run_is_refused_with_the_difference_unless_it_is_allowed(tmp_path, options, expected):
+    start(tmp_path)
+    assert f"{tmp_path}/checkpoint-4: is of a run with other settings or data: {expected}." in refused(
+        tmp_path, **options
+    )
+    trainer = make(tmp_path, **options)
+    trainer.train(resume_from_checkpoint=True, allow_changed=True)
+    assert trainer.state.global_step == trainer.state.max_steps
+
+
+def test_another_adapter_and_another_base_are_refused(tmp_path):
+    bases = [save_model(tmp_path / "base"), save_model(tmp_path / "base2")]
+    weights = load_file(bases[1] / "model.safetensors")
+    save_file(
+        {name: weight + 1e-3 for name, weight in weights.items()}, bases[1] / "model.safetensors", {"format": "pt"}
+    )
+    start(tmp_path / "run", model=str(bases[0]), peft=LORA)
+    assert "base model: other weights than before" in refused(tmp_path / "run", model=str(bases[1]), peft=LORA)
+    wider = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.1)
+    assert "adapter.r: 2 -> 4" in refused(tmp_path / "run", model=str(bases[0]), peft=wider)
+
+
+def test_what_only_watches_a_run_may_change(tmp_path):
+    start(tmp_path)
+    trainer = make(tmp_path, logging_steps=1, save_steps=5, eval_strategy="steps", eval_steps=4, save_total_limit=3)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 12
+
+
+def test_another_number_of_pairs_a_step_is_refused_and_another_split_of_them_is_not(tmp_path):
+    start(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    assert "its steps had 2 pairs (1 process), these would have 4 (1 process)" in refused(
+        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2
+    )
+    trainer = make(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 12
+
+
+def test_a_checkpoint_of_the_model_alone_cannot_be_gone_on_from(tmp_path):
+    start(tmp_path, save_only_model=True)
+    assert "checkpoint-4: holds only the model (save_only_model)" in refused(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_one_that_was_asked_for_is_refused(tmp_path, caplog):
+    whole = make(tmp_path / "whole")
+    whole.train()
+    run = tmp_path / "run"
+    start(run)
+    weights = run / "checkpoint-4" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 4
+    weights.write_bytes(content)
+    assert "checkpoint-4: model.safetensors is damaged" in refused(run, str(run / "checkpoint-4"))
+    resumed = make(run)
+    with caplog.at_level(logging.WARNING):
+        resumed.train(resume_from_checkpoint="auto")
+    assert "passed over" in caplog.text
+    assert (run / "quarantine" / "checkpoint-4").is_dir()
+    assert_same(whole, resumed)
+
+
+def test_going_back_puts_the_newer_checkpoints_aside(tmp_path):
+    make(tmp_path).train()
+    trainer = make(tmp_path, cut=5)
+    with pytest.raises(Cut.Killed):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert {folder.name for folder in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert read_manifest(tmp_path / "quarantine" / "checkpoint-12").step == 12
+
+
+def test_true_wants_a_checkpoint_and_auto_does_not(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
+        make(tmp_path).train(resume_from_checkpoint=True)
+    trainer = make(tmp_path, max_steps=1)
+    trainer.train(resume_from_checkpoint="auto")
+    assert trainer.state.global_step == 1
+
+
+def test_rows_that_were_tokenized_by_somebody_else_are_told_apart(tmp_path):
+    tokens = make(tmp_path / "tokens").train_dataset
+    assert isinstance(tokens, Dataset)
+    start(tmp_path / "run", pairs=tokens)
+    assert "train pairs: others than before" in refused(tmp_path / "run", pairs=tokens.select(range(11)))
