@@ -34,8 +34,10 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     Raises:
         ConfigError: It is a file, or not empty, or what is to be replaced is no run folder.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir {folder} is a file; expected a folder, or the name of a new one")
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if there.exists() and not there.is_dir():
+        what = "is a file" if there == folder else f"cannot be made: {there} is a file"
+        raise ConfigError(f"output_dir {folder} {what}; expected a folder, or the name of a new one")
     if not folder.is_dir() or resume or {file.name for file in folder.iterdir()} <= LOCK_FILES:
         return
     if not (folder / SETTINGS_FILE).is_file():

@@ -6,8 +6,10 @@ name -> place (on disk or hub) -> configuration: does it generate text? -> weigh
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +199,7 @@ def _require_generator(name: str, config: PreTrainedConfig) -> None:
 def _adapter_settings(place: str, revision: str, hub_options: dict[str, Any] | None = None) -> PeftConfig | None:
     """The adapter at a place; ``None`` where a model is. On the hub it is asked for once, and at most once in vain."""
     if Path(place).exists():
-        return PeftConfig.from_pretrained(place) if is_adapter_folder(Path(place)) else None
+        return _read_adapter_settings(place) if is_adapter_folder(Path(place)) else None
     hub_options = hub_options or {}
     try:
         hf_hub_download(place, MODEL_SETTINGS, revision=revision, **hub_options)
@@ -212,7 +214,17 @@ def _adapter_settings(place: str, revision: str, hub_options: dict[str, Any] | N
         except hub_errors.EntryNotFoundError:
             found = f"no model ({MODEL_SETTINGS}) and no adapter ({ADAPTER_SETTINGS})"
             raise ModelError(f"{place}: holds {found} on the hub; expected one of them") from None
-    return PeftConfig.from_pretrained(place, revision=revision, **hub_options)
+    return _read_adapter_settings(place, revision=revision, **hub_options)
+
+
+def _read_adapter_settings(place: str, **options: Any) -> PeftConfig:
+    try:
+        return PeftConfig.from_pretrained(place, **options)
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{place}: its {ADAPTER_SETTINGS} is damaged ({error}); fetch or copy it again") from error
+    except (KeyError, TypeError) as error:  # PEFT looks up what the file says, and builds from it
+        found = f"its {ADAPTER_SETTINGS} is none that PEFT {version('peft')} knows"
+        raise ModelError(f"{place}: {found} ({error})") from error
 
 
 def _base_of(name: str, adapter: PeftConfig) -> tuple[str, str]:
@@ -284,4 +296,6 @@ def _explain(name: str, revision: str, error: BaseException) -> str:
         return "runs Python code of its own; read that code, then allow it with trust_remote_code"
     if "instantiate the backend tokenizer" in str(error):
         return f"holds no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there"
+    if isinstance(error, json.JSONDecodeError):
+        return "one of its JSON files is damaged; fetch or copy them again"
     return f"cannot be loaded: {str(error).strip().splitlines()[0]}"
