@@ -144,6 +144,17 @@ def test_every_held_out_set_can_be_looked_at(monitor, page):
         assert page.locator("#sets [aria-pressed=true]").text_content() == name.removeprefix("eval_")
 
 
+def test_of_prompts_their_own_lines_are_shown(monitor, page):
+    """A chat template writes the same before and after every one of them."""
+    address, runs = monitor
+    prompts = [f"system\nBe kind.\nuser\n{question}\nassistant\n" for question in ("One?\nMore.", "Two?")]
+    answers = event("samples", 0, set="eval", answers=[{"Prompt": prompt, "Policy": "a"} for prompt in prompts])
+    add_run(runs, "run", [*history("good-small"), answers])
+    page.goto(address)
+    page.locator("#samples .prompt .text").first.wait_for()
+    assert page.locator("#samples .prompt .text").all_text_contents() == ["One?\nMore.", "Two?"]
+
+
 def test_what_went_wrong_on_the_way_is_marked(monitor, page):
     address, runs = monitor
     lines = history("good-small")

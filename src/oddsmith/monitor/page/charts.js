@@ -81,7 +81,8 @@ function bandTraces(curve) {
 
 /** The mean's 95% interval over the pairs of each evaluation, as error bars. */
 function errorBars(curve) {
-  const deviations = new Map((curve.run.details?.snapshots ?? []).filter((one) => one.set === (curve.set ? `eval_${curve.set}` : 'eval'))
+  const named = curve.set ? `eval_${curve.set}` : 'eval'; // metrics' names have neither capitals nor spaces
+  const deviations = new Map((curve.run.details?.snapshots ?? []).filter((one) => one.set.toLowerCase().replace(/\s+/g, '_') === named)
     .map((one) => [one.step, one.log_odds ? (1.96 * one.log_odds.deviation) / Math.sqrt(one.log_odds.pairs) : 0]));
   if (!deviations.size) return undefined;
   return { type: 'data', array: curve.x.map((step) => deviations.get(step) ?? 0), thickness: 1.2, width: 3, color: curve.tone };

@@ -96,6 +96,17 @@ export function drawSets(place, sets, chosen, onChoice) {
   if (held) place.querySelector('[aria-pressed="true"]')?.focus();
 }
 
+/** Makes of each text its own lines: without those that all of them begin and end with, as a chat template writes them. */
+function ownLines(texts) {
+  const all = [...new Set(texts)].map((text) => String(text ?? '').split('\n'));
+  const shortest = Math.min(...all.map((lines) => lines.length));
+  const common = (at) => { let count = 0; while (count < shortest - 1 && all.every((lines) => lines.at(at(count)) === all[0].at(at(count)))) count += 1; return count; };
+  if (all.length < 2) return (text) => text;
+  const head = common((i) => i);
+  const tail = Math.min(common((i) => -1 - i), shortest - 1 - head);
+  return (text) => { const lines = text.split('\n'); return lines.slice(head, lines.length - tail).join('\n'); };
+}
+
 /** What the colours of tokens compare with, in words. */
 function comparison(inspected) {
   const { step, first_step: first, compared_with: then } = inspected;
@@ -113,16 +124,17 @@ export function drawPairs(place, shown, set) {
   const inspected = of(run);
   const buttons = Object.entries(KINDS).map(([name, words]) => make('button', { type: 'button', 'aria-pressed': String(name === kind),
     onclick: () => { kind = name; drawPairs(place, shown, set); place.querySelector(`[aria-pressed="true"]`).focus(); } }, `${words} (${(inspected.inspected[name] ?? []).length})`));
-  const rows = (inspected.inspected[kind] ?? []).map(pair);
+  const asked = ownLines(Object.values(inspected.inspected).flat().map((one) => one.prompt));
+  const rows = (inspected.inspected[kind] ?? []).map((one) => pair(one, asked(one.prompt)));
   place.replaceChildren(make('div', { class: 'card' }, make('h2', { id: 'pairs-title' }, `Held-out pairs at step ${inspected.step}`),
     make('div', { class: 'tabs' }, ...buttons), make('p', { class: 'watch-for' }, EXPLAINED[kind], comparison(inspected)),
     ...(rows.length ? rows : [make('p', { class: 'empty' }, 'None.')])));
 }
 
-function pair(one) {
+function pair(one, prompt) {
   const moved = one.before === null || one.before === undefined ? '' : ` (${figure(one.before)} at first)`;
   return make('article', { class: 'pair' }, make('h3', {}, `Pair ${one.row + 1}: margin ${figure(one.margin)}${moved}`),
-    make('div', { class: 'prompt' }, make('h4', {}, 'Prompt'), make('p', { class: 'text' }, plain(one.prompt))),
+    make('div', { class: 'prompt' }, make('h4', {}, 'Prompt'), make('p', { class: 'text' }, plain(prompt))),
     make('div', { class: 'sides' }, ...['chosen', 'rejected'].map((side) => make('div', {}, make('h4', {}, side === 'chosen' ? 'Chosen' : 'Rejected'), tokens(one[side])))));
 }
 
@@ -151,8 +163,9 @@ export function drawSamples(place, shown, set) {
   if (!run) return;
   const { first, last } = of(run);
   const named = (step) => (step === 0 ? 'Base model (step 0)' : `Step ${step}`);
+  const asked = ownLines((last.answers ?? []).map((answer) => answer.Prompt));
   const rows = (last.answers ?? []).map((answer, i) => make('article', { class: 'pair' },
-    make('h3', {}, `Answer ${i + 1}`), make('div', { class: 'prompt' }, make('h4', {}, 'Prompt'), make('p', { class: 'text' }, plain(answer.Prompt))),
+    make('h3', {}, `Answer ${i + 1}`), make('div', { class: 'prompt' }, make('h4', {}, 'Prompt'), make('p', { class: 'text' }, plain(asked(answer.Prompt)))),
     make('div', { class: 'sides' }, side(named(first.step), first.answers?.[i]), last.step === first.step ? null : side(named(last.step), answer))));
   place.replaceChildren(make('div', { class: 'card' }, make('h2', { id: 'samples-title' }, 'Answers to held-out prompts'), ...rows));
 }
