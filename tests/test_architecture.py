@@ -32,6 +32,7 @@ LAYERS = (
     "precision",
     "loss",
     "config",
+    "template",
     "data",
     "batching",
     "model",

@@ -1,4 +1,4 @@
-"""A GGUF file, run by llama.cpp; the template in it runs in the sandbox of transformers."""
+"""A GGUF file, run by llama.cpp; the template in it runs in the sandbox of ``template``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ..data.messages import Message
 from ..errors import ModelError
 from ..llama_cpp import GgufModel
+from ..template.environment import guard_chat_templates
 from .speaker import Sampling
 
 SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -26,6 +27,7 @@ class GgufSpeaker:
     own_temperature = 0.0
 
     def __init__(self, name: str, path: str):
+        guard_chat_templates()
         self.name = name
         self.model = GgufModel(path)
         self.context_tokens: int | None = self.model.context_length

@@ -20,6 +20,8 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ModelError, RowError
+from ..template.budget import LimitReached
+from ..template.environment import guard_chat_templates
 from .formats import PreferencePair
 from .messages import Message
 from .truncate import common_prefix_length
@@ -64,6 +66,7 @@ class Renderer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        guard_chat_templates()
         self.tokenizer = tokenizer
         self._end_of_turn_by_template: dict[tuple[str, str | None], str | None] = {}
 
@@ -78,7 +81,8 @@ class Renderer:
 
         Raises:
             RowError: The template refuses the conversation, or the text is not valid Unicode.
-            ModelError: A conversation, and the tokenizer has no chat template.
+            ModelError: A conversation, and the tokenizer has no chat template, or one that wants more time or memory
+                than any conversation needs.
         """
         if isinstance(pair.prompt, str):
             prompt = pair.prompt
@@ -127,6 +131,11 @@ class Renderer:
         """The template's text for ``messages``; its refusal becomes a RowError in its own words."""
         try:
             return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+        except LimitReached as error:  # never a row's fault alone, and not to be tried again on the next
+            raise ModelError(
+                f"chat template of {tokenizer_name(self.tokenizer)}: {error}; such a template is damaged or hostile,"
+                " set another (tokenizer.chat_template)"
+            ) from error
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join([message["role"] for message in messages[:6]] + ["..."] * (len(messages) > 6))
             raise RowError(

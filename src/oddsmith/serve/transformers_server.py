@@ -9,8 +9,10 @@ import sys
 
 from transformers.cli.transformers import app
 
+from ..template.environment import guard_chat_templates
 from .parent import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent()
+    guard_chat_templates()
     app(["serve", *sys.argv[1:]])
