@@ -105,13 +105,12 @@ class Phases(TrainerCallback):
         self._phase.value = 4
 
 
-def attempt(variant: Variant, folder: Path, number: int, rank: int, port: int, phase: Any) -> None:
-    """Train ``variant`` in ``folder`` to the end, from its newest checkpoint if it has one.
+def attempt(variant: Variant, folder: Path, rank: int, port: int, phase: Any) -> None:
+    """Train ``variant`` in ``folder`` to the end, from its newest checkpoint if it has one; then with less free memory.
 
     Args:
         variant: What to train.
         folder: The run folder.
-        number: Which attempt; those that go on from a checkpoint find other amounts of free memory.
         rank: Of this process.
         port: Where the processes meet.
         phase: Shared number.
@@ -121,8 +120,7 @@ def attempt(variant: Variant, folder: Path, number: int, rank: int, port: int, p
     os.dup2(log, 2)
     torch.set_num_threads(1)
     begun = any(folder.glob("checkpoint-*/manifest.json"))
-    free_mb = (5.0, 6.5, 3.5)[number % 3 if begun else 0] * variant.processes  # 412, 540 or 286 tokens
-    memory.free_bytes = lambda device: int(free_mb * 1e6)
+    memory.free_bytes = lambda device: variant.processes * (3_500_000 if begun else 5_000_000)  # 285 or 414 tokens
     if variant.processes > 1:
         ranks = {
             "RANK": rank,

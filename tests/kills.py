@@ -110,10 +110,9 @@ class Processes:
     Args:
         variant: What they train.
         folder: The run folder.
-        number: Which attempt.
     """
 
-    def __init__(self, variant: Variant, folder: Path, number: int):
+    def __init__(self, variant: Variant, folder: Path):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.killed_runs"])
         with socket.socket() as probe:
@@ -122,7 +121,7 @@ class Processes:
         self.folder = folder
         self._phase = context.Value("i", 0, lock=False)
         self.all = [
-            context.Process(target=attempt, args=(variant, folder, number, rank, port, self._phase))
+            context.Process(target=attempt, args=(variant, folder, rank, port, self._phase))
             for rank in range(variant.processes)
         ]
         for process in self.all:
@@ -216,7 +215,7 @@ class Trials:
         self.variant, self.folder = variant, folder
         self._random = random.Random(f"{variant.name} {seed}")
         folder.mkdir(parents=True)
-        undisturbed = Processes(variant, folder / "undisturbed", 0)
+        undisturbed = Processes(variant, folder / "undisturbed")
         codes = undisturbed.join(ATTEMPT_S)
         self._duration_s = time.monotonic() - undisturbed.started_at
         if any(codes):
@@ -238,7 +237,7 @@ class Trials:
         while True:
             number += 1
             saved, before = committed(folder), len(starts(folder))
-            processes = Processes(self.variant, folder, number)
+            processes = Processes(self.variant, folder)
             is_last = len(trial.kills) == kills
             hit = None if is_last else self._kill(processes, aims[len(trial.kills) % len(aims)])
             trial.wrong += [
