@@ -107,7 +107,8 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvalu
             eval_dataset = {name: self._prepared(rows, name) for name, rows in eval_dataset.items()}
         else:
             eval_dataset = self._prepared(eval_dataset, "eval")
-        self._pad_token_id = args.padding_value if args.padding_value is not None else tokenizer.pad_token_id
+        given = (args.padding_value, tokenizer.pad_token_id, 0)  # any token will do, see PairCollator
+        self._pad_token_id = next(token for token in given if token is not None)
         self._meter, self._evaluation = TrainingMeter(), EvaluationMeter()
         self._assignments: Any = None  # what plans the training batches, once there is a loader
         self._watched = []
