@@ -16,6 +16,7 @@ from oddsmith.cli.assembly import base_dtype
 from oddsmith.cli.build import build
 from oddsmith.cli.resolve import resolve
 from oddsmith.cli.schema import load_fields
+from oddsmith.pair_records import PAIRS_FILE
 from tests.command import SETTINGS, run_apart, run_here, save_config, save_model, save_pairs
 
 
