@@ -1,4 +1,4 @@
-"""Training that is asked to stop, by real signals in this process: what it finishes, what it gives up, how it goes on."""
+"""Training that real signals in this process ask to stop: what it finishes, what it gives up, and how it goes on."""
 
 from __future__ import annotations
 
@@ -197,13 +197,6 @@ def test_a_stopped_run_keeps_its_checkpoint_beside_the_best_one_however_few_may_
     trainer, _ = stopped_run(tmp_path, Ask("on_step_begin", 4), save_total_limit=1, **LOWER)
     assert trainer.state.best_model_checkpoint
     verify(tmp_path / "checkpoint-5")
-
-
-def test_before_the_first_step_the_process_ends_with_the_code_of_a_run_that_can_go_on(tmp_path):
-    with pytest.raises(SystemExit) as ended, StopOnRequest():
-        signal.raise_signal(signal.SIGTERM)
-        time.sleep(5)
-    assert ended.value.code == 75
 
 
 # ---- While evaluating
