@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests.faults import file_size_limit
+from tests.upload_hub import upload_hub
 
 settings.register_profile("oddsmith", deadline=None, derandomize=True)
 settings.load_profile("oddsmith")
@@ -19,3 +20,10 @@ def small_files():
     """No file may grow past 64 KiB, as on a disk that is full."""
     with file_size_limit(65536):
         yield
+
+
+@pytest.fixture
+def hub():
+    """A hub on this machine: what it was asked, and the environment of a process that uses it."""
+    with upload_hub() as made:
+        yield made

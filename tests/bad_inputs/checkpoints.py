@@ -170,7 +170,7 @@ CHECKPOINTS: tuple[BadInput, ...] = (
         "has no whole one left",
         "train c.yaml --resume",
         (
-            "out: none of its checkpoints is whole (2 in out/quarantine); put a good copy of one"
+            "out: none of its checkpoints is whole (2 in out/_quarantine); put a good copy of one"
             " into the run folder, or begin again in another folder"
         ),
         {**RUN, **_last(MANIFEST, "{"), "out/checkpoint-2/model.safetensors": _cut},

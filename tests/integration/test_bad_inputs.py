@@ -29,7 +29,7 @@ def model(tmp_path_factory) -> Path:
 
 def contents(folder: Path) -> list[tuple[str, bytes]]:
     """All files; a checkpoint that was set aside is still there, and a lock is nobody's file."""
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock"))
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("_lock"))
     return sorted((path.name, path.read_bytes()) for path in files)
 
 

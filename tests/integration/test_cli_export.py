@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -237,70 +235,6 @@ def test_a_typing_mistake_is_told_without_torch():
 
 
 # ---- The hub comes last
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Takes uploads as huggingface.co does, all files in one commit."""
-
-    asked: list[tuple[str, bytes]]
-
-    def do_POST(self):
-        body = self.body()
-        self.asked.append((self.path, body))
-        here = f"http://127.0.0.1:{self.server.server_port}/me/model"
-        answers = {
-            "/api/repos/create": {"url": here},
-            "/api/validate-yaml": {"errors": [], "warnings": []},
-            "/api/models/me/model/commit/main": {"commitUrl": f"{here}/commit/1", "commitOid": "1" * 40},
-        }
-        if "preupload" in self.path:
-            files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
-            return self.answer({"files": files})
-        return self.answer(answers.get(self.path, {}), 200 if self.path in answers else 404)
-
-    def do_GET(self):
-        self.answer({}, 404)
-
-    do_HEAD = do_GET
-
-    def body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        parts = []
-        while size := int(self.rfile.readline(), 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
-
-    def answer(self, document, status=200):
-        text = json.dumps(document).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(text)
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def hub():
-    """A hub on this machine: what it was asked, and the environment of a process that uses it."""
-    handler = type("ThisHub", (Hub,), {"asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    variables = {
-        "HF_HUB_OFFLINE": "0",
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_TOKEN": "hf_nobody",
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    yield handler.asked, {**environment(), **variables}
-    server.shutdown()
 
 
 def test_a_verified_export_is_uploaded_whole(run, hub):

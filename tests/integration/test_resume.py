@@ -269,7 +269,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_one_that_was_asked_for_is_refus
     with caplog.at_level(logging.WARNING):
         resumed.train(resume_from_checkpoint="auto")
     assert "passed over" in caplog.text
-    assert (run / "quarantine" / "checkpoint-4").is_dir()
+    assert (run / "_quarantine" / "checkpoint-4").is_dir()
     assert_same(whole, resumed)
 
 
@@ -279,7 +279,7 @@ def test_going_back_puts_the_newer_checkpoints_aside(tmp_path):
     with pytest.raises(Cut.Killed):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert {folder.name for folder in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
-    assert read_manifest(tmp_path / "quarantine" / "checkpoint-12").step == 12
+    assert read_manifest(tmp_path / "_quarantine" / "checkpoint-12").step == 12
 
 
 def test_true_wants_a_checkpoint_and_auto_does_not(tmp_path):

@@ -49,8 +49,8 @@ def test_a_bad_one_is_passed_over_said_and_kept(tmp_path):
     assert newest_verified(tmp_path, told.append) == good
     (line,) = told
     assert line.startswith(f"passed over {bad}: trainer_state.json has 1 bytes; 2 were written")
-    assert line.endswith(f"it lies in {tmp_path}/quarantine/checkpoint-20 now")
-    assert (tmp_path / "quarantine" / "checkpoint-20" / "trainer_state.json").read_text() == "?"
+    assert line.endswith(f"it lies in {tmp_path}/_quarantine/checkpoint-20 now")
+    assert (tmp_path / "_quarantine" / "checkpoint-20" / "trainer_state.json").read_text() == "?"
 
 
 def test_one_with_a_wrong_name_is_passed_over(tmp_path):
@@ -65,10 +65,10 @@ def test_with_none_good_it_stops_now_and_at_the_next_try(tmp_path):
     for folder in make(tmp_path, 1, 2):
         damage(folder)
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="none of its checkpoints is whole \\(2 in .*quarantine\\)"):
+        with pytest.raises(CheckpointError, match="none of its checkpoints is whole \\(2 in .*_quarantine\\)"):
             newest_verified(tmp_path, print)
-    (tmp_path / "quarantine" / "checkpoint-2" / "trainer_state.json").write_text("2")
-    (tmp_path / "quarantine" / "checkpoint-2").rename(tmp_path / "checkpoint-2")
+    (tmp_path / "_quarantine" / "checkpoint-2" / "trainer_state.json").write_text("2")
+    (tmp_path / "_quarantine" / "checkpoint-2").rename(tmp_path / "checkpoint-2")
     assert newest_verified(tmp_path, print).name == "checkpoint-2"
 
 

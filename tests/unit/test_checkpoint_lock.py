@@ -43,7 +43,7 @@ def test_a_dead_owners_lock_is_taken_over(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with held(tmp_path / "run"):
-        assert f'"pid": {os.getpid()}' in (tmp_path / "run" / ".lock.json").read_text()
+        assert f'"pid": {os.getpid()}' in (tmp_path / "run" / "_lock.json").read_text()
 
 
 def test_a_process_enters_its_own_lock_again(tmp_path):

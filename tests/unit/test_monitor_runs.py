@@ -204,7 +204,7 @@ def test_the_first_answers_are_kept_however_many_follow(tmp_path):
 
 def test_a_run_folder_with_checkpoints_and_a_quarantine_is_one_run(tmp_path):
     folder = make_run(tmp_path / "runs" / "one", line("start", 0), line("checkpoint", 10, path="checkpoint-10"))
-    for name in ("checkpoint-10", "quarantine/checkpoint-20"):
+    for name in ("checkpoint-10", "_quarantine/checkpoint-20"):
         (folder / name).mkdir(parents=True)
         (folder / name / "manifest.json").write_text("{")
         (folder / name / "trainer_state.json").write_text("{")

@@ -6,7 +6,7 @@
         process-RANK.safetensors + .json         random states, sums of the log line that is due, budget of tokens
         trainer_state.json                       steps, epochs, logged values, best model
         manifest.json                            written last: size and SHA-256 of every other file, and of which run
-    RUN/quarantine/                              what was passed over when a run was resumed; nothing here is deleted
+    RUN/_quarantine/                             what was passed over when a run was resumed; nothing here is deleted
 
 Nothing is pickled. ``manifest`` makes and verifies, ``choose`` finds the one to go on from, ``changes`` tells whether
 it is of the same run, ``state`` writes nested tensors, ``lock`` keeps a second process out of the run folder, and

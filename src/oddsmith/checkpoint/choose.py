@@ -16,7 +16,7 @@ from ..disk import flush_to_disk
 from ..errors import CheckpointError
 from .manifest import is_unfinished, retract, verify
 
-QUARANTINE = "quarantine"
+QUARANTINE = "_quarantine"  # what begins with an underscore is not uploaded with a run folder
 LEAST_KEPT = 2
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
 

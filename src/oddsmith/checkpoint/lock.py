@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import ConfigError
 
-LOCK_FILE, OWNER_FILE = ".lock", ".lock.json"
+LOCK_FILE, OWNER_FILE = "_lock", "_lock.json"  # what begins with an underscore is not uploaded with a run folder
 LOCK_FILES = frozenset({LOCK_FILE, OWNER_FILE})
 # Processes that an owner started (of a data loader) notice its death within 5 s, and hold what it held until then.
 DEAD_OWNER_S = 15.0

@@ -230,10 +230,12 @@ def _finish(trainer: ORPOTrainer, settings: Settings) -> None:
     """Save the model and its state, and upload it if asked to."""
     run = Path(str(settings.orpo.output_dir))
     with working("saving"):
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # which would upload it, before its card is there
         with dispensable(run, "the model is saved, but not trainer_state.json or the card beside it"):
             trainer.save_state()
             trainer.create_model_card(dataset_name=settings.data.dataset_name)
     if settings.orpo.push_to_hub:
-        with working("uploading"):
+        from ..export.publish import upload_failures
+
+        with working("uploading"), upload_failures(run, str(trainer.hub_model_id)):
             trainer.push_to_hub(dataset_name=settings.data.dataset_name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
@@ -44,13 +46,28 @@ def publish(folder: Path, repository: str) -> str:
         ExportError: It was not uploaded. The folder is as it was.
     """
     api = HfApi()
-    try:
+    with upload_failures(folder, repository):
         url = api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported by Oddsmith")
+    return str(url)
+
+
+@contextmanager
+def upload_failures(folder: Path, repository: str) -> Iterator[None]:
+    """Say in one line that a folder is complete but was not uploaded, and how to do it later.
+
+    Args:
+        folder: The folder.
+        repository: ``owner/name`` on the hub.
+
+    Raises:
+        ExportError: The hub, or the way to it, failed.
+    """
+    try:
+        yield
     except (hub_errors.HfHubHTTPError, OSError, ValueError) as error:  # ValueError: the hub refuses the card
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExportError(
             f"{folder} is complete and verified, but was not uploaded: {reason};"
             f" upload it later with: hf upload {repository} {folder}"
         ) from error
-    return str(url)
