@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+MEMORY_BYTES = 2**20  # of a control group: less than a step needs
+
 
 @contextmanager
 def file_size_limit(size_bytes: int) -> Iterator[None]:
@@ -60,3 +62,39 @@ def remount(folder: Path, *options: str, **values: str) -> None:
 def _mount(folder: Path, kind: str, options: dict[str, str]) -> subprocess.CompletedProcess[str]:
     words = ",".join(f"{name}={value}" if value else name for name, value in options.items())
     return subprocess.run(["mount", "-t", kind, "-o", words, kind, folder], capture_output=True, text=True)
+
+
+class MemoryGroup:
+    """A control group of the kernel that has no memory to give.
+
+    Args:
+        folder: Of the group.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def take(self, pid: int) -> None:
+        """Put a process into the group: the kernel ends it when it asks for more memory."""
+        (self._folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
+
+
+@contextmanager
+def memory_group() -> Iterator[MemoryGroup]:
+    """A control group without memory, in either version of them. Skips the test where none can be made."""
+    root = Path("/sys/fs/cgroup")
+    is_first = (root / "memory").is_dir()
+    folder = (root / "memory" if is_first else root) / f"oddsmith-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+        for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if is_first else ("memory.max",):
+            if (folder / name).exists() or not is_first:
+                (folder / name).write_text(str(MEMORY_BYTES), encoding="ascii")
+    except OSError as error:
+        if folder.is_dir():
+            folder.rmdir()
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        yield MemoryGroup(folder)
+    finally:
+        folder.rmdir()

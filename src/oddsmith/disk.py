@@ -86,6 +86,8 @@ def dispensable(place: Path, consequence: str) -> Iterator[None]:
     """
     try:
         yield
+    except MemoryError:
+        _say_once(f"{place}: not written (out of memory); {consequence}")
     except Exception as error:  # a writer may raise nothing narrower; what is not the disk's goes on
         fault = write_fault(error)
         if fault is None:

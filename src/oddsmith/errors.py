@@ -9,7 +9,7 @@
     │   ├── CheckpointError           a checkpoint to resume from: missing, damaged, or of another run
     │   └── MissingExtraError         an optional dependency; the message is the install command
     ├── SaveError                     a checkpoint could not be written; the one before it is whole
-    ├── OutOfMemoryError (MemoryError)  the machine's memory, or the device's, is too small
+    ├── OutOfMemoryError              a ``MemoryError``: of the machine, or of the device
     ├── ExportError                   an export failed: no room for it, or its result is not what it was made from
     ├── ServerError                   a server that was started did not answer, or ended by itself
     ├── NonFiniteError                a log-probability became NaN or infinite while training
@@ -103,7 +103,16 @@ class MissingExtraError(UsageError, ImportError):
 
 
 class SaveError(OddsmithError):
-    """A checkpoint could not be written. What it had begun is no checkpoint; the last one before it is whole."""
+    """A checkpoint could not be written. What it had begun is no checkpoint; the last one before it is whole.
+
+    Args:
+        message: Why, what is left, and what to do.
+        folder_is_gone: Whether the run folder was removed while the checkpoint was being written.
+    """
+
+    def __init__(self, message: str, folder_is_gone: bool = False):
+        super().__init__(message)
+        self.folder_is_gone = folder_is_gone
 
 
 class OutOfMemoryError(OddsmithError, MemoryError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +14,11 @@ TRAINING_CURE = (
 )
 ANY_CURE = "close other programs, or take a smaller model or less data"
 
-# torch: "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to
-# allocate 40000000000 bytes. Error code 12 (Cannot allocate memory)"; on Windows "not enough memory".
-_ALLOCATOR = re.compile(r"DefaultCPUAllocator: .*?(?:tried to allocate (\d+) bytes|$)", re.DOTALL)
+# "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate
+# 40000000000 bytes. Error code 12 (Cannot allocate memory)", on Windows "not enough memory"; "unable to mmap 6301764052
+# bytes from file <model.safetensors>: Cannot allocate memory (12)"; "can't start new thread".
+_SHORTAGE = re.compile(r"DefaultCPUAllocator|Cannot allocate memory|can't start new thread")
+_ASKED_BYTES = re.compile(r"(?:tried to allocate|unable to mmap) (\d+) bytes")
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def clear_memory_errors(cure: str = TRAINING_CURE, *, device: bool = True) -> It
             one, and it is plain already; what a CPU's memory brings forth is not.
 
     Raises:
-        OutOfMemoryError: Instead of ``MemoryError``, an ``OSError`` of that kind, or torch's ``RuntimeError``.
+        OutOfMemoryError: Instead of ``MemoryError``, or an ``OSError`` or torch's ``RuntimeError`` of that kind.
     """
     try:
         yield
@@ -47,9 +48,7 @@ def _what_ran_out(error: Exception) -> str | None:
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError" or (isinstance(error, RuntimeError) and "out of memory" in text):
         return "the device is out of memory"
-    allocator = _ALLOCATOR.search(text)
-    if allocator and allocator[1]:
-        return f"this machine is out of memory ({int(allocator[1]) / 1e9:,.1f} GB were asked for at once)"
-    if allocator or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-        return "this machine is out of memory"
+    if isinstance(error, MemoryError) or _SHORTAGE.search(text):
+        asked = _ASKED_BYTES.search(text)
+        return "this machine is out of memory" + (f" ({int(asked[1]) / 1e9:,.1f} GB were asked for)" if asked else "")
     return None

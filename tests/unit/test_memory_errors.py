@@ -1,8 +1,8 @@
-"""Memory that runs out is said in one line; each of these errors is the real one, brought about here."""
+"""Memory that runs out is said in one line; but two these errors are the real ones, brought about here."""
 
 from __future__ import annotations
 
-import errno
+import mmap
 
 import numpy as np
 import pytest
@@ -18,20 +18,21 @@ def on_device():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-def unmapped():
-    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+def mapped():
+    raise RuntimeError("unable to mmap 6301764052 bytes from file </model.safetensors>: Cannot allocate memory (12)")
 
 
 @pytest.mark.parametrize(
     ("ask", "expected"),
     [
-        (lambda: torch.empty(10**15), "this machine is out of memory (4,000,000.0 GB were asked for at once); lower"),
+        (lambda: torch.empty(10**15), "this machine is out of memory (4,000,000.0 GB were asked for); lower"),
         (lambda: bytearray(10**15), f"this machine is out of memory; {CURE}"),
         (lambda: np.empty(10**15), f"this machine is out of memory; {CURE}"),
-        (unmapped, f"this machine is out of memory; {CURE}"),
+        (lambda: mmap.mmap(-1, 2**60), f"this machine is out of memory; {CURE}"),
+        (mapped, f"this machine is out of memory (6.3 GB were asked for); {CURE}"),
         (on_device, f"the device is out of memory; {CURE}"),
     ],
-    ids=["torch", "Python", "NumPy", "mmap", "device"],
+    ids=["torch", "Python", "NumPy", "mmap", "safetensors", "device"],
 )
 def test_what_ran_out_and_what_to_do(ask, expected):
     with pytest.raises(OutOfMemoryError) as raised, clear_memory_errors():

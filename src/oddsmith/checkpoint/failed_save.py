@@ -40,7 +40,7 @@ def clear_save_errors(folder: Path, needed_bytes: Callable[[], int]) -> Iterator
         fault = write_fault(error)
         if fault not in _KNOWN:
             raise
-        raise SaveError(_message(folder, fault, needed_bytes())) from error
+        raise SaveError(_message(folder, fault, needed_bytes()), folder_is_gone=fault in _GONE) from error
 
 
 def give_back(folder: Path) -> None:

@@ -12,6 +12,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from ..errors import SaveError
 from .carried import write_process
 from .choose import rotate, set_aside
 from .identity import RunIdentity
@@ -46,16 +47,25 @@ class SavedCheckpoints(SavesTogether, RunIdentity):
             return
         if trial is None:
             self.store_flos()
-        self._on_main(folder, lambda: self._begin(folder))
-        self._together(folder, lambda: self._write(folder))
-        self._name_best(run)
-        self._on_main(folder, lambda: self._commit(folder))
+        try:
+            self._save_whole(folder)
+        except SaveError as error:
+            if not error.folder_is_gone:
+                raise
+            logger.warning("%s was removed while the run goes on; it is made anew", run)
+            self._save_whole(folder)
         self._saved_step = self.state.global_step
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate(run, self.args.save_total_limit, keep=None if best is None else Path(best))
+
+    def _save_whole(self, folder: Path) -> None:
+        self._on_main(folder, lambda: self._begin(folder))
+        self._together(folder, lambda: self._write(folder))
+        self._name_best(folder.parent)
+        self._on_main(folder, lambda: self._commit(folder))
 
     def _begin(self, folder: Path) -> None:
         if folder.exists():

@@ -45,12 +45,13 @@ class SavesTogether(Trainer):
         except (OSError, TypeError) as error:
             failure = SaveError(f"{folder}: not saved: {error}")
             failure.__cause__ = error
-        failures = gather_object([None if failure is None else str(failure)])
-        first = next(filter(None, failures), None)
-        if first is not None:
+        failures = [told for told in gather_object([failure and (str(failure), failure.folder_is_gone)]) if told]
+        if failures:
             if self.args.should_save:
                 give_back(folder)
-            raise failure or SaveError(first)
+            failure = failure or SaveError(failures[0][0])
+            failure.folder_is_gone = any(is_gone for _, is_gone in failures)
+            raise failure
 
     def _needed_bytes(self, folder: Path) -> int:
         model = self.accelerator.unwrap_model(self.model)

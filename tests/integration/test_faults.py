@@ -1,0 +1,274 @@
+"""What machines do to a run: the last good checkpoint survives, one line says why, and the run goes on from there.
+
+Every fault is the real one, in a process of its own: a small disk, a limit of the system, a folder that is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from oddsmith.checkpoint.choose import checkpoints
+from oddsmith.checkpoint.manifest import verify
+from oddsmith.events import read_events
+from oddsmith.first_evaluation import FIRST_FILE
+from oddsmith.model.outline import outline_model
+from tests.command import SETTINGS, save_config, save_model, save_pairs
+from tests.fault_runs import Run, reverse_times
+from tests.faults import memory_group, remount, small_disk
+from tests.kills import differences, left_by
+
+STEPS = 12
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A configuration of 12 steps with dropout that saves every two of them, and what it leaves undisturbed."""
+    folder = tmp_path_factory.mktemp("faults")
+    save_config(
+        folder / "config.yaml",
+        **SETTINGS,
+        model_name_or_path=str(save_model(folder / "model", attention_dropout=0.1)),
+        dataset_name=str(save_pairs(folder / "pairs.jsonl", count=24)),
+        test_split_size=0.25,
+        max_steps=STEPS,
+        gradient_accumulation_steps=2,
+        disable_dropout=False,
+        save_steps=2,
+        logging_steps=3,
+        eval_strategy="steps",
+        eval_steps=3,
+    )
+    outcome = train(folder, folder / "undisturbed").end()
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+def train(workshop: Path, run: Path, *words: object, **how) -> Run:
+    return Run("train", workshop / "config.yaml", "--output-dir", run, *words, log=workshop / "said.log", **how)
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def assert_as_undisturbed(run: Path, workshop: Path) -> None:
+    """The same weights, state and logged values; what is only looked at may have gaps."""
+    left, expected = (left_by(folder)._replace(diary={}) for folder in (run, workshop / "undisturbed"))
+    for found in (left, expected):
+        found.digests.pop(FIRST_FILE, None)
+    assert list(differences(left, expected)) == []
+
+
+def assert_goes_on(run: Path, workshop: Path, saved: int) -> None:
+    """All checkpoints are whole, the newest is of step ``saved``, and from it the run ends as if nothing had been."""
+    whole = [verify(folder).step for folder in checkpoints(run)]
+    assert whole == list(range(2, saved + 1, 2))
+    reverse_times(run)
+    resumed = train(workshop, run, "--resume").end()
+    assert resumed.code == 0, resumed.err
+    assert f"checkpoint-{saved}" in resumed.err
+    assert_as_undisturbed(run, workshop)
+
+
+# ---- Before the first step
+
+
+def test_a_disk_that_is_full_already(workshop, tmp_path):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        (disk / "filler").write_bytes(bytes(60_000))
+        outcome = train(workshop, disk / "run").end()
+        assert outcome.code == 2
+        assert outcome.err == (
+            f"error: output_dir {disk}/run: cannot be written (no space left on device); choose another output_dir\n"
+        )
+
+
+def test_a_disk_with_no_room_for_a_checkpoint_and_the_model(workshop, tmp_path):
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        outcome = train(workshop, disk / "run").end()
+        assert outcome.code == 2
+        line = outcome.err.splitlines()[-1]
+        assert line.startswith(f"error: output_dir {disk}/run: a checkpoint and the final model take ")
+        assert line.endswith(" kB are free there; make room, or choose another output_dir")
+        assert not list(disk.glob("run/checkpoint-*"))
+
+
+def test_a_disk_that_may_not_be_written(workshop, tmp_path):
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        remount(disk, "ro", size="4m")
+        outcome = train(workshop, disk / "run").end()
+        assert outcome.code == 2
+        assert "cannot be written (read-only file system); choose another output_dir" in outcome.err
+
+
+def test_a_limit_on_the_size_of_files_that_is_too_low_from_the_start(workshop, tmp_path):
+    outcome = train(workshop, tmp_path / "run", limits={resource.RLIMIT_FSIZE: 80_000}).end()
+    assert outcome.code == 2
+    assert (
+        "kB will be saved, and no file may become larger than 80 kB here; raise that limit (ulimit -f)" in outcome.err
+    )
+
+
+# ---- While it runs
+
+
+def test_a_disk_that_becomes_full(workshop, tmp_path):
+    """A tmpfs as run folder, and the temporary folder elsewhere; room for two checkpoints and a half."""
+    one = size_of(workshop / "undisturbed" / "checkpoint-4")
+    with small_disk(tmp_path / "disk", f"{int(2.6 * one) // 1024 + 250}k") as disk:
+        outcome = train(workshop, disk / "run").end()
+        saved = verify(checkpoints(disk / "run")[-1]).step
+        assert outcome.code == 1
+        assert "warning: output_dir" in outcome.err
+        line = outcome.err.splitlines()[-1]
+        lost = disk / "run" / f"checkpoint-{saved + 2}"
+        assert line.startswith(f"error: {lost}: not saved (no space left on device): it takes ")
+        assert line.endswith(
+            f"; checkpoint-{saved} is whole; make room (a smaller save_total_limit keeps fewer checkpoints), then go on"
+            " with --resume"
+        )
+        assert not lost.exists()
+        remount(disk, size="8m")
+        assert_goes_on(disk / "run", workshop, saved)
+
+
+def test_a_disk_whose_files_are_used_up(workshop, tmp_path):
+    with small_disk(tmp_path / "disk", "8m", nr_inodes="45") as disk:
+        outcome = train(workshop, disk / "run").end()
+        saved = verify(checkpoints(disk / "run")[-1]).step
+        assert outcome.code == 1
+        assert "are free there, though not for this user or not for one more file (quota, df -i)" in outcome.err
+        remount(disk, nr_inodes="1000")
+        assert_goes_on(disk / "run", workshop, saved)
+
+
+def test_a_limit_on_the_size_of_files_that_is_set_while_it_runs(workshop, tmp_path):
+    run = train(workshop, tmp_path / "run")
+    with run.held_at(tmp_path / "run", 4) as pid:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+    outcome = run.end()
+    saved = verify(checkpoints(tmp_path / "run")[-1]).step
+    assert outcome.code == 1
+    assert outcome.err.endswith(
+        f"not saved (file too large); checkpoint-{saved} is whole; raise the limit on the size of files (ulimit -f),"
+        " then go on with --resume\n"
+    )
+    assert_goes_on(tmp_path / "run", workshop, saved)
+
+
+def test_a_folder_that_is_closed_while_it_runs(workshop, tmp_path):
+    folder = tmp_path / "run"
+    run = train(workshop, folder)
+    with ExitStack() as closed:
+        with run.held_at(folder, 4):
+            closed.enter_context(immutable(folder))
+        outcome = run.end()
+    saved = verify(checkpoints(folder)[-1]).step
+    assert outcome.code == 1
+    assert outcome.err.endswith(
+        f"not saved (operation not permitted); checkpoint-{saved} is whole; make the folder writable, then go on with"
+        " --resume\n"
+    )
+    assert_goes_on(folder, workshop, saved)
+
+
+def test_a_folder_that_is_removed_while_it_runs(workshop, tmp_path):
+    """Nothing is lost but what was removed: the run makes the folder anew, and ends with its model."""
+    folder = tmp_path / "run"
+    run = train(workshop, folder)
+    with run.held_at(folder, 4):
+        shutil.rmtree(folder)
+    outcome = run.end()
+    assert outcome.code == 0, outcome.err
+    whole = [verify(place).step for place in checkpoints(folder)]
+    assert (2 not in whole, whole[-1]) == (True, STEPS)
+    assert_as_undisturbed(folder, workshop)
+
+
+def test_files_that_are_only_looked_at_end_no_run(workshop, tmp_path):
+    folder = tmp_path / "run"
+    looked_at = ("events.jsonl", "README.md", "report.html", "_held_out_pairs.json", "trainer_state.json")
+    run = train(workshop, folder)
+    with run.held_at(folder, 4):
+        for name in looked_at:
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).mkdir()
+    outcome = run.end()
+    assert outcome.code == 0, outcome.err
+    warnings = [line for line in outcome.err.splitlines() if "not written (is a directory)" in line]
+    assert len(warnings) == len(set(warnings))
+    assert {name for name in looked_at for line in warnings if name in line} >= set(looked_at[:2])
+    for name in ("events.jsonl", "trainer_state.json"):
+        (folder / name).rmdir()
+        shutil.copy(workshop / "undisturbed" / name, folder)
+    assert_as_undisturbed(folder, workshop)
+
+
+def test_a_clock_that_goes_back(workshop, tmp_path):
+    """A day at every look: neither which checkpoint is the newest, nor which may go, nor any speed comes from it."""
+    run = tmp_path / "run"
+    outcome = train(workshop, run, "--save-total-limit", 2, clock_jumps=True).end()
+    assert outcome.code == 0, outcome.err
+    assert [verify(folder).step for folder in checkpoints(run)] == [STEPS - 2, STEPS]
+    times = [event["time"] for event in read_events(run)]
+    assert times == sorted(times, reverse=True)
+    logged = [event for event in read_events(run) if "loss" in event]
+    assert len(logged) == STEPS // 3
+    assert all(event["tokens_per_second"] > 0 and event["pairs_per_second"] > 0 for event in logged)
+    assert_as_undisturbed(run, workshop)
+
+
+def test_memory_that_runs_out_while_it_runs(workshop, tmp_path):
+    """The kernel ends the process, as where a container or a batch system gives no more memory."""
+    run = train(workshop, tmp_path / "run")
+    with memory_group() as group:
+        with run.held_at(tmp_path / "run", 4) as pid:
+            group.take(pid)
+        assert run.end().code == -signal.SIGKILL
+    assert_goes_on(tmp_path / "run", workshop, verify(checkpoints(tmp_path / "run")[-1]).step)
+
+
+def test_a_model_that_is_larger_than_the_memory(workshop, tmp_path):
+    model = save_model(tmp_path / "model")
+    make_huge(model)
+    run = train(workshop, tmp_path / "run", "--model-name-or-path", model, spare_memory=GB)
+    outcome = run.end()
+    assert outcome.code == 1
+    assert "error: this machine is out of memory" in outcome.err
+    assert "lower per_device_train_batch_size" in outcome.err
+
+
+def make_huge(model: Path) -> None:
+    """Replace the weights of a model by 6 GB of zeros, which take no room: a file of one hole."""
+    settings = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    settings |= {"hidden_size": 4096, "intermediate_size": 64_000}
+    (model / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    header, end = {}, 0
+    for name, parameter in outline_model(str(model), dtype="auto").named_parameters():
+        start, end = end, end + 4 * parameter.numel()
+        header[name] = {"dtype": "F32", "shape": list(parameter.shape), "data_offsets": [start, end]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    with (model / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+@contextmanager
+def immutable(folder: Path):
+    """Nothing can be made or removed in a folder, not even by root."""
+    if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", folder], capture_output=True).returncode:
+        pytest.skip("a folder cannot be closed to root here (chattr +i)")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", folder], check=True)
