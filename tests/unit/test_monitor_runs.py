@@ -210,6 +210,7 @@ def test_a_run_folder_with_checkpoints_and_a_quarantine_is_one_run(tmp_path):
         (folder / name / "trainer_state.json").write_text("{")
     assert find_runs(tmp_path / "runs") == find_runs(folder) == [folder]
     assert read(folder).summary()["state"] == "running"
+    assert read(folder).summary()["checkpoint"] == 10
 
 
 def test_a_new_run_in_the_same_folder_replaces_the_old_and_keeps_its_first_evaluation(tmp_path):

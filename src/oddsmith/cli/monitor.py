@@ -106,8 +106,10 @@ def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
     verdict = "unreadable" if run["problem"] else run["verdict"]
     left = f", {run['seconds_left'] / 60:.0f} min left" if run["seconds_left"] is not None else ""
     lines = [f"{run['name']}: {verdict} ({run['state']}, step {run['step']} of {run['max_steps']}{left})", *curves]
-    if told := [_counted(kind, count) for kind, count in run["happened"].items()]:
-        lines.append(f"  {', '.join(told)}")
+    told = [_counted(kind, count) for kind, count in run["happened"].items()]
+    if run["checkpoint"] is not None:
+        told.append(f"last checkpoint at step {run['checkpoint']}")
+    lines += [f"  {', '.join(told)}"] if told else []
     for finding in run["findings"]:
         if finding["verdict"] != "healthy":
             lines.append(f"  {finding['verdict']}: {finding['rule'].replace('_', ' ')}: {finding['evidence']}")

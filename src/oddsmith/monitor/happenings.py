@@ -1,4 +1,4 @@
-"""What a diary tells beside its curves: margins of the held-out pairs, answers, and what went wrong on the way."""
+"""What a diary tells beside its curves: margins of the held-out pairs, answers, checkpoints, and what went wrong."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Happenings:
         self._answers: dict[str, list[dict[str, Any]]] = {}  # set -> those of the first time, and of the last
         self._marks: deque[dict[str, Any]] = deque(maxlen=MOST_MARKS)
         self._counts: Counter[str] = Counter()
+        self.checkpoint: int | None = None  # the step of the last one
 
     def take(self, event: dict[str, Any]) -> None:
         """Take an event of the diary; most are none of these.
@@ -43,6 +44,8 @@ class Happenings:
         if kind == "start" and step > 0:
             self._cut_back(step)
             self._mark(RESUMED, step, IN_WORDS[RESUMED])
+        elif kind == "checkpoint":
+            self.checkpoint = step
         elif kind in OF_STEPS:
             self._mark(kind, step, _told(event))
         elif kind == "pairs" and (snapshot := clean_snapshot(event)) is not None:
@@ -60,6 +63,7 @@ class Happenings:
 
     def _cut_back(self, step: int) -> None:
         """What came after a step belongs to steps that are done again."""
+        self.checkpoint = step  # what it went on from
         self.snapshots = [one for one in self.snapshots if one["step"] <= step]
         kept = {name: [one for one in found if one["step"] <= step] for name, found in self._answers.items()}
         self._answers = {name: found for name, found in kept.items() if found}

@@ -208,6 +208,7 @@ class Run:
             "beta": history.setting("beta"),
             "skipped": self.skipped,
             "happened": self.happenings.counts,
+            "checkpoint": self.happenings.checkpoint,
         }
 
     def _state(self) -> str:

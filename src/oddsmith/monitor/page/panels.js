@@ -37,7 +37,7 @@ function banner(run, isFirst, onJump) {
   const verdict = SEVERITY[Math.max(0, ...findings.map((one) => SEVERITY.indexOf(one.verdict)))];
   const words = run.summary.problem ? 'Not readable' : empty ? 'Nothing logged yet' : WORDS[verdict];
   const bad = findings.filter((one) => one.verdict !== 'healthy');
-  const facts = [plain(run.summary.model), stateOf(run.summary), run.summary.skipped ? `${run.summary.skipped} unreadable lines passed over` : ''].filter(Boolean).join(' · ');
+  const facts = [plain(run.summary.model), stateOf(run.summary), Number.isFinite(run.summary.checkpoint) ? `last checkpoint at step ${run.summary.checkpoint}` : '', run.summary.skipped ? `${run.summary.skipped} unreadable lines passed over` : ''].filter(Boolean).join(' · ');
   const bar = run.summary.max_steps > 0 ? make('progress', { max: run.summary.max_steps, value: Math.min(run.summary.step, run.summary.max_steps), 'aria-label': `steps done of ${plain(run.summary.name)}` }) : null;
   return make('div', { class: `banner ${empty || run.summary.problem ? '' : verdict}` },
     make('h2', isFirst ? { id: 'verdict-title' } : {}, `${plain(run.summary.name)}: ${words}`),
