@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.checkpoint.manifest import read_manifest, verify
 from oddsmith.errors import CheckpointError
-from tests.command import save_model
+from tests.command import run_apart, save_config, save_model, save_pairs
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
 SETTINGS = {
@@ -295,3 +295,28 @@ def test_rows_that_were_tokenized_by_somebody_else_are_told_apart(tmp_path):
     assert isinstance(tokens, Dataset)
     start(tmp_path / "run", pairs=tokens)
     assert "train pairs: others than before" in refused(tmp_path / "run", pairs=tokens.select(range(11)))
+
+
+def test_another_number_of_processes_goes_on_with_the_same_steps(tmp_path):
+    settings = SETTINGS | {
+        "model_name_or_path": str(save_model(tmp_path / "model")),
+        "dataset_name": str(save_pairs(tmp_path / "pairs.jsonl")),
+        "max_steps": 4,
+        "logging_steps": 3,  # a line of which two steps are made by two processes, and one by one
+    }
+    config = save_config(tmp_path / "config.yaml", **settings)
+
+    def logged(name: str, *words: object) -> tuple[dict, dict]:
+        outcome = run_apart("train", config, "--output-dir", tmp_path / name, *words)
+        assert outcome.code == 0, outcome.err
+        lines = [json.loads(line) for line in (tmp_path / name / "events.jsonl").read_text().splitlines()]
+        (line,) = [line for line in lines if line["event"] == "log" and "nll_loss" in line]
+        return line, load_file(tmp_path / name / "model.safetensors")
+
+    two_line, two = logged("two", "--num-processes", 2, "--per-device-train-batch-size", 1)
+    one_line, one = logged("one", "--resume", tmp_path / "two" / "checkpoint-2")
+    assert one_line["step"] == two_line["step"] == 3
+    for name in ("loss", "nll_loss", "or_loss", "rewards/margins", "log_odds_chosen"):
+        assert one_line[name] == pytest.approx(two_line[name], rel=1e-4), name
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], atol=1e-5, rtol=1e-4)
