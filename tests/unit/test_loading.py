@@ -61,7 +61,7 @@ class TestWhatComesBack:
 
     def test_keyword_arguments_of_from_pretrained(self, folder):
         assert load_model(str(folder), use_safetensors=True).num_parameters() > 0
-        with pytest.raises(ModelError, match=r"pytorch_model\.bin"):
+        with pytest.raises(ModelError, match="use_safetensors and weights_only cannot be turned off"):
             load_model(str(folder), use_safetensors=False)
 
     def test_an_encoder_decoder_as_one(self, tmp_path):
@@ -86,7 +86,7 @@ class TestWhatComesBack:
         stored = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**stored, **settings, "architectures": ["Own"]}))
         (tmp_path / "own.py").write_text(source)
-        with pytest.raises(ModelError, match="Python code of its own; read that code, then allow it with trust_remote"):
+        with pytest.raises(ModelError, match="Python code of its own; read that code, then give --trust-remote-code"):
             load_model(str(tmp_path))
         assert type(load_model(str(tmp_path), trust_remote_code=True)).__name__ == "Own"
 
@@ -250,7 +250,7 @@ class TestWhatIsSaid:
 
     def test_missing_weights(self, folder):
         (folder / "model.safetensors").unlink()
-        with pytest.raises(ModelError, match="cannot be loaded: .*no file named model.safetensors"):
+        with pytest.raises(ModelError, match="holds no model.safetensors; fetch or copy the whole model"):
             load_model(str(folder))
 
     def test_weights_of_another_shape(self, folder):

@@ -52,7 +52,6 @@ OF_THE_RUN = (
     "nll_on",
     "bad_rows",
     "seed",
-    "trust_remote_code",
     "use_peft",
     "load_in_4bit",
     "load_in_8bit",

@@ -21,6 +21,9 @@ from .values import FALSE_WORDS, TRUE_WORDS, check, from_flag
 # Names that mean a setting of another name. The value is the same.
 ALIASES = {"torch_dtype": "dtype"}
 
+# The setting that only the person at the keyboard can turn on.
+TYPED_ONLY = "trust_remote_code"
+
 # What people try first, or know from elsewhere, and what it is called here. Named in the message, not accepted.
 HINTS = {
     "alpha": "beta",
@@ -120,6 +123,7 @@ def resolve(
         raise ConfigError(f"found {words.positional[most_positional]!r}; expected a flag such as {example} there")
     settings = _read_file(configs[0], fields, words.options_known) if configs else {}
     settings.update(words.settings)
+    _require_typed(settings)
     return Resolved(settings, words.options, words.positional if most_positional else [], fields)
 
 
@@ -222,6 +226,28 @@ def _read_file(path: str, fields: Mapping[str, Field], options: Mapping[str, Opt
             raise ConfigError(f"{given.where}: {name} is given twice, first at {settings[name].where}; remove one")
         settings[name] = Setting(check(fields[name], given.value, given.where), given.where)
     return settings
+
+
+def _require_typed(settings: Mapping[str, Setting]) -> None:
+    """Refuse a file that allows a model to run code: what a stranger sends must not decide that."""
+    given = settings.get(TYPED_ONLY)
+    if given is not None and given.value and not given.where.startswith("--"):
+        raise ConfigError(
+            f"{given.where}: a file cannot allow a model to run code of its own;"
+            " read that code, then give --trust-remote-code on the command line"
+        )
+    for name, setting in settings.items():
+        if TYPED_ONLY in _keys_inside(setting.value):
+            raise ConfigError(
+                f"{setting.where}: {name} holds {TYPED_ONLY}; give --trust-remote-code on the command line"
+            )
+
+
+def _keys_inside(value: Any) -> set[str]:
+    """The keys of nested mappings and lists."""
+    if isinstance(value, dict):
+        return {str(key).replace("-", "_") for key in value}.union(*map(_keys_inside, value.values()))
+    return set().union(*map(_keys_inside, value)) if isinstance(value, list) else set()
 
 
 def _suggestion(name: str, candidates: Iterable[str], dashes: bool = False) -> str:

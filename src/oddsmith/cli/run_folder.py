@@ -15,7 +15,7 @@ from .. import __version__
 from ..checkpoint.lock import LOCK_FILES
 from ..errors import ConfigError
 from .build import Settings
-from .resolve import Resolved
+from .resolve import TYPED_ONLY, Resolved
 
 SETTINGS_FILE = "run.yaml"
 _SECRET_NAME = re.compile(r"(^|_)(token|secret|password|api_key)$", re.IGNORECASE)
@@ -99,6 +99,8 @@ def settings_text(resolved: Resolved, settings: Settings) -> str:
 
 
 def _line(name: str, value: Any, remark: str) -> str:
+    if name == TYPED_ONLY and value:  # a file cannot turn it on, so this one does not try
+        value, remark = False, f"{remark} was given; give it again to repeat the run"
     masked, hidden = without_secrets(name, value)
     remark = ", ".join(filter(None, [remark, "masked" if hidden else ""]))
     return f"{name}: {to_yaml(masked)}" + (f"  # {' '.join(remark.split())}" if remark else "")

@@ -25,8 +25,7 @@ from .place import MODEL_SETTINGS, is_gguf, locate
 RECORD_FILE = "base_model.json"
 BLOCKS, BLOCK_BYTES = 64, 4096
 LONGEST_HEADER_BYTES = 8 * 2**20 - BLOCKS * BLOCK_BYTES
-# In the order in which transformers looks for them.
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+WEIGHTS = "model*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,7 @@ def fingerprint(name: str, revision: str = "main") -> tuple[dict[str, dict[str, 
         place, commit = cached, cached.name
     if is_gguf(str(place)):
         return {place.name: _of_file(place)}, commit
-    found = next(filter(None, (sorted(place.glob(pattern)) for pattern in WEIGHTS)), [])
-    return {file.name: _of_file(file) for file in found}, commit
+    return {file.name: _of_file(file) for file in sorted(place.glob(WEIGHTS))}, commit
 
 
 def _in_cache(name: str, revision: str) -> Path | None:

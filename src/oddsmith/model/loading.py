@@ -7,8 +7,6 @@ name -> place (on disk or hub) -> configuration: does it generate text? -> weigh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -31,11 +28,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..errors import ModelError, UsageError
+from ..errors import ModelError
+from ..template.environment import guard_chat_templates
 from .adapters import fit_vocabulary, keep_weights_unpacked, repeatable_initialisation
 from .fingerprint import read_base_record, require_same_base
 from .gguf import as_model_folder, load_gguf_config, load_gguf_model
 from .gguf_tokenizer import load_gguf_tokenizer
+from .inert import require_inert, require_inert_adapter, require_inert_download, require_no_hub_code
+from .load_errors import clear_errors
 from .place import ADAPTER_SETTINGS, MODEL_SETTINGS, TOKENIZER_FILES, is_adapter_folder, is_gguf, locate
 from .quiet import no_progress_bars
 
@@ -64,7 +64,7 @@ def load_model(
         name: Hub id, folder, GGUF file, ``builtin:smollm2-135m-instruct``, or the folder or hub id of a PEFT adapter.
         dtype: Type of the weights, ``"auto"`` for the one they are stored in; float32 by default.
         revision: Branch, tag or commit on the hub; of the adapter, where ``name`` is one.
-        trust_remote_code: Whether a model from the hub may run Python code of its own.
+        trust_remote_code: Whether a model may run Python code of its own. Never what a file says.
         attn_implementation: transformers' attention implementation.
         quantization_config: Quantise the weights while loading. A GGUF file is unpacked to float32 first.
         is_trainable: Whether an adapter that ``name`` holds can be trained further.
@@ -85,9 +85,12 @@ def load_model(
         **kwargs,
     }
     options = {key: value for key, value in options.items() if value is not None}
-    with no_progress_bars(), _clear_errors(name, revision):
+    require_no_hub_code(options, trust_remote_code)
+    require_inert(name, place, trust_remote_code)
+    with no_progress_bars(), clear_errors(name, revision):
         adapter = _adapter_settings(place, revision, {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs})
         if adapter is not None:
+            require_inert_adapter(name, place, revision, {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs})
             base_name, base_revision = _base_of(name, adapter)
             source: dict[str, Any] = {"revision": base_revision, "trust_remote_code": trust_remote_code}
             base = load_model(base_name, dequantize=dequantize, **source, **options)
@@ -127,7 +130,9 @@ def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool
         ModelError: Nothing is there, or no tokenizer is.
     """
     place = locate(name)
-    with _clear_errors(name, revision):
+    require_inert(name, place, trust_remote_code)
+    guard_chat_templates()
+    with clear_errors(name, revision):
         if is_gguf(place):
             tokenizer = load_gguf_tokenizer(Path(place))
         else:
@@ -158,7 +163,7 @@ def find_base(name: str, revision: str = "main") -> tuple[str, str] | None:
     place = locate(name)
     if is_gguf(place):
         return None
-    with _clear_errors(name, revision):
+    with clear_errors(name, revision):
         adapter = _adapter_settings(place, revision)
         return None if adapter is None else _base_of(name, adapter)
 
@@ -168,8 +173,9 @@ def _load(name: str, place: str, *, revision: str, trust_remote_code: bool, **op
     hub_options = {key: options[key] for key in HUB_OPTIONS if key in options}
     config = AutoConfig.from_pretrained(place, **source, **hub_options)
     _require_generator(name, config)
+    require_inert_download(name, place, revision, trust_remote_code, options.get("cache_dir"))
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return auto_class.from_pretrained(place, **source, **options)
+    return auto_class.from_pretrained(place, **source, **{**options, "use_safetensors": True})
 
 
 def _load_gguf(path: Path, **options: Any) -> PreTrainedModel:
@@ -250,52 +256,3 @@ def _has_tokenizer(place: str, revision: str) -> bool:
     except hub_errors.EntryNotFoundError:
         return False
     return True
-
-
-@contextmanager
-def _clear_errors(name: str, revision: str) -> Iterator[None]:
-    """Say in one line what went wrong in transformers, peft or the hub, and what to do."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{name}: {_explain(name, revision, error)}") from error
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ModelError(f"{name}: its weights do not have the shapes that its configuration states") from error
-
-
-def _explain(name: str, revision: str, error: BaseException) -> str:
-    causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    for kinds, explanation in (
-        (
-            hub_errors.GatedRepoError,
-            f"is a gated model; accept its terms at https://huggingface.co/{name}, then log in with: hf auth login",
-        ),
-        (hub_errors.RevisionNotFoundError, f"has no revision {revision!r} on the hub; check model_revision"),
-        (
-            hub_errors.RepositoryNotFoundError,
-            "is neither a folder here nor a model on the hub; check the spelling,"
-            " or log in with `hf auth login` if it is private",
-        ),
-        (
-            (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled),
-            "is no folder here, and the hub cannot be reached for it (no connection, or HF_HUB_OFFLINE is set);"
-            " give a folder, a GGUF file or builtin:smollm2-135m-instruct",
-        ),
-        (hub_errors.HFValidationError, "is neither a folder here nor a possible name on the hub (owner/name)"),
-        (SafetensorError, "its weights are damaged; fetch or copy them again"),
-    ):
-        if any(isinstance(cause, kinds) for cause in causes):
-            return explanation
-    if "trust_remote_code" in str(error):
-        return "runs Python code of its own; read that code, then allow it with trust_remote_code"
-    if "instantiate the backend tokenizer" in str(error):
-        return f"holds no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there"
-    if isinstance(error, json.JSONDecodeError):
-        return "one of its JSON files is damaged; fetch or copy them again"
-    return f"cannot be loaded: {str(error).strip().splitlines()[0]}"

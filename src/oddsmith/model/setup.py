@@ -90,6 +90,8 @@ def resolve_tokenizer(
 
 def _init_options(args: ORPOConfig) -> dict[str, Any]:
     options = args.model_init_kwargs
+    if isinstance(options, dict) and "trust_remote_code" in options:
+        raise ConfigError("model_init_kwargs holds trust_remote_code, which is a setting of its own; set that one")
     return dict(options) if isinstance(options, dict) else {}
 
 

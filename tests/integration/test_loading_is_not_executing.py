@@ -1,0 +1,286 @@
+"""Models, adapters, datasets and configurations by strangers: nothing in them runs, and each is answered in one line.
+
+Every folder here holds Python that would leave a file behind if it were ever imported or unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith.chat.loading import load_to_answer
+from oddsmith.errors import ConfigError, ModelError
+from oddsmith.model.loading import load_model, load_tokenizer
+from tests.command import SETTINGS, run_here, save_config, save_model, save_pairs
+from tests.tiny import tiny_model
+
+OWN_CODE = """
+import pathlib
+pathlib.Path({marker!r}).write_text("ran")
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class Own(LlamaForCausalLM):
+    config_class = OwnConfig
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+def generate(*args, **kwargs):
+    pass
+"""
+
+
+class Touches:
+    """Pickled, it leaves a file behind where it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.write_text, (self.marker, "ran")
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """Where code that ran leaves its trace; that it has none is checked after each test."""
+    path = tmp_path / "marker"
+    yield path
+    assert not path.exists(), "code of a stranger was run"
+
+
+@pytest.fixture
+def folder(tmp_path, marker):
+    """A model folder with code beside it."""
+    folder = save_model(tmp_path / "model")
+    for name in ("own.py", "modeling_own.py", "custom_generate/generate.py", "__init__.py", "sitecustomize.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(OWN_CODE.format(marker=str(marker)))
+    return folder
+
+
+def change(file: Path, **changes) -> None:
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps({**settings, **changes}))
+
+
+def adapter_on(base: Path, folder: Path, **changes) -> Path:
+    from peft import get_peft_model
+
+    settings = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_model(), settings)
+    model.base_model.model.name_or_path = str(base)
+    model.save_pretrained(folder)
+    change(folder / "adapter_config.json", base_model_name_or_path=str(base), **changes)
+    return folder
+
+
+OWN_MAP = {
+    "AutoConfig": "own.OwnConfig",
+    "AutoModelForCausalLM": "own.Own",
+    "AutoModelForSeq2SeqLM": "own.Own",
+    "AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"],
+}
+
+
+class TestCodeInAFolder:
+    def test_transformers_own_class_is_taken_where_there_is_one(self, folder):
+        change(folder / "config.json", auto_map=OWN_MAP)
+        change(folder / "tokenizer_config.json", auto_map=OWN_MAP)
+        change(folder / "generation_config.json", custom_generate="own", auto_map=OWN_MAP)
+        assert type(load_model(str(folder))).__name__ == "LlamaForCausalLM"
+        assert load_tokenizer(str(folder))("a").input_ids
+
+    def test_else_one_line_says_how_it_is_allowed(self, folder):
+        change(folder / "config.json", auto_map=OWN_MAP, model_type="own", architectures=["Own"])
+        with pytest.raises(ModelError, match="runs Python code of its own; read that code, then give --trust-remote"):
+            load_model(str(folder))
+
+    def test_a_tokenizer_class_of_its_own(self, folder):
+        change(folder / "tokenizer_config.json", auto_map=OWN_MAP, tokenizer_class="OwnTokenizer")
+        assert type(load_tokenizer(str(folder))).__name__ != "OwnTokenizer"
+
+    def test_a_file_that_says_so_itself(self, folder):
+        for name, changes in (
+            ("config.json", {"trust_remote_code": True}),
+            ("config.json", {"text_config": {"deep": [{"trust_remote_code": True}]}}),
+            ("tokenizer_config.json", {"init_kwargs": {"trust_remote_code": True}}),
+            ("generation_config.json", {"trust_remote_code": True}),
+        ):
+            before = (folder / name).read_text()
+            change(folder / name, **changes)
+            with pytest.raises(ModelError, match=rf"its {name} asks for trust_remote_code; a file cannot"):
+                load_model(str(folder))
+            (folder / name).write_text(before)
+
+    @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+    def test_kernels_that_its_configuration_names(self, folder, key):
+        change(folder / "config.json", **{key: "owner/kernel"})
+        with pytest.raises(ModelError, match="downloads code from the hub and runs it"):
+            load_model(str(folder))
+        change(folder / "config.json", **{key: {"text_config": "owner/kernel:flash"}})
+        with pytest.raises(ModelError, match="downloads code from the hub and runs it"):
+            load_model(str(folder))
+
+    def test_kernels_that_a_setting_names(self, folder):
+        with pytest.raises(ModelError, match=r"attn_implementation is 'owner/kernel', which downloads code"):
+            load_model(str(folder), attn_implementation="owner/kernel")
+        with pytest.raises(ModelError, match="use_kernels downloads code"):
+            load_model(str(folder), use_kernels=True)
+
+    def test_chat_eval_and_export_allow_it_never(self, folder, capsys):
+        change(folder / "config.json", auto_map=OWN_MAP, model_type="own", architectures=["Own"])
+        with pytest.raises(ModelError, match="--trust-remote-code"):
+            load_to_answer(str(folder))
+        outcome = run_here(capsys, "export", folder, "--to", "merged")
+        assert outcome.code == 2
+
+
+class TestPickles:
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "last.ckpt"])
+    def test_pickled_weights(self, folder, marker, name):
+        (folder / "model.safetensors").unlink()
+        (folder / name).write_bytes(pickle.dumps(Touches(marker)))
+        with pytest.raises(
+            ModelError, match=rf"holds {name} and no safetensors; pickles can run code .*save_pretrained"
+        ):
+            load_model(str(folder))
+
+    def test_beside_safetensors_they_are_not_looked_at(self, folder, marker):
+        for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth"):
+            (folder / name).write_bytes(pickle.dumps(Touches(marker)))
+        load_model(str(folder))
+
+    @pytest.mark.parametrize("named", ["pytorch_model.bin", "../elsewhere.safetensors", "/etc/passwd"])
+    def test_an_index_that_names_others(self, folder, marker, named):
+        weights = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Touches(marker)))
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, named)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ModelError, match="index.json names"):
+            load_model(str(folder))
+
+    def test_a_pickled_adapter(self, folder, tmp_path, marker):
+        adapter = adapter_on(folder, tmp_path / "adapter")
+        torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+        (adapter / "adapter_model.safetensors").unlink()
+        with pytest.raises(ModelError, match=r"holds adapter_model\.bin and no safetensors"):
+            load_model(str(adapter))
+
+    def test_turning_the_check_off(self, folder):
+        with pytest.raises(ModelError, match="use_safetensors and weights_only cannot be turned off"):
+            load_model(str(folder), weights_only=False)
+
+    def test_a_base_that_an_adapter_names(self, folder, tmp_path, marker):
+        adapter = adapter_on(folder, tmp_path / "adapter")
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Touches(marker)))
+        with pytest.raises(ModelError, match=r"holds pytorch_model\.bin and no safetensors"):
+            load_model(str(adapter))
+
+
+class TestAdapters:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"megatron_config": {"a": 1}, "megatron_core": "own"},
+            {"prompt_tuning_init_state_dict_path": "weights.bin"},
+            {"tokenizer_kwargs": {"a": 1}},
+            {"adapters": {"a": "elsewhere"}},
+        ],
+        ids=lambda changes: next(iter(changes)),
+    )
+    def test_settings_that_do_something(self, folder, tmp_path, monkeypatch, changes):
+        adapter = adapter_on(folder, tmp_path / "adapter", **changes)
+        monkeypatch.chdir(folder)
+        monkeypatch.syspath_prepend(str(folder))  # as where the command is started from that folder
+        with pytest.raises(ModelError, match=rf"sets {next(iter(changes))}, so that PEFT would .*; remove it"):
+            load_model(str(adapter), is_trainable=True)
+
+    def test_names_of_modules_are_not_imported(self, folder, tmp_path, monkeypatch):
+        adapter = adapter_on(
+            folder, tmp_path / "adapter", auto_mapping={"base_model_class": "Own", "parent_library": "own"}
+        )
+        monkeypatch.syspath_prepend(str(folder))
+        load_model(str(adapter))
+
+    def test_bases_in_a_circle(self, folder, tmp_path):
+        one, other = tmp_path / "one", tmp_path / "other"
+        adapter_on(other, one)
+        adapter_on(one, other)
+        with pytest.raises(ModelError, match="its base is an adapter that stands on it"):
+            load_model(str(one))
+
+    def test_a_base_with_code(self, folder, tmp_path):
+        adapter = adapter_on(folder, tmp_path / "adapter")
+        change(folder / "config.json", auto_map=OWN_MAP, model_type="own", architectures=["Own"])
+        with pytest.raises(ModelError, match="--trust-remote-code"):
+            load_model(str(adapter))
+
+
+class TestTheCommandLineAlone:
+    """``trust_remote_code`` is nobody's to give but the person's at the keyboard."""
+
+    def train(self, capsys, tmp_path, *flags, **settings):
+        pairs = save_pairs(tmp_path / "pairs.jsonl")
+        given = {
+            **SETTINGS,
+            "dataset_name": str(pairs),
+            "max_steps": 1,
+            "output_dir": str(tmp_path / "run"),
+            **settings,
+        }
+        return run_here(capsys, "train", save_config(tmp_path / "config.yaml", **given), *flags)
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"trust_remote_code": True}, r"config.yaml:\d+: a file cannot allow .* give --trust-remote-code on the"),
+            ({"trust-remote-code": "yes"}, r"config.yaml:\d+: a file cannot allow"),
+            ({"model_init_kwargs": {"trust_remote_code": True}}, "model_init_kwargs holds trust_remote_code"),
+            ({"model_init_kwargs": {"a": [{"trust-remote-code": 1}]}}, "model_init_kwargs holds trust_remote_code"),
+            ({"lr_scheduler_kwargs": {"trust_remote_code": True}}, "lr_scheduler_kwargs holds trust_remote_code"),
+            ({"model_init_kwargs": {"attn_implementation": "owner/kernel"}}, "downloads code from the hub"),
+            ({"attn_implementation": "owner/kernel"}, "downloads code from the hub"),
+            ({"model_init_kwargs": {"use_safetensors": False}}, "cannot be turned off"),
+        ],
+    )
+    def test_a_configuration_file_cannot(self, capsys, tmp_path, folder, settings, said):
+        outcome = self.train(capsys, tmp_path, model_name_or_path=str(folder), **settings)
+        assert outcome.code == 2
+        assert len(outcome.err.strip().splitlines()) <= 3
+        import re
+
+        assert re.search(said, " ".join(outcome.err.split()))
+
+    def test_nor_can_json_on_the_command_line(self, capsys, tmp_path, folder):
+        flag = ("--model-init-kwargs", '{"trust_remote_code": true}')
+        outcome = self.train(capsys, tmp_path, *flag, model_name_or_path=str(folder))
+        assert outcome.code == 2
+        assert "give --trust-remote-code on the command line" in " ".join(outcome.err.split())
+
+    def test_the_flag_can_and_the_run_folder_does_not_carry_it_on(self, capsys, tmp_path):
+        folder = save_model(tmp_path / "own-model")
+        source = OWN_CODE.replace('pathlib.Path({marker!r}).write_text("ran")', "")
+        (folder / "own.py").write_text(source)
+        change(folder / "config.json", auto_map=OWN_MAP, model_type="own", architectures=["Own"])
+        outcome = self.train(capsys, tmp_path, "--trust-remote-code", model_name_or_path=str(folder))
+        assert outcome.code == 0, outcome.err
+        written = (tmp_path / "run" / "run.yaml").read_text()
+        assert "trust_remote_code: false  # --trust-remote-code was given; give it again" in written
+        again = run_here(capsys, "train", tmp_path / "run" / "run.yaml", "--output-dir", tmp_path / "again")
+        assert again.code == 2
+        assert "give --trust-remote-code" in " ".join(again.err.split())
+
+    def test_a_python_dict_cannot_hold_it_either(self, folder, tmp_path):
+        args = ORPOConfig(
+            output_dir=str(tmp_path / "run"), use_cpu=True, model_init_kwargs={"trust_remote_code": True}, report_to=[]
+        )
+        with pytest.raises(ConfigError, match="model_init_kwargs holds trust_remote_code"):
+            ORPOTrainer(str(folder), args=args, train_dataset=[])
