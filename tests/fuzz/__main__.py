@@ -18,7 +18,11 @@ from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 import tests.conftest  # noqa: F401 - no network, few threads
-from tests.fuzz.targets import TARGETS
+from oddsmith.cli.console import quiet_libraries
+
+quiet_libraries()  # which has to be before they are imported
+
+from tests.fuzz.targets import TARGETS  # noqa: E402
 
 EXAMPLES_A_TURN = 300
 LONGEST_EXAMPLE_S = 300  # of the clock, for what waits without computing; then the stack is printed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz import of_rows, of_runs, of_settings
+from tests.fuzz import of_checkpoints, of_rows, of_runs, of_settings
 from tests.fuzz.target import Target
 
-TARGETS: dict[str, Target] = {**of_rows.TARGETS, **of_settings.TARGETS, **of_runs.TARGETS}
+TARGETS: dict[str, Target] = {**of_rows.TARGETS, **of_settings.TARGETS, **of_runs.TARGETS, **of_checkpoints.TARGETS}

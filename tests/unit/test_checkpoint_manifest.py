@@ -171,3 +171,9 @@ def test_taking_a_manifest_back_leaves_an_unfinished_save(folder):
     retract(folder)
     assert is_unfinished(folder)
     assert (folder / UNFINISHED).is_file()
+
+
+def test_a_manifest_that_is_a_pipe_keeps_nobody_waiting(folder):
+    (folder / MANIFEST).unlink()
+    os.mkfifo(folder / MANIFEST)
+    assert refusal(folder) == f"{folder}: {MANIFEST} is no ordinary file"

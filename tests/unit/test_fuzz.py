@@ -9,13 +9,13 @@ from oddsmith.errors import DataError
 from tests.fuzz.answers import Hang, answered
 from tests.fuzz.targets import TARGETS
 
-EXAMPLES = 150  # two or three seconds a target
+EXAMPLES, OF_CHECKPOINTS = 120, 40  # one or two seconds a target; a checkpoint is a folder that is copied and synced
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_it_reads_or_refuses_whatever_it_is_given(name):
     chosen = settings(
-        max_examples=EXAMPLES,
+        max_examples=OF_CHECKPOINTS if name == "checkpoints" else EXAMPLES,
         derandomize=True,
         deadline=None,
         database=None,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import CheckpointError
 from .manifest import Manifest
 from .state import read_state, write_state
 
@@ -55,6 +56,14 @@ def read_process(folder: Path, manifest: Manifest, rank: int, processes: int) ->
     if processes == manifest.world_size:
         return read_state(folder, file_name(rank))
     old = [read_state(folder, file_name(number)) for number in range(manifest.world_size)]
+    try:
+        return _dealt_out(old, rank, processes)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: its process-*.json hold something else than processes carry") from error
+
+
+def _dealt_out(old: list[dict[str, Any]], rank: int, processes: int) -> dict[str, Any]:
+    """What one of so many processes carries after all the old ones."""
     own = dict(old[0]["parts"])
     # The parts that sum over a process's own pairs; all others are alike in all processes.
     totals = [state["parts"]["meter"]["total"] for state in old]

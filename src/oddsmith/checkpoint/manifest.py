@@ -157,6 +157,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         if path.is_symlink():
             raise CheckpointError(f"{folder}: {MANIFEST} is a symbolic link; expected the file itself")
+        if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would keep its reader waiting
+            raise CheckpointError(f"{folder}: {MANIFEST} is no ordinary file")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
