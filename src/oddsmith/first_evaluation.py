@@ -13,17 +13,17 @@ import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from .metrics import LENGTH_COLUMNS, EvaluatedPairs
 
 logger = logging.getLogger(__name__)
 
-FIRST_FILE = "_first_evaluation.safetensors"
+FIRST_FILE = "_first_evaluation.npz"  # not safetensors: whatever ends like that in a run folder is taken for weights
+SETS = "sets"
 MOST_TOKENS = 256  # of an answer
 MOST_TOKENS_BYTES = 2 << 20  # of an evaluation set; beyond it less of each answer is kept
 
@@ -98,26 +98,29 @@ class FirstEvaluations:
         if not self._file.is_file():
             return {}
         try:
-            with safe_open(self._file, "pt") as file:
+            with np.load(self._file, allow_pickle=False) as file:
                 return {
                     name: FirstEvaluation(
-                        **json.loads(told),
-                        pairs=EvaluatedPairs(file.get_tensor(f"{name}/logps"), file.get_tensor(f"{name}/tokens")),
+                        **facts,
+                        pairs=EvaluatedPairs(
+                            torch.from_numpy(file[f"{number}_logps"]), torch.from_numpy(file[f"{number}_tokens"])
+                        ),
                     )
-                    for name, told in (file.metadata() or {}).items()
+                    for number, (name, facts) in enumerate(json.loads(str(file[SETS])).items())
                 }
-        except (OSError, SafetensorError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, BadZipFile) as error:
             logger.warning(f"{self._file}: not readable ({error}); pairs are compared with the next evaluation")
             return {}
 
     def _write(self) -> None:
-        tensors: dict[str, Tensor] = {}
-        for name, first in self._found.items():
-            tensors[f"{name}/logps"], tensors[f"{name}/tokens"] = (tensor.contiguous() for tensor in first.pairs)
-        told = {name: json.dumps({"step": first.step, "rows": first.rows}) for name, first in self._found.items()}
+        told = {name: {"step": first.step, "rows": first.rows} for name, first in self._found.items()}
+        arrays: dict[str, Any] = {SETS: np.array(json.dumps(told))}
+        for number, first in enumerate(self._found.values()):
+            arrays[f"{number}_logps"], arrays[f"{number}_tokens"] = (tensor.numpy() for tensor in first.pairs)
         partial = self._file.with_name(f"{FIRST_FILE}.partial")
         try:
-            partial.write_bytes(save(tensors, told))  # save_file would let nobody else read it
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
             partial.replace(self._file)
         except OSError as error:  # what is only looked at must not end a run
             logger.warning(f"{self._file}: not written ({error}); after an interruption pairs are compared anew")

@@ -137,8 +137,9 @@ def test_the_first_evaluation_outlives_an_interruption_and_no_new_beginning(tmp_
         assert recorded(tmp_path)["eval"]["first_step"] == 10
 
 
-def test_a_first_evaluation_that_is_not_readable_ends_no_run(tmp_path, caplog):
-    (tmp_path / FIRST_FILE).write_bytes(b"\xff" * 50)
+@pytest.mark.parametrize("content", [b"", b"\xff" * 50, b"PK\x03\x04cut", b"\x80\x04K\x01."])
+def test_a_first_evaluation_that_is_not_readable_ends_no_run(tmp_path, caplog, content):
+    (tmp_path / FIRST_FILE).write_bytes(content)
     recorder = PairRecorder(tmp_path, tiny_tokenizer())
     recorder.begin(5)
     assert "not readable" in caplog.text
