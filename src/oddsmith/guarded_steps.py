@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from .checkpoint.choose import checkpoints, step_of
-from .checkpoint.manifest import verify
-from .checkpoint.state import has_state
+from .checkpoint.going_back import GoingBack
 from .config import ORPOConfig
-from .errors import CheckpointError, NonFiniteError
+from .errors import NonFiniteError
 from .events import append_event
 from .guard import Decision, StepGuard
 from .metrics import TrainingMeter
@@ -39,7 +36,7 @@ MOST_LINES = 20  # about skipped steps and spikes; the diary has them all
 CURE = "look at these rows, lower learning_rate, or compute in bf16 or float32 instead of fp16"
 
 
-class GuardedSteps(Trainer):
+class GuardedSteps(GoingBack):
     """The part of ``ORPOTrainer`` between the gradient of a step and the optimizer.
 
     Attributes of the whole that it uses: ``_meter``, and ``_carried`` (what a process carries over a resume).
@@ -142,9 +139,7 @@ class GuardedSteps(Trainer):
             self.accelerator.scaler.update(self.accelerator.scaler.get_scale())
 
     def _roll_back(self, what: str) -> None:
-        """Put back weights and optimizer of the last good checkpoint from before the steps that were skipped.
-
-        The schedule of the learning rate and the data stay where they are: the run ends when it was to end.
+        """Go back to the last good checkpoint from before the steps that were skipped.
 
         Args:
             what: What is wrong, for the message.
@@ -152,41 +147,14 @@ class GuardedSteps(Trainer):
         Raises:
             NonFiniteError: There is no such checkpoint.
         """
-        last_good_step = self.state.global_step - self.args.max_skipped_steps + 1
-        folders = [folder for folder in checkpoints(Path(self.args.output_dir)) if step_of(folder) <= last_good_step]
-        schedule = self.lr_scheduler.state_dict()
-        for folder in self._from_main_process(folders[::-1]):
-            if not self._from_main_process(self.is_world_process_zero() and self._is_whole(folder)):
-                continue
-            self._load_from_checkpoint(str(folder), self.model_wrapped if self.is_fsdp_enabled else None)
-            self._load_optimizer_and_scheduler(str(folder))
-            self.lr_scheduler.load_state_dict(schedule)
-            for group, learning_rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-                group["lr"] = learning_rate
-            if not self._bad_weights():
-                self._note(
-                    "rolled_back",
-                    self.state.global_step + 1,
-                    f"went back to the weights of {folder.name}",
-                    checkpoint=folder.name,
-                )
-                return
-        raise NonFiniteError(
-            f"step {self.state.global_step + 1}: {what}, the last of {self.args.max_skipped_steps} in a row, and there"
-            f" is no good checkpoint from before them to go back to; {CURE}"
-        )
-
-    def _from_main_process(self, value: Any) -> Any:
-        """The main process's value, on all."""
-        return broadcast_object_list([value])[0]
-
-    def _is_whole(self, folder: Path) -> bool:
-        try:
-            manifest = verify(folder)
-        except CheckpointError as error:
-            logger.warning(f"passed over {error}")
-            return False
-        return manifest.sharded_by is not None or has_state(folder, "optimizer")
+        step, in_a_row = self.state.global_step + 1, self.args.max_skipped_steps
+        folder = self._go_back(step - in_a_row, is_sound=lambda: not self._bad_weights())
+        if folder is None:
+            raise NonFiniteError(
+                f"step {step}: {what}, the last of {in_a_row} in a row, and there is no good checkpoint from before"
+                f" them to go back to; {CURE}"
+            )
+        self._note("rolled_back", step, f"went back to the weights of {folder.name}", checkpoint=folder.name)
 
     def _bad_weights(self) -> list[str]:
         """Names of the weights that have become NaN or infinite since the run began."""
@@ -239,19 +207,29 @@ class GuardedSteps(Trainer):
     # ---- Evaluation
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, and name the rows whose log-probabilities are no numbers: the metrics are then none either."""
+        """Evaluate, and name the rows whose log-probabilities are no numbers: the metrics are then none either.
+
+        Args:
+            *args: Those of transformers.
+            **kwargs: The same.
+
+        Returns:
+            What transformers makes of it.
+
+        Raises:
+            NonFiniteError: There are such rows, and nothing but the metrics was wanted; a run goes on without them.
+        """
         self._watched = []
         output = super().evaluation_loop(*args, **kwargs)
         rows = rows_behind(self._watched, Cause.LOG_PROBABILITIES, self.args.beta)
         self._watched = []
-        if rows:
-            self._note(
-                "not_finite",
-                self.state.global_step,
-                f"evaluation without result: {self._in_words(Cause.LOG_PROBABILITIES, 0.0, rows)}",
-                rows=rows[:MOST_ROWS],
-                num_rows=len(rows),
-            )
+        if not rows:
+            return output
+        what = self._in_words(Cause.LOG_PROBABILITIES, 0.0, rows)
+        if self.train_dataset is None:
+            raise NonFiniteError(f"{what}; look at these rows, and whether the weights of this model are numbers")
+        line = f"evaluation without result: {what}"
+        self._note("not_finite", self.state.global_step, line, rows=rows[:MOST_ROWS], num_rows=len(rows))
         return output
 
 

@@ -68,9 +68,12 @@ def trainer_of(folder, rows, model=None, peft=None, callbacks=(), evaluate=None,
     )
 
 
+TELLERS = ("oddsmith.guarded_steps", "oddsmith.checkpoint.going_back")
+
+
 def told(caplog):
     """What a run has told of its steps and weights."""
-    return [record.getMessage() for record in caplog.records if record.name == "oddsmith.guarded_steps"]
+    return [record.getMessage() for record in caplog.records if record.name in TELLERS]
 
 
 def broken_model(**overrides):
@@ -394,6 +397,15 @@ def test_an_evaluation_with_rows_that_are_no_numbers_has_no_result_and_ends_noth
     assert all(event["eval_loss"] is None for event in events(tmp_path, "evaluate"))
     assert not events(tmp_path, "pairs")
     assert any("evaluation without result: log-probabilities are NaN" in line for line in told(caplog))
+
+
+def test_measuring_alone_ends_with_the_rows_instead_of_a_table_of_nan(tmp_path, capsys):
+    broken_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken_rows(6)))
+    done = run_here(capsys, "eval", tmp_path / "model", "--dataset-name", tmp_path / "pairs.jsonl", "--use-cpu")
+    assert (done.code, done.out) == (1, "")
+    assert "error: log-probabilities are NaN or infinite for dataset row 4; look at these rows, and" in done.err
 
 
 @pytest.mark.parametrize("metric", ["loss", "rewards/margins"])
