@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz test-browser chromium lint format bench
+.PHONY: help setup demo test test-slow fuzz test-kills test-browser chromium lint format bench
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -25,6 +25,9 @@ test-slow: $(READY) ## run the exhaustive variants of the tests
 
 fuzz: $(READY) ## give every reader new broken input for MINUTES (60)
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),60)
+
+test-kills: $(READY) ## kill runs at KILLS (60) random moments, resume them, and compare every byte
+	$(BIN)/python benchmarks/kills.py $(or $(KILLS),60)
 
 test-browser: $(READY) chromium ## test the monitor's page in a real Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"

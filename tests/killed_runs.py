@@ -5,6 +5,7 @@ The process tells by a shared number what it is doing. Nothing in it knows that 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,9 +79,11 @@ STREAM = Variant("full, dropout, stream", "gpt2", stream=True, settings={"max_st
 LORA_STREAM = Variant(
     "LoRA, dropout, stream", "gpt2", lora=True, stream=True, settings={"max_steps": 12, "eval_strategy": "epoch"}
 )
-# The evaluation of an epoch is due just after the checkpoint of its last step.
+# The evaluation of an epoch is due with the checkpoint of its last step. Workers outlive the process that is killed.
 EPOCHS = Variant(
-    "full, dropout, by epoch", "gpt2", settings={"num_train_epochs": 3, "eval_strategy": "epoch", "save_steps": 3}
+    "full, dropout, workers, by epoch",
+    "gpt2",
+    settings={"num_train_epochs": 3, "eval_strategy": "epoch", "save_steps": 3, "dataloader_num_workers": 1},
 )
 ALONE = (PACKED, PACKED_STREAM, LORA, STREAM, LORA_STREAM, EPOCHS)
 VARIANTS = (*ALONE, *(variant.together() for variant in ALONE))
@@ -119,6 +122,7 @@ def attempt(variant: Variant, folder: Path, rank: int, port: int, phase: Any) ->
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of data loader workers, as in a process that nothing forked
     begun = any(folder.glob("checkpoint-*/manifest.json"))
     memory.free_bytes = lambda device: variant.processes * (3_500_000 if begun else 5_000_000)  # 285 or 414 tokens
     if variant.processes > 1:
