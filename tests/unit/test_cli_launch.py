@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
+import psutil
 import pytest
 
 from oddsmith.cli.launch import launch
@@ -48,8 +50,32 @@ def test_where_one_fails_alone_it_is_heard_and_the_others_are_ended(capfd):
     assert capfd.readouterr().err == "error: process 1 of 3 failed; it said:\n  why\n"
 
 
-def test_a_process_that_was_killed_has_a_shells_exit_code(capfd):
-    assert launch(program("os.kill(os.getpid(), signal.SIGKILL)"), 2) == 128 + signal.SIGKILL
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_a_process_that_was_killed_it_is_said_though_the_others_fail_for_want_of_it(rank, capfd):
+    code = f"os.kill(os.getpid(), signal.SIGKILL) if rank == {rank} else time.sleep(0.2); sys.exit(1)"
+    assert launch(program(code), 2) == 128 + signal.SIGKILL
+    assert capfd.readouterr().err.startswith(
+        f"error: process {rank} of 2 was ended by SIGKILL, as the kernel does when memory runs out (dmesg tells); lower"
+    )
+
+
+def test_a_process_that_crashed_is_said_to_have(capfd):
+    assert launch(program("os.kill(os.getpid(), signal.SIGSEGV)"), 2) == 128 + signal.SIGSEGV
+    assert "error: process 0 of 2 was ended by SIGSEGV\n" in capfd.readouterr().err
+
+
+def test_a_process_that_does_not_listen_yet_when_it_is_asked_to_stop_has_nothing_to_save():
+    starter = f"import sys; from oddsmith.cli.launch import launch; sys.exit(launch({program('time.sleep(60)')!r}, 2))"
+    process = subprocess.Popen([sys.executable, "-c", starter], stderr=subprocess.PIPE, text=True)
+    while len(psutil.Process(process.pid).children()) < 2:
+        assert process.poll() is None
+    time.sleep(0.2)
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert err == (
+        "interrupted: stopped by SIGUSR1 before the first step, so nothing is lost; start again with --resume\n"
+    )
 
 
 def test_a_signal_reaches_every_process_once(tmp_path):
