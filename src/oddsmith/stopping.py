@@ -71,7 +71,7 @@ class StopOnRequest(TrainerCallback):
 
     def __enter__(self) -> StopOnRequest:
         if self._is_own:
-            self._stack.enter_context(self._signals)
+            self._signals = self._stack.enter_context(StopSignals())
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -46,7 +46,7 @@ OPTIONS = (
     Option("resume", "optional", "Go on from the last checkpoint in output_dir, or from this one.", "[auto|PATH]"),
     Option("allow_changed", "switch", "Go on from a checkpoint although settings, pairs or base model have changed."),
     Option("overwrite_output_dir", "switch", "Replace the run that output_dir holds; everything in it is removed."),
-    Option("time_limit", "value", "Stop before so much time has passed, with a checkpoint: 3h50m, 90s, ...", "TIME"),
+    Option("time_limit", "value", "Stop with a checkpoint before so much time has passed: 3h50m, 90s, ...", "TIME"),
     Option("num_processes", "value", "Train in so many processes on this machine, one for each device.", "N"),
     JSON,
     TRACEBACK,
@@ -103,7 +103,7 @@ def _require_names(resolved: Resolved) -> None:
     """What no run can do without; and a run folder named after the model where none is given."""
     if resolved.get("model_name_or_path") is None:
         raise ConfigError("model_name_or_path is missing; give a hub id, a folder, a GGUF file or builtin:...")
-    if resolved.get("dataset_name") is None and not resolved.get("datasets"):
+    if resolved.get("dataset_name") is None and resolved.get("datasets") is None:
         raise ConfigError("dataset_name is missing; give a hub id, a file, a folder or builtin:house-style")
     if resolved.get("output_dir") is None:
         name = str(resolved.get("model_name_or_path")).rstrip("/").rpartition("/")[2].rpartition(":")[2]
