@@ -22,7 +22,7 @@ from oddsmith.events import read_events
 from oddsmith.first_evaluation import FIRST_FILE
 from oddsmith.model.outline import outline_model
 from tests.command import SETTINGS, save_config, save_model, save_pairs
-from tests.fault_runs import Run, reverse_times
+from tests.fault_runs import Machine, Run, reverse_times
 from tests.faults import memory_group, remount, small_disk
 from tests.kills import differences, left_by
 
@@ -54,7 +54,7 @@ def workshop(tmp_path_factory):
 
 
 def train(workshop: Path, run: Path, *words: object, **how) -> Run:
-    return Run("train", workshop / "config.yaml", "--output-dir", run, *words, log=workshop / "said.log", **how)
+    return Run("train", workshop / "config.yaml", "--output-dir", run, *words, log=workshop / "said", **how)
 
 
 def size_of(folder: Path) -> int:
@@ -112,7 +112,7 @@ def test_a_disk_that_may_not_be_written(workshop, tmp_path):
 
 
 def test_a_limit_on_the_size_of_files_that_is_too_low_from_the_start(workshop, tmp_path):
-    outcome = train(workshop, tmp_path / "run", limits={resource.RLIMIT_FSIZE: 80_000}).end()
+    outcome = train(workshop, tmp_path / "run", machine=Machine({resource.RLIMIT_FSIZE: 80_000})).end()
     assert outcome.code == 2
     assert (
         "kB will be saved, and no file may become larger than 80 kB here; raise that limit (ulimit -f)" in outcome.err
@@ -140,6 +140,20 @@ def test_a_disk_that_becomes_full(workshop, tmp_path):
         assert not lost.exists()
         remount(disk, size="8m")
         assert_goes_on(disk / "run", workshop, saved)
+
+
+def test_a_disk_that_becomes_full_under_two_processes(workshop, tmp_path):
+    """Both end, with the same reason; neither waits for the other."""
+    one = size_of(workshop / "undisturbed" / "checkpoint-4")
+    with small_disk(tmp_path / "disk", f"{int(2.6 * one) // 1024 + 250}k") as disk:
+        outcome = train(workshop, disk / "run", processes=2).end()
+        saved = verify(checkpoints(disk / "run")[-1]).step
+        assert outcome.code == 1
+        (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+        assert f"checkpoint-{saved + 2}: not saved (no space left on device)" in line
+        other = (workshop / "said-1").read_text(encoding="utf-8")
+        assert line in other.splitlines()
+        assert not (disk / "run" / f"checkpoint-{saved + 2}").exists()
 
 
 def test_a_disk_whose_files_are_used_up(workshop, tmp_path):
@@ -217,7 +231,7 @@ def test_files_that_are_only_looked_at_end_no_run(workshop, tmp_path):
 def test_a_clock_that_goes_back(workshop, tmp_path):
     """A day at every look: neither which checkpoint is the newest, nor which may go, nor any speed comes from it."""
     run = tmp_path / "run"
-    outcome = train(workshop, run, "--save-total-limit", 2, clock_jumps=True).end()
+    outcome = train(workshop, run, "--save-total-limit", 2, machine=Machine(clock_jumps=True)).end()
     assert outcome.code == 0, outcome.err
     assert [verify(folder).step for folder in checkpoints(run)] == [STEPS - 2, STEPS]
     times = [event["time"] for event in read_events(run)]
@@ -241,7 +255,7 @@ def test_memory_that_runs_out_while_it_runs(workshop, tmp_path):
 def test_a_model_that_is_larger_than_the_memory(workshop, tmp_path):
     model = save_model(tmp_path / "model")
     make_huge(model)
-    run = train(workshop, tmp_path / "run", "--model-name-or-path", model, spare_memory=GB)
+    run = train(workshop, tmp_path / "run", "--model-name-or-path", model, machine=Machine(spare_memory=GB))
     outcome = run.end()
     assert outcome.code == 1
     assert "error: this machine is out of memory" in outcome.err

@@ -9,12 +9,12 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 
-from oddsmith import ORPOConfig
+from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.checkpoint.failed_save import clear_save_errors, give_back
 from oddsmith.checkpoint.manifest import begin, commit
-from oddsmith.checkpoint.preflight import require_room, saves_to_come
+from oddsmith.checkpoint.preflight import require_room, saves_to_come, size_in_training
 from oddsmith.checkpoint.space import (
     CheckpointSize,
     Room,
@@ -26,7 +26,8 @@ from oddsmith.checkpoint.space import (
 from oddsmith.errors import ConfigError, SaveError
 from oddsmith.model.adapters import add_adapter
 from tests.faults import file_size_limit
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny_runs import SETTINGS
 
 GB = 10**9
 WHOLE = CheckpointSize(weights_bytes=GB, optimizer_bytes=2 * GB, tokenizer_bytes=0, rest_bytes=0)
@@ -79,6 +80,50 @@ def test_the_size_of_a_tokenizer_is_that_of_its_file(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     size = checkpoint_size(torch.nn.Linear(1, 1), tokenizer, optim="sgd")
     assert size.tokenizer_bytes == (tmp_path / "tokenizer.json").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("lora", "optim", "dtype"),
+    [
+        (True, "adamw_torch", torch.float32),
+        (False, "adamw_torch", torch.bfloat16),
+        (False, "adafactor", torch.float32),
+        (False, "sgd", torch.float32),
+    ],
+)
+def test_the_estimate_is_what_a_checkpoint_takes(tmp_path, lora, optim, dtype):
+    """Within a tenth, before the first step and after it, of the checkpoint and of the final model."""
+    settings = {**SETTINGS, "save_strategy": "steps", "save_steps": 2, "optim": optim, "prefix_forest": False}
+    trainer = ORPOTrainer(
+        tiny_model(hidden_size=160, intermediate_size=320, dtype=dtype),
+        args=ORPOConfig(str(tmp_path), **settings),
+        train_dataset=ragged_pairs(6),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
+    )
+    before, after = [], []
+    trainer.add_callback(Sizes(before, after))
+    trainer.train()
+    trainer.save_model()
+    saved = [file.stat().st_size for file in (tmp_path / "checkpoint-2").rglob("*") if file.is_file()]
+    for (size,) in (before, after):
+        assert sum(size) == pytest.approx(sum(saved), rel=0.1)
+        assert size.final_bytes == pytest.approx(sum(f.stat().st_size for f in tmp_path.glob("*.*")), rel=0.1)
+    with file_size_limit(1000), pytest.raises(SaveError, match="not saved .file too large.; checkpoint-2 is whole"):
+        trainer.save_model()
+
+
+class Sizes(TrainerCallback):
+    """What is estimated before the first step, and after the last."""
+
+    def __init__(self, before: list[CheckpointSize], after: list[CheckpointSize]):
+        self._before, self._after = before, after
+
+    def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
+        self._before.append(size_in_training(args, state, model, processing_class, optimizer))
+
+    def on_train_end(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
+        self._after.append(size_in_training(args, state, model, processing_class, optimizer))
 
 
 @pytest.mark.parametrize(
