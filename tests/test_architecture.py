@@ -23,6 +23,7 @@ SOURCE = ROOT / "src" / "oddsmith"
 
 # From the ground up: a module or package imports only what is named before it.
 LAYERS = (
+    "masking",
     "errors",
     "signals",
     "disk",

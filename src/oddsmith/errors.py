@@ -20,6 +20,8 @@ A message is one or two lines: where it is (file, line, row or field), what was 
 
 from __future__ import annotations
 
+from .masking import masked
+
 # Characters of a message that are shown from its beginning and from its end; what is between is left out.
 SHOWN_BEGINNING, SHOWN_END = 1_000, 400
 
@@ -31,10 +33,10 @@ def showable(message: str) -> str:
         message: The message.
 
     Returns:
-        The same on one line, with escapes in place of control characters and of halves of characters, and without its
-        middle where it is longer than anybody reads.
+        The same on one line, without secrets, with escapes in place of control characters and of halves of characters,
+        and without its middle where it is longer than anybody reads.
     """
-    message = " ".join(line.strip() for line in message.strip().split("\n"))
+    message = masked(" ".join(line.strip() for line in message.strip().split("\n")))
     if len(message) > SHOWN_BEGINNING + SHOWN_END:
         message = f"{message[:SHOWN_BEGINNING]} ... {message[-SHOWN_END:]}"
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)

@@ -12,6 +12,7 @@ from ..checkpoint.preflight import require_room, saves_to_come, size_in_training
 from ..checkpoint.space import Room, measure_room, require_writable
 from ..data.report import counted
 from ..data.sources import is_local, load_datasets
+from ..masking import without_secrets
 from ..model.adapters import get_peft_config
 from ..model.loading import load_tokenizer
 from ..model.outline import outline_model
@@ -20,7 +21,7 @@ from .assembly import base_dtype
 from .build import Settings
 from .console import say, working
 from .resolve import Resolved
-from .run_folder import to_yaml, without_secrets
+from .run_folder import to_yaml
 from .summary import precision
 
 

@@ -15,10 +15,14 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from ..errors import Interrupted, OddsmithError
+from ..masking import masked
 from ..memory_errors import ANY_CURE, clear_memory_errors
 from ..signals import ENDED_AT_ONCE, NothingTrained
 from .console import is_main_process, say_error
 from .resolve import Option
+
+# What torch raises in a process of a distributed run whose peer is gone; gloo raises a mere RuntimeError.
+LOST_PEER = ("DistBackendError", "DistNetworkError")
 
 # Flags that every command has; they are read here and in `run`, before anything can go wrong.
 JSON = Option("json", "switch", "Print the result as one JSON document on stdout, and nothing else there.")
@@ -52,14 +56,13 @@ def run(command: Command, arguments: Sequence[str]) -> int:
         The exit code. Errors that nobody foresaw are not caught: they end in :func:`_say_unforeseen`.
     """
     as_json, with_traceback = JSON.flag in arguments, TRACEBACK.flag in arguments
-    if not with_traceback:
-        sys.excepthook = _say_unforeseen
+    sys.excepthook = _trace_unforeseen if with_traceback else _say_unforeseen
     try:
         with _stdout_for_json(as_json), clear_memory_errors(ANY_CURE):
             result = command(arguments)
     except (OddsmithError, NothingTrained, KeyboardInterrupt) as error:
         if with_traceback:
-            traceback.print_exc()
+            _trace(error)
         return _say_how_it_ended(error, as_json)
     if isinstance(result, int):
         return result
@@ -103,8 +106,20 @@ def _print_json(document: dict[str, Any]) -> None:
     print(json.dumps(strict(document), allow_nan=False, ensure_ascii=False), flush=True)
 
 
+def _trace(error: BaseException) -> None:
+    """The traceback of an error; what its frames and causes quote may hold a secret."""
+    print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+
+
+def _trace_unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    _trace(error)
+
+
 def _say_unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """One line instead of a traceback, for errors that should not have happened."""
     first_line = next(iter(str(error).strip().splitlines()), "")
+    if kind.__name__ in LOST_PEER or ("gloo" in first_line and "peer" in first_line):
+        say_error("another process of this run is gone; it, or whoever started it, says why")
+        return
     what = f"{kind.__name__}: {first_line}" if first_line else kind.__name__
-    say_error(f"{what}\nThis was not foreseen; run again with --traceback to see where it came from.")
+    say_error(f"{masked(what)}\nThis was not foreseen; run again with --traceback to see where it came from.")

@@ -14,11 +14,11 @@ import yaml
 from .. import __version__
 from ..checkpoint.lock import LOCK_FILES
 from ..errors import ConfigError
+from ..masking import SECRET_NAME, masked, without_secrets
 from .build import Settings
 from .resolve import TYPED_ONLY, Resolved
 
 SETTINGS_FILE = "run.yaml"
-_SECRET_NAME = re.compile(r"(^|_)(token|secret|password|api_key)$", re.IGNORECASE)
 _PLAIN_TEXT = re.compile(r"[A-Za-z_][\w./:+-]*")
 _WORDS_OF_YAML = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
@@ -94,29 +94,16 @@ def settings_text(resolved: Resolved, settings: Settings) -> str:
             chosen = "" if known.default is not None or built.get(name) is None else f"here {built[name]}"
             if name == "bf16":
                 chosen += f" ({settings.orpo.precision_reason})"
-            lines.append(_line(name, known.default, "" if _SECRET_NAME.search(name) else chosen))
+            lines.append(_line(name, known.default, "" if SECRET_NAME.search(name) else masked(chosen)))
     return "\n".join(lines) + "\n"
 
 
 def _line(name: str, value: Any, remark: str) -> str:
     if name == TYPED_ONLY and value:  # a file cannot turn it on, so this one does not try
         value, remark = False, f"{remark} was given; give it again to repeat the run"
-    masked, hidden = without_secrets(name, value)
+    shown, hidden = without_secrets(name, value)
     remark = ", ".join(filter(None, [remark, "masked" if hidden else ""]))
-    return f"{name}: {to_yaml(masked)}" + (f"  # {' '.join(remark.split())}" if remark else "")
-
-
-def without_secrets(name: str, value: Any) -> tuple[Any, bool]:
-    """A value with null for each secret in it, and whether there was one."""
-    if value is not None and _SECRET_NAME.search(name):
-        return None, True
-    if isinstance(value, dict):
-        parts = {key: without_secrets(key, item) for key, item in value.items()}
-        return {key: item for key, (item, _) in parts.items()}, any(hidden for _, hidden in parts.values())
-    if isinstance(value, list):
-        items = [without_secrets("", item) for item in value]
-        return [item for item, _ in items], any(hidden for _, hidden in items)
-    return value, False
+    return f"{name}: {to_yaml(shown)}" + (f"  # {' '.join(remark.split())}" if remark else "")
 
 
 class _Dumper(yaml.SafeDumper):
