@@ -1,4 +1,4 @@
-"""Whatever a reader is given, it reads or refuses in words: some examples of each, always the same (`make fuzz`: more)."""
+"""Whatever a reader is given, it reads or refuses in words: the same few examples each time (`make fuzz`: new ones)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def test_it_reads_or_refuses_whatever_it_is_given(name):
     TARGETS[name].test(chosen)()
 
 
+def _for_ever():
+    while True:
+        pass
+
+
 class TestTheNetHolds:
     def test_another_error(self):
         with pytest.raises(KeyError), answered(DataError):
@@ -37,8 +42,7 @@ class TestTheNetHolds:
     def test_a_hang(self, monkeypatch):
         monkeypatch.setattr("tests.fuzz.answers.MOST_CPU_S", 0.05)
         with pytest.raises(Hang), answered(DataError):
-            while True:
-                pass
+            _for_ever()
 
     def test_a_flood_of_memory(self, monkeypatch):
         monkeypatch.setattr("tests.fuzz.answers.MOST_GROWTH_BYTES", 50_000_000)
