@@ -176,7 +176,8 @@ def test_a_time_limit_ends_a_run_in_time(workshop, tmp_path, capsys):
 def test_all_processes_of_a_job_are_signalled_and_those_of_a_run_stop_after_the_same_step(workshop, tmp_path):
     """As Slurm and systemd do it: the launcher, what it started, and the workers of their data loaders."""
     run = tmp_path / "run"
-    more = ("--num-processes", 2, "--dataloader-num-workers", 1)
+    evaluating = ("--test-split-size", 4, "--eval-strategy", "steps", "--eval-steps", 1)
+    more = ("--num-processes", 2, "--dataloader-num-workers", 1, *evaluating)
     with running([*START, *words(workshop, run, *more)]) as process:
         wait_for_step(process, 2)
         everyone = tree(process.pid)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import random
 import signal
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -241,6 +245,29 @@ def test_an_evaluation_before_the_first_step_is_given_up_with_nothing_saved(tmp_
     assert not list(tmp_path.glob("checkpoint-*"))
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.slow
+def test_signals_at_random_moments_lose_nothing(tmp_path, undisturbed):
+    random_moments, signals = random.Random(0), 0
+    for _ in range(200):
+        with StopOnRequest() as stop:
+            trainer = make_trainer(tmp_path, stop, **LOWER)
+            trainer.callback_handler.on_train_begin = partial(ask_later, trainer, random_moments.uniform(0, 0.1))
+            trainer.train(resume_from_checkpoint="auto")
+        signals += stop.stopped is not None
+        if not trainer.is_unfinished:
+            break
+    assert signals >= 5
+    assert is_same_run(trainer, undisturbed(**LOWER))
+
+
+def ask_later(trainer: ORPOTrainer, delay_s: float, *args):
+    """Begin training, and send this process a signal after so many seconds, if it still trains then."""
+    begin = type(trainer.callback_handler).on_train_begin
+    control = begin(trainer.callback_handler, *args)
+    threading.Timer(delay_s, lambda: trainer.is_in_train and os.kill(os.getpid(), signal.SIGTERM)).start()
+    return control
 
 
 # ---- In time
