@@ -1,8 +1,8 @@
 """``events.jsonl``: the run's diary in its folder, one strict JSON object a line, only ever appended to.
 
-Every line has ``event`` (``start``, ``log``, ``evaluate``, ``pairs``, ``samples``, ``finding``, ``checkpoint``,
-``end``), ``time`` (seconds since 1970, UTC) and ``step`` (optimizer steps done). Numbers that JSON has no word for
-become ``null``.
+Every line has ``event`` (``start``, ``log``, ``evaluate``, ``pairs``, ``samples``, ``finding``, ``skipped``, ``spike``,
+``rolled_back``, ``not_finite``, ``checkpoint``, ``end``), ``time`` (seconds since 1970, UTC) and ``step`` (optimizer
+steps done; of a step that is skipped, its own number). Numbers that JSON has no word for become ``null``.
 """
 
 from __future__ import annotations

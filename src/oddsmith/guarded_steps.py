@@ -253,10 +253,6 @@ class GarbageFilter(TrainerCallback):
         """A step begins."""
         self._trainer._open_step()
 
-    def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """The optimizer had its turn, or was kept from it."""
-        self._trainer.accelerator.gradient_state._set_sync_gradients(True)
-
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """No checkpoint of weights that are not finite, nor between steps that are skipped.
 

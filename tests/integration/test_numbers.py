@@ -261,11 +261,22 @@ def test_after_too_many_in_a_row_the_run_goes_back_once_and_its_data_goes_on(pef
 
 def test_the_learning_rate_goes_on_where_it_was(tmp_path):
     more = {**SAVING, "lr_scheduler_type": "linear", "warmup_steps": 0}
-    trainer = trainer_of(tmp_path, ragged_pairs(20, seed=3), callbacks=[At(5, spoil)], **more)
+    seen = []
+    look = At(9, lambda model: seen.append(trainer.optimizer.param_groups[0]["lr"]), begins=True)
+    trainer = trainer_of(tmp_path, ragged_pairs(20, seed=3), callbacks=[At(5, spoil), look], **more)
     trainer.train()
+    assert seen == pytest.approx([1e-2 / 2])  # not that of the checkpoint of step 4
     rates = {line["step"]: line["learning_rate"] for line in trainer.state.log_history if "loss" in line}
     made = [1, 2, 3, 4, 5, 9, 10]  # the schedule does not move in a step that is skipped
     assert rates == pytest.approx({step: 1e-2 * (1 - number / 10) for number, step in enumerate(made)})
+
+
+def test_steps_that_are_skipped_push_no_good_checkpoint_out(tmp_path):
+    """Here the rows are to blame, not the weights; saved after each step, two checkpoints are kept."""
+    rows, more = broken_rows(20, bad=(10, 12, 14)), {**SAVING, "save_steps": 1, "save_total_limit": 2}
+    trainer_of(tmp_path, rows, broken_model(), **more).train()
+    assert [event["step"] for event in events(tmp_path, "skipped")] == [6, 7, 8]
+    assert [event["checkpoint"] for event in events(tmp_path, "rolled_back")] == ["checkpoint-5"]
 
 
 def test_a_damaged_checkpoint_is_passed_over_on_the_way_back(tmp_path, caplog):
