@@ -11,20 +11,26 @@ import shutil
 import signal
 import struct
 import subprocess
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import TrainerCallback
 
 from oddsmith.checkpoint.choose import checkpoints
 from oddsmith.checkpoint.manifest import verify
+from oddsmith.cli.launch import END_S, GRACE_S
+from oddsmith.errors import OutOfMemoryError
 from oddsmith.events import read_events
 from oddsmith.first_evaluation import FIRST_FILE
 from oddsmith.model.outline import outline_model
-from tests.command import SETTINGS, save_config, save_model, save_pairs
+from tests.command import SETTINGS, START, environment, run_apart, save_config, save_model, save_pairs
 from tests.fault_runs import Machine, Run, reverse_times
 from tests.faults import memory_group, remount, small_disk
-from tests.kills import differences, left_by
+from tests.killed_runs import LORA, make_trainer
+from tests.kills import committed, differences, left_by
 
 STEPS = 12
 GB = 10**9
@@ -260,6 +266,42 @@ def test_a_model_that_is_larger_than_the_memory(workshop, tmp_path):
     assert outcome.code == 1
     assert "error: this machine is out of memory" in outcome.err
     assert "lower per_device_train_batch_size" in outcome.err
+
+
+def test_who_calls_the_library_is_told_of_short_memory_too(tmp_path):
+    trainer = make_trainer(LORA, tmp_path, Greedy())
+    with pytest.raises(OutOfMemoryError, match="this machine is out of memory .4,000,000.0 GB were asked for.; lower"):
+        trainer.train()
+    assert [verify(folder).step for folder in checkpoints(tmp_path)] == [2, 4]
+
+
+class Greedy(TrainerCallback):
+    """Asks for more memory than there is."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            torch.empty(10**15)
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_that_finds_no_memory(workshop, tmp_path):
+    """The kernel ends one; the other and the command end soon after, and say what happened."""
+    words = ["train", str(workshop / "config.yaml"), "--output-dir", str(tmp_path / "run"), "--num-processes", "2"]
+    with memory_group() as group, (tmp_path / "said").open("w", encoding="utf-8") as said:
+        command = subprocess.Popen([*START, *words, "--max-steps", "300"], stderr=said, env=environment())
+        while committed(tmp_path / "run") < 4:
+            assert command.poll() is None
+            time.sleep(0.01)
+        children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text(encoding="ascii").split()
+        group.take(int(children[-1]))
+        began = time.monotonic()
+        assert command.wait(60) == 137
+        assert time.monotonic() - began < GRACE_S + END_S + 5
+    assert "of 2 was ended by SIGKILL, as the kernel does when memory runs out" in (tmp_path / "said").read_text()
+    steps = verify(tmp_path / "run" / f"checkpoint-{committed(tmp_path / 'run')}").step + 2
+    resumed = run_apart(*words, "--max-steps", steps, "--resume", "--allow-changed")
+    assert resumed.code == 0, resumed.err
+    assert verify(tmp_path / "run" / f"checkpoint-{steps}").step == steps
 
 
 def make_huge(model: Path) -> None:
