@@ -25,6 +25,7 @@ SOURCE = ROOT / "src" / "oddsmith"
 LAYERS = (
     "masking",
     "errors",
+    "folder_names",
     "signals",
     "disk",
     "memory_errors",

@@ -14,6 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from .errors import ConfigError
+from .folder_names import require_folder_name
 from .precision import best_precision
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
@@ -149,6 +150,8 @@ class ORPOConfig(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.output_dir is not None:
+            require_folder_name(self.output_dir, "output_dir")
         self._resolve_beta()
         self._check_ranges()
         if self.fp16 and self.bf16:

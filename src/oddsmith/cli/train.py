@@ -6,6 +6,7 @@ What can go wrong is met in this order, so that a typing mistake costs no loadin
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
@@ -18,6 +19,7 @@ from ..checkpoint.lock import held
 from ..checkpoint.space import require_writable
 from ..disk import dispensable
 from ..errors import ConfigError, Interrupted, MissingExtraError
+from ..folder_names import require_folder_name
 from ..memory_errors import clear_memory_errors
 from ..signals import StopSignals
 from .build import Settings, build
@@ -52,6 +54,8 @@ OPTIONS = (
     TRACEBACK,
 )
 STARTED_AT = time.monotonic()  # of the process, but for a moment
+# Source: huggingface_hub.utils.validate_repo_id, which is asked too late: at the first upload.
+REPOSITORY = re.compile(r"(?=.{1,96}\Z)(\w[\w.-]*/)?\w(?:[\w.-]*\w)?", re.ASCII)
 FINDING_STYLES = {"healthy": "", "watch": "yellow", "act": "bold red"}
 
 
@@ -108,6 +112,12 @@ def _require_names(resolved: Resolved) -> None:
     if resolved.get("output_dir") is None:
         name = str(resolved.get("model_name_or_path")).rstrip("/").rpartition("/")[2].rpartition(":")[2]
         resolved.settings["output_dir"] = Setting(f"runs/{name.removesuffix('.gguf')}-orpo", "named after the model")
+    folder = resolved.settings["output_dir"]
+    require_folder_name(str(folder.value), f"output_dir ({folder.where})")
+    resolved.settings["output_dir"] = Setting(str(Path(str(folder.value)).expanduser()), folder.where)
+    repository = resolved.get("hub_model_id")
+    if repository is not None and not REPOSITORY.fullmatch(str(repository)):
+        raise ConfigError(f"hub_model_id is {repository!r}; expected user/name, of letters, digits, '-', '_' and '.'")
 
 
 def _processes(resolved: Resolved) -> int:

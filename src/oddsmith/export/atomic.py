@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from ..disk import CLOSED, FULL, flush_to_disk, free_bytes, in_words, write_fault
 from ..errors import ConfigError, ExportError, OddsmithError
+from ..folder_names import require_folder_name
 
 # Lies in every folder that an export has written, so that --overwrite removes nothing else.
 RECORD_FILE = "export.json"
@@ -150,6 +151,7 @@ def _clear_errors(target: Path) -> Iterator[None]:
 
 
 def _refuse_file_above(target: Path) -> None:
+    require_folder_name(target, "the target")
     for parent in target.absolute().parents:
         if parent.exists():
             if not parent.is_dir():
