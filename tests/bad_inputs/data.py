@@ -60,6 +60,12 @@ SOURCES = (
         _named("someone/some-pairs"),
     ),
     BadInput(
+        "names a script",
+        "train c.yaml",
+        ("pairs.py: found the suffix '.py'; expected one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet (or .gz)"),
+        _file("pairs.py", "print('hello')"),
+    ),
+    BadInput(
         "names an unknown built-in dataset",
         "train c.yaml",
         "no built-in dataset 'builtin:house'; expected builtin:house-style",

@@ -14,7 +14,10 @@ from tests.command import save_model
 from tests.tiny import tiny_model, tiny_tokenizer
 
 WEIGHTS = "model/model.safetensors"
+CODE = {"AutoConfig": "configuration.Config", "AutoModelForCausalLM": "modeling.Model"}
 CHATS: dict[str, Content] = {"pairs.jsonl": lines(CHAT, CHAT)}
+
+ENDLESS = "{% for i in range(10**12) %}x{% endfor %}"
 
 
 def _named(name: str) -> dict[str, Content]:
@@ -183,14 +186,37 @@ MODELS = (
     BadInput(
         "damages config.json",
         "train c.yaml",
-        ("model: cannot be loaded: ...config file at 'model/config.json' is not a valid JSON file..."),
+        ("model: its config.json is damaged (...); fetch or copy it again"),
         {"model/config.json": "{"},
     ),
     BadInput(
         "gives a model without weights",
         "train c.yaml",
-        ("model: cannot be loaded: ...no file named model.safetensors..."),
+        (
+            "model: holds no model.safetensors; fetch or copy the whole model. If it has other"
+            " weights: pickles can run code and are not read here; convert them where you trust"
+            " them: load the model in transformers, then save_pretrained writes safetensors"
+        ),
         {WEIGHTS: gone},
+    ),
+    BadInput(
+        "gives pickled weights",
+        "train c.yaml",
+        (
+            "model: holds pytorch_model.bin and no safetensors; pickles can run code and are not"
+            " read here; convert them where you trust them: load the model in transformers, then"
+            " save_pretrained writes safetensors"
+        ),
+        {WEIGHTS: gone, "model/pytorch_model.bin": b"PK"},
+    ),
+    BadInput(
+        "gives a model with code of its own",
+        "train c.yaml",
+        (
+            "model: runs Python code of its own; read that code, then give --trust-remote-code on"
+            " the command line (in Python: trust_remote_code=True)"
+        ),
+        _changed("model/config.json", model_type="mine", auto_map=CODE),
     ),
     BadInput(
         "gives damaged weights",
@@ -267,6 +293,46 @@ TOKENIZERS = (
         _with_template("{{ raise_exception('no') }}"),
     ),
     BadInput(
+        "gives a chat template that is no Jinja",
+        "train c.yaml",
+        (
+            'train, row 0: refused by the chat template: the template says "Expected an'
+            " expression, got 'end of statement block'\" to a conversation of user; expected one"
+            " that it can render; bad_rows=drop leaves such rows out"
+        ),
+        _with_template("{% for message in %}"),
+    ),
+    BadInput(
+        "gives a chat template without end",
+        "train c.yaml",
+        (
+            (
+                'train, row 0: refused by the chat template: the template says "OverflowError: Range too big. ..."'
+                " to a conversation of user; expected one that it can render; bad_rows=drop leaves such rows out"
+            ),
+        ),
+        _with_template(ENDLESS),
+    ),
+    BadInput(
+        "gives a chat template that grows",
+        "train c.yaml",
+        (
+            "chat template of 'model': it makes a value of more than 4,194,304 characters; such a"
+            " template is damaged or hostile, set another (tokenizer.chat_template)"
+        ),
+        _with_template("{{ 'x' * 10**10 }}"),
+    ),
+    BadInput(
+        "gives a chat template that looks for more",
+        "train c.yaml",
+        (
+            'train, row 0: refused by the chat template: the template says "access to attribute'
+            " '__class__' of 'list' object is unsafe.\" to a conversation of user; expected one"
+            " that it can render; bad_rows=drop leaves such rows out"
+        ),
+        _with_template("{{ messages.__class__.__mro__ }}"),
+    ),
+    BadInput(
         "gives a tokenizer without an end of text",
         "train c.yaml",
         ("tokenizer 'model' has no EOS token, so an answer would have no end to learn; set tokenizer.eos_token"),
@@ -309,7 +375,7 @@ ADAPTERS = (
     BadInput(
         "damages adapter_config.json",
         "train c.yaml",
-        "model: its adapter_config.json is damaged (...); fetch or copy it again",
+        ("model: its adapter_config.json is damaged (...); fetch or copy it again"),
         {"model/adapter_config.json": "{"},
     ),
 )

@@ -120,6 +120,21 @@ IN_A_FILE = (
         _added("resume: auto"),
     ),
     BadInput(
+        "lets a file allow code",
+        "train c.yaml",
+        (
+            "c.yaml:6: a file cannot allow a model to run code of its own; read that code, then"
+            " give --trust-remote-code on the command line"
+        ),
+        _added("trust_remote_code: true"),
+    ),
+    BadInput(
+        "hides code in the model's options",
+        "train c.yaml",
+        ("c.yaml:6: model_init_kwargs holds trust_remote_code; give --trust-remote-code on the command line"),
+        _added("model_init_kwargs: {trust_remote_code: true}"),
+    ),
+    BadInput(
         "gives a text for a number",
         "train c.yaml",
         "c.yaml:6: beta is the text 'big'; expected a number",
@@ -227,6 +242,16 @@ FLAGS = (
         "asks for processes by a word",
         "train c.yaml --num-processes all",
         "--num-processes is 'all'; expected a whole number from 1 upwards",
+    ),
+    BadInput(
+        "asks for a time that is over",
+        "train c.yaml --time-limit 0s",
+        "--time-limit is '0s'; expected a time such as 3h50m, 45m, 90s, 3:50:00 or 1-02:00:00",
+    ),
+    BadInput(
+        "leaves out the settings of a run",
+        "train --resume",
+        "model_name_or_path is missing; give a hub id, a folder, a GGUF file or builtin:...",
     ),
     BadInput(
         "gives no time for a time",

@@ -108,6 +108,20 @@ TOGETHER = (
         "lora_r is 0; expected at least 1 (lora_r: --lora-r)",
     ),
     BadInput(
+        "asks for an unknown answer to spikes",
+        "train c.yaml --loss-spikes stop",
+        "--loss-spikes is 'stop'; expected one of 'warn', 'skip', 'ignore'",
+    ),
+    BadInput(
+        "saves between steps, beside us",
+        "train c.yaml --enable-jit-checkpoint",
+        (
+            "enable_jit_checkpoint is on; leave it out: oddsmith train stops with a checkpoint on"
+            " SIGTERM by itself, and in Python StopOnRequest does (enable_jit_checkpoint:"
+            " --enable-jit-checkpoint)"
+        ),
+    ),
+    BadInput(
         "names no type of numbers",
         "train c.yaml --dtype float8",
         "--dtype is 'float8'; expected one of 'auto', 'bfloat16', 'float16', 'float32'",
@@ -202,6 +216,24 @@ RUN_FOLDER = (
         "train c.yaml --overwrite-output-dir",
         "output_dir out is not empty and holds no run (run.yaml); choose another folder",
         {"out": _with_notes},
+    ),
+    BadInput(
+        "leaves the name empty",
+        "train c.yaml --output-dir=",
+        "output_dir (--output-dir) is empty; expected the name of a folder",
+    ),
+    BadInput(
+        "names it like a flag",
+        "train c.yaml --output-dir=--out",
+        (
+            "output_dir (--output-dir) '--out': the name '--out' begins with a dash, so that"
+            " other programs take it for a flag; choose another"
+        ),
+    ),
+    BadInput(
+        "names the folder it stands in",
+        "train c.yaml --output-dir .",
+        "output_dir . is not empty and holds no run (run.yaml); choose another folder",
     ),
     BadInput(
         "names a folder that holds a run",
