@@ -5,10 +5,14 @@ Every folder here holds Python that would leave a file behind if it were ever im
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
+import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig
@@ -16,7 +20,9 @@ from safetensors.torch import load_file
 
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.chat.loading import load_to_answer
-from oddsmith.errors import ConfigError, ModelError
+from oddsmith.data.sources import load_rows
+from oddsmith.data.tables import read_hub
+from oddsmith.errors import ConfigError, DataError, ModelError
 from oddsmith.model.loading import load_model, load_tokenizer
 from tests.command import SETTINGS, run_here, save_config, save_model, save_pairs
 from tests.tiny import tiny_model
@@ -285,3 +291,73 @@ class TestTheCommandLineAlone:
         )
         with pytest.raises(ConfigError, match="model_init_kwargs holds trust_remote_code"):
             ORPOTrainer(str(folder), args=args, train_dataset=[])
+
+
+class TestDatasets:
+    @pytest.fixture
+    def scripts(self, tmp_path, marker):
+        folder = tmp_path / "pairs"
+        folder.mkdir()
+        (folder / "pairs.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).write_text('ran')\n")
+        return folder
+
+    def test_a_folder_with_a_script_and_nothing_else(self, scripts):
+        with pytest.raises(DataError, match="holds no file of rows; expected"):
+            load_rows(str(scripts))
+        with pytest.raises(DataError, match=r"found the suffix '\.py'"):
+            load_rows(str(scripts / "pairs.py"))
+
+    def test_a_script_beside_rows_is_not_looked_at(self, scripts):
+        save_pairs(scripts / "train.jsonl", 3)
+        assert len(load_rows(str(scripts))) == 3
+
+    def test_a_script_on_the_hub(self, scripts):
+        """A folder is read by ``datasets`` as a repository is."""
+        with pytest.raises(DataError, match="not loaded from the hub"):
+            read_hub(str(scripts), None, "train", streaming=False)
+
+    @pytest.mark.parametrize("suffix", [".pkl", ".pt", ".pickle", ".npy"])
+    def test_pickled_rows(self, tmp_path, marker, suffix):
+        (tmp_path / f"pairs{suffix}").write_bytes(pickle.dumps(Touches(marker)))
+        with pytest.raises(DataError, match=rf"found the suffix '\{suffix}'"):
+            load_rows(str(tmp_path / f"pairs{suffix}"))
+
+    @pytest.mark.parametrize("reader", ["pandas", "json", "text", "webdataset"])
+    def test_a_reader_is_no_dataset(self, tmp_path, monkeypatch, marker, reader):
+        """It would read every file of the working folder, ``pandas`` by unpickling."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "train.pkl").write_bytes(pickle.dumps(Touches(marker)))
+        with pytest.raises(DataError, match=f"dataset '{reader}' is a reader of the datasets library and no dataset"):
+            load_rows(reader)
+
+    def test_a_pickled_type_in_a_parquet_file(self, tmp_path, marker):
+        of_a_stranger = {
+            b"ARROW:extension:name": b"arrow.py_extension_type",
+            b"ARROW:extension:metadata": pickle.dumps(Touches(marker)),
+        }
+        names = ("prompt", "chosen", "rejected")
+        schema = pa.schema([pa.field(name, pa.string(), metadata=of_a_stranger) for name in names])
+        path = tmp_path / "train.parquet"
+        pq.write_table(pa.table({name: [name] for name in names}, schema=schema), path)
+        assert b"arrow.py_extension_type" in path.read_bytes() or b"ARROW:schema" in path.read_bytes()
+        assert [dict(row) for row in load_rows(str(path))] == [{name: name for name in names}]
+
+    @pytest.mark.parametrize("name", ["bomb.csv.gz", "bomb.jsonl.gz", "bomb.json.gz"])
+    def test_a_file_that_unpacks_without_end(self, tmp_path, name):
+        block = b"prompt,chosen,rejected\n" + b"0" * 2**20 if "csv" in name else b'{"prompt": "' + b"0" * 2**20
+        with gzip.open(tmp_path / name, "wb") as file:
+            for _ in range(80):
+                file.write(block)
+        tracemalloc.start()
+        try:
+            with pytest.raises(DataError, match="unpacks to more than 67,108,864 bytes, 200 times its size"):
+                load_rows(str(tmp_path / name))
+            assert tracemalloc.get_traced_memory()[1] < 300 * 2**20
+        finally:
+            tracemalloc.stop()
+
+    def test_an_ordinary_packed_file(self, tmp_path):
+        rows = save_pairs(tmp_path / "plain.jsonl", 50).read_bytes()
+        with gzip.open(tmp_path / "pairs.jsonl.gz", "wb") as file:
+            file.write(rows)
+        assert load_rows(str(tmp_path / "pairs.jsonl.gz")) == load_rows(str(tmp_path / "plain.jsonl"))

@@ -26,6 +26,10 @@ Row = dict[str, Any]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARQUET = ".parquet"
 
+# Of a gzip file. Text shrinks to a tenth, the same line over and over to a hundredth; gzip can do a thousand.
+MOST_RATIO, LEAST_UNPACKED_BYTES = 200, 64 * 2**20
+GZIP_BUFFER_BYTES = 2**20
+
 
 def kind_of_file(path: Path) -> str | None:
     """The suffix that decides how a file is read, ``.gz`` aside; None for a file that holds no rows."""
@@ -82,8 +86,39 @@ def require_path(path: Path) -> None:
     raise DataError(f"{path}: no such file; {hint}")
 
 
+class _Unpacked(io.RawIOBase):
+    """A gzip file that is not unpacked without end: a few kilobytes can stand for gigabytes.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._file = path, gzip.open(path, "rb")  # noqa: SIM115 - closed in close()
+        self._bytes, self._most_bytes = 0, max(LEAST_UNPACKED_BYTES, MOST_RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._bytes += count
+        if self._bytes > self._most_bytes:
+            raise DataError(
+                f"{self._path}: unpacks to more than {self._most_bytes:,} bytes, {MOST_RATIO} times its size;"
+                " unpack it yourself if it is meant to"
+            )
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def _opened(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
+    if path.suffix.lower() != ".gz":
+        return path.open("rb")
+    return cast(BinaryIO, io.BufferedReader(_Unpacked(path), GZIP_BUFFER_BYTES))
 
 
 def _json_lines(path: Path, file: BinaryIO) -> Iterator[Row]:

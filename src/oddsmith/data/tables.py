@@ -94,7 +94,10 @@ def read_hub(name: str, config: str | None, split: str, *, streaming: bool) -> T
         DataError: The hub cannot be reached, or has no such dataset, configuration or split.
     """
     import datasets
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
+    if name in _PACKAGED_DATASETS_MODULES:  # would read whatever files lie in the working folder, pickles among them
+        raise DataError(f"dataset {name!r} is a reader of the datasets library and no dataset; name the file or folder")
     what = " ".join(part for part in (repr(name), config and f"configuration {config!r}", f"split {split!r}") if part)
     advice = "check the name, or give a local file (JSONL, JSON, CSV, Parquet) or folder instead"
     with _said_plainly(f"dataset {what}: no file or folder of this name, and not loaded from the hub", advice):
