@@ -9,6 +9,7 @@ import pytest
 from oddsmith.checkpoint.choose import checkpoints, newest_verified, rotate, set_aside
 from oddsmith.checkpoint.manifest import begin, commit, verify
 from oddsmith.errors import CheckpointError
+from tests.fault_runs import reverse_times
 
 
 def make(run: Path, *steps: int) -> list[Path]:
@@ -95,6 +96,14 @@ def test_the_oldest_go_first(tmp_path):
     assert [folder.name for folder in rotate(tmp_path, 3)] == ["checkpoint-1", "checkpoint-2"]
     assert names(tmp_path) == {"checkpoint-3", "checkpoint-4", "checkpoint-5"}
     assert rotate(tmp_path, None) == rotate(tmp_path, 0) == []
+
+
+def test_names_decide_and_never_times(tmp_path):
+    """A clock that was set back, or a copy, gives the oldest the newest time."""
+    make(tmp_path, 1, 2, 3, 4, 10)
+    reverse_times(tmp_path)
+    assert [folder.name for folder in rotate(tmp_path, 3)] == ["checkpoint-1", "checkpoint-2"]
+    assert newest_verified(tmp_path, pytest.fail).name == "checkpoint-10"
 
 
 def test_two_always_stay_and_the_best(tmp_path):
