@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class GuardedSteps(GoingBack):
         facts = torch.stack([losses.float(), (~finite).float(), (~norm.isfinite()).float()])
         loss, not_finite, bad_gradients = self.accelerator.reduce(facts, reduction="sum").tolist()
         if not_finite:
-            return loss, Cause.LOG_PROBABILITIES
+            return nan, Cause.LOG_PROBABILITIES
         # DeepSpeed searches fp16's loss scale by itself.
         is_bad = bad_gradients > 0 and not self._is_stepped_already
         return loss / self.accelerator.num_processes, Cause.GRADIENT if is_bad else None

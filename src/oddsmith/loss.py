@@ -47,7 +47,7 @@ def log1mexp(x: Tensor) -> Tensor:
 
     Source: Mächler, "Accurately Computing log(1 - exp(-|a|))", 2012: log1p(-e^x) below -ln 2, log(-expm1(x)) above.
     """
-    clamped = torch.where(x < LOGP_MAX, x, LOGP_MAX)
+    clamped = torch.where(x >= LOGP_MAX, LOGP_MAX, x)  # NaN stays NaN
     small = clamped < _MINUS_LN2
     # Both branches get a harmless argument where the other one is taken ("double where"): torch.where alone would give
     # a finite value and a NaN gradient, because 0 * inf reaches the input through the branch that is not taken.
@@ -60,7 +60,7 @@ def log1mexp(x: Tensor) -> Tensor:
 
 def log_odds(logp_B: Tensor) -> Tensor:
     """``log(p / (1 - p))`` of a response's mean log-probability, clamped at ``LOGP_MAX`` (Eq. 4)."""
-    logp_B = torch.where(logp_B < LOGP_MAX, logp_B, LOGP_MAX)
+    logp_B = torch.where(logp_B >= LOGP_MAX, LOGP_MAX, logp_B)  # NaN stays NaN
     return logp_B - log1mexp(logp_B)
 
 

@@ -177,6 +177,7 @@ def test_a_skipped_step_is_as_if_it_had_not_been(way, tmp_path, caplog):
     assert trainer.state.global_step == 6
     (event,) = events(tmp_path / "skips", "skipped")
     assert (event["step"], event["cause"], event["rows"]) == (3, "log-probabilities", [BAD_ROW])
+    assert event["loss"] is None
     assert "step 3: skipped: log-probabilities are NaN or infinite for dataset row 4" in told(caplog)
 
 

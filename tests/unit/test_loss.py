@@ -118,3 +118,11 @@ def test_a_pair_of_weight_zero_counts_for_nothing():
     )
     alone = orpo_loss(torch.tensor(5.0), logps[0][:1], logps[1][:1], beta=0.5, num_nll_tokens=7, num_pairs=1)
     torch.testing.assert_close(with_filler, alone)
+
+
+@pytest.mark.parametrize("logps", [(math.nan, -1.0), (-1.0, math.nan), (math.nan, math.nan)])
+def test_what_is_no_number_stays_none(logps):
+    """A clamp that made a number of it would hide the pair it came from."""
+    chosen, rejected = torch.tensor(logps, dtype=torch.float64)
+    assert odds_ratio_loss(chosen, rejected).isnan()
+    assert log1mexp(torch.tensor(math.nan)).isnan()
