@@ -93,13 +93,15 @@ def _line(name: str, runs: int, where: Counter[str]) -> str:
 
 def summary(rows: dict[str, list[list[Kill]]], wrong: list[str], seconds: float) -> str:
     """One paragraph."""
-    waits = [hit.survivor_s for runs in rows.values() for run in runs for hit in run if hit.survivor_s is not None]
+    hits = [hit for runs in rows.values() for run in runs for hit in run if hit.survivor_s is not None]
+    waits = [hit.survivor_s for hit in hits if hit.survivor_s is not None and not hit.hung]
     count = sum(map(len, rows.values()))
     differ = len({what.partition(":")[0] for what in wrong})
     return (
         f"{count - differ} of {count} runs ended with the same bytes in weights, optimizer and random states, and the"
         f" same logged values, as the undisturbed ones. Where one of two processes was killed ({len(waits)} times), the"
-        f" other had ended after {max(waits, default=0.0):.1f} s at most. {seconds:.0f} s in all."
+        f" other had ended by itself after {max(waits, default=0.0):.1f} s at most; {len(hits) - len(waits)} more were"
+        f" hit before the processes had met, where only a launcher can end the other. {seconds:.0f} s in all."
     )
 
 

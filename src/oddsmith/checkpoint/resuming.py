@@ -134,6 +134,7 @@ class CommittedCheckpoints(SavedCheckpoints):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The items of a step; none once all steps are done, as in a run that is resumed from its last checkpoint."""
         if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True  # which a step would have said
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
