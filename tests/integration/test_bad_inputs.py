@@ -16,6 +16,7 @@ from tests.command import run_here, save_model
 from tests.tiny import ragged_pairs
 
 ROWS = [pytest.param(case, id=f"{case.done}: {case.words}"[:70]) for cases in GROUPS.values() for case in cases]
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 MOST_LINES = 3  # what was begun may be said before what was wrong
 
 
@@ -55,7 +56,7 @@ def pattern(message: str) -> str:
 
 def test_the_page_is_printed_from_the_table():
     """Else: python -m tests.bad_inputs > docs/errors.md."""
-    assert Path("docs/errors.md").read_text(encoding="utf-8") == page()
+    assert PAGE.read_text(encoding="utf-8") == page()
 
 
 def test_no_row_stands_there_twice():
