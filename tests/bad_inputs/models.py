@@ -306,10 +306,8 @@ TOKENIZERS = (
         "gives a chat template without end",
         "train c.yaml",
         (
-            (
-                'train, row 0: refused by the chat template: the template says "OverflowError: Range too big. ..."'
-                " to a conversation of user; expected one that it can render; bad_rows=drop leaves such rows out"
-            ),
+            'train, row 0: refused by the chat template: the template says "OverflowError: Range too big. ..."'
+            " to a conversation of user; expected one that it can render; bad_rows=drop leaves such rows out"
         ),
         _with_template(ENDLESS),
     ),
