@@ -32,6 +32,7 @@ from ..export.finished import find_finished
 from ..export.merge import merge_adapter
 from ..llama_cpp import available_processors
 from ..model.gguf_header import check_gguf
+from ..model.inert import require_inert
 from ..precision import best_precision
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
@@ -108,6 +109,7 @@ def serving(
         else:
             _require(NEEDED_BY_TRANSFORMERS, "serving a model folder")
             place = finished.place
+            require_inert(name, place, trust_remote_code=False)
             if finished.kind == "adapter":
                 on_stage("merge", name)
                 above = stack.enter_context(tempfile.TemporaryDirectory(prefix="oddsmith-serve-"))

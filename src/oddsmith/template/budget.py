@@ -1,6 +1,7 @@
 """What a chat template may use up while it renders one conversation.
 
-    work   a character that is made costs 1, an item of a list 16, a node of the template that runs 8
+    work   a character that is made costs 1, an item of a list 16, a node of the template that runs 8; a short text
+           costs no more than the node that makes it
     value  the weight of one value: its characters and items, those of everything inside it counted each time
     time   of the processor, as a last resort: the same template ends in the same way on every machine otherwise
 

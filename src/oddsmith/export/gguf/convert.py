@@ -122,8 +122,8 @@ def plan_conversion(folder: Path, *, title: str, source: str) -> Conversion:
         ModelError: The model cannot be converted; the message says why, and what can.
     """
     try:
-        settings = AutoConfig.from_pretrained(folder).to_dict()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source}: cannot be read: {str(error).strip().splitlines()[0]}") from error
     family = family_of(settings, source)

@@ -188,7 +188,7 @@ class _Maker:
             self.plan = plan_conversion(folder, title=title, source=name)
             self.stored = self.plan.stored
         else:
-            dtype = str(AutoConfig.from_pretrained(folder).dtype).removeprefix("torch.")
+            dtype = str(AutoConfig.from_pretrained(folder, trust_remote_code=False).dtype).removeprefix("torch.")
             self.stored = {"bfloat16": "bf16", "float16": "f16"}.get(dtype, "f32")
         self.made: dict[str, Path] = {}
 
@@ -267,7 +267,7 @@ def _refuse_early(finished: Finished) -> None:
     if is_gguf(place):
         return
     try:
-        settings = AutoConfig.from_pretrained(place).to_dict()
+        settings = AutoConfig.from_pretrained(place, trust_remote_code=False).to_dict()
     except (OSError, ValueError):
         return  # whoever loads it says it better
     family_of({**settings, "quantization_config": None}, finished.name)
@@ -279,7 +279,9 @@ def _weights(
     """A folder with plain weights: the model's own, or a merged one that is gone afterwards."""
     place = Path(finished.place)
     is_plain = finished.kind == "model" and dtype is None and any(place.glob("*.safetensors"))
-    if is_plain and not getattr(AutoConfig.from_pretrained(place), "quantization_config", None):
+    if is_plain and not getattr(
+        AutoConfig.from_pretrained(place, trust_remote_code=False), "quantization_config", None
+    ):
         return place, None
     merged = scratch / "merged"
     return merged, merge_adapter(finished.name, merged, dtype=dtype, merge_into=merge_into, on_stage=on_stage)
