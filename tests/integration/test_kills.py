@@ -46,7 +46,7 @@ def test_the_command_goes_on_from_where_it_was_killed(tmp_path):
 @pytest.mark.slow
 def test_under_torchrun_too(tmp_path):
     """torchrun ends the other process when one is killed; started again, both go on."""
-    torchrun = [START[0], "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [START[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, *START[1:], "train", str(config(tmp_path)), "--output-dir"]
     quiet = {"stderr": subprocess.DEVNULL, "env": environment()}
     assert subprocess.run([*command, str(tmp_path / "undisturbed")], **quiet, timeout=200).returncode == 0
