@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
 from .config import ORPOConfig
-from .guarded_steps import GuardedSteps
+from .guard.steps import GuardedSteps
 from .memory_errors import clear_memory_errors
 from .metrics import EvaluationMeter, TrainingMeter, pair_sums
 from .model.choose_path import choose_path

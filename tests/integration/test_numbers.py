@@ -68,7 +68,7 @@ def trainer_of(folder, rows, model=None, peft=None, callbacks=(), evaluate=None,
     )
 
 
-TELLERS = ("oddsmith.guarded_steps", "oddsmith.checkpoint.going_back")
+TELLERS = ("oddsmith.guard.steps", "oddsmith.checkpoint.going_back")
 
 
 def told(caplog):

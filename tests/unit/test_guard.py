@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oddsmith.guard import LEAST_STEPS, SIGMAS, WINDOW_STEPS, Decision, StepGuard
+from oddsmith.guard.judge import LEAST_STEPS, SIGMAS, WINDOW_STEPS, Decision, StepGuard
 
 TRAIN, WARN, SKIP, ROLL_BACK, STOP = Decision
 

@@ -79,6 +79,9 @@ def random_states(*, alone: bool) -> dict[str, Any]:
 
     Args:
         alone: Whether this process may use every device of the machine; otherwise only its own counts.
+
+    Returns:
+        Name of the generator -> its state.
     """
     states: dict[str, Any] = {
         "python": random.getstate(),

@@ -61,7 +61,7 @@ def _acquire(lock: FileLock, run: Path) -> None:
         owner = _owner(run)
         here = owner.get("host") == socket.gethostname()
         pid = owner.get("pid")
-        if here and isinstance(pid, int) and not psutil.pid_exists(pid):
+        if here and isinstance(pid, int) and _is_dead(pid):
             with suppress(Timeout):
                 lock.acquire(timeout=DEAD_OWNER_S)
                 return
@@ -69,6 +69,13 @@ def _acquire(lock: FileLock, run: Path) -> None:
         raise ConfigError(
             f"output_dir {run} is in use by {who}; wait for it or end it, or choose another folder"
         ) from None
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # killed, and its parent has not looked yet
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _owner(run: Path) -> dict[str, Any]:

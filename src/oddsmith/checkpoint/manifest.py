@@ -150,6 +150,12 @@ def verify(folder: Path, *, contents: bool = True) -> Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint; its files are not looked at.
 
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        The manifest.
+
     Raises:
         CheckpointError: There is none, or it is none.
     """
@@ -182,6 +188,12 @@ def is_unfinished(folder: Path) -> bool:
 
 def files_in(folder: Path) -> Iterator[str]:
     """The files of a checkpoint but its manifest, as ``a/b``, sorted.
+
+    Args:
+        folder: The checkpoint.
+
+    Yields:
+        str: Their names within it.
 
     Raises:
         CheckpointError: One is a symbolic link or no ordinary file, or folders lie too deep in each other.
@@ -227,11 +239,7 @@ def _read_entry(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _parsed(fields: Any) -> Manifest:
-    """The manifest out of JSON.
-
-    Raises:
-        ValueError, TypeError, KeyError: It is none.
-    """
+    """The manifest out of JSON; a ``ValueError``, ``TypeError`` or ``KeyError`` where it is none."""
     if fields["format"] != FORMAT:
         raise ValueError(f"format {fields['format']}; this version reads format {FORMAT}")
     manifest = Manifest(**{name: fields[name] for name in Manifest.__dataclass_fields__})

@@ -13,6 +13,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from ..errors import SaveError
+from ..model.quiet import no_progress_bars
 from .carried import write_process
 from .choose import rotate, set_aside
 from .identity import RunIdentity
@@ -101,7 +102,8 @@ class SavedCheckpoints(SavesTogether, RunIdentity):
         if not (self.args.should_save or sharded):
             return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
+        with no_progress_bars():
+            model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
         if self.args.should_save and self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 

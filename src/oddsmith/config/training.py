@@ -1,8 +1,4 @@
-"""Settings: ``ORPOConfig`` (training), ``ModelConfig`` (model and adapter), ``ScriptArguments`` (data).
-
-Field names and meanings are those of TRL 1.16, so that its scripts and command lines move over unchanged; what is ours
-stands at the end of each class. Everything is checked here, before a model is loaded.
-"""
+"""How to train: ``ORPOConfig``."""
 
 from __future__ import annotations
 
@@ -13,9 +9,9 @@ from typing import Any, ClassVar, Literal, Optional, Union
 import torch
 from transformers import TrainingArguments
 
-from .errors import ConfigError
-from .folder_names import require_folder_name
-from .precision import best_precision
+from ..errors import ConfigError
+from ..folder_names import require_folder_name
+from ..precision import best_precision
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP007, UP045
@@ -110,7 +106,7 @@ class ORPOConfig(TrainingArguments):
         default=None, metadata={"help": "With model_init: whether the model it returns is an encoder-decoder."}
     )
     # A JSON string on the command line; transformers has made a dict of it by the end of __post_init__.
-    model_init_kwargs: Optional[Union[dict[str, Any], str]] = field(
+    model_init_kwargs: Union[dict[str, Any], str, None] = field(
         default=None, metadata={"help": "Keyword arguments of from_pretrained where the model is given by name."}
     )
     trust_remote_code: bool = field(
@@ -138,7 +134,7 @@ class ORPOConfig(TrainingArguments):
         default=True,
         metadata={"help": "Compute what sequences share once, without padding, where the model can do it exactly."},
     )
-    max_tokens_per_microbatch: Optional[Union[int, str]] = field(
+    max_tokens_per_microbatch: Union[int, str, None] = field(
         default="auto",
         metadata={"help": "Most tokens of a micro-batch; auto: what fits in memory; none: as the batch sizes say."},
     )
@@ -160,8 +156,8 @@ class ORPOConfig(TrainingArguments):
             raise ConfigError("fp16 is on, but it needs a GPU; leave it out, or take bf16, which CPUs compute too")
         if self.enable_jit_checkpoint:  # its SIGTERM handler saves in the middle of a step, and then the step is made
             raise ConfigError(
-                "enable_jit_checkpoint is on; leave it out: oddsmith train stops with a checkpoint on SIGTERM by itself,"
-                " and in Python StopOnRequest does"
+                "enable_jit_checkpoint is on; leave it out: oddsmith train stops with a checkpoint on SIGTERM by"
+                " itself, and in Python StopOnRequest does"
             )
         self.precision_reason = "set by hand"
         if self.bf16 is None:
@@ -173,7 +169,7 @@ class ORPOConfig(TrainingArguments):
         if self.report_to is None:  # YAML's null, and what `--report-to none` is read as; transformers knows the word
             self.report_to: Any = "none"
         if self.save_total_limit == 1:  # while one is being written, and should it turn out damaged, another is there
-            self.save_total_limit = 2
+            self.save_total_limit: Any = 2
         super().__post_init__()
 
     def _resolve_beta(self) -> None:
@@ -223,122 +219,3 @@ class ORPOConfig(TrainingArguments):
             self.max_tokens_per_microbatch = tokens = int(tokens)
         if not (tokens in (None, "auto") or (isinstance(tokens, int) and tokens >= 1)):
             raise ConfigError(f"max_tokens_per_microbatch is {tokens!r}; expected a number from 1 upwards, or auto")
-
-
-@dataclass
-class ModelConfig:
-    """Which model, in which precision, with which adapter. TRL's ``ModelConfig`` fields, and ours at the end.
-
-    Args:
-        model_name_or_path: Hub id, folder, GGUF file, or ``builtin:smollm2-135m-instruct``.
-        model_revision: Branch, tag or commit on the hub.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"auto"`` (as the weights are stored). By default float32
-            for full fine-tuning, and the precision of the run for a base that is frozen under an adapter.
-        attn_implementation: transformers' attention implementation, e.g. ``"sdpa"``.
-        use_peft: Train a LoRA adapter instead of the whole model.
-        lora_r, lora_alpha, lora_dropout: Rank, scale (alpha / r) and dropout of the adapter.
-        lora_target_modules: Modules that get one; all linear layers but the head by default.
-        lora_target_parameters: Bare parameters that get one (the experts of a mixture-of-experts model).
-        lora_modules_to_save: Modules trained in full beside the adapter.
-        lora_task_type: PEFT task type; follows the model by default.
-        use_rslora, use_dora: Rank-stabilised scale alpha / sqrt(r); weight-decomposed LoRA.
-        load_in_8bit, load_in_4bit: Quantise the frozen base with bitsandbytes.
-        bnb_4bit_quant_type, use_bnb_nested_quant, bnb_4bit_quant_storage: NF4 or FP4, double quantisation, storage.
-        init_lora_weights: PEFT's initialisation of the adapter: ``"pissa"``, ``"pissa_niter_4"``, ``"gaussian"``, ...
-
-    Raises:
-        ConfigError: Contradictory or impossible values.
-    """
-
-    model_name_or_path: Optional[str] = field(
-        default=None,
-        metadata={"help": "Hub id, folder, GGUF file, or builtin:smollm2-135m-instruct."},
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
-    dtype: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "Weights in this type. By default float32 for full fine-tuning, the run's precision under LoRA.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
-    )
-    attn_implementation: Optional[str] = field(
-        default=None, metadata={"help": "Attention implementation of transformers, e.g. sdpa."}
-    )
-    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of the whole model."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter (alpha / r)."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapter; 0 with disable_dropout."})
-    lora_target_modules: Optional[list[str]] = field(
-        default=None, metadata={"help": "Modules that get an adapter; all linear layers by default."}
-    )
-    lora_target_parameters: Optional[list[str]] = field(
-        default=None, metadata={"help": "Bare parameters that get an adapter (experts of a mixture-of-experts model)."}
-    )
-    lora_modules_to_save: Optional[list[str]] = field(
-        default=None, metadata={"help": "Modules trained in full beside the adapter."}
-    )
-    lora_task_type: Optional[str] = field(
-        default=None, metadata={"help": "PEFT task type; follows the model by default."}
-    )
-    use_rslora: bool = field(default=False, metadata={"help": "Scale the adapter by alpha / sqrt(r)."})
-    use_dora: bool = field(default=False, metadata={"help": "Weight-decomposed LoRA."})
-    load_in_8bit: bool = field(default=False, metadata={"help": "Quantise the frozen base to 8 bits. Needs LoRA."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the frozen base to 4 bits. Needs LoRA."})
-    bnb_4bit_quant_type: str = field(
-        default="nf4", metadata={"help": "4-bit number format.", "choices": ["fp4", "nf4"]}
-    )
-    use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the quantisation constants too."})
-    bnb_4bit_quant_storage: Optional[str] = field(default=None, metadata={"help": "Type that 4-bit weights lie in."})
-
-    # Ours.
-    init_lora_weights: Optional[str] = field(
-        default=None, metadata={"help": "Initialisation of the adapter: pissa, pissa_niter_4, gaussian, olora, ..."}
-    )
-
-    def __post_init__(self):
-        if self.load_in_8bit and self.load_in_4bit:
-            raise ConfigError("load_in_8bit and load_in_4bit are both on; choose one")
-        if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
-            bits = "load_in_8bit" if self.load_in_8bit else "load_in_4bit"
-            raise ConfigError(f"{bits} freezes the model, so it trains nothing without an adapter; add use_peft")
-        if self.lora_r < 1:
-            raise ConfigError(f"lora_r is {self.lora_r}; expected at least 1")
-        if self.dtype not in (None, "auto", "bfloat16", "float16", "float32"):
-            raise ConfigError(f"dtype is {self.dtype!r}; expected 'auto', 'bfloat16', 'float16' or 'float32'")
-        if self.lora_target_modules is not None and len(self.lora_target_modules) == 1:
-            # One name may be a pattern or "all-linear", which PEFT takes only as a string.
-            self.lora_target_modules = self.lora_target_modules[0]  # type: ignore[assignment]
-
-
-@dataclass
-class ScriptArguments:
-    """Which data. TRL's ``ScriptArguments`` fields, and ours at the end.
-
-    Args:
-        dataset_name: Hub id, file (JSONL, JSON, CSV, Parquet), folder, or ``builtin:house-style``.
-        dataset_config: Configuration of the hub dataset.
-        dataset_train_split, dataset_test_split: Its splits for training and evaluation.
-        dataset_streaming: Read rows as they are needed instead of all at once; needs ``max_steps``.
-        datasets: A mixture instead of one dataset: a list of ``{path, name, split, weight}``.
-        eval_dataset_name: Another dataset to evaluate on.
-        test_split_size: Hold out this share (below 1) or number of the rows for evaluation.
-    """
-
-    dataset_name: Optional[str] = field(
-        default=None, metadata={"help": "Hub id, file (JSONL, JSON, CSV, Parquet), folder, or builtin:house-style."}
-    )
-    dataset_config: Optional[str] = field(default=None, metadata={"help": "Configuration of the hub dataset."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    dataset_streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed; needs max_steps."})
-
-    # Ours.
-    datasets: Optional[Union[list[dict[str, Any]], str]] = field(
-        default=None,
-        metadata={"help": "A mixture: a list of {path, name, split, weight}, in YAML or as JSON."},
-    )
-    eval_dataset_name: Optional[str] = field(default=None, metadata={"help": "Another dataset to evaluate on."})
-    test_split_size: Optional[float] = field(
-        default=None, metadata={"help": "Hold out this share (below 1) or number of rows for evaluation."}
-    )

@@ -57,8 +57,8 @@ class StepGuard:
 
     Args:
         max_skipped_steps: How many steps in a row may be skipped.
-        loss_spikes: ``"warn"``, ``"skip"`` or ``"ignore"``. A spike that lasts longer than ``max_skipped_steps`` steps is
-            no spike but another level, and is trained on.
+        loss_spikes: ``"warn"``, ``"skip"`` or ``"ignore"``. A spike that lasts longer than ``max_skipped_steps`` steps
+            is no spike but another level, and is trained on.
     """
 
     def __init__(self, max_skipped_steps: int = 3, loss_spikes: str = "warn"):

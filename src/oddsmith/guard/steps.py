@@ -1,6 +1,6 @@
 """Before the optimizer makes a step: are its numbers finite, and like those of the steps before, on every process?
 
-``guard.StepGuard`` decides; here is what it needs to know, from all processes by one sum, and what its decisions mean
+``judge.StepGuard`` decides; here is what it needs to know, from all processes by one sum, and what its decisions mean
 in transformers' loop. A step that is skipped leaves weights, optimizer and learning rate as they were, and enters no
 logged average; the data goes on.
 
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from .checkpoint.going_back import GoingBack
-from .config import ORPOConfig
-from .errors import NonFiniteError
-from .events import append_event
-from .guard import Decision, StepGuard
-from .metrics import TrainingMeter
-from .model.logps import PairLogps
-from .sound_weights import unsound_weights, weights_in_words
-from .watched_pairs import Cause, WatchedPairs, rows_behind, rows_in_words
+from ..checkpoint.going_back import GoingBack
+from ..config import ORPOConfig
+from ..errors import NonFiniteError
+from ..events import append_event
+from ..metrics import TrainingMeter
+from ..model.logps import PairLogps
+from .judge import Decision, StepGuard
+from .pairs import Cause, WatchedPairs, rows_behind, rows_in_words
+from .weights import unsound_weights, weights_in_words
 
 logger = logging.getLogger(__name__)
 

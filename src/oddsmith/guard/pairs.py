@@ -13,8 +13,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from .loss import odds_ratio_loss
-from .model.logps import PairLogps
+from ..loss import odds_ratio_loss
+from ..model.logps import PairLogps
 
 MOST_ROWS_TOLD = 8
 

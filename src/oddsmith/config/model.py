@@ -1,0 +1,97 @@
+"""Which model, and which adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from ..errors import ConfigError
+
+# HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
+# ruff: noqa: UP045
+
+
+@dataclass
+class ModelConfig:
+    """Which model, in which precision, with which adapter. TRL's ``ModelConfig`` fields, and ours at the end.
+
+    Args:
+        model_name_or_path: Hub id, folder, GGUF file, or ``builtin:smollm2-135m-instruct``.
+        model_revision: Branch, tag or commit on the hub.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"auto"`` (as the weights are stored). By default float32
+            for full fine-tuning, and the precision of the run for a base that is frozen under an adapter.
+        attn_implementation: transformers' attention implementation, e.g. ``"sdpa"``.
+        use_peft: Train a LoRA adapter instead of the whole model.
+        lora_r, lora_alpha, lora_dropout: Rank, scale (alpha / r) and dropout of the adapter.
+        lora_target_modules: Modules that get one; all linear layers but the head by default.
+        lora_target_parameters: Bare parameters that get one (the experts of a mixture-of-experts model).
+        lora_modules_to_save: Modules trained in full beside the adapter.
+        lora_task_type: PEFT task type; follows the model by default.
+        use_rslora, use_dora: Rank-stabilised scale alpha / sqrt(r); weight-decomposed LoRA.
+        load_in_8bit, load_in_4bit: Quantise the frozen base with bitsandbytes.
+        bnb_4bit_quant_type, use_bnb_nested_quant, bnb_4bit_quant_storage: NF4 or FP4, double quantisation, storage.
+        init_lora_weights: PEFT's initialisation of the adapter: ``"pissa"``, ``"pissa_niter_4"``, ``"gaussian"``, ...
+
+    Raises:
+        ConfigError: Contradictory or impossible values.
+    """
+
+    model_name_or_path: Optional[str] = field(
+        default=None,
+        metadata={"help": "Hub id, folder, GGUF file, or builtin:smollm2-135m-instruct."},
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
+    dtype: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "Weights in this type. By default float32 for full fine-tuning, the run's precision under LoRA.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    attn_implementation: Optional[str] = field(
+        default=None, metadata={"help": "Attention implementation of transformers, e.g. sdpa."}
+    )
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of the whole model."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter (alpha / r)."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapter; 0 with disable_dropout."})
+    lora_target_modules: Optional[list[str]] = field(
+        default=None, metadata={"help": "Modules that get an adapter; all linear layers by default."}
+    )
+    lora_target_parameters: Optional[list[str]] = field(
+        default=None, metadata={"help": "Bare parameters that get an adapter (experts of a mixture-of-experts model)."}
+    )
+    lora_modules_to_save: Optional[list[str]] = field(
+        default=None, metadata={"help": "Modules trained in full beside the adapter."}
+    )
+    lora_task_type: Optional[str] = field(
+        default=None, metadata={"help": "PEFT task type; follows the model by default."}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale the adapter by alpha / sqrt(r)."})
+    use_dora: bool = field(default=False, metadata={"help": "Weight-decomposed LoRA."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Quantise the frozen base to 8 bits. Needs LoRA."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the frozen base to 4 bits. Needs LoRA."})
+    bnb_4bit_quant_type: str = field(
+        default="nf4", metadata={"help": "4-bit number format.", "choices": ["fp4", "nf4"]}
+    )
+    use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the quantisation constants too."})
+    bnb_4bit_quant_storage: Optional[str] = field(default=None, metadata={"help": "Type that 4-bit weights lie in."})
+
+    # Ours.
+    init_lora_weights: Optional[str] = field(
+        default=None, metadata={"help": "Initialisation of the adapter: pissa, pissa_niter_4, gaussian, olora, ..."}
+    )
+
+    def __post_init__(self):
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ConfigError("load_in_8bit and load_in_4bit are both on; choose one")
+        if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
+            bits = "load_in_8bit" if self.load_in_8bit else "load_in_4bit"
+            raise ConfigError(f"{bits} freezes the model, so it trains nothing without an adapter; add use_peft")
+        if self.lora_r < 1:
+            raise ConfigError(f"lora_r is {self.lora_r}; expected at least 1")
+        if self.dtype not in (None, "auto", "bfloat16", "float16", "float32"):
+            raise ConfigError(f"dtype is {self.dtype!r}; expected 'auto', 'bfloat16', 'float16' or 'float32'")
+        if self.lora_target_modules is not None and len(self.lora_target_modules) == 1:
+            # One name may be a pattern or "all-linear", which PEFT takes only as a string.
+            self.lora_target_modules = self.lora_target_modules[0]  # type: ignore[assignment]
