@@ -159,6 +159,14 @@ def test_a_checkpoint_of_another_kind_is_refused(train):
     assert "is a checkpoint of an adapter; add use_peft" in train("--resume").err
 
 
+def test_training_an_adapter_further_can_be_gone_on_with(train, tmp_path):
+    assert train("--use-peft", "--max-steps", "1").code == 0
+    further = ("--model-name-or-path", tmp_path / "run", "--output-dir", tmp_path / "further", "--save-steps", "2")
+    assert train(*further).code == 0
+    resumed = train(*further, "--resume", tmp_path / "further" / "checkpoint-2")
+    assert (resumed.code, "step 4/4" in resumed.err) == (0, True), resumed.err
+
+
 # ---- Dry run
 
 

@@ -148,6 +148,7 @@ def test_a_disk_that_becomes_full(workshop, tmp_path):
         assert_goes_on(disk / "run", workshop, saved)
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_full_under_two_processes(workshop, tmp_path):
     """Both end, with the same reason; neither waits for the other."""
     one = size_of(workshop / "undisturbed" / "checkpoint-4")
@@ -162,6 +163,7 @@ def test_a_disk_that_becomes_full_under_two_processes(workshop, tmp_path):
         assert not (disk / "run" / f"checkpoint-{saved + 2}").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_whose_files_are_used_up(workshop, tmp_path):
     with small_disk(tmp_path / "disk", "8m", nr_inodes="45") as disk:
         outcome = train(workshop, disk / "run").end()

@@ -102,7 +102,7 @@ def assert_same(one: ORPOTrainer, other: ORPOTrainer) -> None:
     ],
     ids=["full", "LoRA with dropout", "evaluated at epochs", "best model", "another optimizer", "ends in mid-epoch"],
 )
-@pytest.mark.parametrize("cut", [3, 6])
+@pytest.mark.parametrize("cut", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path, options, cut):
     whole = make(tmp_path / "whole", **options)
     whole.train()

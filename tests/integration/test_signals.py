@@ -191,6 +191,7 @@ def test_all_processes_of_a_job_are_signalled_and_those_of_a_run_stop_after_the_
     assert verify(checkpoints(run)[-1]).world_size == 2
 
 
+@pytest.mark.slow
 def test_when_the_launcher_is_killed_its_processes_stop_with_a_checkpoint(workshop, tmp_path):
     run = tmp_path / "run"
     with running([*START, *words(workshop, run, "--num-processes", 2)]) as process:

@@ -76,7 +76,7 @@ class RunIdentity(Trainer):
         return {name: _told(rows) for name, rows in {"train": self.train_dataset, **sets}.items() if rows is not None}
 
 
-def require_same_settings(folder: Path, args: ORPOConfig, *, use_peft: bool, allow_changed: bool) -> None:
+def require_same_settings(folder: Path, args: ORPOConfig, *, adapter: bool, allow_changed: bool) -> None:
     """Refuse settings that are not those of a checkpoint, before anything is loaded.
 
     Pairs and base model are compared once they are there (``CommittedCheckpoints.train``).
@@ -84,15 +84,15 @@ def require_same_settings(folder: Path, args: ORPOConfig, *, use_peft: bool, all
     Args:
         folder: The checkpoint.
         args: Settings of this run.
-        use_peft: Whether an adapter is to be trained.
+        adapter: Whether an adapter is to be trained.
         allow_changed: Whether settings may differ where that is possible at all.
 
     Raises:
         CheckpointError: They differ, or the checkpoint is one of a whole model and an adapter is to be trained, or the
             other way round.
     """
-    if is_adapter_folder(folder) != use_peft:
-        kind, cure = ("the whole model", "leave out") if use_peft else ("an adapter", "add")
+    if is_adapter_folder(folder) != adapter:
+        kind, cure = ("the whole model", "leave out") if adapter else ("an adapter", "add")
         raise CheckpointError(f"{folder}: is a checkpoint of {kind}; {cure} use_peft, or continue with its run.yaml")
     saved = read_manifest(folder)
     pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size

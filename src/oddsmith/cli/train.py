@@ -208,6 +208,7 @@ def _checkpoint(wanted: str | None, settings: Settings, allow_changed: bool) -> 
     """
     from ..checkpoint.identity import require_same_settings
     from ..checkpoint.resuming import choose_checkpoint
+    from ..model.place import is_adapter_folder
 
     folder = Path(str(settings.orpo.output_dir))
     settings.orpo.resume_from_checkpoint = None
@@ -220,7 +221,8 @@ def _checkpoint(wanted: str | None, settings: Settings, allow_changed: bool) -> 
     if last is None:
         say(f"no checkpoint in {folder} yet: starting from the beginning")
         return None
-    require_same_settings(last, settings.orpo, use_peft=settings.model.use_peft, allow_changed=allow_changed)
+    is_adapter = settings.model.use_peft or is_adapter_folder(Path(str(settings.model.model_name_or_path)))
+    require_same_settings(last, settings.orpo, adapter=is_adapter, allow_changed=allow_changed)
     say(f"going on from {last}")
     return last
 
