@@ -250,16 +250,19 @@ def test_an_evaluation_before_the_first_step_is_given_up_with_nothing_saved(tmp_
 @pytest.mark.slow
 def test_signals_at_random_moments_lose_nothing(tmp_path, undisturbed):
     random_moments, signals = random.Random(0), 0
+    whole = undisturbed(**LOWER)
+    lasts_s = next(entry["train_runtime"] for entry in whole.state.log_history if "train_runtime" in entry)
     for _ in range(200):
         with StopOnRequest() as stop:
             trainer = make_trainer(tmp_path, stop, **LOWER)
-            trainer.callback_handler.on_train_begin = partial(ask_later, trainer, random_moments.uniform(0, 0.1))
+            ask = partial(ask_later, trainer, random_moments.uniform(0, lasts_s / 8))
+            trainer.callback_handler.on_train_begin = ask
             trainer.train(resume_from_checkpoint="auto")
         signals += stop.stopped is not None
         if not trainer.is_unfinished:
             break
     assert signals >= 5
-    assert is_same_run(trainer, undisturbed(**LOWER))
+    assert is_same_run(trainer, whole)
 
 
 def ask_later(trainer: ORPOTrainer, delay_s: float, *args):
