@@ -16,19 +16,16 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.checkpoint.manifest import read_manifest, verify
 from oddsmith.errors import CheckpointError
+from tests import tiny_runs
 from tests.command import run_apart, save_config, save_model, save_pairs
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
 SETTINGS = {
-    "learning_rate": 1e-2,
-    "per_device_train_batch_size": 2,
-    "max_length": 64,
-    "bf16": False,
-    "use_cpu": True,
-    "report_to": "none",
-    "disable_tqdm": True,
+    **tiny_runs.SETTINGS,
     "logging_steps": 3,
+    "save_strategy": "steps",
     "save_steps": 2,
+    "max_steps": -1,
     "num_train_epochs": 2,
     "max_tokens_per_microbatch": 200,
 }
