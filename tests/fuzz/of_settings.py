@@ -112,11 +112,12 @@ def build_settings(given: list[str]) -> None:
         (place / "run.yaml").write_text(settings_text(resolved, settings), encoding="utf-8")
         again = resolve([str(place / "run.yaml")], FIELDS, OPTIONS)
         assert _values(again) == _values(resolved)
+        assert not again.get("trust_remote_code")
 
 
 def _values(resolved: Resolved) -> dict[str, Any]:
-    """All settings that may be written down: tokens are not."""
-    return {name: resolved.get(name) for name in FIELDS if not name.endswith("token")}
+    """All settings that may be written down: tokens are not, and leave to run code has to be given again."""
+    return {name: resolved.get(name) for name in FIELDS if not name.endswith("token") and name != "trust_remote_code"}
 
 
 @contextmanager
