@@ -97,7 +97,7 @@ CHECKPOINTS: tuple[BadInput, ...] = (
     BadInput(
         "names the run instead of a checkpoint",
         "train c.yaml --resume out",
-        "out: is no checkpoint: it has no manifest.json, so nothing vouches for its files",
+        "out: is a run, not a checkpoint; give out/checkpoint-4, or --resume alone for the newest that is whole",
         RUN,
     ),
     BadInput(

@@ -19,7 +19,7 @@ from .carried import read_process, restore_random_states
 from .changes import require_possible, require_unchanged
 from .choose import checkpoints, newest_verified, set_aside, step_of
 from .lock import held
-from .manifest import verify
+from .manifest import MANIFEST, verify
 from .saving import OPTIMIZER, SCALER, SCHEDULER, SavedCheckpoints
 from .space import require_writable
 from .state import has_state, read_state
@@ -188,6 +188,7 @@ def choose_checkpoint(wanted: str | Path | bool, run: Path, tell: Callable[[str]
 
     def choose() -> Path | None:
         if not isinstance(wanted, bool) and wanted != AUTO:
+            _require_no_run(Path(wanted))
             verify(Path(wanted))
             return Path(wanted)
         folder = newest_verified(run, tell)
@@ -196,6 +197,15 @@ def choose_checkpoint(wanted: str | Path | bool, run: Path, tell: Callable[[str]
         return folder
 
     return main_process_says(choose)
+
+
+def _require_no_run(folder: Path) -> None:
+    """Say what to do where a run folder is given in place of a checkpoint."""
+    inner = checkpoints(folder)
+    if inner and not (folder / MANIFEST).exists():
+        raise CheckpointError(
+            f"{folder}: is a run, not a checkpoint; give {inner[-1]}, or --resume alone for the newest that is whole"
+        )
 
 
 def main_process_says(act: Callable[[], Result]) -> Result:
