@@ -91,7 +91,7 @@ def _make(fault: Fault, place: Path) -> None:
     path = place / fault.file
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_bytes() if path.is_file() else b""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
     other = place / FILES[FILES.index(fault.file) - 1] if fault.file in FILES else path

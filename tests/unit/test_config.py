@@ -99,3 +99,9 @@ def test_the_cpu_s_own_answer_agrees_with_its_flags():
     expected = any(flags.get(flag) for flag in ("amx_bf16", "avx512_bf16", "bf16"))
     assert (best_precision(use_cpu=True).name == "bf16") == expected
     assert torch.finfo(torch.bfloat16).bits == 16
+
+
+@pytest.mark.parametrize("name", ["logging_steps", "save_steps", "eval_steps", "warmup_steps"])
+def test_endless_steps_are_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=f"{name} is inf; expected a number of steps, or a share of them below 1"):
+        ORPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: float("inf")})

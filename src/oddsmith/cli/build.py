@@ -47,7 +47,7 @@ def build(resolved: Resolved) -> Settings:
         return settings
     except ConfigError as error:
         raise ConfigError(_with_origin(str(error), resolved)) from error
-    except (ValueError, TypeError, ImportError, OSError) as error:  # transformers' own checks
+    except (ValueError, TypeError, ArithmeticError, ImportError, OSError) as error:  # transformers' own checks
         raise ConfigError(_with_origin(" ".join(str(error).split()) or type(error).__name__, resolved)) from error
 
 

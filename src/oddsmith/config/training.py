@@ -16,6 +16,7 @@ from ..precision import best_precision
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP007, UP045
 
+_STEPS = ("logging_steps", "save_steps", "eval_steps", "warmup_steps")
 _LEAST = {
     "max_length": 2,
     "max_prompt_length": 1,
@@ -211,7 +212,14 @@ class ORPOConfig(TrainingArguments):
                 "logging_nan_inf_filter is on, which would log a NaN as the mean of other losses; leave it off: a step"
                 " with a NaN is skipped and told here, and enters no mean (max_skipped_steps)"
             )
+        self._check_steps()
         self._check_budget()
+
+    def _check_steps(self) -> None:
+        for name in _STEPS:  # shares of all steps below 1, so that they may be fractions
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{name} is {value}; expected a number of steps, or a share of them below 1")
 
     def _check_budget(self) -> None:
         tokens = self.max_tokens_per_microbatch
