@@ -7,10 +7,12 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+from .errors import OddsmithError
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,25 @@ def flush_to_disk(place: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def explained(explain: Callable[[int, Exception], None]) -> Iterator[None]:
+    """Let somebody say in words what the system says against writing. Errors of ours pass as they are.
+
+    Args:
+        explain: Gets the number of ``errno`` and the error it was found in, and raises one of ours; if it returns,
+            the error goes on.
+    """
+    try:
+        yield
+    except OddsmithError:
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower; what is not the disk's goes on
+        fault = write_fault(error)
+        if fault is not None:
+            explain(fault, error)
+        raise
 
 
 @contextmanager

@@ -151,8 +151,7 @@ class RunRecords(Trainer):
             self.create_model_card(folder=folder)  # in place of PEFT's, which has only headings, and the base's path
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with dispensable(Path(self.args.output_dir) / CARD, "the run goes on, and its model card is an older one"):
-            self.create_model_card()
+        self.create_model_card()
         super()._save_checkpoint(model, trial)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..disk import CLOSED, free_bytes, in_words, write_fault
-from ..errors import CheckpointError, OddsmithError, SaveError
+from ..disk import CLOSED, explained, free_bytes, in_words
+from ..errors import CheckpointError, SaveError
 from .choose import checkpoints, step_of
 from .manifest import is_unfinished, verify
 from .space import in_units
@@ -32,15 +32,13 @@ def clear_save_errors(folder: Path, needed_bytes: Callable[[], int]) -> Iterator
     Raises:
         SaveError: The disk is full, closed, broken or gone. Other errors pass.
     """
-    try:
+
+    def explain(fault: int, error: Exception) -> None:
+        if fault in _KNOWN:
+            raise SaveError(_message(folder, fault, needed_bytes()), folder_is_gone=fault in _GONE) from error
+
+    with explained(explain):
         yield
-    except OddsmithError:
-        raise
-    except Exception as error:  # tokenizers raises nothing narrower; what is not the disk's goes on
-        fault = write_fault(error)
-        if fault not in _KNOWN:
-            raise
-        raise SaveError(_message(folder, fault, needed_bytes()), folder_is_gone=fault in _GONE) from error
 
 
 def give_back(folder: Path) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..disk import CLOSED, FULL, flush_to_disk, free_bytes, in_words, write_fault
-from ..errors import ConfigError, ExportError, OddsmithError
+from ..disk import CLOSED, FULL, explained, flush_to_disk, free_bytes, in_words
+from ..errors import ConfigError, ExportError
 from ..folder_names import require_folder_name
 
 # Lies in every folder that an export has written, so that --overwrite removes nothing else.
@@ -132,22 +132,19 @@ def _beside(target: Path, needed_bytes: int) -> Iterator[Path]:
 @contextmanager
 def _clear_errors(target: Path) -> Iterator[None]:
     """Say in one line why something cannot be written."""
-    try:
-        yield
-    except OddsmithError:
-        raise
-    except Exception as error:  # tokenizers raises nothing narrower; what is not the disk's goes on
-        fault = write_fault(error)
+
+    def explain(fault: int, error: Exception) -> None:
+        why = in_words(fault)
         if fault in FULL:
             raise ExportError(
-                f"{target}: nothing was written ({in_words(fault)}); make room, or write elsewhere (--output)"
+                f"{target}: nothing was written ({why}); make room, or write elsewhere (--output)"
             ) from error
-        is_ours = str(getattr(error, "filename", None) or "").startswith(
-            (str(target.parent), str(target.absolute().parent))
-        )
-        if fault in CLOSED and is_ours:
-            raise ExportError(f"{target}: cannot be written ({in_words(fault)}); write elsewhere (--output)") from error
-        raise
+        place = str(getattr(error, "filename", None) or "")
+        if fault in CLOSED and place.startswith((str(target.parent), str(target.absolute().parent))):
+            raise ExportError(f"{target}: cannot be written ({why}); write elsewhere (--output)") from error
+
+    with explained(explain):
+        yield
 
 
 def _refuse_file_above(target: Path) -> None:
