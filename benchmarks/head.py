@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from oddsmith.model.head import token_logps
+from oddsmith.model.logprobs.head import token_logps
 
 HIDDEN, VOCABULARY, ROUNDS = 576, 49152, 4
 

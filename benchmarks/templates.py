@@ -21,9 +21,9 @@ from oddsmith.config import ORPOConfig
 from oddsmith.data.formats import to_pair
 from oddsmith.data.render import Renderer
 from oddsmith.data.row_tokenizer import RowTokenizer
+from oddsmith.data.templates.environment import guard_chat_templates
 from oddsmith.data.tokenize import PairTokenizer
-from oddsmith.model.loading import load_tokenizer
-from oddsmith.template.environment import guard_chat_templates
+from oddsmith.model.loading.models import load_tokenizer
 from tests.templates import CHAT_FORMATS
 
 REPEATS = 9

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from oddsmith.data.builtin import FILES
 from oddsmith.data.style import keeps_style, word_count
 from oddsmith.errors import DataError
-from oddsmith.model.loading import load_model, load_tokenizer
+from oddsmith.model.loading.models import load_model, load_tokenizer
 
 BUILTIN = Path(__file__).resolve().parents[1] / "src" / "oddsmith" / "data" / "builtin"
 MAX_NEW_TOKENS = 120

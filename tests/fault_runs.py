@@ -51,7 +51,7 @@ class Run:
 
     def __init__(self, *words: object, log: Path, machine: Machine | None = None, processes: int = 1):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.killed_runs", "tests.fault_runs", "oddsmith.cli.assembly"])
+        context.set_forkserver_preload(["tests.killed_runs", "tests.fault_runs", "oddsmith.cli.setup.assembly"])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -19,7 +19,7 @@ from peft import LoraConfig
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from oddsmith import ORPOConfig, ORPOTrainer
-from oddsmith.model import memory
+from oddsmith.model.logprobs import token_budget as memory
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
 PHASES = ("starting", "training", "evaluating", "saving", "ending")

@@ -21,52 +21,30 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "oddsmith"
 
-# From the ground up: a module or package imports only what is named before it.
-LAYERS = (
-    "masking",
-    "errors",
-    "folder_names",
-    "signals",
-    "disk",
-    "memory_errors",
-    "cache",
-    "strict_json",
-    "precision",
-    "loss",
-    "config",
-    "template",
-    "data",
-    "batching",
-    "model",
-    "llama_cpp",
-    "metrics",
-    "events",
-    "diagnose",
-    "monitor",
-    "watch",
-    "preference",
-    "generate",
-    "curves",
-    "card",
-    "first_evaluation",
-    "pair_records",
-    "checkpoint",
-    "stopping",
-    "evaluating",
-    "guard",
-    "passes",
-    "stepping",
-    "records",
-    "trainer",
-    "export",
-    "chat",
-    "compare",
-    "serve",
-    "demo",
-    "cli",
-)
+# What each room may import, from the ground up; docs/architecture.md draws it. ``errors`` masks secrets in messages,
+# and ``system.secrets`` imports nothing, so that one edge between the two lowest rooms points both ways.
+ROOMS: dict[str, set[str]] = {
+    "errors": {"system"},
+    "loss": set(),
+    "system": {"errors"},
+    "config": {"errors", "system"},
+    "data": {"errors", "system", "config"},
+    "batching": {"errors", "system", "data"},
+    "model": {"errors", "loss", "system", "config", "data", "batching"},
+    "checkpoint": {"errors", "system"},
+    "diagnose": {"errors", "system"},
+    "monitor": {"errors", "system", "diagnose"},
+    "training": {"errors", "loss", "system", "config", "data", "batching", "model", "checkpoint", "diagnose"},
+    "export": {"errors", "system", "data", "model", "training"},
+    "inference": {"errors", "loss", "system", "data", "batching", "model", "export"},
+    "cli": {
+        *("errors", "system", "config", "data", "model", "checkpoint", "diagnose", "monitor", "training", "export"),
+        "inference",
+    },
+}
+LOOSE_MODULES_AT_MOST = 4  # in src/oddsmith itself, __init__.py not counted
 
-MODULE_LINES, MODULE_LINES_AT_MOST = 300, 400
+MODULE_LINES, MODULE_LINES_AT_MOST = 450, 600
 FUNCTION_LINES_AT_MOST = 80  # without the docstring
 
 # Trackers that transformers' ``report_to`` may name, and kernels: asked for only where they are installed already.
@@ -114,20 +92,35 @@ def layer(name: str) -> str:
 MODULES = [name for name in PATHS if name != "oddsmith"]
 
 
-def test_every_module_has_its_place_in_the_order():
-    homeless = sorted({layer(name) for name in MODULES} - set(LAYERS))
-    assert not homeless, f"not in LAYERS: {homeless}; put each where it belongs in the order"
+def test_every_module_is_in_a_room():
+    homeless = sorted({layer(name) for name in MODULES} - set(ROOMS))
+    assert not homeless, f"not in ROOMS: {homeless}; put each into a room, or say what a new one may import"
+
+
+def test_few_modules_lie_outside_the_rooms():
+    loose = [path.name for path in SOURCE.glob("*.py") if path.name != "__init__.py"]
+    assert len(loose) <= LOOSE_MODULES_AT_MOST, loose
+
+
+def test_rooms_depend_on_each_other_one_way():
+    edges = {room: may_import - {"system"} if room == "errors" else may_import for room, may_import in ROOMS.items()}
+    assert list(TopologicalSorter(edges).static_order())
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_imports_point_one_way(name):
-    height = {place: i for i, place in enumerate(LAYERS)}
-    upward = [
-        f"{PATHS[name].relative_to(ROOT)}:{line} imports {other}"
+def test_a_room_imports_only_what_it_may(name):
+    room = layer(name)
+    forbidden = [
+        f"{PATHS[name].relative_to(ROOT)}:{line} imports {other}; ROOMS lists what {room} may import"
         for other, line in own_imports(name)
-        if height[layer(other)] > height[layer(name)]
+        if layer(other) != room and layer(other) not in ROOMS[room]
     ]
-    assert not upward
+    assert not forbidden
+
+
+def test_errors_import_only_the_masking_of_secrets():
+    assert {other for other, _ in own_imports("oddsmith.errors")} == {"oddsmith.system.secrets"}
+    assert not own_imports("oddsmith.system.secrets")
 
 
 def test_there_are_no_import_cycles():
@@ -140,8 +133,6 @@ def test_there_are_no_import_cycles():
 
 @pytest.mark.parametrize("name", [name for name in PATHS if layer(f"{name}.") in ("diagnose", "monitor")])
 def test_what_looks_at_runs_needs_neither_torch_nor_the_trainer(name):
-    allowed = {"errors", "diagnose", "monitor"}
-    assert {layer(other) for other, _ in own_imports(name)} <= allowed
     assert not {top for top, _ in third_party(name)} & {"torch", "transformers"}
 
 

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 
 from oddsmith import ORPOConfig, ORPOTrainer
-from oddsmith.model.loading import load_model, load_tokenizer
+from oddsmith.model.loading.models import load_model, load_tokenizer
 from tests.tiny import ragged_pairs
 
 SETTINGS: dict[str, Any] = {

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from oddsmith.batching.collate import PairCollator, trl_features
 from oddsmith.batching.forest import forest_batch
 from oddsmith.loss import orpo_loss
-from oddsmith.model.attention import forest_attention_in
-from oddsmith.model.forest_logps import forest_logps
-from oddsmith.model.lean import lean_layers
-from oddsmith.model.logps import PairLogps, pair_logps
-from oddsmith.model.output_transform import output_transform
+from oddsmith.model.logprobs.attention.interface import forest_attention_in
+from oddsmith.model.logprobs.memory_saving import lean_layers
+from oddsmith.model.logprobs.output_transform import output_transform
+from oddsmith.model.logprobs.packed import forest_logps
+from oddsmith.model.logprobs.padded import PairLogps, pair_logps
 
 from .works import make_model, make_rows, token_ids
 

@@ -29,7 +29,7 @@ from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.batching.collate import PaddedTensors, PairCollator
 from oddsmith.data.prepare import prepare
 from oddsmith.data.tokenize import PairTokenizer
-from oddsmith.model.setup import ready_model
+from oddsmith.model.loading.setup import ready_model
 
 from .plain import PlainTrainer
 from .works import LORA, make_model, make_tokenizer

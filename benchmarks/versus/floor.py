@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from oddsmith.model.place import locate
+from oddsmith.model.loading.place import locate
 
 WARM_UPS, REPEATS = 2, 5
 

@@ -25,7 +25,7 @@ from oddsmith.data.sources import load_rows
 from oddsmith.data.tokenize import PairTokenizer
 from oddsmith.data.tokenized import TokenizedPair
 from oddsmith.errors import RowError
-from oddsmith.model.loading import load_tokenizer
+from oddsmith.model.loading.models import load_tokenizer
 
 
 class Side(NamedTuple):

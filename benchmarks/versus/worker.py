@@ -25,8 +25,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from oddsmith.model.loading import load_tokenizer
-from oddsmith.model.place import locate
+from oddsmith.model.loading.models import load_tokenizer
+from oddsmith.model.loading.place import locate
 
 datasets.disable_progress_bars()
 transformers.utils.logging.set_verbosity_error()

@@ -13,14 +13,7 @@ LoRA: add --use_peft --lora_r 16 --lora_alpha 32 --learning_rate 8e-5. 4-bit: ad
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-from oddsmith import (
-    ModelConfig,
-    ORPOConfig,
-    ORPOTrainer,
-    ScriptArguments,
-    get_peft_config,
-    get_quantization_config,
-)
+from oddsmith import ModelConfig, ORPOConfig, ORPOTrainer, ScriptArguments, get_peft_config, get_quantization_config
 
 if __name__ == "__main__":
     parser = HfArgumentParser((ScriptArguments, ORPOConfig, ModelConfig))

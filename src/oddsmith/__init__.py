@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import ModelConfig, ORPOConfig, ScriptArguments
     from .model.adapters import get_peft_config, get_quantization_config
-    from .stopping import StopOnRequest
-    from .trainer import ORPOTrainer
+    from .training.stopping import StopOnRequest
+    from .training.trainer import ORPOTrainer
 
 __version__ = "0.1.0"
 
 # Name -> module. Loaded on first use, so that `import oddsmith` and `oddsmith --help` never wait for torch.
 _HOME = {
     "ORPOConfig": ".config",
-    "ORPOTrainer": ".trainer",
+    "ORPOTrainer": ".training.trainer",
     "ModelConfig": ".config",
     "ScriptArguments": ".config",
-    "StopOnRequest": ".stopping",
+    "StopOnRequest": ".training.stopping",
     "get_peft_config": ".model.adapters",
     "get_quantization_config": ".model.adapters",
 }

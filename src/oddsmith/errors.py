@@ -20,7 +20,7 @@ A message is one or two lines: where it is (file, line, row or field), what was 
 
 from __future__ import annotations
 
-from .masking import masked
+from .system.secrets import masked
 
 # Characters of a message that are shown from its beginning and from its end; what is between is left out.
 SHOWN_BEGINNING, SHOWN_END = 1_000, 400

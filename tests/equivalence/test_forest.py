@@ -19,11 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from oddsmith.batching.collate import PairCollator, trl_features
 from oddsmith.batching.forest import forest_batch
 from oddsmith.loss import orpo_loss
-from oddsmith.model.attention import forest_attention_in
-from oddsmith.model.forest_logps import forest_logps
-from oddsmith.model.logps import pair_logps
-from oddsmith.model.output_transform import output_transform
-from oddsmith.model.self_check import check_forest
+from oddsmith.model.logprobs.attention.interface import forest_attention_in
+from oddsmith.model.logprobs.output_transform import output_transform
+from oddsmith.model.logprobs.packed import forest_logps
+from oddsmith.model.logprobs.padded import pair_logps
+from oddsmith.model.logprobs.self_check import check_forest
 from tests.tiny import tiny_tokenizer
 
 SMALL = {

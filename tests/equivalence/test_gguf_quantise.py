@@ -8,8 +8,8 @@ from gguf import GGMLQuantizationType, GGUFReader, quants
 
 from oddsmith.errors import ConfigError, ExportError
 from oddsmith.export.gguf.convert import plan_conversion, write_gguf
+from oddsmith.export.gguf.llama_cpp import GgufModel
 from oddsmith.export.gguf.quantise import FILE_TYPES, check_types, is_quantised, quantise
-from oddsmith.llama_cpp import GgufModel
 from tests.llama_cpp_oracle import quantise_with_ggml, read_tensors
 from tests.tiny_families import save_family
 

@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oddsmith.model.head import token_logps, token_logps_reference
-from oddsmith.model.output_transform import OutputTransform
+from oddsmith.model.logprobs.head import token_logps, token_logps_reference
+from oddsmith.model.logprobs.output_transform import OutputTransform
 from tests.tiny import tiny_model
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}

@@ -19,13 +19,13 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
-from oddsmith.model.lean import lean_layers
-from oddsmith.model.lean.forwards import mlp_forward, norm_forward
-from oddsmith.model.lean.gated import ACTIVATIONS, SILU, gated_product
-from oddsmith.model.lean.linear import Weights, add_branch, linear
-from oddsmith.model.lean.norm import Scale, rms_norm
-from oddsmith.model.lean.recipe import Remade, leave_recipe, what_to_keep
-from oddsmith.model.setup import disable_dropout
+from oddsmith.model.loading.setup import disable_dropout
+from oddsmith.model.logprobs.memory_saving import lean_layers
+from oddsmith.model.logprobs.memory_saving.forwards import mlp_forward, norm_forward
+from oddsmith.model.logprobs.memory_saving.gated import ACTIVATIONS, SILU, gated_product
+from oddsmith.model.logprobs.memory_saving.linear import Weights, add_branch, linear
+from oddsmith.model.logprobs.memory_saving.norm import Scale, rms_norm
+from oddsmith.model.logprobs.memory_saving.recipe import Remade, leave_recipe, what_to_keep
 from tests.tiny import tiny_model
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from oddsmith.batching.collate import PairCollator, trl_features
-from oddsmith.model.logps import pair_logps
+from oddsmith.model.logprobs.padded import pair_logps
 from tests.tiny import tiny_model
 
 

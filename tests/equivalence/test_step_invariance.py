@@ -16,7 +16,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from oddsmith import ORPOConfig, ORPOTrainer
-from oddsmith.model import memory
+from oddsmith.model.logprobs import token_budget as memory
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
 PAIRS = 37  # five steps of 8 leave a short last step of 5; an odd number, so two processes never divide it evenly

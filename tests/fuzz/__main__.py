@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 import tests.conftest  # noqa: F401 - no network, few threads
-from oddsmith.cli.console import quiet_libraries
+from oddsmith.cli.terminal.console import quiet_libraries
 
 quiet_libraries()  # which has to be before they are imported
 

@@ -17,7 +17,7 @@ from oddsmith.data.row_tokenizer import JSON_COLUMN, RowTokenizer
 from oddsmith.data.splits import Split
 from oddsmith.data.tokenize import PairTokenizer
 from oddsmith.errors import ConfigError, DataError, RowError
-from oddsmith.strict_json import MOST_DEPTH
+from oddsmith.system.strict_json import MOST_DEPTH
 from tests.fuzz.answers import answered, require_json
 from tests.fuzz.material import NUMBERS, SCALARS, TEXTS, VALUES, damaged, nested
 from tests.fuzz.target import Target, folder

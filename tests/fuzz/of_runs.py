@@ -8,14 +8,14 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from oddsmith.cli.diagnose import sparklines
+from oddsmith.cli.commands.diagnose import sparklines
 from oddsmith.diagnose.readers import read_history
 from oddsmith.diagnose.rules import judge
 from oddsmith.errors import DataError
-from oddsmith.events import read_events
 from oddsmith.monitor.run import Run
 from oddsmith.monitor.runs import Runs
-from oddsmith.strict_json import strict
+from oddsmith.system.strict_json import strict
+from oddsmith.training.events import read_events
 from tests.fuzz.answers import answered, require_json
 from tests.fuzz.material import damaged
 from tests.fuzz.target import Target, folder

@@ -10,13 +10,13 @@ from typing import Any
 from accelerate.state import AcceleratorState, PartialState
 from hypothesis import strategies as st
 
-from oddsmith.cli import compare, data_check, demo, diagnose, evaluate, export, monitor, serve, train
-from oddsmith.cli.build import build
-from oddsmith.cli.config_file import read_config
-from oddsmith.cli.resolve import Resolved, resolve
-from oddsmith.cli.run_folder import settings_text
-from oddsmith.cli.schema import fields_for_run
-from oddsmith.cli.train import OPTIONS
+from oddsmith.cli.commands import compare, data_check, demo, diagnose, evaluate, export, monitor, serve, train
+from oddsmith.cli.commands.train import OPTIONS
+from oddsmith.cli.parsing.build import build
+from oddsmith.cli.parsing.config_file import read_config
+from oddsmith.cli.parsing.resolve import Resolved, resolve
+from oddsmith.cli.parsing.schema import fields_for_run
+from oddsmith.cli.setup.run_folder import settings_text
 from oddsmith.errors import ConfigError
 from tests.fuzz.answers import answered
 from tests.fuzz.material import NUMBERS, TEXTS, VALUES, damaged

@@ -14,11 +14,11 @@ from transformers import TrainerCallback
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.batching.collate import PairCollator, trl_features
 from oddsmith.batching.forest import forest_batch
-from oddsmith.model.attention import forest_attention_in
-from oddsmith.model.forest_logps import forest_logps
-from oddsmith.model.logps import pair_logps
-from oddsmith.model.output_transform import output_transform
-from oddsmith.model.self_check import check_forest
+from oddsmith.model.logprobs.attention.interface import forest_attention_in
+from oddsmith.model.logprobs.output_transform import output_transform
+from oddsmith.model.logprobs.packed import forest_logps
+from oddsmith.model.logprobs.padded import pair_logps
+from oddsmith.model.logprobs.self_check import check_forest
 from tests.equivalence.test_forest import EXACT, loss_and_gradients, model_of, rows_of
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 

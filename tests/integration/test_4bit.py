@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel
 from oddsmith.config import ModelConfig
 from oddsmith.errors import ModelError
 from oddsmith.model.adapters import add_adapter, get_peft_config, get_quantization_config, keep_weights_unpacked
-from oddsmith.model.loading import load_model
+from oddsmith.model.loading.models import load_model
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from gguf import GGUFReader, dequantize
 
-from oddsmith.model.builtin import builtin_model
-from oddsmith.model.loading import load_model, load_tokenizer
+from oddsmith.model.loading.builtin import builtin_model
+from oddsmith.model.loading.models import load_model, load_tokenizer
 
 NAME = "builtin:smollm2-135m-instruct"
 HEADS, KEY_HEADS = 9, 3
@@ -35,7 +35,7 @@ def gguf_tensors():
 def cache(gguf_tensors, tmp_path_factory):
     """A fresh cache with the model converted by two processes at once; what each of them printed on stderr."""
     folder = tmp_path_factory.mktemp("cache")
-    program = f"from oddsmith.model.builtin import builtin_model; print(builtin_model({NAME!r}))"
+    program = f"from oddsmith.model.loading.builtin import builtin_model; print(builtin_model({NAME!r}))"
     environment = {**os.environ, "ODDSMITH_CACHE": str(folder)}
     processes = [
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=-1, stderr=-1, text=True)

@@ -13,13 +13,13 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 
-from oddsmith.card import CURVES_NAME, FILE_NAME, CardFacts, card_names, hub_id, model_card
 from oddsmith.cli.main import main
 from oddsmith.config import ModelConfig
-from oddsmith.events import read_events
 from oddsmith.export.merge import merge_adapter
 from oddsmith.model.adapters import get_quantization_config
-from oddsmith.model.loading import load_model
+from oddsmith.model.loading.models import load_model
+from oddsmith.training.card import CURVES_NAME, FILE_NAME, CardFacts, card_names, hub_id, model_card
+from oddsmith.training.events import read_events
 from tests.command import SETTINGS, save_model
 from tests.tiny import ragged_pairs
 from tests.tiny_runs import train_run

@@ -11,8 +11,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from oddsmith.chat.loading import load_to_answer
 from oddsmith.config import ModelConfig
+from oddsmith.inference.chat.loading import load_to_answer
 from oddsmith.model.adapters import get_quantization_config
 from tests.command import START, environment, run_apart, run_here, save_model
 from tests.terminal import Terminal

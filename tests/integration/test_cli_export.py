@@ -16,7 +16,7 @@ import torch
 from oddsmith.config import ModelConfig
 from oddsmith.export.atomic import RECORD_FILE
 from oddsmith.model.adapters import get_quantization_config
-from oddsmith.model.loading import load_model
+from oddsmith.model.loading.models import load_model
 from tests.command import START, environment, run_apart, run_here, save_model
 from tests.tiny import tiny_model
 from tests.tiny_runs import train_run

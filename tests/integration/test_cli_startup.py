@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import oddsmith
-from oddsmith.cli.schema import load_fields
+from oddsmith.cli.parsing.schema import load_fields
 from tests.command import START, environment, run_here
 
 
@@ -87,7 +87,7 @@ def test_an_unknown_command_names_the_nearest(capsys):
 
 
 BROKEN = """
-import oddsmith.cli.train as command
+import oddsmith.cli.commands.train as command
 def broken(arguments):
     raise RuntimeError("the first line\\nand a second")
 command.train = broken

@@ -12,11 +12,11 @@ import yaml
 from safetensors.torch import load_file
 
 from oddsmith import ORPOTrainer
-from oddsmith.cli.assembly import base_dtype
-from oddsmith.cli.build import build
-from oddsmith.cli.resolve import resolve
-from oddsmith.cli.schema import load_fields
-from oddsmith.pair_records import PAIRS_FILE
+from oddsmith.cli.parsing.build import build
+from oddsmith.cli.parsing.resolve import resolve
+from oddsmith.cli.parsing.schema import load_fields
+from oddsmith.cli.setup.assembly import base_dtype
+from oddsmith.training.pair_records import PAIRS_FILE
 from tests.command import SETTINGS, run_apart, run_here, save_config, save_model, save_pairs
 
 

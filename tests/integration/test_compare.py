@@ -12,13 +12,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from oddsmith.chat.speaker import Sampling
-from oddsmith.compare.comparison import compare, repetition
-from oddsmith.compare.evaluators import short_name
-from oddsmith.compare.page import comparison_page
-from oddsmith.compare.prompts import Prompt, read_prompts
 from oddsmith.errors import DataError
-from oddsmith.model import loading
+from oddsmith.inference.chat.speaker import Sampling
+from oddsmith.inference.compare.comparison import compare, repetition
+from oddsmith.inference.compare.evaluators import short_name
+from oddsmith.inference.compare.page import comparison_page
+from oddsmith.inference.compare.prompts import Prompt, read_prompts
+from oddsmith.model.loading import models as loading
 from tests.command import run_here, save_model
 from tests.pairs import user
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -13,7 +13,7 @@ import pytest
 from tests.command import environment, run_apart, run_here, save_model
 from tests.terminal import Terminal
 from tests.tiny import CHATML, ragged_pairs
-from tests.unit.test_data_checks import FAULTY, GOOD
+from tests.unit.data.checks.test_checks import FAULTY, GOOD
 
 
 def save(path, rows):

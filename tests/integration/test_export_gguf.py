@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from oddsmith.export.gguf import convert, deploy, proof
-from oddsmith.llama_cpp import GgufModel
-from oddsmith.model.loading import load_model, load_tokenizer
+from oddsmith.export.gguf.llama_cpp import GgufModel
+from oddsmith.model.loading.models import load_model, load_tokenizer
 from tests.command import run_here
 from tests.llama_cpp_oracle import llama_cpp_source, read_fields
 from tests.tiny_families import save_family

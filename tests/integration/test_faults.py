@@ -21,11 +21,11 @@ from transformers import TrainerCallback
 
 from oddsmith.checkpoint.choose import checkpoints
 from oddsmith.checkpoint.manifest import verify
-from oddsmith.cli.launch import END_S, GRACE_S
+from oddsmith.cli.commands.launch import END_S, GRACE_S
 from oddsmith.errors import OutOfMemoryError
-from oddsmith.events import read_events
-from oddsmith.first_evaluation import FIRST_FILE
-from oddsmith.model.outline import outline_model
+from oddsmith.model.loading.outline import outline_model
+from oddsmith.training.events import read_events
+from oddsmith.training.first_evaluation import FIRST_FILE
 from tests.command import SETTINGS, START, environment, run_apart, save_config, save_model, save_pairs
 from tests.fault_runs import Machine, Run, reverse_times
 from tests.faults import memory_group, remount, small_disk

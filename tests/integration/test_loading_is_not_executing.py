@@ -19,11 +19,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from oddsmith import ORPOConfig, ORPOTrainer
-from oddsmith.chat.loading import load_to_answer
 from oddsmith.data.sources import load_rows
 from oddsmith.data.tables import read_hub
 from oddsmith.errors import ConfigError, DataError, ModelError
-from oddsmith.model.loading import load_model, load_tokenizer
+from oddsmith.inference.chat.loading import load_to_answer
+from oddsmith.model.loading.models import load_model, load_tokenizer
 from tests.command import SETTINGS, run_here, save_config, save_model, save_pairs
 from tests.tiny import tiny_model
 

@@ -29,7 +29,7 @@ from oddsmith.export.finished import find_finished, load_as_trained
 from oddsmith.export.merge import COMPUTED_IN_16_BITS, ROUNDED, merge_adapter
 from oddsmith.export.model_folder import write_model_folder
 from oddsmith.model.adapters import add_adapter, get_quantization_config
-from oddsmith.model.loading import load_model
+from oddsmith.model.loading.models import load_model
 from tests.command import save_model
 from tests.templates import LLAMA3
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -305,7 +305,7 @@ def test_without_plotly_the_install_command_is_named(monkeypatch):
 
 def test_it_loads_neither_torch_nor_transformers(runs):
     code = (
-        "import sys\nfrom oddsmith.monitor.serving import serve_monitor\nimport oddsmith.cli.monitor\n"
+        "import sys\nfrom oddsmith.monitor.serving import serve_monitor\nimport oddsmith.cli.commands.monitor\n"
         "sys.exit(', '.join({'torch', 'transformers', 'plotly'} & set(sys.modules)) or None)"
     )
     done = subprocess.run([*START[:1], "-c", code], capture_output=True, text=True, timeout=60, env=environment())

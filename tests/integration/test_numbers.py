@@ -23,7 +23,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.checkpoint.manifest import verify
 from oddsmith.errors import NonFiniteError
-from oddsmith.events import read_events
+from oddsmith.training.events import read_events
 from tests.command import run_here, save_config
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
@@ -68,7 +68,7 @@ def trainer_of(folder, rows, model=None, peft=None, callbacks=(), evaluate=None,
     )
 
 
-TELLERS = ("oddsmith.guard.steps", "oddsmith.checkpoint.going_back")
+TELLERS = ("oddsmith.training.guard.steps", "oddsmith.training.going_back")
 
 
 def told(caplog):

@@ -25,7 +25,8 @@ from transformers import (
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.batching.collate import PairCollator
 from oddsmith.errors import NonFiniteError
-from oddsmith.model import choose_path, memory
+from oddsmith.model.logprobs import choose_path
+from oddsmith.model.logprobs import token_budget as memory
 from tests.command import run_here, save_config, save_model, save_pairs
 from tests.equivalence.test_forest import Float64Everywhere
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
@@ -218,7 +219,7 @@ def test_they_agree_in_bfloat16_within_its_rounding(tmp_path):
 def test_they_agree_over_a_4_bit_base(tmp_path):
     pytest.importorskip("bitsandbytes")
     from oddsmith import ModelConfig, get_quantization_config
-    from oddsmith.model.loading import load_model
+    from oddsmith.model.loading.models import load_model
 
     tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
     four_bit = get_quantization_config(ModelConfig(use_peft=True, load_in_4bit=True, dtype="float32"))
@@ -323,7 +324,7 @@ class StopAfter(TrainerCallback):
 def warnings_in(caplog) -> list[str]:
     """What the package itself warned of; what ``watch`` says of so few steps is no part of it."""
     named = [record for record in caplog.records if record.name.startswith("oddsmith.")]
-    ours = [record for record in named if record.name != "oddsmith.watch"]
+    ours = [record for record in named if record.name != "oddsmith.training.live_diagnosis"]
     return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
 
 
@@ -539,7 +540,7 @@ def test_what_can_be_packed_is_and_says_so(model, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="oddsmith"):
         result = run(tmp_path, model())
     assert not warnings_in(caplog)
-    (said,) = [record.getMessage() for record in caplog.records if record.name == "oddsmith.model.choose_path"]
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "oddsmith.model.logprobs.choose_path"]
     assert said.startswith("Training on prefix forests: packed and plain batches agree to ")
     start = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])["batches"]
     assert start == {

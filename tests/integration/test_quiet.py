@@ -6,7 +6,7 @@ import sys
 
 PROGRAM = """
 import sys
-from oddsmith.model.quiet import hush_dependencies
+from oddsmith.model.loading.quiet import hush_dependencies
 assert not {"torch", "transformers"} & set(sys.modules)
 hush_dependencies()
 from peft import LoraConfig

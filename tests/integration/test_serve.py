@@ -14,11 +14,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from oddsmith.chat.conversation import Conversation
-from oddsmith.chat.loading import open_speaker
-from oddsmith.chat.speaker import Sampling
 from oddsmith.errors import ServerError
-from oddsmith.serve.server import is_loopback, serving
+from oddsmith.inference.chat.conversation import Conversation
+from oddsmith.inference.chat.loading import open_speaker
+from oddsmith.inference.chat.speaker import Sampling
+from oddsmith.inference.serve.server import is_loopback, serving
 from tests.command import START, environment, run_here, save_model
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf

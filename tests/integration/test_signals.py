@@ -19,8 +19,8 @@ import pytest
 from oddsmith.checkpoint.choose import checkpoints
 from oddsmith.checkpoint.manifest import verify
 from oddsmith.errors import Interrupted
-from oddsmith.signals import STOP_SIGNALS
-from oddsmith.stopping import StopOnRequest
+from oddsmith.system.signals import STOP_SIGNALS
+from oddsmith.training.stopping import StopOnRequest
 from tests.command import SETTINGS, START, environment, run_here, save_config, save_model, save_pairs
 
 SOON_S = 90  # a step, a save and the end of a process, on a machine that does much else

@@ -14,7 +14,7 @@ import pytest
 
 from oddsmith.checkpoint.choose import checkpoints
 from oddsmith.checkpoint.manifest import verify
-from oddsmith.signals import STOP_SIGNALS
+from oddsmith.system.signals import STOP_SIGNALS
 from tests.command import SETTINGS, environment, save_config, save_model, save_pairs
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "train.sbatch"

@@ -19,7 +19,7 @@ from transformers.trainer_callback import ExportableState
 from oddsmith import ORPOConfig, ORPOTrainer, StopOnRequest
 from oddsmith.checkpoint.manifest import verify
 from oddsmith.errors import CheckpointError, ConfigError
-from oddsmith.signals import STOP_SIGNALS
+from oddsmith.system.signals import STOP_SIGNALS
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
 STEPS_OF_AN_EPOCH = 4

@@ -310,7 +310,7 @@ def test_prompts_that_fill_max_length_are_dropped_and_nothing_becomes_nan(tmp_pa
 def test_a_4_bit_base_with_checkpointing_learns_across_evaluations(tmp_path, reentrant):
     pytest.importorskip("bitsandbytes")
     from oddsmith import ModelConfig, get_peft_config, get_quantization_config
-    from oddsmith.model.loading import load_model
+    from oddsmith.model.loading.models import load_model
 
     tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
     chosen = ModelConfig(use_peft=True, load_in_4bit=True, lora_r=8, lora_dropout=0.0)

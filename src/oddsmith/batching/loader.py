@@ -15,7 +15,7 @@ from datasets import IterableDataset as StreamedRows
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import ConfigError
-from ..signals import leave_stopping_to_parent
+from ..system.signals import leave_stopping_to_parent
 from .items import Assignment, BatchMaker, LoadedRows, assignments
 from .plan import (
     Lengths,

@@ -12,8 +12,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..disk import flush_to_disk
 from ..errors import CheckpointError
+from ..system.files import flush_to_disk
 from .manifest import is_unfinished, retract, verify
 
 QUARANTINE = "_quarantine"  # what begins with an underscore is not uploaded with a run folder

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..disk import CLOSED, explained, free_bytes, in_words
 from ..errors import CheckpointError, SaveError
+from ..system.files import CLOSED, explained, free_bytes, in_words
 from .choose import checkpoints, step_of
 from .manifest import is_unfinished, verify
 from .space import in_units

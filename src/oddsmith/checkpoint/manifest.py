@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..disk import flush_to_disk
 from ..errors import CheckpointError
-from ..strict_json import read_json, strict
+from ..system.files import flush_to_disk
+from ..system.strict_json import read_json, strict
 
 MANIFEST = "manifest.json"
 UNFINISHED = f"{MANIFEST}.partial"

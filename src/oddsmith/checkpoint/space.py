@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..disk import free_bytes, in_words, nearest_folder
 from ..errors import ConfigError
+from ..system.files import free_bytes, in_words, nearest_folder
 from .choose import LEAST_KEPT, checkpoints
 
 if TYPE_CHECKING:

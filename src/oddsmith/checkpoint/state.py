@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import CheckpointError
-from ..strict_json import read_json
+from ..system.strict_json import read_json
 
 TAG = "@"
 MOST_JSON_BYTES = 256 * 2**20

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..signals import ENDED_AT_ONCE
-from .console import say_error
-from .outcome import run
-from .resolve import Option
+from ..system.signals import ENDED_AT_ONCE
+from .parsing.resolve import Option
+from .terminal.console import say_error
+from .terminal.outcome import run
 
 # The words after a command reach it as they are: its flags are the settings, which Typer does not know.
 RAW: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -55,7 +55,7 @@ def _options(
 @app.command(context_settings=RAW, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Align a model on preference pairs."""
-    from . import train as command
+    from .commands import train as command
 
     if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS):
         raise typer.Exit(run(command.train, context.args))
@@ -64,7 +64,7 @@ def train(context: typer.Context) -> None:
 @app.command(name="eval", context_settings=RAW, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
     """Measure a model on preference pairs."""
-    from . import evaluate as command
+    from .commands import evaluate as command
 
     if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, command.HELPED):
         raise typer.Exit(run(command.evaluate, context.args))
@@ -73,7 +73,7 @@ def evaluate(context: typer.Context) -> None:
 @app.command(context_settings=RAW, add_help_option=False)
 def demo(context: typer.Context) -> None:
     """Align a small chat model on this machine, and show the difference."""
-    from . import demo as command
+    from .commands import demo as command
 
     if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
         raise typer.Exit(run(command.demo, context.args))
@@ -82,7 +82,7 @@ def demo(context: typer.Context) -> None:
 @app.command(context_settings=RAW, add_help_option=False)
 def chat(context: typer.Context) -> None:
     """Talk to a model."""
-    from . import chat as command
+    from .commands import chat as command
 
     if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
         raise typer.Exit(run(command.chat, context.args))
@@ -91,7 +91,7 @@ def chat(context: typer.Context) -> None:
 @app.command(context_settings=RAW, add_help_option=False)
 def export(context: typer.Context) -> None:
     """Make a run an ordinary model folder, or GGUF files."""
-    from . import export as command
+    from .commands import export as command
 
     if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
         raise typer.Exit(run(command.export, context.args))
@@ -100,7 +100,7 @@ def export(context: typer.Context) -> None:
 @app.command(context_settings=RAW, add_help_option=False)
 def serve(context: typer.Context) -> None:
     """Serve a model to OpenAI-compatible clients."""
-    from . import serve as command
+    from .commands import serve as command
 
     if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
         raise typer.Exit(run(command.serve, context.args))
@@ -109,7 +109,7 @@ def serve(context: typer.Context) -> None:
 @app.command(context_settings=RAW, add_help_option=False)
 def compare(context: typer.Context) -> None:
     """Show two models side by side."""
-    from . import compare as command
+    from .commands import compare as command
 
     if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
         raise typer.Exit(run(command.compare, context.args))
@@ -118,7 +118,7 @@ def compare(context: typer.Context) -> None:
 @data.command(name="check", context_settings=RAW, add_help_option=False)
 def data_check(context: typer.Context) -> None:
     """Find what is wrong with preference pairs, before training on them."""
-    from . import data_check as command
+    from .commands import data_check as command
 
     if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
         raise typer.Exit(run(command.data_check, context.args))
@@ -127,7 +127,7 @@ def data_check(context: typer.Context) -> None:
 @app.command(context_settings=RAW, add_help_option=False)
 def diagnose(context: typer.Context) -> None:
     """Say what is wrong with a run, ours or another trainer's."""
-    from . import diagnose as command
+    from .commands import diagnose as command
 
     if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
         raise typer.Exit(run(command.diagnose, context.args))
@@ -136,7 +136,7 @@ def diagnose(context: typer.Context) -> None:
 @app.command(context_settings=RAW, add_help_option=False)
 def monitor(context: typer.Context) -> None:
     """Watch runs on a page in the browser."""
-    from . import monitor as command
+    from .commands import monitor as command
 
     if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
         raise typer.Exit(run(command.monitor, context.args))
@@ -152,8 +152,8 @@ def _helped(
     """Print the help if it is asked for, and say whether it was."""
     if not {"--help", "--help-all", "-h"} & set(arguments):
         return False
-    from .help import print_help
-    from .schema import load_fields
+    from .parsing.help import print_help
+    from .parsing.schema import load_fields
 
     fields = {name: field for name, field in load_fields().items() if names is None or name in names}
     print_help(usage, intro, options, fields, everything="--help-all" in arguments or names is not None)

@@ -10,8 +10,8 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import ConfigError
-from ..folder_names import require_folder_name
-from ..precision import best_precision
+from ..system.names import require_folder_name
+from ..system.precision import best_precision
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP007, UP045

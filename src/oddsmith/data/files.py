@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ..errors import DataError
-from ..strict_json import read_json
+from ..system.strict_json import read_json
 from .values import kind_of
 
 Row = dict[str, Any]

@@ -28,7 +28,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..strict_json import read_json
+from ..system.strict_json import read_json
 from .values import kind_of
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ModelError, RowError
-from ..template.budget import LimitReached
-from ..template.environment import guard_chat_templates
 from .formats import PreferencePair
 from .messages import Message
+from .templates.budget import LimitReached
+from .templates.environment import guard_chat_templates
 from .truncate import common_prefix_length
 
 # Stands for the assistant's answer when a template is asked what follows one; no template has reason to touch it.

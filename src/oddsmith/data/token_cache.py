@@ -29,7 +29,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from .. import __version__
-from ..cache import cache_folder
+from ..system.cache import cache_folder
 from .pieces import is_library_alone
 from .tokenize import PairTokenizer
 
@@ -126,7 +126,7 @@ def _tokenizer_state(pair_tokenizer: PairTokenizer) -> dict[str, Any] | None:
 def _code_digest() -> str:
     """A digest of the code that makes tokens of rows, which a working copy changes without changing the version."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

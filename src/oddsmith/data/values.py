@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import RowError
-from ..strict_json import read_json
+from ..system.strict_json import read_json
 
 
 def kind_of(value: Any) -> str:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..disk import CLOSED, FULL, explained, flush_to_disk, free_bytes, in_words
 from ..errors import ConfigError, ExportError
-from ..folder_names import require_folder_name
+from ..system.files import CLOSED, FULL, explained, flush_to_disk, free_bytes, in_words
+from ..system.names import require_folder_name
 
 # Lies in every folder that an export has written, so that --overwrite removes nothing else.
 RECORD_FILE = "export.json"

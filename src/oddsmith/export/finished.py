@@ -11,12 +11,12 @@ from typing import Any, Literal
 from peft import PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..card import CardFacts, Kind, card_names
 from ..errors import ConfigError, MissingExtraError, ModelError
-from ..events import FILE_NAME
-from ..model.fingerprint import BaseRecord, read_base_record
-from ..model.loading import find_base, load_model
-from ..model.place import MODEL_SETTINGS, is_gguf, locate
+from ..model.loading.fingerprint import BaseRecord, read_base_record
+from ..model.loading.models import find_base, load_model
+from ..model.loading.place import MODEL_SETTINGS, is_gguf, locate
+from ..training.card import CardFacts, Kind, card_names
+from ..training.events import FILE_NAME
 
 
 @dataclass(frozen=True)

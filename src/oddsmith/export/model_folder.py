@@ -10,9 +10,9 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..model.loading.place import locate
+from ..model.loading.quiet import no_progress_bars
 from ..model.merging import cast_parameters
-from ..model.place import locate
-from ..model.quiet import no_progress_bars
 
 # Files of a tokenizer that transformers reads and does not write again; llama.cpp's converter wants the first.
 KEPT_FILES = ("tokenizer.model",)

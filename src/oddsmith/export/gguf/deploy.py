@@ -21,13 +21,13 @@ from typing import Any
 from transformers import AutoConfig
 
 from ...errors import ConfigError, ExportError
-from ...llama_cpp import load_cyllama
-from ...model.place import is_gguf, locate
+from ...model.loading.place import is_gguf, locate
 from ..atomic import require_space, write_file
 from ..finished import Finished, find_finished, require_weights
 from ..merge import MergeInto, MergeReport, merge_adapter
 from .convert import Conversion, plan_conversion, write_gguf
 from .families import family_of
+from .llama_cpp import load_cyllama
 from .modelfile import MARK, write_modelfile
 from .proof import Proof, Reference, make_reference, prove
 from .quantise import FILE_TYPES, check_types, is_quantised, quantise

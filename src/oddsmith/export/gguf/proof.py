@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import ExportError
-from ...llama_cpp import GgufModel
-from ...model.loading import load_model, load_tokenizer
-from ...model.memory import free_bytes
+from ...model.loading.models import load_model, load_tokenizer
+from ...model.logprobs.token_budget import free_bytes
 from ..divergence import TEXTS, Divergence, divergence, logits_of, text_ids
+from .llama_cpp import GgufModel
 from .quantise import FILE_TYPES, is_quantised
 
 # Of the memory that is free; logits and what layers need come on top of the weights.

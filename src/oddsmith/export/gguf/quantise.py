@@ -14,8 +14,8 @@ from pathlib import Path
 from gguf import LlamaFileType
 
 from ...errors import ConfigError, ExportError
-from ...llama_cpp import available_processors, load_cyllama, said_by
 from .convert import ENCODINGS, disk_full
+from .llama_cpp import available_processors, load_cyllama, said_by
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,201 @@
+"""``oddsmith compare``: two models side by side on the same prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ...errors import ConfigError
+from ..parsing.resolve import Option, resolve
+from ..parsing.values import number
+from ..terminal.chat_answer import CONTROL
+from ..terminal.console import is_live, quiet_libraries, say, stderr_console, working
+from ..terminal.outcome import JSON, TRACEBACK
+
+if TYPE_CHECKING:
+    from ...inference.compare.comparison import Answered, Comparison, Summary
+
+USAGE = "oddsmith compare BASE TUNED --prompts FILE [--html FILE] [--format alpaca_eval|mt_bench --output FOLDER]"
+INTRO = (
+    "Shows what two models answer to the same prompts, how long and how repetitive they are, and, where the prompts"
+    " come from preference pairs, the log-odds of each pair under both. Models are named as for `oddsmith train`; an"
+    " adapter on BASE is loaded once.",
+)
+FORMATS = ("alpaca_eval", "mt_bench")
+OPTIONS = (
+    Option("prompts", "value", "Text (a prompt a line), JSONL, pairs in any format, MT-Bench's question file.", "FILE"),
+    Option("split", "value", "Split of a dataset, or a slice such as test[:20], of a file too. [test]", "SPLIT"),
+    Option("max_new_tokens", "value", "Where an answer is cut that does not end by itself. [256]", "N"),
+    Option("temperature", "value", "0 is greedy. [0]", "X"),
+    Option("seed", "value", "Of the drawing, with a temperature. [0]", "N"),
+    Option("batch_size", "value", "Prompts answered at once. [16]", "N"),
+    Option("html", "value", "Write a page that can be sent to someone.", "FILE"),
+    Option("format", "value", "Write the answers for an official evaluator, into --output.", "|".join(FORMATS)),
+    Option("output", "value", "Folder for --format.", "FOLDER"),
+    Option("overwrite", "switch", "Replace files that are there."),
+    JSON,
+    TRACEBACK,
+)
+# Row of the table -> (attribute of a summary, pattern).
+ROWS = {
+    "words in an answer": ("words", "{:.1f}"),
+    "tokens in an answer": ("tokens", "{:.1f}"),
+    "repeated four-word sequences": ("repetition", "{:.1%}"),
+    "answers that end by themselves": ("finished", "{:.0%}"),
+    "log-odds, chosen against rejected": ("log_odds", "{:+.3f}"),
+    "pairs whose chosen answer is likelier": ("prefers_chosen", "{:.0%}"),
+}
+WIDEST = 160
+
+
+def compare(arguments: Sequence[str]) -> dict[str, Any]:
+    """Run the command.
+
+    Args:
+        arguments: The words after ``oddsmith compare``.
+
+    Returns:
+        The comparison as JSON values.
+
+    Raises:
+        ConfigError: Models or prompts are missing, a setting is out of range, or a file is there already.
+    """
+    quiet_libraries()
+    resolved = resolve(arguments, {}, OPTIONS, most_positional=2)
+    given = resolved.options
+    if len(resolved.positional) < 2:
+        raise ConfigError("two models are needed; expected oddsmith compare BASE TUNED --prompts FILE")
+    if "prompts" not in given:
+        raise ConfigError("no prompts are given; expected --prompts FILE")
+    base, tuned = resolved.positional
+    temperature = float(number(given.get("temperature", "0"), "--temperature", float))
+    whole = {name: int(number(given.get(name, default), _flag(name), int)) for name, default in NUMBERS.items()}
+    if whole["batch_size"] < 1:
+        raise ConfigError(f"--batch-size is {whole['batch_size']}; expected 1 or more")
+    _require_format(given)
+
+    with working("starting"):
+        from ...inference.chat.speaker import Sampling
+        from ...inference.compare import comparison, evaluators
+        from ...inference.compare.prompts import read_prompts
+
+        sampling = Sampling(temperature, whole["max_new_tokens"], whole["seed"])
+        prompts = read_prompts(given["prompts"], given.get("split", "test"))
+        layout = given.get("format")
+        files = {"html": Path(given["html"])} if "html" in given else {}
+        if layout is not None:
+            evaluators.check_prompts(prompts, layout)
+            files |= evaluators.files_of(base, tuned, layout, Path(given["output"]))
+        _require_new(files.values(), "overwrite" in given)
+    result = comparison.compare(base, tuned, prompts, sampling=sampling, batch_size=whole["batch_size"], on_stage=_tell)
+    if "json" not in given:
+        _print(result)
+    _write(result, files, layout)
+    return {"command": "compare", **result.to_dict(), "files": {name: str(file) for name, file in files.items()}}
+
+
+NUMBERS = {"max_new_tokens": "256", "seed": "0", "batch_size": "16"}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _require_format(given: dict[str, str]) -> None:
+    layout = given.get("format")
+    if layout is not None and layout not in FORMATS:
+        raise ConfigError(f"--format is {layout!r}; expected {' or '.join(FORMATS)}")
+    if (layout is None) != ("output" not in given):
+        raise ConfigError("--format and --output go together; expected --format alpaca_eval|mt_bench --output FOLDER")
+
+
+def _require_new(files: Any, overwrite: bool) -> None:
+    """Refuse before minutes of answers what could not be written after them."""
+    for file in files:
+        if file.is_dir():
+            raise ConfigError(f"{file}: is a folder; expected the name of a file")
+        if file.exists() and not overwrite:
+            raise ConfigError(f"{file}: is there already; choose another name, or replace it with --overwrite")
+
+
+def _write(result: Comparison, files: dict[str, Path], layout: str | None) -> None:
+    from ...export.atomic import write_file
+    from ...inference.compare.evaluators import evaluator_file
+    from ...inference.compare.page import comparison_page
+
+    for name, file in files.items():
+        text = comparison_page(result) if name == "html" else evaluator_file(result, name, str(layout), file.stem)
+        with write_file(file, overwrite=True) as partial:
+            partial.write_text(text, encoding="utf-8")
+        say(f"written: {file}")
+
+
+def _tell(stage: str, detail: Any) -> None:
+    """A line that counts on a terminal; elsewhere only its end."""
+    if stage == "load":
+        say(f"loading {detail}")
+        return
+    side, done, total = detail
+    what = "answered {} of {} questions" if stage == "answer" else "measured {} of {} pairs"
+    text = f"{side}: {what.format(done, total)}"
+    if is_live():
+        stderr_console().print(text, end="\n" if done >= total else "\r")
+    elif done >= total:
+        say(text)
+
+
+def _print(result: Comparison) -> None:
+    from ...inference.compare.evaluators import short_name
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False, width=min(console.width, WIDEST))
+    names = {"base": short_name(result.base), "tuned": short_name(result.tuned)}
+    for row in result.rows:
+        for turn, question in enumerate(row.prompt.questions):
+            count = f"{row.prompt.number + 1}" + (f".{turn + 1}" if row.prompt.follow_ups else "")
+            console.print()
+            for message in row.prompt.before if turn == 0 else ():
+                console.print(_text(f"{message['role']}: {message['content']}", "dim"))
+            console.print(_text(f"{count}  {question}", "bold"))
+            table = Table(expand=True, show_edge=False, padding=(0, 1))
+            for name in names.values():
+                table.add_column(_text(name), ratio=1, overflow="fold")
+            table.add_row(*(_text(getattr(row, side).answers[turn].text) for side in names))
+            table.add_row(*(_text(_figures(getattr(row, side), turn), "dim") for side in names))
+            console.print(table)
+    console.print()
+    table = Table(show_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    for name in names.values():
+        table.add_column(_text(name), justify="right", overflow="fold")
+    summaries = result.summaries
+    for label, (attribute, pattern) in ROWS.items():
+        cells = [_cell(summaries[side], attribute, pattern) for side in names]
+        if all(cells):
+            table.add_row(label, *cells)
+    console.print(table)
+    sys.stdout.flush()
+
+
+def _figures(answered: Answered, turn: int) -> str:
+    answer = answered.answers[turn]
+    parts = [f"{answer.words} words"]
+    parts += [f"{answer.repetition:.0%} repeated"] if answer.repetition else []
+    parts += [] if answer.is_finished else ["cut"]
+    parts += [f"log-odds {answered.log_odds:+.3f}"] if answered.log_odds is not None and turn == 0 else []
+    return ", ".join(parts)
+
+
+def _cell(summary: Summary, attribute: str, pattern: str) -> str:
+    value = getattr(summary, attribute)
+    return "" if value is None else pattern.format(value)
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(CONTROL.sub("", text), style=style)

@@ -1,0 +1,165 @@
+"""``oddsmith data check``: what is wrong with a dataset of preference pairs, as a table; nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ConfigError
+from ..parsing.resolve import Option, resolve
+from ..parsing.values import number
+from ..terminal.console import quiet_libraries, say, working
+from ..terminal.data_table import print_example, print_preference, print_survey
+from ..terminal.outcome import JSON, TRACEBACK, Judged
+from ..terminal.progress_bar import counting
+
+if TYPE_CHECKING:
+    from ...data.sources import FileRows, Rows
+    from ...data.tokenize import PairTokenizer
+
+USAGE = "oddsmith data check DATASET [--model MODEL] [--max-length N] [--fix OUT.jsonl]"
+INTRO = (
+    "Looks for what is wrong with a dataset of preference pairs before a model is trained on it: a table of pass, warn"
+    " and fail with the rows (counted from 0), what each fault means and what to do about it. Exit code 3: one fails.",
+    "With --model, also what its tokenizer and chat template make of the pairs at --max-length, and what the model"
+    " already prefers.",
+)
+SCORED_PAIRS = 1000
+FAILED = 3
+OPTIONS = (
+    Option("model", "value", "Model to be trained: hub id, folder, GGUF file or builtin:...", "MODEL"),
+    Option("max_length", "value", "Most tokens of prompt and answer, as in the training.", "N"),
+    Option("max_prompt_length", "value", "What the prompt of a pair that is too long is cut down to.", "N"),
+    Option(
+        "scored_pairs",
+        "value",
+        f"How many pairs the model scores, spread over the set; 0: only its tokenizer is used. [{SCORED_PAIRS}]",
+        "N",
+    ),
+    Option("fix", "value", "Write the set without the rows that are at fault.", "OUT.jsonl"),
+    Option("eval_dataset_name", "value", "Evaluation set, whose prompts the training set must not hold.", "DATASET"),
+    Option("benchmark", "value", "File of a benchmark, whose text the training set must not hold.", "FILE"),
+    Option("dataset_config", "value", "Configuration of a hub dataset.", "TEXT"),
+    Option("dataset_train_split", "value", "Split to check. [train]", "TEXT"),
+    Option("dataset_test_split", "value", "Split of the evaluation set. [test; train of a single file]", "TEXT"),
+    JSON,
+    TRACEBACK,
+)
+
+
+def data_check(arguments: Sequence[str]) -> Judged:
+    """Run the command.
+
+    Args:
+        arguments: The words after ``oddsmith data check``.
+
+    Returns:
+        What was found as JSON values, and 3 as the exit code where a check fails.
+
+    Raises:
+        ConfigError: No dataset, or a flag that cannot be followed.
+        DataError: A dataset or file is missing or unreadable.
+        ModelError: The model or its tokenizer is missing or cannot be used.
+    """
+    quiet_libraries()
+    resolved = resolve(arguments, {}, OPTIONS, most_positional=1)
+    if not resolved.positional:
+        raise ConfigError("no dataset is given; expected oddsmith data check DATASET")
+    name, given = resolved.positional[0], resolved.options
+    limits = _limits(given)
+    target = Path(given["fix"]).expanduser() if "fix" in given else None
+
+    from ...data.checks.benchmark import read_benchmark
+    from ...data.checks.cleaning import require_new_file, write_cleaned
+    from ...data.checks.example import first_example
+    from ...data.checks.survey import survey
+    from ...data.sources import open_rows
+
+    if target is not None:
+        require_new_file(target)
+    with working("reading"):
+        config = given.get("dataset_config")
+        rows = open_rows(name, config=config, split=given.get("dataset_train_split", "train"))
+        evaluation = _evaluation(given)
+        benchmark = read_benchmark(given["benchmark"]) if "benchmark" in given else None
+        pair_tokenizer = _pair_tokenizer(given["model"], limits) if "model" in given else None
+    with counting("checking", "rows", len(rows) if hasattr(rows, "__len__") else None) as on_rows:
+        found = survey(rows, evaluation=evaluation, benchmark=benchmark, pair_tokenizer=pair_tokenizer, on_rows=on_rows)
+    left_out = found.rows_left_out()
+    example = first_example(rows, left_out, pair_tokenizer)
+    document: dict[str, Any] = {"command": "data check", "dataset": name, **found.to_dict()}
+    document["example"] = example.to_dict() if example else None
+    if "json" not in given:
+        print_survey(name, found)
+        if example:
+            print_example(example)
+    if pair_tokenizer is not None and limits["scored_pairs"] and len(left_out) < found.rows:
+        document["preference"] = _preference(given, rows, pair_tokenizer, found.rows, left_out, limits["scored_pairs"])
+    if target is not None:
+        kept = write_cleaned(rows, left_out, target)
+        document["fixed"] = {"path": str(target), "rows": kept, "left_out": found.left_out}
+        say(f"\n{target}: {kept:,} rows, {len(left_out):,} left out")
+        for check, numbers in found.left_out.items():
+            say(f"  {len(numbers):,} {check}")
+    return Judged(document, FAILED if found.verdict == "fail" else 0)
+
+
+def _limits(given: dict[str, str]) -> dict[str, int | None]:
+    """The numbers among the flags."""
+    limits: dict[str, int | None] = {"max_length": None, "max_prompt_length": None, "scored_pairs": SCORED_PAIRS}
+    for name in limits:
+        if name in given:
+            flag, least = f"--{name.replace('_', '-')}", 0 if name == "scored_pairs" else 1
+            limits[name] = value = int(number(given[name], flag, int))
+            if value < least:
+                raise ConfigError(f"{flag} is {value}; expected a whole number from {least} on")
+            if "model" not in given:
+                raise ConfigError(f"{flag} counts what a model sees; name it with --model MODEL")
+    return limits
+
+
+def _evaluation(given: dict[str, str]) -> Rows | FileRows | None:
+    from ...data.sources import open_rows
+
+    name = given.get("eval_dataset_name")
+    if name is None:
+        if "dataset_test_split" in given:
+            raise ConfigError("--dataset-test-split is a split of the evaluation set; name it with --eval-dataset-name")
+        return None
+    return open_rows(name, split=given.get("dataset_test_split", "test"))
+
+
+def _pair_tokenizer(model: str, limits: dict[str, int | None]) -> PairTokenizer:
+    from ...config import ORPOConfig
+    from ...data.tokenize import PairTokenizer
+    from ...model.loading.models import load_tokenizer
+
+    return PairTokenizer(
+        load_tokenizer(model),
+        max_length=limits["max_length"] or ORPOConfig.max_length,
+        max_prompt_length=limits["max_prompt_length"],
+    )
+
+
+def _preference(
+    given: dict[str, str],
+    rows: Rows | FileRows,
+    pair_tokenizer: PairTokenizer,
+    total: int,
+    left_out: set[int],
+    most_pairs: int,
+) -> dict[str, Any]:
+    from ...inference.chat.loading import load_to_answer
+    from ...model.preference import model_preference
+
+    with working(f"loading {given['model']}"):
+        model, _ = load_to_answer(given["model"])
+    pairs = min(most_pairs, total - len(left_out))
+    with counting("scoring", "pairs", pairs) as on_pairs:
+        found = model_preference(
+            model, pair_tokenizer, rows, total=total, left_out=left_out, most_pairs=most_pairs, on_pairs=on_pairs
+        )
+    if "json" not in given:
+        print_preference(given["model"], found)
+    return {"model": given["model"], **found.to_dict()}

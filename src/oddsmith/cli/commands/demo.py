@@ -1,0 +1,163 @@
+"""``oddsmith demo``: tells what ``oddsmith.cli.demo`` does while it does it. Nothing is computed here."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ConfigError
+from ..parsing.build import Settings
+from ..parsing.config_file import Setting
+from ..parsing.resolve import Option, Resolved, resolve
+from ..parsing.schema import fields_for_run
+from ..setup.run_folder import check_folder, clear_folder, write_settings
+from ..terminal.console import is_live, quiet_libraries, say, stderr_console
+from ..terminal.outcome import JSON, TRACEBACK
+
+if TYPE_CHECKING:
+    from ...training.trainer import ORPOTrainer
+    from ..demo import DemoResult, Standing
+
+USAGE = "oddsmith demo [--output-dir FOLDER] [--model MODEL] [--any-training-setting VALUE ...]"
+INTRO = (
+    "Aligns SmolLM2-135M-Instruct, a real chat model, with short and kind answers to everyday questions, on this"
+    " machine's CPU or GPU, shows its answers to other questions before and after, and ends with a 4-bit"
+    " file for llama.cpp.",
+)
+FOLDER = "oddsmith-demo"
+PAIRS = "builtin:house-style"
+OPTIONS = (
+    Option("output_dir", "value", f"Run folder; a demo that it holds is replaced. [{FOLDER}]", "FOLDER"),
+    Option("model", "value", "Another chat model: hub id, folder or GGUF file.", "MODEL"),
+    JSON,
+    TRACEBACK,
+)
+SHOWN_QUESTIONS = 4
+WIDEST = 100
+
+# Row of the table -> (attribute of a standing, format).
+ROWS = {
+    "answers that keep the style": ("style_share", "{:.0%}"),
+    "accuracy on held-out pairs": ("accuracy", "{:.0%}"),
+    "margin on held-out pairs": ("margin", "{:.3f}"),
+    "perplexity of good answers": ("perplexity", "{:.2f}"),
+}
+
+
+def demo(arguments: Sequence[str]) -> dict[str, Any]:
+    """Run the command.
+
+    Args:
+        arguments: The words after ``oddsmith demo``.
+
+    Returns:
+        The demo's outcome as JSON values.
+
+    Raises:
+        ConfigError: A setting of model or data, which the demo brings itself.
+    """
+    quiet_libraries()
+    resolved = resolve(arguments, fields_for_run(), OPTIONS)
+    foreign = [given.where for name, given in resolved.settings.items() if resolved.fields[name].owner != "ORPOConfig"]
+    if foreign:
+        raise ConfigError(f"{foreign[0]} is no setting of the demo, which brings its pairs and its adapter")
+    folder = Path(resolved.options.get("output_dir", FOLDER))
+    check_folder(folder, resume=False, overwrite=True)
+    clear_folder(folder)
+
+    from ..demo import MODEL, run_demo
+    from ..terminal.progress import ShowProgress
+
+    model = resolved.options.get("model", MODEL)
+    with ShowProgress() as progress:
+        story = _Story(resolved, folder, model)
+        given = resolved.of("ORPOConfig")
+        result = run_demo(folder, model=model, callbacks=[progress], on_stage=story.tell, **given)
+    _print_table(result)
+    _print_file(result)
+    return {"command": "demo", **asdict(result)}
+
+
+class _Story:
+    """Tells what the demo is doing: facts and answers on stdout, what goes on on stderr."""
+
+    def __init__(self, resolved: Resolved, folder: Path, model: str):
+        self._resolved, self._folder, self._model = resolved, folder, model
+
+    def tell(self, stage: str, detail: Any) -> None:
+        """The demo's ``on_stage``."""
+        if stage == "load":
+            say(f"loading {detail}")
+        elif stage == "answer":
+            self._count(*detail)
+        elif stage == "standing":
+            _print_answers(*detail)
+        elif stage == "train":
+            self._write_settings(detail)
+            pairs = len(detail.train_dataset)
+            say(f"\ntraining on {pairs} pairs: a short, kind answer to prefer, the model's own to avoid")
+        elif stage == "save":
+            say(f"\nsaved in {detail}")
+        elif stage == "deploy":
+            say("merging the adapter, writing a 4-bit file for llama.cpp and Ollama, and comparing them")
+
+    def _count(self, done: int, total: int, when: str) -> None:
+        """A line that counts on a terminal; elsewhere only its end."""
+        text = f"answered {done} of {total} held-out questions, {when} training"
+        if is_live():
+            stderr_console().print(text, end="\n" if done >= total else "\r")
+        elif done >= total:
+            say(text)
+
+    def _write_settings(self, trainer: ORPOTrainer) -> None:
+        """Leave a ``run.yaml``, so that ``oddsmith eval`` and ``oddsmith train`` know the demo's folder for a run."""
+        from ...config import ModelConfig, ScriptArguments
+        from ..demo import ADAPTER, SETTINGS
+
+        names = {"model_name_or_path": self._model, "output_dir": str(self._folder), "dataset_name": PAIRS}
+        for name, value in {**names, **ADAPTER, **SETTINGS}.items():
+            self._resolved.settings.setdefault(name, Setting(value, "the demo"))
+        # The trainer's own settings: a second ORPOConfig would take accelerate's state away from it.
+        settings = Settings(trainer.args, ModelConfig(**ADAPTER), ScriptArguments(dataset_name=PAIRS))
+        write_settings(self._folder, self._resolved, settings)
+
+
+def _print_answers(when: str, standing: Standing) -> None:
+    """The model's answers to the first held-out questions."""
+    from ...data.builtin import demo_pairs
+
+    print(f"\nThe model {when} training:")
+    for pair, answer in list(zip(demo_pairs("heldout"), standing.answers, strict=True))[:SHOWN_QUESTIONS]:
+        _print_answer(pair["prompt"][-1]["content"], answer)
+
+
+def _print_answer(question: str, answer: str) -> None:
+    width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+    print(f"\n  {question}")
+    text = " ".join(answer.split())
+    text += "" if text.endswith((".", "!", "?")) else " ..."
+    print(textwrap.fill(text, width, initial_indent="    > ", subsequent_indent="      "))
+
+
+def _print_table(result: DemoResult) -> None:
+    print(f"\n{'':<28}{'before':>10}{'after':>10}")
+    for row, (name, pattern) in ROWS.items():
+        before, after = (pattern.format(getattr(standing, name)) for standing in (result.before, result.after))
+        print(f"{row:<28}{before:>10}{after:>10}")
+
+
+def _print_file(result: DemoResult) -> None:
+    """The file that the run became, and what it says."""
+    if result.deployed is None:
+        print(f"\nNot made into a file for llama.cpp: {result.not_deployed}")
+        return
+    file = result.deployed
+    print(f"\n{file.path}: {file.size_bytes / 1e6:.0f} MB, KL {file.kl:.2g} a token from the model in 16 bits.")
+    print("It says, run by llama.cpp:")
+    _print_answer(result.questions[0], file.answer)
+    print(f"\n  next: oddsmith chat {shlex.quote(file.path)}")

@@ -1,0 +1,178 @@
+"""``oddsmith eval``: the metrics of a model on preference pairs, as a small table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ConfigError, DataError
+from ..parsing.build import Settings, build
+from ..parsing.config_file import Setting, read_config
+from ..parsing.resolve import Resolved, resolve
+from ..parsing.schema import fields_for_run
+from ..parsing.values import check
+from ..setup.run_folder import SETTINGS_FILE
+from ..terminal.console import quiet_libraries, say, working
+from ..terminal.outcome import JSON, TRACEBACK
+
+if TYPE_CHECKING:
+    from ...training.trainer import ORPOTrainer
+
+USAGE = "oddsmith eval MODEL [--dataset-name DATASET] [--any-setting VALUE ...]"
+INTRO = (
+    "Measures a model, an adapter or a run on preference pairs. A run folder brings its own settings and, where it held"
+    " pairs out for evaluation, these pairs; flags beat them.",
+)
+OPTIONS = (JSON, TRACEBACK)
+# The settings that its help lists; any other is taken, too.
+HELPED = (
+    "dataset_name",
+    "dataset_config",
+    "dataset_test_split",
+    "max_length",
+    "max_prompt_length",
+    "beta",
+    "nll_on",
+    "bad_rows",
+    "per_device_eval_batch_size",
+    "bf16",
+    "use_cpu",
+    "dtype",
+    "trust_remote_code",
+)
+
+# What makes figures comparable with those of the run, and the data that it evaluated on.
+OF_THE_RUN = (
+    "beta",
+    "max_length",
+    "max_prompt_length",
+    "max_completion_length",
+    "nll_on",
+    "bad_rows",
+    "seed",
+    "use_peft",
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
+)
+DATA_OF_THE_RUN = (
+    "dataset_name",
+    "dataset_config",
+    "dataset_train_split",
+    "dataset_test_split",
+    "datasets",
+    "eval_dataset_name",
+    "test_split_size",
+)
+
+# Row of the table -> (metric without its prefix, format).
+ROWS = {
+    "loss": ("loss", "{:.4f}"),
+    "nll_loss": ("nll_loss", "{:.4f}"),
+    "or_loss": ("or_loss", "{:.4f}"),
+    "accuracy": ("rewards/accuracies", "{:.1%}"),
+    "margin": ("rewards/margins", "{:.4f}"),
+    "perplexity": ("perplexity/chosen", "{:.3f}"),
+}
+
+
+def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
+    """Run the command.
+
+    Args:
+        arguments: The words after ``oddsmith eval``.
+
+    Returns:
+        Metrics and data reports as JSON values.
+    """
+    quiet_libraries()
+    resolved = resolve(arguments, fields_for_run(), OPTIONS, most_positional=1)
+    if resolved.positional:
+        resolved.settings["model_name_or_path"] = Setting(resolved.positional[0], "MODEL")
+    if resolved.get("model_name_or_path") is None:
+        raise ConfigError("no model is given; expected oddsmith eval MODEL --dataset-name DATASET")
+    has_own_data = _inherit(resolved)
+    if resolved.get("dataset_name") is None and not resolved.get("datasets"):
+        raise ConfigError("dataset_name is missing; give the pairs to measure on with --dataset-name DATASET")
+    with TemporaryDirectory(prefix="oddsmith-eval-") as folder:
+        resolved.settings["output_dir"] = Setting(folder, "temporary")
+        with working("starting"):
+            settings = build(resolved)
+        return _measure(settings, has_own_data)
+
+
+def _inherit(resolved: Resolved) -> bool:
+    """Take from a run's ``run.yaml`` what was not given.
+
+    Args:
+        resolved: The settings that were given; those of the run are added.
+
+    Returns:
+        Whether the data are those that the run held out.
+    """
+    run = Path(str(resolved.get("model_name_or_path"))) / SETTINGS_FILE
+    if not run.is_file():
+        return False
+    given = set(resolved.settings)
+    own_data = not given & set(DATA_OF_THE_RUN)
+    for name, setting in read_config(run).items():
+        if name not in given and name in resolved.fields and name in OF_THE_RUN + DATA_OF_THE_RUN * own_data:
+            value = check(resolved.fields[name], setting.value, setting.where)
+            resolved.settings[name] = Setting(value, setting.where)
+    return own_data
+
+
+def _measure(settings: Settings, has_own_data: bool) -> dict[str, Any]:
+    from ...system.memory_errors import clear_memory_errors
+    from ..setup.assembly import make_trainer
+    from ..terminal.progress import ShowProgress
+
+    rows = _rows(settings, has_own_data)
+    with ShowProgress() as progress:
+        trainer = make_trainer(settings, None, rows, callbacks=[progress])
+        for report in trainer.data_reports.values():
+            for line in report.lines():
+                say(line)
+        with clear_memory_errors():
+            metrics = trainer.evaluate()
+    _print_table(trainer, metrics)
+    return {
+        "command": "eval",
+        "model": settings.model.model_name_or_path,
+        "metrics": metrics,
+        "data": {name: report.to_dict() for name, report in trainer.data_reports.items()},
+    }
+
+
+def _rows(settings: Settings, has_own_data: bool) -> Any:
+    """The rows to measure on."""
+    from ...data.sources import load_datasets, load_rows
+
+    data = settings.data
+    with working("reading the pairs"):
+        if has_own_data or data.datasets:
+            _, rows = load_datasets(data, seed=settings.orpo.seed, evaluate=True)
+            if rows is None:
+                raise DataError("the run held no pairs out; give the pairs to measure on with --dataset-name DATASET")
+            return rows
+        return load_rows(str(data.dataset_name), config=data.dataset_config, split=data.dataset_test_split)
+
+
+def _print_table(trainer: ORPOTrainer, metrics: Mapping[str, Any]) -> None:
+    """One column a dataset, one row a figure."""
+    several = isinstance(trainer.eval_dataset, Mapping)
+    columns = {name: f"eval_{name}" if several else "eval" for name in trainer.data_reports}
+    widths = {name: max(10, len(name)) for name in columns}
+    if several:
+        print(" " * 12 + "  ".join(f"{name:>{widths[name]}}" for name in columns))
+    print("pairs       " + "  ".join(f"{trainer.data_reports[name].kept:>{widths[name]},}" for name in columns))
+    for row, (key, pattern) in ROWS.items():
+        cells = [
+            f"{pattern.format(metrics[f'{prefix}_{key}']):>{widths[name]}}"
+            for name, prefix in columns.items()
+            if isinstance(metrics.get(f"{prefix}_{key}"), int | float)
+        ]
+        print(f"{row:<12}" + "  ".join(cells))

@@ -1,0 +1,172 @@
+"""``--num-processes N``: the same command N times, as the processes of one distributed run on this machine.
+
+Each gets the environment that ``torchrun`` would give it. torchrun itself ends in a traceback of its own and with exit
+code 1 whenever a process exits with anything but 0, and ends processes 30 seconds after a signal. Here exit code and
+message are those of the process, a signal is passed on once, and there is time to save. When one process dies the
+others are ended within ``GRACE_S + END_S``; when the launcher dies they stop as on SIGTERM, with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ...system.parent_process import end_with_parent
+from ...system.signals import RESUMABLE, STOP_SIGNALS, NothingTrained
+from ..terminal.console import say_error
+
+POLL_S = 0.1
+GRACE_S = 5.0  # for the others to fail by themselves: the first process then says why, as all do
+END_S = 15.0  # between asking a process to end and ending it
+SHOWN_LINES = 5
+LAUNCHER = "ODDSMITH_LAUNCHER"  # in the environment of the processes: the process id of the launcher
+OUT_OF_MEMORY = (
+    ", as the kernel does when memory runs out (dmesg tells); lower per_device_train_batch_size or max_length, or start"
+    " fewer processes"
+)
+
+
+def launch(command: Sequence[str], processes: int) -> int:
+    """Run a command in several processes and wait for them.
+
+    Args:
+        command: The program and its arguments.
+        processes: How many.
+
+    Returns:
+        The exit code of the first process, or of the one that was killed or failed alone; it is said then what killed
+        it, or what its last lines were.
+    """
+    with TemporaryDirectory(prefix="oddsmith-") as folder:
+        logs = [Path(folder) / f"process-{rank}.log" for rank in range(processes)]
+        children = [_start(command, rank, environment, logs[rank]) for rank, environment in _environments(processes)]
+        try:
+            with _signals_passed_on(children) as passed_on:
+                blamed = _wait(children)
+        finally:
+            _end(children)
+        if blamed is None:
+            return 0
+        code = children[blamed].returncode
+        if -code in passed_on:  # it did not listen yet
+            say_error(str(NothingTrained(signal.Signals(-code).name)), "interrupted", "bold yellow")
+            return RESUMABLE
+        if code < 0:
+            name = signal.Signals(-code).name
+            why = OUT_OF_MEMORY if name == "SIGKILL" else ""
+            say_error(f"process {blamed} of {processes} was ended by {name}{why}")
+            return 128 - code
+        if blamed != 0:
+            say_error(f"process {blamed} of {processes} failed; it said:")
+            for line in logs[blamed].read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:]:
+                print(f"  {line}", file=sys.stderr)
+        return code
+
+
+def end_with_launcher() -> None:
+    """In a process that :func:`launch` started: stop as on SIGTERM when the launcher is gone, however it ended."""
+    launcher = os.environ.pop(LAUNCHER, None)
+    if launcher is not None:
+        end_with_parent(int(launcher))
+
+
+def _environments(processes: int) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rank and environment of each process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    for rank in range(processes):
+        yield (
+            rank,
+            {
+                "OMP_NUM_THREADS": str(threads),
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                LAUNCHER: str(os.getpid()),
+            },
+        )
+
+
+def _start(command: Sequence[str], rank: int, environment: dict[str, str], log: Path) -> subprocess.Popen:
+    """Start one process. Only the first shares the terminal; its own process group keeps Ctrl-C from it."""
+    if rank == 0:
+        return subprocess.Popen(command, env=environment, process_group=0)
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command, env=environment, process_group=0, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+        )
+
+
+def _wait(children: Sequence[subprocess.Popen]) -> int | None:
+    """Wait until all have ended, or one has failed and the grace for the others is over.
+
+    Args:
+        children: The processes, by rank.
+
+    Returns:
+        The process to blame: one that was killed, as the others then fail for want of it; else 0 if the first failed by
+        itself, else the first to fail. ``None`` if none failed.
+    """
+    while True:
+        codes = [child.poll() for child in children]
+        if all(code == 0 for code in codes):
+            return None
+        failed = next((rank for rank, code in enumerate(codes) if code), None)
+        if failed is not None:
+            deadline = time.monotonic() + GRACE_S
+            while time.monotonic() < deadline and any(child.poll() is None for child in children):
+                time.sleep(POLL_S)
+            killed = [rank for rank, child in enumerate(children) if (child.poll() or 0) < 0]
+            if killed:
+                return min(killed, key=lambda rank: children[rank].returncode != -signal.SIGKILL)
+            return 0 if children[0].poll() else failed
+        time.sleep(POLL_S)
+
+
+@contextmanager
+def _signals_passed_on(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+    """Pass every request to stop on to every process; yields those that were passed on so far."""
+    passed_on: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        passed_on.append(number)
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not nohup]
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield passed_on
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(children: Sequence[subprocess.Popen]) -> None:
+    """End what still runs."""
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    deadline = time.monotonic() + END_S
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

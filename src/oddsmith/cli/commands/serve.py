@@ -1,0 +1,67 @@
+"""``oddsmith serve``: an OpenAI-compatible server for a model."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ...errors import ConfigError
+from ..parsing.resolve import Option, resolve
+from ..parsing.values import number
+from ..terminal.console import quiet_libraries, say
+from ..terminal.outcome import TRACEBACK
+
+USAGE = "oddsmith serve MODEL [--host 127.0.0.1] [--port 8080]"
+INTRO = (
+    "Serves a model to OpenAI-compatible clients until Ctrl-C: a run, a merged folder, an adapter or a hub id with"
+    " `transformers serve`, a GGUF file with llama.cpp's server.",
+)
+OPTIONS = (
+    Option("host", "value", "Address to listen on; any other can be reached by other machines. [127.0.0.1]", "ADDRESS"),
+    Option("port", "value", "Port to listen on. [8080]", "N"),
+    TRACEBACK,
+)
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: The words after ``oddsmith serve``.
+
+    Returns:
+        0, once it was interrupted.
+
+    Raises:
+        ConfigError: No model, or an address that cannot be used.
+        ServerError: The server did not start, or ended by itself.
+    """
+    quiet_libraries()
+    resolved = resolve(arguments, {}, OPTIONS, most_positional=1)
+    if not resolved.positional:
+        raise ConfigError("no model is given; expected oddsmith serve MODEL")
+    port = int(number(resolved.options["port"], "--port", int)) if "port" in resolved.options else None
+
+    from ...inference.serve.server import DEFAULT_HOST, DEFAULT_PORT, is_loopback, serving
+
+    host = resolved.options.get("host", DEFAULT_HOST)
+    if not is_loopback(host):
+        say(f"warning: {host} can be reached from other machines, and nobody is asked for a password", "yellow")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with serving(resolved.positional[0], host=host, port=port or DEFAULT_PORT, on_stage=_tell) as server:
+            say(f"{server.model} is served at {server.url} (OpenAI-compatible); Ctrl-C ends it")
+            server.wait()
+    except KeyboardInterrupt:
+        say("ended")
+    return 0
+
+
+def _tell(stage: str, detail: Any) -> None:
+    say({"merge": f"merging {detail} into its base", "start": f"loading {detail}"}[stage])
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    """A polite request to end (from a service manager, a closed terminal) means what Ctrl-C means."""
+    raise KeyboardInterrupt

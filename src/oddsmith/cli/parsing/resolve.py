@@ -1,0 +1,264 @@
+"""From a command line to settings: defaults, then the YAML file, then the flags, and where each value came from.
+
+    oddsmith train [CONFIG.yaml] [--any-setting value | --any-setting=value | --switch | --no-switch]
+
+A flag may use dashes or underscores. A list takes several values (``--lora-target-modules q_proj v_proj``, or
+``q_proj,v_proj``), a mapping takes JSON. The last of repeated flags wins, as on every command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import ConfigError
+from .config_file import Setting, read_config
+from .schema import Field
+from .values import FALSE_WORDS, TRUE_WORDS, check, from_flag
+
+# Names that mean a setting of another name. The value is the same.
+ALIASES = {"torch_dtype": "dtype"}
+
+# The setting that only the person at the keyboard can turn on.
+TYPED_ONLY = "trust_remote_code"
+
+# What people try first, or know from elsewhere, and what it is called here. Named in the message, not accepted.
+HINTS = {
+    "alpha": "beta",
+    "batch_size": "per_device_train_batch_size",
+    "dataset": "dataset_name",
+    "dataset_mixer": "datasets",
+    "epochs": "num_train_epochs",
+    "evaluation_strategy": "eval_strategy",
+    "lambda": "beta",
+    "lr": "learning_rate",
+    "model": "model_name_or_path",
+    "model_name": "model_name_or_path",
+    "output": "output_dir",
+    "steps": "max_steps",
+    "warmup_ratio": "warmup_steps (below 1 it is a share of all steps)",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A flag of a command itself, beside the settings.
+
+    Args:
+        name: With underscores.
+        kind: ``"switch"`` (no value), ``"value"`` (one), ``"optional"`` (none or one).
+        help: One sentence.
+        metavar: What the help calls the value.
+    """
+
+    name: str
+    kind: str
+    help: str
+    metavar: str = ""
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+@dataclass
+class Resolved:
+    """The outcome of a command line.
+
+    Args:
+        settings: Name -> value and origin (``config.yaml:12`` or ``--beta``) of everything that was given.
+        options: Name -> text of the command's own flags; ``""`` where none was given with it.
+        positional: What stood there without a flag, other than the configuration file.
+        fields: The known settings.
+    """
+
+    settings: dict[str, Setting]
+    options: dict[str, str]
+    positional: list[str]
+    fields: Mapping[str, Field] = field(repr=False)
+
+    def get(self, name: str) -> Any:
+        """The value of a setting, its default where none was given."""
+        return self.settings[name].value if name in self.settings else self.fields[name].default
+
+    def of(self, owner: str) -> dict[str, Any]:
+        """The given values of one dataclass, as its keyword arguments."""
+        return {name: given.value for name, given in self.settings.items() if self.fields[name].owner == owner}
+
+    def changed(self) -> dict[str, Setting]:
+        """What was given and differs from the default, in the order of the help."""
+        return {
+            name: self.settings[name]
+            for name, known in self.fields.items()
+            if name in self.settings and self.settings[name].value != known.default
+        }
+
+
+def resolve(
+    arguments: Sequence[str], fields: Mapping[str, Field], options: Iterable[Option] = (), most_positional: int = 0
+) -> Resolved:
+    """Read a command line.
+
+    Args:
+        arguments: The words after the command's name.
+        fields: The known settings.
+        options: The command's own flags.
+        most_positional: How many words without a flag it takes; 0: one, which is the configuration file.
+
+    Returns:
+        Settings and options with their origins.
+
+    Raises:
+        ConfigError: An unknown flag or setting, a value of the wrong type, a second configuration file.
+    """
+    words = _Words(arguments, fields, {option.name: option for option in options})
+    words.read()
+    configs = words.configs + ([] if most_positional else words.positional)
+    if len(configs) > 1:
+        raise ConfigError(f"found {' and '.join(configs)}; expected one configuration file, and flags after it")
+    if most_positional and len(words.positional) > most_positional:
+        example = "--dataset-name" if fields else next(iter(words.options_known.values())).flag
+        raise ConfigError(f"found {words.positional[most_positional]!r}; expected a flag such as {example} there")
+    settings = _read_file(configs[0], fields, words.options_known) if configs else {}
+    settings.update(words.settings)
+    _require_typed(settings)
+    return Resolved(settings, words.options, words.positional if most_positional else [], fields)
+
+
+class _Words:
+    """Walks over the words of a command line and sorts them into settings, options and the rest."""
+
+    def __init__(self, arguments: Sequence[str], fields: Mapping[str, Field], options: dict[str, Option]):
+        self.arguments, self.fields, self.options_known = list(arguments), fields, options
+        self.position = 0
+        self.settings: dict[str, Setting] = {}
+        self.options: dict[str, str] = {}
+        self.configs: list[str] = []
+        self.positional: list[str] = []
+
+    def read(self) -> None:
+        while self.position < len(self.arguments):
+            word = self.arguments[self.position]
+            self.position += 1
+            if word.startswith("--") and len(word) > 2:
+                self._read_flag(word)
+            elif word.startswith("-") and len(word) > 1:
+                raise ConfigError(f"unknown flag {word}; every flag begins with two dashes")
+            else:
+                self.positional.append(word)
+
+    def _read_flag(self, word: str) -> None:
+        flag, has_value, attached = word.partition("=")
+        name = flag[2:].replace("-", "_")
+        name = ALIASES.get(name, name)
+        if name == "config":
+            self.configs.append(attached if has_value else self._one_value(flag))
+        elif name in self.options_known:
+            self.options[name] = self._option_value(self.options_known[name], flag, attached if has_value else None)
+        elif name in self.fields:
+            known = self.fields[name]
+            texts = [attached] if has_value else self._values(known, flag)
+            self.settings[name] = Setting(from_flag(known, texts, flag), flag)
+        elif name.startswith("no_") and "bool" in getattr(self.fields.get(name[3:]), "types", ()) and not has_value:
+            self.settings[name[3:]] = Setting(False, flag)
+        elif name.removeprefix("no_") in self.fields:
+            raise ConfigError(f"{flag}: {name[3:]} is no switch; expected --{name[3:].replace('_', '-')} VALUE")
+        else:
+            candidates = [*self.fields, *self.options_known]
+            raise ConfigError(f"unknown flag {flag}; {_suggestion(name, candidates, dashes=True)}")
+
+    def _values(self, known: Field, flag: str) -> list[str]:
+        """The words that belong to a setting's flag."""
+        if "bool" in known.types:
+            following = self._peek()
+            takes = following is not None and (
+                following.lower() in TRUE_WORDS | FALSE_WORDS | ({"none", "null"} if known.nullable else set())
+                or following in known.choices
+                or ("str" in known.types and not _is_config(following))
+            )
+            return [self._one_value(flag)] if takes else []
+        texts = [self._one_value(flag)]
+        if {"list", "list[dict]"} & set(known.types):
+            while (following := self._peek()) is not None and not _is_config(following):
+                texts.append(self._one_value(flag))
+        return texts
+
+    def _option_value(self, option: Option, flag: str, attached: str | None) -> str:
+        if option.kind == "switch":
+            if attached is not None:
+                raise ConfigError(f"{flag} takes no value; found {attached!r}")
+            return ""
+        if attached is not None:
+            return attached
+        if option.kind == "optional" and (self._peek() is None or _is_config(self._peek() or "")):
+            return ""
+        return self._one_value(flag)
+
+    def _peek(self) -> str | None:
+        """The next word if it is no flag."""
+        word = self.arguments[self.position] if self.position < len(self.arguments) else None
+        return None if word is not None and word.startswith("--") else word
+
+    def _one_value(self, flag: str) -> str:
+        word = self._peek()
+        if word is None:
+            raise ConfigError(f"{flag} has no value; expected one after it, as in {flag} VALUE")
+        self.position += 1
+        return word
+
+
+def _is_config(word: str) -> bool:
+    return word.endswith((".yaml", ".yml"))
+
+
+def _read_file(path: str, fields: Mapping[str, Field], options: Mapping[str, Option]) -> dict[str, Setting]:
+    """The settings of a configuration file, each checked against what it may be."""
+    settings: dict[str, Setting] = {}
+    for key, given in read_config(path).items():
+        name = ALIASES.get(key, key)
+        if name in options:
+            raise ConfigError(f"{given.where}: {key} is a flag of the command, no setting; give {options[name].flag}")
+        if name not in fields:
+            raise ConfigError(f"{given.where}: unknown setting {key}; {_suggestion(key, fields)}")
+        if name in settings:
+            raise ConfigError(f"{given.where}: {name} is given twice, first at {settings[name].where}; remove one")
+        settings[name] = Setting(check(fields[name], given.value, given.where), given.where)
+    return settings
+
+
+def _require_typed(settings: Mapping[str, Setting]) -> None:
+    """Refuse a file that allows a model to run code: what a stranger sends must not decide that."""
+    given = settings.get(TYPED_ONLY)
+    if given is not None and given.value and not given.where.startswith("--"):
+        raise ConfigError(
+            f"{given.where}: a file cannot allow a model to run code of its own;"
+            " read that code, then give --trust-remote-code on the command line"
+        )
+    for name, setting in settings.items():
+        if TYPED_ONLY in _keys_inside(setting.value):
+            raise ConfigError(
+                f"{setting.where}: {name} holds {TYPED_ONLY}; give --trust-remote-code on the command line"
+            )
+
+
+def _keys_inside(value: Any) -> set[str]:
+    """The keys of nested mappings and lists."""
+    if isinstance(value, dict):
+        return {str(key).replace("-", "_") for key in value}.union(*map(_keys_inside, value.values()))
+    return set().union(*map(_keys_inside, value)) if isinstance(value, list) else set()
+
+
+def _suggestion(name: str, candidates: Iterable[str], dashes: bool = False) -> str:
+    """A helpful end of the sentence "unknown ...;"."""
+    candidates = list(candidates)
+    has_settings = "model_name_or_path" in candidates  # a command's own few flags are all of them otherwise
+    hint = HINTS.get(name) if has_settings else None
+    nearest = hint or next(iter(difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)), None)
+    if nearest is None:
+        return "`oddsmith train --help-all` lists all settings" if has_settings else "--help lists all flags"
+    if dashes:
+        head, *rest = nearest.split(" ", 1)
+        nearest = " ".join(["--" + head.replace("_", "-"), *rest])
+    return f"did you mean {nearest}?"

@@ -1,0 +1,167 @@
+"""From settings to a trainer: rows -> tokens -> model -> ORPOTrainer. Weights come last: all else can fail sooner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+
+from ...data.prepare import prepare
+from ...data.sources import load_datasets
+from ...data.tokenize import PairTokenizer
+from ...errors import ConfigError
+from ...model.adapters import get_peft_config, get_quantization_config
+from ...model.loading.models import load_model, load_tokenizer
+from ...model.loading.place import is_gguf, locate
+from ...model.loading.setup import default_dtype
+from ...system.memory_errors import clear_memory_errors
+from ...training.trainer import ORPOTrainer
+from ..parsing.build import Settings
+from ..terminal.console import is_live, is_main_process, working
+
+if TYPE_CHECKING:
+    from ...data.report import DataReport
+
+LEAST_TRAINING_PAIRS = 2
+ROWS_WITH_A_BAR = 5_000
+
+
+def make_trainer(
+    settings: Settings, train_rows: Any, eval_rows: Any, callbacks: list[TrainerCallback] | None = None
+) -> ORPOTrainer:
+    """Tokenize the rows, load the model, and wire them.
+
+    Args:
+        settings: The settings of the run.
+        train_rows: Rows to train on; ``None`` only to evaluate.
+        eval_rows: Rows to evaluate on, several sets by name, or ``None``.
+        callbacks: Callbacks of the trainer.
+
+    Returns:
+        The trainer, with the reports of both datasets.
+    """
+    orpo, chosen, _ = settings
+    name = str(chosen.model_name_or_path)
+    _check_devices(settings)
+    source: dict[str, Any] = {"revision": chosen.model_revision, "trust_remote_code": orpo.trust_remote_code}
+    with working(f"loading the tokenizer of {name}"):
+        tokenizer = load_tokenizer(name, **source)
+    seq2seq = _is_encoder_decoder(settings)
+    reports: dict[str, DataReport] = {}
+    train_data, eval_data = _tokenized(settings, tokenizer, train_rows, eval_rows, seq2seq, reports)
+    with working(f"loading {name}"), clear_memory_errors():
+        model = _load(settings, is_trainable=train_rows is not None)
+        if bool(model.config.is_encoder_decoder) != seq2seq:  # seen only now; the trainer tokenizes again
+            train_data, eval_data, reports = train_rows, eval_rows, {}
+        orpo.model_init_kwargs, orpo.disable_tqdm = None, True
+        trainer = ORPOTrainer(
+            model,
+            args=orpo,
+            train_dataset=train_data,
+            eval_dataset=eval_data,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(chosen) if train_rows is not None else None,
+            callbacks=callbacks,
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.data_reports.update(reports)
+    return trainer
+
+
+def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
+    """The model; ``model_init_kwargs`` beats the other settings."""
+    orpo, chosen, _ = settings
+    options: dict[str, Any] = {
+        "dtype": base_dtype(settings),
+        "revision": chosen.model_revision,
+        "trust_remote_code": orpo.trust_remote_code,
+        "attn_implementation": chosen.attn_implementation,
+        "quantization_config": get_quantization_config(chosen),
+        "is_trainable": is_trainable,
+    }
+    given = orpo.model_init_kwargs if isinstance(orpo.model_init_kwargs, dict) else {}
+    return load_model(str(chosen.model_name_or_path), **{**options, **given})
+
+
+def read_rows(settings: Settings) -> tuple[Any, Any]:
+    """The rows to train and to evaluate on; the latter ``None`` where the settings ask for no evaluation."""
+    orpo, _, data = settings
+    holds_out = data.eval_dataset_name is not None or data.test_split_size is not None
+    with working("reading the pairs"):
+        return load_datasets(data, seed=orpo.seed, evaluate=orpo.eval_strategy != "no" or holds_out)
+
+
+def base_dtype(settings: Settings) -> torch.dtype | str:
+    """The type of the weights that are loaded: the one asked for (``"auto"``: as stored), or ``default_dtype``."""
+    given = settings.model.dtype
+    if given is not None:
+        return given if given == "auto" else getattr(torch, given)
+    return default_dtype(adapter=settings.model.use_peft, bf16=bool(settings.orpo.bf16))
+
+
+def _tokenized(
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Any,
+    eval_rows: Any,
+    is_encoder_decoder: bool,
+    reports: dict[str, DataReport],
+) -> tuple[Any, Any]:
+    """Both datasets as tokens; their reports go into ``reports``."""
+    orpo = settings.orpo
+    pair_tokenizer = PairTokenizer.from_settings(tokenizer, orpo, is_encoder_decoder=is_encoder_decoder)
+
+    def tokens(name: str, rows: Any) -> Any:
+        if rows is None:
+            return None
+        options: dict[str, Any] = {"bad_rows": orpo.bad_rows, "num_proc": orpo.dataset_num_proc, "source": name}
+        least = LEAST_TRAINING_PAIRS if name == "train" else 1
+        with _tokenizing(rows):
+            prepared = prepare(rows, pair_tokenizer, least_pairs=least, **options)
+        reports[name] = prepared.report
+        return prepared.dataset
+
+    train_tokens = tokens("train", train_rows)
+    if isinstance(eval_rows, Mapping):
+        return train_tokens, {name: tokens(name, rows) for name, rows in eval_rows.items()}
+    return train_tokens, tokens("eval", eval_rows)
+
+
+@contextmanager
+def _tokenizing(rows: Any) -> Iterator[None]:
+    """Show on a terminal that pairs are tokenized; the bar of ``datasets`` where it takes long, and is watched."""
+    if isinstance(rows, Sized) and len(rows) >= ROWS_WITH_A_BAR and is_live() and is_main_process():
+        yield
+        return
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with working("tokenizing the pairs"):
+            yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _is_encoder_decoder(settings: Settings) -> bool:
+    """Whether the model reads the prompt in an encoder, as far as its configuration tells before it is loaded."""
+    place = locate(str(settings.model.model_name_or_path))
+    if is_gguf(place):
+        return False
+    source = {"revision": settings.model.model_revision, "trust_remote_code": settings.orpo.trust_remote_code}
+    try:
+        return bool(AutoConfig.from_pretrained(place, **source).is_encoder_decoder)
+    except (OSError, ValueError):  # an adapter, or nothing that can be loaded; loading tells
+        return False
+
+
+def _check_devices(settings: Settings) -> None:
+    """Refuse more processes than this machine has devices for."""
+    orpo = settings.orpo
+    devices = torch.accelerator.device_count() if torch.accelerator.is_available() and not orpo.use_cpu else None
+    if devices is not None and orpo.world_size > 1 and orpo.local_process_index >= devices:
+        raise ConfigError(f"more processes than the {devices} devices here; give at most --num-processes {devices}")

@@ -1,0 +1,124 @@
+"""The run folder's beginning: may it be used, and which settings made it (``run.yaml``)."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ... import __version__
+from ...checkpoint.lock import LOCK_FILES
+from ...errors import ConfigError
+from ...system.secrets import SECRET_NAME, masked, without_secrets
+from ..parsing.build import Settings
+from ..parsing.resolve import TYPED_ONLY, Resolved
+
+SETTINGS_FILE = "run.yaml"
+_PLAIN_TEXT = re.compile(r"[A-Za-z_][\w./:+-]*")
+_WORDS_OF_YAML = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
+
+
+def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a run folder that holds something, unless the run goes on there or may replace it.
+
+    Args:
+        folder: ``output_dir``.
+        resume: A run there is to be continued.
+        overwrite: A run there is to be replaced.
+
+    Raises:
+        ConfigError: It is a file, or not empty, or what is to be replaced is no run folder.
+    """
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if there.exists() and not there.is_dir():
+        what = "is a file" if there == folder else f"cannot be made: {there} is a file"
+        raise ConfigError(f"output_dir {folder} {what}; expected a folder, or the name of a new one")
+    if not folder.is_dir() or resume or {file.name for file in folder.iterdir()} <= LOCK_FILES:
+        return
+    if not (folder / SETTINGS_FILE).is_file():
+        raise ConfigError(f"output_dir {folder} is not empty and holds no run ({SETTINGS_FILE}); choose another folder")
+    if not overwrite:
+        raise ConfigError(
+            f"output_dir {folder} already holds a run; choose another folder, continue it with --resume,"
+            " or replace it with --overwrite-output-dir"
+        )
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove everything in a run folder but its lock; only in one that :func:`check_folder` has let pass."""
+    if not (folder / SETTINGS_FILE).is_file():
+        return
+    for entry in folder.iterdir():
+        if entry.name in LOCK_FILES:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def write_settings(folder: Path, resolved: Resolved, settings: Settings) -> None:
+    """Write ``run.yaml``: what was given, each with its origin, then the defaults; secrets left out.
+
+    The file is a configuration file itself: ``oddsmith train run.yaml --output-dir ANOTHER`` repeats the run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS_FILE).write_text(settings_text(resolved, settings), encoding="utf-8")
+
+
+def settings_text(resolved: Resolved, settings: Settings) -> str:
+    """The text of ``run.yaml``."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "peft", "datasets"))
+    lines = [
+        f"# Oddsmith {__version__} ({versions}, Python {platform.python_version()})",
+        f"# To repeat this run: oddsmith train {SETTINGS_FILE} --output-dir ANOTHER_FOLDER",
+        "",
+        "# Given, with where",
+    ]
+    # A run that is repeated or continued from its run.yaml was given everything; what it had by default is not named.
+    given = {
+        name: setting
+        for name, setting in resolved.settings.items()
+        if f"{SETTINGS_FILE}:" not in setting.where or setting.value != resolved.fields[name].default
+    }
+    lines += [_line(name, setting.value, setting.where) for name, setting in given.items()]
+    lines += ["", "# Defaults"]
+    built = {**vars(settings.orpo), **vars(settings.model), **vars(settings.data)}
+    for name, known in resolved.fields.items():
+        if name not in given:
+            chosen = "" if known.default is not None or built.get(name) is None else f"here {built[name]}"
+            if name == "bf16":
+                chosen += f" ({settings.orpo.precision_reason})"
+            lines.append(_line(name, known.default, "" if SECRET_NAME.search(name) else masked(chosen)))
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, value: Any, remark: str) -> str:
+    if name == TYPED_ONLY and value:  # a file cannot turn it on, so this one does not try
+        value, remark = False, f"{remark} was given; give it again to repeat the run"
+    shown, hidden = without_secrets(name, value)
+    remark = ", ".join(filter(None, [remark, "masked" if hidden else ""]))
+    return f"{name}: {to_yaml(shown)}" + (f"  # {' '.join(remark.split())}" if remark else "")
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's writer; texts that any YAML reader might take for something else are quoted."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    is_plain = _PLAIN_TEXT.fullmatch(text) and text.lower() not in _WORDS_OF_YAML and not text.endswith(":")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def to_yaml(value: Any) -> str:
+    """A value on one line of YAML."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)
+    return text.removesuffix("...\n").strip()

@@ -1,0 +1,155 @@
+"""How ``oddsmith data check`` shows what it found: a table, an example with its loss mask, the surprising pairs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from ...data.report import SHOWN_ROWS, counted
+
+if TYPE_CHECKING:
+    from ...data.checks.example import Example, Segment
+    from ...data.checks.finding import Finding
+    from ...data.checks.survey import Survey
+    from ...model.preference import Preference
+
+STYLES = {"pass": "green", "warn": "bold yellow", "fail": "bold red"}
+WIDEST = 120
+INDENT = " " * 8
+SHOWN_CHARACTERS = 700  # of each part of the example, half of them from its end
+SHOWN_SURPRISES = 20
+LEARNED = ("[", "]")  # around what is learned, where there are no colours
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127, *range(0x80, 0xA0))}
+SIDE_STYLES = {"chosen": "green", "rejected": "red"}
+
+
+def print_survey(name: str, found: Survey) -> None:
+    """Print the findings on stdout: what fails first, what passes in one line each."""
+    console = _console()
+    formats = ", ".join(
+        f"{kind} {count:,}" if len(found.formats) > 1 else kind for kind, count in found.formats.items()
+    )
+    kept = f", {found.kept:,} kept by the training" if found.kept is not None else ""
+    _line(console, Text(f"{name}: {counted(found.rows, 'row')} ({formats or 'no known format'}){kept}", style="bold"))
+    for verdict in ("fail", "warn", "pass"):
+        for finding in found.findings:
+            if finding.verdict == verdict:
+                _print_finding(console, finding)
+    if found.skipped:
+        _print_skipped(console, found.skipped)
+    verdicts = [finding.verdict for finding in found.findings]
+    summary = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("fail", "warn", "pass"))
+    _line(console, Text.assemble("\n", (found.verdict, STYLES[found.verdict]), f"  ({summary})"))
+
+
+def print_example(example: Example) -> None:
+    """Print a pair as the model sees it, with what is learned in colour (or in brackets) and the rest dimmed."""
+    console = _console()
+    mark = "in colour" if _has_colours(console) else "in [brackets]"
+    what = f"what is learned {mark}" if example.is_tokenized else "as its row has it; with --model as the model sees it"
+    _line(console, Text(f"\nrow {example.row}, {what}", style="bold"))
+    _print_block(console, "prompt", [Text(_shortened(example.prompt), style="dim")])
+    for side, segments in (("chosen", example.chosen), ("rejected", example.rejected)):
+        _print_block(console, side, _marked(console, side, segments, is_masked=example.is_tokenized))
+
+
+def print_preference(model: str, found: Preference) -> None:
+    """Print how much a model has to learn, and the pairs that surprise it most."""
+    console = _console()
+    _line(console, Text(f"\n{model} on {counted(found.pairs, 'pair')}", style="bold"))
+    _line(
+        console,
+        Text(
+            f"  prefers the chosen answer in {found.accuracy:.0%}; log-odds {found.log_odds_mean:+.3f} on average,"
+            f" {found.log_odds_median:+.3f} in the middle; or_loss {found.or_loss:.3f}"
+            " (0.693: no preference, 0: nothing left to learn)"
+        ),
+    )
+    _line(console, Text("\nthe most surprising pairs: hard ones, or rows whose sides are mixed up", style="bold"))
+    for pair in found.surprising[:SHOWN_SURPRISES]:
+        _line(console, Text(f"  row {pair.row}  log-odds {pair.log_odds:+.2f}", style="bold"))
+        for part in ("prompt", "chosen", "rejected"):
+            text = " ".join(_visible(getattr(pair, part)).split())
+            width = min(console.width, WIDEST) - 14
+            shown = textwrap.shorten(text, width, placeholder=" ...") if " " in text else text[:width]
+            _line(console, Text.assemble(f"    {part:<9} ", (shown, SIDE_STYLES.get(part, "dim"))))
+
+
+def _print_finding(console: Console, finding: Finding) -> None:
+    share = f" {finding.count:,} ({_percent(finding.share)})" if finding.count else ""
+    head = Text.assemble((f"  {finding.verdict:<6}", STYLES[finding.verdict]), f"{finding.check:<38}{share}".rstrip())
+    _line(console, head)
+    if finding.found and (finding.verdict != "pass" or not finding.count):
+        _paragraph(console, finding.found)
+    if finding.verdict == "pass":
+        return
+    if finding.rows:
+        more = f" and {finding.count - len(finding.rows):,} more" if finding.count > SHOWN_ROWS else ""
+        _paragraph(console, f"row{'s' * (finding.count > 1)} {', '.join(map(str, finding.rows))}{more}")
+    _paragraph(console, f"{finding.meaning}.")
+    _paragraph(console, f"-> {finding.fix}")
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.0005 else "below 0.1%"
+
+
+def _print_skipped(console: Console, skipped: dict[str, str]) -> None:
+    for flag in dict.fromkeys(skipped.values()):
+        checks = [check for check, needed in skipped.items() if needed == flag]
+        _paragraph(console, f"not checked without {flag}: {', '.join(checks)}", indent="  ", style="dim")
+
+
+def _print_block(console: Console, name: str, parts: Iterable[Text]) -> None:
+    _line(console, Text(f"  {name}", style="bold"))
+    for line in Text.assemble(*parts).split("\n", allow_blank=True):
+        wrapped = line.wrap(console, max(20, min(console.width, WIDEST) - 4)) if line.plain else [line]
+        for piece in wrapped:
+            _line(console, Text("    ") + piece)
+
+
+def _marked(console: Console, side: str, segments: Iterable[Segment], *, is_masked: bool) -> list[Text]:
+    parts = []
+    for segment in segments:
+        text = _shortened(segment.text)
+        if segment.is_learned and is_masked and not _has_colours(console):
+            text = LEARNED[0] + text + LEARNED[1]
+        parts.append(Text(text, style=SIDE_STYLES[side] if segment.is_learned else "dim"))
+    return parts
+
+
+def _shortened(text: str) -> str:
+    text = _visible(text)
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    half = SHOWN_CHARACTERS // 2
+    return f"{text[:half]} ... ({len(text) - 2 * half:,} characters) ... {text[-half:]}"
+
+
+def _visible(text: str) -> str:
+    """The text with what would steer a terminal written out: data may hold anything."""
+    return text.translate(CONTROL)
+
+
+def _paragraph(console: Console, text: str, indent: str = INDENT, style: str = "") -> None:
+    width = min(console.width, WIDEST)
+    _line(
+        console,
+        Text(textwrap.fill(_visible(text), width, initial_indent=indent, subsequent_indent=indent), style=style),
+    )
+
+
+def _line(console: Console, text: Text) -> None:
+    console.print(text, soft_wrap=True)
+
+
+def _has_colours(console: Console) -> bool:
+    return console.color_system is not None and not console.no_color
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, emoji=False)

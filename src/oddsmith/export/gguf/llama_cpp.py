@@ -1,0 +1,318 @@
+"""GGUF files, run by llama.cpp itself (the wheel ``cyllama``): tokens, logits and answers.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ...errors import MissingExtraError, ModelError
+from ...model.loading.gguf_header import check_gguf
+
+# Tokens computed in one go; for all of them together llama.cpp keeps the logits, float32.
+BATCH_TOKENS = 512
+# The longest context that is reserved unasked. Its memory is taken whole at the start: 90 MB for 135M parameters.
+DEFAULT_CONTEXT_TOKENS = 4096
+
+LOG_LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def load_cyllama(what: str = "running a GGUF file") -> Any:
+    """llama.cpp's bindings.
+
+    Args:
+        what: What needs them, for the message.
+
+    Returns:
+        The module ``cyllama.llama.llama_cpp``, with llama.cpp's talk on stderr switched off.
+
+    Raises:
+        MissingExtraError: ``cyllama`` is not installed.
+    """
+    try:
+        from cyllama.llama import llama_cpp
+    except ImportError as error:
+        raise MissingExtraError(what, "gguf") from error
+    llama_cpp.disable_logging()
+    return llama_cpp
+
+
+class GgufModel:
+    """A GGUF file in llama.cpp, for one conversation or one measurement at a time. A context manager.
+
+    Args:
+        path: The ``.gguf`` file.
+        context_length: Tokens that prompt and answer may have together; by default what the model was trained for, at
+            most 4,096.
+        threads: Threads that compute; by default as many as there are processors for this process.
+
+    Attributes:
+        vocabulary_size: Tokens in the vocabulary, and logits at each position.
+        end_ids: The tokens that end an answer: end of turn, end of text and what else llama.cpp takes for one.
+        begin_id: The begin token, if texts start with one.
+        context_length: As above.
+
+    Raises:
+        MissingExtraError: ``cyllama`` is not installed.
+        ModelError: The file is missing, cut off or damaged, or llama.cpp does not know its architecture.
+    """
+
+    def __init__(self, path: str | Path, *, context_length: int | None = None, threads: int | None = None) -> None:
+        self.path = Path(path)
+        library = load_cyllama()
+        if not self.path.is_file():
+            raise ModelError(f"{self.path}: no file is there; expected a .gguf file")
+        check_gguf(self.path)
+        self._library = library
+        self._model = _load(library, self.path)
+        self._vocabulary = vocabulary = self._model.get_vocab()
+        self.vocabulary_size: int = vocabulary.n_vocab
+        self.end_ids = frozenset(token for token in range(vocabulary.n_vocab) if vocabulary.is_eog(token))
+        self.begin_id: int | None = vocabulary.token_bos() if vocabulary.get_add_bos() else None
+        trained_tokens = self._model.n_ctx_train
+        self.context_length = context_length or min(trained_tokens, DEFAULT_CONTEXT_TOKENS)
+        self._context = self._new_context(threads or available_processors())
+        self._seen: list[int] = []  # the tokens whose keys and values the context holds
+
+    def _new_context(self, threads: int) -> Any:
+        parameters = self._library.LlamaContextParams()
+        parameters.n_ctx = self.context_length
+        parameters.n_batch = parameters.n_ubatch = min(BATCH_TOKENS, self.context_length)
+        parameters.n_threads = parameters.n_threads_batch = threads
+        try:
+            return self._library.LlamaContext(self._model, parameters)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise ModelError(
+                f"{self.path}: llama.cpp cannot make a context of {self.context_length:,} tokens for it;"
+                " give a smaller context_length"
+            ) from error
+
+    def __enter__(self) -> GgufModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give its memory back; nothing else may be called afterwards."""
+        self._context.close()
+        self._model.close()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Keys and values of the file as llama.cpp writes them; lists are left out."""
+        metadata = self._model.metadata
+        return metadata() if callable(metadata) else metadata  # a method in cyllama 0.2.18
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text of the chat template, if the file has one."""
+        return self.metadata.get("tokenizer.chat_template")
+
+    def tokenize(self, text: str, *, special: bool = True, begin: bool = False) -> list[int]:
+        """Cut a text into tokens as llama.cpp does.
+
+        Args:
+            text: The text; a rendered chat template brings its own begin token.
+            special: Whether a special token written out in the text, such as ``<|im_end|>``, becomes that token.
+            begin: Whether to put the begin token in front, where the model was trained with one.
+
+        Returns:
+            Token ids.
+        """
+        return list(self._vocabulary.tokenize(text, begin, special)) if text else []
+
+    def detokenize(self, ids: Sequence[int], *, special: bool = False) -> bytes:
+        """The text of tokens, as bytes: a token may end within a character, so decode a stream incrementally.
+
+        Args:
+            ids: Token ids.
+            special: Whether special tokens are written out; left out otherwise.
+
+        Returns:
+            UTF-8, maybe cut within a character at either end.
+        """
+        return b"".join(self._bytes_of(token, special) for token in ids)
+
+    def _bytes_of(self, token: int, special: bool) -> bytes:
+        piece = self._vocabulary.token_to_piece(token, 0, special)
+        if "\ufffd" not in piece:
+            return piece.encode()
+        # Part of a character, which cyllama cannot hand over as text: read it from the vocabulary's own notation.
+        text = self._vocabulary.get_text(token)
+        if match := BYTE_TOKEN.fullmatch(text):
+            return bytes([int(match[1], 16)])
+        letters = byte_letters()
+        return bytes(letters[letter] for letter in text) if set(text) <= letters.keys() else text.encode()
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """What the model expects after each token.
+
+        Args:
+            ids: T token ids, at most ``context_length``.
+
+        Returns:
+            Logits before the softmax, float32 ``[T, vocabulary_size]``.
+        """
+        self._require_room(len(ids), 0)
+        self._forget()
+        rows = np.empty((len(ids), self.vocabulary_size), np.float32)
+        for start in range(0, len(ids), BATCH_TOKENS):
+            chunk = ids[start : start + BATCH_TOKENS]
+            self._decode(chunk, every_logit=True)
+            for i in range(len(chunk)):
+                rows[start + i] = self._context.get_logits_ith(i)
+        return rows
+
+    def generate(
+        self, ids: Sequence[int], *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+    ) -> Iterator[int]:
+        """Answer token by token. What a prompt shares with the last one from its start is not computed again.
+
+        Args:
+            ids: Tokens of the prompt.
+            max_new_tokens: Where an answer is cut that does not end by itself; a full context cuts it, too.
+            temperature: 0 takes the likeliest token each time.
+            top_p: Sample only from the likeliest tokens that have this probability together.
+            seed: Of the sampling.
+
+        Yields:
+            int: Token ids; the token that ends the answer is not among them.
+
+        Raises:
+            ModelError: The prompt fills the context.
+        """
+        self._require_room(len(ids), 1)
+        sampler = self._sampler(temperature, top_p, seed)
+        shared = _shared_start(self._seen, ids)
+        if shared == len(ids):
+            shared -= 1  # the last token is computed anew, for its logits
+        for start in range(self._forget(shared), len(ids), BATCH_TOKENS):
+            self._decode(ids[start : start + BATCH_TOKENS])
+        for _ in range(max_new_tokens):
+            token = sampler.sample(self._context, -1)
+            if token in self.end_ids:
+                return
+            yield token
+            if len(self._seen) == self.context_length:
+                return
+            self._decode([token])
+
+    def _sampler(self, temperature: float, top_p: float, seed: int) -> Any:
+        sampler = self._library.LlamaSampler(self._library.LlamaSamplerChainParams())
+        if temperature <= 0:
+            sampler.add_greedy()
+            return sampler
+        if top_p < 1:
+            sampler.add_top_p(top_p, 1)
+        sampler.add_temp(temperature)
+        sampler.add_dist(seed)
+        return sampler
+
+    def _require_room(self, tokens: int, more: int) -> None:
+        if tokens == 0:
+            raise ModelError(f"{self.path}: nothing to compute: the prompt has no tokens")
+        if tokens + more > self.context_length:
+            raise ModelError(
+                f"{self.path}: the prompt has {tokens:,} tokens, which leaves no room in the context of"
+                f" {self.context_length:,}; shorten it, or give a larger context_length"
+            )
+
+    def _forget(self, keep: int = 0) -> int:
+        """Drop what was computed after the first ``keep`` tokens; all of it where the model cannot drop a part."""
+        if keep == 0 or not self._context.memory_seq_rm(0, keep, -1):
+            self._context.kv_cache_clear()
+            keep = 0
+        del self._seen[keep:]
+        return keep
+
+    def _decode(self, ids: Sequence[int], every_logit: bool = False) -> None:
+        batch = self._library.LlamaBatch(n_tokens=len(ids), embd=0, n_seq_max=1)
+        for i, token in enumerate(ids):
+            batch.add(token, len(self._seen) + i, [0], every_logit or i == len(ids) - 1)
+        try:
+            self._context.decode(batch)
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"{self.path}: llama.cpp cannot compute {len(ids)} tokens: {error}") from error
+        finally:
+            batch.close()
+        self._seen.extend(ids)
+
+
+def available_processors() -> int:
+    """Processors that this process may use: those it is bound to, or as many as ``OMP_NUM_THREADS`` says.
+
+    llama.cpp's threads wait for each other many times a token without giving way. With more of them than processors it
+    is many times slower, so a limit that somebody has set for the other libraries counts here, too.
+    """
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdecimal() and int(limit) > 0:
+        return int(limit)
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _load(library: Any, path: Path) -> Any:
+    """Load a file, and turn llama.cpp's own words into the error where it will not."""
+
+    class Model(library.LlamaModel):
+        @property
+        def n_vocab(self) -> int:
+            """What ``get_logits_ith`` of cyllama 0.2.18 asks the model for, in vain."""
+            return self.get_vocab().n_vocab
+
+    with said_by(library) as said:
+        try:
+            return Model(str(path), library.LlamaModelParams())
+        except (ValueError, RuntimeError, MemoryError, OSError) as error:
+            reason = said[0].removeprefix("llama_model_load: error loading model: ") if said else str(error)
+            raise ModelError(f"{path}: llama.cpp cannot load it: {reason}") from error
+
+
+@contextmanager
+def said_by(library: Any) -> Iterator[list[str]]:
+    """What llama.cpp complains of while the block lasts; its exceptions say less.
+
+    Args:
+        library: From ``load_cyllama``.
+
+    Yields:
+        list[str]: Its errors, one line each, as they come.
+    """
+    said: list[str] = []
+    library.set_log_callback(lambda level, text: said.append(text.strip()) if level == LOG_LEVEL_ERROR else None)
+    try:
+        yield said
+    finally:
+        library.disable_logging()
+
+
+@cache
+def byte_letters() -> dict[str, int]:
+    """The letters in which byte-level vocabularies write bytes (GPT-2's: printable ones are themselves)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _shared_start(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two sequences share from their start."""
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

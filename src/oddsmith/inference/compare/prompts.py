@@ -1,0 +1,131 @@
+"""What two models are asked, from whatever file holds it.
+
+    a line of a .txt file                          a user's message
+    prompt, question, instruction or messages      a user's message, or a conversation that waits for an answer
+    a pair, in any format that training takes      its prompt; both answers are kept for the log-odds
+    question_id, category, turns                   MT-Bench's question file: messages that follow each other
+
+The prompt of a pair of plain texts is continued as it stands, as in training; every other text is a user's message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...data.files import require_path
+from ...data.formats import PreferencePair, format_of, to_pair
+from ...data.messages import Message, to_messages
+from ...data.sources import load_rows
+from ...errors import DataError, RowError
+
+# Of rows that are no pairs, the first of these that is there.
+PROMPT_COLUMNS = ("prompt", "messages", "conversations", "question", "instruction")
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Something to be answered.
+
+    Args:
+        number: Its row in the file, from 0.
+        opening: Messages that end with the user's; or a text to be continued.
+        follow_ups: What the user says after the first answer, and after the next.
+        pair: The pair it comes from.
+        row: The row it comes from.
+    """
+
+    number: int
+    opening: str | list[Message]
+    follow_ups: tuple[str, ...] = ()
+    pair: PreferencePair | None = None
+    row: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def before(self) -> list[Message]:
+        """What comes before the first question: a system message, earlier turns."""
+        return [] if isinstance(self.opening, str) else self.opening[:-1]
+
+    @property
+    def questions(self) -> list[str]:
+        """What the user says at each turn."""
+        first = self.opening if isinstance(self.opening, str) else self.opening[-1]["content"]
+        return [first, *self.follow_ups]
+
+
+def read_prompts(name: str, split: str = "test") -> list[Prompt]:
+    """The prompts of a file or dataset.
+
+    Args:
+        name: A text file, or whatever training takes for a dataset: a JSONL, JSON, CSV, TSV or Parquet file, a folder,
+            a hub id, ``builtin:house-style``.
+        split: Split of a dataset; a slice of it (``test[:20]``) works for files, too.
+
+    Returns:
+        The prompts, in order.
+
+    Raises:
+        DataError: Nothing is there, or it holds no prompts.
+        RowError: A row is no prompt.
+    """
+    path = Path(name).expanduser()
+    rows = _lines(path) if path.suffix.lower() in TEXT_SUFFIXES else load_rows(name, split=split)
+    prompts = []
+    for number, row in enumerate(rows):
+        try:
+            prompts.append(_prompt(number, row))
+        except RowError as error:
+            raise RowError(error.reason, error.detail, number, name) from error
+    return prompts
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    require_path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    rows = [{"prompt": line} for line in lines if line.strip()]
+    if not rows:
+        raise DataError(f"{path}: is empty; expected a prompt a line")
+    return rows
+
+
+def _prompt(number: int, row: Mapping[str, Any]) -> Prompt:
+    if "turns" in row:
+        return _of_mt_bench(number, row)
+    if _is_pair(row):
+        pair = to_pair(row)
+        return Prompt(number, pair.prompt, pair=pair, row=row)
+    column = next((column for column in PROMPT_COLUMNS if row.get(column) is not None), None)
+    if column is None:
+        found = ", ".join(map(str, row)) or "none"
+        raise RowError(
+            "no prompt", f"found the columns {found}; expected a pair, turns, or one of {', '.join(PROMPT_COLUMNS)}"
+        )
+    messages = to_messages(row[column], column, "user")
+    while messages and messages[-1]["role"] == "assistant":  # the answer that the dataset has
+        messages.pop()
+    if not messages or not messages[-1]["content"].strip():
+        raise RowError("empty prompt", f"{column} says nothing; expected a question")
+    return Prompt(number, messages, row=row)
+
+
+def _is_pair(row: Mapping[str, Any]) -> bool:
+    """Whether training could take the row; AlpacaEval's rows have an instruction and one answer, which is no pair."""
+    if isinstance(row.get("output"), str) and "chosen" not in row:
+        return False
+    try:
+        return bool(format_of(row))
+    except DataError:
+        return False
+
+
+def _of_mt_bench(number: int, row: Mapping[str, Any]) -> Prompt:
+    turns = row["turns"]
+    if not isinstance(turns, list | tuple) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
+        raise RowError("malformed turns", "expected a list of questions, as in MT-Bench's question file")
+    return Prompt(number, [{"role": "user", "content": turns[0]}], tuple(turns[1:]), row=row)

@@ -1,0 +1,18 @@
+"""``transformers serve`` as a program: ``python -m oddsmith.inference.serve.transformers_server MODEL --port ...``.
+
+Started here and not by its command, which would look for updates on the hub first.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from transformers.cli.transformers import app
+
+from ...data.templates.environment import guard_chat_templates
+from ...system.parent_process import end_with_parent
+
+if __name__ == "__main__":
+    end_with_parent()
+    guard_chat_templates()
+    app(["serve", *sys.argv[1:]])

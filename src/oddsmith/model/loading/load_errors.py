@@ -1,0 +1,76 @@
+"""What went wrong while a model was loaded, in one line: transformers, peft and the hub say it in many ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError
+
+from ...errors import ModelError, UsageError
+from .inert import ALLOW_CODE, CONVERT
+from .place import TOKENIZER_FILES
+
+
+@contextmanager
+def clear_errors(name: str, revision: str) -> Iterator[None]:
+    """Say in one line what went wrong in transformers, peft or the hub, and what to do.
+
+    Args:
+        name: What is loaded.
+        revision: Of it.
+
+    Raises:
+        ModelError: Instead of their errors.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ModelError(f"{name}: {_explain(name, revision, error)}") from error
+    except RecursionError as error:
+        found = "its JSON is nested too deeply, or its base is an adapter that stands on it"
+        raise ModelError(f"{name}: cannot be loaded: {found}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ModelError(f"{name}: its weights do not have the shapes that its configuration states") from error
+
+
+def _explain(name: str, revision: str, error: BaseException) -> str:
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    for kinds, explanation in (
+        (
+            hub_errors.GatedRepoError,
+            f"is a gated model; accept its terms at https://huggingface.co/{name}, then log in with: hf auth login",
+        ),
+        (hub_errors.RevisionNotFoundError, f"has no revision {revision!r} on the hub; check model_revision"),
+        (
+            hub_errors.RepositoryNotFoundError,
+            "is neither a folder here nor a model on the hub; check the spelling,"
+            " or log in with `hf auth login` if it is private",
+        ),
+        (
+            (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled),
+            "is no folder here, and the hub cannot be reached for it (no connection, or HF_HUB_OFFLINE is set);"
+            " give a folder, a GGUF file or builtin:smollm2-135m-instruct",
+        ),
+        (hub_errors.HFValidationError, "is neither a folder here nor a possible name on the hub (owner/name)"),
+        (SafetensorError, "its weights are damaged; fetch or copy them again"),
+    ):
+        if any(isinstance(cause, kinds) for cause in causes):
+            return explanation
+    if "trust_remote_code" in str(error):
+        return f"runs Python code of its own; read that code, then {ALLOW_CODE}"
+    if "file named model.safetensors" in str(error):
+        return f"holds no model.safetensors; fetch or copy the whole model. If it has other weights: {CONVERT}"
+    if "instantiate the backend tokenizer" in str(error):
+        return f"holds no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there"
+    if isinstance(error, json.JSONDecodeError):
+        return "one of its JSON files is damaged; fetch or copy them again"
+    return f"cannot be loaded: {str(error).strip().splitlines()[0]}"

@@ -1,0 +1,65 @@
+"""A model without its weights: names, shapes and types, to reckon with before anything is loaded."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+
+from ..adapters import add_adapter
+from .gguf import load_gguf_config
+from .models import find_base
+from .place import is_adapter_folder, is_gguf, locate
+
+
+def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfig | None = None) -> nn.Module | None:
+    """A model as it would be trained, on torch's device ``meta``. Nothing is fetched, and no code of a model is run.
+
+    Args:
+        name: As for ``load_model``.
+        dtype: Type of the weights; ``"auto"`` for the one they are stored in.
+        peft_config: The adapter that is to be trained on it.
+
+    Returns:
+        The outline; ``None`` where the model is not on this disk, or has code of its own.
+    """
+    place = locate(name)
+    if is_adapter_folder(Path(place)):
+        found = find_base(name)
+        base = outline_model(found[0], dtype=dtype) if found else None
+        return None if base is None else _with_adapter(base, PeftConfig.from_pretrained(place), is_new=False)
+    config = _config(place)
+    if config is None:
+        return None
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if dtype == "auto":
+        dtype = getattr(config, "dtype", None) or torch.float32
+    with torch.device("meta"):
+        model = auto_class.from_config(config, dtype=dtype)
+    return model if peft_config is None else _with_adapter(model, peft_config, is_new=True)
+
+
+def _config(place: str) -> PreTrainedConfig | None:
+    if is_gguf(place):
+        return load_gguf_config(Path(place))
+    try:
+        config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+    known = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+    return config if any(type(config) in auto_class._model_mapping for auto_class in known) else None
+
+
+def _with_adapter(model: nn.Module, peft_config: PeftConfig, *, is_new: bool) -> nn.Module:
+    """The model with the adapter's shapes; how it would start (PiSSA, LoftQ) needs weights, and changes none."""
+    peft_config = copy.deepcopy(peft_config)
+    peft_config.init_lora_weights = False
+    with torch.device("meta"):
+        if is_new:
+            return add_adapter(model, peft_config)
+        peft_config.inference_mode = False
+        return get_peft_model(model, peft_config)

@@ -1,0 +1,70 @@
+"""Where a model is, by its name: decided once, before anything is loaded, with a hint where nothing is."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from ...errors import ModelError
+from .builtin import builtin_model, is_builtin
+
+ADAPTER_SETTINGS = "adapter_config.json"
+MODEL_SETTINGS = "config.json"
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
+
+
+def locate(name: str) -> str:
+    """Decide what a name means.
+
+    Args:
+        name: Hub id, folder, GGUF file or ``builtin:...``.
+
+    Returns:
+        What to call ``from_pretrained`` with: a folder, a GGUF file, or the name itself if it can be one on the hub.
+
+    Raises:
+        ModelError: A path to nothing, or to something that is no model.
+    """
+    expected = "expected a model folder, a .gguf file or a hub id"
+    if not name.strip():
+        raise ModelError(f"the model's name is empty; {expected}")
+    if is_builtin(name):
+        return str(builtin_model(name))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _require_model_folder(name, path)
+        return str(path)
+    if path.is_file():
+        if not is_gguf(name):
+            raise ModelError(f"{name}: is a file but no GGUF; {expected}")
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or is_gguf(name):
+        raise ModelError(f"{name}: nothing there{_nearest(path)}; {expected}")
+    return name
+
+
+def is_gguf(place: str) -> bool:
+    """Whether a place is a GGUF file, by its ending."""
+    return place.lower().endswith(".gguf")
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (folder / ADAPTER_SETTINGS).is_file()
+
+
+def _require_model_folder(name: str, folder: Path) -> None:
+    if (folder / MODEL_SETTINGS).is_file() or is_adapter_folder(folder):
+        return
+    settings = [*folder.glob(f"*/{MODEL_SETTINGS}"), *folder.glob(f"*/{ADAPTER_SETTINGS}")]
+    found = sorted(file.parent for file in settings) or sorted(folder.glob("*.gguf"))
+    hint = f"; did you mean {found[-1]}?" if found else "; expected a folder that save_pretrained wrote"
+    raise ModelError(f"{name}: holds no model ({MODEL_SETTINGS}) and no adapter ({ADAPTER_SETTINGS}){hint}")
+
+
+def _nearest(path: Path) -> str:
+    """A hint at what lies beside a path to nothing."""
+    if not path.parent.is_dir():
+        return ""
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""

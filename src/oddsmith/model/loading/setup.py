@@ -1,0 +1,128 @@
+"""From what a user gives (a name, a model, an adapter) to a model that is ready to train, and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...config import ORPOConfig
+from ...errors import ConfigError, ModelError
+from ...system.memory_errors import clear_memory_errors
+from ..adapters import add_adapter
+from .models import load_model, load_tokenizer
+
+
+def default_dtype(*, adapter: bool, bf16: bool) -> torch.dtype:
+    """The type that weights are loaded in where none is asked for.
+
+    The frozen base of an adapter: the run's precision. A model that is trained whole: float32, because an update of
+    1e-6 of a bfloat16 weight would be rounded away.
+    """
+    return torch.bfloat16 if adapter and bf16 else torch.float32
+
+
+def resolve_model(
+    model: PreTrainedModel | str | None, args: ORPOConfig, *, model_init: Callable | None = None, adapter: bool = False
+) -> PreTrainedModel | None:
+    """The model itself, loaded if only its name was given; ``None`` where ``model_init`` will make it.
+
+    Args:
+        model: A model, its name, or ``None``.
+        args: Settings; ``model_init_kwargs`` goes to ``from_pretrained``.
+        model_init: Makes the model later.
+        adapter: Whether an adapter will be trained on it.
+
+    Returns:
+        The model, or ``None``.
+
+    Raises:
+        ConfigError: No model, or ``model_init_kwargs`` for a model that is already made.
+        ModelError: Not a model that generates text.
+    """
+    if isinstance(model, str):
+        options = _init_options(args)
+        options.setdefault("dtype", default_dtype(adapter=adapter, bf16=bool(args.bf16)))
+        # An adapter that the name stands for is trained on, where no new one is asked for.
+        options.setdefault("is_trainable", True)
+        with clear_memory_errors(device=False):
+            return load_model(model, trust_remote_code=args.trust_remote_code, **options)
+    if args.model_init_kwargs:
+        raise ConfigError("model_init_kwargs is for a model given by name, but the model is already made")
+    if model is None and model_init is None:
+        raise ConfigError("model is missing; give a model, its name, or model_init")
+    if model is not None and hasattr(model, "can_generate") and not model.can_generate():
+        raise ModelError(f"{type(model).__name__} does not generate text; ORPO needs a causal or encoder-decoder model")
+    return model
+
+
+def resolve_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel | str | None, args: ORPOConfig
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that was given, or the model's own; with a token to pad with.
+
+    Args:
+        tokenizer: A tokenizer, or ``None``.
+        model: A model or its name.
+        args: Settings.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ConfigError: None was given and the model does not say where its own is.
+    """
+    if tokenizer is None:
+        name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", None)
+        if not name:
+            raise ConfigError(
+                "processing_class is missing, and the model does not say where its tokenizer is; give one"
+            )
+        revision = _init_options(args).get("revision", "main")
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _init_options(args: ORPOConfig) -> dict[str, Any]:
+    options = args.model_init_kwargs
+    if isinstance(options, dict) and "trust_remote_code" in options:
+        raise ConfigError("model_init_kwargs holds trust_remote_code, which is a setting of its own; set that one")
+    return dict(options) if isinstance(options, dict) else {}
+
+
+def ready_model(model: PreTrainedModel, args: ORPOConfig, peft_config: Any = None) -> Any:
+    """The model with its adapter, with the input gradients that checkpointing an adapter needs, and without dropout."""
+    checkpointing = bool(args.gradient_checkpointing)
+    if peft_config is not None:
+        model = add_adapter(model, peft_config, gradient_checkpointing=checkpointing)
+    elif checkpointing and hasattr(model, "peft_config"):
+        model.enable_input_require_grads()
+    if args.disable_dropout:
+        disable_dropout(model)
+    return model
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to 0."""
+    for module, name in dropout_rates(model):
+        setattr(module, name, 0.0)
+
+
+def dropout_rates(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where a model's dropouts have their rates, as far as they are above 0: modules, with names of their attributes.
+
+    Dropout is a module of its own, or a number that a layer (mostly of attention) keeps for itself.
+    """
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float)
+        and value > 0
+        and ("dropout" in name or (isinstance(module, nn.Dropout) and name == "p"))
+    ]

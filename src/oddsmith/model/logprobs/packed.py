@@ -1,0 +1,101 @@
+"""Log-probabilities of preference pairs on a PrefixForest, without logits: the fast path beside ``logps.pair_logps``.
+
+The model runs once over the packed row; what its output layer would get is caught there and turned into
+log-probabilities (``head.py``) before a logit is made.
+
+Shape suffixes as in ``batching/forest.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .head import token_logps
+from .output_transform import OutputTransform
+from .padded import PairLogps, unwrap
+
+
+def forest_logps(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    transform: OutputTransform,
+) -> PairLogps:
+    """One forward pass over a packed row; enter ``forest_attention_in(model)`` around it and its backward pass.
+
+    Args:
+        model: A causal language model, possibly wrapped (DDP, PEFT).
+        batch: What ``forest_batch`` makes, on the model's device.
+        transform: What the model does to its logits after the output layer.
+
+    Returns:
+        The same as ``pair_logps`` for the same pairs.
+    """
+    layout = batch["forest"].to(batch["input_ids"].device)
+
+    def logp_of(head: nn.Module, hidden_1TD: Tensor) -> Tensor:
+        return token_logps(
+            head,
+            hidden_1TD[0],
+            batch["position_E"],
+            batch["target_E"],
+            transform=transform,
+        )
+
+    with _head_replaced(model, logp_of):
+        outputs = model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], forest=layout, use_cache=False
+        )
+    return _per_pair(outputs.logits, batch)
+
+
+def _per_pair(logp_E: Tensor, batch: Mapping[str, Any]) -> PairLogps:
+    padded_E = F.pad(logp_E, (0, 1))  # lists of entries are filled up with E
+    B = len(batch["nll_tokens_B"])
+    logp_SL = padded_E[batch["response_entry_SL"]]
+    logp_S = logp_SL.sum(-1) / batch["response_tokens_S"]
+    return PairLogps(
+        nll_sum_B=-padded_E[batch["nll_entry_BL"]].sum(-1),
+        nll_tokens_B=batch["nll_tokens_B"],
+        logp_chosen_B=logp_S[:B],
+        logp_rejected_B=logp_S[B:],
+        chosen_tokens_B=batch["response_tokens_S"][:B],
+        tokens_B=batch["tokens_B"],
+        response_logp_SL=logp_SL.detach(),
+        aux_loss=None,
+    )
+
+
+@contextmanager
+def _head_replaced(model: nn.Module, compute: Callable[[nn.Module, Tensor], Tensor]) -> Iterator[None]:
+    """While inside, the model's ``logits`` are ``compute(head, hidden states)``.
+
+    Two hooks do it under any wrapper, with the head's parameters in place and the result among the outputs, where DDP
+    looks for the parameters in use: one on the output layer computes and leaves the layer nothing to do, one on the
+    model puts the result where the logits would be.
+    """
+    inner = unwrap(model)
+    results: list[Tensor] = []
+
+    def instead(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if results:  # the head is at work inside ``compute``
+            return None
+        results.append(args[0])
+        results[0] = compute(head, args[0])
+        return (args[0][:, :0], *args[1:])
+
+    def put(module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+        outputs.logits = results[0]
+        return outputs
+
+    handles = [inner.get_output_embeddings().register_forward_pre_hook(instead), inner.register_forward_hook(put)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

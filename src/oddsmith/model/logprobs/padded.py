@@ -1,0 +1,187 @@
+"""Log-probabilities of preference pairs under a model, on plain padded batches.
+
+This is the reference path: any model that transformers can load, one forward pass over chosen and rejected sequences
+stacked on top of each other. Logits are taken only where a target is predicted.
+
+Shape suffixes: B pairs, S = 2B sequences (chosen first), T positions, L tokens of a response, N targets of all
+sequences, D hidden units, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...batching.collate import IGNORED
+
+
+class PairLogps(NamedTuple):
+    """What the loss and the metrics need of a micro-batch; differentiable, float32 or better.
+
+    Args:
+        nll_sum_B: Sum over the chosen sequence's NLL targets of -log p.
+        nll_tokens_B: Their number.
+        logp_chosen_B, logp_rejected_B: Mean log-probability of each response's tokens.
+        chosen_tokens_B: Tokens of each chosen response.
+        tokens_B: Tokens of both sequences of a pair, prompts included.
+        response_logp_SL: Log-probability of each response's tokens, chosen responses first, detached; 0 behind the end.
+        aux_loss: Router loss of a mixture-of-experts model (unscaled scalar), ``None`` otherwise.
+    """
+
+    nll_sum_B: Tensor
+    nll_tokens_B: Tensor
+    logp_chosen_B: Tensor
+    logp_rejected_B: Tensor
+    chosen_tokens_B: Tensor
+    tokens_B: Tensor
+    response_logp_SL: Tensor
+    aux_loss: Tensor | None
+
+
+class _Stacked(NamedTuple):
+    """Chosen and rejected sequences of a micro-batch, stacked; ``target_ST`` is what position t predicts."""
+
+    model_inputs: dict[str, Tensor]
+    target_ST: Tensor
+    response_ST: Tensor
+    nll_ST: Tensor
+    tokens_S: Tensor
+
+
+def pair_logps(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    pad_token_id: int,
+    nll_on: str = "sequence",
+    is_encoder_decoder: bool = False,
+    router_loss: bool = False,
+) -> PairLogps:
+    """One forward pass over the pairs of a micro-batch.
+
+        logp(y|x) = mean over the tokens of y of log p(y_t | x, y_<t)
+
+    Args:
+        model: A causal or encoder-decoder language model, possibly wrapped (DDP, PEFT).
+        batch: What ``PairCollator`` makes, int64 [B, T].
+        pad_token_id: Fills the shorter side where the two are stacked; never takes part in the result.
+        nll_on: NLL targets: the chosen ``"sequence"`` (all its tokens but the first) or its ``"response"``.
+        is_encoder_decoder: The prompt is the encoder's input, the response the decoder's target.
+        router_loss: Ask a mixture-of-experts model for its load-balancing loss.
+
+    Returns:
+        Sums and means per pair. A sequence's first token has no prediction and is never a target.
+    """
+    stack = _stack_encoder_decoder if is_encoder_decoder else _stack_causal
+    stacked = stack(model, batch, pad_token_id, nll_on)
+    wanted_ST = stacked.response_ST | stacked.nll_ST
+    extra = {"output_router_logits": True} if router_loss else {}
+    with head_only_at(model, wanted_ST):
+        outputs = model(**stacked.model_inputs, use_cache=False, **extra)
+    logits_NV = outputs.logits
+    if logits_NV.dim() == 3:  # a model whose head could not be reached gave all logits
+        logits_NV = _at(wanted_ST, logits_NV)
+    logp_N = -F.cross_entropy(_at_least_float32(logits_NV), stacked.target_ST[wanted_ST], reduction="none")
+    logp_ST = logp_N.new_zeros(wanted_ST.shape).masked_scatter(wanted_ST, logp_N)
+    B = wanted_ST.shape[0] // 2
+    response_tokens_S = stacked.response_ST.sum(-1)
+    logp_S = (logp_ST * stacked.response_ST).sum(-1) / response_tokens_S
+    return PairLogps(
+        nll_sum_B=-(logp_ST * stacked.nll_ST).sum(-1)[:B],
+        nll_tokens_B=stacked.nll_ST.sum(-1)[:B],
+        logp_chosen_B=logp_S[:B],
+        logp_rejected_B=logp_S[B:],
+        chosen_tokens_B=response_tokens_S[:B],
+        tokens_B=stacked.tokens_S[:B] + stacked.tokens_S[B:],
+        response_logp_SL=_from_the_left(logp_ST.detach() * stacked.response_ST, stacked.response_ST),
+        aux_loss=outputs.aux_loss if router_loss else None,
+    )
+
+
+def _from_the_left(values_ST: Tensor, response_ST: Tensor) -> Tensor:
+    """Values of the responses, moved so that each begins in column 0; 0 elsewhere."""
+    first_S1 = response_ST.int().argmax(-1, keepdim=True)
+    column_ST = first_S1 + torch.arange(values_ST.shape[1], device=values_ST.device)
+    return F.pad(values_ST, (0, 1)).gather(1, column_ST.clamp(max=values_ST.shape[1]))
+
+
+def _stack_causal(model: nn.Module, batch: Mapping[str, Tensor], pad_token_id: int, nll_on: str) -> _Stacked:
+    def stacked(name: str, value: int) -> Tensor:
+        return _stack(batch[f"chosen_{name}"], batch[f"rejected_{name}"], value)
+
+    ids_ST = stacked("input_ids", pad_token_id)
+    mask_ST = stacked("attention_mask", 0)
+    # Position t predicts token t + 1; the last position predicts nothing.
+    target_ST = F.pad(ids_ST[:, 1:], (0, 1))
+    response_ST = F.pad(stacked("labels", IGNORED)[:, 1:] != IGNORED, (0, 1))
+    nll_ST = response_ST.clone() if nll_on == "response" else F.pad(mask_ST[:, 1:] == 1, (0, 1))
+    nll_ST[len(ids_ST) // 2 :] = False
+    inputs = {"input_ids": ids_ST, "attention_mask": mask_ST}
+    return _Stacked(inputs, target_ST, response_ST, nll_ST, mask_ST.sum(-1))
+
+
+def _stack_encoder_decoder(model: nn.Module, batch: Mapping[str, Tensor], pad_token_id: int, nll_on: str) -> _Stacked:
+    labels_ST = _stack(batch["chosen_labels"], batch["rejected_labels"], IGNORED)
+    response_ST = labels_ST != IGNORED
+    target_ST = labels_ST.masked_fill(~response_ST, pad_token_id)
+    nll_ST = response_ST.clone()
+    nll_ST[len(labels_ST) // 2 :] = False
+    inputs = {
+        "input_ids": batch["prompt_input_ids"].repeat(2, 1),
+        "attention_mask": batch["prompt_attention_mask"].repeat(2, 1),
+        "decoder_input_ids": F.pad(target_ST[:, :-1], (1, 0), value=unwrap(model).config.decoder_start_token_id),
+    }
+    return _Stacked(inputs, target_ST, response_ST, nll_ST, response_ST.sum(-1) + inputs["attention_mask"].sum(-1))
+
+
+def _stack(chosen_BT: Tensor, rejected_BT: Tensor, value: int) -> Tensor:
+    """Both sides on top of each other, padded on the right to the wider one: [2B, T]."""
+    width = max(chosen_BT.shape[1], rejected_BT.shape[1])
+    return torch.cat([F.pad(side, (0, width - side.shape[1]), value=value) for side in (chosen_BT, rejected_BT)])
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    # A confident bf16 log-softmax rounds the mean log-probability to exactly 0 (semantics: float32 or better).
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _at(wanted_ST: Tensor, values_STX: Tensor) -> Tensor:
+    """The values of the wanted positions, [N, X]; prompt tuning puts positions of its own in front of them."""
+    return values_STX[:, -wanted_ST.shape[1] :][wanted_ST]
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The transformers model inside DDP and the like."""
+    inner: Any = model
+    while hasattr(inner, "module"):
+        inner = inner.module
+    return inner
+
+
+@contextmanager
+def head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
+    """While inside, the model's output layer sees the hidden states of the wanted positions alone.
+
+    [N, D] instead of [S, T, D]: logits cost V floats a position, and most positions of a padded batch predict no
+    target. A hook on the output layer works for every model and under every wrapper, and what follows the layer
+    (scaling, soft caps) is elementwise.
+    """
+    unwrapped = unwrap(model)
+    head = unwrapped.get_output_embeddings() if hasattr(unwrapped, "get_output_embeddings") else None
+    if head is None:
+        yield
+        return
+
+    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (_at(wanted_ST, args[0]), *args[1:]) if len(args[0]) == len(wanted_ST) else None
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()

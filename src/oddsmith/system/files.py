@@ -1,0 +1,121 @@
+"""What can be written where, and what kept something from being written: for run folders and exports alike."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from ..errors import OddsmithError
+
+logger = logging.getLogger(__name__)
+
+# The disk, the user's share of it, or the size that a file may have.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A folder that may not be written, or a disk that cannot be.
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+# How the Rust libraries end what the system told them: safetensors in an error of its own, tokenizers in a bare
+# ``Exception``; both drop the number.
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def write_fault(error: BaseException) -> int | None:
+    """What the system said against writing a file.
+
+    Args:
+        error: What Python, safetensors or tokenizers raised; what it was raised from or during counts as well.
+
+    Returns:
+        A number of ``errno``; ``None`` where the system said nothing.
+    """
+    for link in _chain(error):
+        if isinstance(link, OSError) and link.errno is not None:
+            return link.errno
+        told = _RUST_ERROR.search(str(link))
+        if told:
+            return int(told[1])
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        yield link
+        seen.append(link)
+        link = link.__cause__ or link.__context__
+
+
+def in_words(fault: int) -> str:
+    """A number of ``errno`` as it stands in a sentence: ``"no space left on device"``."""
+    words = os.strerror(fault)
+    return words[0].lower() + words[1:]
+
+
+def nearest_folder(place: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    return next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.is_dir())
+
+
+def free_bytes(place: Path) -> int:
+    """What this user may still write on the file system of a place, which need not exist yet."""
+    return shutil.disk_usage(nearest_folder(place)).free
+
+
+def flush_to_disk(place: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk: a power cut could leave it empty."""
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explained(explain: Callable[[int, Exception], None]) -> Iterator[None]:
+    """Let somebody say in words what the system says against writing. Errors of ours pass as they are.
+
+    Args:
+        explain: Gets the number of ``errno`` and the error it was found in, and raises one of ours; if it returns,
+            the error goes on.
+    """
+    try:
+        yield
+    except OddsmithError:
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower; what is not the disk's goes on
+        fault = write_fault(error)
+        if fault is not None:
+            explain(fault, error)
+        raise
+
+
+@contextmanager
+def dispensable(place: Path, consequence: str) -> Iterator[None]:
+    """Let a run go on where a file that is only looked at cannot be written; that is said once for each place.
+
+    Args:
+        place: The file, or what it belongs to.
+        consequence: What follows from it, for the warning.
+    """
+    try:
+        yield
+    except MemoryError:
+        _say_once(f"{place}: not written (out of memory); {consequence}")
+    except Exception as error:  # a writer may raise nothing narrower; what is not the disk's goes on
+        fault = write_fault(error)
+        if fault is None:
+            raise
+        _say_once(f"{place}: not written ({in_words(fault)}); {consequence}")
+
+
+@cache
+def _say_once(warning: str) -> None:
+    logger.warning(warning)

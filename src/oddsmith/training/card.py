@@ -1,0 +1,282 @@
+"""The model card ``README.md``: what a model is, from what data, how it was trained, how it fares, how to use it.
+
+Its figures come from the run's diary (``events.jsonl``), its names from what is public: a base or a dataset is named
+only by its id on the hub. Whatever else it says is chosen value by value: no path, token or host name gets into it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import transformers
+from huggingface_hub import ModelCard, ModelCardData
+
+from .. import __version__
+from ..data.report import counted
+from ..model.loading.builtin import PACKAGES, PREFIX
+from .curves import curves_svg
+
+FILE_NAME, CURVES_NAME = "README.md", "curves.svg"
+TAGS = ("oddsmith", "orpo")
+Kind = Literal["adapter", "model", "merged", "gguf"]
+
+# What the hub's metadata calls each kind, and what it is to its base. A merged model is a fine-tune: "merge" stands
+# there for a mixture of several models.
+LIBRARY: dict[Kind, str] = {"adapter": "peft", "model": "transformers", "merged": "transformers", "gguf": "gguf"}
+RELATION: dict[Kind, str] = {"adapter": "adapter", "model": "finetune", "merged": "finetune", "gguf": "finetune"}
+IS: dict[Kind, str] = {
+    "adapter": "This adapter was trained",
+    "model": "This model was trained",
+    "merged": "This model was trained",
+    "gguf": "This model, in the format of llama.cpp, was trained",
+}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_FILES = (".jsonl", ".json", ".csv", ".parquet", ".gguf", ".txt", ".yaml")
+
+# Row of the table of held-out figures -> (metric behind its prefix, format).
+FIGURES = {
+    "loss": ("loss", "{:.4f}"),
+    "accuracy (chosen likelier than rejected)": ("rewards/accuracies", "{:.1%}"),
+    "margin": ("rewards/margins", "{:.4f}"),
+    "log odds of chosen": ("log_odds_chosen", "{:.4f}"),
+    "perplexity of chosen": ("perplexity/chosen", "{:.3f}"),
+}
+
+CITATION = """\
+@article{hong2024orpo,
+    title        = {{ORPO: Monolithic Preference Optimization without Reference Model}},
+    author       = {Jiwoo Hong and Noah Lee and James Thorne},
+    year         = 2024,
+    eprint       = {arXiv:2403.07691}
+}"""
+
+_PIPELINE = """\
+from transformers import pipeline
+
+chat = pipeline("text-generation", model="{name}")
+"""
+_ADAPTER_PIPELINE = """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, pipeline
+
+model, tokenizer = AutoPeftModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
+chat = pipeline("text-generation", model=model, tokenizer=tokenizer)
+"""
+_CHAT = """\
+answer = chat([{{"role": "user", "content": "What is a good first step?"}}], max_new_tokens=128)
+print(answer[0]["generated_text"][-1]["content"])"""
+_CONTINUE = """\
+print(chat("A good first step is", max_new_tokens=128)[0]["generated_text"])"""
+_SEQ2SEQ = """\
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
+inputs = tokenizer("What is a good first step?", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0], skip_special_tokens=True))"""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says beside the run's diary.
+
+    Args:
+        name: Id on the hub, or any name; of a path only the last part is used.
+        kind: What lies in the folder.
+        base_model: Name of the base; said only where it is one on the hub.
+        datasets: Names of the datasets; the same.
+        tags: Hub tags beside ``oddsmith`` and ``orpo``.
+        has_chat_template: Whether it is asked in conversations.
+        is_encoder_decoder: Whether it reads the prompt in an encoder.
+        notes: Sentences about the files themselves, such as how exact they are.
+        files: Names of GGUF files.
+    """
+
+    name: str
+    kind: Kind
+    base_model: str | None = None
+    datasets: Sequence[str] = ()
+    tags: Iterable[str] = ()
+    has_chat_template: bool = True
+    is_encoder_decoder: bool = False
+    notes: Sequence[str] = ()
+    files: Sequence[str] = field(default=())
+
+
+def write_card(folder: Path, facts: CardFacts, events: Sequence[Mapping[str, Any]]) -> None:
+    """Write the card, and the picture of the curves beside it where there are some.
+
+    Args:
+        folder: Where ``README.md`` and ``curves.svg`` go.
+        facts: What is to be said.
+        events: The run's diary; may be empty.
+    """
+    curves = curves_svg(events)
+    if curves is not None:
+        (folder / CURVES_NAME).write_text(curves, encoding="utf-8")
+    model_card(facts, events, has_curves=curves is not None).save(folder / FILE_NAME)
+
+
+def model_card(facts: CardFacts, events: Sequence[Mapping[str, Any]], *, has_curves: bool = False) -> ModelCard:
+    """A card with valid hub metadata.
+
+    Args:
+        facts: What is to be said.
+        events: The run's diary; may be empty.
+        has_curves: Whether the picture lies beside it.
+
+    Returns:
+        The card; ``.save(path)`` writes it.
+    """
+    name, base, datasets = _public_name(facts.name), hub_id(facts.base_model), [*map(hub_id, facts.datasets)]
+    data = ModelCardData(
+        base_model=base,
+        base_model_relation=RELATION[facts.kind] if base else None,
+        datasets=[known for known in datasets if known] or None,
+        library_name=LIBRARY[facts.kind],
+        model_name=name,
+        pipeline_tag=None if facts.is_encoder_decoder else "text-generation",
+        tags=sorted({*TAGS, *facts.tags, *(["gguf"] if facts.kind == "gguf" else [])}),
+    )
+    start: Mapping[str, Any] = next((event for event in reversed(events) if event.get("event") == "start"), {})
+    on_base = f" on [{base}](https://huggingface.co/{base})" if base else ""
+    sections = [
+        f"# {name.rpartition('/')[2]}",
+        f"{IS[facts.kind]}{on_base} with [ORPO](https://arxiv.org/abs/2403.07691) (odds ratio preference optimization)"
+        f" by [Oddsmith](https://pypi.org/project/oddsmith/) {__version__}.",
+        "\n".join(f"- {note}" for note in facts.notes),
+        "## Use it\n\n" + _usage(facts, name),
+        _held_out(events),
+        _data(start.get("data", {})),
+        _training(start, events),
+        f"![loss, accuracy and margin over the steps]({CURVES_NAME})" if has_curves else "",
+        f"Made with Oddsmith {__version__}, transformers {transformers.__version__}.",
+        f"## Citation\n\n```bibtex\n{CITATION}\n```",
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def hub_id(name: str | None) -> str | None:
+    """The name if it is one on the hub, or stands for one; ``None`` for paths, files and what is built in."""
+    if not name:
+        return None
+    if name.startswith(PREFIX) and name.removeprefix(PREFIX) in PACKAGES:
+        return PACKAGES[name.removeprefix(PREFIX)].hub_id
+    if not _HUB_ID.fullmatch(name) or name.lower().endswith(_FILES) or Path(name).exists():
+        return None
+    return name
+
+
+def card_names(folder: Path) -> tuple[str | None, list[str]]:
+    """Base and datasets that the card in a folder names: it was written where paths could be told from hub ids."""
+    file = folder / FILE_NAME
+    if not file.is_file():
+        return None, []
+    data = ModelCard.load(file, ignore_metadata_errors=True).data
+    datasets = [data.datasets] if isinstance(data.datasets, str) else list(data.datasets or [])
+    return (data.base_model if isinstance(data.base_model, str) else None), datasets
+
+
+def _public_name(name: str) -> str:
+    return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else Path(name).resolve().name
+
+
+def _usage(facts: CardFacts, name: str) -> str:
+    short = name.rpartition("/")[2]
+    if facts.kind == "gguf":
+        files = ", ".join(f"`{file}`" for file in facts.files)
+        file = facts.files[0] if facts.files else f"{short}-Q4_K_M.gguf"
+        return f"Files: {files or 'GGUF'}\n\n" + _shell(
+            f"llama-cli -m {file}", f"ollama create {short.lower()} -f Modelfile", f"ollama run {short.lower()}"
+        )
+    opening = _ADAPTER_PIPELINE if facts.kind == "adapter" else _PIPELINE
+    code = _SEQ2SEQ if facts.is_encoder_decoder else opening + (_CHAT if facts.has_chat_template else _CONTINUE)
+    libraries = "transformers and PEFT" if facts.kind == "adapter" else "transformers"
+    text = f"With {libraries}:\n\n```python\n{code.format(name=name)}\n```"
+    if facts.is_encoder_decoder:
+        return text
+    return f"{text}\n\nWith llama.cpp and Ollama:\n\n" + _shell(
+        'pip install "oddsmith[gguf]"',
+        f"oddsmith export {name} --to gguf --quantize q4_k_m --output gguf",
+        f"llama-cli -m gguf/{short}-Q4_K_M.gguf",
+        f"ollama create {short.lower()} -f gguf/Modelfile && ollama run {short.lower()}",
+    )
+
+
+def _shell(*lines: str) -> str:
+    return "```sh\n" + "\n".join(lines) + "\n```"
+
+
+def _held_out(events: Sequence[Mapping[str, Any]]) -> str:
+    """The figures of the last evaluation, a column a dataset."""
+    columns: dict[str, Mapping[str, Any]] = {}
+    for event in events:
+        if event.get("event") == "evaluate":
+            for key in event:
+                if key.endswith("_rewards/accuracies"):
+                    columns[key.removesuffix("_rewards/accuracies")] = event
+    if not columns:
+        return ""
+    titles = [prefix.removeprefix("eval").removeprefix("_") or "held-out pairs" for prefix in columns]
+    lines = ["## Held-out figures", "", f"| | {' | '.join(titles)} |", "|---|" + "---:|" * len(columns)]
+    lines.append(f"| after step | {' | '.join(str(event['step']) for event in columns.values())} |")
+    for row, (metric, pattern) in FIGURES.items():
+        values = [event.get(f"{prefix}_{metric}") for prefix, event in columns.items()]
+        if any(isinstance(value, int | float) for value in values):
+            cells = [pattern.format(value) if isinstance(value, int | float) else "" for value in values]
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _data(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """What became of the rows of each dataset: kept, dropped and why, cut and where."""
+    if not reports:
+        return ""
+    lines = ["## Data", "", "| | rows | kept | dropped | cut | longest |", "|---|---:|---:|---:|---:|---:|"]
+    remarks = []
+    for source, report in reports.items():
+        dropped = {reason: len(rows) for reason, rows in report["dropped"].items()}
+        cut = {side: len(rows) for side, rows in report["cut"].items()}
+        lines.append(
+            f"| {source} | {report['rows']:,} | {report['kept']:,} | {sum(dropped.values()):,}"
+            f" | {len(set().union(*report['cut'].values())):,} | {counted(report['longest_tokens'], 'token')} |"
+        )
+        remarks += [f"- {source}: {count:,} dropped, {reason}" for reason, count in dropped.items()]
+        if cut:
+            sides = ", ".join(f"{count:,} {side}" for side, count in cut.items())
+            limit = f" to fit {report['max_length']:,} tokens" if report.get("max_length") else ""
+            remarks.append(f"- {source}: cut{limit}: {sides}")
+    return "\n".join([*lines, *(["", *remarks] if remarks else [])])
+
+
+def _training(start: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> str:
+    """The settings that a reader needs to repeat the run."""
+    facts: dict[str, Any] = {}
+    if start.get("parameters"):
+        total, trained = start["parameters"], start["trainable_parameters"]
+        facts["parameters"] = f"{total:,}, {trained:,} of them trained"
+    facts |= {name.replace("_", " "): value for name, value in (start.get("adapter") or {}).items()}
+    quantization = (start.get("base") or {}).get("quantization")
+    if quantization:
+        facts["base"] = "4 bits while training" if quantization.get("load_in_4bit") else "8 bits while training"
+    if start.get("precision"):
+        facts["precision"] = {"no": "float32"}.get(start["precision"], start["precision"])
+    if start.get("pairs_per_step"):
+        facts["pairs a step"] = start["pairs_per_step"]
+    steps = [event["step"] for event in events if event.get("event") in ("log", "end")]
+    if steps:
+        facts["steps"] = max(steps)
+    settings = start.get("settings") or {}
+    facts |= {f"`{name}`": value for name, value in settings.items() if value is not None and value != -1}
+    if not facts:
+        return ""
+    rows = [
+        f"| {name} | {', '.join(map(str, value)) if isinstance(value, list) else value} |"
+        for name, value in facts.items()
+    ]
+    return "\n".join(["## How it was trained", "", "| | |", "|---|---|", *rows])

@@ -1,0 +1,181 @@
+"""``events.jsonl``: the run's diary in its folder, one strict JSON object a line, only ever appended to.
+
+Every line has ``event`` (``start``, ``log``, ``evaluate``, ``pairs``, ``samples``, ``finding``, ``skipped``, ``spike``,
+``rolled_back``, ``not_finite``, ``checkpoint``, ``end``), ``time`` (seconds since 1970, UTC) and ``step`` (optimizer
+steps done; of a step that is skipped, its own number). Numbers that JSON has no word for become ``null``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from ..system.files import dispensable
+from ..system.strict_json import read_json, strict
+
+FILE_NAME = "events.jsonl"
+
+# What somebody who wants to repeat a run has to know; none of them holds a path, a name or a secret.
+TOLD_SETTINGS = (
+    "beta",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "max_length",
+    "max_prompt_length",
+    "nll_on",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+)
+
+
+def append_event(folder: str | Path, event: str, step: int, **fields: Any) -> None:
+    """Append one event to the diary of a run folder. A diary that cannot be written ends no run."""
+    line = json.dumps(strict({"event": event, "time": time.time(), "step": step, **fields}), allow_nan=False)
+    file = Path(folder) / FILE_NAME
+    with dispensable(file, "the run goes on, and its diary has a gap"):
+        _append_line(file, line)
+
+
+def _append_line(file: Path, line: str) -> None:
+    """Append a line that stands alone, also behind one that a full disk or a power cut has left without its end."""
+    with file.open("ab+", buffering=0) as opened:
+        end = opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, end - 1))
+        is_cut = opened.read(1) not in (b"", b"\n")
+        data = b"\n" * is_cut + line.encode() + b"\n"
+        while data:  # a disk that becomes full takes a part, and says why when it is asked to take the rest
+            data = data[opened.write(data) :]
+
+
+class EventWriter(TrainerCallback):
+    """Writes the diary while transformers' ``Trainer`` runs, on the main process alone.
+
+    Args:
+        describe: Returns what the ``start`` event says about model, data and settings.
+    """
+
+    def __init__(self, describe: Callable[[], dict[str, Any]]):
+        self._describe = describe
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self._write(args, state, "start", max_steps=state.max_steps, **self._describe())
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and not any(key.startswith("eval_") for key in logs):
+            self._write(args, state, "log", **logs)
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self._write(args, state, "evaluate", **(metrics or {}))
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self._write(args, state, "checkpoint", path=f"checkpoint-{state.global_step}")
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self._write(args, state, "end")
+
+    def _write(self, args: TrainingArguments, state: TrainerState, event: str, **fields: Any) -> None:
+        if state.is_world_process_zero:
+            append_event(args.output_dir, event, state.global_step, **fields)
+
+
+def read_events(folder: str | Path) -> list[dict[str, Any]]:
+    """The diary of a run folder. A last line that was cut off, as by a power cut, is left out.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Its events in order; none where there is no diary.
+    """
+    file = Path(folder) / FILE_NAME
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    events = []
+    for line in lines:
+        try:
+            event = read_json(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("step"), int):
+            events.append(event)
+    return events
+
+
+def describe_run(model: Any, args: TrainingArguments, **more: Any) -> dict[str, Any]:
+    """What the ``start`` event says of model and settings.
+
+    Args:
+        model: The model, unwrapped or not; 4-bit weights are counted as what they stand for.
+        args: Settings.
+        **more: Further fields.
+
+    Returns:
+        The fields.
+    """
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trainable, total = model.get_nb_trainable_parameters()
+    else:
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
+    return {
+        "model": getattr(model.config, "_name_or_path", None),
+        "parameters": total,
+        "trainable_parameters": trainable,
+        "precision": args.mixed_precision,
+        "settings": {name: getattr(args, name) for name in TOLD_SETTINGS if hasattr(args, name)},
+        "adapter": _describe_adapter(model, without_dropout=getattr(args, "disable_dropout", False)),
+        **more,
+    }
+
+
+def _describe_adapter(model: Any, without_dropout: bool) -> dict[str, Any] | None:
+    """An adapter in words; ``None`` without one."""
+    config = getattr(model, "active_peft_config", None)
+    if config is None:
+        return None
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind != "LORA":
+        return {"adapter": kind}
+    names = [*(["DoRA"] if config.use_dora else ["LoRA"]), *(["rank-stabilised"] if config.use_rslora else [])]
+    targets = config.target_modules
+    facts = {
+        "adapter": " ".join(reversed(names)),
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": 0.0 if without_dropout else config.lora_dropout,
+        "start": config.init_lora_weights if isinstance(config.init_lora_weights, str) else None,
+        # "all-linear" has become a path for every layer; the last names say the same.
+        "on": sorted({name.rpartition(".")[2] for name in targets}) if isinstance(targets, list | set) else targets,
+        "trained_in_full": config.modules_to_save,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def record_answers(args: TrainingArguments, step: int, prefix: str, answers: list[tuple[str, str]]) -> None:
+    """Record answers to held-out prompts: event ``samples``, and a table where the tracker has tables (W&B, Comet)."""
+    columns = ["Prompt", "Policy"]
+    append_event(
+        args.output_dir, "samples", step, set=prefix, answers=[dict(zip(columns, a, strict=True)) for a in answers]
+    )
+    if "wandb" in args.report_to:
+        import wandb
+
+        wandb.log({"game_log": wandb.Table(columns=columns, data=[list(row) for row in answers])})
+    if "comet_ml" in args.report_to:
+        import comet_ml
+
+        comet_ml.get_running_experiment().log_table("game_log.csv", tabular_data=answers, headers=columns)

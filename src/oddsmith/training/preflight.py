@@ -1,0 +1,127 @@
+"""What stands in the way of saving is said before the first step, and not after the first thousand."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from ..checkpoint.space import (
+    CheckpointSize,
+    Room,
+    checkpoint_size,
+    file_size_limit,
+    in_units,
+    measure_room,
+    require_writable,
+)
+from ..errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class Preflight(TrainerCallback):
+    """Looks for room before training starts, in every process, so that all end where there is none."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: Any,
+        model: Any = None,
+        processing_class: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Refuse a run that cannot be saved; warn of one that can be saved only at first."""
+        run = Path(args.output_dir)
+        require_writable(run)
+        size = size_in_training(args, state, model, processing_class, optimizer)
+        room = measure_room(run, size, saves=saves_to_come(args, state), limit=args.save_total_limit)
+        warning = require_room(run, room)
+        if warning and state.is_world_process_zero:
+            logger.warning(warning)
+
+
+def size_in_training(
+    args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any, optimizer: Any
+) -> CheckpointSize:
+    """What a checkpoint of a trainer takes, the one that the run ends with.
+
+    Args:
+        args: Its settings.
+        state: Its state, which knows how many steps there will be.
+        model: Its model.
+        tokenizer: What it saves beside the model.
+        optimizer: Its optimizer.
+
+    Returns:
+        The parts.
+    """
+    return checkpoint_size(
+        model,
+        tokenizer,
+        optim=str(getattr(args.optim, "value", args.optim)),
+        optimizer=optimizer,
+        save_only_model=args.save_only_model,
+        processes=args.world_size,
+        log_lines=math.ceil(state.max_steps / max(1, state.logging_steps or 1)),
+    )
+
+
+def saves_to_come(args: TrainingArguments, state: TrainerState) -> int:
+    """How many checkpoints a run will still write, at most.
+
+    Args:
+        args: Settings.
+        state: The trainer's state, with its steps.
+
+    Returns:
+        The number.
+    """
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    steps = state.max_steps - state.global_step
+    if strategy == "no" or steps <= 0:
+        return 0
+    if strategy == "epoch":
+        return math.ceil(state.num_train_epochs - (state.epoch or 0))
+    every = state.eval_steps if strategy == "best" else state.save_steps
+    return math.ceil(steps / max(1, every or 1))
+
+
+def require_room(run: Path, room: Room) -> str | None:
+    """Refuse a run that cannot be saved; warn of one that can be saved only at first.
+
+    Args:
+        run: The run folder.
+        room: What it will write, and what is free.
+
+    Returns:
+        The warning.
+
+    Raises:
+        ConfigError: Not even one checkpoint and the final model fit, or a file may not become that large.
+    """
+    least = room.size.final_bytes + (sum(room.size) if room.wanted else 0)
+    if room.free < least:
+        what = "a checkpoint and the final model take" if room.wanted else "the final model takes"
+        raise ConfigError(
+            f"output_dir {run}: {what} {in_units(least)}, and {in_units(room.free)} are free there; make room, or"
+            " choose another output_dir"
+        )
+    limit = file_size_limit()
+    if limit is not None and limit < room.size.largest_file_bytes:
+        raise ConfigError(
+            f"output_dir {run}: a file of {in_units(room.size.largest_file_bytes)} will be saved, and no file may"
+            f" become larger than {in_units(limit)} here; raise that limit (ulimit -f)"
+        )
+    if room.fits >= room.wanted:
+        return None
+    return (
+        f"output_dir {run}: {in_units(room.free)} are free, enough for {room.fits} of the {room.wanted} checkpoints of"
+        f" {in_units(sum(room.size))} that will lie there; make room, or set save_total_limit, save_only_model or"
+        " another output_dir"
+    )

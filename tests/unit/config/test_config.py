@@ -1,0 +1,107 @@
+"""Settings: what contradicts itself or is out of range is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import HfArgumentParser
+
+from oddsmith import ModelConfig, ORPOConfig, ScriptArguments
+from oddsmith.errors import ConfigError
+from oddsmith.system import precision as precision_module
+from oddsmith.system.precision import best_precision
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0}, "learning_rate is 0; expected a number above 0"),
+        ({"learning_rate": -1e-5}, "learning_rate is -1e-05"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"beta": -0.1}, "beta is -0.1; expected a number from 0 upwards"),
+        ({"max_length": 1}, "max_length is 1; expected at least 2"),
+        ({"max_length": 64, "max_prompt_length": 64}, "leaves no room for a response"),
+        ({"fp16": True, "bf16": True}, "fp16 and bf16 are both on"),
+        ({"fp16": True, "use_cpu": True}, "fp16 is on, but it needs a GPU; leave it out, or take bf16"),
+        ({"logging_nan_inf_filter": True}, "logging_nan_inf_filter is on, which would log a NaN as the mean"),
+        ({"max_skipped_steps": 0}, "max_skipped_steps is 0; expected at least 1"),
+        ({"loss_spikes": "off"}, "loss_spikes is 'off'; expected 'warn' or 'skip' or 'ignore'"),
+        ({"num_train_epochs": 0, "max_steps": 0}, "both 0 or less"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0; expected at least 1"),
+        ({"nll_on": "prompt"}, "nll_on is 'prompt'; expected 'sequence' or 'response'"),
+        ({"bad_rows": "skip"}, "bad_rows is 'skip'"),
+        ({"beta": 0.3, "orpo_alpha": 1.0}, "beta is given together with orpo_alpha"),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path, settings, message):
+    with pytest.raises(ConfigError) as error:
+        ORPOConfig(output_dir=str(tmp_path), **settings)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("nobody", [None, "none", ["none"], []])
+def test_reporting_to_nobody_may_be_said_in_any_way(tmp_path, nobody):
+    assert ORPOConfig(output_dir=str(tmp_path), report_to=nobody, use_cpu=True).report_to == []
+
+
+def test_the_smol_course_names_give_beta(tmp_path):
+    args = ORPOConfig(output_dir=str(tmp_path), orpo_alpha=0.5, orpo_beta=0.4)
+    assert args.beta == pytest.approx(0.2)
+    assert args.orpo_alpha is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"load_in_4bit": True, "load_in_8bit": True, "use_peft": True}, "both on"),
+        ({"load_in_4bit": True}, "trains nothing without an adapter; add use_peft"),
+        ({"lora_r": 0}, "lora_r is 0"),
+        ({"dtype": "float8"}, "dtype is 'float8'"),
+    ],
+)
+def test_impossible_models_are_refused(settings, message):
+    with pytest.raises(ConfigError) as error:
+        ModelConfig(**settings)
+    assert message in str(error.value)
+
+
+def test_trl_s_parser_takes_all_three_together(tmp_path):
+    parser = HfArgumentParser((ScriptArguments, ORPOConfig, ModelConfig))
+    words = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", str(tmp_path), "--use_peft"]
+    data, training, model = parser.parse_args_into_dataclasses([*words, "--beta", "0.2", "--lora_target_modules", "q"])
+    assert (data.dataset_name, training.beta, model.use_peft, model.lora_target_modules) == ("d", 0.2, True, "q")
+
+
+def test_trl_s_own_dataclasses_parse_beside_our_config(tmp_path):
+    from trl import ModelConfig as TRLModelConfig
+    from trl import ScriptArguments as TRLScriptArguments
+
+    parser = HfArgumentParser((TRLScriptArguments, ORPOConfig, TRLModelConfig))
+    words = ["--dataset_name", "d", "--output_dir", str(tmp_path)]
+    assert parser.parse_args_into_dataclasses(words)[1].max_length == 1024
+
+
+@pytest.mark.parametrize(("unit", "bf16"), [("AMX", True), ("AVX512-BF16", True), (None, False)])
+def test_precision_follows_the_cpu_and_says_why(tmp_path, monkeypatch, unit, bf16):
+    monkeypatch.setattr(precision_module, "_cpu_bf16_unit", lambda: unit)
+    args = ORPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert args.bf16 is bf16
+    assert (unit or "neither AVX512-BF16 nor AMX") in args.precision_reason
+    assert ORPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=not bf16).bf16 is not bf16
+
+
+def test_the_cpu_s_own_answer_agrees_with_its_flags():
+    flags = precision_module._proc_cpuinfo_flags()
+    if not flags:
+        pytest.skip("no /proc/cpuinfo here")
+    expected = any(flags.get(flag) for flag in ("amx_bf16", "avx512_bf16", "bf16"))
+    assert (best_precision(use_cpu=True).name == "bf16") == expected
+    assert torch.finfo(torch.bfloat16).bits == 16
+
+
+@pytest.mark.parametrize("name", ["logging_steps", "save_steps", "eval_steps", "warmup_steps"])
+def test_endless_steps_are_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=f"{name} is inf; expected a number of steps, or a share of them below 1"):
+        ORPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: float("inf")})

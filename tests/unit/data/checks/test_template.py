@@ -1,0 +1,209 @@
+"""The checks that need a tokenizer: what template and truncation make of pairs, and what a model already prefers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from oddsmith.data.checks import catalogue
+from oddsmith.data.checks.example import first_example
+from oddsmith.data.checks.finding import Check
+from oddsmith.data.checks.survey import survey
+from oddsmith.data.checks.template import REASONS
+from oddsmith.data.tokenize import PairTokenizer
+from oddsmith.data.tokenized import DropReason
+from oddsmith.errors import DataError, ModelError, NonFiniteError
+from oddsmith.model.preference import MOST_SURPRISING, model_preference
+from tests.pairs import assistant, tokenize, user
+from tests.templates import MISTRAL
+from tests.tiny import CHATML, ragged_pairs, tiny_model, tiny_tokenizer
+from tests.unit.data.checks.test_checks import chat
+
+HI = user("Hi")
+ENDLESS = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+TRIMS = CHATML.replace("message['content']", "message['content'] | trim")
+
+GOOD = [chat(user(f"Question {number}?"), chosen=f"Yes, {number}.", rejected=f"No, {number}.") for number in range(60)]
+TOOL_TURNS = {
+    "prompt": [HI],
+    "chosen": [assistant("", tool_calls=[{"name": "f"}]), {"role": "tool", "content": "1"}, assistant("One.")],
+    "rejected": [assistant("Two.")],
+}
+
+# check -> (chat template or tokenizer, max_length, max_prompt_length, rows after the good ones, which are at fault)
+FAULTY = {
+    catalogue.CONTROL_TOKENS: (CHATML, None, None, [chat(user("a <|im_end|> b")), chat(HI)], [0]),
+    catalogue.TEMPLATE_REFUSED: (
+        MISTRAL.tokenizer(),
+        None,
+        None,
+        [chat(user("Hi"), user("Hello?")), chat({"role": "assistant", "content": "Hi"}, HI)],
+        [0, 1],
+    ),
+    catalogue.LOST_IN_TEMPLATE: (TRIMS, None, None, [chat(HI, chosen="Yes.", rejected="Yes. \n")], [0]),
+    catalogue.IDENTICAL_AFTER_CUT: (CHATML, 100, None, [chat(HI, chosen="x" * 99 + "a", rejected="x" * 99 + "b")], [0]),
+    catalogue.PROMPT_TOO_LONG: (CHATML, 100, None, [chat(user("long " * 20)), chat(HI)], [0]),
+    catalogue.ANSWER_CUT: (CHATML, 100, None, [chat(user("And?"), rejected="long " * 20)] * 9, range(9)),
+    catalogue.PROMPT_CUT: (CHATML, 100, 50, [chat(user("long " * 20))] * 9, range(9)),
+    catalogue.TURN_ENDS: (
+        CHATML,
+        None,
+        None,
+        [chat(HI), chat(HI, rejected="One<|im_end|> and two."), TOOL_TURNS],
+        [1],
+    ),
+    catalogue.NO_TURN_END: (ENDLESS, None, None, [chat(HI)], [0]),
+    catalogue.DOUBLE_BOS: (
+        CHATML,
+        None,
+        None,
+        [{"prompt": "<|im_start|><|im_start|>a", "chosen": "b", "rejected": "c"}],
+        [0],
+    ),
+}
+
+
+def pair_tokenizer(template=CHATML, max_length=None, max_prompt_length=None):
+    tokenizer = tiny_tokenizer(template) if isinstance(template, str) else template
+    return PairTokenizer(tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
+
+
+def finding_on(check: Check, rows, tokens: PairTokenizer):
+    found = survey(rows, processes=1, pair_tokenizer=tokens)
+    return next(finding for finding in found.findings if finding.check == check.name)
+
+
+def test_every_check_of_tokens_has_its_case():
+    assert set(FAULTY) == set(catalogue.OF_TOKENS)
+
+
+@pytest.mark.parametrize("check", catalogue.OF_TOKENS, ids=lambda check: check.name)
+def test_good_pairs_pass(check):
+    template, *limits, _, _ = FAULTY[check]
+    if check is catalogue.NO_TURN_END:
+        template = CHATML
+    found = finding_on(check, GOOD, pair_tokenizer(template, *limits))
+    assert (found.verdict, found.count) == ("pass", 0)
+
+
+@pytest.mark.parametrize("check", catalogue.OF_TOKENS, ids=lambda check: check.name)
+def test_a_fault_is_found_at_its_rows(check):
+    template, *limits, rows, at = FAULTY[check]
+    good = GOOD if check is not catalogue.NO_TURN_END else [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 60
+    found = finding_on(check, [*good, *rows], pair_tokenizer(template, *limits))
+    assert found.rows == tuple(len(GOOD) + number for number in at)[:8]
+    assert found.verdict != "pass"
+
+
+def test_a_cut_in_front_of_a_turn_is_no_doubled_bos():
+    turns = [user("a" * 30), assistant("b" * 30), user("c" * 30)]
+    found = [
+        finding_on(catalogue.DOUBLE_BOS, [chat(*turns), chat(HI)], pair_tokenizer(CHATML, 120, limit)).count
+        for limit in range(40, 100)
+    ]
+    assert found == [0] * 60
+
+
+def test_every_reason_to_drop_a_pair_is_known_to_a_check():
+    of_rows = {DropReason.EMPTY_CHOSEN, DropReason.EMPTY_REJECTED}
+    assert set(REASONS) == set(DropReason) - of_rows
+
+
+def test_kept_and_left_out_are_those_of_the_training():
+    limit = 90
+    rows = [
+        *GOOD,
+        *(fault for _, _, _, faulty, _ in FAULTY.values() for fault in faulty),
+        *ragged_pairs(40),
+        chat(HI, chosen=" "),
+        chat(HI, rejected="It is blue on a clear day."),
+    ]
+    tokens = pair_tokenizer(max_length=limit)
+    found = survey(rows, processes=1, pair_tokenizer=tokens)
+    from oddsmith.data.prepare import prepare
+
+    account = prepare(rows, tokens, bad_rows="drop").report
+    assert found.kept == account.kept
+    dropped = {row for numbers in account.dropped.values() for row in numbers}
+    assert dropped <= found.rows_left_out()
+
+
+def test_lengths_are_those_of_the_targets():
+    found = survey(GOOD, processes=1, pair_tokenizer=pair_tokenizer())
+    bias = next(finding for finding in found.findings if finding.check == "length bias")
+    assert "mean 9 tokens chosen, 8 rejected" in bias.found  # "Yes, 10." and the end of the turn
+
+
+def test_conversations_without_a_template_are_an_error():
+    with pytest.raises(ModelError, match="no chat template"):
+        survey(GOOD, processes=1, pair_tokenizer=pair_tokenizer(tiny_tokenizer(None)))
+
+
+def test_the_example_shows_what_is_learned():
+    example = first_example([chat(HI, chosen=""), chat(HI, chosen="Yes.", rejected="No.")], {0}, pair_tokenizer())
+    assert example is not None
+    assert (example.row, example.is_tokenized) == (1, True)
+    assert example.prompt == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert example.chosen == (("Yes.<|im_end|>", True), ("\n", False))
+    assert example.rejected == (("No.<|im_end|>", True), ("\n", False))
+
+
+def test_the_example_without_a_tokenizer_is_the_row():
+    example = first_example([{"no": "pair"}, chat(HI, chosen="Yes.", rejected="No.")], set())
+    assert example is not None
+    assert (example.row, example.prompt, example.chosen, example.rejected) == (
+        1,
+        "Hi",
+        (("Yes.", True),),
+        (("No.", True),),
+    )
+    assert first_example(GOOD, range(60)) is None
+
+
+ROWS = ragged_pairs(30)
+
+
+def reference_log_odds(model, tokens):
+    """Log-odds of a pair by its formula, one sequence at a time in float64."""
+
+    def odds(ids, prompt_tokens, end):
+        logp = model(torch.tensor([ids[:end]])).logits[0].double().log_softmax(-1)
+        mean = sum(logp[t - 1, ids[t]].item() for t in range(prompt_tokens, end)) / (end - prompt_tokens)
+        return mean - math.log(1 - math.exp(mean))
+
+    return odds(tokens.chosen_ids, tokens.chosen_prompt_tokens, tokens.chosen_end) - odds(
+        tokens.rejected_ids, tokens.rejected_prompt_tokens, tokens.rejected_end
+    )
+
+
+def test_the_model_prefers_what_the_formula_says():
+    from oddsmith.data.formats import to_pair
+
+    model, tokens = tiny_model(), pair_tokenizer()
+    with torch.no_grad():
+        expected = [reference_log_odds(model.eval(), tokenize(tokens.tokenizer, to_pair(row))) for row in ROWS]
+    counts = []
+    found = model_preference(model, tokens, ROWS, total=len(ROWS), on_pairs=counts.append)
+    assert (found.pairs, sum(counts)) == (30, 30)
+    assert found.log_odds_mean == pytest.approx(sum(expected) / 30, abs=1e-5)
+    assert found.accuracy == sum(odds > 0 for odds in expected) / 30
+    assert found.or_loss == pytest.approx(sum(math.log1p(math.exp(-odds)) for odds in expected) / 30, abs=1e-5)
+    order = sorted(range(30), key=lambda number: expected[number])
+    assert [pair.row for pair in found.surprising] == order[:MOST_SURPRISING]
+    assert found.surprising[0].chosen == ROWS[order[0]]["chosen"]
+
+
+def test_a_sample_is_spread_over_the_rows_that_stay():
+    found = model_preference(tiny_model(), pair_tokenizer(), ROWS, total=30, left_out={0, 29}, most_pairs=4)
+    assert sorted(pair.row for pair in found.surprising) == [1, 10, 19, 28]
+
+
+def test_nothing_to_score_and_nothing_finite_are_errors():
+    with pytest.raises(DataError, match="no pair is left"):
+        model_preference(tiny_model(), pair_tokenizer(max_length=2), ROWS, total=30)
+    broken = tiny_model()
+    torch.nn.init.constant_(broken.lm_head.weight, math.nan)
+    with pytest.raises(NonFiniteError, match="no finite log-probabilities for the rows"):
+        model_preference(broken, pair_tokenizer(), ROWS, total=30)

@@ -1,0 +1,398 @@
+"""Readers of every trainer's logs: the same run under other names, and anything at all without a crash.
+
+The lines are in the format of the sources named beside them; the figures are this test's own.
+"""
+
+# ruff: noqa: E501  log lines are as long as they are
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from oddsmith.diagnose.history import History, HistoryBuilder
+from oddsmith.diagnose.names import KNOWN, held_out_name, known_name
+from oddsmith.diagnose.readers import read_history
+from oddsmith.diagnose.readers.console import history_of_lines
+from oddsmith.diagnose.readers.lines import LONGEST_LINE, lines_of
+from oddsmith.diagnose.rules import judge
+from oddsmith.errors import DataError
+
+HISTORIES = Path(__file__).parents[2] / "histories"
+
+
+def points(history: History, name: str) -> list[tuple[float, float]]:
+    series = history.get(name)
+    return list(zip(series.steps.tolist(), series.values.tolist(), strict=True))
+
+
+# transformers' PrinterCallback as TRL 0.8 had it: github.com/huggingface/trl/issues/1473 (NaN) and 1638.
+TRL_2024 = """
+{'loss': 1.5422, 'grad_norm': 0.91, 'learning_rate': 0.0001, 'rewards/chosen': -0.11, 'rewards/rejected': -0.12, 'rewards/accuracies': 0.6000000238418579, 'rewards/margins': 0.01, 'logps/rejected': -1.2, 'logps/chosen': -1.1, 'logits/rejected': 0.5, 'logits/chosen': 0.5, 'nll_loss': 1.48, 'log_odds_ratio': -0.62, 'log_odds_chosen': 0.15, 'epoch': 0.18}
+{'loss': 0.0, 'grad_norm': nan, 'learning_rate': 2.5000000000000002e-08, 'rewards/chosen': nan, 'rewards/rejected': nan, 'rewards/accuracies': 0.0, 'nll_loss': nan, 'log_odds_ratio': nan, 'log_odds_chosen': nan, 'epoch': 0.24}
+{'eval_loss': 1.7, 'eval_runtime': 9.5, 'eval_samples_per_second': 10.4, 'eval_rewards/accuracies': 0.45, 'epoch': 0.24}
+"""
+
+
+def test_trl_lines_without_steps_count_as_log_lines():
+    history = history_of_lines(TRL_2024.splitlines())
+    assert points(history, "loss") == [(1, 1.5422), (2, 0.0)]
+    assert math.isnan(history.get("nll_loss").values[1])
+    assert history.steps_are_lines
+    assert history.settings["beta"] == pytest.approx(0.1)
+    assert history.held_out[""]["loss"].values.tolist() == [1.7]
+    assert "not_finite" in {finding.rule for finding in judge(history)}
+
+
+def test_a_real_log_of_trl_with_progress_bars():
+    """TRL 1.16, transformers 5.23, recorded with 2>&1: bars, cursor movements, figures as text."""
+    history = read_history(HISTORIES / "trl-console.log")
+    assert history.get("loss").steps.tolist() == list(range(2, 25, 2))
+    assert history.held_out[""]["loss"].steps.tolist() == [12, 24]
+    assert history.settings == {"max_steps": 24, "beta": 0.2}
+
+
+# Axolotl prints the same dicts, with its own throughput, after tqdm's bar: axolotl-ai-cloud/axolotl/pull/1735.
+AXOLOTL = (
+    "[2026-05-01 10:00:00,123] [INFO] [axolotl.train] Starting trainer...\n"
+    "  3%|▎         | 10/400 [00:31<20:11,  3.11s/it]\r{'loss': 0.9, 'grad_norm': 0.85, 'learning_rate': 8e-06,"
+    " 'nll_loss': 0.84, 'log_odds_ratio': -0.6, 'tokens_per_second_per_gpu': 1234.5, 'epoch': 0.03}\n"
+    "  5%|▌         | 20/400 [01:02<19:40,  3.11s/it]\r{'loss': 0.8, 'nll_loss': 0.75, 'epoch': 0.05}\n"
+)
+
+
+def test_axolotl_takes_its_steps_from_the_bar(tmp_path):
+    path = tmp_path / "train.log"
+    path.write_text(AXOLOTL, encoding="utf-8")
+    history = read_history(path)
+    assert points(history, "loss") == [(10, 0.9), (20, 0.8)]
+    assert points(history, "tokens_per_second") == [(10, 1234.5)]
+    assert history.settings["max_steps"] == 400
+    assert points(history, "or_loss") == [(10, 0.6)]
+
+
+# Unsloth in a notebook: tabs between the columns, " / " in the names, a banner of its own.
+UNSLOTH = """
+==((====))==  Unsloth - 2x faster free finetuning | Num GPUs used = 1
+   \\\\   /|    Num examples = 50 | Num Epochs = 18 | Total steps = 120
+ [120/120 05:58, Epoch 17/18]
+Step\tTraining Loss\trewards / chosen\trewards / rejected\trewards / accuracies\trewards / margins\tlogps / rejected\tlogps / chosen\tnll_loss\tlog_odds_ratio\tlog_odds_chosen
+1\t2.193100\t-0.120000\t-0.130000\t0.500000\t0.010000\t-1.300000\t-1.200000\t2.120000\t-0.650000\t0.140000
+2\t2.101000\t-0.110000\t-0.140000\t1.000000\t0.030000\t-1.400000\t-1.100000\tNo Log\t-0.500000\t0.420000
+"""
+
+
+def test_unsloth_table():
+    history = history_of_lines(UNSLOTH.splitlines())
+    assert points(history, "loss") == [(1, 2.1931), (2, 2.101)]
+    assert points(history, "logps/chosen") == [(1, -1.2), (2, -1.1)]
+    assert points(history, "nll_loss") == [(1, 2.12)]
+    assert points(history, "rewards/accuracies") == [(1, 0.5), (2, 1.0)]
+
+
+def test_a_table_with_spaces_or_bars_and_validation_columns():
+    for head, row in (
+        ("# Step    Training Loss   Validation Loss rewards / chosen", None),
+        ("| Step | Training Loss | Validation Loss | rewards / chosen |", "| 50 | 0.69 | 0.70 | -0.12 |"),
+    ):
+        row = row or "# 50  0.69  0.70  -0.12"
+        head = head.replace("Loss rewards", "Loss  rewards")
+        history = history_of_lines([head, row])
+        assert points(history, "loss") == [(50, 0.69)]
+        assert history.held_out[""]["loss"].values.tolist() == [0.7]
+        assert points(history, "rewards/chosen") == [(50, -0.12)]
+
+
+# LLaMA-Factory: hiyouga/LlamaFactory/issues/3486 and 774 (trainer_log.jsonl, null in its last line), and the names of
+# its ORPO metrics in src/llamafactory/train/dpo/trainer.py.
+LLAMA_FACTORY_JSONL = """
+{"current_steps": 10, "total_steps": 37, "loss": 9.2, "eval_loss": null, "predict_loss": null, "reward": null, "accuracy": 0.575, "learning_rate": 5e-07, "epoch": 0.27, "percentage": 27.03, "elapsed_time": "0:03:10", "remaining_time": "0:08:33"}
+{"current_steps": 20, "total_steps": 37, "loss": 8.1, "accuracy": 0.6, "lr": 1e-06, "epoch": 0.53, "percentage": 54.05}
+{"current_steps": 37, "total_steps": 37, "loss": null, "learning_rate": null, "epoch": 1.0, "percentage": 100.0}
+"""
+LLAMA_FACTORY_LOG = (
+    "[INFO|2026-05-01 10:00:00] llamafactory.train.callbacks:143 >> {'loss': 1.9, 'learning_rate': 1.9e-06,"
+    " 'epoch': 0.5, 'throughput': 2345.6}\n"
+    "{'loss': 1.8, 'sft_loss': 1.75, 'odds_ratio_loss': 0.5, 'rewards/chosen': -0.175, 'logps/chosen': -1.75}\n"
+)
+
+
+def test_llama_factory(tmp_path):
+    path = tmp_path / "trainer_log.jsonl"
+    path.write_text(LLAMA_FACTORY_JSONL.lstrip(), encoding="utf-8")
+    history = read_history(tmp_path)
+    assert points(history, "loss") == [(10, 9.2), (20, 8.1)]  # the null of its last line is no NaN
+    assert points(history, "rewards/accuracies") == [(10, 0.575), (20, 0.6)]
+    assert points(history, "learning_rate") == [(10, 5e-7), (20, 1e-6)]
+    assert history.settings["max_steps"] == 37
+    history = history_of_lines(LLAMA_FACTORY_LOG.splitlines())
+    assert points(history, "nll_loss") == [(2, 1.75)]
+    assert points(history, "or_loss") == [(2, 0.5)]
+    assert points(history, "tokens_per_second") == [(1, 2345.6)]
+
+
+def test_ms_swift_says_its_step_as_a_fraction():
+    """Format: modelscope/ms-swift, tests/megatron (comments with logs)."""
+    line = "{'loss': 2.5, 'nll_loss': 1.8, 'epoch': 0.08, 'global_step/max_steps': '5/100', 'elapsed_time': '1m 39s'}"
+    history = history_of_lines([line])
+    assert points(history, "loss") == [(5, 2.5)]
+    assert history.settings["max_steps"] == 100
+
+
+def test_a_dict_over_several_lines_and_two_in_one():
+    history = history_of_lines(["{'loss': 0.8, 'grad_norm': 1.1,", " 'nll_loss': 0.7,", " 'epoch': 2.0}{'loss': 0.7}"])
+    assert points(history, "loss") == [(1, 0.8), (2, 0.7)]
+    assert points(history, "nll_loss") == [(1, 0.7)]
+
+
+def test_our_own_console():
+    history = history_of_lines(["step 10/200  5%  loss 2.314  nll 2.201  or 0.712  accuracy 55%  margin -0.012"])
+    assert points(history, "rewards/accuracies") == [(10, 0.55)]
+    assert points(history, "rewards/margins") == [(10, -0.012)]
+    assert history.settings["max_steps"] == 200
+
+
+# W&B: the chart's export has three columns a run; run.history() has the logged names.
+def test_wandb_csv(tmp_path):
+    path = tmp_path / "chart.csv"
+    path.write_text(
+        '"Step","brisk-pond-1 - train/loss","brisk-pond-1 - train/loss__MIN","brisk-pond-1 - train/loss__MAX"\n'
+        '"0","1.64","1.64","1.64"\n"1","1.60","1.60","1.60"\n',
+        encoding="utf-8",
+    )
+    assert points(read_history(path), "loss") == [(0, 1.64), (1, 1.6)]
+    path.write_text("Step,a - b - train/loss,c - train/loss\n5,1.5,9.9\n", encoding="utf-8")  # one run is diagnosed
+    assert points(read_history(path), "loss") == [(5, 1.5)]
+    path.write_text(
+        "_step,_runtime,train/loss,train/rewards/chosen,eval/loss,train/global_step\n"
+        "0,3.1,2.5,-0.3,,10\n1,6.0,NaN,-0.2,,20\n2,9.0,,,2.2,20\n",
+        encoding="utf-8",
+    )
+    history = read_history(path)
+    assert history.get("loss").steps.tolist() == [10, 20]
+    assert math.isnan(history.get("loss").values[1])
+    assert history.held_out[""]["loss"].values.tolist() == [2.2]
+
+
+def test_tensorboard_csv_has_its_quantity_in_the_name(tmp_path):
+    for tag in ("train_loss", "train_rewards_accuracies", "eval_loss", "train_log_odds_chosen"):
+        rows = "".join(f"1654943296.2,{step},{step / 100}\n" for step in (10, 20))
+        (tmp_path / f"runs_May01-tag-{tag}.csv").write_text("Wall time,Step,Value\n" + rows, encoding="utf-8")
+    history = read_history(tmp_path)
+    assert points(history, "loss") == [(10, 0.1), (20, 0.2)]
+    assert points(history, "rewards/accuracies") == [(10, 0.1), (20, 0.2)]
+    assert points(history, "log_odds_chosen") == [(10, 0.1), (20, 0.2)]
+    assert history.held_out[""]["loss"].steps.tolist() == [10, 20]
+
+
+def test_trainer_state_and_the_adapter_beside_it(tmp_path):
+    state = {
+        "global_step": 20,
+        "max_steps": 40,
+        "log_history": [{"step": 10, "loss": 2.0}, "nonsense", {"step": 20, "loss": float("nan"), "eval_loss": 1.0}],
+    }
+    folder = tmp_path / "checkpoint-20"
+    folder.mkdir()
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    (folder / "adapter_config.json").write_text("{}")
+    history = read_history(tmp_path)
+    assert history.get("loss").steps.tolist() == [10, 20]
+    assert history.trains_adapter is True
+    assert (history.steps_planned, history.finished) == (40, False)
+
+
+def events(*lines: dict) -> str:
+    return "".join(json.dumps({"time": 1.0, **line}) + "\n" for line in lines)
+
+
+def test_a_diary_null_is_a_number_that_was_not_finite_and_broken_lines_are_passed_over(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_text(
+        events(
+            {"event": "start", "step": 0, "max_steps": 20, "beta": 0.2, "settings": {"learning_rate": 1e-4}},
+            {"event": "log", "step": 10, "loss": 2.0, "nll_loss": None},
+        )
+        + '{"event": "log", "step": 2'
+        + "\n\x00\xff\n"
+        + events({"event": "log", "step": 20, "loss": 1.5}, {"event": "end", "step": 20}),
+        encoding="latin-1",
+    )
+    history = read_history(tmp_path)
+    assert points(history, "loss") == [(10, 2.0), (20, 1.5)]
+    assert math.isnan(history.get("nll_loss").values[0])
+    assert (history.skipped, history.finished) == (2, True)
+    assert history.settings == {"max_steps": 20, "beta": 0.2, "learning_rate": 1e-4}
+
+
+def test_a_step_done_twice_counts_once_and_an_older_run_in_the_file_not_at_all(tmp_path):
+    (tmp_path / "events.jsonl").write_text(
+        events(
+            {"event": "start", "step": 0},
+            {"event": "log", "step": 90, "loss": 9.0},
+            {"event": "evaluate", "step": 0, "eval_loss": 3.0},
+            {"event": "start", "step": 0},
+            {"event": "log", "step": 10, "loss": 2.0},
+            {"event": "log", "step": 20, "loss": 1.9},
+            {"event": "start", "step": 10},
+            {"event": "log", "step": 20, "loss": 1.8},
+        )
+    )
+    history = read_history(tmp_path)
+    assert points(history, "loss") == [(10, 2.0), (20, 1.8)]
+    assert history.held_out[""]["loss"].steps.tolist() == [0]
+
+
+def log_odds(**series) -> History:
+    builder = HistoryBuilder()
+    for name, values in series.items():
+        for step, value in enumerate(values):
+            builder.add(step, {name.replace("__", "/"): value})
+    return builder.build()
+
+
+def test_log_odds_are_told_apart_by_their_values():
+    odds, sigmoid = [-0.2, 0.4, 1.0], [-0.8, -0.5, -0.3]
+    swapped = log_odds(log_odds_ratio=odds, log_odds_chosen=sigmoid)
+    assert swapped.get("log_odds_chosen").values.tolist() == odds
+    assert swapped.get("log_odds_ratio").values.tolist() == sigmoid
+    right = log_odds(log_odds_ratio=sigmoid, log_odds_chosen=odds)
+    assert right.get("log_odds_chosen").values.tolist() == odds
+    alone = log_odds(log_odds_ratio=odds)
+    assert alone.get("log_odds_chosen").values.tolist() == odds
+    assert "log_odds_ratio" not in alone.training
+    # Never above 0: only the log-probabilities can tell. Odds of e^-1.6 against e^-1.1 are -0.68 apart.
+    by_logps = log_odds(log_odds_ratio=[-0.69] * 3, logps__chosen=[-1.6] * 3, logps__rejected=[-1.1] * 3)
+    assert by_logps.get("log_odds_chosen").values.tolist() == [-0.69] * 3
+    true_ratio = log_odds(log_odds_ratio=[-1.09] * 3, logps__chosen=[-1.6] * 3, logps__rejected=[-1.1] * 3)
+    assert true_ratio.get("log_odds_ratio").values.tolist() == [-1.09] * 3
+
+
+def test_what_follows_is_filled_in():
+    history = log_odds(loss=[2.0], rewards__chosen=[-0.2], logps__chosen=[-2.0], log_odds_ratio=[-0.5])
+    assert history.settings["beta"] == pytest.approx(0.1)
+    assert history.get("nll_loss").values[0] == pytest.approx(2.0 - 0.1 * 0.5)
+
+
+def test_names():
+    for name in KNOWN:
+        for spelling in (name, f"train/{name}", name.replace("/", " / ").title()):
+            assert known_name(spelling) == name
+        assert held_out_name(f"eval_{name}") == ("", name)
+        assert held_out_name(f"eval/{name}") == ("", name)
+        assert held_out_name(f"eval_my_set_{name}") == ("my_set", name)
+    assert known_name("train_runtime") is None
+    assert known_name("train_loss") is None  # the mean of the whole run, logged once at its end
+    assert held_out_name("evaluation") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.json", None, "is not there"),
+        ("empty.log", b"", "no metric found"),
+        ("words.log", b"nothing to see here\n" * 10, "no metric found"),
+        ("trainer_state.json", b'{"log_history": ', "no readable JSON"),
+        ("other.json", b'{"a": 1}', "no log_history"),
+        ("deep.json", b'{"a":' + b"[" * 100_000, "no readable JSON"),
+        ("binary.csv", bytes(range(256)) * 40, "no metric found"),
+        ("head.csv", b"a,b,c\n1,2,3\n", "no metric found"),
+    ],
+)
+def test_where_nothing_can_be_read_one_line_says_so(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as raised:
+        read_history(tmp_path / name)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_empty_folder_says_what_was_expected(tmp_path):
+    with pytest.raises(DataError, match=r"holds no metrics; expected events\.jsonl"):
+        read_history(tmp_path)
+
+
+def test_a_huge_line_is_passed_over(tmp_path):
+    path = tmp_path / "train.log"
+    path.write_text("{'loss': 1.0}\n" + "x" * (3 * LONGEST_LINE) + "\n{'loss': 0.9}\n", encoding="utf-8")
+    assert [len(line) for line in lines_of(path)] == [13, LONGEST_LINE, 13]
+    assert points(read_history(path), "loss") == [(1, 1.0), (2, 0.9)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{" * 900_000, "{'loss': nan, 'a" * 60_000, "step 1 " * 120_000, "|" * 900_000, " " * 900_000, "100%|" * 180_000],
+)
+def test_no_line_takes_more_than_a_moment(text):
+    started_at = time.monotonic()
+    history_of_lines([text] * 3)
+    assert time.monotonic() - started_at < 5
+
+
+fragments = st.sampled_from(
+    [
+        "{'loss': 0.8, 'epoch': 1}",
+        "{'loss': nan,",
+        "}",
+        "{",
+        '{"event": "log", "step": 3, "loss": 1e999}',
+        '{"event": "start", "step": 0, "settings": 7}',
+        '{"event": "log", "step": 99999999999999999999999, "loss": 1}',
+        '{"event": "start", "step": 0, "beta": 1' + "0" * 400 + "}",
+        "Step\tTraining Loss",
+        "7\t0.5",
+        "| Step | loss |",
+        " 10%|#         | 1/10 [00:01<00:09]",
+        "step 3/9  loss .",
+        "Wall time,Step,Value",
+        "Step,a - train/loss",
+        "1,2,3",
+        "'loss': '1e309'",
+        "\x1b[A\x1b[31m{'loss': inf}",
+        "\x00",
+    ]
+)
+texts = st.lists(st.one_of(fragments, st.text(max_size=40)), max_size=12).map("\n".join)
+names = st.sampled_from(["events.jsonl", "train.log", "trainer_state.json", "table.csv", "run-tag-train_loss.csv"])
+
+
+@given(name=names, text=texts)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_text_breaks_a_reader_or_a_rule(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        history = read_history(path)
+    except DataError:
+        return
+    judge(history)
+
+
+numbers = st.one_of(st.floats(), st.integers(), st.none(), st.booleans(), st.text(max_size=5), st.just([1]))
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.one_of(st.integers(0, 400), st.integers()),
+            st.dictionaries(st.sampled_from([*KNOWN, "eval_loss", "eval_x_nll_loss"]), numbers),
+        ),
+        max_size=40,
+    ),
+    settings_given=st.dictionaries(st.sampled_from(["beta", "max_steps", "parameters", "learning_rate"]), numbers),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_numbers_break_a_rule(rows, settings_given):
+    builder = HistoryBuilder()
+    for step, values in rows:
+        builder.add(step, values, null_is_nan=True)
+    builder.history.settings.update(settings_given)
+    for finding in judge(builder.build()):
+        json.dumps(finding.to_dict(), allow_nan=False)

@@ -1,0 +1,112 @@
+"""How long micro-batches may be: what autograd keeps is counted, and the budget stays within what is free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psutil
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from oddsmith.model.logprobs import token_budget as memory
+from oddsmith.model.logprobs.token_budget import LEAST_TOKENS, MOST_TOKENS, USABLE, free_bytes, token_budget
+
+D, F = 24, 40
+CPU = torch.device("cpu")
+
+
+class Layer(nn.Module):
+    """What a layer of a language model is, in small."""
+
+    def __init__(self, checkpointing: bool = False):
+        super().__init__()
+        self.embedding = nn.Embedding(100, D)
+        self.up, self.down = nn.Linear(D, F), nn.Linear(F, D)
+        self.checkpointing = checkpointing
+
+    def forward(self, ids_T: torch.Tensor) -> torch.Tensor:
+        hidden_TD = self.embedding(ids_T)
+        return checkpoint(self.block, hidden_TD, use_reentrant=False) if self.checkpointing else self.block(hidden_TD)
+
+    def block(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.tanh(self.up(hidden_TD)))
+
+
+def loss_of(model: nn.Module) -> Callable[[int], torch.Tensor]:
+    return lambda tokens: model(torch.zeros(tokens, dtype=torch.long)).sum()
+
+
+def kept_bytes_a_token(model: nn.Module) -> float:
+    return token_budget(model, loss_of(model)).kept_bytes_a_token
+
+
+def test_kept_bytes_are_those_of_the_saved_tensors():
+    """The ids (int64), the input of each linear layer; tanh keeps its result, which is the second one's input."""
+    assert kept_bytes_a_token(Layer()) == 8 + 4 * (D + F)
+    assert kept_bytes_a_token(Layer().double()) == 8 + 8 * (D + F)
+
+
+def test_of_a_frozen_layer_only_what_its_input_needs_is_kept():
+    model = Layer()
+    model.down.requires_grad_(False)  # it passes gradients on, for which its weight is enough
+    model.embedding.requires_grad_(False)
+    assert kept_bytes_a_token(model) == 4 * (D + F)
+    model.up.requires_grad_(False)
+    model.down.bias.requires_grad_(True)
+    assert kept_bytes_a_token(model) == 1.0  # nothing; never 0, by which one cannot divide
+
+
+def test_a_checkpoint_keeps_its_input_alone():
+    assert kept_bytes_a_token(Layer(checkpointing=True)) == 8 + 4 * D
+
+
+@pytest.mark.parametrize(("free", "expected"), [(10**12, MOST_TOKENS["cpu"]), (0, LEAST_TOKENS), (10**5, LEAST_TOKENS)])
+def test_budgets_have_limits(free, expected, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    model = Layer()
+    budget = token_budget(model, loss_of(model))
+    assert budget.max_tokens == expected
+    assert budget.free_bytes == max(0, free - 3 * 4 * sum(p.numel() for p in model.parameters()))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_budget_fills_what_is_free_after_gradients_and_optimizer(processes, monkeypatch):
+    """Processes on one machine's CPUs share what is free."""
+    model = Layer()
+    fixed = 3 * 4 * sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(memory, "free_bytes", lambda device: processes * (fixed + 250_000))
+    budget = token_budget(model, loss_of(model), processes=processes)
+    assert budget.max_tokens == int(USABLE * 250_000 / (8 + 4 * (D + F)))
+    assert LEAST_TOKENS < budget.max_tokens < MOST_TOKENS["cpu"]
+    assert str(budget) == f"at most {budget.max_tokens:,} tokens a micro-batch (0.00 MB a token, 0.0 GiB free)"
+
+
+def test_a_frozen_model_leaves_room_for_itself(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
+    model = Layer().requires_grad_(False)
+    model.up.bias.requires_grad_(True)
+    assert token_budget(model, loss_of(model)).free_bytes == 10**6 - 3 * 4 * F
+
+
+def control_group(folder, **files) -> None:
+    for name, text in files.items():
+        (folder / f"memory.{name}").write_text(f"{text}\n")
+
+
+def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch):
+    """Files that were read are not lost: their pages are given up for whoever needs them."""
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    available = psutil.virtual_memory().available
+    control_group(tmp_path, max=5_000_000, current=4_000_000, stat="anon 1000000\ninactive_file 2500000\nslab 12")
+    assert free_bytes(CPU) == 3_500_000
+    control_group(tmp_path, max=available * 10, current=0)
+    assert free_bytes(CPU) == pytest.approx(available, rel=0.2)
+
+
+@pytest.mark.parametrize("files", [{}, {"max": "max", "current": 1, "stat": "inactive_file 0"}])
+def test_without_a_limit_all_that_is_available_is_free(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    control_group(tmp_path, **files)
+    assert free_bytes(CPU) == pytest.approx(psutil.virtual_memory().available, rel=0.2)

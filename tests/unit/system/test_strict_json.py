@@ -1,0 +1,39 @@
+"""JSON that others wrote, and values that JSON has no word for."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from oddsmith.system.strict_json import MOST_DEPTH, read_json, strict
+
+
+def test_sound_json_is_read():
+    text = '{"a": [1, 2.5, null, "x"], "b": {"c": true}}'
+    assert read_json(text) == json.loads(text)
+
+
+def test_as_deep_as_schemas_are_and_no_deeper():
+    assert read_json("[" * MOST_DEPTH + "]" * MOST_DEPTH)
+    for depth in (MOST_DEPTH + 1, 900, 100_000):
+        with pytest.raises(json.JSONDecodeError, match=f"nested more than {MOST_DEPTH} levels deep"):
+            read_json("[" * depth + "]" * depth)
+
+
+def test_brackets_in_a_text_are_no_depth():
+    text = json.dumps({"code": "[{" * 1_000, "rows": [{}] * 1_000})
+    assert read_json(text) == json.loads(text)
+
+
+def test_a_number_that_python_does_not_read():
+    with pytest.raises(json.JSONDecodeError, match="a number of thousands of digits"):
+        read_json('{"a": ' + "9" * 5_000 + "}")
+
+
+def test_what_strict_json_has_no_word_for():
+    value = {"a\ud800": [math.nan, math.inf, 1.5, "caf\udce9", "漢"], 3: (True, None)}
+    document = strict(value)
+    assert document == {"a?": [None, None, 1.5, "caf?", "漢"], "3": [True, None]}
+    json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
