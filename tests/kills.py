@@ -22,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from oddsmith.training.events import read_events
+from oddsmith.system.run_folder import read_events
 from tests.killed_runs import PHASES, Variant, attempt
 
 ENDS_WITHIN_S = 10.0  # a process whose peer was killed

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from oddsmith.checkpoint.manifest import MANIFEST, UNFINISHED
+from oddsmith.checkpoint.manifest import UNFINISHED
 from oddsmith.cli.commands.train import train
+from oddsmith.system.run_folder import MANIFEST_FILE
 from tests.bad_inputs.case import CONFIG, GOOD, BadInput, Content, folder, gone, lines
 from tests.command import save_model
 
@@ -64,7 +65,7 @@ def _manifest(**fields: object) -> Callable[[Path], None]:
 
 
 def _unfinished(path: Path) -> None:
-    (path / MANIFEST).rename(path / UNFINISHED)
+    (path / MANIFEST_FILE).rename(path / UNFINISHED)
 
 
 def _of_another_trainer(path: Path) -> None:
@@ -158,13 +159,13 @@ CHECKPOINTS: tuple[BadInput, ...] = (
         "has a damaged manifest",
         f"train c.yaml --resume {LAST}",
         ("out/checkpoint-4: manifest.json is damaged (...)"),
-        {**RUN, **_last(MANIFEST, "{")},
+        {**RUN, **_last(MANIFEST_FILE, "{")},
     ),
     BadInput(
         "has a manifest of another version",
         f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: manifest.json is damaged (format 99; this version reads format 1)",
-        {**RUN, **_last(MANIFEST, _manifest(format=99))},
+        {**RUN, **_last(MANIFEST_FILE, _manifest(format=99))},
     ),
     BadInput(
         "has no whole one left",
@@ -173,7 +174,7 @@ CHECKPOINTS: tuple[BadInput, ...] = (
             "out: none of its checkpoints is whole (2 in out/_quarantine); put a good copy of one"
             " into the run folder, or begin again in another folder"
         ),
-        {**RUN, **_last(MANIFEST, "{"), "out/checkpoint-2/model.safetensors": _cut},
+        {**RUN, **_last(MANIFEST_FILE, "{"), "out/checkpoint-2/model.safetensors": _cut},
     ),
     BadInput(
         "goes on with another learning rate",

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from oddsmith.checkpoint.carried import read_process, write_process
-from oddsmith.checkpoint.choose import QUARANTINE, checkpoints, newest_verified, rotate
-from oddsmith.checkpoint.manifest import MANIFEST, Manifest, begin, commit, verify
+from oddsmith.checkpoint.choose import checkpoints, newest_verified, rotate
+from oddsmith.checkpoint.manifest import Manifest, begin, commit, verify
 from oddsmith.checkpoint.state import read_state, write_state
 from oddsmith.errors import CheckpointError
+from oddsmith.system.run_folder import MANIFEST_FILE, QUARANTINE_FOLDER
 from tests.fuzz.answers import answered
 from tests.fuzz.material import SNIPPETS, VALUES, damaged
 from tests.fuzz.target import Target, folder
@@ -118,7 +119,7 @@ def read_checkpoints(given: tuple[list[Fault], bool]) -> None:
         for checkpoint in checkpoints(run):
             if is_committed:  # by somebody who means ill, or by a version with another idea of the states
                 with answered(CheckpointError):
-                    _make(Fault(4, "remove", MANIFEST), checkpoint)
+                    _make(Fault(4, "remove", MANIFEST_FILE), checkpoint)
                     commit(checkpoint, step=4, world_size=1)
             _read(checkpoint)
         _choose(run)
@@ -148,7 +149,7 @@ def _choose(run: Path) -> None:
         assert chosen is None or isinstance(verify(chosen), Manifest)
         assert chosen is not None or not checkpoints(run)
     assert _contents(run) == before
-    assert len(said) == len(list((run / QUARANTINE).glob("*")))
+    assert len(said) == len(list((run / QUARANTINE_FOLDER).glob("*")))
     assert rotate(run, 1) == []  # of two, both stay
 
 

@@ -14,8 +14,8 @@ from oddsmith.diagnose.rules import judge
 from oddsmith.errors import DataError
 from oddsmith.monitor.run import Run
 from oddsmith.monitor.runs import Runs
+from oddsmith.system.run_folder import read_events
 from oddsmith.system.strict_json import strict
-from oddsmith.training.events import read_events
 from tests.fuzz.answers import answered, require_json
 from tests.fuzz.material import damaged
 from tests.fuzz.target import Target, folder

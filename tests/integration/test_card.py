@@ -18,8 +18,8 @@ from oddsmith.config import ModelConfig
 from oddsmith.export.merge import merge_adapter
 from oddsmith.model.adapters import get_quantization_config
 from oddsmith.model.loading.models import load_model
-from oddsmith.training.card import CURVES_NAME, FILE_NAME, CardFacts, card_names, hub_id, model_card
-from oddsmith.training.events import read_events
+from oddsmith.system.run_folder import CARD_FILE, CURVES_FILE, read_events
+from oddsmith.training.card import CardFacts, card_names, hub_id, model_card
 from tests.command import SETTINGS, save_model
 from tests.tiny import ragged_pairs
 from tests.tiny_runs import train_run
@@ -55,7 +55,7 @@ def run(tmp_path_factory) -> Path:
 
 def metadata(folder: Path) -> dict:
     """What the hub would read, checked as far as that goes without it."""
-    text = (folder / FILE_NAME).read_text(encoding="utf-8")
+    text = (folder / CARD_FILE).read_text(encoding="utf-8")
     data = yaml.safe_load(text.split("---")[1])
     assert ModelCard(text).data.to_dict() == data
     assert data["library_name"] in LIBRARIES
@@ -71,7 +71,7 @@ def metadata(folder: Path) -> dict:
 
 
 def require_no_secrets(folder: Path, run: Path) -> None:
-    for file in (FILE_NAME, CURVES_NAME):
+    for file in (CARD_FILE, CURVES_FILE):
         text = (folder / file).read_text(encoding="utf-8")
         assert not re.search(r"hf_\w{8}", text)
         for secret in ("planted", str(run.parent), str(Path.home()) + "/", socket.gethostname()):
@@ -79,7 +79,7 @@ def require_no_secrets(folder: Path, run: Path) -> None:
 
 
 def test_the_card_of_a_run_tells_data_settings_curves_and_held_out_figures(run):
-    text = (run / FILE_NAME).read_text(encoding="utf-8")
+    text = (run / CARD_FILE).read_text(encoding="utf-8")
     assert metadata(run)["library_name"] == "peft"
     assert "| train | 7 | 6 | 1 | 4 | 64 tokens |" in text
     assert "- train: 1 dropped, identical answers" in text
@@ -89,8 +89,8 @@ def test_the_card_of_a_run_tells_data_settings_curves_and_held_out_figures(run):
     last = [event for event in read_events(run) if event["event"] == "evaluate"][-1]
     assert f"| loss | {last['eval_loss']:.4f} |" in text
     assert f"| after step | {last['step']} |" in text
-    assert f"]({CURVES_NAME})" in text
-    assert (run / CURVES_NAME).read_text(encoding="utf-8").startswith("<svg")
+    assert f"]({CURVES_FILE})" in text
+    assert (run / CURVES_FILE).read_text(encoding="utf-8").startswith("<svg")
     assert "eprint       = {arXiv:2403.07691}" in text
 
 
@@ -102,7 +102,7 @@ def test_no_token_path_or_host_name_in_any_card(run):
 
 def test_the_card_of_a_merged_model_has_the_runs_figures_and_its_own_proof(run, tmp_path):
     report = merge_adapter(str(run), tmp_path / "merged", title="me/my-model")
-    text = (tmp_path / "merged" / FILE_NAME).read_text(encoding="utf-8")
+    text = (tmp_path / "merged" / CARD_FILE).read_text(encoding="utf-8")
     assert metadata(tmp_path / "merged")["library_name"] == "transformers"
     assert f"{report.written.kl:.1e} nats a token" in text
     assert 'model="me/my-model"' in text
@@ -113,7 +113,7 @@ def test_the_card_of_a_merged_model_has_the_runs_figures_and_its_own_proof(run, 
         "## Held-out figures",
     ):
         assert part in text
-    assert (tmp_path / "merged" / CURVES_NAME).is_file()
+    assert (tmp_path / "merged" / CURVES_FILE).is_file()
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
@@ -122,7 +122,7 @@ def test_the_code_in_a_card_runs(run, tmp_path, monkeypatch, capsys, kind):
     if kind == "merged":
         merge_adapter(str(run), tmp_path / "my-run", title="my-run")
         monkeypatch.chdir(tmp_path)
-    text = (Path("my-run") / FILE_NAME).read_text(encoding="utf-8")
+    text = (Path("my-run") / CARD_FILE).read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     capsys.readouterr()
     exec(code.replace("max_new_tokens=128", "max_new_tokens=3"), {})
@@ -137,7 +137,7 @@ def test_what_is_on_the_hub_is_named(tmp_path):
     assert card.data.datasets == ["org/pairs"]
     assert card.data.tags == ["oddsmith", "orpo", "x"]
     assert "[org/base](https://huggingface.co/org/base)" in card.text
-    card.save(tmp_path / FILE_NAME)
+    card.save(tmp_path / CARD_FILE)
     metadata(tmp_path)
     assert card_names(tmp_path) == ("org/base", ["org/pairs"])
 
@@ -171,11 +171,11 @@ def test_a_folder_that_looks_like_a_hub_id_is_a_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["adapter", "model", "merged", "gguf"])
 def test_each_kind_has_valid_metadata(tmp_path, kind):
     facts = CardFacts("me/tuned", kind, base_model="org/base", files=["tuned-Q4_K_M.gguf"])
-    model_card(facts, []).save(tmp_path / FILE_NAME)
+    model_card(facts, []).save(tmp_path / CARD_FILE)
     data = metadata(tmp_path)
     assert ("gguf" in data["tags"]) == (kind == "gguf")
     if kind == "gguf":
-        assert "llama-cli -m tuned-Q4_K_M.gguf" in (tmp_path / FILE_NAME).read_text(encoding="utf-8")
+        assert "llama-cli -m tuned-Q4_K_M.gguf" in (tmp_path / CARD_FILE).read_text(encoding="utf-8")
 
 
 def test_other_prompts_other_code():
@@ -204,4 +204,4 @@ def test_parameters_of_4_bit_weights_are_counted_as_what_they_stand_for(tmp_path
     start = read_events(run)[0]
     whole = sum(parameter.numel() for parameter in load_model(str(base)).parameters())
     assert start["parameters"] - start["trainable_parameters"] == whole
-    assert "| base | 4 bits while training |" in (run / FILE_NAME).read_text(encoding="utf-8")
+    assert "| base | 4 bits while training |" in (run / CARD_FILE).read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from oddsmith.cli.parsing.build import build
 from oddsmith.cli.parsing.resolve import resolve
 from oddsmith.cli.parsing.schema import load_fields
 from oddsmith.cli.setup.assembly import base_dtype
-from oddsmith.training.pair_records import PAIRS_FILE
+from oddsmith.system.run_folder import PAIRS_FILE
 from tests.command import SETTINGS, run_apart, run_here, save_config, save_model, save_pairs
 
 

@@ -15,7 +15,7 @@ from oddsmith.diagnose.findings import Finding, Verdict, overall
 from oddsmith.diagnose.readers import read_history
 from oddsmith.diagnose.readers.events import history_of_events
 from oddsmith.diagnose.rules import judge
-from oddsmith.training.events import read_events
+from oddsmith.system.run_folder import read_events
 from oddsmith.training.live_diagnosis import Watch, one_line, send_alert
 from tests.command import run_here
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer

@@ -24,8 +24,7 @@ from oddsmith.checkpoint.manifest import verify
 from oddsmith.cli.commands.launch import END_S, GRACE_S
 from oddsmith.errors import OutOfMemoryError
 from oddsmith.model.loading.outline import outline_model
-from oddsmith.training.events import read_events
-from oddsmith.training.first_evaluation import FIRST_FILE
+from oddsmith.system.run_folder import FIRST_EVALUATION_FILE, read_events
 from tests.command import SETTINGS, START, environment, run_apart, save_config, save_model, save_pairs
 from tests.fault_runs import Machine, Run, reverse_times
 from tests.faults import memory_group, remount, small_disk
@@ -71,7 +70,7 @@ def assert_as_undisturbed(run: Path, workshop: Path) -> None:
     """The same weights, state and logged values; what is only looked at may have gaps."""
     left, expected = (left_by(folder)._replace(diary={}) for folder in (run, workshop / "undisturbed"))
     for found in (left, expected):
-        found.digests.pop(FIRST_FILE, None)
+        found.digests.pop(FIRST_EVALUATION_FILE, None)
     assert list(differences(left, expected)) == []
 
 

@@ -23,7 +23,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.checkpoint.manifest import verify
 from oddsmith.errors import NonFiniteError
-from oddsmith.training.events import read_events
+from oddsmith.system.run_folder import read_events
 from tests.command import run_here, save_config
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..system.files import flush_to_disk
+from ..system.run_folder import QUARANTINE_FOLDER
 from .manifest import is_unfinished, retract, verify
 
-QUARANTINE = "_quarantine"  # what begins with an underscore is not uploaded with a run folder
 LEAST_KEPT = 2
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
 
@@ -61,8 +61,8 @@ def newest_verified(run: Path, tell: Callable[[str], object]) -> Path | None:
     damaged = [folder for folder in _in_quarantine(run) if not is_unfinished(folder)]
     if damaged:
         raise CheckpointError(
-            f"{run}: none of its checkpoints is whole ({len(damaged)} in {run / QUARANTINE}); put a good copy of one"
-            " into the run folder, or begin again in another folder"
+            f"{run}: none of its checkpoints is whole ({len(damaged)} in {run / QUARANTINE_FOLDER}); put a good copy of"
+            " one into the run folder, or begin again in another folder"
         )
     return None
 
@@ -76,7 +76,7 @@ def set_aside(folder: Path) -> Path:
     Returns:
         Where it is now.
     """
-    quarantine = folder.parent / QUARANTINE
+    quarantine = folder.parent / QUARANTINE_FOLDER
     quarantine.mkdir(exist_ok=True)
     target, number = quarantine / folder.name, 1
     while os.path.lexists(target):
@@ -132,5 +132,5 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _in_quarantine(run: Path) -> list[Path]:
-    quarantine = run / QUARANTINE
+    quarantine = run / QUARANTINE_FOLDER
     return sorted(folder for folder in quarantine.iterdir() if folder.is_dir()) if quarantine.is_dir() else []

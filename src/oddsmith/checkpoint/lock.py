@@ -14,9 +14,9 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ..errors import ConfigError
+from ..system.run_folder import LOCK_FILE, LOCK_OWNER_FILE
 
-LOCK_FILE, OWNER_FILE = "_lock", "_lock.json"  # what begins with an underscore is not uploaded with a run folder
-LOCK_FILES = frozenset({LOCK_FILE, OWNER_FILE})
+LOCK_FILES = frozenset({LOCK_FILE, LOCK_OWNER_FILE})
 # Processes that an owner started (of a data loader) notice its death within 5 s, and hold what it held until then.
 DEAD_OWNER_S = 15.0
 
@@ -42,11 +42,13 @@ def held(run: Path) -> Iterator[None]:
         yield
         return
     try:
-        (run / OWNER_FILE).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        (run / LOCK_OWNER_FILE).write_text(
+            json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8"
+        )
         yield
     finally:
         with suppress(OSError):  # the folder may be gone, or hold a run now
-            (run / OWNER_FILE).unlink(missing_ok=True)
+            (run / LOCK_OWNER_FILE).unlink(missing_ok=True)
             # While it is still held: only who finds its owner dead waits for it.
             (run / LOCK_FILE).unlink(missing_ok=True)
             if not any(run.iterdir()):
@@ -80,7 +82,7 @@ def _is_dead(pid: int) -> bool:
 
 def _owner(run: Path) -> dict[str, Any]:
     try:
-        found = json.loads((run / OWNER_FILE).read_text(encoding="utf-8"))
+        found = json.loads((run / LOCK_OWNER_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -22,10 +22,10 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..system.files import flush_to_disk
+from ..system.run_folder import MANIFEST_FILE
 from ..system.strict_json import read_json, strict
 
-MANIFEST = "manifest.json"
-UNFINISHED = f"{MANIFEST}.partial"
+UNFINISHED = f"{MANIFEST_FILE}.partial"
 FORMAT = 1
 MOST_BYTES = 16 * 2**20
 MOST_DEPTH = 32
@@ -99,7 +99,7 @@ def commit(folder: Path, **facts: Any) -> Manifest:
     with (folder / UNFINISHED).open("w", encoding="utf-8") as file:
         json.dump(strict({"format": FORMAT, **asdict(manifest)}), file, indent=1, allow_nan=False)
     flush_to_disk(folder / UNFINISHED)
-    os.replace(folder / UNFINISHED, folder / MANIFEST)
+    os.replace(folder / UNFINISHED, folder / MANIFEST_FILE)
     flush_to_disk(folder)
     flush_to_disk(folder.parent)
     return manifest
@@ -107,8 +107,8 @@ def commit(folder: Path, **facts: Any) -> Manifest:
 
 def retract(folder: Path) -> None:
     """Make a checkpoint an unfinished one before it is removed: a removal that is cut off leaves no half one."""
-    if (folder / MANIFEST).is_file():
-        os.replace(folder / MANIFEST, folder / UNFINISHED)
+    if (folder / MANIFEST_FILE).is_file():
+        os.replace(folder / MANIFEST_FILE, folder / UNFINISHED)
 
 
 def verify(folder: Path, *, contents: bool = True) -> Manifest:
@@ -159,31 +159,35 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         CheckpointError: There is none, or it is none.
     """
-    path = folder / MANIFEST
+    path = folder / MANIFEST_FILE
     try:
         if path.is_symlink():
-            raise CheckpointError(f"{folder}: {MANIFEST} is a symbolic link; expected the file itself")
+            raise CheckpointError(f"{folder}: {MANIFEST_FILE} is a symbolic link; expected the file itself")
         if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would keep its reader waiting
-            raise CheckpointError(f"{folder}: {MANIFEST} is no ordinary file")
+            raise CheckpointError(f"{folder}: {MANIFEST_FILE} is no ordinary file")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         unfinished = (folder / UNFINISHED).exists()
-        why = "its save was never finished" if unfinished else f"it has no {MANIFEST}, so nothing vouches for its files"
+        why = (
+            "its save was never finished"
+            if unfinished
+            else f"it has no {MANIFEST_FILE}, so nothing vouches for its files"
+        )
         raise CheckpointError(f"{folder}: is no checkpoint: {why}") from None
     except OSError as error:
-        raise CheckpointError(f"{folder}: {MANIFEST} cannot be read ({error.strerror})") from error
+        raise CheckpointError(f"{folder}: {MANIFEST_FILE} cannot be read ({error.strerror})") from error
     if len(data) > MOST_BYTES:
-        raise CheckpointError(f"{folder}: {MANIFEST} is larger than {MOST_BYTES:,} bytes")
+        raise CheckpointError(f"{folder}: {MANIFEST_FILE} is larger than {MOST_BYTES:,} bytes")
     try:
         return _parsed(read_json(data.decode()))
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: {MANIFEST} is damaged ({_first_line(error)})") from None
+        raise CheckpointError(f"{folder}: {MANIFEST_FILE} is damaged ({_first_line(error)})") from None
 
 
 def is_unfinished(folder: Path) -> bool:
     """Whether a folder is a save of ours that was cut off: it never was a checkpoint."""
-    return (folder / UNFINISHED).is_file() and not (folder / MANIFEST).exists()
+    return (folder / UNFINISHED).is_file() and not (folder / MANIFEST_FILE).exists()
 
 
 def files_in(folder: Path) -> Iterator[str]:
@@ -214,7 +218,7 @@ def _walk(folder: Path, inner: PurePosixPath) -> Iterator[str]:
                 yield from _walk(folder, name)
             elif not stat.S_ISREG(mode):
                 raise CheckpointError(f"{folder}: {name} is no ordinary file")
-            elif str(name) != MANIFEST:
+            elif str(name) != MANIFEST_FILE:
                 yield str(name)
 
 

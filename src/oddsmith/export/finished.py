@@ -15,8 +15,8 @@ from ..errors import ConfigError, MissingExtraError, ModelError
 from ..model.loading.fingerprint import BaseRecord, read_base_record
 from ..model.loading.models import find_base, load_model
 from ..model.loading.place import MODEL_SETTINGS, is_gguf, locate
+from ..system.run_folder import EVENTS_FILE
 from ..training.card import CardFacts, Kind, card_names
-from ..training.events import FILE_NAME
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def find_finished(name: str) -> Finished:
     if is_gguf(place):
         return Finished(name, place, "gguf")
     folder = Path(place)
-    run = next((parent for parent in (folder, folder.parent) if (parent / FILE_NAME).is_file()), None)
+    run = next((parent for parent in (folder, folder.parent) if (parent / EVENTS_FILE).is_file()), None)
     base = find_base(name)
     if base is None:
         return Finished(name, place, "model", run=run)

@@ -29,8 +29,8 @@ from ..model.generation import end_tokens
 from ..model.loading.models import load_model, load_tokenizer
 from ..model.logprobs.token_budget import free_bytes
 from ..model.merging import cast_parameters, is_tied, merge_weights
+from ..system.run_folder import read_events
 from ..training.card import write_card
-from ..training.events import read_events
 from .atomic import RECORD_FILE, require_space, write_folder
 from .divergence import Divergence, divergence, logits_of, text_ids
 from .finished import Finished, card_facts, find_finished, load_as_trained, quantization_config, require_weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..diagnose.readers import STATE
+from ..system.run_folder import TRAINER_STATE_FILE
 from .tail import open_plain
 
 
@@ -20,7 +20,7 @@ def read_text(path: Path, most_bytes: int) -> str:
 
 def foreign_files(path: Path) -> list[Path]:
     """What ``read_history`` may open of another trainer's run."""
-    patterns = (STATE, f"checkpoint-*/{STATE}", "trainer_log.jsonl", "*.csv")
+    patterns = (TRAINER_STATE_FILE, f"checkpoint-*/{TRAINER_STATE_FILE}", "trainer_log.jsonl", "*.csv")
     return [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)]
 
 

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..system.run_folder import PAIRS_FILE
 from .tail import open_plain
 
-PAIRS_FILE = "_held_out_pairs.json"  # of pair_records.py, which this part may not import
 LARGEST_FILE_BYTES = 8_000_000
 KINDS = ("worst", "flipped", "forgotten")
 MOST_EACH, MOST_CHARACTERS = 50, 20_000

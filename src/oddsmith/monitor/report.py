@@ -11,10 +11,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..system.run_folder import REPORT_FILE
 from .run import Run
 from .server import PAGE, plotly_script
 
-REPORT_FILE = "report.html"
 # Modules in the order of their imports; in one file they are one script.
 MODULES = ("dom.js", "charts.js", "panels.js", "app.js")
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)

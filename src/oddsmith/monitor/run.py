@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..diagnose.history import History
-from ..diagnose.readers import DIARY, read_history
+from ..diagnose.readers import read_history
 from ..diagnose.readers.events import history_of_events, is_event
 from ..diagnose.rules import judge
 from ..errors import DataError
+from ..system.run_folder import EVENTS_FILE, SETTINGS_FILE
 from .files import foreign_files, read_text, stamp
 from .happenings import Happenings
 from .pairs import number, read_pairs, text
@@ -24,7 +25,7 @@ from .series import GrowingSeries
 from .tail import Tail
 
 MOST_BEFORE_START = 200  # events of evaluations of the untrained model
-SETTINGS_FILE, LARGEST_SETTINGS_BYTES = "run.yaml", 1_000_000
+LARGEST_SETTINGS_BYTES = 1_000_000
 STALLED_SECONDS = 600.0  # a run that wrote nothing for so long is not called running any more
 JUDGED_SHARE = 20.0  # a running run is judged for at most one part in so many of the time
 RATE_LINES = 20  # log lines that the speed of the run is taken from
@@ -43,7 +44,7 @@ class Run:
         self.id = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
         self.version = 0  # grows with whatever is new
         self.generation = 0  # grows when what a page has may be wrong
-        diary = path / DIARY if path.is_dir() else path
+        diary = path / EVENTS_FILE if path.is_dir() else path
         self._tail = Tail(diary) if _is_diary(diary) else None
         self._stamp: tuple[int, int] | None = None
         self._forget()
@@ -292,7 +293,7 @@ def _event_of(line: bytes) -> dict[str, Any] | None:
 
 def _is_diary(path: Path) -> bool:
     """Whether a file is our diary, by its name or its first lines."""
-    if path.name == DIARY:
+    if path.name == EVENTS_FILE:
         return path.is_file()
     return path.suffix == ".jsonl" and any(
         _event_of(line) is not None for line in read_text(path, 1_000_000).encode().splitlines()[:5]

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..diagnose.readers import DIARY, STATE
 from ..errors import DataError
+from ..system.run_folder import EVENTS_FILE, TRAINER_STATE_FILE
 from .run import Run
 
 MOST_RUNS = 500  # of a folder of runs, the latest
@@ -111,6 +111,8 @@ def _changed(folder: Path) -> float:
 
 
 def _is_run(folder: Path) -> bool:
-    if any((folder / name).is_file() and not (folder / name).is_symlink() for name in (DIARY, STATE)):
+    if any(
+        (folder / name).is_file() and not (folder / name).is_symlink() for name in (EVENTS_FILE, TRAINER_STATE_FILE)
+    ):
         return True
-    return any(not file.is_symlink() for file in folder.glob(f"checkpoint-*/{STATE}"))
+    return any(not file.is_symlink() for file in folder.glob(f"checkpoint-*/{TRAINER_STATE_FILE}"))

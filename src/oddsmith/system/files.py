@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from secrets import token_hex
 
 from ..errors import OddsmithError
 
@@ -76,6 +77,34 @@ def flush_to_disk(place: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def replacing(target: Path, *, mode: int = 0o666) -> Iterator[Path]:
+    """Write a file so that it appears complete or not at all: the one place for "write beside, then rename".
+
+        with replacing(run / "report.html") as partial:
+            partial.write_text(page)
+
+    Whatever ends the block early removes what was written. Two processes that write the same target do not disturb
+    each other: each has a file of its own, and the last rename wins.
+
+    Args:
+        target: The file; one that is there is replaced, and a symbolic link is replaced rather than followed.
+        mode: Permissions of a new file, less the umask; ``0o600`` for what only its owner may read.
+
+    Yields:
+        Path: An empty file beside it, in the same folder.
+    """
+    partial = target.with_name(f"{target.name}.{os.getpid()}-{token_hex(4)}.partial")
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+    try:
+        yield partial
+        flush_to_disk(partial)
+        os.replace(partial, target)
+        flush_to_disk(target.absolute().parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

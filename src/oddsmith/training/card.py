@@ -18,9 +18,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from .. import __version__
 from ..data.report import counted
 from ..model.loading.builtin import PACKAGES, PREFIX
+from ..system.run_folder import CARD_FILE, CURVES_FILE
 from .curves import curves_svg
 
-FILE_NAME, CURVES_NAME = "README.md", "curves.svg"
 TAGS = ("oddsmith", "orpo")
 Kind = Literal["adapter", "model", "merged", "gguf"]
 
@@ -117,8 +117,8 @@ def write_card(folder: Path, facts: CardFacts, events: Sequence[Mapping[str, Any
     """
     curves = curves_svg(events)
     if curves is not None:
-        (folder / CURVES_NAME).write_text(curves, encoding="utf-8")
-    model_card(facts, events, has_curves=curves is not None).save(folder / FILE_NAME)
+        (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
+    model_card(facts, events, has_curves=curves is not None).save(folder / CARD_FILE)
 
 
 def model_card(facts: CardFacts, events: Sequence[Mapping[str, Any]], *, has_curves: bool = False) -> ModelCard:
@@ -153,7 +153,7 @@ def model_card(facts: CardFacts, events: Sequence[Mapping[str, Any]], *, has_cur
         _held_out(events),
         _data(start.get("data", {})),
         _training(start, events),
-        f"![loss, accuracy and margin over the steps]({CURVES_NAME})" if has_curves else "",
+        f"![loss, accuracy and margin over the steps]({CURVES_FILE})" if has_curves else "",
         f"Made with Oddsmith {__version__}, transformers {transformers.__version__}.",
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
@@ -174,7 +174,7 @@ def hub_id(name: str | None) -> str | None:
 
 def card_names(folder: Path) -> tuple[str | None, list[str]]:
     """Base and datasets that the card in a folder names: it was written where paths could be told from hub ids."""
-    file = folder / FILE_NAME
+    file = folder / CARD_FILE
     if not file.is_file():
         return None, []
     data = ModelCard.load(file, ignore_metadata_errors=True).data

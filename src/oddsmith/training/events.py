@@ -7,19 +7,12 @@ steps done; of a step that is skipped, its own number). Numbers that JSON has no
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from ..system.files import dispensable
-from ..system.strict_json import read_json, strict
-
-FILE_NAME = "events.jsonl"
+from ..system.run_folder import Event, append_event
 
 # What somebody who wants to repeat a run has to know; none of them holds a path, a name or a secret.
 TOLD_SETTINGS = (
@@ -41,25 +34,6 @@ TOLD_SETTINGS = (
 )
 
 
-def append_event(folder: str | Path, event: str, step: int, **fields: Any) -> None:
-    """Append one event to the diary of a run folder. A diary that cannot be written ends no run."""
-    line = json.dumps(strict({"event": event, "time": time.time(), "step": step, **fields}), allow_nan=False)
-    file = Path(folder) / FILE_NAME
-    with dispensable(file, "the run goes on, and its diary has a gap"):
-        _append_line(file, line)
-
-
-def _append_line(file: Path, line: str) -> None:
-    """Append a line that stands alone, also behind one that a full disk or a power cut has left without its end."""
-    with file.open("ab+", buffering=0) as opened:
-        end = opened.seek(0, os.SEEK_END)
-        opened.seek(max(0, end - 1))
-        is_cut = opened.read(1) not in (b"", b"\n")
-        data = b"\n" * is_cut + line.encode() + b"\n"
-        while data:  # a disk that becomes full takes a part, and says why when it is asked to take the rest
-            data = data[opened.write(data) :]
-
-
 class EventWriter(TrainerCallback):
     """Writes the diary while transformers' ``Trainer`` runs, on the main process alone.
 
@@ -71,48 +45,24 @@ class EventWriter(TrainerCallback):
         self._describe = describe
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self._write(args, state, "start", max_steps=state.max_steps, **self._describe())
+        self._write(args, state, Event.START, max_steps=state.max_steps, **self._describe())
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and not any(key.startswith("eval_") for key in logs):
-            self._write(args, state, "log", **logs)
+            self._write(args, state, Event.LOG, **logs)
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        self._write(args, state, "evaluate", **(metrics or {}))
+        self._write(args, state, Event.EVALUATE, **(metrics or {}))
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self._write(args, state, "checkpoint", path=f"checkpoint-{state.global_step}")
+        self._write(args, state, Event.CHECKPOINT, path=f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self._write(args, state, "end")
+        self._write(args, state, Event.END)
 
-    def _write(self, args: TrainingArguments, state: TrainerState, event: str, **fields: Any) -> None:
+    def _write(self, args: TrainingArguments, state: TrainerState, event: Event, **fields: Any) -> None:
         if state.is_world_process_zero:
             append_event(args.output_dir, event, state.global_step, **fields)
-
-
-def read_events(folder: str | Path) -> list[dict[str, Any]]:
-    """The diary of a run folder. A last line that was cut off, as by a power cut, is left out.
-
-    Args:
-        folder: The run folder.
-
-    Returns:
-        Its events in order; none where there is no diary.
-    """
-    file = Path(folder) / FILE_NAME
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    events = []
-    for line in lines:
-        try:
-            event = read_json(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("step"), int):
-            events.append(event)
-    return events
 
 
 def describe_run(model: Any, args: TrainingArguments, **more: Any) -> dict[str, Any]:
@@ -169,7 +119,7 @@ def record_answers(args: TrainingArguments, step: int, prefix: str, answers: lis
     """Record answers to held-out prompts: event ``samples``, and a table where the tracker has tables (W&B, Comet)."""
     columns = ["Prompt", "Policy"]
     append_event(
-        args.output_dir, "samples", step, set=prefix, answers=[dict(zip(columns, a, strict=True)) for a in answers]
+        args.output_dir, Event.SAMPLES, step, set=prefix, answers=[dict(zip(columns, a, strict=True)) for a in answers]
     )
     if "wandb" in args.report_to:
         import wandb

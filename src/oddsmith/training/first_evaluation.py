@@ -18,11 +18,11 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from ..system.run_folder import FIRST_EVALUATION_FILE
 from .meter import LENGTH_COLUMNS, EvaluatedPairs
 
 logger = logging.getLogger(__name__)
 
-FIRST_FILE = "_first_evaluation.npz"  # not safetensors: whatever ends like that in a run folder is taken for weights
 SETS = "sets"
 MOST_TOKENS = 256  # of an answer
 MOST_TOKENS_BYTES = 2 << 20  # of an evaluation set; beyond it less of each answer is kept
@@ -62,7 +62,7 @@ class FirstEvaluations:
     """
 
     def __init__(self, folder: Path):
-        self._file = folder / FIRST_FILE
+        self._file = folder / FIRST_EVALUATION_FILE
         self._found: dict[str, FirstEvaluation] = {}
 
     def begin(self, step: int) -> None:
@@ -117,7 +117,7 @@ class FirstEvaluations:
         arrays: dict[str, Any] = {SETS: np.array(json.dumps(told))}
         for number, first in enumerate(self._found.values()):
             arrays[f"{number}_logps"], arrays[f"{number}_tokens"] = (tensor.numpy() for tensor in first.pairs)
-        partial = self._file.with_name(f"{FIRST_FILE}.partial")
+        partial = self._file.with_name(f"{FIRST_EVALUATION_FILE}.partial")
         try:
             with partial.open("wb") as file:
                 np.savez(file, **arrays)

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from ..diagnose.findings import Finding, Verdict
 from ..diagnose.readers.events import DiaryHistory
 from ..diagnose.rules import judge
-from .events import append_event, read_events
+from ..system.run_folder import Event, append_event, read_events
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Watch(TrainerCallback):
     ) -> None:
         """Judge after a log line, and the whole after the last, which sums the run up."""
         if logs and "loss" in logs:
-            self._add(args, state, "log", logs)
+            self._add(args, state, Event.LOG, logs)
         elif logs and "train_runtime" in logs and state.is_world_process_zero:
             self._judge(args, state)
 
@@ -70,9 +70,9 @@ class Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: Any, metrics: dict | None = None, **kwargs: Any
     ) -> None:
         """Judge after an evaluation."""
-        self._add(args, state, "evaluate", metrics or {})
+        self._add(args, state, Event.EVALUATE, metrics or {})
 
-    def _add(self, args: TrainingArguments, state: TrainerState, kind: str, values: dict[str, Any]) -> None:
+    def _add(self, args: TrainingArguments, state: TrainerState, kind: Event, values: dict[str, Any]) -> None:
         if not (state.is_world_process_zero and self._in_training):
             return
         self._diary.add({**values, "event": kind, "step": state.global_step})
@@ -92,7 +92,7 @@ class Watch(TrainerCallback):
     def _pass_on(self, args: TrainingArguments, state: TrainerState, finding: Finding) -> None:
         self._tell(finding)
         told = finding.to_dict()
-        append_event(args.output_dir, "finding", state.global_step, from_step=told.pop("step"), **told)
+        append_event(args.output_dir, Event.FINDING, state.global_step, from_step=told.pop("step"), **told)
         send_alert(args.report_to or [], finding)
 
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from ..loss import log_odds
-from .events import append_event, strict
+from ..system.run_folder import PAIRS_FILE, Event, append_event
+from ..system.strict_json import strict
 from .first_evaluation import MOST_TOKENS, FirstEvaluation, FirstEvaluations
 from .meter import EvaluatedPairs
 
 logger = logging.getLogger(__name__)
 
-PAIRS_FILE = "_held_out_pairs.json"
 # Margins are binned alike in all runs, so that they can be compared; what lies beyond counts in the outermost bins.
 HIGHEST_MARGIN, BINS = 5.0, 40
 MOST_LENGTHS = 200  # pairs of the scatter of lengths
@@ -139,7 +139,7 @@ class PairRecorder:
         """
         if len(pairs.logps_P2) == 0 or len(rows) != len(pairs.logps_P2):
             return []
-        append_event(self._folder, "pairs", step, set=name, **snapshot(pairs.logps_P2))
+        append_event(self._folder, Event.PAIRS, step, set=name, **snapshot(pairs.logps_P2))
         first = self._first.of(name, step, rows, pairs)
         before = None if first.pairs is pairs else _margins(first.pairs)
         telling = telling_pairs(_margins(pairs), before)

@@ -20,9 +20,9 @@ from ..batching.loader import LoaderFactory, PlannedDataset
 from ..model.generation import answer
 from ..model.loading.place import is_adapter_folder
 from ..system.files import dispensable
-from .card import FILE_NAME as CARD
+from ..system.run_folder import CARD_FILE, read_events
 from .card import CardFacts, write_card
-from .events import read_events, record_answers
+from .events import record_answers
 from .first_evaluation import tokens_kept
 from .meter import EvaluatedPairs, EvaluationMeter, pair_sums
 from .pair_records import PairRecorder
@@ -140,7 +140,7 @@ class RunRecords(Trainer):
             is_encoder_decoder=self.is_encoder_decoder,
         )
         place = Path(folder or self.args.output_dir)
-        with dispensable(place / CARD, "the model is saved all the same"):
+        with dispensable(place / CARD_FILE, "the model is saved all the same"):
             write_card(place, facts, read_events(self.args.output_dir))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -18,10 +18,11 @@ from ..checkpoint.carried import read_process, restore_random_states
 from ..checkpoint.changes import require_possible, require_unchanged
 from ..checkpoint.choose import checkpoints, newest_verified, set_aside, step_of
 from ..checkpoint.lock import held
-from ..checkpoint.manifest import MANIFEST, verify
+from ..checkpoint.manifest import verify
 from ..checkpoint.space import require_writable
 from ..checkpoint.state import has_state, read_state
 from ..errors import CheckpointError, OddsmithError
+from ..system.run_folder import MANIFEST_FILE
 from .saving import OPTIMIZER, SCALER, SCHEDULER, SavedCheckpoints
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ def choose_checkpoint(wanted: str | Path | bool, run: Path, tell: Callable[[str]
 def _require_no_run(folder: Path) -> None:
     """Say what to do where a run folder is given in place of a checkpoint."""
     inner = checkpoints(folder)
-    if inner and not (folder / MANIFEST).exists():
+    if inner and not (folder / MANIFEST_FILE).exists():
         raise CheckpointError(
             f"{folder}: is a run, not a checkpoint; give {inner[-1]}, or --resume alone for the newest that is whole"
         )

@@ -14,18 +14,19 @@ from transformers.utils import PushInProgress
 
 from ..checkpoint.carried import write_process
 from ..checkpoint.choose import rotate, set_aside
-from ..checkpoint.manifest import MANIFEST, begin, commit
+from ..checkpoint.manifest import begin, commit
 from ..checkpoint.state import write_state
 from ..errors import SaveError
 from ..model.loading.quiet import no_progress_bars
+from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE
 from .identity import RunIdentity
 from .together import SavesTogether
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZER, SCHEDULER, SCALER, TRAINER_STATE = "optimizer", "scheduler", "scaler", "trainer_state.json"
+OPTIMIZER, SCHEDULER, SCALER = "optimizer", "scheduler", "scaler"
 # What only a run that goes on needs; people who download the model do not.
-STATE_FILES = [f"{OPTIMIZER}.*", f"{SCHEDULER}.*", f"{SCALER}.*", "process-*", TRAINER_STATE, MANIFEST]
+STATE_FILES = [f"{OPTIMIZER}.*", f"{SCHEDULER}.*", f"{SCALER}.*", "process-*", TRAINER_STATE_FILE, MANIFEST_FILE]
 
 
 class SavedCheckpoints(SavesTogether, RunIdentity):
@@ -85,7 +86,7 @@ class SavedCheckpoints(SavesTogether, RunIdentity):
         for callback in (*self.callback_handler.callbacks, self.control):
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-        self.state.save_to_json(str(folder / TRAINER_STATE))
+        self.state.save_to_json(str(folder / TRAINER_STATE_FILE))
         now = self._manifest()
         commit(folder, **{name: value for name, value in vars(now).items() if name != "files"})
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oddsmith.checkpoint.manifest import MANIFEST, UNFINISHED, begin, commit, files_in, is_unfinished, retract, verify
+from oddsmith.checkpoint.manifest import UNFINISHED, begin, commit, files_in, is_unfinished, retract, verify
 from oddsmith.errors import CheckpointError
+from oddsmith.system.run_folder import MANIFEST_FILE
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def refusal(folder: Path) -> str:
 
 
 def edit(folder: Path, **fields: object) -> None:
-    path = folder / MANIFEST
+    path = folder / MANIFEST_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
@@ -56,7 +57,7 @@ def test_a_save_that_was_cut_off_is_no_checkpoint(tmp_path):
 
 
 def test_a_folder_without_a_manifest_is_no_checkpoint(folder):
-    (folder / MANIFEST).unlink()
+    (folder / MANIFEST_FILE).unlink()
     assert not is_unfinished(folder)
     assert refusal(folder) == f"{folder}: is no checkpoint: it has no manifest.json, so nothing vouches for its files"
 
@@ -109,7 +110,7 @@ def test_a_pickle_that_was_saved_with_it_is_refused_unless_sharding_wrote_it(tmp
     assert "optimizer.bin is a pickle, which can run code" in refusal(tmp_path / "None" / "checkpoint-1")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "inner", MANIFEST, "new"])
+@pytest.mark.parametrize("name", ["model.safetensors", "inner", MANIFEST_FILE, "new"])
 def test_a_symbolic_link_is_refused_wherever_it_is(folder, name, tmp_path):
     target = tmp_path / "elsewhere"
     if name != "new":
@@ -148,12 +149,12 @@ def test_a_manifest_of_another_kind_is_refused(folder, fields, found):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "NaN", '{"format": 1}', "[" * 100_000])
 def test_what_is_no_manifest_is_refused(folder, text):
-    (folder / MANIFEST).write_text(text)
+    (folder / MANIFEST_FILE).write_text(text)
     assert f"{folder}: manifest.json is damaged" in refusal(folder)
 
 
 def test_a_huge_manifest_is_not_read(folder):
-    with (folder / MANIFEST).open("wb") as file:
+    with (folder / MANIFEST_FILE).open("wb") as file:
         file.truncate(2**40)
     assert refusal(folder) == f"{folder}: manifest.json is larger than 16,777,216 bytes"
 
@@ -165,6 +166,6 @@ def test_taking_a_manifest_back_leaves_an_unfinished_save(folder):
 
 
 def test_a_manifest_that_is_a_pipe_keeps_nobody_waiting(folder):
-    (folder / MANIFEST).unlink()
-    os.mkfifo(folder / MANIFEST)
-    assert refusal(folder) == f"{folder}: {MANIFEST} is no ordinary file"
+    (folder / MANIFEST_FILE).unlink()
+    os.mkfifo(folder / MANIFEST_FILE)
+    assert refusal(folder) == f"{folder}: {MANIFEST_FILE} is no ordinary file"

@@ -12,14 +12,13 @@ from transformers import TrainerCallback
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.loss import log_odds
 from oddsmith.model.loading.models import load_model, load_tokenizer
-from oddsmith.training.events import read_events
-from oddsmith.training.first_evaluation import FIRST_FILE, tokens_kept
+from oddsmith.system.run_folder import FIRST_EVALUATION_FILE, PAIRS_FILE, read_events
+from oddsmith.training.first_evaluation import tokens_kept
 from oddsmith.training.meter import EvaluatedPairs
 from oddsmith.training.pair_records import (
     BINS,
     MOST_LENGTHS,
     PAIRS_A_KIND,
-    PAIRS_FILE,
     PairRecorder,
     pieces,
     snapshot,
@@ -139,7 +138,7 @@ def test_the_first_evaluation_outlives_an_interruption_and_no_new_beginning(tmp_
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 50, b"PK\x03\x04cut", b"\x80\x04K\x01."])
 def test_a_first_evaluation_that_is_not_readable_ends_no_run(tmp_path, caplog, content):
-    (tmp_path / FIRST_FILE).write_bytes(content)
+    (tmp_path / FIRST_EVALUATION_FILE).write_bytes(content)
     recorder = PairRecorder(tmp_path, tiny_tokenizer())
     recorder.begin(5)
     assert "not readable" in caplog.text
@@ -150,13 +149,13 @@ def test_of_a_large_set_less_of_each_answer_is_kept():
 
 
 def test_files_that_cannot_be_written_end_no_run(tmp_path, caplog):
-    for name in (PAIRS_FILE, FIRST_FILE):
+    for name in (PAIRS_FILE, FIRST_EVALUATION_FILE):
         (tmp_path / name).mkdir()
     recorder = PairRecorder(tmp_path, tiny_tokenizer())
     recorder.take("eval", 0, Rows([pair_row()]), evaluated(1))
     recorder.write("eval", {})
     assert "not written (Is a directory); the monitor shows older pairs" in caplog.text
-    assert f"{FIRST_FILE}: not written" in caplog.text
+    assert f"{FIRST_EVALUATION_FILE}: not written" in caplog.text
 
 
 def pair_row() -> dict:

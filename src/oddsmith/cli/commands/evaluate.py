@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError, DataError
+from ...system.run_folder import SETTINGS_FILE
 from ..parsing.build import Settings, build
 from ..parsing.config_file import Setting, read_config
 from ..parsing.resolve import Resolved, resolve
 from ..parsing.schema import fields_for_run
 from ..parsing.values import check
-from ..setup.run_folder import SETTINGS_FILE
 from ..terminal.console import quiet_libraries, say, working
 from ..terminal.outcome import JSON, TRACEBACK
 

@@ -21,13 +21,14 @@ from ...errors import ConfigError, Interrupted, MissingExtraError
 from ...system.files import dispensable
 from ...system.memory_errors import clear_memory_errors
 from ...system.names import require_folder_name
+from ...system.run_folder import SETTINGS_FILE
 from ...system.signals import StopSignals
 from ..parsing.build import Settings, build
 from ..parsing.config_file import Setting
 from ..parsing.duration import seconds_of
 from ..parsing.resolve import Option, Resolved, resolve
 from ..parsing.schema import fields_for_run
-from ..setup.run_folder import SETTINGS_FILE, check_folder, clear_folder
+from ..setup.run_folder import check_folder, clear_folder
 from ..terminal.console import is_main_process, quiet_libraries, say, working
 from ..terminal.outcome import JSON, TRACEBACK
 from .launch import end_with_launcher, launch

@@ -14,11 +14,11 @@ import yaml
 from ... import __version__
 from ...checkpoint.lock import LOCK_FILES
 from ...errors import ConfigError
+from ...system.run_folder import SETTINGS_FILE
 from ...system.secrets import SECRET_NAME, masked, without_secrets
 from ..parsing.build import Settings
 from ..parsing.resolve import TYPED_ONLY, Resolved
 
-SETTINGS_FILE = "run.yaml"
 _PLAIN_TEXT = re.compile(r"[A-Za-z_][\w./:+-]*")
 _WORDS_OF_YAML = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 

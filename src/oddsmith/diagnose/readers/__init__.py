@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ...errors import DataError
+from ...system.run_folder import EVENTS_FILE, TRAINER_STATE_FILE
 from ..history import History
 from .console import read_console, read_json_lines
 from .events import is_event, read_diary
@@ -14,8 +15,6 @@ from .lines import lines_of
 from .state import read_state
 from .tables import read_tables
 
-DIARY = "events.jsonl"
-STATE = "trainer_state.json"
 EXPECTED = "a run folder, trainer_state.json, events.jsonl, a console log, or a CSV of W&B or TensorBoard"
 
 
@@ -49,15 +48,18 @@ def read_history(path: str | Path) -> History:
 
 def _read_folder(path: Path) -> History:
     """A run folder: our diary, the state of the run or of its last checkpoint, another trainer's log, or CSV files."""
-    checkpoints = sorted(path.glob("checkpoint-*/" + STATE), key=_checkpoint_step)
-    for file in (path / DIARY, path / STATE, *checkpoints[::-1][:1], path / "trainer_log.jsonl"):
+    checkpoints = sorted(path.glob("checkpoint-*/" + TRAINER_STATE_FILE), key=_checkpoint_step)
+    for file in (path / EVENTS_FILE, path / TRAINER_STATE_FILE, *checkpoints[::-1][:1], path / "trainer_log.jsonl"):
         if file.is_file() and not (history := _read_file(file)).is_empty:
             if (path / "adapter_config.json").is_file():
                 history.settings.setdefault("adapter", True)
             return history
     tables = sorted(path.glob("*.csv"))
     if not tables:
-        raise DataError(f"{path} holds no metrics; expected {DIARY}, {STATE}, trainer_log.jsonl or CSV exports in it")
+        raise DataError(
+            f"{path} holds no metrics; expected {EVENTS_FILE}, {TRAINER_STATE_FILE}, trainer_log.jsonl or CSV exports"
+            " in it"
+        )
     return read_tables(tables, str(path))
 
 

@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from ...config import ORPOConfig
 from ...errors import NonFiniteError
 from ...model.logprobs.padded import PairLogps
-from ..events import append_event
+from ...system.run_folder import Event, append_event
 from ..going_back import GoingBack
 from ..meter import TrainingMeter
 from .judge import Decision, StepGuard
@@ -155,7 +155,7 @@ class GuardedSteps(GoingBack):
                 f"step {step}: {what}, the last of {in_a_row} in a row, and there is no good checkpoint from before"
                 f" them to go back to; {CURE}"
             )
-        self._note("rolled_back", step, f"went back to the weights of {folder.name}", checkpoint=folder.name)
+        self._note(Event.ROLLED_BACK, step, f"went back to the weights of {folder.name}", checkpoint=folder.name)
 
     def _bad_weights(self) -> list[str]:
         """Names of the weights that have become NaN or infinite since the run began."""
@@ -170,7 +170,7 @@ class GuardedSteps(GoingBack):
         if stops:
             raise NonFiniteError(f"step {self.state.global_step + 1}: {what}{self._tried()}; {CURE}")
         self._note(
-            "skipped" if is_skipped else "spike",
+            Event.SKIPPED if is_skipped else Event.SPIKE,
             self.state.global_step + 1,
             f"{'skipped: ' if is_skipped else ''}{what}",
             cause=cause,
@@ -180,7 +180,7 @@ class GuardedSteps(GoingBack):
         )
         return what
 
-    def _note(self, event: str, step: int, line: str, **fields: Any) -> None:
+    def _note(self, event: Event, step: int, line: str, **fields: Any) -> None:
         """Write an event, and tell it."""
         if not self.is_world_process_zero():
             return
@@ -230,7 +230,7 @@ class GuardedSteps(GoingBack):
         if self.train_dataset is None:
             raise NonFiniteError(f"{what}; look at these rows, and whether the weights of this model are numbers")
         line = f"evaluation without result: {what}"
-        self._note("not_finite", self.state.global_step, line, rows=rows[:MOST_ROWS], num_rows=len(rows))
+        self._note(Event.NOT_FINITE, self.state.global_step, line, rows=rows[:MOST_ROWS], num_rows=len(rows))
         return output
 
 

@@ -1,0 +1,108 @@
+"""What lies in a run folder under which name, and the event log in it. Needs no torch.
+
+    RUN/
+      run.yaml                   the resolved settings, secrets masked
+      events.jsonl               the event log: one strict JSON object a line, only ever appended to
+      checkpoint-STEP/           a checkpoint; manifest.json is written last
+      README.md, curves.svg      the model card and its picture
+      trainer_state.json         transformers' own state
+      report.html                the monitor's page as one file, only if it was asked for
+      _held_out_pairs.json       held-out pairs, for the monitor
+      _first_evaluation.npz      the first evaluation, which later ones are compared with
+      _lock, _lock.json          held while a process trains here, and by whom
+      _quarantine/               checkpoints that were set aside
+
+Names that begin with ``_`` are not uploaded with a run folder. Every event has ``event`` (an :class:`Event`), ``time``
+(seconds since 1970, UTC) and ``step`` (optimizer steps done; of a skipped step its own number).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from .files import dispensable
+from .strict_json import read_json, strict
+
+SETTINGS_FILE = "run.yaml"
+EVENTS_FILE = "events.jsonl"
+CARD_FILE, CURVES_FILE = "README.md", "curves.svg"
+TRAINER_STATE_FILE = "trainer_state.json"
+REPORT_FILE = "report.html"
+PAIRS_FILE = "_held_out_pairs.json"
+FIRST_EVALUATION_FILE = "_first_evaluation.npz"
+LOCK_FILE, LOCK_OWNER_FILE = "_lock", "_lock.json"
+QUARANTINE_FOLDER = "_quarantine"
+MANIFEST_FILE = "manifest.json"
+
+
+class Event(StrEnum):
+    """The kinds of event."""
+
+    START = "start"
+    LOG = "log"
+    EVALUATE = "evaluate"
+    PAIRS = "pairs"
+    SAMPLES = "samples"
+    FINDING = "finding"
+    SKIPPED = "skipped"
+    SPIKE = "spike"
+    ROLLED_BACK = "rolled_back"
+    NOT_FINITE = "not_finite"
+    CHECKPOINT = "checkpoint"
+    END = "end"
+
+
+def append_event(folder: str | Path, event: Event, step: int, **fields: Any) -> None:
+    """Append one event to the event log of a run folder.
+
+    A log that cannot be written does not end the run: a warning says that it has a gap.
+
+    Args:
+        folder: The run folder.
+        event: Its kind.
+        step: Optimizer steps done.
+        **fields: What else it says; NaN and infinity become ``null``.
+    """
+    line = json.dumps(strict({"event": event, "time": time.time(), "step": step, **fields}), allow_nan=False)
+    file = Path(folder) / EVENTS_FILE
+    with dispensable(file, "the run goes on, and its event log has a gap"):
+        _append_line(file, line)
+
+
+def _append_line(file: Path, line: str) -> None:
+    """Append a line, on a line of its own even after one that a full disk or a power cut left without its end."""
+    with file.open("ab+", buffering=0) as opened:
+        end = opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, end - 1))
+        is_cut = opened.read(1) not in (b"", b"\n")
+        data = b"\n" * is_cut + line.encode() + b"\n"
+        while data:  # a disk that becomes full takes a part, and says why when it is asked to take the rest
+            data = data[opened.write(data) :]
+
+
+def read_events(folder: str | Path) -> list[dict[str, Any]]:
+    """Read the event log of a run folder; lines that are not whole, as after a power cut, are left out.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Its events in order; none where there is no event log.
+    """
+    file = Path(folder) / EVENTS_FILE
+    if not file.is_file():
+        return []
+    events = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = read_json(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("step"), int):
+            events.append(event)
+    return events
