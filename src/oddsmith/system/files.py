@@ -108,6 +108,45 @@ def replacing(target: Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 
 @contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Write a folder so that it appears complete or not at all: ``replacing`` for folders.
+
+    Whatever ends the block early removes what was written, and the next call removes what a killed process left. The
+    caller holds a lock: all processes that write the same target write to ``NAME.partial``.
+
+    Args:
+        target: The folder; its parent exists. A folder that is there is replaced.
+
+    Yields:
+        Path: An empty folder beside it.
+    """
+    partial, old = (target.with_name(target.name + suffix) for suffix in (".partial", ".replaced"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                # safetensors lets only the owner read its files; a server of another user may have to.
+                file.chmod(partial.stat().st_mode & 0o666)
+                flush_to_disk(file)
+        is_there = target.exists()
+        if is_there:  # a folder cannot be renamed onto one that holds files
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        try:
+            partial.rename(target)
+        except OSError:
+            if is_there:
+                old.rename(target)
+            raise
+        flush_to_disk(target.absolute().parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
 def explained(explain: Callable[[int, Exception], None]) -> Iterator[None]:
     """Let somebody say in words what the system says against writing. Errors of ours pass as they are.
 

@@ -104,8 +104,9 @@ def test_a_file_where_a_folder_should_be_and_the_reverse(tmp_path):
 
 
 def test_too_little_space_is_known_before_anything_is_written(tmp_path):
-    with pytest.raises(ExportError, match=r"needs 1000000000.00 GB, and [\d.]+ GB are free there; make room"):
-        export(tmp_path / "merged", needed_bytes=10**18)
+    message = r"needs 1000000000.00 GB, and [\d.]+ GB are free there; make room"
+    with pytest.raises(ExportError, match=message), write_folder(tmp_path / "merged"):
+        require_space(tmp_path / "merged", 10**18)
     assert left(tmp_path) == []
     require_space(tmp_path / "not" / "there", 0)
 

@@ -7,6 +7,8 @@ What can be wrong is found before a byte is written: unknown families, settings,
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -191,11 +193,12 @@ def write_gguf(plan: Conversion, path: Path, encoding: str) -> None:
 
     Args:
         plan: What to write.
-        path: Where; the caller cares for it to appear as a whole.
+        path: Where to write it.
         encoding: ``"f32"``, ``"f16"`` or ``"bf16"``, for everything but vectors and norms.
 
     Raises:
-        ExportError: A weight is too large for float16, or the disk is full.
+        ExportError: A weight is too large for float16.
+        OSError: The disk is full, or cannot be written.
     """
     kind = ENCODINGS[encoding]
     writer = GGUFWriter(path, MODEL_ARCH_NAMES[plan.family.architecture])
@@ -213,24 +216,10 @@ def write_gguf(plan: Conversion, path: Path, encoding: str) -> None:
             writer.write_tensor_data(_encode(tensor, values, kind))
     except OSError as error:
         if error.errno is None:  # NumPy says only how many numbers it could write
-            raise disk_full(path) from error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     finally:
         writer.close()
-
-
-def disk_full(path: Path) -> ExportError:
-    """The error for a file that could not be written to its end.
-
-    Args:
-        path: The file, still by its temporary name.
-
-    Returns:
-        The error.
-    """
-    return ExportError(
-        f"{path.with_suffix('')}: nothing was written (the disk is full); make room, or write elsewhere (--output)"
-    )
 
 
 def _write_settings(writer: GGUFWriter, plan: Conversion, kind: Encoding) -> None:

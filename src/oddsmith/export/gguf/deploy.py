@@ -22,7 +22,7 @@ from transformers import AutoConfig
 
 from ...errors import ConfigError, ExportError
 from ...model.loading.place import is_gguf, locate
-from ..atomic import require_space, write_file
+from ..atomic import clear_write_errors, require_space, write_file
 from ..finished import Finished, find_finished, require_weights
 from ..merge import MergeInto, MergeReport, merge_adapter
 from .convert import Conversion, plan_conversion, write_gguf
@@ -159,7 +159,8 @@ def export_gguf(
 
 def _make_file(make: _Maker, kind: str, partial: Path, target: Path, reference: Reference) -> GgufFile:
     started_at = time.monotonic()
-    make(kind, partial)
+    with clear_write_errors(target):
+        make(kind, partial)
     make.on_stage("prove", kind)
     proof = prove(partial, kind, reference)
     return GgufFile(

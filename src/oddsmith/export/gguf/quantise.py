@@ -7,6 +7,8 @@ becomes Q8_0). Tensors come and go one at a time.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 from gguf import LlamaFileType
 
 from ...errors import ConfigError, ExportError
-from .convert import ENCODINGS, disk_full
+from .convert import ENCODINGS
 from .llama_cpp import available_processors, load_cyllama, said_by
 
 
@@ -87,7 +89,8 @@ def quantise(source: Path, target: Path, name: str) -> None:
 
     Raises:
         MissingExtraError: ``cyllama`` is not installed.
-        ExportError: llama.cpp refuses, or the disk is full.
+        ExportError: llama.cpp refuses.
+        OSError: The disk is full.
     """
     library = load_cyllama("quantising")
     parameters = library.LlamaModelQuantizeParams()
@@ -99,5 +102,5 @@ def quantise(source: Path, target: Path, name: str) -> None:
         except (RuntimeError, ValueError) as error:
             reason = said[0] if said else str(error)
             if "iostream error" in reason:  # all that C++ says of a write that failed
-                raise disk_full(target) from error
-            raise ExportError(f"{target.stem}: llama.cpp cannot quantise to {name}: {reason}") from error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+            raise ExportError(f"{target.name}: llama.cpp cannot quantise to {name}: {reason}") from error

@@ -10,7 +10,6 @@ where CACHE is ``$ODDSMITH_CACHE``, else ``$XDG_CACHE_HOME/oddsmith``, else ``~/
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from ...errors import ModelError
-from ...system.files import flush_to_disk
+from ...system.files import replacing_folder
 
 PREFIX = "builtin:"
 
@@ -75,7 +74,10 @@ def builtin_model(name: str) -> Path:
         with FileLock(folder.with_name(folder.name + ".lock")):
             if not folder.is_dir():
                 sys.stderr.write(f"Preparing {PREFIX}{key} in {folder} (once; about 15 seconds)\n")
-                _convert_whole(gguf_file, folder)
+                from .gguf import convert_gguf  # loads transformers, which a model that is ready does not need
+
+                with replacing_folder(folder) as partial:
+                    convert_gguf(gguf_file, partial)
     except OSError as error:
         raise ModelError(
             f"{name}: cannot be prepared in {folder.parent}: {error.strerror or error};"
@@ -107,19 +109,3 @@ def _packaged_gguf(key: str) -> tuple[Path, str]:
         f"{PREFIX}{key}: no .gguf file in the installed package {package.distribution} {distribution.version};"
         f" reinstall it with: {package.install}"
     )
-
-
-def _convert_whole(gguf_file: Path, folder: Path) -> None:
-    """Convert beside ``folder`` and rename at the end. The caller holds the lock, so leftovers are nobody's."""
-    from .gguf import convert_gguf  # loads transformers, which a model that is ready does not need
-
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        convert_gguf(gguf_file, partial)
-        for file in partial.iterdir():
-            flush_to_disk(file)  # else a power cut could leave a renamed folder of empty files
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
