@@ -207,7 +207,8 @@ def test_hostile_text_stays_text(monitor, page):
 def test_the_report_is_the_page_in_one_file(page, tmp_path):
     folder = add_run(tmp_path, "run", history("learning-rate-high"))
     inspected(folder, "</script><script>alert(1)</script>")
-    report = write_report(folder)
+    report = tmp_path / "report.html"
+    write_report(folder, report)
     page.goto(report.as_uri())
     page.locator("#chart-loss").wait_for()
     assert page.locator(".banner.act").count() == 1

@@ -6,12 +6,11 @@ import base64
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..system.run_folder import REPORT_FILE
+from ..system.files import replacing
 from .run import Run
 from .server import PAGE, plotly_script
 
@@ -20,25 +19,21 @@ MODULES = ("dom.js", "charts.js", "panels.js", "app.js")
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 
 
-def write_report(folder: Path) -> Path:
-    """Write the report of a run into its folder.
+def write_report(folder: Path, file: Path) -> None:
+    """Write the page with the data of one run into a file; a file that is there is replaced.
 
     Args:
-        folder: The run folder.
-
-    Returns:
-        The file.
+        folder: The run folder, or a file that ``oddsmith diagnose`` reads.
+        file: The HTML file to write.
 
     Raises:
         MissingExtraError: Plotly is not installed.
     """
     run = Run(folder)
     run.refresh()
-    file = folder / REPORT_FILE
-    partial = file.with_name(f"{REPORT_FILE}.partial")
-    partial.write_text(report_page([run]), encoding="utf-8")
-    os.replace(partial, file)
-    return file
+    page = report_page([run])
+    with replacing(file) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def report_page(runs: Sequence[Run]) -> str:

@@ -21,7 +21,7 @@ from ...errors import ConfigError, Interrupted, MissingExtraError
 from ...system.files import dispensable
 from ...system.memory_errors import clear_memory_errors
 from ...system.names import require_folder_name
-from ...system.run_folder import SETTINGS_FILE
+from ...system.run_folder import REPORT_FILE, SETTINGS_FILE
 from ...system.signals import StopSignals
 from ..parsing.build import Settings, build
 from ..parsing.config_file import Setting
@@ -234,7 +234,8 @@ def _write_report(folder: Path) -> None:
         from ...monitor.report import write_report
 
         with dispensable(folder, "there is no report.html"):
-            say(f"report: {write_report(folder)}")
+            write_report(folder, folder / REPORT_FILE)
+            say(f"report: {folder / REPORT_FILE}")
     except MissingExtraError as error:
         say(f"no report.html: {error}", "dim")
 
