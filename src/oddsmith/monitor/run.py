@@ -62,6 +62,7 @@ class Run:
         self.start: dict[str, Any] = {}
         self.settings: dict[str, Any] = {}
         self.finished = False
+        self.steps_are_lines = False
         self._ended_at = 0
         self.skipped = 0
         self.happenings = Happenings()
@@ -166,6 +167,7 @@ class Run:
             return True
         self._append(history)
         self.finished, self.skipped = history.finished, history.skipped
+        self.steps_are_lines = history.steps_are_lines
         self._last_time = found[1] / 1e9 if found else 0.0
         return True
 
@@ -181,6 +183,7 @@ class Run:
             settings=dict(self.settings),
             skipped=self.skipped,
             finished=self.finished,
+            steps_are_lines=self.steps_are_lines,
         )
 
     def findings(self) -> list[dict[str, Any]]:

@@ -349,3 +349,12 @@ def test_links_in_another_trainers_folder_are_not_followed(tmp_path):
     assert run.summary()["state"] == "unreadable"
     assert "not followed" in run.summary()["problem"]
     assert not run.training
+
+
+def test_findings_of_a_log_without_steps_are_those_of_diagnose(tmp_path):
+    """Log lines are counted in place of steps, so their number says nothing about the length of the run."""
+    log = tmp_path / "train.log"
+    log.write_text("".join(f"{{'loss': {3 - 0.1 * line:.1f}}}\n" for line in range(12)), encoding="utf-8")
+    findings = read(log).findings()
+    assert findings == [finding.to_dict() for finding in judge(read_history(log))]
+    assert "too_few_steps" not in {finding["rule"] for finding in findings}
