@@ -24,10 +24,10 @@ def foreign_files(path: Path) -> list[Path]:
     return [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)]
 
 
-def stamp(path: Path) -> tuple[int, int] | None:
-    """What changes with another trainer's file, or with the files of its folder."""
-    stamps = [(one.st_size, one.st_mtime_ns) for file in foreign_files(path) if (one := _stat(file)) is not None]
-    return (sum(size for size, _ in stamps), max(moment for _, moment in stamps)) if stamps else None
+def stamp(path: Path) -> tuple[tuple[Path, int, int], ...]:
+    """Return path, size and modification time (ns) of every file of another trainer's run that is there."""
+    found = [(file, _stat(file)) for file in sorted(foreign_files(path))]
+    return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in found if stat is not None)
 
 
 def _stat(path: Path) -> os.stat_result | None:

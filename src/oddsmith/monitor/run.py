@@ -46,7 +46,7 @@ class Run:
         self.generation = 0  # grows when what a page has may be wrong
         diary = path / EVENTS_FILE if path.is_dir() else path
         self._tail = Tail(diary) if _is_diary(diary) else None
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[tuple[Path, int, int], ...] | None = None
         self._forget()
 
     @property
@@ -168,7 +168,7 @@ class Run:
         self._append(history)
         self.finished, self.skipped = history.finished, history.skipped
         self.steps_are_lines = history.steps_are_lines
-        self._last_time = found[1] / 1e9 if found else 0.0
+        self._last_time = max((moment for *_, moment in found), default=0) / 1e9
         return True
 
     # ---- What the page asks for

@@ -46,11 +46,10 @@ class Runs:
         """
         with self._lock:
             if time.monotonic() >= self._next:
-                found = {}
-                for path in self._paths:
-                    for place in find_runs(path):
-                        run = Run(place)
-                        found[run.id] = self._runs.get(run.id, run)
+                known = {run.path: run for run in self._runs.values()}
+                places = [place for path in self._paths for place in find_runs(path)]
+                runs = [known.get(place) or Run(place) for place in dict.fromkeys(places)]
+                found = {run.id: run for run in runs}
                 changed = found.keys() != self._runs.keys()
                 self._runs = found
                 for run in found.values():

@@ -17,6 +17,7 @@ from oddsmith.diagnose.history import Series
 from oddsmith.diagnose.readers import read_history
 from oddsmith.diagnose.rules import judge
 from oddsmith.errors import DataError
+from oddsmith.monitor import run as monitored
 from oddsmith.monitor.happenings import MOST_MARKS
 from oddsmith.monitor.run import Run
 from oddsmith.monitor.runs import Runs, find_runs
@@ -358,3 +359,27 @@ def test_findings_of_a_log_without_steps_are_those_of_diagnose(tmp_path):
     findings = read(log).findings()
     assert findings == [finding.to_dict() for finding in judge(read_history(log))]
     assert "too_few_steps" not in {finding["rule"] for finding in findings}
+
+
+def test_files_of_other_trainers_are_read_again_only_when_they_changed(tmp_path, monkeypatch):
+    opened: list[Path] = []
+    read_text, read_history = monitored.read_text, monitored.read_history
+    monkeypatch.setattr(monitored, "read_text", lambda path, *rest: opened.append(path) or read_text(path, *rest))
+    monkeypatch.setattr(monitored, "read_history", lambda path: opened.append(path) or read_history(path))
+    monkeypatch.setattr("oddsmith.monitor.runs.REFRESH_SECONDS", 0.0)
+    logs = [tmp_path / "trainer_log.jsonl", tmp_path / "console.log"]
+    logs[0].write_text('{"current_steps": 1, "loss": 3.0}\n')
+    logs[1].write_text("{'loss': 3.0, 'step': 1}\n")
+    runs = Runs(logs)
+    assert opened
+    opened.clear()
+    for _ in range(3):
+        runs.refresh()
+    assert opened == []
+    with logs[1].open("a") as file:
+        file.write("{'loss': 2.0, 'step': 2}\n")
+    runs.refresh()
+    assert opened == [logs[1]]
+    assert {run["name"].rpartition("/")[2]: run["step"] for run in runs.summaries()} == {
+        log.name: i for i, log in enumerate(logs, 1)
+    }
