@@ -151,6 +151,22 @@ def test_an_evaluation_alone_is_not_judged(tmp_path, caplog):
     assert not [event for event in read_events(tmp_path) if event["event"] == "finding"]
 
 
+@pytest.mark.parametrize("prefix", ["eval", "test", "train"])
+def test_an_evaluation_is_one_event_whatever_its_prefix(tmp_path, prefix):
+    trainer = ORPOTrainer(
+        tiny_model(),
+        args=settings(tmp_path, max_steps=1),
+        train_dataset=ragged_pairs(8),
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.train()
+    before = len(read_events(tmp_path))
+    trainer.evaluate(ragged_pairs(8, seed=1), metric_key_prefix=prefix)
+    events = read_events(tmp_path)
+    assert [event["event"] for event in events if f"{prefix}_rewards/accuracies" in event] == ["evaluate"]
+    assert [event["event"] for event in events[:before]].count("log") == 2  # the step, and the summary of the training
+
+
 def test_alerts_go_to_the_trackers_that_have_them(monkeypatch):
     """Neither tracker is a dependency, and both want an account: their documented functions are recorded here."""
     sent = []

@@ -48,7 +48,7 @@ class EventWriter(TrainerCallback):
         self._write(args, state, Event.START, max_steps=state.max_steps, **self._describe())
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and not any(key.startswith("eval_") for key in logs):
+        if logs and not _of_evaluation(logs):
             self._write(args, state, Event.LOG, **logs)
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
@@ -63,6 +63,14 @@ class EventWriter(TrainerCallback):
     def _write(self, args: TrainingArguments, state: TrainerState, event: Event, **fields: Any) -> None:
         if state.is_world_process_zero:
             append_event(args.output_dir, event, state.global_step, **fields)
+
+
+def _of_evaluation(logs: dict[str, Any]) -> bool:
+    """Return whether ``Trainer.evaluate`` logged this: under any ``metric_key_prefix`` it adds ``PREFIX_runtime``.
+
+    The last line of a training has ``train_runtime``, too, but with ``total_flos`` beside it.
+    """
+    return any(name.endswith("_runtime") for name in logs) and "total_flos" not in logs
 
 
 def describe_run(model: Any, args: TrainingArguments, **more: Any) -> dict[str, Any]:
