@@ -7,6 +7,7 @@ import pytest
 
 from oddsmith.diagnose.findings import Finding, Verdict, overall
 from oddsmith.diagnose.history import HistoryBuilder
+from oddsmith.diagnose.readers.events import history_of_events
 from oddsmith.diagnose.rules import RULES, judge
 
 POINTS = 60
@@ -93,6 +94,14 @@ FEW = {name: values[:6] for name, values in good().items()}
 # Rule -> what makes it fire, and a verdict it must reach.
 CASES: dict[str, tuple[dict, Verdict]] = {
     "not_finite": ({"loss": [*line(2.6, 1.6)[:30], *[float("nan")] * 30]}, Verdict.ACT),
+    "evaluation_not_finite": (
+        {
+            "held_out": {
+                "eval_": {name: [*values[:3], float("nan"), *values[4:]] for name, values in good_held_out().items()}
+            }
+        },
+        Verdict.WATCH,
+    ),
     "zero_loss": ({"loss": [*line(2.6, 1.6)[:30], *[0.0] * 30]}, Verdict.ACT),
     "steps_skipped": ({"skipped_steps": [1.0, 2.0, 1.0]}, Verdict.ACT),
     "throughput_drop": ({"tokens_per_second": [*[5000.0] * 30, *[800.0] * 30]}, Verdict.ACT),
@@ -224,6 +233,20 @@ def test_a_single_overflow_of_the_loss_scale_is_none():
     gradients = good()["grad_norm"]
     gradients[0] = float("inf")
     assert "not_finite" not in findings(grad_norm=gradients)
+
+
+def test_nan_rows_of_an_evaluation_do_not_condemn_the_weights():
+    """As a run with a broken held-out row logs them; a training that is NaN as well is another matter."""
+    events = [{"event": "log", "step": step, "loss": 2.0, "nll_loss": 1.9} for step in (10, 20)]
+    events.insert(1, {"event": "evaluate", "step": 10, "eval_loss": None, "eval_nll_loss": None})
+    found = {finding.rule: finding for finding in judge(history_of_events(events))}
+    assert "not_finite" not in found
+    assert (found["evaluation_not_finite"].metric, found["evaluation_not_finite"].step) == ("eval_loss", 10)
+    assert "1 of 1 evaluations" in found["evaluation_not_finite"].evidence
+    events.append({"event": "log", "step": 30, "loss": None})
+    rules = {finding.rule for finding in judge(history_of_events(events))}
+    assert "not_finite" in rules
+    assert "evaluation_not_finite" not in rules
 
 
 def test_findings_are_ordered_by_severity_and_are_json():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..findings import Finding, Verdict
-from ..history import History
+from ..history import History, Series
 from ..statistics import change_point
-from .registry import highest_learning_rate, rule, times
+from .registry import held_out_key, highest_learning_rate, rule, times
 
 # Without these the step itself is lost; other metrics may overflow where all is well (perplexity).
 VITAL = ("loss", "nll_loss", "or_loss", "logps/chosen", "logps/rejected", "grad_norm")
@@ -28,30 +30,56 @@ THROUGHPUT_WATCH, THROUGHPUT_ACT = 0.7, 0.25
 
 @rule
 def not_finite(history: History) -> Finding | None:
-    """NaN or infinity in what the step is made of."""
-    bad = {name: series for name in VITAL if len(series := history.get(name)) and not np.isfinite(series.values).all()}
-    bad |= {
-        f"eval_{name}": series
-        for found in history.held_out.values()
-        for name, series in found.items()
-        if name in VITAL and not np.isfinite(series.values).all()
-    }
-    counts = {name: int((~np.isfinite(series.values)).sum()) for name, series in bad.items()}
-    if set(counts) <= {"grad_norm"} and sum(counts.values()) <= GRADIENT_NANS_OF_LOSS_SCALING:
+    """NaN or infinity in the training metrics."""
+    bad = _not_finite(history.training)
+    counts = {name: len(series) for name, series in bad.items()}
+    if not bad or (set(bad) == {"grad_norm"} and counts["grad_norm"] <= GRADIENT_NANS_OF_LOSS_SCALING):
         return None
-    first = {name: int(series.steps[~np.isfinite(series.values)][0]) for name, series in bad.items()}
-    metric = min(first, key=lambda name: (first[name], list(bad).index(name)))
+    metric = min(bad, key=lambda name: bad[name].steps[0])
+    step = int(bad[metric].steps[0])
     return Finding(
         "not_finite",
         Verdict.ACT,
         metric,
-        first[metric],
-        f"not a number in {counts[metric]} of {len(bad[metric])} values, from step {first[metric]}"
+        step,
+        f"NaN or infinite in {counts[metric]} of {len(history.get(metric))} values, from step {step}"
         + (f"; also in {', '.join(sorted(set(bad) - {metric}))}" if len(bad) > 1 else ""),
-        "the weights are spoiled from there on, and so is everything saved since",
+        "the weights are NaN from there on, and so is everything saved since",
         "start again from a checkpoint before that step; look for pairs that fill max_length with their prompt or have"
         " an empty answer (`oddsmith data check`); compute in bf16 or float32 instead of fp16",
     )
+
+
+@rule
+def evaluation_not_finite(history: History) -> Finding | None:
+    """NaN or infinity in an evaluation while the training metrics are finite: some of its pairs, not the weights."""
+    if _not_finite({name: series for name, series in history.training.items() if name != "grad_norm"}):
+        return None
+    bad, sizes = {}, {}
+    for name, found in history.held_out.items():
+        for metric, series in _not_finite(found).items():
+            bad[held_out_key(name, metric)], sizes[held_out_key(name, metric)] = series, len(found[metric])
+    if not bad:
+        return None
+    metric = min(bad, key=lambda key: bad[key].steps[0])
+    steps = bad[metric].steps.astype(int)
+    return Finding(
+        "evaluation_not_finite",
+        Verdict.WATCH,
+        metric,
+        int(steps[0]),
+        f"NaN or infinite in {len(steps)} of {sizes[metric]} evaluations, first at step {steps[0]}"
+        + ("; the training metrics are finite" if len(history.get("loss")) else ""),
+        "these evaluations have no result because of some of their pairs, which training does not use",
+        "look at the rows that events.jsonl names (event not_finite), or at held-out pairs without an answer token"
+        " (`oddsmith data check`)",
+    )
+
+
+def _not_finite(metrics: Mapping[str, Series]) -> dict[str, Series]:
+    """Return the points of the vital metrics that are NaN or infinite, in the order of ``VITAL``."""
+    found = {name: metrics[name].where(~np.isfinite(metrics[name].values)) for name in VITAL if name in metrics}
+    return {name: series for name, series in found.items() if len(series)}
 
 
 @rule

@@ -76,3 +76,8 @@ def highest_learning_rate(history: History) -> float | None:
     given = history.setting("learning_rate")
     logged = history.get("learning_rate").finite()
     return given or (float(logged.values.max()) if len(logged) else None)
+
+
+def held_out_key(held_out: str, metric: str) -> str:
+    """Return the name under which an evaluation logs a metric: ``eval_nll_loss``, ``eval_anchor_nll_loss``."""
+    return f"eval_{held_out}_{metric}" if held_out else f"eval_{metric}"
