@@ -24,9 +24,9 @@ import psutil
 SHARED_PROMPTS = 20  # one prompt in so many is used again, as in real sets
 
 from oddsmith.data.builtin import demo_pairs
+from oddsmith.data.builtin.style import sentences_in
 from oddsmith.data.formats import to_pair
 from oddsmith.data.sources import open_rows
-from oddsmith.data.style import sentences_in
 
 
 def write_pairs(path: Path, pairs: int) -> None:

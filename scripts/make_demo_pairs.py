@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from oddsmith.data.builtin import FILES
-from oddsmith.data.style import keeps_style, word_count
+from oddsmith.data.builtin.style import keeps_style, word_count
 from oddsmith.errors import DataError
 from oddsmith.model.loading.models import load_model, load_tokenizer
 

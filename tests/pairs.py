@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from oddsmith.data.formats import PreferencePair
-from oddsmith.data.tokenize import PairTokenizer
-from oddsmith.data.tokenized import Dropped, TokenizedPair
+from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
+from oddsmith.data.tokens.tokenized import Dropped, TokenizedPair
 
 
 def user(text: str) -> dict:

@@ -28,7 +28,7 @@ from versus.worker import Stopwatch, digest_of_rows, digest_of_trainable, reside
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.batching.collate import PaddedTensors, PairCollator
 from oddsmith.data.prepare import prepare
-from oddsmith.data.tokenize import PairTokenizer
+from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.model.loading.setup import ready_model
 
 from .plain import PlainTrainer

@@ -22,8 +22,8 @@ from trl.experimental.orpo import ORPOTrainer as TRLTrainer
 
 from oddsmith.data.formats import PreferencePair, to_pair
 from oddsmith.data.sources import load_rows
-from oddsmith.data.tokenize import PairTokenizer
-from oddsmith.data.tokenized import TokenizedPair
+from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
+from oddsmith.data.tokens.tokenized import TokenizedPair
 from oddsmith.errors import RowError
 from oddsmith.model.loading.models import load_tokenizer
 

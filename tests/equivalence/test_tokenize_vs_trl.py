@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from oddsmith.data.formats import PreferencePair
-from oddsmith.data.tokenize import PairTokenizer
-from oddsmith.data.tokenized import TokenizedPair
+from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
+from oddsmith.data.tokens.tokenized import TokenizedPair
 from tests.tiny import tiny_model
 
 CORPUS = (

@@ -9,13 +9,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from oddsmith.data.files import read_rows
 from oddsmith.data.formats import format_of, to_pair
-from oddsmith.data.mixture import parse_mixture, row_counts
 from oddsmith.data.prepare import _as_json
 from oddsmith.data.row_tokenizer import JSON_COLUMN, RowTokenizer
-from oddsmith.data.splits import Split
-from oddsmith.data.tokenize import PairTokenizer
+from oddsmith.data.sources.files import read_rows
+from oddsmith.data.sources.mixture import parse_mixture, row_counts
+from oddsmith.data.sources.splits import Split
+from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.errors import ConfigError, DataError, RowError
 from oddsmith.system.strict_json import MOST_DEPTH
 from tests.fuzz.answers import answered, require_json

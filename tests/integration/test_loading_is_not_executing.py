@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.data.sources import load_rows
-from oddsmith.data.tables import read_hub
+from oddsmith.data.sources.tables import read_hub
 from oddsmith.errors import ConfigError, DataError, ModelError
 from oddsmith.inference.chat.loading import load_to_answer
 from oddsmith.model.loading.models import load_model, load_tokenizer

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ..config import ModelConfig, ORPOConfig
 from ..data.builtin import demo_pairs
-from ..data.style import keeps_style
+from ..data.builtin.style import keeps_style
 from ..errors import UsageError
 from ..export.gguf.deploy import export_gguf
 from ..inference.chat.conversation import Conversation

@@ -27,8 +27,8 @@ from .processes import mapped, usable_processes
 from .report import DataReport, counted
 from .row_tokenizer import JSON_COLUMN, RowTokenizer, located, token_row
 from .token_cache import cached, token_key
-from .tokenize import PairTokenizer
-from .tokenized import Dropped
+from .tokens.pair_tokenizer import PairTokenizer
+from .tokens.tokenized import Dropped
 
 BATCH_ROWS = 500
 ROWS_PER_PROCESS = 2_000  # a second of work; starting a process takes up to 0.05 s

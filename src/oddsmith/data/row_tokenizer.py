@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from ..errors import RowError
 from .formats import to_pair
-from .render import RenderedPair
 from .report import DataReport
-from .tokenize import PairTokenizer
-from .tokenized import Dropped, TokenizedPair
+from .tokens.pair_tokenizer import PairTokenizer
+from .tokens.rendering import RenderedPair
+from .tokens.tokenized import Dropped, TokenizedPair
 
 JSON_COLUMN = "json"  # the only column of rows that travel as JSON
 IDS, NUMBER = datasets.List(datasets.Value("int32")), datasets.Value("int32")

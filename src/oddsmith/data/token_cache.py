@@ -30,8 +30,8 @@ from filelock import FileLock
 
 from .. import __version__
 from ..system.cache import cache_folder
-from .pieces import is_library_alone
-from .tokenize import PairTokenizer
+from .tokens.pair_tokenizer import PairTokenizer
+from .tokens.pieces import is_library_alone
 
 FORMAT = 1  # of the file; raise it when the same key could mean another content
 LEAST_ROWS = 1_000  # fewer are tokenized in half a second

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..data.render import Renderer
+from ..data.tokens.rendering import Renderer
 
 # What tokenizers say that know no limit is far above any.
 NO_LIMIT_TOKENS = 10**8

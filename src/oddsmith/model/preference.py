@@ -17,13 +17,12 @@ import torch
 from transformers import PreTrainedModel
 
 from ..batching.collate import PaddedTensors, PairCollator
-from ..data.checks.survey import batches
 from ..data.checks.texts import PairTexts
 from ..data.formats import to_pair
 from ..data.row_tokenizer import token_row
-from ..data.sources import FileRows, Rows
-from ..data.tokenize import PairTokenizer
-from ..data.tokenized import TokenizedPair
+from ..data.sources import FileRows, Rows, batches
+from ..data.tokens.pair_tokenizer import PairTokenizer
+from ..data.tokens.tokenized import TokenizedPair
 from ..errors import DataError, NonFiniteError, RowError
 from ..loss import log_odds, odds_ratio_loss
 from .logprobs.padded import pair_logps

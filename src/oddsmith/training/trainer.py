@@ -34,7 +34,7 @@ from ..batching.plan import StepShape
 from ..config import ORPOConfig
 from ..data.prepare import prepare
 from ..data.report import DataReport
-from ..data.tokenize import PairTokenizer
+from ..data.tokens.pair_tokenizer import PairTokenizer
 from ..errors import ConfigError
 from ..loss import orpo_loss
 from ..model.loading.setup import ready_model, resolve_model, resolve_tokenizer

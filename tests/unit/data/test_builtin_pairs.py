@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from oddsmith.data.builtin import demo_pairs
-from oddsmith.data.style import keeps_style, style_faults
+from oddsmith.data.builtin.style import keeps_style, style_faults
 from oddsmith.errors import DataError
 from scripts.make_demo_pairs import base_replies, read_rows, summary, with_rejected, write_rows
 from tests.tiny import tiny_model, tiny_tokenizer

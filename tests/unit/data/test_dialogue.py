@@ -4,8 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oddsmith.data.dialogue import is_hh_dialogue, parse_hh_dialogue, split_shared_prompt, strip_repeated_prompt
 from oddsmith.data.formats import PreferencePair, to_pair
+from oddsmith.data.formats.transcripts import (
+    is_hh_dialogue,
+    parse_hh_dialogue,
+    split_shared_prompt,
+    strip_repeated_prompt,
+)
 
 
 def turns(text):

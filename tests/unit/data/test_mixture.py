@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oddsmith.data.mixture import Part, mix, mix_streams, parse_mixture, row_counts
+from oddsmith.data.sources.mixture import Part, mix, mix_streams, parse_mixture, row_counts
 from oddsmith.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from oddsmith.data.pieces import cutting_tokens, ids_of_pieces, ids_of_texts
+from oddsmith.data.tokens.pieces import cutting_tokens, ids_of_pieces, ids_of_texts
 from tests.pairs import merging_tokenizer
 from tests.templates import CHAT_FORMATS
 from tests.tiny import tiny_tokenizer

@@ -9,7 +9,7 @@ from oddsmith.data import prepare as prepare_module
 from oddsmith.data.prepare import prepare
 from oddsmith.data.processes import mapped
 from oddsmith.data.report import DataReport, named_rows
-from oddsmith.data.tokenize import PairTokenizer
+from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.errors import DataError, ModelError, RowError
 from tests.templates import MISTRAL, PLAIN, SMOLLM2
 from tests.tiny import tiny_tokenizer

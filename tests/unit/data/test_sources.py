@@ -14,7 +14,7 @@ import pytest
 from oddsmith.config import ScriptArguments
 from oddsmith.data.builtin import demo_pairs
 from oddsmith.data.sources import hold_out, load_datasets, load_rows
-from oddsmith.data.splits import Split
+from oddsmith.data.sources.splits import Split
 from oddsmith.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"question {n}", "chosen": f"good {n}", "rejected": f"bad, {n}"} for n in range(10)]
@@ -277,7 +277,7 @@ def test_the_demo_pairs_have_a_name():
 def test_text_files_are_read_without_waiting_for_torch_or_datasets(tmp_path):
     path = write_rows(tmp_path / "a.jsonl")
     code = (
-        "import sys; from oddsmith.data.sources import load_rows; from oddsmith.data.mixture import mix;"
+        "import sys; from oddsmith.data.sources import load_rows; from oddsmith.data.sources.mixture import mix;"
         f" rows = load_rows({path!r}); mix([rows, rows], [1, 2], 0);"
         " print(len(rows), sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )

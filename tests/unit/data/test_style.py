@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from oddsmith.data.style import MAX_WORDS, keeps_style, sentences_in, style_faults, word_count
+from oddsmith.data.builtin.style import MAX_WORDS, keeps_style, sentences_in, style_faults, word_count
 
 GOOD = [
     "The capital of Australia is Canberra. Many people guess Sydney, which is the largest city.",

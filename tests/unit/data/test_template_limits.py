@@ -10,9 +10,9 @@ from jinja2.exceptions import SecurityError, TemplateError
 from transformers.utils import chat_template_utils
 
 from oddsmith.data.formats import to_pair
-from oddsmith.data.render import Renderer
 from oddsmith.data.templates.budget import MOST_WORK, NODE_WORK, LimitReached
 from oddsmith.data.templates.environment import guard_chat_templates
+from oddsmith.data.tokens.rendering import Renderer
 from oddsmith.errors import ModelError, RowError
 from oddsmith.inference.chat.folder_speaker import FolderSpeaker
 from tests.templates import CHAT_FORMATS

@@ -20,7 +20,7 @@ from oddsmith.data import token_cache
 from oddsmith.data.prepare import prepare
 from oddsmith.data.row_tokenizer import RowTokenizer
 from oddsmith.data.token_cache import LEAST_ROWS, cached, token_key
-from oddsmith.data.tokenize import PairTokenizer
+from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.errors import RowError
 from tests.templates import PLAIN
 from tests.tiny import tiny_tokenizer

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oddsmith.data.formats import PreferencePair
-from oddsmith.data.tokenize import PairTokenizer
-from oddsmith.data.tokenized import Dropped, DropReason, TokenizedPair
+from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
+from oddsmith.data.tokens.tokenized import Dropped, DropReason, TokenizedPair
 from oddsmith.errors import ModelError, RowError
 from tests.pairs import assistant, conversation, merging_tokenizer, targets, text_pair, tokenize, user
 from tests.templates import CHAT_FORMATS, GEMMA, LLAMA3, MISTRAL, PHI3, PLAIN, QWEN3, SMOLLM2, ChatFormat

@@ -7,7 +7,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from oddsmith.data.formats import PreferencePair
-from oddsmith.data.tokenized import Dropped, TokenizedPair
+from oddsmith.data.tokens.tokenized import Dropped, TokenizedPair
 from tests.pairs import conversation, text_pair, tokenize, user
 from tests.templates import SMOLLM2
 from tests.tiny import tiny_tokenizer

@@ -16,7 +16,7 @@ from ..terminal.progress_bar import counting
 
 if TYPE_CHECKING:
     from ...data.sources import FileRows, Rows
-    from ...data.tokenize import PairTokenizer
+    from ...data.tokens.pair_tokenizer import PairTokenizer
 
 USAGE = "oddsmith data check DATASET [--model MODEL] [--max-length N] [--fix OUT.jsonl]"
 INTRO = (
@@ -132,7 +132,7 @@ def _evaluation(given: dict[str, str]) -> Rows | FileRows | None:
 
 def _pair_tokenizer(model: str, limits: dict[str, int | None]) -> PairTokenizer:
     from ...config import ORPOConfig
-    from ...data.tokenize import PairTokenizer
+    from ...data.tokens.pair_tokenizer import PairTokenizer
     from ...model.loading.models import load_tokenizer
 
     return PairTokenizer(

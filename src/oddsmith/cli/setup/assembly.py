@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, P
 
 from ...data.prepare import prepare
 from ...data.sources import load_datasets
-from ...data.tokenize import PairTokenizer
+from ...data.tokens.pair_tokenizer import PairTokenizer
 from ...errors import ConfigError
 from ...model.adapters import get_peft_config, get_quantization_config
 from ...model.loading.models import load_model, load_tokenizer

@@ -2,7 +2,7 @@
 
     {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [{...}]}
 
-The questions and the chosen answers were written for this project, all in one house style (``oddsmith.data.style``).
+The questions and the chosen answers were written for this project, all in one house style (``style.py``).
 The rejected answers are the greedy replies of SmolLM2-135M-Instruct; ``scripts/make_demo_pairs.py`` makes them again.
 """
 

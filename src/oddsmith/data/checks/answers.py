@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..dialogue import SHORTEST_REPEATED_PROMPT_CHARACTERS
 from ..formats import PreferencePair
-from ..render import is_blank
+from ..formats.transcripts import SHORTEST_REPEATED_PROMPT_CHARACTERS
+from ..tokens.rendering import is_blank
 from . import catalogue
 from .finding import Check
 from .texts import PairTexts, plain

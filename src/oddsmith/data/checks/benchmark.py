@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..files import PARQUET, kind_of_file, read_rows, require_path
 from ..sources import load_rows
+from ..sources.files import PARQUET, kind_of_file, read_rows, require_path
 from .texts import PairTexts
 
 RUN_WORDS = 13

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, DataError
-from ..sources import FileRows, Rows
-from .survey import batches
+from ..sources import FileRows, Rows, batches
 
 
 def require_new_file(target: Path) -> None:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import RowError
 from ..formats import to_pair
-from ..sources import FileRows, Rows
-from ..tokenized import TokenizedPair
-from .survey import batches
+from ..sources import FileRows, Rows, batches
+from ..tokens.tokenized import TokenizedPair
 from .texts import PairTexts
 
 if TYPE_CHECKING:
-    from ..tokenize import PairTokenizer
+    from ..tokens.pair_tokenizer import PairTokenizer
 
 
 class Segment(NamedTuple):

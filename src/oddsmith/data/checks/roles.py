@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from ..formats import PreferencePair
-from ..messages import SYSTEM_ROLES, Message
+from ..formats.messages import SYSTEM_ROLES, Message
 from . import catalogue
 from .answers import Hit
 

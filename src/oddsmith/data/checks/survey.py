@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError, RowError
 from ..formats import to_pair
 from ..processes import dealt, usable_processes
-from ..sources import FileRows, Rows
+from ..sources import FileRows, Rows, batches
 from . import catalogue
 from .benchmark import Benchmark
 from .duplicates import Duplicates, PromptIndex
@@ -29,9 +28,8 @@ from .rows import RowAccount, RowChecker
 from .texts import PairTexts
 
 if TYPE_CHECKING:
-    from ..tokenize import PairTokenizer
+    from ..tokens.pair_tokenizer import PairTokenizer
 
-BATCH_ROWS = 250  # a tenth of a second of work
 SHOWN_PARTS = 4  # of what a check found, before the rest is only counted
 
 
@@ -120,33 +118,6 @@ def survey(
     if not account.rows:
         raise DataError("the dataset is empty; expected rows with a prompt and two answers")
     return _summed_up(account, checker, has_evaluation=evaluation is not None)
-
-
-def batches(rows: Rows | FileRows, share: int = 0, shares: int = 1) -> Iterator[tuple[int, list[Any]]]:
-    """Rows in batches of ``BATCH_ROWS``, of which one of several shares is wanted.
-
-    Args:
-        rows: The rows.
-        share: Which share.
-        shares: Of how many.
-
-    Yields:
-        tuple[int, list[Any]]: Number of the first row, and the rows, as plain Python values.
-    """
-    if isinstance(rows, list):
-        for start in range(share * BATCH_ROWS, len(rows), shares * BATCH_ROWS):
-            yield start, rows[start : start + BATCH_ROWS]
-    elif not isinstance(rows, FileRows) and hasattr(rows, "__len__"):
-        rows = rows.with_format(None)
-        for start in range(share * BATCH_ROWS, len(rows), shares * BATCH_ROWS):
-            columns = rows[start : start + BATCH_ROWS]
-            yield start, [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    else:
-        stream, number = iter(rows if isinstance(rows, FileRows) else rows.with_format(None)), 0
-        while batch := list(islice(stream, BATCH_ROWS)):
-            if number % shares == share:
-                yield number * BATCH_ROWS, batch
-            number += 1
 
 
 def _checked(rows: Rows | FileRows, checker: RowChecker, share: int, shares: int) -> Iterator[RowAccount]:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from ...errors import RowError
 from ..formats import PreferencePair
-from ..render import RenderedPair
-from ..tokenize import PairTokenizer
-from ..tokenized import Dropped, DropReason, TokenizedPair
+from ..tokens.pair_tokenizer import PairTokenizer
+from ..tokens.rendering import RenderedPair
+from ..tokens.tokenized import Dropped, DropReason, TokenizedPair
 from . import catalogue
 from .answers import Hit
 from .finding import Check

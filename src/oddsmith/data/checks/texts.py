@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..formats import PreferencePair
-from ..messages import Message
+from ..formats.messages import Message
 
 SIDES = ("chosen", "rejected")
 

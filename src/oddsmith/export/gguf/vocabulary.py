@@ -21,7 +21,7 @@ from typing import Any
 from gguf import GGUFWriter, SpecialVocab, TokenType
 from transformers import PreTrainedTokenizerBase
 
-from ...data.render import Renderer
+from ...data.tokens.rendering import Renderer
 from ...errors import ModelError
 from .pre_tokenizers import fingerprint, pre_tokenizer_name
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple
 
-from ...data.messages import Message
+from ...data.formats import Message
 from ...errors import ModelError
 from .speaker import Sampling, Speaker
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, set_seed
 from transformers.generation.streamers import BaseStreamer
 
-from ...data.messages import Message
+from ...data.formats import Message
 from ...errors import ModelError
 from ...model.generation import context_length, end_tokens
 from .speaker import Sampling

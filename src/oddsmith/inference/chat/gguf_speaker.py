@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from ...data.messages import Message
+from ...data.formats import Message
 from ...data.templates.environment import guard_chat_templates
 from ...errors import ModelError
 from ...export.gguf.llama_cpp import GgufModel

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...data.messages import Message
+from ...data.formats import Message
 from ...errors import ConfigError
 
 DEFAULT_MAX_NEW_TOKENS = 512

@@ -18,10 +18,10 @@ import torch
 from jinja2.exceptions import TemplateError
 
 from ...batching.collate import PaddedTensors, PairCollator
-from ...data.messages import Message
+from ...data.formats import Message
 from ...data.row_tokenizer import token_row
-from ...data.tokenize import PairTokenizer
-from ...data.tokenized import TokenizedPair
+from ...data.tokens.pair_tokenizer import PairTokenizer
+from ...data.tokens.tokenized import TokenizedPair
 from ...errors import DataError
 from ...loss import log_odds
 from ...model.generation import Reply, context_length, replies

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...data.files import require_path
 from ...data.formats import PreferencePair, format_of, to_pair
-from ...data.messages import Message, to_messages
+from ...data.formats.messages import Message, to_messages
 from ...data.sources import load_rows
+from ...data.sources.files import require_path
 from ...errors import DataError, RowError
 
 # Of rows that are no pairs, the first of these that is there.

@@ -22,9 +22,10 @@ from oddsmith.data.checks.language import language_of
 from oddsmith.data.checks.lengths import LengthAccount
 from oddsmith.data.checks.prints import sketch
 from oddsmith.data.checks.roles import role_fault
-from oddsmith.data.checks.survey import BATCH_ROWS, batches, survey
+from oddsmith.data.checks.survey import survey
 from oddsmith.data.checks.texts import plain
-from oddsmith.data.sources import open_rows
+from oddsmith.data.sources import batches, open_rows
+from oddsmith.data.sources.loading import BATCH_ROWS
 from oddsmith.errors import ConfigError, DataError
 from tests.pairs import assistant, user
 

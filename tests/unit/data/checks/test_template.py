@@ -12,8 +12,8 @@ from oddsmith.data.checks.example import first_example
 from oddsmith.data.checks.finding import Check
 from oddsmith.data.checks.survey import survey
 from oddsmith.data.checks.template import REASONS
-from oddsmith.data.tokenize import PairTokenizer
-from oddsmith.data.tokenized import DropReason
+from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
+from oddsmith.data.tokens.tokenized import DropReason
 from oddsmith.errors import DataError, ModelError, NonFiniteError
 from oddsmith.model.preference import MOST_SURPRISING, model_preference
 from tests.pairs import assistant, tokenize, user

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 
 from .messages import Message
-from .truncate import common_prefix_length
+from .values import common_prefix_length
 
 # "\n\nHuman: ...\n\nAssistant: ..."; the first one may stand at the very start.
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")

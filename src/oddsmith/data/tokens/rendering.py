@@ -19,12 +19,11 @@ from typing import Any, NamedTuple, cast
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import ModelError, RowError
-from .formats import PreferencePair
-from .messages import Message
-from .templates.budget import LimitReached
-from .templates.environment import guard_chat_templates
-from .truncate import common_prefix_length
+from ...errors import ModelError, RowError
+from ..formats import Message, PreferencePair
+from ..formats.values import common_prefix_length
+from ..templates.budget import LimitReached
+from ..templates.environment import guard_chat_templates
 
 # Stands for the assistant's answer when a template is asked what follows one; no template has reason to touch it.
 PROBE_ANSWER = "oddsmith-probe-answer"

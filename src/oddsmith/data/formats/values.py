@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import RowError
-from ..system.strict_json import read_json
+from ...errors import RowError
+from ...system.strict_json import read_json
 
 
 def kind_of(value: Any) -> str:
@@ -74,3 +74,11 @@ def parsed(value: Any, where: str) -> Any:
         return read_json(value)
     except json.JSONDecodeError as error:
         raise RowError(f"malformed {where}", f"{where} is no JSON at character {error.pos}: {error.msg}") from error
+
+
+def common_prefix_length(first: Sequence, second: Sequence) -> int:
+    """Number of tokens (or characters) that both begin with."""
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
+        return shorter
+    return next(position for position in range(shorter) if first[position] != second[position])

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..errors import DataError
+from ...errors import DataError
 from .splits import Split
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..errors import DataError
-from ..system.strict_json import read_json
-from .values import kind_of
+from ...errors import DataError
+from ...system.strict_json import read_json
+from ..formats.values import kind_of
 
 Row = dict[str, Any]
 

@@ -27,9 +27,9 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
-from ..system.strict_json import read_json
-from .values import kind_of
+from ...errors import ConfigError
+from ...system.strict_json import read_json
+from ..formats.values import kind_of
 
 if TYPE_CHECKING:
     import datasets

@@ -19,10 +19,11 @@ import math
 import random
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ..errors import ConfigError, DataError
+from ...errors import ConfigError, DataError
 from .files import PARQUET, kind_of_file, read_rows, require_path
 from .mixture import mix, mix_streams, parse_mixture
 from .splits import Split, files_of
@@ -31,7 +32,7 @@ from .tables import is_saved_dataset, read_hub, read_parquet, read_saved
 if TYPE_CHECKING:
     import datasets
 
-    from ..config import ScriptArguments
+    from ...config import ScriptArguments
 
 Row = dict[str, Any]
 Rows: TypeAlias = "list[Row] | datasets.Dataset | datasets.IterableDataset"
@@ -40,6 +41,7 @@ HouseStyleSplit = Literal["train", "heldout"]
 BUILTIN = "builtin:"
 HOUSE_STYLE = "builtin:house-style"
 HOUSE_STYLE_SPLITS: dict[str, HouseStyleSplit] = {"train": "train", "test": "heldout", "heldout": "heldout"}
+BATCH_ROWS = 250  # a tenth of a second of work for the checks
 HUB_ID = re.compile(r"\w[\w.-]*(?:/[\w.-]+)?")
 
 
@@ -112,6 +114,33 @@ def open_rows(name: str, *, config: str | None = None, split: str = "train") -> 
             if not is_parquet:
                 return FileRows(paths)
     return load_rows(name, config=config, split=split)
+
+
+def batches(rows: Rows | FileRows, share: int = 0, shares: int = 1) -> Iterator[tuple[int, list[Any]]]:
+    """Rows in batches of ``BATCH_ROWS``, of which one of several shares is wanted.
+
+    Args:
+        rows: The rows.
+        share: Which share.
+        shares: Of how many.
+
+    Yields:
+        tuple[int, list[Any]]: Number of the first row, and the rows, as plain Python values.
+    """
+    if isinstance(rows, list):
+        for start in range(share * BATCH_ROWS, len(rows), shares * BATCH_ROWS):
+            yield start, rows[start : start + BATCH_ROWS]
+    elif not isinstance(rows, FileRows) and hasattr(rows, "__len__"):
+        rows = rows.with_format(None)
+        for start in range(share * BATCH_ROWS, len(rows), shares * BATCH_ROWS):
+            columns = rows[start : start + BATCH_ROWS]
+            yield start, [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    else:
+        stream, number = iter(rows if isinstance(rows, FileRows) else rows.with_format(None)), 0
+        while batch := list(islice(stream, BATCH_ROWS)):
+            if number % shares == share:
+                yield number * BATCH_ROWS, batch
+            number += 1
 
 
 def load_datasets(
@@ -206,7 +235,7 @@ def _data_files(path: Path, split: Split) -> tuple[list[Path], bool]:
 
 
 def _builtin_rows(name: str, split: Split) -> list[Row]:
-    from .builtin import demo_pairs
+    from ..builtin import demo_pairs
 
     if name != HOUSE_STYLE:
         raise DataError(f"no built-in dataset {name!r}; expected {HOUSE_STYLE}")

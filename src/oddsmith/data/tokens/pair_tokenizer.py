@@ -25,13 +25,13 @@ from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from ..config import ORPOConfig
-from ..errors import ModelError
-from .formats import PreferencePair
+from ...config import ORPOConfig
+from ...errors import ModelError
+from ..formats import PreferencePair
+from ..formats.values import common_prefix_length
 from .pieces import ids_of_pieces, ids_of_texts
-from .render import RenderedPair, Renderer, Rendering, is_blank, tokenizer_name
-from .tokenized import Dropped, DropReason, TokenizedPair
-from .truncate import Tokens, common_prefix_length, cut_pair, same_targets
+from .rendering import RenderedPair, Renderer, Rendering, is_blank, tokenizer_name
+from .tokenized import Dropped, DropReason, TokenizedPair, Tokens, cut_pair, same_targets
 
 DEFAULT_COMPLETION_LENGTH = 128  # tokens; of encoder-decoder models, as in TRL
 

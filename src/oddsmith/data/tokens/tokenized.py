@@ -1,4 +1,6 @@
-"""Cutting the two token sequences of a pair down to a length: first the prompt, from the left, then the answers.
+"""What becomes of a preference pair: its tokens within ``max_length``, or the reason to leave it out.
+
+First the prompt is cut, from the left, then the answers, from the right:
 
 max_length 8, max_prompt_length 3       B = BOS, p = prompt, r = response, e = end of turn
 before      B p p p p p p r r r r r e
@@ -7,8 +9,63 @@ after       B         p p r r r r r     the prompt keeps its BOS and its last to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
+
+
+class DropReason(StrEnum):
+    """Why a pair that is well-formed is not trained on. The wording of every report."""
+
+    EMPTY_CHOSEN = "empty chosen answer"
+    EMPTY_REJECTED = "empty rejected answer"
+    IDENTICAL = "identical answers"
+    PROMPT_TOO_LONG = "prompt fills max_length"
+    NO_RESPONSE = "no response token left"
+    IDENTICAL_AFTER_CUT = "identical answers after truncation"
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A pair that is left out, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """The tokens of one pair.
+
+    Args:
+        chosen_ids, rejected_ids: Prompt and response. Encoder-decoder: the decoder's labels alone.
+        chosen_prompt_tokens, rejected_prompt_tokens: Length of the prompt part; may differ by a merge at its end.
+            Encoder-decoder: 0.
+        chosen_end, rejected_end: One past the last target, which is the end-of-turn token unless it was cut off.
+        prompt_cut, chosen_cut, rejected_cut: Whether prompt tokens, chosen or rejected targets were cut off.
+        prompt_ids: The encoder's input; empty for other models.
+    """
+
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen_prompt_tokens: int
+    rejected_prompt_tokens: int
+    chosen_end: int
+    rejected_end: int
+    prompt_cut: bool = False
+    chosen_cut: bool = False
+    rejected_cut: bool = False
+    prompt_ids: tuple[int, ...] = ()
+
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens of the longest sequence that ``max_length`` bounds: prompt + response, or the encoder's prompt."""
+        return len(self.prompt_ids) or max(len(self.chosen_ids), len(self.rejected_ids))
+
+    @property
+    def cut_sides(self) -> list[str]:
+        """Which of ``"prompt"``, ``"chosen"``, ``"rejected"`` lost tokens."""
+        cut = {"prompt": self.prompt_cut, "chosen": self.chosen_cut, "rejected": self.rejected_cut}
+        return [side for side, is_cut in cut.items() if is_cut]
 
 
 class Tokens(NamedTuple):
@@ -75,11 +132,3 @@ def cut_pair(
 def same_targets(chosen: Tokens, rejected: Tokens) -> bool:
     """Whether both sides are the same up to their last target, so that there is nothing to prefer."""
     return chosen.ids[: chosen.end] == rejected.ids[: rejected.end]
-
-
-def common_prefix_length(first: Sequence, second: Sequence) -> int:
-    """Number of tokens (or characters) that both begin with."""
-    shorter = min(len(first), len(second))
-    if first[:shorter] == second[:shorter]:
-        return shorter
-    return next(position for position in range(shorter) if first[position] != second[position])

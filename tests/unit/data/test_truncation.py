@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oddsmith.data.tokenized import Dropped, TokenizedPair
-from oddsmith.data.truncate import Tokens, cut_pair
+from oddsmith.data.tokens.tokenized import Dropped, TokenizedPair, Tokens, cut_pair
 from tests.pairs import conversation, merging_tokenizer, text_pair, tokenize, user
 from tests.templates import PHI3
 from tests.tiny import tiny_tokenizer

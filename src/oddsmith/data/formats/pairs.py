@@ -21,18 +21,22 @@ tokenizer drops and counts them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from ..errors import DataError, RowError
-from .dialogue import is_hh_dialogue, parse_hh_dialogue, split_shared_prompt, strip_repeated_prompt
+from ...errors import DataError, RowError
 from .messages import SYSTEM_ROLES, Message, shared_beginning, to_messages, without_prompt
-from .ratings import best_and_worst
+from .transcripts import is_hh_dialogue, parse_hh_dialogue, split_shared_prompt, strip_repeated_prompt
 from .values import checked_text, kind_of, parsed, without_nulls
 
 Row = Mapping[str, Any]
+
+# UltraFeedback: names of a completion's score and text, the first one that fits.
+SCORE_KEYS = ("overall_score", "fine-grained_overall_score", "score", "rating")
+TEXT_KEYS = ("response", "completion", "content", "text")
 
 
 @dataclass(frozen=True)
@@ -173,8 +177,66 @@ def _from_ultrafeedback(row: Row) -> PreferencePair:
     column = "instruction" if row.get("instruction") is not None else "prompt"
     prompt = to_messages(row.get(column), column, "user")
     return _conversation(
-        row, prompt, *(to_messages(text, "completions") for text in best_and_worst(row["completions"]))
+        row, prompt, *(to_messages(text, "completions") for text in _best_and_worst(row["completions"]))
     )
+
+
+def _best_and_worst(completions: Any) -> tuple[str, str]:
+    """The texts of the completion with the highest score and of the one with the lowest.
+
+    The score is the first of ``SCORE_KEYS`` that at least two completions have as a number ("4.5" is one, "N/A" is
+    not); completions without it are left out. Of several with the same score the first one stands for all. Where all
+    scores are equal nothing is preferred, and the row is refused.
+
+    Args:
+        completions: Objects with a text (one of ``TEXT_KEYS``) and a score, or JSON that spells them.
+
+    Returns:
+        The best text and the worst text.
+
+    Raises:
+        RowError: The scores state no preference, or the completions are malformed.
+
+    Source: Cui et al., "UltraFeedback", arXiv 2310.01377; openbmb/UltraFeedback.
+    """
+    completions = parsed(completions, "completions")
+    if completions is None:
+        raise RowError("null value", "completions is null; expected a list of completions with scores")
+    if not isinstance(completions, list | tuple) or not all(isinstance(item, Mapping) for item in completions):
+        raise RowError("malformed completions", f"completions is {kind_of(completions)}; expected a list of objects")
+    scores = _scores(completions)
+    best, worst = max(scores, key=lambda item: item[0]), min(scores, key=lambda item: item[0])
+    if best[0] == worst[0]:
+        raise RowError("no preference", f"all {len(scores)} scored completions have the score {best[0]:g}")
+    return _text(completions[best[1]], best[1]), _text(completions[worst[1]], worst[1])
+
+
+def _scores(completions: list[Mapping[str, Any]] | tuple[Mapping[str, Any], ...]) -> list[tuple[float, int]]:
+    """Scores with the positions of their completions."""
+    for key in SCORE_KEYS:
+        numbers = [(_number(item.get(key)), position) for position, item in enumerate(completions)]
+        scores = [(number, position) for number, position in numbers if number is not None]
+        if len(scores) >= 2:
+            return scores
+    raise RowError(
+        "no preference",
+        f"completions holds {len(completions)}, fewer than two of them with a score ({', '.join(SCORE_KEYS)})",
+    )
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _text(completion: Mapping[str, Any], position: int) -> str:
+    key = next((key for key in TEXT_KEYS if key in completion), TEXT_KEYS[0])
+    return checked_text(completion.get(key), f"completions[{position}].{key}", "response is not text")
 
 
 class _Format(NamedTuple):

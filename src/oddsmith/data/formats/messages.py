@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
-from ..errors import RowError
+from ...errors import RowError
 from .values import checked_text, kind_of, without_nulls
 
 Message = dict[str, Any]

@@ -1,0 +1,14 @@
+"""From a row, however its dataset writes it, to a ``PreferencePair``.
+
+Every message about the content of a row is raised here, as a ``RowError`` or, for unknown columns, a ``DataError``:
+
+    pairs         the formats: which columns make which pair; missing columns, no prompt, no preference
+    messages      messages of a conversation: unknown roles, missing content
+    transcripts   dialogues written as plain text
+    values        single values: null, not text, not JSON
+"""
+
+from .messages import Message
+from .pairs import PreferencePair, Row, format_of, to_pair
+
+__all__ = ["Message", "PreferencePair", "Row", "format_of", "to_pair"]

@@ -1,0 +1,1 @@
+"""From preference pairs to the tokens that a model is trained on."""
