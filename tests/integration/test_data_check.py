@@ -13,7 +13,7 @@ import pytest
 from tests.command import environment, run_apart, run_here, save_model
 from tests.terminal import Terminal
 from tests.tiny import CHATML, ragged_pairs
-from tests.unit.data.checks.test_checks import FAULTY, GOOD
+from tests.unit.data.checks.test_survey import FAULTY, GOOD
 
 
 def save(path, rows):
@@ -47,7 +47,7 @@ def test_a_failed_check_ends_with_3_and_says_what_where_and_what_to_do(capsys, m
         "null value 1, response is not text 1, missing column 1, invalid Unicode 1",
         f"rows {start}, {start + 1}, {start + 2}, {start + 3}",
     ]
-    assert "        these rows are no preference pair (a column is missing" in out
+    assert "        these rows are not preference pairs (a column is missing" in out
     assert "        -> repair them, or leave them out: --fix" in out
     assert re.search(r"^fail  \(\d fail, \d+ warn, \d pass\)$", out, re.MULTILINE)
     assert max(map(len, out.splitlines())) <= 120

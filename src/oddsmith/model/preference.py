@@ -20,7 +20,7 @@ from ..batching.collate import PaddedTensors, PairCollator
 from ..data.checks.texts import PairTexts
 from ..data.formats import to_pair
 from ..data.row_tokenizer import token_row
-from ..data.sources import FileRows, Rows, batches
+from ..data.sources import FileRows, Rows, numbered_rows
 from ..data.tokens.pair_tokenizer import PairTokenizer
 from ..data.tokens.tokenized import TokenizedPair
 from ..errors import DataError, NonFiniteError, RowError
@@ -143,9 +143,7 @@ def _spread(rows: Sequence[int], most: int) -> set[int]:
 
 
 def _rows_at(rows: Rows | FileRows, wanted: Collection[int]) -> list[tuple[int, Any]]:
-    return [
-        (number, row) for start, batch in batches(rows) for number, row in enumerate(batch, start) if number in wanted
-    ]
+    return [(number, row) for number, row in numbered_rows(rows) if number in wanted]
 
 
 def _tokens_of(

@@ -12,8 +12,8 @@ from rich.text import Text
 from ...data.report import SHOWN_ROWS, counted
 
 if TYPE_CHECKING:
+    from ...data.checks.catalogue import Finding
     from ...data.checks.example import Example, Segment
-    from ...data.checks.finding import Finding
     from ...data.checks.survey import Survey
     from ...model.preference import Preference
 

@@ -1,7 +1,7 @@
-"""Whether text of a benchmark stands in the training data: runs of 13 words that both share.
+"""Find text of a benchmark in the training data: runs of 13 words that occur in both.
 
 Source: the runs of 13 words are those of Brown et al., "Language Models are Few-Shot Learners", arXiv 2005.14165,
-appendix C. A benchmark text of fewer words, but at least five, must stand there whole.
+appendix C. A benchmark text of fewer words, but at least five, has to occur completely.
 """
 
 from __future__ import annotations
@@ -17,22 +17,18 @@ from ..sources.files import PARQUET, kind_of_file, read_rows, require_path
 from .texts import PairTexts
 
 RUN_WORDS = 13
-LEAST_WORDS = 5
+MIN_WORDS = 5
 WORD = re.compile(r"\w+")
 
 
 class Benchmark:
-    """The runs of words of a benchmark.
-
-    Args:
-        texts: Its questions and answers.
-    """
+    """The runs of words in the questions and answers of a benchmark."""
 
     def __init__(self, texts: Iterable[str]):
-        self._runs: dict[int, set[int]] = {}  # words of a run -> hashes of the runs of so many words
+        self._runs: dict[int, set[int]] = {}  # number of words -> hashes of the runs of that many words
         for text in texts:
             words = _words(text)
-            if len(words) >= LEAST_WORDS:
+            if len(words) >= MIN_WORDS:
                 length = min(len(words), RUN_WORDS)
                 self._runs.setdefault(length, set()).update(_runs(words, length))
 
@@ -40,7 +36,7 @@ class Benchmark:
         return sum(map(len, self._runs.values()))
 
     def is_in(self, texts: PairTexts) -> bool:
-        """Whether a run of the benchmark stands in the prompt or the chosen answer of a pair."""
+        """Return whether the prompt or the chosen answer of a pair contains a run of the benchmark."""
         return any(
             not runs.isdisjoint(_runs(words, length))
             for words in (_words(texts.prompt), _words(texts.chosen))
@@ -49,24 +45,17 @@ class Benchmark:
 
 
 def read_benchmark(name: str) -> Benchmark:
-    """The benchmark in a file: every text in it, in whatever columns.
+    """Read a benchmark from a file that ``data.sources`` can read: all texts in all its columns.
 
-    Args:
-        name: A file such as ``data.sources`` reads.
-
-    Returns:
-        Its runs of words.
-
-    Raises:
-        DataError: The file is missing or unreadable, or holds no text of five words.
+    A ``DataError`` says that the file is missing, unreadable, or contains no text of five words.
     """
     path = Path(name).expanduser()
     require_path(path)
     rows = load_rows(name) if kind_of_file(path) == PARQUET else read_rows(path)
-    found = Benchmark(text for row in rows for text in _texts_in(row))
-    if not len(found):
-        raise DataError(f"{name}: no text of at least {LEAST_WORDS} words; expected the questions of a benchmark")
-    return found
+    benchmark = Benchmark(text for row in rows for text in _texts_in(row))
+    if not len(benchmark):
+        raise DataError(f"{name}: no text of at least {MIN_WORDS} words; expected the questions of a benchmark")
+    return benchmark
 
 
 def _texts_in(value: Any) -> Iterator[str]:
@@ -83,5 +72,5 @@ def _words(text: str) -> list[str]:
 
 
 def _runs(words: list[str], length: int) -> Iterator[int]:
-    # Differs from one start of Python to the next; forked processes, and there are no others, have it in common.
+    # Python's hash of a text differs between starts of Python; all processes here are forked, so they share it.
     return map(hash, zip(*(words[start:] for start in range(length)), strict=False))

@@ -1,23 +1,115 @@
-"""Every check of a row: its name, from which share of the rows on it warns or fails, what it means, what to do.
+"""Every check of a dataset: its name, from which share of the rows on it warns or fails, what it means, what to do.
 
-Where no source is named the shares are a judgement: a fault that only takes rows out of the training fails from
-``COSTLY`` on, a fault that teaches the wrong thing from ``HARMFUL`` on, and what may well be meant never fails.
+Where no source is named the shares are a judgement: a fault that only removes rows from the training fails from
+``COSTLY`` on, a fault that teaches the wrong thing from ``HARMFUL`` on, and what may be intended never fails.
 """
 
 from __future__ import annotations
 
-from .finding import ANY, NEVER, Check
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-COSTLY = 0.05  # one row in twenty is paid for (collected, labelled) and not learned from
-HARMFUL = 0.01  # wrong examples in one row of a hundred are enough to be seen in what a model does
-NOTABLE = 0.05  # below, what is found may be chance or intended
-LARGE_CUT = 0.10  # a tenth of the answers without their end
+from ..report import SHOWN_ROWS
+
+Verdict = Literal["pass", "warn", "fail"]
+SEVERITY: tuple[Verdict, ...] = ("pass", "warn", "fail")
+
+ANY = 0.0  # one row is enough
+NEVER = 2.0  # a share that no count reaches
+COSTLY = 0.05  # one row in twenty was collected and labelled, and is not trained on
+HARMFUL = 0.01  # wrong examples in one row of a hundred are enough to show in what a model does
+NOTABLE = 0.05  # smaller shares may be chance or intended
+LARGE_CUT = 0.10  # a tenth of the answers lose their end
+
+MODEL, EVALUATION, BENCHMARK = "--model", "--eval-dataset-name", "--benchmark"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that every row passes or not.
+
+    Args:
+        name: Short name, in the table and in JSON.
+        warn_share: Share of the rows from which on it warns; ``ANY``: one row is enough.
+        fail_share: Share of the rows from which on it fails; ``NEVER``: it only warns.
+        meaning: How the fault affects the training.
+        fix: What to do about it.
+        drops: Whether a cleaned set leaves such rows out.
+        needs: The flag of ``oddsmith data check`` without which the check cannot be made; empty for none.
+    """
+
+    name: str
+    warn_share: float
+    fail_share: float
+    meaning: str
+    fix: str
+    drops: bool = False
+    needs: str = ""
+
+    def verdict(self, count: int, total: int) -> Verdict:
+        """Return the verdict on ``count`` faulty rows of ``total``; ``"pass"`` whenever there is none."""
+        share = count / total if count else -1.0
+        return "fail" if share >= self.fail_share else "warn" if share >= self.warn_share else "pass"
+
+    def finding(self, rows: Sequence[int], total: int, found: str = "") -> Finding:
+        """Return the outcome for the numbers of the faulty rows, in ascending order, out of ``total`` rows."""
+        return Finding(
+            check=self.name,
+            verdict=self.verdict(len(rows), total),
+            count=len(rows),
+            share=len(rows) / max(1, total),
+            rows=tuple(rows[:SHOWN_ROWS]),
+            found=found,
+            meaning=self.meaning,
+            fix=self.fix,
+        )
+
+
+Hit = tuple[Check, str]  # a check that a row does not pass, and the faulty part of the row (may be empty)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check.
+
+    Args:
+        check: Its name.
+        verdict: pass, warn or fail.
+        count: Number of faulty rows.
+        share: Their share of all rows.
+        rows: The first few of them, counted from 0.
+        found: What was found, in numbers; may be empty.
+        meaning: How the fault affects the training.
+        fix: What to do about it.
+    """
+
+    check: str
+    verdict: Verdict
+    count: int
+    share: float
+    rows: tuple[int, ...]
+    found: str
+    meaning: str
+    fix: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {**vars(self), "rows": list(self.rows)}
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the most severe verdict; ``"pass"`` of none."""
+    return max(verdicts, key=SEVERITY.index, default="pass")
+
+
+# The checks, in the order of the table.
 
 NO_PAIR = Check(
     "format",
     ANY,
     ANY,
-    "these rows are no preference pair (a column is missing or null, or no text or messages); training stops at them",
+    "these rows are not preference pairs (a column is missing, null, or neither text nor messages); training stops",
     "repair them, or leave them out: --fix, or bad_rows: drop in the training",
     drops=True,
 )
@@ -25,7 +117,7 @@ EMPTY_ANSWER = Check(
     "empty answers",
     ANY,
     COSTLY,
-    "an answer of nothing but blanks teaches nothing; training drops the row",
+    "a blank answer teaches nothing; training drops the row",
     "fill in the answer, or leave the row out (--fix)",
     drops=True,
 )
@@ -48,7 +140,7 @@ ALMOST_IDENTICAL = Check(
     "answers that differ in blanks or case",
     ANY,
     NEVER,
-    "all there is to learn from such a pair is where blanks and capitals go",
+    "such a pair teaches only where blanks and capitals go",
     "leave the row out, unless that is what you want to teach",
 )
 DUPLICATE_PAIRS = Check(
@@ -78,7 +170,7 @@ CONFLICTS = Check(
     "conflicting pairs",
     ANY,
     HARMFUL,
-    "the same two answers to the same prompt are preferred one way round in one row and the other way in another;"
+    "the same two answers to the same prompt are ranked one way in one row and the other way in another;"
     " their gradients cancel",
     "decide for one, or leave both out (--fix)",
     drops=True,
@@ -101,7 +193,7 @@ LANGUAGE = Check(
     "language mismatch",
     NOTABLE,
     NEVER,
-    "the chosen answer is in another language than the question (told by letters, for texts long enough to tell)",
+    "the chosen answer is in another language than the question (recognised by letters, in texts that are long enough)",
     "look at some; translations are fine, mixed-up rows are not",
 )
 ECHO = Check(
@@ -126,14 +218,6 @@ SPECIAL_TEXT = Check(
     " tokenizer knows the token, a turn ends or begins in the middle",
     "give plain messages and let the chat template add the tokens; check with --model",
 )
-CONTROL_TOKENS = Check(
-    "control tokens of this tokenizer",
-    ANY,
-    HARMFUL,
-    "content that this tokenizer reads as control tokens: a turn ends or begins in the middle of a text",
-    "take them out of the text, or leave the rows out (--fix)",
-    drops=True,
-)
 ROLES = Check(
     "roles that do not alternate",
     ANY,
@@ -146,7 +230,7 @@ PERSONAL_DATA = Check(
     "personal data and keys",
     ANY,
     NEVER,
-    "e-mail addresses or access keys, which a model may learn by heart and say to others",
+    "e-mail addresses or access keys, which a model may memorise and repeat to others",
     "mask them; withdraw a key that is real",
 )
 EVALUATION_OVERLAP = Check(
@@ -156,6 +240,7 @@ EVALUATION_OVERLAP = Check(
     "the evaluation set holds the same prompt, or one at least 80% alike, so its figures will be too good",
     "leave these rows out of the training set (--fix)",
     drops=True,
+    needs=EVALUATION,
 )
 BENCHMARK_OVERLAP = Check(
     "text of the benchmark",
@@ -164,6 +249,16 @@ BENCHMARK_OVERLAP = Check(
     "a run of 13 words of the benchmark stands in the prompt or the chosen answer, so its scores would say nothing",
     "leave these rows out (--fix)",
     drops=True,
+    needs=BENCHMARK,
+)
+CONTROL_TOKENS = Check(
+    "control tokens of this tokenizer",
+    ANY,
+    HARMFUL,
+    "content that this tokenizer reads as control tokens: a turn ends or begins in the middle of a text",
+    "take them out of the text, or leave the rows out (--fix)",
+    drops=True,
+    needs=MODEL,
 )
 TEMPLATE_REFUSED = Check(
     "refused by the chat template",
@@ -172,6 +267,7 @@ TEMPLATE_REFUSED = Check(
     "the template cannot render these conversations; training stops at them",
     "repair the roles, or leave the rows out (--fix, or bad_rows: drop)",
     drops=True,
+    needs=MODEL,
 )
 LOST_IN_TEMPLATE = Check(
     "empty or identical after the template",
@@ -180,6 +276,7 @@ LOST_IN_TEMPLATE = Check(
     "once rendered, a side has no token left or both are the same; training drops the row",
     "leave the row out (--fix)",
     drops=True,
+    needs=MODEL,
 )
 IDENTICAL_AFTER_CUT = Check(
     "identical after truncation",
@@ -188,6 +285,7 @@ IDENTICAL_AFTER_CUT = Check(
     "the answers differ only beyond max_length; training drops the row",
     "raise --max-length, or leave the row out (--fix)",
     drops=True,
+    needs=MODEL,
 )
 PROMPT_TOO_LONG = Check(
     "prompt longer than the limit",
@@ -196,6 +294,7 @@ PROMPT_TOO_LONG = Check(
     "the prompt fills max_length, so no answer is left; training drops the row",
     "raise --max-length, or cut prompts with --max-prompt-length",
     drops=True,
+    needs=MODEL,
 )
 ANSWER_CUT = Check(
     "answers cut",
@@ -203,6 +302,7 @@ ANSWER_CUT = Check(
     NEVER,
     "an answer goes beyond max_length and loses its end: the model does not see how it stops",
     "raise --max-length",
+    needs=MODEL,
 )
 PROMPT_CUT = Check(
     "prompts cut",
@@ -210,6 +310,7 @@ PROMPT_CUT = Check(
     NEVER,
     "the beginning of the prompt is cut off, often the system message and the first question",
     "raise --max-length or --max-prompt-length",
+    needs=MODEL,
 )
 TURN_ENDS = Check(
     "end of turn inside an answer",
@@ -218,6 +319,7 @@ TURN_ENDS = Check(
     "an answer holds the end-of-turn token before its end: the model learns to go on after it has stopped",
     "give each turn a message of its own and no control tokens; leave such rows out (--fix)",
     drops=True,
+    needs=MODEL,
 )
 NO_TURN_END = Check(
     "template without an end of turn",
@@ -225,6 +327,7 @@ NO_TURN_END = Check(
     NEVER,
     "the template writes no token where an answer ends; training adds EOS to the last one, earlier turns show none",
     "use the model's own chat template, or one that ends every turn",
+    needs=MODEL,
 )
 DOUBLE_BOS = Check(
     "doubled BOS",
@@ -233,37 +336,7 @@ DOUBLE_BOS = Check(
     "the sequence begins with two BOS tokens, which the model never saw in its training",
     "take the BOS token out of the text; the template or the tokenizer adds it",
     drops=True,
+    needs=MODEL,
 )
 
-# In the order of the table. Those of the second list need a tokenizer.
-OF_ROWS = (
-    NO_PAIR,
-    EMPTY_ANSWER,
-    EMPTY_PROMPT,
-    IDENTICAL,
-    ALMOST_IDENTICAL,
-    DUPLICATE_PAIRS,
-    DUPLICATE_PROMPTS,
-    SIMILAR_PROMPTS,
-    CONFLICTS,
-    REFUSALS_CHOSEN,
-    REFUSALS_REJECTED,
-    LANGUAGE,
-    ECHO,
-    REPETITION,
-    SPECIAL_TEXT,
-    ROLES,
-    PERSONAL_DATA,
-)
-OF_TOKENS = (
-    CONTROL_TOKENS,
-    TEMPLATE_REFUSED,
-    LOST_IN_TEMPLATE,
-    IDENTICAL_AFTER_CUT,
-    PROMPT_TOO_LONG,
-    ANSWER_CUT,
-    PROMPT_CUT,
-    TURN_ENDS,
-    NO_TURN_END,
-    DOUBLE_BOS,
-)
+CHECKS: tuple[Check, ...] = tuple(value for value in globals().values() if isinstance(value, Check))

@@ -1,88 +1,130 @@
-"""Rows that are alike: the same pair again, the same pair the other way round, the same or nearly the same prompt.
+"""Find rows that are alike: repeated or conflicting pairs, the same or nearly the same prompt.
 
-Rows come in their order; each is compared with those before it. Of a group of prompts that are alike only the first is
-searched among, so that a thousand prompts from one mould take no more time than others.
+A process that reads rows makes a fingerprint of each pair (about 700 bytes, however long the texts are), and one place
+compares these in the order of the rows. Texts are compared without case and extra spaces. Of a group of similar prompts
+only the first is searched, so that a thousand prompts from one template take no more time than others.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from hashlib import blake2b
+from typing import Any, NamedTuple
 
 from rensa import RMinHash, RMinHashLSH
 
 from . import catalogue
-from .finding import Check
-from .prints import PERMUTATIONS, Fingerprint
+from .catalogue import Check
+from .texts import PairTexts, plain, words_or_characters
 
-SIMILAR = 0.8  # Jaccard similarity of word triples. Source: Lee et al., arXiv 2107.06499, who call 0.8 near-duplicates
+SHINGLE_WORDS = 3
+# Jaccard similarity of word triples. Source: Lee et al., arXiv 2107.06499, who call 0.8 near-duplicates.
+SIMILAR = 0.8
+# 128 permutations estimate a similarity of 0.8 with a standard error of sqrt(0.8 * 0.2 / 128) = 0.035.
+PERMUTATIONS, SEED = 128, 1
 # 16 bands of 8: prompts of similarity s meet with 1 - (1 - s^8)^16: 95% at 0.8, 99.99% at 0.9, 6% at 0.5.
 BANDS = 16
 
 
+class Fingerprint(NamedTuple):
+    """What is kept of a pair for comparisons.
+
+    Args:
+        prompt: Digest of the prompt.
+        answers: Digest of the prompt and both answers in alphabetical order.
+        is_swapped: Whether the rejected answer is the first of the two: the same in repeated pairs, and different in
+            conflicting ones.
+        minhash: Sketch of the prompt's word triples.
+    """
+
+    prompt: int
+    answers: int
+    is_swapped: bool
+    minhash: Any
+
+    @classmethod
+    def of(cls, texts: PairTexts) -> Fingerprint:
+        """Return the fingerprint of a pair with these texts."""
+        prompt, chosen, rejected = plain(texts.prompt), texts.chosen.strip(), texts.rejected.strip()
+        answers = sorted((chosen, rejected))
+        return cls(_digest(prompt), _digest(prompt, *answers), rejected < chosen, sketch(prompt))
+
+
+def sketch(prompt: str) -> Any:
+    """Return the MinHash of the word triples of a text that ``plain`` made; a text of fewer words is one piece.
+
+    In text without spaces between words, triples of characters take their place.
+    """
+    words = words_or_characters(prompt)
+    last = max(1, len(words) - SHINGLE_WORDS + 1)
+    minhash = RMinHash(num_perm=PERMUTATIONS, seed=SEED)
+    minhash.update([" ".join(words[start : start + SHINGLE_WORDS]) for start in range(last)])
+    return minhash
+
+
+def _digest(*parts: str) -> int:
+    digest = blake2b(digest_size=8)
+    for part in parts:
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return int.from_bytes(digest.digest(), "little")
+
+
 class PromptIndex:
-    """Prompts, found again by their digest or by a similar sketch."""
+    """An index that finds the same prompt by its digest and a similar one by its sketch."""
 
     def __init__(self) -> None:
         self._digests: set[int] = set()
         self._sketches: list[RMinHash] = []
         self._buckets = RMinHashLSH(threshold=SIMILAR, num_perm=PERMUTATIONS, num_bands=BANDS)
 
-    def __contains__(self, print_: Fingerprint) -> bool:
-        return self.has_same(print_) or self.has_similar(print_)
+    def has_same(self, pair: Fingerprint) -> bool:
+        """Return whether the prompt was added before."""
+        return pair.prompt in self._digests
 
-    def has_same(self, print_: Fingerprint) -> bool:
-        """Whether the prompt was added before."""
-        return print_.prompt in self._digests
-
-    def has_similar(self, print_: Fingerprint) -> bool:
-        """Whether a prompt that is at least ``SIMILAR`` was added before."""
+    def has_similar(self, pair: Fingerprint) -> bool:
+        """Return whether a prompt was added before of which the similarity is at least ``SIMILAR``."""
         return any(
-            self._sketches[number].jaccard(print_.minhash) >= SIMILAR for number in self._buckets.query(print_.minhash)
+            self._sketches[number].jaccard(pair.minhash) >= SIMILAR for number in self._buckets.query(pair.minhash)
         )
 
-    def add(self, print_: Fingerprint, *, is_searched: bool = True) -> None:
-        """Add a prompt; ``is_searched``: also to be found by those similar to it."""
-        self._digests.add(print_.prompt)
-        if is_searched:
-            self._buckets.insert(len(self._sketches), print_.minhash)
-            self._sketches.append(print_.minhash)
-
-
-class _Seen(NamedTuple):
-    row: int
-    is_swapped: bool
+    def add(self, pair: Fingerprint) -> bool:
+        """Add a prompt, and return whether a similar one was there, which then stands for both in searches."""
+        is_similar = self.has_similar(pair)
+        self._digests.add(pair.prompt)
+        if not is_similar:
+            self._buckets.insert(len(self._sketches), pair.minhash)
+            self._sketches.append(pair.minhash)
+        return is_similar
 
 
 class Duplicates:
-    """Compares every row with those before it.
-
-    Args:
-        evaluation: Prompts of the evaluation set; None where there is none.
-    """
+    """Compares every row with the rows before it, and with the prompts of the evaluation set where there is one."""
 
     def __init__(self, evaluation: PromptIndex | None = None):
-        self.evaluation = evaluation
+        self._evaluation = evaluation
         self._prompts = PromptIndex()
-        self._pairs: dict[int, _Seen] = {}
+        self._pairs: dict[int, tuple[int, bool]] = {}  # digest of the answers -> first row with it, its is_swapped
 
-    def compare(self, row: int, print_: Fingerprint) -> list[tuple[Check, int]]:
-        """What is to be said of a row now that it is compared with those before it.
+    def compare(self, row: int, pair: Fingerprint) -> list[tuple[Check, int]]:
+        """Compare a row with those before it.
 
         Args:
             row: Its number.
-            print_: Its fingerprint.
+            pair: Its fingerprint.
 
         Returns:
-            Checks with the row at fault: this one, or an earlier one that conflicts with it.
+            Checks with the faulty row: this one, or an earlier one that conflicts with it.
         """
-        hits = [(catalogue.EVALUATION_OVERLAP, row)] if self.evaluation and print_ in self.evaluation else []
-        seen = self._pairs.setdefault(print_.answers, _Seen(row, print_.is_swapped))
-        if seen.row != row:
-            if seen.is_swapped == print_.is_swapped:
+        hits = []
+        evaluation = self._evaluation
+        if evaluation is not None and (evaluation.has_same(pair) or evaluation.has_similar(pair)):
+            hits.append((catalogue.EVALUATION_OVERLAP, row))
+        first, is_swapped = self._pairs.setdefault(pair.answers, (row, pair.is_swapped))
+        if first != row:
+            if is_swapped == pair.is_swapped:
                 return [*hits, (catalogue.DUPLICATE_PAIRS, row)]
-            return [*hits, (catalogue.CONFLICTS, seen.row), (catalogue.CONFLICTS, row)]
-        if self._prompts.has_same(print_):
+            return [*hits, (catalogue.CONFLICTS, first), (catalogue.CONFLICTS, row)]
+        if self._prompts.has_same(pair):
             return [*hits, (catalogue.DUPLICATE_PROMPTS, row)]
-        is_similar = self._prompts.has_similar(print_)
-        self._prompts.add(print_, is_searched=not is_similar)
-        return [*hits, (catalogue.SIMILAR_PROMPTS, row)] if is_similar else hits
+        return [*hits, (catalogue.SIMILAR_PROMPTS, row)] if self._prompts.add(pair) else hits

@@ -1,4 +1,4 @@
-"""One pair as the model will see it: what is given, what is learned, and what the template writes after it."""
+"""Show one pair as the model will see it: the prompt, the tokens that are learned, and those after them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import RowError
 from ..formats import to_pair
-from ..sources import FileRows, Rows, batches
+from ..sources import FileRows, Rows, numbered_rows
 from ..tokens.tokenized import TokenizedPair
 from .texts import PairTexts
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """A stretch of text, and whether its tokens are targets."""
+    """A piece of text, and whether its tokens are targets."""
 
     text: str
     is_learned: bool
@@ -29,9 +29,10 @@ class Example:
 
     Args:
         row: Its number.
-        prompt: What both sides begin with.
+        prompt: The common beginning of both sides.
         chosen, rejected: What follows it.
-        is_tokenized: Whether the texts are those that the tokenizer and its template make; otherwise those of the row.
+        is_tokenized: Whether the texts are decoded from the tokens of the training; otherwise they are those of the
+            row.
     """
 
     row: int
@@ -41,7 +42,7 @@ class Example:
     is_tokenized: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         sides = {side: [segment._asdict() for segment in getattr(self, side)] for side in ("chosen", "rejected")}
         return {"row": self.row, "prompt": self.prompt, **sides, "is_tokenized": self.is_tokenized}
 
@@ -49,31 +50,30 @@ class Example:
 def first_example(
     rows: Rows | FileRows, left_out: Collection[int], pair_tokenizer: PairTokenizer | None = None
 ) -> Example | None:
-    """The first pair that stays.
+    """Return the first pair that stays.
 
     Args:
         rows: The rows.
-        left_out: Numbers of those that do not stay.
-        pair_tokenizer: Renders and tokenizes it as the training will.
+        left_out: Numbers of the rows that are left out.
+        pair_tokenizer: Renders and tokenizes it as the training will; None shows the texts of the row.
 
     Returns:
-        The pair, or None where none stays.
+        The pair; None where no pair is left.
     """
-    for start, batch in batches(rows):
-        for number, row in enumerate(batch, start):
-            if number in left_out:
-                continue
-            try:
-                pair = to_pair(row)
-            except RowError:
-                continue
-            if pair_tokenizer is None:
-                texts = PairTexts.of(pair)
-                chosen, rejected = ((Segment(text, True),) for text in (texts.chosen, texts.rejected))
-                return Example(number, texts.prompt, chosen, rejected, False)
-            (tokens,) = pair_tokenizer.tokenize([pair])
-            if isinstance(tokens, TokenizedPair):
-                return _tokenized(number, tokens, pair_tokenizer)
+    for number, row in numbered_rows(rows):
+        if number in left_out:
+            continue
+        try:
+            pair = to_pair(row)
+        except RowError:
+            continue
+        if pair_tokenizer is None:
+            texts = PairTexts.of(pair)
+            chosen, rejected = ((Segment(text, True),) for text in (texts.chosen, texts.rejected))
+            return Example(number, texts.prompt, chosen, rejected, False)
+        (tokens,) = pair_tokenizer.tokenize([pair])
+        if isinstance(tokens, TokenizedPair):
+            return _tokenized(number, tokens, pair_tokenizer)
     return None
 
 
@@ -84,11 +84,10 @@ def _tokenized(number: int, tokens: TokenizedPair, pair_tokenizer: PairTokenizer
         learned, rest = Segment(decode(ids[prompt_tokens:end]), True), Segment(decode(ids[end:]), False)
         return (learned, rest) if rest.text else (learned,)
 
-    prompt_ids = list(tokens.prompt_ids) or tokens.chosen_ids[: tokens.chosen_prompt_tokens]
     return Example(
-        number,
-        decode(prompt_ids),
-        segments(tokens.chosen_ids, tokens.chosen_prompt_tokens, tokens.chosen_end),
-        segments(tokens.rejected_ids, tokens.rejected_prompt_tokens, tokens.rejected_end),
-        True,
+        row=number,
+        prompt=decode(list(tokens.prompt_ids) or tokens.chosen_ids[: tokens.chosen_prompt_tokens]),
+        chosen=segments(tokens.chosen_ids, tokens.chosen_prompt_tokens, tokens.chosen_end),
+        rejected=segments(tokens.rejected_ids, tokens.rejected_prompt_tokens, tokens.rejected_end),
+        is_tokenized=True,
     )

@@ -1,4 +1,4 @@
-"""How long the answers are: is "longer is better" the only lesson of a dataset?
+"""Check for length bias: is "longer is better" (or "shorter is better") the only thing that a dataset teaches?
 
     d    = (mean_w - mean_l) / s,  s^2 = (var_w + var_l) / 2        Cohen's d
     gap  = mean_w / mean_l - 1
@@ -14,16 +14,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .finding import Finding
+from .catalogue import Finding
 
 MEDIUM_EFFECT = 0.5
-LONGER_RULE = 0.70  # a rule that is right so often is likely to be what is learned
-CONFIDENT = 1.96  # standard errors: 95%
-LEAST_PAIRS = 10
+LONGER_RULE = 0.70  # a model is likely to learn a rule that is right this often
+CONFIDENCE = 1.96  # standard errors: 95%
+MIN_PAIRS = 10
 
 
 @dataclass
-class LengthAccount:
+class LengthSums:
     """Sums over pairs of the lengths of chosen (w) and rejected (l) answers; can be added up over processes."""
 
     pairs: int = 0
@@ -44,14 +44,14 @@ class LengthAccount:
         self.chosen_longer += chosen > rejected
         self.rejected_longer += rejected > chosen
 
-    def add(self, other: LengthAccount) -> None:
-        """Add what another account counted."""
+    def add(self, other: LengthSums) -> None:
+        """Add the sums over other pairs."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
     @property
     def effect(self) -> float:
-        """Cohen's d; 0 where all lengths are the same."""
+        """Return Cohen's d; 0 where all lengths are the same."""
         if not self.pairs:
             return 0.0
         mean_w, mean_l = self.sum_w / self.pairs, self.sum_l / self.pairs
@@ -60,26 +60,22 @@ class LengthAccount:
 
     @property
     def rule(self) -> float:
-        """Share of the pairs of different length in which the chosen answer is the longer; 0.5 without such pairs."""
+        """Return the share of pairs of different length that have the longer answer chosen; 0.5 without such pairs."""
         different = self.chosen_longer + self.rejected_longer
         return self.chosen_longer / different if different else 0.5
 
     def finding(self, unit: str) -> Finding:
-        """What the lengths say.
+        """Warn where the effect is significant and not small, or where length decides most pairs.
 
-        Args:
-            unit: Of the lengths that were counted: ``"tokens"`` or ``"characters"``.
-
-        Returns:
-            A warning where the effect is certain and not small, or a rule of length decides most pairs.
+        ``unit`` is that of the lengths: ``"tokens"`` or ``"characters"``.
         """
         d, rule, pairs = self.effect, self.rule, max(1, self.pairs)
         error = math.sqrt(2 / pairs + d * d / (4 * pairs))
         rule_error = math.sqrt(0.25 / max(1, self.chosen_longer + self.rejected_longer))
-        biased = abs(d) >= MEDIUM_EFFECT and abs(d) - CONFIDENT * error > 0
-        ruled = abs(rule - 0.5) >= LONGER_RULE - 0.5 and abs(rule - 0.5) - CONFIDENT * rule_error > 0
+        biased = abs(d) >= MEDIUM_EFFECT and abs(d) - CONFIDENCE * error > 0
+        ruled = abs(rule - 0.5) >= LONGER_RULE - 0.5 and abs(rule - 0.5) - CONFIDENCE * rule_error > 0
         word = "longer" if rule >= 0.5 else "shorter"
-        is_warning = self.pairs >= LEAST_PAIRS and (biased or ruled)
+        is_warning = self.pairs >= MIN_PAIRS and (biased or ruled)
         mean_w, mean_l = self.sum_w / pairs, self.sum_l / pairs
         gap = f", {mean_w / mean_l - 1:+.0%}" if mean_l else ""
         return Finding(

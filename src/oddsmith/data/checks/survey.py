@@ -1,49 +1,50 @@
-"""All checks of a dataset: rows are read and checked by several processes, and compared with each other in one place.
+"""All checks of a dataset: several processes read and check rows, and one place compares them with each other.
 
-    rows -> process k of n: batches k, k + n, ...     to_pair -> checks of one row -> RowAccount
-                                                                                      |  in the order of the rows
-    one place                                         added up, compared -> findings, rows to leave out
+    process k of n     reads batches k, k + n, ... of the rows, checks each row -> Tally of a batch
+    one place          adds the tallies up in the order of the rows, compares fingerprints -> findings, dropped rows
 
-Memory: the rows of one batch a process, and about a kilobyte a pair for what is compared.
+Memory: the rows of one batch in each process, and about a kilobyte a pair for the comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError, RowError
-from ..formats import to_pair
+from ..formats import PreferencePair, format_of, to_pair
 from ..processes import dealt, usable_processes
 from ..sources import FileRows, Rows, batches
 from . import catalogue
 from .benchmark import Benchmark
-from .duplicates import Duplicates, PromptIndex
-from .finding import Check, Finding, Verdict, finding_of, worst
-from .language import load_languages
-from .prints import Fingerprint, fingerprint
-from .rows import RowAccount, RowChecker
+from .catalogue import Check, Finding, Hit, Verdict, worst
+from .content import content_hits
+from .duplicates import Duplicates, Fingerprint, PromptIndex
+from .language import language_hits, load_languages
+from .lengths import LengthSums
 from .texts import PairTexts
 
 if TYPE_CHECKING:
     from ..tokens.pair_tokenizer import PairTokenizer
+    from .token_checks import TokenChecks
 
-SHOWN_PARTS = 4  # of what a check found, before the rest is only counted
+SHOWN_PARTS = 4  # parts of a finding that are named before the rest is only counted
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the checks found in a dataset.
+    """The result of all checks of a dataset.
 
     Args:
-        rows: Rows | FileRows read.
-        formats: How many rows are of each format.
-        findings: One a check that could be made, in the order of the catalogue.
-        skipped: Names of the checks that could not be made, with what they need.
-        left_out: Numbers of the rows that a cleaned set leaves out, by the first check that says so.
-        kept: Rows that the training keeps; None without a tokenizer.
+        rows: Number of rows read.
+        formats: How many rows have each format.
+        findings: One for each check that could be made, in the order of the catalogue.
+        skipped: Names of the checks that could not be made, with the flag that they need.
+        left_out: Numbers of the rows that a cleaned set leaves out, by the first check that drops them.
+        kept: Number of rows that the training keeps; None without a tokenizer.
     """
 
     rows: int
@@ -55,15 +56,15 @@ class Survey:
 
     @property
     def verdict(self) -> Verdict:
-        """The most severe of all."""
+        """Return the most severe verdict."""
         return worst(finding.verdict for finding in self.findings)
 
     def rows_left_out(self) -> set[int]:
-        """Numbers of all rows that a cleaned set leaves out."""
+        """Return the numbers of all rows that a cleaned set leaves out."""
         return {row for rows in self.left_out.values() for row in rows}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the result as JSON values, without the rows that are left out."""
         return {
             "verdict": self.verdict,
             "rows": self.rows,
@@ -86,120 +87,196 @@ def survey(
     """Check a dataset of preference pairs.
 
     Args:
-        rows: The rows, which may be a stream; it is read once by every process.
-        evaluation: Rows that the training must not hold.
-        benchmark: Text that it must not hold.
-        pair_tokenizer: Makes tokens as the training will; None leaves the checks of tokens out.
+        rows: The rows, which may be a stream; every process reads it once.
+        evaluation: The evaluation set, of which no prompt should occur in the rows.
+        benchmark: A benchmark, of which no text should occur in the rows.
+        pair_tokenizer: Tokenizes as the training will; None leaves the checks of tokens out.
         on_rows: Called with the number of rows checked since the last call.
-        processes: How many read; by default one a core.
+        processes: Number of processes; by default one a core.
 
     Returns:
-        The findings.
+        The result.
 
     Raises:
         DataError: There are no rows, or a file of them is malformed.
-        ModelError: The tokenizer lacks what is needed.
+        ModelError: The tokenizer lacks a chat template or an EOS token that is needed.
     """
     processes = processes or usable_processes()
     checker = RowChecker(benchmark)
     if pair_tokenizer is not None:
-        from .template import TemplateCheck  # needs torch, as the tokenizer of the training does
+        from .token_checks import TokenChecks  # imports torch, like the tokenizer
 
-        checker.template = TemplateCheck(pair_tokenizer)
-    load_languages()  # before the processes start, so that they share it
-    duplicates = Duplicates(None if evaluation is None else _prompts_of(evaluation, processes))
-    account = RowAccount()
-    for part in dealt(partial(_checked, rows, checker), processes):
-        account.add(part)
-        for row, print_ in part.prints:
-            for check, faulty in duplicates.compare(row, print_):
-                account.hits.setdefault((check, ""), []).append(faulty)
+        checker.token_checks = TokenChecks(pair_tokenizer)
+    load_languages()  # before the processes start, so that they share the model
+    duplicates = Duplicates(None if evaluation is None else _prompt_index(evaluation, processes))
+    total = Tally()
+    for part in dealt(partial(_tallies, rows, checker), processes):
+        total.add(part)
+        for row, fingerprint in part.fingerprints:
+            for check, faulty in duplicates.compare(row, fingerprint):
+                total.hits.setdefault((check, ""), []).append(faulty)
         on_rows(part.rows)
-    if not account.rows:
+    if not total.rows:
         raise DataError("the dataset is empty; expected rows with a prompt and two answers")
-    return _summed_up(account, checker, has_evaluation=evaluation is not None)
+    has = {
+        catalogue.MODEL: pair_tokenizer is not None,
+        catalogue.EVALUATION: evaluation is not None,
+        catalogue.BENCHMARK: benchmark is not None,
+    }
+    return _summary(total, missing=[flag for flag, is_given in has.items() if not is_given])
 
 
-def _checked(rows: Rows | FileRows, checker: RowChecker, share: int, shares: int) -> Iterator[RowAccount]:
+@dataclass
+class Tally:
+    """What the checks found in some rows.
+
+    Args:
+        rows: Number of rows read.
+        hits: Numbers of the faulty rows, by check and part (a side, a reason, ...).
+        formats: How many rows have each format.
+        characters: Lengths of the answers.
+        tokens: The same in tokens, of the pairs that are kept; only with a tokenizer.
+        kept: Number of rows that the training keeps; only with a tokenizer.
+        fingerprints: Row numbers and fingerprints of the pairs.
+    """
+
+    rows: int = 0
+    hits: dict[tuple[Check, str], list[int]] = field(default_factory=dict)
+    formats: Counter[str] = field(default_factory=Counter)
+    characters: LengthSums = field(default_factory=LengthSums)
+    tokens: LengthSums = field(default_factory=LengthSums)
+    kept: int = 0
+    fingerprints: list[tuple[int, Fingerprint]] = field(default_factory=list)
+
+    def hit(self, row: int, hits: Iterable[Hit]) -> None:
+        """Count a row that does not pass some checks."""
+        for key in hits:
+            rows = self.hits.setdefault(key, [])
+            if not rows or rows[-1] != row:
+                rows.append(row)
+
+    def add(self, other: Tally) -> None:
+        """Add the tally of the rows after these, without its fingerprints."""
+        self.rows += other.rows
+        self.kept += other.kept
+        for key, rows in other.hits.items():
+            self.hits.setdefault(key, []).extend(rows)
+        self.formats.update(other.formats)
+        self.characters.add(other.characters)
+        self.tokens.add(other.tokens)
+
+
+@dataclass
+class RowChecker:
+    """Makes the checks that look at one row, in the process that reads it."""
+
+    benchmark: Benchmark | None = None
+    token_checks: TokenChecks | None = None
+
+    def check(self, start: int, rows: Sequence[Any]) -> Tally:
+        """Check some rows, of which the first has the number ``start``."""
+        tally = Tally(rows=len(rows))
+        valid = []
+        for number, row in enumerate(rows, start):
+            found = self._valid(row, tally)
+            if isinstance(found, str):
+                tally.hit(number, [(catalogue.NO_PAIR, found)])
+            else:
+                valid.append((number, *found))
+        for number, pair, texts in valid:
+            tally.hit(number, content_hits(pair, texts))
+            tally.hit(number, language_hits(texts))
+            if self.benchmark is not None and self.benchmark.is_in(texts):
+                tally.hit(number, [(catalogue.BENCHMARK_OVERLAP, "")])
+            tally.characters.count(len(texts.chosen), len(texts.rejected))
+            tally.fingerprints.append((number, Fingerprint.of(texts)))
+        if self.token_checks is not None:
+            results = self.token_checks.check([pair for _, pair, _ in valid], [texts for *_, texts in valid])
+            for (number, *_), (hits, tokens) in zip(valid, results, strict=True):
+                tally.hit(number, hits)
+                if tokens is not None:
+                    tally.kept += 1
+                    tally.tokens.count(
+                        tokens.chosen_end - tokens.chosen_prompt_tokens,
+                        tokens.rejected_end - tokens.rejected_prompt_tokens,
+                    )
+        return tally
+
+    @staticmethod
+    def _valid(row: Any, tally: Tally) -> tuple[PreferencePair, PairTexts] | str:
+        """Return a row as a pair with its texts and count its format, or return why the row is invalid."""
+        try:
+            pair = to_pair(row)
+            tally.formats[format_of(row)] += 1
+        except RowError as error:
+            return error.reason
+        except DataError:
+            return "unknown columns"
+        texts = PairTexts.of(pair)
+        return (pair, texts) if texts.is_unicode() else "invalid Unicode"
+
+
+def _tallies(rows: Rows | FileRows, checker: RowChecker, share: int, shares: int) -> Iterator[Tally]:
     for start, batch in batches(rows, share, shares):
         yield checker.check(start, batch)
 
 
-def _prompts_of(rows: Rows | FileRows, processes: int) -> PromptIndex:
-    """The prompts of an evaluation set; rows that are no pairs are its own problem."""
+def _prompt_index(rows: Rows | FileRows, processes: int) -> PromptIndex:
+    """Return an index of the prompts of an evaluation set; its invalid rows are left out."""
     index = PromptIndex()
-    for prints in dealt(partial(_printed, rows), processes):
-        for print_ in prints:
-            index.add(print_, is_searched=not index.has_similar(print_))
+    for fingerprints in dealt(partial(_fingerprints, rows), processes):
+        for fingerprint in fingerprints:
+            index.add(fingerprint)
     return index
 
 
-def _printed(rows: Rows | FileRows, share: int, shares: int) -> Iterator[list[Fingerprint]]:
+def _fingerprints(rows: Rows | FileRows, share: int, shares: int) -> Iterator[list[Fingerprint]]:
     for _, batch in batches(rows, share, shares):
-        prints = []
+        fingerprints = []
         for row in batch:
             try:
-                said = PairTexts.of(to_pair(row))
+                texts = PairTexts.of(to_pair(row))
             except RowError:
                 continue
-            if said.is_unicode():
-                prints.append(fingerprint(said))
-        yield prints
+            if texts.is_unicode():
+                fingerprints.append(Fingerprint.of(texts))
+        yield fingerprints
 
 
-def _summed_up(account: RowAccount, checker: RowChecker, *, has_evaluation: bool) -> Survey:
+def _summary(tally: Tally, *, missing: Sequence[str]) -> Survey:
+    """Return the result for a tally of all rows; checks that need one of the ``missing`` flags were not made."""
     rows_of: dict[Check, set[int]] = {}
     parts_of: dict[Check, dict[str, int]] = {}
-    for (check, part), rows in account.hits.items():
+    for (check, part), rows in tally.hits.items():
         rows_of.setdefault(check, set()).update(rows)
         if part:
             parts_of.setdefault(check, {})[part] = len(rows)
-    asked = [
-        *catalogue.OF_ROWS,
-        *([catalogue.EVALUATION_OVERLAP] if has_evaluation else []),
-        *([catalogue.BENCHMARK_OVERLAP] if checker.benchmark is not None else []),
-        *(catalogue.OF_TOKENS if checker.template is not None else []),
-    ]
-    findings = [
-        finding_of(check, sorted(rows_of.get(check, ())), account.rows, _in_words(parts_of.get(check, {})))
-        for check in asked
-    ]
-    is_tokenized = checker.template is not None
-    lengths = account.tokens.finding("tokens") if is_tokenized else account.characters.finding("characters")
-    findings.insert(asked.index(catalogue.REFUSALS_CHOSEN), lengths)
+    has_tokens = catalogue.MODEL not in missing
+    findings: list[Finding] = []
+    left_out: dict[str, list[int]] = {}
+    done: set[int] = set()
+    for check in catalogue.CHECKS:
+        if check.needs in missing:
+            continue
+        if check is catalogue.REFUSALS_CHOSEN:
+            findings.append(tally.tokens.finding("tokens") if has_tokens else tally.characters.finding("characters"))
+        faulty = rows_of.get(check, set())
+        findings.append(check.finding(sorted(faulty), tally.rows, _counted_parts(parts_of.get(check, {}))))
+        if check.drops and (dropped := faulty - done):
+            left_out[check.name] = sorted(dropped)
+            done |= dropped
     return Survey(
-        rows=account.rows,
-        formats=dict(account.formats.most_common()),
+        rows=tally.rows,
+        formats=dict(tally.formats.most_common()),
         findings=findings,
-        skipped=_skipped(checker, has_evaluation),
-        left_out=_left_out(asked, rows_of),
-        kept=account.kept if is_tokenized else None,
+        skipped={check.name: flag for flag in missing for check in catalogue.CHECKS if check.needs == flag},
+        left_out=left_out,
+        kept=tally.kept if has_tokens else None,
     )
 
 
-def _left_out(asked: Sequence[Check], rows_of: Mapping[Check, set[int]]) -> dict[str, list[int]]:
-    """The rows of the checks that drop theirs, each under the first that does."""
-    left_out: dict[str, list[int]] = {}
-    done: set[int] = set()
-    for check in asked:
-        rows = rows_of.get(check, set()) - done if check.drops else set()
-        if rows:
-            left_out[check.name] = sorted(rows)
-            done |= rows
-    return left_out
-
-
-def _skipped(checker: RowChecker, has_evaluation: bool) -> dict[str, str]:
-    skipped = {} if checker.template else {check.name: "--model" for check in catalogue.OF_TOKENS}
-    if not has_evaluation:
-        skipped[catalogue.EVALUATION_OVERLAP.name] = "--eval-dataset-name"
-    if checker.benchmark is None:
-        skipped[catalogue.BENCHMARK_OVERLAP.name] = "--benchmark"
-    return skipped
-
-
-def _in_words(parts: Mapping[str, int]) -> str:
-    """``chosen 12, rejected 30``; the most frequent first."""
+def _counted_parts(parts: Mapping[str, int]) -> str:
+    """Return the parts with their counts, the most frequent first: ``rejected 30, chosen 12``."""
     ordered = sorted(parts.items(), key=lambda item: -item[1])
     words = [f"{part} {count:,}" for part, count in ordered[:SHOWN_PARTS]]
     return ", ".join(words) + (f" and {len(ordered) - SHOWN_PARTS} more kinds" if len(ordered) > SHOWN_PARTS else "")

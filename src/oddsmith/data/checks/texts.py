@@ -1,4 +1,4 @@
-"""The texts of a pair, as the checks read them: without roles, templates and tokens."""
+"""The plain texts of a pair, without roles, templates and tokens, in the forms that the checks compare."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from ..formats import PreferencePair
 from ..formats.messages import Message
 
-SIDES = ("chosen", "rejected")
+MAX_WORD_CHARACTERS = 20  # longer on average: a script without spaces between words
 
 
 @dataclass(frozen=True)
 class PairTexts:
-    """What is said in a pair.
+    """The texts of a pair.
 
     Args:
-        prompt: All of the prompt, its messages one below the other.
-        question: What the answers answer: the last message of the user, or the whole prompt where that is text.
-        chosen, rejected: The answers, their messages one below the other.
+        prompt: The whole prompt, its messages joined by line breaks.
+        question: What the answers respond to: the last message of the user, or the whole prompt where that is text.
+        chosen, rejected: The answers, their messages joined by line breaks.
     """
 
     prompt: str
@@ -27,24 +27,15 @@ class PairTexts:
 
     @classmethod
     def of(cls, pair: PreferencePair) -> PairTexts:
-        """The texts of a pair.
-
-        Args:
-            pair: Text or conversations.
-
-        Returns:
-            Its texts.
-        """
-        prompt = _said(pair.prompt)
-        question = prompt if isinstance(pair.prompt, str) else _last_question(pair.prompt)
-        return cls(prompt, question, _said(pair.chosen), _said(pair.rejected))
-
-    def answers(self) -> tuple[tuple[str, str], tuple[str, str]]:
-        """The answers with the names of their sides."""
-        return ("chosen", self.chosen), ("rejected", self.rejected)
+        """Return the texts of a pair of strings or conversations."""
+        prompt = _joined(pair.prompt)
+        question = prompt
+        if not isinstance(pair.prompt, str):
+            question = next((turn["content"] for turn in reversed(pair.prompt) if turn["role"] == "user"), "")
+        return cls(prompt, question, _joined(pair.chosen), _joined(pair.rejected))
 
     def is_unicode(self) -> bool:
-        """Whether the texts can be written as UTF-8: none holds half of a surrogate pair."""
+        """Return whether the texts can be written as UTF-8: none contains half of a surrogate pair."""
         try:
             for text in (self.prompt, self.chosen, self.rejected):
                 text.encode()
@@ -54,13 +45,15 @@ class PairTexts:
 
 
 def plain(text: str) -> str:
-    """The text without what does not matter to what it says: case, and blanks beyond one between words."""
+    """Return a text in lower case with single spaces, for comparisons of what it says."""
     return " ".join(text.casefold().split())
 
 
-def _said(content: str | list[Message]) -> str:
+def words_or_characters(text: str) -> list[str] | str:
+    """Return the words of a text, or the text itself where its script has no spaces between words."""
+    words = text.split()
+    return text if len(text) > MAX_WORD_CHARACTERS * max(1, len(words)) else words
+
+
+def _joined(content: str | list[Message]) -> str:
     return content if isinstance(content, str) else "\n".join(message["content"] for message in content)
-
-
-def _last_question(prompt: list[Message]) -> str:
-    return next((message["content"] for message in reversed(prompt) if message["role"] == "user"), "")

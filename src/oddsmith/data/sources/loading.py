@@ -143,6 +143,12 @@ def batches(rows: Rows | FileRows, share: int = 0, shares: int = 1) -> Iterator[
             number += 1
 
 
+def numbered_rows(rows: Rows | FileRows) -> Iterator[tuple[int, Any]]:
+    """Yield all rows with their numbers, as plain Python values."""
+    for start, batch in batches(rows):
+        yield from enumerate(batch, start)
+
+
 def load_datasets(
     arguments: ScriptArguments, *, seed: int, evaluate: bool
 ) -> tuple[Rows, Rows | dict[str, Rows] | None]:

@@ -1,4 +1,4 @@
-"""What becomes of a pair under a tokenizer: its chat template, the ends of its turns, and ``max_length``.
+"""Checks that need a tokenizer: what its chat template, its control tokens and ``max_length`` do to a pair.
 
 The tokens are those of the training, made by the same code (``data.tokenize``).
 """
@@ -13,11 +13,10 @@ from ..tokens.pair_tokenizer import PairTokenizer
 from ..tokens.rendering import RenderedPair
 from ..tokens.tokenized import Dropped, DropReason, TokenizedPair
 from . import catalogue
-from .answers import Hit
-from .finding import Check
+from .catalogue import Check, Hit
 from .texts import PairTexts
 
-# What no side's text can do anything about is counted by the checks of the rows.
+# The other reasons (empty answers) are found without a tokenizer.
 REASONS: dict[str, Check] = {
     DropReason.NO_RESPONSE: catalogue.LOST_IN_TEMPLATE,
     DropReason.IDENTICAL: catalogue.LOST_IN_TEMPLATE,
@@ -26,34 +25,30 @@ REASONS: dict[str, Check] = {
 }
 
 
-class TemplateCheck:
-    """Tokenizes pairs and finds the faults that only tokens show.
-
-    Args:
-        pair_tokenizer: Makes the tokens as the training will.
-    """
+class TokenChecks:
+    """Tokenizes pairs as the training will, and finds the faults that only tokens show."""
 
     def __init__(self, pair_tokenizer: PairTokenizer):
         self.pair_tokenizer = pair_tokenizer
         self.tokenizer = pair_tokenizer.tokenizer
         added = self.tokenizer.added_tokens_decoder.values()
-        # Only those that steer: <think> and the like are added, too, but stand in answers by right.
+        # Only special tokens: others such as <think> are added too, but belong in answers.
         self._control = [token.content for token in added if token.special and token.content.strip()]
 
-    def hits(
+    def check(
         self, pairs: Sequence[PreferencePair], texts: Sequence[PairTexts]
-    ) -> list[tuple[list[Hit], TokenizedPair | None]]:
-        """The faults of some pairs, and their tokens.
+    ) -> Iterator[tuple[list[Hit], TokenizedPair | None]]:
+        """Tokenize and check some pairs.
 
         Args:
             pairs: The pairs.
             texts: Their texts.
 
-        Returns:
-            For each pair its faults, and its tokens unless it is dropped.
+        Yields:
+            tuple[list[Hit], TokenizedPair | None]: For each pair its faults, and its tokens unless it is dropped.
 
         Raises:
-            ModelError: The tokenizer lacks what is needed: a chat template, an EOS token.
+            ModelError: The tokenizer lacks a chat template or an EOS token that is needed.
         """
         found: list[list[Hit]] = [[] for _ in pairs]
         rendered: list[RenderedPair | Dropped] = []
@@ -63,23 +58,16 @@ class TemplateCheck:
             except RowError as error:
                 hits.append((catalogue.TEMPLATE_REFUSED, error.reason))
                 rendered.append(Dropped(error.reason))
-        outcomes = []
-        for hits, pair, said, before, outcome in zip(
-            found, pairs, texts, rendered, self.pair_tokenizer.encode(rendered), strict=True
-        ):
-            hits.extend((catalogue.CONTROL_TOKENS, token) for token in self._control_tokens(said))
-            if isinstance(outcome, Dropped):
-                if not isinstance(before, Dropped):
-                    hits.append((REASONS[outcome.reason], ""))
-            else:
-                hits.extend(self._token_hits(pair, outcome))
-            outcomes.append((hits, outcome if isinstance(outcome, TokenizedPair) else None))
-        return outcomes
-
-    def _control_tokens(self, texts: PairTexts) -> Iterator[str]:
-        """The first control token in each text."""
-        for text in (texts.prompt, texts.chosen, texts.rejected):
-            yield from [token for token in self._control if token in text][:1]
+        outcomes = self.pair_tokenizer.encode(rendered)
+        for hits, pair, pair_texts, before, outcome in zip(found, pairs, texts, rendered, outcomes, strict=True):
+            for text in (pair_texts.prompt, pair_texts.chosen, pair_texts.rejected):
+                hits += [(catalogue.CONTROL_TOKENS, token) for token in self._control if token in text][:1]
+            if isinstance(outcome, TokenizedPair):
+                yield [*hits, *self._token_hits(pair, outcome)], outcome
+                continue
+            if not isinstance(before, Dropped):
+                hits.append((REASONS[outcome.reason], ""))
+            yield hits, None
 
     def _token_hits(self, pair: PreferencePair, tokens: TokenizedPair) -> Iterator[Hit]:
         if tokens.prompt_cut:
@@ -95,7 +83,7 @@ class TemplateCheck:
                 yield catalogue.DOUBLE_BOS, side
 
     def _end_hits(self, pair: PreferencePair, targets: Sequence[int], answer: object, side: str) -> Iterator[Hit]:
-        """Whether an answer holds more ends of turns than it has messages. It lacks none: training adds EOS then."""
+        """Yield a hit for more end-of-turn tokens than messages in an answer. Where it has none, training adds EOS."""
         token = self.pair_tokenizer.renderer.end_of_turn if pair.is_conversational else None
         end = self.tokenizer.eos_token_id if token is None else self.tokenizer.convert_tokens_to_ids(token)
         if pair.is_conversational and token is None:

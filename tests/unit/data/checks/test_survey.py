@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-import statistics
 
 import datasets
 import pytest
@@ -13,15 +11,12 @@ from hypothesis import strategies as st
 
 from oddsmith.data.builtin import demo_pairs
 from oddsmith.data.checks import catalogue
-from oddsmith.data.checks.answers import echoes, is_refusal, repeats_itself
 from oddsmith.data.checks.benchmark import Benchmark, read_benchmark
+from oddsmith.data.checks.catalogue import ANY, NEVER, Check, worst
 from oddsmith.data.checks.cleaning import require_new_file, write_cleaned
-from oddsmith.data.checks.content import has_control_text, personal_data
-from oddsmith.data.checks.finding import ANY, NEVER, Check, worst
+from oddsmith.data.checks.content import repeats_itself
+from oddsmith.data.checks.duplicates import sketch
 from oddsmith.data.checks.language import language_of
-from oddsmith.data.checks.lengths import LengthAccount
-from oddsmith.data.checks.prints import sketch
-from oddsmith.data.checks.roles import role_fault
 from oddsmith.data.checks.survey import survey
 from oddsmith.data.checks.texts import plain
 from oddsmith.data.sources import batches, open_rows
@@ -48,6 +43,8 @@ LONG_QUESTION = (
 SIMILAR_QUESTION = LONG_QUESTION.replace("the end of the month", "the end of the year")
 GERMAN = "Der Himmel ist an einem klaren Tag blau, weil die Luft das kurzwellige Licht der Sonne am stärksten streut."
 LOOP = "and then the little dog ran back over the hill and into the wood " * 12
+
+OF_ROWS = [check for check in catalogue.CHECKS if not check.needs]
 
 # What is at fault in rows that follow the good ones: check -> (the rows, which of them are named).
 FAULTY = {
@@ -89,16 +86,16 @@ def finding_on(check: Check, rows, **options):
 
 
 def test_every_check_of_rows_has_its_case():
-    assert set(FAULTY) == set(catalogue.OF_ROWS)
+    assert set(FAULTY) == set(OF_ROWS)
 
 
-@pytest.mark.parametrize("check", catalogue.OF_ROWS, ids=lambda check: check.name)
+@pytest.mark.parametrize("check", OF_ROWS, ids=lambda check: check.name)
 def test_good_pairs_pass(check):
     found = finding_on(check, GOOD)
     assert (found.verdict, found.count, found.rows) == ("pass", 0, ())
 
 
-@pytest.mark.parametrize("check", catalogue.OF_ROWS, ids=lambda check: check.name)
+@pytest.mark.parametrize("check", OF_ROWS, ids=lambda check: check.name)
 def test_a_fault_is_found_at_its_rows(check):
     rows, at = FAULTY[check]
     found = finding_on(check, [*GOOD, *rows])
@@ -120,8 +117,7 @@ def test_reasons_and_sides_are_counted():
 
 
 def test_a_cleaned_set_leaves_out_whatever_can_fail():
-    checks = [value for value in vars(catalogue).values() if isinstance(value, Check)]
-    assert {check.name for check in checks if check.fail_share < NEVER and not check.drops} == set()
+    assert {check.name for check in catalogue.CHECKS if check.fail_share < NEVER and not check.drops} == set()
 
 
 def test_shares_decide_the_verdict():
@@ -131,160 +127,12 @@ def test_shares_decide_the_verdict():
     assert (worst([]), worst(["pass", "fail", "warn"]), worst(["warn", "pass"])) == ("pass", "fail", "warn")
 
 
-REFUSED = (
-    "I'm sorry, but I can't assist with that request.",
-    "I’m sorry, I won’t do that.",
-    "I cannot provide medical advice.",
-    "I apologize, but I am unable to browse the web.",
-    "Unfortunately I can't open links.",
-    "As a language model, I do not have opinions.",
-    "抱歉，我无法回答这个问题。",
-    "Lo siento, pero no puedo ayudarte.",
-)
-ANSWERED = (
-    "I'm sorry to hear that. Call your mother first.",
-    "You cannot help everyone.",
-    "I can't wait to tell you: it is Paris.",
-    "Sorry is a Canadian word; so is toque.",
-    "An AI can be wrong.",
-    "Boil it for six minutes. " * 8 + "I'm sorry, but I can't help more.",
-)
-
-
-@pytest.mark.parametrize("answer", REFUSED)
-def test_refusals_are_known(answer):
-    assert is_refusal(answer)
-
-
-@pytest.mark.parametrize("answer", ANSWERED)
-def test_answers_are_no_refusals(answer):
-    assert not is_refusal(answer)
-
-
-def test_an_echo_is_the_whole_question():
-    assert echoes("What is the capital of France?", '"What is the  capital of France?" Paris.')
-    assert not echoes("What is the capital of France?", "What is the capital? Paris.")
-    assert not echoes("Hello there!", "Hello there! How are you?")  # too short to be more than manners
-
-
-@pytest.mark.parametrize(
-    ("text", "repeats"),
-    [
-        (LOOP, True),
-        ("天空在晴朗的日子里是蓝色的，因为空气散射阳光中的短波部分。" * 6, True),
-        ("Yes. " * 8, False),
-        (" ".join(str(number) for number in range(300)), False),
-        ("".join(chr(0x4E00 + number * 7) for number in range(400)), False),
-    ],
-)
-def test_repeated_runs(text, repeats):
-    assert repeats_itself(text) is repeats
-
-
-@given(st.lists(st.sampled_from("abc"), max_size=70), st.integers(1, 4), st.integers(0, 20))
-def test_repetition_is_what_its_definition_says(words, times, others):
-    words = words * times + [str(number) for number in range(others)]
-    runs = [tuple(words[start : start + 10]) for start in range(len(words) - 9)]
-    assert repeats_itself(" ".join(words)) is (len(runs) >= 10 and 1 - len(set(runs)) / len(runs) > 0.1)
-
-
-@given(st.lists(st.integers(0, 10**9), unique=True, max_size=80))
-def test_words_that_differ_repeat_nothing(numbers):
-    assert not repeats_itself(" ".join(map(str, numbers)))
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["<|im_start|>user", "a <|eot_id|>", "[INST] Hi", "<<SYS>>", "<start_of_turn>model", "</s>", "<｜User｜>", "<unk>"],
-)
-def test_control_tokens_are_known(text):
-    assert has_control_text(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["a < b || c > d", "[INSTALL]", "<span>", "x <| y", "list[str]", "<section>", "the <s2> tag"]
-)
-def test_other_text_holds_no_control_tokens(text):
-    assert not has_control_text(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "kinds"),
-    [
-        ("mail bob@firm.co.uk now", ["e-mail"]),
-        ("mail bob@example.com, or user@mail.example.org", []),
-        ("@bob, see decorator @property.setter", []),
-        ("ghp_" + "a1" * 18, ["key"]),
-        ("-----BEGIN RSA PRIVATE KEY-----", ["key"]),
-        ("a task-based approach; sk-learn; AKIA", []),
-        ("x@y.de hf_" + "Q" * 34, ["e-mail", "key"]),
-    ],
-)
-def test_personal_data(text, kinds):
-    assert personal_data(text) == kinds
-
-
-@pytest.mark.parametrize(
-    ("roles", "fault"),
-    [
-        ("system user assistant user assistant", None),
-        ("user assistant tool assistant", None),
-        ("user assistant tool tool assistant", None),
-        ("assistant user assistant", "begins with the assistant"),
-        ("user user assistant", "two turns of the user in a row"),
-        ("user assistant assistant", "two turns of the assistant in a row"),
-        ("user system assistant", "system message in the middle"),
-    ],
-)
-def test_the_order_of_speakers(roles, fault):
-    assert role_fault([{"role": role, "content": ""} for role in roles.split()]) == fault
-
-
 def test_languages():
     assert language_of(GERMAN) == "de"
     assert language_of(LONG_QUESTION) == "en"
     assert language_of("天空在晴朗的日子里是蓝色的，因为空气散射阳光中波长较短的部分比其他部分更强。") == "zh"
     assert language_of("Ja, klar.") is None
     assert language_of("```python\n" + "value = other_value + third_value\n" * 9 + "```") is None
-
-
-lengths = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000)), min_size=2, max_size=60)
-
-
-def counted(pairs):
-    account = LengthAccount()
-    for pair in pairs:
-        account.count(*pair)
-    return account
-
-
-@given(lengths, lengths)
-def test_lengths_of_parts_add_up(first, second):
-    parts = counted(first)
-    parts.add(counted(second))
-    assert parts == counted(first + second)
-
-
-@given(lengths)
-def test_the_effect_is_cohens_d(pairs):
-    chosen, rejected = zip(*pairs, strict=True)
-    variance = (statistics.pvariance(chosen) + statistics.pvariance(rejected)) / 2
-    expected = (statistics.fmean(chosen) - statistics.fmean(rejected)) / variance**0.5 if variance else 0.0
-    assert counted(pairs).effect == pytest.approx(expected, rel=1e-6, abs=1e-6)
-
-
-def test_length_bias_warns_of_what_is_large_and_certain():
-    generator = random.Random(0)
-    fair = [(generator.randint(50, 150), generator.randint(50, 150)) for _ in range(400)]
-    longer = [(chosen + 60, rejected) for chosen, rejected in fair]
-    assert counted(fair).finding("tokens").verdict == "pass"
-    assert counted(longer).finding("tokens").verdict == "warn"
-    assert '"the longer one is better" is right in' in counted(longer).finding("tokens").found
-    assert counted([(short, long) for long, short in longer]).finding("tokens").meaning.count('"shorter"') == 1
-    assert counted(longer[:5]).finding("tokens").verdict == "pass"  # five pairs say nothing
-    always = [(rejected + 3, rejected) for _, rejected in fair]  # a small effect, and yet the only lesson
-    assert counted(always).effect < 0.5
-    assert counted(always).finding("tokens").verdict == "warn"
 
 
 def test_minhash_estimates_the_share_of_common_triples():

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from oddsmith.data.checks import catalogue
+from oddsmith.data.checks.catalogue import Check
 from oddsmith.data.checks.example import first_example
-from oddsmith.data.checks.finding import Check
 from oddsmith.data.checks.survey import survey
-from oddsmith.data.checks.template import REASONS
+from oddsmith.data.checks.token_checks import REASONS
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.data.tokens.tokenized import DropReason
 from oddsmith.errors import DataError, ModelError, NonFiniteError
@@ -19,7 +19,7 @@ from oddsmith.model.preference import MOST_SURPRISING, model_preference
 from tests.pairs import assistant, tokenize, user
 from tests.templates import MISTRAL
 from tests.tiny import CHATML, ragged_pairs, tiny_model, tiny_tokenizer
-from tests.unit.data.checks.test_checks import chat
+from tests.unit.data.checks.test_survey import chat
 
 HI = user("Hi")
 ENDLESS = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
@@ -31,6 +31,8 @@ TOOL_TURNS = {
     "chosen": [assistant("", tool_calls=[{"name": "f"}]), {"role": "tool", "content": "1"}, assistant("One.")],
     "rejected": [assistant("Two.")],
 }
+
+OF_TOKENS = [check for check in catalogue.CHECKS if check.needs == catalogue.MODEL]
 
 # check -> (chat template or tokenizer, max_length, max_prompt_length, rows after the good ones, which are at fault)
 FAULTY = {
@@ -76,10 +78,10 @@ def finding_on(check: Check, rows, tokens: PairTokenizer):
 
 
 def test_every_check_of_tokens_has_its_case():
-    assert set(FAULTY) == set(catalogue.OF_TOKENS)
+    assert set(FAULTY) == set(OF_TOKENS)
 
 
-@pytest.mark.parametrize("check", catalogue.OF_TOKENS, ids=lambda check: check.name)
+@pytest.mark.parametrize("check", OF_TOKENS, ids=lambda check: check.name)
 def test_good_pairs_pass(check):
     template, *limits, _, _ = FAULTY[check]
     if check is catalogue.NO_TURN_END:
@@ -88,7 +90,7 @@ def test_good_pairs_pass(check):
     assert (found.verdict, found.count) == ("pass", 0)
 
 
-@pytest.mark.parametrize("check", catalogue.OF_TOKENS, ids=lambda check: check.name)
+@pytest.mark.parametrize("check", OF_TOKENS, ids=lambda check: check.name)
 def test_a_fault_is_found_at_its_rows(check):
     template, *limits, rows, at = FAULTY[check]
     good = GOOD if check is not catalogue.NO_TURN_END else [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 60
