@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from oddsmith.batching.collate import PairCollator, trl_features
 from oddsmith.batching.forest import forest_batch
 from oddsmith.loss import orpo_loss
-from oddsmith.model.logprobs.attention.interface import forest_attention_in
-from oddsmith.model.logprobs.memory_saving import lean_layers
+from oddsmith.model.logprobs.attention import forest_attention_in
+from oddsmith.model.logprobs.memory_saving import memory_saving_layers
 from oddsmith.model.logprobs.output_transform import output_transform
 from oddsmith.model.logprobs.packed import forest_logps
 from oddsmith.model.logprobs.padded import PairLogps, pair_logps
@@ -75,7 +75,7 @@ def both_paths(model: nn.Module, rows: list[dict[str, Any]], device: str) -> tup
     def there(batch: dict[str, Any]) -> dict[str, Any]:
         return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
-    with forest_attention_in(model), lean_layers(model).applied():
+    with forest_attention_in(model), memory_saving_layers(model).applied():
         transform = output_transform(model.config)
         packed = result(model, forest_logps(model, there(forest_batch(rows, "sequence")), transform=transform))
     features = there(PairCollator(0)([trl_features(row) for row in rows]))

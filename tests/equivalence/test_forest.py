@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from oddsmith.batching.collate import PairCollator, trl_features
 from oddsmith.batching.forest import forest_batch
 from oddsmith.loss import orpo_loss
-from oddsmith.model.logprobs.attention.interface import forest_attention_in
+from oddsmith.model.logprobs.attention import forest_attention_in
 from oddsmith.model.logprobs.output_transform import output_transform
 from oddsmith.model.logprobs.packed import forest_logps
 from oddsmith.model.logprobs.padded import pair_logps

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from oddsmith.batching.forest import pack
 from oddsmith.model.logprobs.attention import cpu as attention_cpu
+from oddsmith.model.logprobs.attention import dense_forest_attention
 from oddsmith.model.logprobs.attention.cpu import paths_forest_attention
-from oddsmith.model.logprobs.attention.interface import dense_forest_attention
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 4e-2}
 # Few token ids, so that sequences share beginnings often.

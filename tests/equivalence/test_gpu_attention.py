@@ -18,10 +18,10 @@ from torch.nn.attention.varlen import varlen_attn
 
 from oddsmith.batching.forest import pack
 from oddsmith.model.logprobs.attention import cuda as attention_cuda
+from oddsmith.model.logprobs.attention import dense_forest_attention
 from oddsmith.model.logprobs.attention import flex as attention_flex
 from oddsmith.model.logprobs.attention.cuda import cuda_forest_attention
 from oddsmith.model.logprobs.attention.flex import BLOCK, block_mask, flex_forest_attention
-from oddsmith.model.logprobs.attention.interface import dense_forest_attention
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=6)
 

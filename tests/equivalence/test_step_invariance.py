@@ -164,7 +164,7 @@ def test_two_processes_give_what_one_gives(two_processes, kind, tmp_path):
 
 def test_processes_that_find_unlike_memory_agree_on_the_least(two_processes):
     found = [of_rank["float64"].max_tokens for of_rank in two_processes]
-    assert found[0] == found[1] == memory.LEAST_TOKENS
+    assert found[0] == found[1] == memory.MIN_TOKENS
 
 
 def test_a_stream_gives_what_a_dataset_gives(tmp_path):

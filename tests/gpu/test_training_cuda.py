@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.batching.collate import PairCollator, trl_features
 from oddsmith.batching.forest import forest_batch
-from oddsmith.model.logprobs.attention.interface import forest_attention_in
+from oddsmith.model.logprobs.attention import forest_attention_in
 from oddsmith.model.logprobs.output_transform import output_transform
 from oddsmith.model.logprobs.packed import forest_logps
 from oddsmith.model.logprobs.padded import pair_logps

@@ -25,7 +25,7 @@ from transformers import (
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.batching.collate import PairCollator
 from oddsmith.errors import NonFiniteError
-from oddsmith.model.logprobs import choose_path
+from oddsmith.model.logprobs import paths
 from oddsmith.model.logprobs import token_budget as memory
 from tests.command import run_here, save_config, save_model, save_pairs
 from tests.equivalence.test_forest import Float64Everywhere
@@ -414,10 +414,10 @@ def test_a_run_measures_what_it_keeps_as_it_trains(tmp_path, monkeypatch):
         budgets.append(memory.token_budget(*args, **more))
         return budgets[-1]
 
-    monkeypatch.setattr(choose_path, "token_budget", noted)
+    monkeypatch.setattr(paths, "token_budget", noted)
     for settings in ({}, NOT_REENTRANT, REENTRANT):
         run(tmp_path, tiny_model(num_hidden_layers=6), rows=2, **settings)
-    plain, *checkpointed = (budget.kept_bytes_a_token for budget in budgets)
+    plain, *checkpointed = (budget.saved_bytes_per_token for budget in budgets)
     assert max(checkpointed) < plain / 2
 
 
@@ -425,7 +425,7 @@ def test_choosing_a_path_leaves_no_trace(tmp_path):
     trainer = trainer_of(tmp_path)
     weights = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
     state, mode = torch.get_rng_state(), trainer.model.training
-    assert trainer.path.max_tokens == memory.MOST_TOKENS["cpu"]
+    assert trainer.path.max_tokens == memory.MAX_TOKENS["cpu"]
     assert trainer.model.training == mode
     assert torch.equal(torch.get_rng_state(), state)
     for name, parameter in trainer.model.named_parameters():
@@ -540,15 +540,15 @@ def test_what_can_be_packed_is_and_says_so(model, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="oddsmith"):
         result = run(tmp_path, model())
     assert not warnings_in(caplog)
-    (said,) = [record.getMessage() for record in caplog.records if record.name == "oddsmith.model.logprobs.choose_path"]
+    (said,) = [record.getMessage() for record in caplog.records if record.funcName == "choose_path"]
     assert said.startswith("Training on prefix forests: packed and plain batches agree to ")
     start = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])["batches"]
     assert start == {
         "layout": "prefix forest",
         "reason": result.trainer.path.reason,
-        "max_tokens": memory.MOST_TOKENS["cpu"],
+        "max_tokens": memory.MAX_TOKENS["cpu"],
     }
-    assert f"at most {memory.MOST_TOKENS['cpu']:,} tokens a micro-batch" in start["reason"]
+    assert f"at most {memory.MAX_TOKENS['cpu']:,} tokens a micro-batch" in start["reason"]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
 from ..config import ORPOConfig
-from ..model.logprobs.choose_path import choose_path
 from ..model.logprobs.padded import PairLogps
-from ..model.logprobs.paths import ForestPath, PaddedPath
+from ..model.logprobs.paths import ForestPath, PaddedPath, choose_path
 from ..system.memory_errors import clear_memory_errors
 from .guard.steps import GuardedSteps
 from .meter import EvaluationMeter, TrainingMeter, pair_sums

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from oddsmith.model.logprobs import token_budget as memory
-from oddsmith.model.logprobs.token_budget import LEAST_TOKENS, MOST_TOKENS, USABLE, free_bytes, token_budget
+from oddsmith.model.logprobs.token_budget import MAX_TOKENS, MIN_TOKENS, USABLE, free_bytes, token_budget
 
 D, F = 24, 40
 CPU = torch.device("cpu")
@@ -38,31 +38,31 @@ def loss_of(model: nn.Module) -> Callable[[int], torch.Tensor]:
     return lambda tokens: model(torch.zeros(tokens, dtype=torch.long)).sum()
 
 
-def kept_bytes_a_token(model: nn.Module) -> float:
-    return token_budget(model, loss_of(model)).kept_bytes_a_token
+def saved_bytes_per_token(model: nn.Module) -> float:
+    return token_budget(model, loss_of(model)).saved_bytes_per_token
 
 
 def test_kept_bytes_are_those_of_the_saved_tensors():
     """The ids (int64), the input of each linear layer; tanh keeps its result, which is the second one's input."""
-    assert kept_bytes_a_token(Layer()) == 8 + 4 * (D + F)
-    assert kept_bytes_a_token(Layer().double()) == 8 + 8 * (D + F)
+    assert saved_bytes_per_token(Layer()) == 8 + 4 * (D + F)
+    assert saved_bytes_per_token(Layer().double()) == 8 + 8 * (D + F)
 
 
 def test_of_a_frozen_layer_only_what_its_input_needs_is_kept():
     model = Layer()
     model.down.requires_grad_(False)  # it passes gradients on, for which its weight is enough
     model.embedding.requires_grad_(False)
-    assert kept_bytes_a_token(model) == 4 * (D + F)
+    assert saved_bytes_per_token(model) == 4 * (D + F)
     model.up.requires_grad_(False)
     model.down.bias.requires_grad_(True)
-    assert kept_bytes_a_token(model) == 1.0  # nothing; never 0, by which one cannot divide
+    assert saved_bytes_per_token(model) == 1.0  # nothing; never 0, by which one cannot divide
 
 
 def test_a_checkpoint_keeps_its_input_alone():
-    assert kept_bytes_a_token(Layer(checkpointing=True)) == 8 + 4 * D
+    assert saved_bytes_per_token(Layer(checkpointing=True)) == 8 + 4 * D
 
 
-@pytest.mark.parametrize(("free", "expected"), [(10**12, MOST_TOKENS["cpu"]), (0, LEAST_TOKENS), (10**5, LEAST_TOKENS)])
+@pytest.mark.parametrize(("free", "expected"), [(10**12, MAX_TOKENS["cpu"]), (0, MIN_TOKENS), (10**5, MIN_TOKENS)])
 def test_budgets_have_limits(free, expected, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     model = Layer()
@@ -79,7 +79,7 @@ def test_a_budget_fills_what_is_free_after_gradients_and_optimizer(processes, mo
     monkeypatch.setattr(memory, "free_bytes", lambda device: processes * (fixed + 250_000))
     budget = token_budget(model, loss_of(model), processes=processes)
     assert budget.max_tokens == int(USABLE * 250_000 / (8 + 4 * (D + F)))
-    assert LEAST_TOKENS < budget.max_tokens < MOST_TOKENS["cpu"]
+    assert MIN_TOKENS < budget.max_tokens < MAX_TOKENS["cpu"]
     assert str(budget) == f"at most {budget.max_tokens:,} tokens a micro-batch (0.00 MB a token, 0.0 GiB free)"
 
 

@@ -70,7 +70,7 @@ class _Warnings(logging.Handler):
     """What our own modules warn of, said as everything else is; else it would tear a line that is drawn just then."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.endswith(".choose_path"):  # the banner has a line for it
+        if record.funcName == "choose_path":  # the banner has a line for it
             return
         say(f"warning: {record.getMessage()}", "yellow", hang=4)
 

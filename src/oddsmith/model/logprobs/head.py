@@ -1,24 +1,54 @@
 """From hidden states to log-probabilities of given tokens, through any output layer, without ever holding all logits.
 
-Shape suffixes: T packed positions, E entries (a position and a token that it predicts; a branch point has several),
-C entries of a chunk, D hidden, V vocabulary.
+For an entry with hidden state h, head output z = W h + b and target y:
+
+    logits = cap * tanh(scale * z / cap)       p = softmax(logits)       logp = log p_y
+    d logp / dz = -scale * r                   r = (p - onehot(y)) * (1 - (logits / cap)^2)
+
+p and logp are float32 (float64 from float64). The one-hot is subtracted in that dtype, before the residual r is rounded
+to the dtype of z, so that the gradient of a confident token (p_y near 1) does not drown in rounding.
+
+With g = d loss / d logp, the gradients of a linear head are matrix products with r:
+
+    dh = -g * scale * (r W)
+    dW = -sum over entries of r (g * scale * h)^T
+    db = -sum over entries of g * scale * r
+
+g is only a factor. So the forward pass computes r W [E, D] while the logits exist, and the backward pass scales it. A
+frozen layer costs two matrix products. A trained one saves the r of its last chunk for dW and computes those of the
+other chunks again: three products where the budget holds all entries, four for those that it does not hold.
+
+Shape suffixes: T packed positions, E entries (a position and a token that it predicts; a branch point has several), C
+entries of a chunk, R rows of a slice (so few that their float32 copies stay in the cache), D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from .linear_head import chunk_bounds, efficient_rows, linear_token_logps
 from .output_transform import OutputTransform
-from .target_softmax import target_logps
 
 BUDGET_BYTES = 512 << 20
-# Tensors as large as a chunk's logits while it is worked on: the layer's, LoRA's, their sum, and our residuals.
+# Tensors as large as a chunk's logits while it is computed: the layer's, LoRA's, their sum, and our residuals.
 _COPIES = 4
 _NO_TRANSFORM = OutputTransform()
+
+# Entries in a chunk that nothing is gained by making larger. CPU: products of 576 x 49152 in bf16 reach their full rate
+# at 256 rows (8% short of it at 128, 27% at 64), and twice as many rows are tensors that the C library maps anew each
+# time (32 MB). Elsewhere, unmeasured: enough rows that a product is not bound by reading the weight.
+_EFFICIENT_ROWS = {"cpu": 256}
+_OTHER_EFFICIENT_ROWS = 1024
+
+# A slice in float32, of which there are two. CPU: 2 MiB, the second-level cache of two cores, took 13% less time than
+# 12 MiB. Elsewhere: few launches, and buffers that stay small beside the chunk.
+_SLICE_BYTES = {"cpu": 2 << 20}
+_OTHER_SLICE_BYTES = 64 << 20
 
 
 def token_logps(
@@ -30,14 +60,14 @@ def token_logps(
     transform: OutputTransform = _NO_TRANSFORM,
     budget_bytes: int = BUDGET_BYTES,
 ) -> Tensor:
-    """``log softmax(transform(head(hidden[position])))[target]`` of each entry.
+    """Return ``log softmax(transform(head(hidden[position])))[target]`` of each entry.
 
-    A plain linear head, frozen or trained, tied or not, has its gradient written out (``linear_head.py``). Any other
-    module (LoRA, quantised weights, a wrapper) is called on a chunk of entries at a time: exact for whatever it does.
-    It is asked through its ``forward``, so that a hook on it may be where this is called.
+    The gradient of a plain linear head, frozen or trained, tied or not, is written out. Any other module (LoRA,
+    quantised weights, a wrapper) is called on one chunk of entries at a time: exact for whatever it computes. Its
+    ``forward`` is called, not the module, so that a hook on the head may call this function.
 
-    An entry is a row of its own, also where several share a position: a branch point then costs its rows anew, of which
-    a forest has fewer than sequences, and no position has to be counted, which would stop a GPU.
+    Every entry is a row, also where several share a position: a branch point costs its rows again, but a forest has
+    fewer of these than sequences, and no positions have to be counted, which would make the host wait for a GPU.
 
     Args:
         head: The output layer: hidden states [..., D] to logits [..., V].
@@ -45,20 +75,18 @@ def token_logps(
         position_E: Where each entry is predicted, int64, shape [E].
         target_E: The token predicted, int64, shape [E].
         transform: What the model does to the head's output.
-        budget_bytes: What logits may take at once. All but a frozen linear head keep what their backward pass needs of
-            them for as many entries as fit, and compute the others' twice.
+        budget_bytes: How much memory logits may take at once. All but a frozen linear head save what their backward
+            pass needs for as many entries as fit, and compute the rest twice.
 
     Returns:
         Natural logarithms, shape [E], float32 (float64 from float64), differentiable once with respect to
         ``hidden_TD`` and the head's trainable parameters. No reduction.
     """
-    head = _in_use(head)
+    head = _active_module(head)
     hidden_ED = hidden_TD.index_select(0, position_E)
     # A subclass computes something else, a parametrised layer is a subclass, and accelerate's hook moves weights.
     if type(head) is nn.Linear and not hasattr(head, "_hf_hook"):
-        return linear_token_logps(
-            hidden_ED, head.weight, head.bias, target_E, transform=transform, budget_bytes=budget_bytes
-        )
+        return _linear_logps(head, hidden_ED, target_E, transform, budget_bytes)
     return _chunked_logps(head, hidden_ED, target_E, transform, budget_bytes)
 
 
@@ -71,17 +99,143 @@ def token_logps_reference(
     transform: OutputTransform = _NO_TRANSFORM,
     budget_bytes: int = BUDGET_BYTES,
 ) -> Tensor:
-    """The same as ``token_logps``, by all logits of all positions and plain autograd; ``budget_bytes`` is not kept."""
-    logp_TV = transform.apply(_at_least_float32(head(hidden_TD))).log_softmax(-1)
+    """Compute the same as ``token_logps`` from all logits of all positions by autograd; ``budget_bytes`` is ignored."""
+    logits_TV = head(hidden_TD)
+    logp_TV = transform.apply(logits_TV.to(_exact_dtype(logits_TV.dtype))).log_softmax(-1)
     return logp_TV[position_E, target_E]
 
 
-def _in_use(head: nn.Module) -> nn.Module:
-    """The module that computes, inside PEFT's wrapper for modules that are trained in full."""
+def _active_module(head: nn.Module) -> nn.Module:
+    """Return the module that computes, inside PEFT's wrapper for modules that are trained in full."""
     while isinstance(head, ModulesToSaveWrapper):
         trained = [name for name in head.active_adapters[:1] if name in head.modules_to_save]
         head = head.modules_to_save[trained[0]] if trained and not head.disable_adapters else head.original_module
     return head
+
+
+def _exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype for sums over the vocabulary: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _efficient_rows(device: str) -> int:
+    return _EFFICIENT_ROWS.get(device, _OTHER_EFFICIENT_ROWS)
+
+
+def _chunk_bounds(entries: int, rows: int) -> list[tuple[int, int]]:
+    """Cut entries into chunks of ``rows``, in order; the remainder comes first, so that the last chunk is full."""
+    ends = range(entries % rows or rows, entries + 1, rows)
+    return [(max(0, end - rows), end) for end in ends] if entries >= rows else [(0, entries)]
+
+
+# ---- A linear head
+
+
+def _linear_logps(
+    head: nn.Linear, hidden_ED: Tensor, target_E: Tensor, transform: OutputTransform, budget_bytes: int
+) -> Tensor:
+    """Compute in the dtype of ``hidden_ED``; under autocast in autocast's, as the layer itself would."""
+    weight_VD, bias_V = head.weight, head.bias
+    device = hidden_ED.device.type
+    if torch.is_autocast_enabled(device) and hidden_ED.dtype != torch.float64:
+        hidden_ED = hidden_ED.to(torch.get_autocast_dtype(device))
+    rows = max(1, budget_bytes // (len(weight_VD) * hidden_ED.element_size()))
+    grad_enabled = torch.is_grad_enabled()
+    if not (grad_enabled and (weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad))):
+        rows = min(rows, _efficient_rows(device))
+    return _LinearLogps.apply(hidden_ED, weight_VD, bias_V, target_E, transform, rows, grad_enabled)
+
+
+class _LinearLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ED: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_E: Tensor,
+        transform: OutputTransform,
+        rows: int,
+        grad_enabled: bool,
+    ) -> Tensor:
+        E = len(hidden_ED)
+        wants_hidden, *wants_layer = (wanted and grad_enabled for wanted in ctx.needs_input_grad[:3])
+        weight_in_dtype_VD = weight_VD.to(hidden_ED.dtype)
+        logp_E = hidden_ED.new_empty(E, dtype=_exact_dtype(hidden_ED.dtype))
+        product_ED = torch.empty_like(hidden_ED) if wants_hidden else None
+        buffer_CV = hidden_ED.new_empty(min(rows, E), len(weight_VD))
+        bounds = _chunk_bounds(E, rows)
+        for first, last in bounds:
+            z_CV = _outputs(hidden_ED[first:last], weight_in_dtype_VD, bias_V, out_CV=buffer_CV[: last - first])
+            logp_E[first:last] = _logps_and_residuals(z_CV, target_E[first:last], transform, residuals=grad_enabled)
+            if product_ED is not None:
+                torch.mm(z_CV, weight_in_dtype_VD, out=product_ED[first:last])
+        ctx.transform, ctx.bounds = transform, bounds
+        if any(wants_layer):  # the buffer now holds the residuals of the last chunk, which fills it
+            ctx.save_for_backward(product_ED, hidden_ED, weight_VD, bias_V, target_E, buffer_CV)
+        else:
+            ctx.save_for_backward(product_ED)
+        return logp_E
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logp_E: Tensor) -> tuple[Tensor | None, ...]:
+        product_ED, *of_layer = ctx.saved_tensors
+        factor_E1 = grad_logp_E.mul(-ctx.transform.scale).unsqueeze(1)
+        grad_hidden_ED = None if product_ED is None else (product_ED * factor_E1).to(product_ED.dtype)
+        grad_weight_VD, grad_bias_V = _layer_gradients(ctx, factor_E1, *of_layer) if of_layer else (None, None)
+        return grad_hidden_ED, grad_weight_VD, grad_bias_V, None, None, None, None
+
+
+def _outputs(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out_CV: Tensor) -> Tensor:
+    """Write ``hidden @ weight^T + bias`` into ``out_CV``, in its dtype."""
+    if bias_V is None:
+        return torch.mm(hidden_CD, weight_VD.t(), out=out_CV)
+    return torch.addmm(bias_V.to(out_CV.dtype), hidden_CD, weight_VD.t(), out=out_CV)
+
+
+def _layer_gradients(
+    ctx: Any,
+    factor_E1: Tensor,
+    hidden_ED: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_E: Tensor,
+    buffer_CV: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of weight and bias, summed over chunks in float32 (float64).
+
+    The last chunk comes first; the memory of its residuals is then reused for the residuals of the other chunks.
+    """
+    _, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+    dtype, last_chunk = hidden_ED.dtype, ctx.bounds[-1]
+    weight_in_dtype_VD = weight_VD.to(dtype) if len(ctx.bounds) > 1 else weight_VD
+    scaled_ED, factor_E1 = (hidden_ED * factor_E1).to(dtype), factor_E1.to(dtype)
+    grad_weight_VD = grad_bias_V1 = None
+    for first, last in reversed(ctx.bounds):
+        residual_CV = buffer_CV[: last - first]
+        if (first, last) != last_chunk:
+            _outputs(hidden_ED[first:last], weight_in_dtype_VD, bias_V, out_CV=residual_CV)
+            _logps_and_residuals(residual_CV, target_E[first:last], ctx.transform, residuals=True)
+        if wants_weight:
+            grad_weight_VD = _add_product(grad_weight_VD, residual_CV.t(), scaled_ED[first:last])
+        if wants_bias:
+            grad_bias_V1 = _add_product(grad_bias_V1, residual_CV.t(), factor_E1[first:last])
+    return (
+        None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
+        None if grad_bias_V1 is None or bias_V is None else grad_bias_V1.squeeze(1).to(bias_V.dtype),
+    )
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Return ``total + left @ right``, added in place, in float32 or better."""
+    exact = _exact_dtype(left.dtype)
+    if total is None:
+        return torch.mm(left, right).to(exact)
+    return total.addmm_(left, right) if left.dtype == exact else total.add_(torch.mm(left, right))
+
+
+# ---- Any other head
 
 
 def _chunked_logps(
@@ -93,25 +247,80 @@ def _chunked_logps(
         # Chunks that shared autocast's bf16 copy of a weight would sum its gradient in bf16.
         dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         with torch.autocast(device, dtype, enabled, cache_enabled=False):
-            return target_logps(head.forward(hidden_CD), target_C, transform)
+            return _TargetLogps.apply(head.forward(hidden_CD), target_C, transform, torch.is_grad_enabled())
 
     budget_rows = budget_bytes // (_width(head) * hidden_ED.element_size())
-    rows = max(1, min(efficient_rows(device), budget_rows // _COPIES))
-    again_before = len(hidden_ED) - (budget_rows - (_COPIES - 1) * rows)
+    rows = max(1, min(_efficient_rows(device), budget_rows // _COPIES))
+    first_saved = len(hidden_ED) - (budget_rows - (_COPIES - 1) * rows)
     chunks = []
-    for first, last in chunk_bounds(len(hidden_ED), rows):
+    for first, last in _chunk_bounds(len(hidden_ED), rows):
         chunk = hidden_ED[first:last], target_E[first:last]
-        chunks.append(checkpoint(logps, *chunk, use_reentrant=False) if first < again_before else logps(*chunk))
+        chunks.append(checkpoint(logps, *chunk, use_reentrant=False) if first < first_saved else logps(*chunk))
     return torch.cat(chunks)
 
 
 def _width(head: nn.Module) -> int:
-    """V, by what the layer says or by its largest parameter; both are there in whatever PEFT puts around a layer."""
+    """Return V, from the layer's attribute or its largest parameter; whatever PEFT puts around a layer has both."""
     width = getattr(head, "out_features", None)
     if isinstance(width, int):
         return width
     return max((size for parameter in head.parameters() for size in parameter.shape), default=1)
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+class _TargetLogps(torch.autograd.Function):
+    """Log-probabilities of the targets from any head's output z; r is all that is saved of z, which stays as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, z_CV: Tensor, target_C: Tensor, transform: OutputTransform, grad_enabled: bool) -> Tensor:
+        residual_CV = z_CV.clone()
+        needs_grad = grad_enabled and ctx.needs_input_grad[0]
+        logp_C = _logps_and_residuals(residual_CV, target_C, transform, residuals=needs_grad)
+        if needs_grad:
+            ctx.save_for_backward(residual_CV)
+            ctx.scale = transform.scale
+        return logp_C
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logp_C: Tensor) -> tuple[Tensor, None, None, None]:
+        (residual_CV,) = ctx.saved_tensors
+        factor_C1 = grad_logp_C.mul(-ctx.scale).unsqueeze(1).to(residual_CV.dtype)
+        return residual_CV * factor_C1, None, None, None
+
+
+# ---- The softmax
+
+
+def _logps_and_residuals(z_CV: Tensor, target_C: Tensor, transform: OutputTransform, *, residuals: bool) -> Tensor:
+    """Return the log-probabilities of the targets, [C], and overwrite ``z_CV``, with r if ``residuals`` are wanted."""
+    C, V = z_CV.shape
+    exact = _exact_dtype(z_CV.dtype)
+    slice_bytes = _SLICE_BYTES.get(z_CV.device.type, _OTHER_SLICE_BYTES)
+    rows = max(1, min(C, slice_bytes // (V * exact.itemsize)))
+    p_RV = z_CV.new_empty(rows, V, dtype=exact)
+    exact_RV = None if z_CV.dtype == exact else torch.empty_like(p_RV)
+    logp_C = z_CV.new_empty(C, dtype=exact)
+    for first in range(0, C, rows):
+        z_RV = z_CV[first : first + rows]
+        target_R1 = target_C[first : first + rows].unsqueeze(1)
+        R = len(z_RV)
+        logits_RV = transform.apply_(z_RV if exact_RV is None else exact_RV[:R].copy_(z_RV))
+        logp_C[first : first + rows] = _logps_and_probabilities(logits_RV, target_R1, p_RV[:R]).squeeze(1)
+        if residuals:
+            z_RV.copy_(_residuals(logits_RV, target_R1, p_RV[:R], transform))
+    return logp_C
+
+
+def _logps_and_probabilities(logits_RV: Tensor, target_R1: Tensor, p_RV: Tensor) -> Tensor:
+    torch.softmax(logits_RV, -1, out=p_RV)
+    # The largest probability is 1 / (sum of exp(logit - largest logit)): at least 1 / V, so its logarithm is good. Two
+    # maxima cost a third of the exponentials that a log-softmax and its exponential would take beside the softmax's.
+    return logits_RV.gather(1, target_R1) - logits_RV.amax(-1, keepdim=True) + p_RV.amax(-1, keepdim=True).log_()
+
+
+def _residuals(logits_RV: Tensor, target_R1: Tensor, p_RV: Tensor, transform: OutputTransform) -> Tensor:
+    """Overwrite p with r; the logits are overwritten too."""
+    p_RV.scatter_(1, target_R1, p_RV.gather(1, target_R1) - 1)
+    if transform.soft_cap is not None:
+        p_RV.mul_(logits_RV.div_(transform.soft_cap).square_().neg_().add_(1))
+    return p_RV

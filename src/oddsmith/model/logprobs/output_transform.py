@@ -1,8 +1,6 @@
-"""What a model does to its logits after the output layer: a scale, a soft cap, or something this package does not know.
+"""Find out what a model does to its logits after the output layer: a scale, a soft cap, or something unknown.
 
-    logits = cap * tanh(scale * z / cap)        z = head(hidden);  without a cap: logits = scale * z
-
-Shape suffixes: V vocabulary.
+logits = cap * tanh(scale * z / cap)        z = head(hidden);  without a cap: logits = scale * z
 """
 
 from __future__ import annotations
@@ -28,27 +26,18 @@ _DIVIDED = dict.fromkeys(
 _CAPPED = {
     **dict.fromkeys(
         (
-            "beam",
-            "gemma2",
-            "gemma3_text",
-            "gemma3n",
-            "gemma3n_text",
-            "gemma4",
-            "gemma4_text",
-            "gemma4_unified",
-            "gemma4_unified_text",
-            "nanochat",
-            "vaultgemma",
+            *("beam", "gemma2", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified"),
+            *("gemma4_unified_text", "nanochat", "vaultgemma"),
         ),
         "final_logit_softcapping",
     ),
     "recurrent_gemma": "logits_soft_cap",
     "xlstm": "output_logit_soft_cap",
 }
-# They scale the hidden states before the head, so that the setting has had its effect already.
+# These scale the hidden states before the head, so the setting has had its effect already.
 _BEFORE_THE_HEAD = {"minicpm3": "logits_scaling"}
-# They mask, cut or choose among their logits.
-_OTHERWISE = {
+# These mask, cut or select their logits.
+_UNSUPPORTED = {
     "chameleon",
     "gemma4_assistant",
     "gemma4_unified_assistant",
@@ -56,8 +45,8 @@ _OTHERWISE = {
     "musicgen",
     "musicgen_melody",
 }
-# Where one of these is set in a model that is not named above, something follows the head that is not known here.
-_TELLING = {
+# Where one of these is set in a model that is not named above, something unknown follows the head.
+_INDICATORS = {
     *_MULTIPLIED.values(),
     *_DIVIDED.values(),
     *_CAPPED.values(),
@@ -67,46 +56,36 @@ _TELLING = {
 
 
 class OutputTransform(NamedTuple):
-    """What follows the output layer, elementwise: first the scale, then the cap.
-
-    Args:
-        scale: Factor of every logit.
-        soft_cap: Bound of every logit's magnitude, ``None`` for no bound.
-    """
+    """What follows the output layer, elementwise: first the factor ``scale``, then the bound ``soft_cap``."""
 
     scale: float = 1.0
     soft_cap: float | None = None
 
     def apply(self, logits: Tensor) -> Tensor:
-        """The model's logits from its head's output, any shape and floating dtype, as a new tensor."""
+        """Return the model's logits from its head's output, any shape and floating dtype, as a new tensor."""
         scaled = logits * self.scale
         return scaled if self.soft_cap is None else torch.tanh(scaled / self.soft_cap) * self.soft_cap
 
     def apply_(self, logits: Tensor) -> Tensor:
-        """The same in place, for a tensor that no gradient goes through."""
+        """Do the same in place, for a tensor that no gradient goes through."""
         if self.scale != 1:
             logits.mul_(self.scale)
         return logits if self.soft_cap is None else logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
 
 
 def output_transform(config: Any) -> OutputTransform | None:
-    """What a model does to its logits after the head, by its configuration.
+    """Return what a model with a transformers configuration does to its logits after the head.
 
-    Known are the causal models of transformers 5.23. A model that is not among them and whose configuration sets
-    nothing telling counts as doing nothing; whoever relies on that compares with the model's own logits once.
-
-    Args:
-        config: A transformers configuration.
-
-    Returns:
-        The transform; ``None`` where the model does something else, or may: its own logits have to be used.
+    ``None`` where it does something else, or may: its own logits have to be used. The causal models of transformers
+    5.23 are covered. Any other model is taken to do nothing if its configuration sets none of the settings that
+    indicate otherwise; the self-check compares with the model's own logits.
     """
     kind = config.model_type
-    if config.is_encoder_decoder or kind in _OTHERWISE:
+    if config.is_encoder_decoder or kind in _UNSUPPORTED:
         return None  # encoder-decoders: many add a bias that is no setting but a weight
     settings = config.get_text_config()
     known = {table[kind] for table in (_MULTIPLIED, _DIVIDED, _CAPPED, _BEFORE_THE_HEAD) if kind in table}
-    if any(getattr(settings, name, None) not in (None, 1) for name in _TELLING - known):
+    if any(getattr(settings, name, None) not in (None, 1) for name in _INDICATORS - known):
         return None
 
     def value(table: dict[str, str]) -> float | None:

@@ -1,9 +1,7 @@
-"""Log-probabilities of preference pairs on a PrefixForest, without logits: the fast path beside ``logps.pair_logps``.
+"""Log-probabilities of preference pairs on a PrefixForest, without logits: the fast path beside ``padded.pair_logps``.
 
-The model runs once over the packed row; what its output layer would get is caught there and turned into
-log-probabilities (``head.py``) before a logit is made.
-
-Shape suffixes as in ``batching/forest.py``.
+The model runs once over the packed row. Hooks catch the input of its output layer and turn it into log-probabilities
+(``head.py``) before any logits are computed. Shape suffixes as in ``batching/forest.py``.
 """
 
 from __future__ import annotations
@@ -20,13 +18,8 @@ from .output_transform import OutputTransform
 from .padded import PairLogps, unwrap
 
 
-def forest_logps(
-    model: nn.Module,
-    batch: Mapping[str, Any],
-    *,
-    transform: OutputTransform,
-) -> PairLogps:
-    """One forward pass over a packed row; enter ``forest_attention_in(model)`` around it and its backward pass.
+def forest_logps(model: nn.Module, batch: Mapping[str, Any], *, transform: OutputTransform) -> PairLogps:
+    """Run one forward pass over a packed row; enter ``forest_attention_in(model)`` around it and its backward pass.
 
     Args:
         model: A causal language model, possibly wrapped (DDP, PEFT).
@@ -39,13 +32,7 @@ def forest_logps(
     layout = batch["forest"].to(batch["input_ids"].device)
 
     def logp_of(head: nn.Module, hidden_1TD: Tensor) -> Tensor:
-        return token_logps(
-            head,
-            hidden_1TD[0],
-            batch["position_E"],
-            batch["target_E"],
-            transform=transform,
-        )
+        return token_logps(head, hidden_1TD[0], batch["position_E"], batch["target_E"], transform=transform)
 
     with _head_replaced(model, logp_of):
         outputs = model(
@@ -55,7 +42,7 @@ def forest_logps(
 
 
 def _per_pair(logp_E: Tensor, batch: Mapping[str, Any]) -> PairLogps:
-    padded_E = F.pad(logp_E, (0, 1))  # lists of entries are filled up with E
+    padded_E = F.pad(logp_E, (0, 1))  # the lists of entries are padded with E
     B = len(batch["nll_tokens_B"])
     logp_SL = padded_E[batch["response_entry_SL"]]
     logp_S = logp_SL.sum(-1) / batch["response_tokens_S"]
@@ -73,17 +60,17 @@ def _per_pair(logp_E: Tensor, batch: Mapping[str, Any]) -> PairLogps:
 
 @contextmanager
 def _head_replaced(model: nn.Module, compute: Callable[[nn.Module, Tensor], Tensor]) -> Iterator[None]:
-    """While inside, the model's ``logits`` are ``compute(head, hidden states)``.
+    """Let the model's ``logits`` be ``compute(head, hidden states)`` while inside.
 
-    Two hooks do it under any wrapper, with the head's parameters in place and the result among the outputs, where DDP
-    looks for the parameters in use: one on the output layer computes and leaves the layer nothing to do, one on the
-    model puts the result where the logits would be.
+    Two hooks do this under any wrapper, with the head's parameters in place and the result among the outputs, where DDP
+    looks for the parameters in use. A hook on the output layer computes and passes an empty input on to the layer; a
+    hook on the model puts the result where the logits would be.
     """
     inner = unwrap(model)
     results: list[Tensor] = []
 
     def instead(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if results:  # the head is at work inside ``compute``
+        if results:  # ``compute`` called the head
             return None
         results.append(args[0])
         results[0] = compute(head, args[0])

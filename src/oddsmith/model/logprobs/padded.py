@@ -1,7 +1,7 @@
-"""Log-probabilities of preference pairs under a model, on plain padded batches.
+"""Log-probabilities of preference pairs under a model, on plain padded batches: the reference path.
 
-This is the reference path: any model that transformers can load, one forward pass over chosen and rejected sequences
-stacked on top of each other. Logits are taken only where a target is predicted.
+It takes any model that transformers can load: one forward pass over chosen and rejected sequences stacked on top of
+each other, with logits only where a target is predicted.
 
 Shape suffixes: B pairs, S = 2B sequences (chosen first), T positions, L tokens of a response, N targets of all
 sequences, D hidden units, V vocabulary.
@@ -21,26 +21,16 @@ from ...batching.collate import IGNORED
 
 
 class PairLogps(NamedTuple):
-    """What the loss and the metrics need of a micro-batch; differentiable, float32 or better.
+    """What loss and metrics need of a micro-batch; differentiable, float32 or better."""
 
-    Args:
-        nll_sum_B: Sum over the chosen sequence's NLL targets of -log p.
-        nll_tokens_B: Their number.
-        logp_chosen_B, logp_rejected_B: Mean log-probability of each response's tokens.
-        chosen_tokens_B: Tokens of each chosen response.
-        tokens_B: Tokens of both sequences of a pair, prompts included.
-        response_logp_SL: Log-probability of each response's tokens, chosen responses first, detached; 0 behind the end.
-        aux_loss: Router loss of a mixture-of-experts model (unscaled scalar), ``None`` otherwise.
-    """
-
-    nll_sum_B: Tensor
-    nll_tokens_B: Tensor
-    logp_chosen_B: Tensor
+    nll_sum_B: Tensor  # of -log p over the NLL targets of the chosen sequence
+    nll_tokens_B: Tensor  # how many NLL targets
+    logp_chosen_B: Tensor  # mean log-probability of the response's tokens
     logp_rejected_B: Tensor
-    chosen_tokens_B: Tensor
-    tokens_B: Tensor
-    response_logp_SL: Tensor
-    aux_loss: Tensor | None
+    chosen_tokens_B: Tensor  # of the chosen response
+    tokens_B: Tensor  # of both sequences, prompts included
+    response_logp_SL: Tensor  # per token of each response, chosen responses first, detached; 0 behind the end
+    aux_loss: Tensor | None  # router loss of a mixture-of-experts model (unscaled scalar)
 
 
 class _Stacked(NamedTuple):
@@ -62,14 +52,14 @@ def pair_logps(
     is_encoder_decoder: bool = False,
     router_loss: bool = False,
 ) -> PairLogps:
-    """One forward pass over the pairs of a micro-batch.
+    """Run one forward pass over the pairs of a micro-batch.
 
         logp(y|x) = mean over the tokens of y of log p(y_t | x, y_<t)
 
     Args:
         model: A causal or encoder-decoder language model, possibly wrapped (DDP, PEFT).
         batch: What ``PairCollator`` makes, int64 [B, T].
-        pad_token_id: Fills the shorter side where the two are stacked; never takes part in the result.
+        pad_token_id: Pads the shorter side where the two are stacked; it does not affect the result.
         nll_on: NLL targets: the chosen ``"sequence"`` (all its tokens but the first) or its ``"response"``.
         is_encoder_decoder: The prompt is the encoder's input, the response the decoder's target.
         router_loss: Ask a mixture-of-experts model for its load-balancing loss.
@@ -84,7 +74,7 @@ def pair_logps(
     with head_only_at(model, wanted_ST):
         outputs = model(**stacked.model_inputs, use_cache=False, **extra)
     logits_NV = outputs.logits
-    if logits_NV.dim() == 3:  # a model whose head could not be reached gave all logits
+    if logits_NV.dim() == 3:  # the output layer was not found: logits of all positions
         logits_NV = _at(wanted_ST, logits_NV)
     logp_N = -F.cross_entropy(_at_least_float32(logits_NV), stacked.target_ST[wanted_ST], reduction="none")
     logp_ST = logp_N.new_zeros(wanted_ST.shape).masked_scatter(wanted_ST, logp_N)
@@ -104,7 +94,7 @@ def pair_logps(
 
 
 def _from_the_left(values_ST: Tensor, response_ST: Tensor) -> Tensor:
-    """Values of the responses, moved so that each begins in column 0; 0 elsewhere."""
+    """Move the values of each response so that they begin in column 0; 0 elsewhere."""
     first_S1 = response_ST.int().argmax(-1, keepdim=True)
     column_ST = first_S1 + torch.arange(values_ST.shape[1], device=values_ST.device)
     return F.pad(values_ST, (0, 1)).gather(1, column_ST.clamp(max=values_ST.shape[1]))
@@ -140,23 +130,23 @@ def _stack_encoder_decoder(model: nn.Module, batch: Mapping[str, Tensor], pad_to
 
 
 def _stack(chosen_BT: Tensor, rejected_BT: Tensor, value: int) -> Tensor:
-    """Both sides on top of each other, padded on the right to the wider one: [2B, T]."""
+    """Stack both sides, padded on the right to the wider one: [2B, T]."""
     width = max(chosen_BT.shape[1], rejected_BT.shape[1])
     return torch.cat([F.pad(side, (0, width - side.shape[1]), value=value) for side in (chosen_BT, rejected_BT)])
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
-    # A confident bf16 log-softmax rounds the mean log-probability to exactly 0 (semantics: float32 or better).
+    # A confident bf16 log-softmax would round the mean log-probability to exactly 0.
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _at(wanted_ST: Tensor, values_STX: Tensor) -> Tensor:
-    """The values of the wanted positions, [N, X]; prompt tuning puts positions of its own in front of them."""
+    """Return the values at the wanted positions, [N, X]; prompt tuning adds virtual positions in front of them."""
     return values_STX[:, -wanted_ST.shape[1] :][wanted_ST]
 
 
 def unwrap(model: nn.Module) -> Any:
-    """The transformers model inside DDP and the like."""
+    """Return the transformers model inside DDP and the like."""
     inner: Any = model
     while hasattr(inner, "module"):
         inner = inner.module
@@ -165,7 +155,7 @@ def unwrap(model: nn.Module) -> Any:
 
 @contextmanager
 def head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
-    """While inside, the model's output layer sees the hidden states of the wanted positions alone.
+    """Pass only the hidden states of the wanted positions to the model's output layer while inside.
 
     [N, D] instead of [S, T, D]: logits cost V floats a position, and most positions of a padded batch predict no
     target. A hook on the output layer works for every model and under every wrapper, and what follows the layer

@@ -1,7 +1,7 @@
-"""The two ways a micro-batch is laid out and computed: packed as a PrefixForest, or padded. Results are the same.
+"""The two ways to lay out and compute a micro-batch, with the same results; and the choice between them for a run.
 
-A path says how rows become tensors, how long pairs are for it, what must be in place around a step, and how the model
-turns tensors into log-probabilities. The packed one is taken wherever the self-check agrees.
+A path says how rows become tensors, how long pairs are in its layout, which context a step needs, and how the model
+turns tensors into log-probabilities. ``choose_path`` takes the packed one wherever the self-check finds it exact.
 """
 
 from __future__ import annotations
@@ -9,68 +9,65 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+import numpy as np
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from ...batching.collate import PaddedTensors
-from ...batching.forest import ForestTensors
+from ...batching.collate import PaddedTensors, PairCollator
+from ...batching.forest import ForestTensors, forest_batch
 from ...batching.items import BatchMaker, LoadedRows
 from ...batching.plan import Lengths, lengths_of
-from .attention.interface import forest_attention_in
-from .memory_saving import LeanLayers
+from ...config import ORPOConfig
+from .attention import forest_attention_in
+from .memory_saving import MemorySavingLayers
 from .output_transform import OutputTransform
 from .packed import forest_logps
 from .padded import PairLogps, pair_logps
+from .self_check import Verdict, check_forest
+from .token_budget import token_budget
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class PaddedPath:
-    """Padded batches: any model, any collator.
-
-    Args:
-        collator: Pads.
-        pad_token_id: Fills the shorter side.
-        nll_on: ``"sequence"`` or ``"response"``.
-        is_encoder_decoder: Kind of model.
-        router_loss: Ask the model for its router loss.
-        reason: Why not the packed path, for people; empty where nobody asked.
-    """
+    """Padded batches, for any model and any collator; the fields are those of ``pair_logps``."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     pad_token_id: int
     nll_on: str
     is_encoder_decoder: bool
     router_loss: bool
-    reason: str = ""
+    reason: str = ""  # why not the packed path
 
     name = "padded batches"
     max_tokens = None
 
     @property
     def batch_maker(self) -> BatchMaker:
-        """Rows -> padded tensors; every item is one micro-batch, under TRL's names."""
+        """Return what makes padded tensors of rows; every item is one micro-batch, under TRL's names."""
         return BatchMaker(PaddedTensors(self.collator, self.is_encoder_decoder), one_each=True)
 
     @property
     def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
-        """Columns -> lengths of pairs."""
+        """Return what computes lengths of pairs from columns."""
         return partial(lengths_of, nll_on=self.nll_on, is_encoder_decoder=self.is_encoder_decoder)
 
     def around(self, model: nn.Module) -> AbstractContextManager[None]:
-        """What a step is done inside of."""
+        """Return the context in which a step is computed."""
         return nullcontext()
 
     def halved(self, loaded: LoadedRows | None) -> int | None:
-        """Micro-batches are as the batch sizes say: nothing to be done about memory."""
+        """Return ``None``: the batch sizes fix the micro-batches, so they cannot be made smaller."""
         return None
 
     def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
-        """Log-probabilities of a micro-batch."""
+        """Compute the log-probabilities of a micro-batch."""
         return pair_logps(
             model,
             batch,
@@ -83,49 +80,41 @@ class PaddedPath:
 
 @dataclass
 class ForestPath:
-    """Packed rows.
-
-    Args:
-        nll_on: ``"sequence"`` or ``"response"``.
-        transform: What the model does to its logits.
-        lean: Its layers that keep less for the backward pass.
-        reason: What the self-check found, for people.
-        max_tokens: Most tokens of a micro-batch; ``None`` leaves micro-batches as the batch sizes say.
-    """
+    """Packed rows: each micro-batch is a prefix forest."""
 
     nll_on: str
     transform: OutputTransform
-    lean: LeanLayers
-    reason: str
-    max_tokens: int | None = None
+    memory_saving: MemorySavingLayers
+    reason: str  # what the self-check found
+    max_tokens: int | None = None  # in a micro-batch; None: the batch sizes fix the micro-batches
 
     name = "prefix forest"
 
     @property
     def batch_maker(self) -> BatchMaker:
-        """Rows -> packed tensors."""
+        """Return what makes packed tensors of rows."""
         return BatchMaker(ForestTensors(self.nll_on))
 
     @property
     def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
-        """Columns -> lengths of pairs; their prompts count once."""
+        """Return what computes lengths of pairs from columns; a pair's prompt counts once."""
         return partial(lengths_of, nll_on=self.nll_on, shared_prompt=True)
 
     @contextmanager
     def around(self, model: nn.Module) -> Iterator[None]:
-        """What a step is done inside of."""
-        with forest_attention_in(model), self.lean.applied():
+        """Replace attention and memory-saving layers while a step is computed."""
+        with forest_attention_in(model), self.memory_saving.applied():
             yield
 
     def halved(self, loaded: LoadedRows | None) -> int | None:
-        """Halve the budget because memory ran out, and say so.
+        """Halve the token budget after running out of memory, and log it.
 
         Args:
             loaded: The rows it ran out over; ``None`` where they are not known.
 
         Returns:
             The new ``max_tokens``; ``None`` where that would not help: every micro-batch is a single pair already, or
-            micro-batches are as the batch sizes say.
+            the batch sizes fix the micro-batches.
         """
         if self.max_tokens is None or loaded is None or all(len(rows) < 2 for rows in loaded.rows):
             return None
@@ -139,5 +128,91 @@ class ForestPath:
         return self.max_tokens
 
     def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
-        """Log-probabilities of a micro-batch."""
+        """Compute the log-probabilities of a micro-batch."""
         return forest_logps(model, batch, transform=self.transform)
+
+
+def choose_path(
+    model: nn.Module,
+    args: ORPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    padded: PaddedPath,
+    *,
+    overridden: list[str],
+    precision: Callable[[], AbstractContextManager],
+    least: Callable[[int], int],
+) -> ForestPath | PaddedPath:
+    """Choose the packed path wherever it is exact, with a token budget for its micro-batches; padded batches otherwise.
+
+    Args:
+        model: The model as it will be trained, not wrapped yet.
+        args: The run's settings.
+        tokenizer: The model's tokenizer.
+        padded: The other path.
+        overridden: Methods of the trainer that a subclass has overridden; they may expect padded batches.
+        precision: Makes the context in which the training computes (autocast).
+        least: Returns the minimum of a number over all processes. They must choose alike, or they would wait for each
+            other.
+
+    Returns:
+        The path. Its ``reason`` has been logged.
+    """
+    obstacle = _obstacle_in_run(args, padded, overridden)
+    if obstacle is None:
+        verdict = check_forest(model, tokenizer, pad_token_id=padded.pad_token_id, precision=precision)
+    else:
+        verdict = Verdict(False, obstacle)
+    if not least(verdict.forest) and verdict.forest:
+        verdict = Verdict(False, "another process found that it cannot be packed")
+    if verdict.transform is None or verdict.memory_saving is None:
+        logger.warning("Training on padded batches, which is slower: %s.", verdict.reason)
+        return replace(padded, reason=verdict.reason)
+    path = ForestPath(args.nll_on, verdict.transform, verdict.memory_saving, verdict.reason)
+    if isinstance(args.max_tokens_per_microbatch, str):  # "auto"
+        budget = token_budget(
+            model, lambda tokens: _one_forward(model, path, tokens, precision), processes=args.world_size
+        )
+        budget = budget._replace(max_tokens=least(budget.max_tokens))
+        path.max_tokens, path.reason = budget.max_tokens, f"{verdict.reason}; {budget}"
+    else:
+        path.max_tokens = args.max_tokens_per_microbatch
+    logger.info("Training on prefix forests: %s.", path.reason)
+    return path
+
+
+def _obstacle_in_run(args: ORPOConfig, padded: PaddedPath, overridden: list[str]) -> str | None:
+    """Return why this run needs padded batches, whatever its model."""
+    if not args.prefix_forest:
+        return "prefix_forest is off"
+    if type(padded.collator) is not PairCollator:
+        return f"{type(padded.collator).__name__} makes them"
+    if overridden:
+        return f"{' and '.join(overridden)} may expect them"
+    if args.neftune_noise_alpha:
+        return "the noise of neftune_noise_alpha depends on the length of a sequence"
+    return None
+
+
+def _one_forward(
+    model: nn.Module, path: ForestPath, tokens: int, precision: Callable[[], AbstractContextManager]
+) -> Tensor:
+    """Compute a loss over a packed row of one pair, the first half of it prompt, as in a training step."""
+    ids = np.arange(tokens) % 64 + 3
+    prompt, third = tokens // 2, tokens // 4
+    row = {
+        "chosen_input_ids": ids[: prompt + third],
+        "rejected_input_ids": np.concatenate([ids[:prompt], ids[prompt + third :] + 1]),
+        "chosen_prompt_tokens": prompt,
+        "rejected_prompt_tokens": prompt,
+        "chosen_end": prompt + third,
+        "rejected_end": tokens - third,
+    }
+    batch = send_to_device(forest_batch([row], "sequence"), next(model.parameters()).device)
+    was_training = model.training
+    model.train()
+    try:
+        with precision(), path.around(model):
+            logps = path.logps(model, batch)
+            return logps.nll_sum_B.sum() + logps.logp_chosen_B.sum() - logps.logp_rejected_B.sum()
+    finally:
+        model.train(was_training)

@@ -1,9 +1,9 @@
-"""Can this model train on a PrefixForest? Asked once, at the start, by computing a few pairs on both paths.
+"""Check whether a model can train on a PrefixForest: compute a few pairs on both paths and compare, once, at the start.
 
-What a packed row needs of a model (an attention that can be replaced, position ids that are obeyed, nothing recurrent
-and nothing else that looks at neighbours) cannot be read off its name, so the log-probabilities decide. Sliding windows
-and chunks are made a few tokens short for the occasion: a model that handles them elsewhere than in its attention call
-is found out by pairs of a few dozen tokens.
+What a packed row needs of a model (replaceable attention, position ids that it obeys, no recurrence, nothing else that
+mixes neighbouring tokens) does not follow from its name, so the log-probabilities decide. During the check, sliding
+windows and attention chunks are a few tokens long, so that pairs of a few dozen tokens reveal a model that handles
+them anywhere but in its attention call.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedTokenizerBase
 
@@ -20,14 +21,14 @@ from ...batching.collate import PairCollator, trl_features
 from ...batching.forest import forest_batch
 from ...errors import ModelError
 from ..loading.setup import dropout_rates
-from .attention.interface import NAME, forest_attention, forest_attention_in
-from .memory_saving import LeanLayers, lean_layers
+from .attention import NAME, forest_attention, forest_attention_in
+from .memory_saving import MemorySavingLayers, memory_saving_layers
 from .output_transform import OutputTransform, output_transform
 from .packed import forest_logps
 from .padded import PairLogps, pair_logps, unwrap
 
 # Mean difference of log-probabilities over their spread. Rounding stays below a twentieth of these on the models of
-# tests/equivalence; a token that sees one it should not makes tenths.
+# tests/equivalence; a token that sees another sequence's token causes differences of tenths.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 SHORT_WINDOW = 8
 PROMPT = (
@@ -42,19 +43,12 @@ ANSWERS = (
 
 
 class Verdict(NamedTuple):
-    """Which path a model trains on, and why.
-
-    Args:
-        forest: Whether the packed path is exact for this model.
-        reason: One line for people.
-        transform: What the model does to its logits, for the packed path.
-        lean: Its layers that keep less, for the packed path.
-    """
+    """Whether the packed path is exact for a model, why (or why not), and what that path needs of the model."""
 
     forest: bool
     reason: str
     transform: OutputTransform | None = None
-    lean: LeanLayers | None = None
+    memory_saving: MemorySavingLayers | None = None
 
 
 def check_forest(
@@ -70,7 +64,7 @@ def check_forest(
         model: The model as it will be trained, not wrapped yet.
         tokenizer: Its tokenizer.
         pad_token_id: As in ``pair_logps``.
-        precision: The context the training computes in (autocast).
+        precision: Makes the context in which the training computes (autocast).
 
     Returns:
         The verdict.
@@ -81,31 +75,34 @@ def check_forest(
     transform = output_transform(unwrap(model).config)
     if transform is None:
         return Verdict(False, "what it does to its logits after the output layer is not known here")
-    rows, lean = _pairs(tokenizer), lean_layers(model)
+    rows, memory_saving = _pairs(tokenizer), memory_saving_layers(model)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), precision(), _short_windows(model):
-            plain = pair_logps(model, _on(device, PairCollator(pad_token_id)(rows["plain"])), pad_token_id=pad_token_id)
-            with _counted_attention() as calls, forest_attention_in(model), lean.applied():
-                packed = forest_logps(model, _on(device, rows["forest"]), transform=transform)
+            features = PairCollator(pad_token_id)([trl_features(row) for row in rows])
+            padded = pair_logps(model, send_to_device(features, device), pad_token_id=pad_token_id)
+            with _counted_attention() as calls, forest_attention_in(model), memory_saving.applied():
+                batch = send_to_device(forest_batch(rows, "sequence"), device)
+                packed = forest_logps(model, batch, transform=transform)
             tolerance = TOLERANCE[_coarsest_dtype(model, device)]
     except (ModelError, TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
-        # Whatever a foreign model's code raises when it is called in an unusual way: it cannot be packed.
+        # The model's own code may raise any of these when it is called with packed rows.
         return Verdict(False, f"it cannot be called with packed rows ({str(error).splitlines()[0][:100]})")
     finally:
         model.train(was_training)
     layers = getattr(unwrap(model).config.get_text_config(), "num_hidden_layers", 1)
-    if len(calls) < layers:  # what else mixes tokens may do so too little to be told from rounding
+    if len(calls) < layers:  # another layer may mix tokens so little that it looks like rounding
         return Verdict(False, f"{len(calls)} of its {layers} layers have an attention that can be replaced")
-    difference = _difference(packed, plain)
+    difference = _difference(packed, padded)
     if not difference <= tolerance:  # also where it is NaN
         return Verdict(False, f"packed and plain batches differ by {difference:.2g} of the spread of log-probabilities")
-    return Verdict(True, f"packed and plain batches agree to {difference:.1g} of the spread", transform, lean)
+    return Verdict(True, f"packed and plain batches agree to {difference:.1g} of the spread", transform, memory_saving)
 
 
 def _obstacle(model: nn.Module) -> str | None:
+    """Return what in the model's configuration rules packed rows out."""
     config = unwrap(model).config
     if config.is_encoder_decoder:
         return "it is an encoder-decoder"
@@ -120,15 +117,15 @@ def _obstacle(model: nn.Module) -> str | None:
     return None
 
 
-def _pairs(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The pairs in the form of either path."""
+def _pairs(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Return four tokenized pairs."""
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     first, second = ids(PROMPT), ids(PROMPT.split(".")[0] + ".")
     answers = [ids(" " + answer) for answer in ANSWERS]
-    rows = [
+    return [
         {
             "chosen_input_ids": prompt + answers[chosen],
             "rejected_input_ids": prompt + answers[rejected],
@@ -139,17 +136,11 @@ def _pairs(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         }
         for prompt, chosen, rejected in ((first, 0, 1), (first, 3, 2), (second, 1, 0), (second, 2, 3))
     ]
-    forest = forest_batch(rows, "sequence")
-    return {"plain": [trl_features(row) for row in rows], "forest": forest}
-
-
-def _on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 @contextmanager
 def _counted_attention() -> Iterator[list[int]]:
-    """While inside, every call of the forest's attention adds to the list."""
+    """Append to the yielded list at every call of the forest attention."""
     calls: list[int] = []
 
     def counted(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -165,12 +156,11 @@ def _counted_attention() -> Iterator[list[int]]:
 
 @contextmanager
 def _short_windows(model: nn.Module) -> Iterator[None]:
-    """While inside, sliding windows and attention chunks are a few tokens long."""
-    names = ("sliding_window", "attention_chunk_size")
+    """Make sliding windows and attention chunks a few tokens long while inside."""
     owners = {id(owner): owner for module in model.modules() for owner in (module, getattr(module, "config", None))}
     changed = []
     for owner in owners.values():
-        for name in names:
+        for name in ("sliding_window", "attention_chunk_size"):
             value = getattr(owner, "__dict__", {}).get(name)
             if isinstance(value, int) and not isinstance(value, bool):
                 changed.append((owner, name, value))
@@ -182,17 +172,19 @@ def _short_windows(model: nn.Module) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _difference(packed: PairLogps, plain: PairLogps) -> float:
+def _difference(packed: PairLogps, padded: PairLogps) -> float:
+    """Return the mean difference of log-probabilities over their spread."""
+
     def values(logps: PairLogps) -> Tensor:
         nll_B = logps.nll_sum_B / logps.nll_tokens_B
         return torch.cat([logps.logp_chosen_B, logps.logp_rejected_B, -nll_B]).double()
 
-    ours, reference = values(packed), values(plain)
+    ours, reference = values(packed), values(padded)
     return ((ours - reference).abs().mean() / reference.std()).item()
 
 
 def _coarsest_dtype(model: nn.Module, device: torch.device) -> torch.dtype:
-    """The coarsest type that takes part."""
+    """Return the coarsest dtype that the model computes in."""
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if torch.is_autocast_enabled(device.type):
         kinds.add(torch.get_autocast_dtype(device.type))

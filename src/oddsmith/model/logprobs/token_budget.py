@@ -1,9 +1,9 @@
-"""How many tokens a micro-batch may have: what autograd keeps of a token is measured, not guessed.
+"""Measure how many tokens a micro-batch may have.
 
-    bytes(T) = kept_bytes_a_token * T      T = (free - gradients and optimizer states) / kept_bytes_a_token
+    bytes(T) = saved_bytes_per_token * T      T = (free - gradients and optimizer states) / saved_bytes_per_token
 
-What is kept is counted where autograd saves it, over two packed rows of different length; their difference is what a
-token costs. It holds on any device, for any adapter, precision and checkpointing.
+What autograd saves is counted over two packed rows of different length; their difference is what a token costs. This
+holds on any device, for any adapter, precision and gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -17,35 +17,29 @@ import torch
 from torch import Tensor, nn
 
 # A CPU is no faster with longer micro-batches (docs/log.md), a GPU hardly; shorter ones need less memory.
-MOST_TOKENS = {"cpu": 1024, "cuda": 32768}
-LEAST_TOKENS = 256
+MAX_TOKENS = {"cpu": 1024, "cuda": 32768}
+MIN_TOKENS = 256
 CONTROL_GROUP = Path("/sys/fs/cgroup")
-# What is free is not all for the taking: fragments, and intermediate results of the layer that is at work.
+# The rest of the free memory is for fragmentation and for intermediate results of the layer that is being computed.
 USABLE = 0.7
 
 
 class TokenBudget(NamedTuple):
-    """How long micro-batches may be, and why.
-
-    Args:
-        max_tokens: Tokens.
-        kept_bytes_a_token: Measured.
-        free_bytes: Found free, after what gradients and optimizer will need.
-    """
+    """How many tokens micro-batches may have, and the two measurements that it follows from."""
 
     max_tokens: int
-    kept_bytes_a_token: float
-    free_bytes: int
+    saved_bytes_per_token: float
+    free_bytes: int  # after what gradients and optimizer will need
 
     def __str__(self) -> str:
         return (
             f"at most {self.max_tokens:,} tokens a micro-batch"
-            f" ({self.kept_bytes_a_token / 1e6:.2f} MB a token, {self.free_bytes / 2**30:.1f} GiB free)"
+            f" ({self.saved_bytes_per_token / 1e6:.2f} MB a token, {self.free_bytes / 2**30:.1f} GiB free)"
         )
 
 
 def token_budget(model: nn.Module, forward: Callable[[int], Any], *, processes: int = 1) -> TokenBudget:
-    """The longest micro-batches that fit.
+    """Return the size of the largest micro-batches that fit into memory.
 
     Args:
         model: The model, on its device, trainable parameters marked.
@@ -53,37 +47,37 @@ def token_budget(model: nn.Module, forward: Callable[[int], Any], *, processes: 
         processes: How many train together; on CPUs they share the memory.
 
     Returns:
-        The budget.
+        The budget, between ``MIN_TOKENS`` and the device's ``MAX_TOKENS``.
     """
     device = next(model.parameters()).device
     short, long = 64, 192
-    per_token = max((_kept_bytes(forward, long) - _kept_bytes(forward, short)) / (long - short), 1.0)
+    per_token = max((_saved_bytes(forward, long) - _saved_bytes(forward, short)) / (long - short), 1.0)
     trainable_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    found = free_bytes(device) // (processes if device.type == "cpu" else 1)
-    free = max(0, found - 3 * trainable_bytes)  # gradients, two moments of Adam
+    available = free_bytes(device) // (processes if device.type == "cpu" else 1)
+    free = max(0, available - 3 * trainable_bytes)  # gradients, two moments of Adam
     fits = int(USABLE * free / per_token)
-    most = MOST_TOKENS.get(device.type, MOST_TOKENS["cuda"])
-    return TokenBudget(max(LEAST_TOKENS, min(fits, most)), per_token, free)
+    max_tokens = min(fits, MAX_TOKENS.get(device.type, MAX_TOKENS["cuda"]))
+    return TokenBudget(max(MIN_TOKENS, max_tokens), per_token, free)
 
 
-def _kept_bytes(forward: Callable[[int], Any], tokens: int) -> int:
-    """Bytes that autograd keeps for the backward pass of one forward pass, parameters among them."""
-    kept: dict[int, int] = {}
+def _saved_bytes(forward: Callable[[int], Any], tokens: int) -> int:
+    """Count the bytes that autograd saves for the backward pass of one forward pass, parameters among them."""
+    sizes: dict[int, int] = {}
     alive = []  # so that no address is used twice
 
-    def keep(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        sizes[storage.data_ptr()] = storage.nbytes()
         alive.append(storage)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), torch.enable_grad():
         forward(tokens)
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device: on a CPU within the limit of the control group, if there is one."""
+    """Return a device's free memory; on a CPU within the limit of the control group, if there is one."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -94,5 +88,5 @@ def free_bytes(device: torch.device) -> int:
         kinds = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no such file, or "max": no limit
         return available
-    # Files that were read, such as the model's, count as used until somebody else needs the room.
+    # Cached files, such as the model's, count as used, but the kernel drops them when memory is needed.
     return min(available, limit - used + int(kinds["inactive_file"]))

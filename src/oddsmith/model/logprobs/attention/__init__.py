@@ -1,0 +1,143 @@
+"""Tree attention: each token of a packed row attends to its ancestors and itself (see ``batching/forest.py``).
+
+One interface, registered with transformers under ``NAME``, and a way to compute it per backend:
+
+    dense     the whole [T, T] mask, in plain torch: the reference, and what does soft caps
+    paths     CPU: one path of the forest at a time, against its ancestors and itself (``attention_cpu.py``)
+    varlen    CUDA: one call for all paths, keys and values gathered (``attention_cuda.py``)
+
+Every path is a causal sequence whose first queries have ``depth`` keys before them: query i sees keys 0 to depth + i,
+aligned at the bottom right.
+
+            keys  a a a | 0 1 2        a: ancestors
+    query 0       x x x | x . .
+          1       x x x | x x .
+          2       x x x | x x x
+
+Shape suffixes: T tokens of the row, H query heads, G key and value heads, C channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from ....batching.forest import ForestLayout
+from ....errors import ModelError
+from .cpu import paths_forest_attention
+from .cuda import cuda_forest_attention
+
+NAME = "oddsmith_forest"
+
+
+def forest_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    forest: ForestLayout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers' attention layers call.
+
+    Args:
+        module: The attention layer.
+        query: [1, H, T, C].
+        key: [1, G, T, C], H a multiple of G.
+        value: [1, G, T, C'].
+        attention_mask: None; the layout says it all.
+        forest: The layout.
+        scaling: Factor of the scores; 1 / sqrt(C) by default.
+        dropout: 0; a token that two sequences share would have one mask for both.
+        sliding_window: Tokens see only this many, themselves included.
+        softcap: Scores become softcap * tanh(scores / softcap).
+        s_aux: Attention sinks, which are not supported.
+        **kwargs: Not used.
+
+    Returns:
+        [1, T, H, C'] and None.
+
+    Raises:
+        ModelError: A model that asks for what cannot be done on a packed row; it is recognised before training.
+    """
+    if forest is None or attention_mask is not None or s_aux is not None or dropout:
+        raise ModelError("this attention layer cannot work on packed rows")
+    if torch.is_autocast_enabled(query.device.type):  # as PyTorch's own attention does
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = sliding_window if sliding_window and sliding_window < forest.longest_keys else None
+    if softcap is not None:
+        attend = dense_forest_attention
+    else:
+        attend = {"cpu": paths_forest_attention, "cuda": cuda_forest_attention}.get(
+            query.device.type, dense_forest_attention
+        )
+    return attend(query, key, value, forest, scaling=scaling, window=window, softcap=softcap), None
+
+
+AttentionInterface.register(NAME, forest_attention)
+
+
+@contextmanager
+def forest_attention_in(model: nn.Module) -> Iterator[None]:
+    """While inside, the model's layers call :func:`forest_attention` (and ask for no mask).
+
+    Enter it around forward *and* backward pass: checkpointed layers run again in the backward pass.
+    """
+    owners: list[Any] = [module for module in model.modules() if hasattr(module, "config")]
+    configs = {id(owner.config): owner.config for owner in owners}
+    before = {key: getattr(config, "_attn_implementation_internal", None) for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = NAME
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+
+
+def dense_forest_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    forest: ForestLayout,
+    *,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Tree attention with the whole mask: the reference.
+
+    Args:
+        query: [1, H, T, C].
+        key: [1, G, T, C].
+        value: [1, G, T, C'].
+        forest: The layout.
+        scaling: Factor of the scores.
+        window: Tokens see only this many, themselves included; all by default.
+        softcap: Scores become softcap * tanh(scores / softcap).
+
+    Returns:
+        [1, T, H, C'] in the dtype of ``query``; the softmax is in float32 or better.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = (query @ key.transpose(2, 3)) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~forest.ancestor_mask(window), float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    return (weights @ value).transpose(1, 2)

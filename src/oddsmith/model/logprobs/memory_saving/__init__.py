@@ -21,7 +21,7 @@ from .forwards import Forward, linear_forward, lora_forward, mlp_forward, norm_f
 
 
 @dataclass(frozen=True)
-class LeanLayers:
+class MemorySavingLayers:
     """The modules of one model that have a leaner forward, and the means to use it for a while.
 
     Outside of :meth:`applied` the model is as it was: what is saved, merged, copied, compiled or generated from has
@@ -49,7 +49,7 @@ class LeanLayers:
                 del vars(module)["forward"]
 
 
-def lean_layers(model: nn.Module) -> LeanLayers:
+def memory_saving_layers(model: nn.Module) -> MemorySavingLayers:
     """Find the modules whose forward can be replaced by one that keeps less for the backward pass.
 
     A module is taken for what it is (its class's kind and what it has in it), and only if ours gives the same values
@@ -63,7 +63,7 @@ def lean_layers(model: nn.Module) -> LeanLayers:
         What to enter around each training step; nothing in it for a model in float64, which is there to compare with.
     """
     if all(p.dtype == torch.float64 for p in model.parameters() if p.is_floating_point()):
-        return LeanLayers({}, Counter())
+        return MemorySavingLayers({}, Counter())
     kinds = {"norm": norm_forward, "mlp": mlp_forward, "lora": lora_forward, "linear": linear_forward}
     forwards: dict[nn.Module, Forward] = {}
     counts: Counter[str] = Counter()
@@ -77,4 +77,4 @@ def lean_layers(model: nn.Module) -> LeanLayers:
             if (forward := forward_of(module)) is not None:
                 forwards[module] = forward
                 counts[kind] += 1
-    return LeanLayers(forwards, counts)
+    return MemorySavingLayers(forwards, counts)

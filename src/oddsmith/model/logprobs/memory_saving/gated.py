@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .recipe import Remade, leave_recipe
+from .recompute import Recomputed, mark_recomputable
 
 
 class Activation(NamedTuple):
@@ -53,20 +53,20 @@ def gated_product(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
 
     Source: Shazeer, GLU Variants Improve Transformer, arXiv 2002.05202, Eq. 5.
     """
-    activated = Remade(activation.value)
+    activated = Recomputed(activation.value)
     y = _GatedProduct.apply(gate, up, activation, activated)
 
     def make(gate: Tensor, up: Tensor) -> Tensor:
         activated.expect_reader()  # the backward pass of the product comes next and wants it too
         return activated.read(gate) * up
 
-    leave_recipe(y, Remade(make), gate, up)
+    mark_recomputable(y, Recomputed(make), gate, up)
     return y
 
 
 class _GatedProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Activation, activated: Remade) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Activation, activated: Recomputed) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation, ctx.activated = activation, activated
         activated.expect_reader()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .recipe import what_to_keep
+from .recompute import what_to_save
 
 
 class Weights(NamedTuple):
@@ -144,7 +144,7 @@ def _scaled(lora_B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
 
 def _keep(ctx: Any, x: Tensor, *others: Tensor | None, needs_x: bool) -> None:
     """Save tensors for the backward pass, the input (where it is needed) by its recipe (where it has one)."""
-    ctx.remade, ingredients = what_to_keep(x) if needs_x else (None, [])
+    ctx.recomputed, ingredients = what_to_save(x) if needs_x else (None, [])
     ctx.ingredients = len(ingredients)
     ctx.save_for_backward(*ingredients, *others)
 
@@ -155,5 +155,5 @@ def _kept(ctx: Any) -> tuple[Any, ...]:
     ingredients, others = saved[: ctx.ingredients], saved[ctx.ingredients :]
     if not ingredients:
         return None, *others
-    x = ingredients[0] if ctx.remade is None else ctx.remade.read(*ingredients)
+    x = ingredients[0] if ctx.recomputed is None else ctx.recomputed.read(*ingredients)
     return _rows(x, ctx.dtype), *others

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .recipe import Remade, leave_recipe
+from .recompute import Recomputed, mark_recomputable
 
 
 class Scale(enum.Enum):
@@ -48,7 +48,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, scale: Scale) -> Tensor:
     Source: Zhang and Sennrich, arXiv 1910.07467, Eq. 4.
     """
     y, inverse_N1 = _RMSNorm.apply(x, weight, eps, scale)
-    leave_recipe(y, Remade(partial(_scaled, scale)), x, weight, inverse_N1)
+    mark_recomputable(y, Recomputed(partial(_scaled, scale)), x, weight, inverse_N1)
     return y
 
 

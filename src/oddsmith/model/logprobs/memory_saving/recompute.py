@@ -19,7 +19,7 @@ from torch import Tensor
 _NAME = "_oddsmith_recipe"
 
 
-class Remade:
+class Recomputed:
     """A tensor made again when its first reader asks for it, and held until the last one has.
 
     Args:
@@ -46,19 +46,19 @@ class Remade:
         return value
 
 
-def leave_recipe(y: Tensor, remade: Remade, *ingredients: Tensor) -> None:
+def mark_recomputable(y: Tensor, recomputed: Recomputed, *ingredients: Tensor) -> None:
     """Note on a tensor how to make it again.
 
     Args:
         y: The tensor, just made.
-        remade: Makes it.
-        *ingredients: Tensors that the graph keeps anyway, in the order in which ``remade`` takes them.
+        recomputed: Makes it.
+        *ingredients: Tensors that the graph keeps anyway, in the order in which ``recomputed`` takes them.
     """
     versions = [tensor._version for tensor in (y, *ingredients)]
-    setattr(y, _NAME, (remade, [tensor.detach() for tensor in ingredients], versions))
+    setattr(y, _NAME, (recomputed, [tensor.detach() for tensor in ingredients], versions))
 
 
-def what_to_keep(x: Tensor) -> tuple[Remade | None, list[Tensor]]:
+def what_to_save(x: Tensor) -> tuple[Recomputed | None, list[Tensor]]:
     """What a layer saves to have its input again in the backward pass.
 
     Args:
@@ -68,8 +68,8 @@ def what_to_keep(x: Tensor) -> tuple[Remade | None, list[Tensor]]:
         What makes it (a reader is announced), and the ingredients; ``None`` and x itself, if nothing does or if x or an
         ingredient has been written to since.
     """
-    remade, ingredients, versions = getattr(x, _NAME, (None, [], []))
-    if remade is None or versions != [tensor._version for tensor in (x, *ingredients)]:
+    recomputed, ingredients, versions = getattr(x, _NAME, (None, [], []))
+    if recomputed is None or versions != [tensor._version for tensor in (x, *ingredients)]:
         return None, [x.detach()]
-    remade.expect_reader()
-    return remade, ingredients
+    recomputed.expect_reader()
+    return recomputed, ingredients

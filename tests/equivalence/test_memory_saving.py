@@ -1,4 +1,4 @@
-"""Lean layers against the modules they stand in for: values, gradients, what is kept, and what becomes of the model."""
+"""Memory-saving layers against the modules they replace: values, gradients, what is saved, what happens to a model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from oddsmith.model.loading.setup import disable_dropout
-from oddsmith.model.logprobs.memory_saving import lean_layers
+from oddsmith.model.logprobs.memory_saving import memory_saving_layers
 from oddsmith.model.logprobs.memory_saving.forwards import mlp_forward, norm_forward
 from oddsmith.model.logprobs.memory_saving.gated import ACTIVATIONS, SILU, gated_product
 from oddsmith.model.logprobs.memory_saving.linear import Weights, add_branch, linear
 from oddsmith.model.logprobs.memory_saving.norm import Scale, rms_norm
-from oddsmith.model.logprobs.memory_saving.recipe import Remade, leave_recipe, what_to_keep
+from oddsmith.model.logprobs.memory_saving.recompute import Recomputed, mark_recomputable, what_to_save
 from tests.tiny import tiny_model
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -43,7 +43,7 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-# Modules of a model of two layers that get a leaner forward: norms and MLPs.
+# Modules of a model of two layers that get a memory-saving forward: norms and MLPs.
 ARCHITECTURES = {
     "llama": (5, 2),
     "mistral": (5, 2),
@@ -96,10 +96,10 @@ def results(function, inputs, grad):
     return y.detach(), *torch.autograd.grad(y, wanted, grad.to(y.dtype))
 
 
-def step(model, *, bf16=False, lean=None):
+def step(model, *, bf16=False, layers=None):
     """Logits and all gradients of one training step."""
     model.zero_grad()
-    with lean.applied() if lean else nullcontext():
+    with layers.applied() if layers else nullcontext():
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model(IDS, use_cache=False).logits.float()
         F.cross_entropy(logits[0, :-1], IDS[0, 1:], reduction="sum").backward()
@@ -252,15 +252,15 @@ def test_what_several_layers_read_is_made_once_again_and_not_held():
         return 2 * x
 
     y = 2 * x
-    leave_recipe(y, Remade(make), x)
-    (remade, ingredients), (same, _) = what_to_keep(y), what_to_keep(y)
-    assert remade is same
+    mark_recomputable(y, Recomputed(make), x)
+    (recomputed, ingredients), (same, _) = what_to_save(y), what_to_save(y)
+    assert recomputed is same
     assert ingredients[0].data_ptr() == x.data_ptr()
-    first, second = remade.read(x), remade.read(x)
+    first, second = recomputed.read(x), recomputed.read(x)
     assert first is second
     assert torch.equal(first, y)
     assert len(made) == 1
-    assert remade.read(x) is not first  # a second backward pass: nothing was held after the last reader
+    assert recomputed.read(x) is not first  # a second backward pass: nothing was held after the last reader
 
 
 def test_an_mlp_computes_its_activation_once_in_each_direction():
@@ -282,16 +282,16 @@ def test_an_mlp_computes_its_activation_once_in_each_direction():
 def test_what_was_written_to_is_kept_as_it_is(which):
     x = torch.randn(2, 3)
     y = 2 * x
-    leave_recipe(y, Remade(lambda x: 2 * x), x)
+    mark_recomputable(y, Recomputed(lambda x: 2 * x), x)
     (y if which == "the tensor" else x).add_(1)
-    remade, kept = what_to_keep(y)
-    assert remade is None
+    recomputed, kept = what_to_save(y)
+    assert recomputed is None
     assert kept[0].data_ptr() == y.data_ptr()
 
 
 def test_a_second_backward_pass_over_the_same_graph():
     model = with_adapter(architecture("llama"))
-    with lean_layers(model).applied():
+    with memory_saving_layers(model).applied():
         loss = model(IDS, labels=IDS).loss
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         first = torch.autograd.grad(loss, parameters, retain_graph=True)
@@ -308,12 +308,12 @@ def test_models(name, adapter):
     model = architecture(name)
     disable_dropout(model.train())
     model = with_adapter(model) if adapter else model
-    lean = lean_layers(model)
+    layers = memory_saving_layers(model)
     norms, mlps = ARCHITECTURES[name]
-    assert (lean.counts.get("norm", 0), lean.counts.get("mlp", 0)) == (norms, mlps)
+    assert (layers.counts.get("norm", 0), layers.counts.get("mlp", 0)) == (norms, mlps)
     adapted = [module for module in model.modules() if isinstance(getattr(module, "base_layer", None), nn.Linear)]
-    assert lean.counts.get("lora", 0) == len(adapted)
-    assert_equal_steps(step(model, lean=lean), step(model))
+    assert layers.counts.get("lora", 0) == len(adapted)
+    assert_equal_steps(step(model, layers=layers), step(model))
 
 
 @pytest.mark.parametrize("adapter", [True, False])
@@ -325,14 +325,14 @@ def test_in_bf16_as_near_to_float32_as_the_model_itself(name, adapter):
     if adapter:
         exact, model = with_adapter(exact), with_adapter(model)
     expected, own = step(exact), step(model, bf16=True)
-    lean = step(model, bf16=True, lean=lean_layers(model))
-    assert own.keys() == lean.keys()
+    layers = step(model, bf16=True, layers=memory_saving_layers(model))
+    assert own.keys() == layers.keys()
 
     def error(found):
         return sum((found[name] - exact_value).norm() ** 2 for name, exact_value in expected.items())
 
-    assert all(lean[key].dtype == own[key].dtype for key in own)
-    assert error(lean) ** 0.5 <= 1.25 * error(own) ** 0.5
+    assert all(layers[key].dtype == own[key].dtype for key in own)
+    assert error(layers) ** 0.5 <= 1.25 * error(own) ** 0.5
 
 
 @pytest.mark.parametrize("adapter", [True, False])
@@ -341,14 +341,14 @@ def test_less_than_half_is_kept(adapter):
     settings = {"hidden_size": 64, "intermediate_size": 160, "head_dim": 16}
     model = architecture("llama", torch.bfloat16 if adapter else torch.float32, **settings).train()
     decoder = with_adapter(model).get_base_model().model if adapter else model.model
-    lean = lean_layers(decoder)
+    layers = memory_saving_layers(decoder)
 
     def forward():
         with torch.autocast("cpu", torch.bfloat16):
             return decoder(torch.arange(256)[None]).last_hidden_state
 
     own = kept_bytes(decoder, forward)
-    with lean.applied():
+    with layers.applied():
         assert kept_bytes(decoder, forward) <= 0.5 * own
 
 
@@ -357,11 +357,11 @@ def test_a_layer_keeps_residuals_attention_and_the_gates():
     model = with_adapter(architecture("llama", torch.bfloat16, num_hidden_layers=3)).get_base_model().model
     tokens, hidden, heads, kv_heads, head, gates, rank = 128, 32, 4, 2, 8, 48, 4
     x = torch.randn(1, tokens, hidden, dtype=torch.bfloat16, requires_grad=True)
-    lean = lean_layers(model)
+    saving = memory_saving_layers(model)
 
     def forward(layers):
         model.layers = layers
-        with torch.autocast("cpu", torch.bfloat16), lean.applied():
+        with torch.autocast("cpu", torch.bfloat16), saving.applied():
             return model(inputs_embeds=x, use_cache=False).last_hidden_state
 
     layers = model.layers
@@ -419,13 +419,13 @@ def ways(model, layer):
 
 def test_lora_layers_do_what_they_would_have_done():
     model, layer = lora_layer()
-    lean = lean_layers(model)
-    assert lean.counts == {"lora": 1}
+    layers = memory_saving_layers(model)
+    assert layers.counts == {"lora": 1}
     model.train()
     for way in ways(model, layer):
         torch.manual_seed(1)
         expected = layer(X)
-        with lean.applied():
+        with layers.applied():
             torch.manual_seed(1)
             assert torch.allclose(layer(X), expected, atol=1e-6), way
 
@@ -433,13 +433,13 @@ def test_lora_layers_do_what_they_would_have_done():
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.1}])
 def test_other_kinds_of_adapters_are_left_alone(settings):
     model, _ = lora_layer(**settings)
-    assert lean_layers(model.train()).counts == {}
+    assert memory_saving_layers(model.train()).counts == {}
 
 
 def test_a_forward_of_peft_that_we_do_not_know_is_left_alone(monkeypatch):
     model, layer = lora_layer()
     monkeypatch.setattr(type(layer), "forward", lambda self, x: 2 * self.base_layer(x))
-    assert lean_layers(model).counts == {}
+    assert memory_saving_layers(model).counts == {}
 
 
 def test_adapters_mixed_in_one_batch():
@@ -447,16 +447,16 @@ def test_adapters_mixed_in_one_batch():
     names = ["default", "__base__", "default"]
     layer.eval()
     expected = layer(X, adapter_names=names)
-    with lean_layers(model).applied():
+    with memory_saving_layers(model).applied():
         assert torch.equal(layer(X, adapter_names=names), expected)
 
 
 @pytest.mark.parametrize("settings", [{"use_rslora": True}, {"init_lora_weights": "olora"}, {"bias": "all"}])
 def test_adapters_that_differ_in_their_start_or_scale(settings):
     model = with_adapter(tiny_model(attention_bias=True), **settings)
-    lean = lean_layers(model)
-    assert lean.counts["lora"] == 14
-    assert_equal_steps(step(model, lean=lean), step(model))
+    layers = memory_saving_layers(model)
+    assert layers.counts["lora"] == 14
+    assert_equal_steps(step(model, layers=layers), step(model))
 
 
 @pytest.mark.parametrize("name", sorted(ACT2FN))
@@ -504,7 +504,7 @@ def test_modules_that_only_look_alike_keep_their_forward():
 def test_float64_is_left_to_the_model():
     """It is there to compare with, and norms compute in float32."""
     model = tiny_model().double()
-    assert_equal_steps(step(model, lean=lean_layers(model)), step(model), tolerance=1e-12)
+    assert_equal_steps(step(model, layers=memory_saving_layers(model)), step(model), tolerance=1e-12)
 
 
 # ---- What becomes of the model
@@ -513,9 +513,9 @@ def test_float64_is_left_to_the_model():
 def test_nothing_is_left_behind():
     model = with_adapter(tiny_model())
     before, state = {name: dict(vars(m)) for name, m in model.named_modules()}, torch.get_rng_state()
-    lean = lean_layers(model)
-    step(model, lean=lean)
-    with pytest.raises(IndexError), lean.applied():
+    layers = memory_saving_layers(model)
+    step(model, layers=layers)
+    with pytest.raises(IndexError), layers.applied():
         model(torch.tensor([[264]]))  # outside of the vocabulary
     assert {name: dict(vars(m)) for name, m in model.named_modules()} == before
     assert torch.equal(torch.get_rng_state(), state)
@@ -526,12 +526,12 @@ def test_nothing_is_left_behind():
 
 def test_inside_the_model_has_the_same_parameters_and_can_be_used():
     model = with_adapter(tiny_model())
-    lean = lean_layers(model)
+    layers = memory_saving_layers(model)
     keys, answer = list(model.state_dict()), model.generate(IDS, max_new_tokens=4, do_sample=False)
-    with lean.applied():
+    with layers.applied():
         assert list(model.state_dict()) == keys
         assert torch.equal(model.generate(IDS, max_new_tokens=4, do_sample=False), answer)
-        with lean.applied():  # as an evaluation during training would
+        with layers.applied():  # as an evaluation during training would
             pass
         assert any("forward" in vars(module) for module in model.modules())
     logits = model(IDS).logits
@@ -540,10 +540,10 @@ def test_inside_the_model_has_the_same_parameters_and_can_be_used():
 
 def test_a_forward_that_somebody_else_has_replaced_stays():
     model = tiny_model()
-    lean = lean_layers(model)
+    layers = memory_saving_layers(model)
     norm = model.model.norm
     norm.forward = replaced = lambda x: x
-    with lean.applied():
+    with layers.applied():
         assert norm.forward is replaced
     assert norm.forward is replaced
 
@@ -554,14 +554,14 @@ def test_gradient_checkpointing(reentrant):
     expected = step(model)
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    assert_equal_steps(step(model, lean=lean_layers(model)), expected)
+    assert_equal_steps(step(model, layers=memory_saving_layers(model)), expected)
 
 
 def test_torch_compile_sees_the_models_own_forwards():
     model = with_adapter(tiny_model())
-    lean, expected, graphs = lean_layers(model), step(model), []
+    layers, expected, graphs = memory_saving_layers(model), step(model), []
     compiled = torch.compile(model, backend=lambda graph, inputs: graphs.append(graph.code) or graph)
-    found = step(compiled, lean=lean)
+    found = step(compiled, layers=layers)
     assert_equal_steps({name.removeprefix("_orig_mod."): t for name, t in found.items()}, expected)
     assert graphs
     assert not any("autograd_function" in code for code in graphs)
@@ -571,8 +571,8 @@ def test_distributed_data_parallel(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model = with_adapter(tiny_model())
-        expected, lean = step(model), lean_layers(model)
-        found = step(nn.parallel.DistributedDataParallel(model), lean=lean)
+        expected, layers = step(model), memory_saving_layers(model)
+        found = step(nn.parallel.DistributedDataParallel(model), layers=layers)
         assert_equal_steps({name.removeprefix("module."): t for name, t in found.items()}, expected)
     finally:
         torch.distributed.destroy_process_group()
@@ -587,12 +587,12 @@ def test_4_bit_base(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, quantization_config=config)
     model = with_adapter(base)
     assert isinstance(model.base_model.model.model.layers[0].mlp.up_proj.base_layer, bitsandbytes.nn.Linear4bit)
-    lean = lean_layers(model)
-    assert lean.counts["lora"] == 14
-    own, found = step(model, bf16=True), step(model, bf16=True, lean=lean)
+    layers = memory_saving_layers(model)
+    assert layers.counts["lora"] == 14
+    own, found = step(model, bf16=True), step(model, bf16=True, layers=layers)
     layer, x = model.base_model.model.model.layers[0].mlp.up_proj.eval(), random((2, 64), dtype=torch.bfloat16)[0]
     names = ["default", "__base__"]
-    with lean.applied():
+    with layers.applied():
         mixed = layer(x, adapter_names=names)
     assert torch.equal(mixed, layer(x, adapter_names=names))
     # Both round to bf16, at other places; against each other they are twice as far off as each of them is.
