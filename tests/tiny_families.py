@@ -23,7 +23,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from oddsmith.model.loading.gguf_tokenizer import byte_level_pre_tokenizer
+from oddsmith.model.loading.gguf import byte_level_pre_tokenizer
 from tests.tiny import CHATML, WORDS
 
 ROWS = 384  # of the embedding, more than either tokenizer has tokens

@@ -10,7 +10,7 @@ import pytest
 
 from oddsmith.errors import ModelError
 from oddsmith.model.loading import builtin, gguf
-from oddsmith.model.loading.builtin import builtin_model, cache_folder
+from oddsmith.model.loading.builtin import builtin_model
 
 NAME = "builtin:smollm2-135m-instruct"
 
@@ -128,20 +128,3 @@ def test_package_without_its_file(tmp_path, monkeypatch):
 def test_unknown_name():
     with pytest.raises(ModelError, match=f"builtin:gpt5: no such built-in model; there is {NAME}"):
         builtin_model("builtin:gpt5")
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"ODDSMITH_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, Path("/a")),
-        ({"XDG_CACHE_HOME": "/b"}, Path("/b/oddsmith")),
-        ({}, Path.home() / ".cache/oddsmith"),
-        ({"ODDSMITH_CACHE": "~/models"}, Path.home() / "models"),
-    ],
-)
-def test_where_the_cache_is(environment, expected, monkeypatch):
-    for name in ("ODDSMITH_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert cache_folder() == expected

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ...model.loading.gguf_tokenizer import WHOLE_WORDS_FIRST, byte_level_pre_tokenizer
+from ...model.loading.gguf import WHOLE_WORDS_FIRST, byte_level_pre_tokenizer
 
 # The text of the fingerprint; every character counts.
 PROBE = (

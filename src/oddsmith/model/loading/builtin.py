@@ -9,7 +9,6 @@ where CACHE is ``$ODDSMITH_CACHE``, else ``$XDG_CACHE_HOME/oddsmith``, else ``~/
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from ...errors import ModelError
+from ...system.cache import cache_folder
 from ...system.files import replacing_folder
 
 PREFIX = "builtin:"
@@ -84,14 +84,6 @@ def builtin_model(name: str) -> Path:
             " it needs 550 MB there. Name another place with ODDSMITH_CACHE=FOLDER"
         ) from error
     return folder
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: ``$ODDSMITH_CACHE``, else ``oddsmith`` in the user's cache folder."""
-    if chosen := os.environ.get("ODDSMITH_CACHE"):
-        return Path(chosen).expanduser()
-    user_cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user_cache) if user_cache else Path.home() / ".cache") / "oddsmith"
 
 
 def _packaged_gguf(key: str) -> tuple[Path, str]:

@@ -32,8 +32,7 @@ from ...data.templates.environment import guard_chat_templates
 from ...errors import ModelError
 from ..adapters import fit_vocabulary, keep_weights_unpacked, repeatable_initialisation
 from .fingerprint import read_base_record, require_same_base
-from .gguf import as_model_folder, load_gguf_config, load_gguf_model
-from .gguf_tokenizer import load_gguf_tokenizer
+from .gguf import as_model_folder, load_gguf_config, load_gguf_model, load_gguf_tokenizer
 from .inert import require_inert, require_inert_adapter, require_inert_download, require_no_hub_code
 from .load_errors import clear_errors
 from .place import ADAPTER_SETTINGS, MODEL_SETTINGS, TOKENIZER_FILES, is_adapter_folder, is_gguf, locate
