@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from oddsmith.config import ModelConfig
-from oddsmith.inference.chat.loading import load_to_answer
+from oddsmith.inference.loading import load_for_inference
 from oddsmith.model.adapters import get_quantization_config
 from tests.command import START, environment, run_apart, run_here, save_model
 from tests.terminal import Terminal
@@ -85,7 +85,7 @@ def test_a_run_answers_in_the_bits_it_was_trained_in(capsys, tmp_path):
     base = save_model(tmp_path / "base", hidden_size=64, intermediate_size=64)
     quantization = get_quantization_config(ModelConfig(load_in_4bit=True, use_peft=True))
     run = train_run(base, tmp_path / "run", {}, quantization_config=quantization)
-    model, _ = load_to_answer(str(run))
+    model, _ = load_for_inference(str(run))
     assert model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight.dtype is torch.uint8
     outcome = run_here(capsys, "chat", run, "--prompt", "Hi", "--max-new-tokens", 8)
     assert outcome.code == 0

@@ -13,10 +13,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from oddsmith.errors import DataError
-from oddsmith.inference.chat.speaker import Sampling
+from oddsmith.inference.chat.backends import Sampling
 from oddsmith.inference.compare.comparison import compare, repetition
-from oddsmith.inference.compare.evaluators import short_name
-from oddsmith.inference.compare.page import comparison_page
+from oddsmith.inference.compare.files import comparison_page, short_name
 from oddsmith.inference.compare.prompts import Prompt, read_prompts
 from oddsmith.model.loading import models as loading
 from tests.command import run_here, save_model

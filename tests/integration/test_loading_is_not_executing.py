@@ -22,7 +22,7 @@ from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.data.sources import load_rows
 from oddsmith.data.sources.tables import read_hub
 from oddsmith.errors import ConfigError, DataError, ModelError
-from oddsmith.inference.chat.loading import load_to_answer
+from oddsmith.inference.loading import load_for_inference
 from oddsmith.model.loading.models import load_model, load_tokenizer
 from tests.command import SETTINGS, run_here, save_config, save_model, save_pairs
 from tests.tiny import tiny_model
@@ -143,7 +143,7 @@ class TestCodeInAFolder:
     def test_chat_eval_and_export_allow_it_never(self, folder, capsys):
         change(folder / "config.json", auto_map=OWN_MAP, model_type="own", architectures=["Own"])
         with pytest.raises(ModelError, match="--trust-remote-code"):
-            load_to_answer(str(folder))
+            load_for_inference(str(folder))
         outcome = run_here(capsys, "export", folder, "--to", "merged")
         assert outcome.code == 2
 

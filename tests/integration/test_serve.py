@@ -15,9 +15,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from oddsmith.errors import ServerError
+from oddsmith.inference.chat.backends import Sampling, open_backend
 from oddsmith.inference.chat.conversation import Conversation
-from oddsmith.inference.chat.loading import open_speaker
-from oddsmith.inference.chat.speaker import Sampling
 from oddsmith.inference.serve.server import is_loopback, serving
 from tests.command import START, environment, run_here, save_model
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -77,7 +76,7 @@ def served(model: Path, port: int) -> Iterator[subprocess.Popen]:
 @pytest.mark.parametrize(("kind", "name"), [("gguf", "tiny"), ("adapter", "my-run")])
 def test_a_client_talks_to_the_server(kind, name, port, request):
     model = request.getfixturevalue(kind)
-    with Conversation(open_speaker(str(model)), Sampling(0.0, 4)) as chat:
+    with Conversation(open_backend(str(model)), Sampling(0.0, 4)) as chat:
         expected = "".join(chat.ask("Hi"))
     with served(model, port) as process:
         url = f"http://127.0.0.1:{port}/v1"

@@ -23,9 +23,8 @@ from ..data.builtin import demo_pairs
 from ..data.builtin.style import keeps_style
 from ..errors import UsageError
 from ..export.gguf.deploy import export_gguf
+from ..inference.chat.backends import Sampling, open_backend
 from ..inference.chat.conversation import Conversation
-from ..inference.chat.loading import open_speaker
-from ..inference.chat.speaker import Sampling
 from ..model.adapters import get_peft_config
 from ..model.generation import answer
 from ..training.trainer import ORPOTrainer
@@ -173,7 +172,7 @@ def run_demo(
 def _deploy(run: str, question: str) -> Deployed:
     """The adapter merged, in 4 bits, asked something in llama.cpp."""
     file = export_gguf(run, types=(FILE_TYPE,)).files[0]
-    with Conversation(open_speaker(file.path), Sampling(max_new_tokens=LONGEST_ANSWER_TOKENS)) as chat:
+    with Conversation(open_backend(file.path), Sampling(max_new_tokens=LONGEST_ANSWER_TOKENS)) as chat:
         said = "".join(chat.ask(question)).strip()
     return Deployed(file.path, file.size_bytes, file.proof.divergence.kl, said)
 

@@ -1,16 +1,21 @@
-"""Answers from a model: batched, padded on the left, for held-out prompts before, while and after training."""
+"""Generate answers with a model: in batches for many prompts, or token by token for a chat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Event
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, set_seed
+from transformers.generation.streamers import BaseStreamer
 
 from ..data.tokens.rendering import Renderer
 
-# What tokenizers say that know no limit is far above any.
+# Tokenizers without a limit state a number far above this one.
 NO_LIMIT_TOKENS = 10**8
 
 
@@ -18,7 +23,7 @@ class Reply(NamedTuple):
     """One answer.
 
     Args:
-        text: Without special tokens and blanks around it.
+        text: Without special tokens and without whitespace around it.
         tokens: How many were computed, without the one that ends the answer.
         is_finished: Whether the model ended it; otherwise it was cut.
     """
@@ -31,7 +36,7 @@ class Reply(NamedTuple):
 def answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], **options: Any
 ) -> list[str]:
-    """The texts of :func:`replies`, which takes the same arguments."""
+    """Return the texts of :func:`replies`, which takes the same arguments."""
     return [reply.text for reply in replies(model, tokenizer, prompts, **options)]
 
 
@@ -47,13 +52,13 @@ def replies(
     batch_size: int = 32,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Reply]:
-    """The model's answers, shortest prompts first.
+    """Answer prompts in batches padded on the left, the shortest prompts first.
 
     Args:
         model: A causal or encoder-decoder model.
         tokenizer: Its tokenizer.
         prompts: Token ids of each prompt, as the chat template renders them with the generation prompt.
-        max_new_tokens: Where an answer is cut that does not end by itself.
+        max_new_tokens: Length at which an answer is cut.
         temperature: 0 takes the likeliest token each time.
         seed: Of the sampling; the same prompts in batches of the same size get the same answers.
         batch_size: Prompts answered at once.
@@ -66,8 +71,7 @@ def replies(
     model.eval()
     found = [Reply("", 0, False)] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    ends = end_tokens(model, tokenizer)
-    drawing: dict[str, Any] = {"do_sample": temperature > 0} | ({"temperature": temperature} if temperature > 0 else {})
+    end_ids = end_tokens(model, tokenizer)
     if temperature > 0:
         set_seed(seed)
     for start in range(0, len(by_length), batch_size):
@@ -75,32 +79,72 @@ def replies(
         width = max(len(prompts[i]) for i in chunk)
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompts[i])) + list(prompts[i]) for i in chunk])
         mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chunk])
-        output = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=ends,
-            use_cache=True,
-            **drawing,
-        )
+        options = _options(tokenizer, end_ids, max_new_tokens, temperature)
+        output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options)
         new = output[:, 1:] if model.config.is_encoder_decoder else output[:, width:]
         for i, row in zip(chunk, new.tolist(), strict=True):
-            found[i] = _reply(row, ends, tokenizer)
+            length = next((position for position, token in enumerate(row) if token in end_ids), len(row))
+            text = tokenizer.decode(row[:length], skip_special_tokens=True)
+            found[i] = Reply(text.strip(), length, length < len(row))
         if on_batch:
             on_batch(start + len(chunk))
     model.train(was_training)
     return found
 
 
-def _reply(row: list[int], ends: list[int], tokenizer: PreTrainedTokenizerBase) -> Reply:
-    length = next((position for position, token in enumerate(row) if token in ends), len(row))
-    text = tokenizer.decode(row[:length], skip_special_tokens=True)
-    return Reply(text.strip(), length, length < len(row))
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    *,
+    end_ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float | None,
+    seed: int,
+) -> Iterator[int]:
+    """Answer one prompt token by token. transformers computes in a thread; closing the iterator ends it.
+
+    Args:
+        model: A causal or encoder-decoder model in evaluation mode.
+        tokenizer: Its tokenizer.
+        prompt: Token ids of the prompt.
+        end_ids: The tokens that end an answer, see :func:`end_tokens`.
+        max_new_tokens: Length at which the answer is cut.
+        temperature: 0 takes the likeliest token each time; ``None`` follows the model's own generation settings.
+        seed: Of the sampling.
+
+    Yields:
+        int: Tokens of the answer, without the one that ends it.
+    """
+    tokens: SimpleQueue[int | None] = SimpleQueue()
+    stop = _Stop()
+
+    def generate() -> None:
+        ids = torch.tensor([list(prompt)], device=model.device)
+        set_seed(seed)
+        with torch.no_grad():
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                streamer=_QueueStreamer(tokens),
+                stopping_criteria=[stop],
+                **_options(tokenizer, end_ids, max_new_tokens, temperature),
+            )
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        done = pool.submit(generate)
+        done.add_done_callback(lambda _: tokens.put(None))
+        try:
+            while (token := tokens.get()) is not None:
+                if token not in end_ids:
+                    yield token
+        finally:
+            stop.wanted.set()
+        done.result()  # raises what was raised in the thread
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, its chat template's end of turn, and the generation settings'."""
+    """Return the tokens that end an answer: the tokenizer's, the chat template's end of turn, the model's settings'."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = list(ends) if isinstance(ends, list) else [ends]
     if tokenizer.chat_template is not None and (end_of_turn := Renderer(tokenizer).end_of_turn) is not None:
@@ -109,7 +153,49 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Most tokens of prompt and answer together; ``None`` where neither model nor tokenizer states a limit."""
+    """Return how many tokens prompt and answer may have together; ``None`` where model and tokenizer state no limit."""
     stated = (getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
     limits = [limit for limit in stated if limit and limit < NO_LIMIT_TOKENS]
     return min(limits) if limits else None
+
+
+def _options(
+    tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int], max_new_tokens: int, temperature: float | None
+) -> dict[str, Any]:
+    """Return keyword arguments of ``generate``; without a temperature the model's own settings decide."""
+    sampling: dict[str, Any] = {} if temperature is None else {"do_sample": temperature > 0}
+    if temperature:
+        sampling["temperature"] = temperature
+    return {
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": list(end_ids),
+        "use_cache": True,
+        **sampling,
+    }
+
+
+class _QueueStreamer(BaseStreamer):
+    """Puts the tokens of an answer into a queue. The first call of ``put`` brings the prompt, which is left out."""
+
+    def __init__(self, tokens: SimpleQueue):
+        self.tokens, self.is_answer = tokens, False
+
+    def put(self, value: Tensor) -> None:
+        if self.is_answer:
+            for token in value.flatten().tolist():
+                self.tokens.put(token)
+        self.is_answer = True
+
+    def end(self) -> None:
+        """Do nothing: the thread ends the queue, also where the computation fails."""
+
+
+class _Stop(StoppingCriteria):
+    """Ends the computation of an answer once ``wanted`` is set."""
+
+    def __init__(self) -> None:
+        self.wanted = Event()
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.wanted.is_set(), dtype=torch.bool, device=input_ids.device)

@@ -14,7 +14,7 @@ from oddsmith.data.templates.budget import MOST_WORK, NODE_WORK, LimitReached
 from oddsmith.data.templates.environment import guard_chat_templates
 from oddsmith.data.tokens.rendering import Renderer
 from oddsmith.errors import ModelError, RowError
-from oddsmith.inference.chat.folder_speaker import FolderSpeaker
+from oddsmith.inference.chat.backends import TransformersBackend
 from tests.templates import CHAT_FORMATS
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer
 
@@ -200,7 +200,7 @@ def test_what_a_template_may_not_call_is_a_refusal_in_its_words():
 
 
 def test_a_chat_is_guarded_as_well():
-    speaker = FolderSpeaker("tiny", tiny_model(), tiny_tokenizer(CHATML))
-    speaker.tokenizer.chat_template = GROWING["a text times a number"]
+    backend = TransformersBackend("tiny", tiny_model(), tiny_tokenizer(CHATML))
+    backend.tokenizer.chat_template = GROWING["a text times a number"]
     with pytest.raises(ModelError, match="makes a value of more than"):
-        speaker.render(CONVERSATION[:1])
+        backend.render(CONVERSATION[:1])

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from oddsmith.errors import ConfigError, ModelError
+from oddsmith.inference.chat.backends import GgufBackend, Sampling, TransformersBackend
 from oddsmith.inference.chat.conversation import Conversation
-from oddsmith.inference.chat.folder_speaker import FolderSpeaker
-from oddsmith.inference.chat.gguf_speaker import GgufSpeaker
-from oddsmith.inference.chat.speaker import Sampling
 from tests.templates import GEMMA
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
@@ -17,17 +15,17 @@ from tests.tiny_gguf import write_gguf
 
 def conversation(chat_template: str | None = "chatml", max_new_tokens: int = 12, **settings) -> Conversation:
     tokenizer = tiny_tokenizer() if chat_template == "chatml" else tiny_tokenizer(chat_template)
-    speaker = FolderSpeaker("tiny", tiny_model(**settings), tokenizer)
-    return Conversation(speaker, Sampling(max_new_tokens=max_new_tokens))
+    backend = TransformersBackend("tiny", tiny_model(**settings), tokenizer)
+    return Conversation(backend, Sampling(max_new_tokens=max_new_tokens))
 
 
 def greedy(chat: Conversation, text: str, max_new_tokens: int = 12) -> str:
     """What plain transformers says to a rendered conversation."""
-    ids = torch.tensor([chat.speaker.tokenizer(text, add_special_tokens=False).input_ids])
-    output = chat.speaker.model.generate(
+    ids = torch.tensor([chat.backend.tokenizer(text, add_special_tokens=False).input_ids])
+    output = chat.backend.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
     )
-    return chat.speaker.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    return chat.backend.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 
 def test_the_pieces_are_the_answer_that_transformers_gives():
@@ -48,7 +46,7 @@ def test_the_model_reads_the_whole_conversation():
     second = "".join(chat.ask("And now?"))
     assert [message["content"] for message in chat.messages] == ["Be kind.", "Hi", first, "And now?", second]
     assert [message["role"] for message in chat.messages] == ["system"] + ["user", "assistant"] * 2
-    rendered = chat.speaker.tokenizer.apply_chat_template(
+    rendered = chat.backend.tokenizer.apply_chat_template(
         chat.messages[:-1], tokenize=False, add_generation_prompt=True
     )
     assert second == greedy(chat, rendered)
@@ -59,12 +57,12 @@ def test_the_model_reads_the_whole_conversation():
 def test_an_answer_ends_with_the_end_token_which_is_no_part_of_it():
     chat = conversation(max_new_tokens=40)
     with torch.no_grad():
-        chat.speaker.model.lm_head.weight.zero_()  # all logits alike: the first token of the vocabulary, for ever
+        chat.backend.model.lm_head.weight.zero_()  # all logits alike: the first token of the vocabulary, for ever
     answer = chat.ask("Hi")
     pieces = iter(answer)
     next(pieces)
     with torch.no_grad():
-        chat.speaker.model.lm_head.bias = torch.nn.Parameter(torch.zeros(264).index_fill(0, torch.tensor(257), 1.0))
+        chat.backend.model.lm_head.bias = torch.nn.Parameter(torch.zeros(264).index_fill(0, torch.tensor(257), 1.0))
     rest = list(pieces)
     assert answer.finish_reason == "stop"
     assert answer.tokens == 1 + len("".join(rest)) < 40
@@ -106,7 +104,9 @@ def test_without_a_chat_template_the_texts_are_continued():
 
 def test_what_the_template_refuses_leaves_the_conversation_as_it_was():
     tokenizer = GEMMA.tokenizer()
-    chat = Conversation(FolderSpeaker("tiny", tiny_model(vocab_size=len(tokenizer)), tokenizer), Sampling(None, 4))
+    chat = Conversation(
+        TransformersBackend("tiny", tiny_model(vocab_size=len(tokenizer)), tokenizer), Sampling(None, 4)
+    )
     chat.system = "Be kind."
     with pytest.raises(ModelError, match=r"tiny: its chat template refuses .*: System role not supported"):
         chat.ask("Hi")
@@ -136,7 +136,7 @@ def test_an_abandoned_answer_ends_its_computation():
         nonlocal calls
         calls += 1
 
-    chat.speaker.model.register_forward_pre_hook(count)
+    chat.backend.model.register_forward_pre_hook(count)
     pieces = iter(chat.ask("Hi"))
     next(pieces)
     pieces.close()
@@ -148,7 +148,7 @@ def test_an_abandoned_answer_ends_its_computation():
 
 def test_what_goes_wrong_in_the_computation_is_raised():
     tokenizer = tiny_tokenizer(extra_special=("<beyond>",))
-    chat = Conversation(FolderSpeaker("tiny", tiny_model(vocab_size=258), tokenizer))
+    chat = Conversation(TransformersBackend("tiny", tiny_model(vocab_size=258), tokenizer))
     with pytest.raises(IndexError):
         list(chat.ask("<beyond>"))  # a token that the model has no embedding for
     assert chat.messages == []
@@ -167,8 +167,8 @@ def test_a_seed_decides_what_is_drawn():
 def test_the_model_s_own_settings_decide_until_a_temperature_is_given():
     model = tiny_model()
     model.generation_config.do_sample, model.generation_config.temperature = True, 0.6
-    chat = Conversation(FolderSpeaker("tiny", model, tiny_tokenizer()), Sampling(max_new_tokens=12))
-    assert chat.speaker.own_temperature == 0.6
+    chat = Conversation(TransformersBackend("tiny", model, tiny_tokenizer()), Sampling(max_new_tokens=12))
+    assert chat.backend.own_temperature == 0.6
     drawn = "".join(chat.ask("Hi"))
     chat.reset()
     chat.sampling = Sampling(0.0, 12)
@@ -191,7 +191,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 class Parrot:
-    """A speaker of bytes that repeats what it was told."""
+    """A chat backend of bytes that repeats its prompt."""
 
     name, has_template, context_tokens, own_temperature = "parrot", False, None, 0.0
 
@@ -227,10 +227,10 @@ def gguf(tmp_path):
 def test_a_gguf_file_says_what_its_weights_say_in_transformers(gguf):
     said = []
     model = clear_model()
-    for speaker in (GgufSpeaker("g", str(gguf)), FolderSpeaker("f", model, tiny_tokenizer())):
-        with Conversation(speaker, Sampling(0.0, 8)) as chat:
+    for backend in (GgufBackend("g", str(gguf)), TransformersBackend("f", model, tiny_tokenizer())):
+        with Conversation(backend, Sampling(0.0, 8)) as chat:
             said.append("".join(chat.ask("Hi")))
-            assert chat.speaker.context_tokens == 2048
+            assert chat.backend.context_tokens == 2048
     assert said[0] == said[1]
 
 
@@ -238,5 +238,5 @@ def test_the_template_of_a_gguf_file_runs_in_a_sandbox(tmp_path):
     pytest.importorskip("cyllama")
     tokenizer = tiny_tokenizer("{{ messages.__class__.__mro__[1].__subclasses__() }}")
     path = write_gguf(tmp_path / "bad.gguf", tiny_model(hidden_size=64, vocab_size=258), tokenizer, merges=["Ā ā"])
-    with Conversation(GgufSpeaker("bad", str(path))) as chat, pytest.raises(ModelError, match="refuses .* unsafe"):
+    with Conversation(GgufBackend("bad", str(path))) as chat, pytest.raises(ModelError, match="refuses .* unsafe"):
         chat.ask("Hi")

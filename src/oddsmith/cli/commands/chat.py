@@ -63,22 +63,21 @@ def chat(arguments: Sequence[str]) -> dict[str, Any]:
     }
 
     with working("loading"):
+        from ...inference.chat.backends import Sampling, open_backend
         from ...inference.chat.conversation import Conversation
-        from ...inference.chat.loading import open_speaker
-        from ...inference.chat.speaker import Sampling
 
         sampling = Sampling(**numbers)
-        conversation = Conversation(open_speaker(resolved.positional[0]), sampling, given.get("system"))
+        conversation = Conversation(open_backend(resolved.positional[0]), sampling, given.get("system"))
     with conversation:
-        if not conversation.speaker.has_template:
-            say(f"{conversation.speaker.name} has no chat template: your text is continued as it stands")
+        if not conversation.backend.has_template:
+            say(f"{conversation.backend.name} has no chat template: your text is continued as it stands")
         if prompt is None:
             from .chat_loop import talk
 
             return talk(conversation)
         answer = conversation.ask(prompt.strip("\n"))
         show(answer, as_json="json" in given)
-        return {"command": "chat", "model": conversation.speaker.name} | outcome(conversation, answer)
+        return {"command": "chat", "model": conversation.backend.name} | outcome(conversation, answer)
 
 
 def _piped() -> str:

@@ -39,7 +39,7 @@ def talk(conversation: Conversation) -> dict[str, Any]:
         What was said, as JSON values.
     """
     line_editing()
-    say(f"{conversation.speaker.name}, {temperature_in_words(conversation)}; /help lists the commands, Ctrl-D ends")
+    say(f"{conversation.backend.name}, {temperature_in_words(conversation)}; /help lists the commands, Ctrl-D ends")
     commands = _Commands(conversation)
     while True:
         try:
@@ -59,7 +59,7 @@ def talk(conversation: Conversation) -> dict[str, Any]:
                 show(conversation.ask(line.strip()))
         except OddsmithError as error:
             say_error(str(error))
-    return {"command": "chat", "model": conversation.speaker.name, "messages": conversation.messages}
+    return {"command": "chat", "model": conversation.backend.name, "messages": conversation.messages}
 
 
 def line_editing() -> None:
@@ -79,7 +79,7 @@ def _read_line() -> str:
 def temperature_in_words(conversation: Conversation) -> str:
     """``greedy``, or the temperature, and whose choice it was."""
     chosen = conversation.sampling.temperature
-    value = conversation.speaker.own_temperature if chosen is None else chosen
+    value = conversation.backend.own_temperature if chosen is None else chosen
     words = f"temperature {value:g}" if value > 0 else "greedy"
     return f"{words} (the model's own settings)" if chosen is None and value > 0 else words
 
@@ -127,7 +127,7 @@ class _Commands:
         file = Path(text).expanduser().absolute()
         if file.exists() and file not in self._written:
             raise ConfigError(f"{file}: is there already; expected the name of a new file")
-        document = {"model": self._conversation.speaker.name, "messages": self._conversation.messages}
+        document = {"model": self._conversation.backend.name, "messages": self._conversation.messages}
         from ...export.atomic import write_file
 
         with write_file(file, overwrite=True) as partial:

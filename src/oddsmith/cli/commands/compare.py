@@ -19,7 +19,7 @@ from ..terminal.console import is_live, quiet_libraries, say, stderr_console, wo
 from ..terminal.outcome import JSON, TRACEBACK
 
 if TYPE_CHECKING:
-    from ...inference.compare.comparison import Answered, Comparison, Summary
+    from ...inference.compare.comparison import Comparison, PromptResult, Summary
 
 USAGE = "oddsmith compare BASE TUNED --prompts FILE [--html FILE] [--format alpaca_eval|mt_bench --output FOLDER]"
 INTRO = (
@@ -81,8 +81,9 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     _require_format(given)
 
     with working("starting"):
-        from ...inference.chat.speaker import Sampling
-        from ...inference.compare import comparison, evaluators
+        from ...inference.chat.backends import Sampling
+        from ...inference.compare import comparison
+        from ...inference.compare import files as comparison_files
         from ...inference.compare.prompts import read_prompts
 
         sampling = Sampling(temperature, whole["max_new_tokens"], whole["seed"])
@@ -90,8 +91,8 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
         layout = given.get("format")
         files = {"html": Path(given["html"])} if "html" in given else {}
         if layout is not None:
-            evaluators.check_prompts(prompts, layout)
-            files |= evaluators.files_of(base, tuned, layout, Path(given["output"]))
+            comparison_files.check_prompts(prompts, layout)
+            files |= comparison_files.evaluator_paths(base, tuned, layout, Path(given["output"]))
         _require_new(files.values(), "overwrite" in given)
     result = comparison.compare(base, tuned, prompts, sampling=sampling, batch_size=whole["batch_size"], on_stage=_tell)
     if "json" not in given:
@@ -126,8 +127,7 @@ def _require_new(files: Any, overwrite: bool) -> None:
 
 def _write(result: Comparison, files: dict[str, Path], layout: str | None) -> None:
     from ...export.atomic import write_file
-    from ...inference.compare.evaluators import evaluator_file
-    from ...inference.compare.page import comparison_page
+    from ...inference.compare.files import comparison_page, evaluator_file
 
     for name, file in files.items():
         text = comparison_page(result) if name == "html" else evaluator_file(result, name, str(layout), file.stem)
@@ -151,7 +151,7 @@ def _tell(stage: str, detail: Any) -> None:
 
 
 def _print(result: Comparison) -> None:
-    from ...inference.compare.evaluators import short_name
+    from ...inference.compare.files import short_name
 
     console = Console(highlight=False, markup=False, emoji=False)
     console = Console(highlight=False, markup=False, emoji=False, width=min(console.width, WIDEST))
@@ -183,12 +183,12 @@ def _print(result: Comparison) -> None:
     sys.stdout.flush()
 
 
-def _figures(answered: Answered, turn: int) -> str:
-    answer = answered.answers[turn]
+def _figures(result: PromptResult, turn: int) -> str:
+    answer = result.answers[turn]
     parts = [f"{answer.words} words"]
     parts += [f"{answer.repetition:.0%} repeated"] if answer.repetition else []
     parts += [] if answer.is_finished else ["cut"]
-    parts += [f"log-odds {answered.log_odds:+.3f}"] if answered.log_odds is not None and turn == 0 else []
+    parts += [f"log-odds {result.log_odds:+.3f}"] if result.log_odds is not None and turn == 0 else []
     return ", ".join(parts)
 
 

@@ -150,11 +150,11 @@ def _preference(
     left_out: set[int],
     most_pairs: int,
 ) -> dict[str, Any]:
-    from ...inference.chat.loading import load_to_answer
+    from ...inference.loading import load_for_inference
     from ...model.preference import model_preference
 
     with working(f"loading {given['model']}"):
-        model, _ = load_to_answer(given["model"])
+        model, _ = load_for_inference(given["model"])
     pairs = min(most_pairs, total - len(left_out))
     with counting("scoring", "pairs", pairs) as on_pairs:
         found = model_preference(

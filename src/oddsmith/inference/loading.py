@@ -1,0 +1,83 @@
+"""Load models to get answers from them: one for a chat, or two for a comparison."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..export.finished import find_finished, quantization_config
+from ..model.loading.models import load_model, load_tokenizer
+from ..model.loading.place import locate
+from ..system.precision import best_precision
+
+Side = Literal["base", "tuned"]
+
+
+class LoadedSide(NamedTuple):
+    """One of two models of a comparison, in memory."""
+
+    side: Side
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer to get answers from it; errors are those of ``load_model``.
+
+    An adapter is put on its base in the bits that it was trained on: on others it computes something else. Weights keep
+    the type they are stored in (float32 where bf16 would be slow), on the accelerator if there is one.
+    """
+    quantization = quantization_config(find_finished(name))
+    dtype = "auto" if best_precision().name == "bf16" else torch.float32
+    tokenizer = load_tokenizer(name)
+    model = load_model(name, dtype=dtype, quantization_config=quantization)
+    if quantization is None and torch.accelerator.is_available():
+        model = model.to(torch.accelerator.current_accelerator())
+    return model, tokenizer
+
+
+def load_both(base: str, tuned: str, on_stage: Callable[[str, Any], None]) -> Iterator[LoadedSide]:
+    """Load the two models of a comparison one after the other; an adapter and its base are loaded once, together.
+
+    A base without a chat template, such as a model that was only pretrained, gets the template of the tuned model.
+
+    Args:
+        base: Name of the model to compare with.
+        tuned: Name of the model to look at.
+        on_stage: Called with ``("load", name)``.
+
+    Yields:
+        LoadedSide: The base, then the tuned model. The first is unloaded before the second is loaded.
+
+    Raises:
+        ModelError: Nothing is there, or it does not generate text.
+        MissingExtraError: An adapter was trained on a base in 4 bits, and bitsandbytes is not installed.
+    """
+    locate(base)  # a mistake in either name is found before anything is loaded
+    finished = find_finished(tuned)
+    if finished.kind == "adapter" and finished.base is not None and _is_same_place(finished.base, base):
+        on_stage("load", tuned)
+        adapted, tokenizer = load_for_inference(tuned)
+        with adapted.disable_adapter():
+            yield LoadedSide("base", adapted, tokenizer)
+        yield LoadedSide("tuned", adapted, tokenizer)
+        return
+    on_stage("load", base)
+    model, tokenizer = load_for_inference(base)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = load_tokenizer(tuned).chat_template
+    yield LoadedSide("base", model, tokenizer)
+    del model
+    gc.collect()
+    on_stage("load", tuned)
+    yield LoadedSide("tuned", *load_for_inference(tuned))
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    one, other = locate(one), locate(other)
+    return one == other or (Path(one).exists() and Path(other).exists() and Path(one).samefile(other))
