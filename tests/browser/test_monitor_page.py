@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from oddsmith import metrics
+from oddsmith.metrics import Chart, Metric
 from oddsmith.monitor.report import write_report
 
 HISTORIES = Path(__file__).parents[1] / "histories"
@@ -171,7 +173,7 @@ def test_what_went_wrong_on_the_way_is_marked(monitor, page):
     assert not page.locator(".happened").get_by_text("spike").count()
     page.locator(".happened summary").click()
     assert page.locator(".happened li").all_text_contents() == [
-        "Step 30 went on from a checkpoint",
+        "Step 30 resumed from a checkpoint",
         "Step 23 skipped: gradient not finite; rows 3",
     ]
     page.get_by_role("button", name="Step 23").click()
@@ -216,6 +218,20 @@ def test_the_report_is_the_page_in_one_file(page, tmp_path):
     assert str(tmp_path) not in report.read_text(encoding="utf-8")
     page.keyboard.press("t")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_one_entry_of_the_catalogue_draws_a_chart(page, tmp_path, monkeypatch):
+    metric = Metric("tail_loss", "mean loss of the worst pairs", chart="tail", line="worst pairs")
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, metric))
+    monkeypatch.setattr(metrics, "CHARTS", (*metrics.CHARTS, Chart("tail", "Worst pairs", "Should fall.")))
+    monkeypatch.setitem(metrics.BY_NAME, metric.name, metric)
+    lines = [event("log", step, loss=2.0, tail_loss=9.0 - step) for step in (1, 2, 3)]
+    report = tmp_path / "report.html"
+    write_report(add_run(tmp_path, "run", [event("start", 0), *lines]), report)
+    page.goto(report.as_uri())
+    page.locator("#chart-tail h3").get_by_text("Worst pairs").wait_for()
+    assert page.locator("#tail-now").text_content() == "worst pairs 6"
+    assert page.evaluate("document.querySelector('#chart-tail .plot').data[0].y") == [8, 7, 6]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -14,8 +14,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from oddsmith.errors import ConfigError, MissingExtraError
+from oddsmith.monitor.report import catalogue, plotly_script
 from oddsmith.monitor.security import COOKIE, HEADERS, is_loopback
-from oddsmith.monitor.server import MOST_STREAMS, make_app, plotly_script
+from oddsmith.monitor.server import MOST_STREAMS, make_app
 from tests.command import SETTINGS, START, environment, run_here, save_config, save_model, save_pairs
 
 HISTORIES = Path(__file__).parents[1] / "histories"
@@ -49,7 +50,9 @@ def client(
 
 def test_the_page_and_its_data(runs):
     page = client(runs)
-    assert "Oddsmith" in page.get("/").text
+    html = page.get("/").text
+    assert "<h1>Oddsmith</h1>" in html
+    assert json.loads(html.split('id="catalogue">')[1].split("</script>")[0]) == json.loads(json.dumps(catalogue()))
     assert page.get("/plotly.min.js").content == plotly_script().read_bytes()
     found = {run["name"]: run for run in page.get("/api/runs").json()}
     assert set(found) == {"good-small", "learning-rate-high"}

@@ -18,28 +18,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-# Every quantity that a rule looks at, or that is drawn.
-KNOWN = (
-    "loss",
-    "nll_loss",
-    "or_loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-    "log_odds_chosen",
-    "log_odds_ratio",
-    "perplexity/chosen",
-    "length_correlation",
-    "grad_norm",
-    "learning_rate",
-    "tokens_per_second",
-    "memory_gib",
-    "skipped_steps",
-    "epoch",
-)
+from ..metrics import BY_NAME
+
 ALIASES = {
     "training_loss": "loss",
     "sft_loss": "nll_loss",
@@ -67,7 +47,7 @@ def known_name(raw: str) -> str | None:
     """
     name = plain(raw).removeprefix("train/")
     name = ALIASES.get(name, name)
-    return name if name in KNOWN else None
+    return name if name in BY_NAME else None
 
 
 @lru_cache(maxsize=4096)
@@ -88,7 +68,7 @@ def held_out_name(raw: str) -> tuple[str, str] | None:
         return None
     if (whole := known_name(rest)) is not None:
         return "", whole
-    for metric in sorted([*KNOWN, *ALIASES], key=len, reverse=True):
+    for metric in sorted([*BY_NAME, *ALIASES], key=len, reverse=True):
         if rest.endswith(f"_{metric}"):
             return _printable(rest[: -len(metric) - 1]), ALIASES.get(metric, metric)
     return None

@@ -5,23 +5,13 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Any
 
+from ..system.run_folder import INCIDENTS, RESUMED, Event
 from .pairs import clean_samples, clean_snapshot, number, text
 
 MOST_SNAPSHOTS = 400  # evaluations whose pairs are kept; beyond, every second one is dropped
 MOST_SETS = 50  # evaluation sets whose answers are kept
 MOST_MARKS = 100  # the last ones; all are counted
 MOST_ROWS = 8  # that a mark names
-
-RESUMED = "resumed"
-SKIPPED, SPIKE, ROLLED_BACK, NOT_FINITE = "skipped", "spike", "rolled_back", "not_finite"
-OF_STEPS = (SKIPPED, SPIKE, ROLLED_BACK, NOT_FINITE)  # events of the diary
-IN_WORDS = {
-    RESUMED: "went on from a checkpoint",
-    SKIPPED: "skipped",
-    SPIKE: "the loss is far above the last steps'",
-    ROLLED_BACK: "went back to the last good checkpoint",
-    NOT_FINITE: "the evaluation has no result: log-probabilities are no numbers",
-}
 
 
 class Happenings:
@@ -43,10 +33,10 @@ class Happenings:
         kind, step = event["event"], event["step"]
         if kind == "start" and step > 0:
             self._cut_back(step)
-            self._mark(RESUMED, step, IN_WORDS[RESUMED])
+            self._mark(RESUMED, step, INCIDENTS[RESUMED].sentence)
         elif kind == "checkpoint":
             self.checkpoint = step
-        elif kind in OF_STEPS:
+        elif kind in INCIDENTS:
             self._mark(kind, step, _told(event))
         elif kind == "pairs" and (snapshot := clean_snapshot(event)) is not None:
             self.snapshots.append(snapshot)
@@ -89,15 +79,15 @@ class Happenings:
 
 def _told(event: dict[str, Any]) -> str:
     """A mark in words: what, why, and the rows behind it."""
-    words = [IN_WORDS[event["event"]]]
+    words = [INCIDENTS[event["event"]].sentence]
     cause, loss, checkpoint = (
         text(event.get("cause"), 100),
         number(event.get("loss")),
         text(event.get("checkpoint"), 100),
     )
-    if event["event"] == SKIPPED and cause:
-        words.append(f": {cause} {'of the loss' if cause == SPIKE else 'not finite'}")
-    if event["event"] == SPIKE and loss is not None:
+    if event["event"] == Event.SKIPPED and cause:
+        words.append(f": {cause} {'of the loss' if cause == Event.SPIKE else 'not finite'}")
+    if event["event"] == Event.SPIKE and loss is not None:
         words.append(f" ({loss:.4g})")
     if checkpoint:
         words.append(f", {checkpoint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError
+from .report import PAGE, page_html, plotly_script
 from .runs import Runs
 
 try:
@@ -24,27 +24,10 @@ try:
 except ImportError as error:
     raise MissingExtraError("the monitor", "monitor") from error
 
-PAGE = Path(__file__).parent / "page"
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 MOST_STREAMS = 64
 POLL_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
-
-
-def plotly_script() -> Path:
-    """Plotly's ``plotly.min.js`` in its installed wheel, found without importing it.
-
-    Returns:
-        The file.
-
-    Raises:
-        MissingExtraError: Plotly is not installed.
-    """
-    found = importlib.util.find_spec("plotly")
-    script = Path(found.origin).parent / "package_data" / "plotly.min.js" if found and found.origin else None
-    if script is None or not script.is_file():
-        raise MissingExtraError("the monitor", "monitor")
-    return script
 
 
 def make_app(paths: Sequence[Path], *, host: str = "127.0.0.1", token: str | None = None) -> Wall:
@@ -64,7 +47,7 @@ def make_app(paths: Sequence[Path], *, host: str = "127.0.0.1", token: str | Non
     """
     api = _Api(Runs(paths))
     routes = [
-        Route("/", _file(PAGE / "index.html")),
+        Route("/", _page),
         Route("/plotly.min.js", _file(plotly_script())),
         *(
             Route(f"/{file.name}", _file(file))
@@ -77,6 +60,10 @@ def make_app(paths: Sequence[Path], *, host: str = "127.0.0.1", token: str | Non
         Route("/api/changes", api.changes),
     ]
     return Wall(Starlette(routes=routes), host, token)
+
+
+async def _page(request: Request) -> Response:
+    return Response(page_html(), media_type="text/html")
 
 
 def _file(path: Path) -> Callable[[Request], Any]:

@@ -23,7 +23,7 @@ import os
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .files import dispensable
 from .strict_json import read_json, strict
@@ -55,6 +55,37 @@ class Event(StrEnum):
     NOT_FINITE = "not_finite"
     CHECKPOINT = "checkpoint"
     END = "end"
+
+
+class Incident(NamedTuple):
+    """The words and the colour in which a kind of incident is shown.
+
+    Args:
+        one: Names it after the number 1.
+        several: Names it after any other number.
+        sentence: Says what happened at a step.
+        tone: ``"quiet"``, ``"watch"`` or ``"act"``, as a verdict of ``oddsmith diagnose``.
+    """
+
+    one: str
+    several: str
+    sentence: str
+    tone: str
+
+
+RESUMED = "resumed"  # a start event at a step above 0
+INCIDENTS: dict[str, Incident] = {
+    RESUMED: Incident("restart", "restarts", "resumed from a checkpoint", "quiet"),
+    Event.SKIPPED: Incident("step skipped", "steps skipped", "skipped", "act"),
+    Event.SPIKE: Incident("loss spike", "loss spikes", "the loss is far above that of the last steps", "watch"),
+    Event.ROLLED_BACK: Incident("rollback", "rollbacks", "rolled back to the last good checkpoint", "act"),
+    Event.NOT_FINITE: Incident(
+        "evaluation without result",
+        "evaluations without result",
+        "the evaluation has no result: log-probabilities are NaN or infinite",
+        "act",
+    ),
+}
 
 
 def append_event(folder: str | Path, event: Event, step: int, **fields: Any) -> None:

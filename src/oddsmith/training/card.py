@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .. import __version__
 from ..data.report import counted
+from ..metrics import BY_NAME, Place, shown_in
 from ..model.loading.builtin import PACKAGES, PREFIX
 from ..system.run_folder import CARD_FILE, CURVES_FILE
 from .curves import curves_svg
@@ -37,15 +38,6 @@ IS: dict[Kind, str] = {
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILES = (".jsonl", ".json", ".csv", ".parquet", ".gguf", ".txt", ".yaml")
-
-# Row of the table of held-out figures -> (metric behind its prefix, format).
-FIGURES = {
-    "loss": ("loss", "{:.4f}"),
-    "accuracy (chosen likelier than rejected)": ("rewards/accuracies", "{:.1%}"),
-    "margin": ("rewards/margins", "{:.4f}"),
-    "log odds of chosen": ("log_odds_chosen", "{:.4f}"),
-    "perplexity of chosen": ("perplexity/chosen", "{:.3f}"),
-}
 
 CITATION = """\
 @article{hong2024orpo,
@@ -225,12 +217,12 @@ def _held_out(events: Sequence[Mapping[str, Any]]) -> str:
     titles = [prefix.removeprefix("eval").removeprefix("_") or "held-out pairs" for prefix in columns]
     lines = ["## Held-out figures", "", f"| | {' | '.join(titles)} |", "|---|" + "---:|" * len(columns)]
     lines.append(f"| after step | {' | '.join(str(event['step']) for event in columns.values())} |")
-    for row, (metric, pattern) in FIGURES.items():
-        values = [event.get(f"{prefix}_{metric}") for prefix, event in columns.items()]
+    for metric in shown_in(Place.CARD):
+        values = [event.get(f"{prefix}_{metric.name}") for prefix, event in columns.items()]
         if any(isinstance(value, int | float) for value in values):
-            cells = [pattern.format(value) if isinstance(value, int | float) else "" for value in values]
-            lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            cells = [metric.format.format(value) if isinstance(value, int | float) else "" for value in values]
+            lines.append(f"| {metric.label} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Accuracy: {BY_NAME['rewards/accuracies'].meaning}."])
 
 
 def _data(reports: Mapping[str, Mapping[str, Any]]) -> str:

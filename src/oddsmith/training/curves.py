@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# Title of a panel -> metric; held-out values have it behind "eval_".
-PANELS = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+from ..metrics import Place, shown_in
+from ..system.run_folder import Event
+
 MOST_POINTS = 300  # a curve of more is averaged down to these
 WIDTH, HEIGHT = 260, 190  # of a panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 44
@@ -30,16 +31,16 @@ def curves_svg(events: Iterable[Mapping[str, Any]]) -> str | None:
     """
     events = list(events)
     panels = [
-        (title, _points(events, "log", metric), _points(events, "evaluate", f"eval_{metric}"))
-        for title, metric in PANELS.items()
+        (metric.label, _points(events, Event.LOG, metric.name), _points(events, Event.EVALUATE, f"eval_{metric.name}"))
+        for metric in shown_in(Place.CURVES)
     ]
     panels = [panel for panel in panels if len(panel[1]) + len(panel[2]) >= 2]
     if not panels:
         return None
-    width = WIDTH * len(panels)
+    width, titles = WIDTH * len(panels), ", ".join(title for title, *_ in panels)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" viewBox="0 0 {width} {HEIGHT}"'
-        ' role="img" aria-label="loss, accuracy and margin over the steps of the training"'
+        f' role="img" aria-label="{titles} over the steps of the training"'
         ' font-family="system-ui, sans-serif" font-size="11">',
         f'<rect width="{width}" height="{HEIGHT}" fill="#ffffff"/>',  # readable on a dark page, too
     ]

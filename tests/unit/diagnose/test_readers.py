@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oddsmith.diagnose.history import History, HistoryBuilder
-from oddsmith.diagnose.names import KNOWN, held_out_name, known_name
+from oddsmith.diagnose.names import held_out_name, known_name
 from oddsmith.diagnose.readers import read_history
 from oddsmith.diagnose.readers.console import history_of_lines
 from oddsmith.diagnose.readers.lines import LONGEST_LINE, lines_of
 from oddsmith.diagnose.rules import judge
 from oddsmith.errors import DataError
+from oddsmith.metrics import BY_NAME
 
 HISTORIES = Path(__file__).parents[2] / "histories"
 
@@ -281,7 +282,7 @@ def test_what_follows_is_filled_in():
 
 
 def test_names():
-    for name in KNOWN:
+    for name in BY_NAME:
         for spelling in (name, f"train/{name}", name.replace("/", " / ").title()):
             assert known_name(spelling) == name
         assert held_out_name(f"eval_{name}") == ("", name)
@@ -382,7 +383,7 @@ numbers = st.one_of(st.floats(), st.integers(), st.none(), st.booleans(), st.tex
     rows=st.lists(
         st.tuples(
             st.one_of(st.integers(0, 400), st.integers()),
-            st.dictionaries(st.sampled_from([*KNOWN, "eval_loss", "eval_x_nll_loss"]), numbers),
+            st.dictionaries(st.sampled_from([*BY_NAME, "eval_loss", "eval_x_nll_loss"]), numbers),
         ),
         max_size=40,
     ),

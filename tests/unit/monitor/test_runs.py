@@ -184,9 +184,9 @@ def test_what_went_wrong_is_told_with_its_rows(tmp_path):
     told = {(mark["kind"], mark["step"]): mark["text"] for mark in run.details()["marks"]}
     assert told == {
         ("skipped", 7): "skipped: log-probabilities not finite; rows 20, 21, 22, 23, 24, 25, 26, 27 and 82 more",
-        ("spike", 9): "the loss is far above the last steps' (12.35); rows 5",
-        ("rolled_back", 12): "went back to the last good checkpoint, checkpoint-10",
-        ("not_finite", 20): "the evaluation has no result: log-probabilities are no numbers; rows 1",
+        ("spike", 9): "the loss is far above that of the last steps (12.35); rows 5",
+        ("rolled_back", 12): "rolled back to the last good checkpoint, checkpoint-10",
+        ("not_finite", 20): "the evaluation has no result: log-probabilities are NaN or infinite; rows 1",
         ("skipped", 21): "skipped",
     }
     append(folder, *(line("skipped", step, cause="gradient", rows=[1], num_rows=1) for step in range(30, 500)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
+from ...system.run_folder import INCIDENTS
 from ..parsing.resolve import Option, resolve
 from ..parsing.values import number
 from ..terminal.console import say
@@ -34,14 +35,6 @@ OPTIONS = (
     TRACEBACK,
 )
 MOST_PATHS = 100
-# What went wrong on the way, by the names of monitor/happenings.py: one, several.
-HAPPENED = {
-    "resumed": ("restart", "restarts"),
-    "skipped": ("step skipped", "steps skipped"),
-    "spike": ("loss spike", "loss spikes"),
-    "rolled_back": ("way back to a checkpoint", "ways back to a checkpoint"),
-    "not_finite": ("evaluation without result", "evaluations without result"),
-}
 
 
 def monitor(arguments: Sequence[str]) -> dict[str, Any] | int:
@@ -120,8 +113,7 @@ def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
 
 
 def _counted(kind: str, count: int) -> str:
-    one, many = HAPPENED[kind]
-    return f"{count} {one if count == 1 else many}"
+    return f"{count} {INCIDENTS[kind].one if count == 1 else INCIDENTS[kind].several}"
 
 
 def _token(host: str) -> str | None:

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ...metrics import Place, shown_in
 from ..history import History, HistoryBuilder
 from ..names import held_out_name, known_name
 from .lines import LONGEST_LINE, lines_of
@@ -31,14 +32,8 @@ _BEGIN = re.compile(r"\{\s*(?:['\"]|$)")  # of a logged dict, unlike a brace of 
 _FRACTION = re.compile(r"""['"]global_step/max_steps['"]\s*:\s*['"](\d+)/(\d+)['"]""")
 _BAR = re.compile(r"(?:^|\r)\s*\d+%\|[^|]*\|\s*(\d+)/(\d+)\s*\[")  # one with a name before it is of the data's
 _OURS = re.compile(r"\bstep (\d+)(?:/(\d+))?\s.*?\bloss [-\d.]")
-_OURS_FIGURES = re.compile(rf"\b(loss|nll|or|accuracy|margin) ({_NUMBER})(%?)", re.IGNORECASE)
-_OURS_NAMES = {
-    "loss": "loss",
-    "nll": "nll_loss",
-    "or": "or_loss",
-    "accuracy": "rewards/accuracies",
-    "margin": "rewards/margins",
-}
+_OURS_NAMES = {metric.label: metric.name for metric in shown_in(Place.PROGRESS) if metric.label}
+_OURS_FIGURES = re.compile(rf"\b({'|'.join(_OURS_NAMES)}) ({_NUMBER})(%?)", re.IGNORECASE)
 STEP_NAMES = ("step", "current_steps", "global_step", "train/global_step", "_step")
 TOTAL_NAMES = ("total_steps", "max_steps")
 

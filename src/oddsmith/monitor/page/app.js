@@ -1,12 +1,12 @@
 // The page: asks for what is new, keeps it, and has it drawn. It only ever reads.
-import { CHARTS, chartFigure } from './charts.js';
-import { make } from './dom.js';
+import { chartFigure } from './charts.js';
+import { CATALOGUE, make } from './dom.js';
 import { drawPairs, drawRuns, drawSamples, drawSets, drawSettings, drawVerdict, setsOf } from './panels.js';
 
 const MOST_POINTS_KEPT = 4000; // of a curve; beyond it the server thins the whole again
 const state = { runs: [], shown: [], known: new Map(), view: { range: null, step: null, set: null }, finding: -1 };
 const at = (id) => document.getElementById(id);
-const charts = CHARTS.map((chart) => chartFigure(chart, setRange));
+const charts = CATALOGUE.charts.map((chart) => chartFigure(chart, setRange));
 const saved = readEmbedded();
 
 function readEmbedded() {

@@ -1,31 +1,9 @@
-// The charts: what each shows, what to watch in it, and how Plotly draws it.
-import { colour, figure, make, plain } from './dom.js';
+// How Plotly draws the charts that the catalogue names.
+import { CATALOGUE, colour, figure, make, plain } from './dom.js';
 
 const TRAINING = 'training';
 const HELD_OUT = 'held out';
 
-// metric: its name in docs/metrics.md; scale: beta multiplies it, so that the parts add up to the loss.
-export const CHARTS = [
-  { id: 'loss', title: 'Loss', watch: 'All should fall. If the NLL rises while the odds-ratio part falls, the model unlearns language: lower beta or the learning rate.',
-    lines: [{ metric: 'loss', name: 'loss' }, { metric: 'nll_loss', name: 'NLL' }, { metric: 'or_loss', name: 'beta × odds-ratio loss', scale: 'beta' }] },
-  { id: 'logps', title: 'Log-probabilities', watch: 'Chosen should rise and rejected stay or fall. Both falling while the gap grows is over-penalisation.', unit: 'nats a token',
-    lines: [{ metric: 'logps/chosen', name: 'chosen' }, { metric: 'logps/rejected', name: 'rejected' }] },
-  { id: 'odds', title: 'Log-odds, chosen against rejected', watch: 'Should rise above zero. The band is the 95% confidence of the mean; while it holds zero, nothing is learned for certain.', zero: true, band: true,
-    lines: [{ metric: 'log_odds_chosen', name: 'log-odds' }] },
-  { id: 'accuracy', title: 'Accuracy', watch: 'The share of pairs whose chosen answer is likelier. Near 0.5 nothing is learned; near 1 at once means the pairs are trivial or leaked.', range: [0, 1],
-    lines: [{ metric: 'rewards/accuracies', name: 'accuracy' }] },
-  { id: 'margins', title: 'Margins of the held-out pairs', watch: 'The whole cloud should move up over the steps, not only its top. Below zero the model prefers the rejected answer.', kind: 'histogram' },
-  { id: 'perplexity', title: 'Perplexity of the chosen answers', watch: 'Should fall and stay low on held-out pairs. If it rises there while it falls in training, the model learns by heart.',
-    lines: [{ metric: 'perplexity/chosen', name: 'perplexity' }] },
-  { id: 'lengths', title: 'Length gap against margin', watch: 'A slope means that part of the preference is just “longer” or “shorter”. A round cloud is what you want.', kind: 'lengths' },
-  { id: 'rate', title: 'Learning rate', watch: 'Warm-up should be over within the first tenth of the steps.', lines: [{ metric: 'learning_rate', name: 'learning rate' }] },
-  { id: 'gradient', title: 'Gradient norm', watch: 'Calm or falling. Spikes come from odd rows or a learning rate that is too high.', lines: [{ metric: 'grad_norm', name: 'gradient norm' }] },
-  { id: 'speed', title: 'Tokens a second', watch: 'Flat. A drop points to memory pressure, a busy machine or longer rows.', lines: [{ metric: 'tokens_per_second', name: 'tokens a second' }] },
-  { id: 'memory', title: 'Memory', watch: 'Flat after the first steps. A steady climb ends in an out-of-memory error.', unit: 'GiB', lines: [{ metric: 'memory_gib', name: 'memory' }] },
-];
-
-// A mark's kind -> the colour of its line, and of its key in the banner.
-export const MARK_COLOURS = { resumed: 'quiet', skipped: 'act', spike: 'watch', rolled_back: 'act', not_finite: 'act' };
 const DASHES = ['solid', 'dash', 'dot'];
 const PLOT = { displayModeBar: false, responsive: true, scrollZoom: false };
 
@@ -34,7 +12,7 @@ function curves(chart, shown) {
   const found = [];
   for (const run of shown) {
     chart.lines.forEach((line, number) => {
-      const factor = line.scale === 'beta' ? run.summary.beta : 1;
+      const factor = line.times_beta ? run.summary.beta : 1; // so that the parts add up to the loss
       if (!factor) return;
       const tone = colour(`series-${((shown.length > 1 ? run.number : number) % 6) + 1}`);
       const dash = shown.length > 1 ? DASHES[number % 3] : 'solid';
@@ -147,18 +125,18 @@ function tracesOf(chart, shown, set) {
 /** A thin line where something went wrong, or where a run went on; of one run alone, several would be a fence. */
 function markLines(shown) {
   const marks = shown.length === 1 ? shown[0].details?.marks ?? [] : [];
-  return marks.map((mark) => ({ type: 'line', x0: mark.step, x1: mark.step, yref: 'paper', y0: 0, y1: 1, layer: 'below',
-    line: { color: colour(MARK_COLOURS[mark.kind] ?? 'quiet'), width: 1, dash: mark.kind === 'resumed' ? 'dash' : 'solid' } }));
+  return marks.map((mark) => { const { tone } = CATALOGUE.incidents[mark.kind];
+    return { type: 'line', x0: mark.step, x1: mark.step, yref: 'paper', y0: 0, y1: 1, layer: 'below', line: { color: colour(tone), width: 1, dash: tone === 'quiet' ? 'dash' : 'solid' } }; });
 }
 
 function layoutOf(chart, shown, view) {
   const axis = { gridcolor: colour('grid'), zerolinecolor: colour('line'), linecolor: colour('line'), tickfont: { color: colour('quiet'), size: 11 }, automargin: true, title: { font: { size: 11, color: colour('quiet') } } };
-  const steps = !chart.kind;
+  const steps = chart.kind === 'lines';
   const layout = {
     margin: { l: 46, r: 12, t: 8, b: 34 }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', hovermode: steps ? 'x unified' : 'closest', dragmode: steps ? 'zoom' : false,
     font: { color: colour('text'), family: 'system-ui, sans-serif', size: 12 }, hoverlabel: { bgcolor: colour('card'), bordercolor: colour('line'), font: { color: colour('text') } },
     xaxis: { ...axis, zeroline: false, title: { ...axis.title, text: chart.kind === 'lengths' ? 'chosen longer by, tokens' : 'step' } },
-    yaxis: { ...axis, zeroline: Boolean(chart.zero || chart.kind), fixedrange: true, exponentformat: 'power', title: chart.unit ? { ...axis.title, text: chart.unit } : undefined },
+    yaxis: { ...axis, zeroline: chart.zero || !steps, fixedrange: true, exponentformat: 'power', title: chart.unit ? { ...axis.title, text: chart.unit } : undefined },
     shapes: steps ? markLines(shown) : [], uirevision: 'kept',
   };
   if (chart.range) layout.yaxis.range = [chart.range[0] - 0.03, chart.range[1] + 0.03];
@@ -166,11 +144,11 @@ function layoutOf(chart, shown, view) {
   if (steps && view.step !== null) layout.shapes.push({ type: 'line', x0: view.step, x1: view.step, yref: 'paper', y0: 0, y1: 1, line: { color: colour('act'), width: 1.5, dash: 'dot' } });
   if (chart.kind === 'histogram') {
     layout.xaxis.type = 'category';
-    layout.yaxis.title = { ...axis.title, text: 'margin, nats a token' };
+    layout.yaxis.title = { ...axis.title, text: 'margin, nats per token' };
     layout.yaxis2 = { ...axis, overlaying: 'y', side: 'right', range: [0, 1.04], tickmode: 'array', tickvals: [0, 0.5, 1], tickformat: '.0%', showgrid: false, fixedrange: true, title: { ...axis.title, text: 'below zero' } };
     layout.margin.r = 50;
   }
-  if (chart.kind === 'lengths') { layout.yaxis.title = { ...axis.title, text: 'margin, nats a token' }; layout.xaxis.zeroline = true; layout.xaxis.fixedrange = true; }
+  if (chart.kind === 'lengths') { layout.yaxis.title = { ...axis.title, text: 'margin, nats per token' }; layout.xaxis.zeroline = true; layout.xaxis.fixedrange = true; }
   return layout;
 }
 

@@ -1,4 +1,7 @@
-// Elements and figures. Whatever comes from a model, a data set or a file becomes text here and never markup.
+// What the server says about charts and incidents; elements and figures. Whatever comes from a model, a data set or a file becomes text here and never markup.
+
+/** `charts` with their lines, and the words of `incidents`: oddsmith/metrics.py and oddsmith/system/run_folder.py. */
+export const CATALOGUE = JSON.parse(document.getElementById('catalogue').textContent);
 
 /** An element: `make('p', {class: 'facts'}, 'text', child)`. Strings become text nodes. */
 export function make(tag, attributes = {}, ...children) {

@@ -1,6 +1,5 @@
 // What is no chart: the list of runs, the verdict, pairs, answers, settings.
-import { MARK_COLOURS } from './charts.js';
-import { colour, duration, figure, make, plain } from './dom.js';
+import { CATALOGUE, colour, duration, figure, make, plain } from './dom.js';
 
 const WORDS = { healthy: 'Healthy', watch: 'Worth watching', act: 'Act on it' };
 const SEVERITY = ['healthy', 'watch', 'act'];
@@ -46,17 +45,15 @@ function banner(run, isFirst, onJump) {
     bad.length ? make('ul', { class: 'findings' }, ...bad.map((one) => finding(one, onJump))) : null);
 }
 
-const COUNTED = { resumed: ['restart', 'restarts'], skipped: ['step skipped', 'steps skipped'], spike: ['loss spike', 'loss spikes'],
-  rolled_back: ['way back to a checkpoint', 'ways back to a checkpoint'], not_finite: ['evaluation without result', 'evaluations without result'] };
-
 /** What went wrong on the way, counted; open, the last of it one by one. */
 function happened(run, onJump) {
-  const counts = Object.entries(run.summary.happened ?? {}).filter(([kind]) => COUNTED[kind]);
+  const counts = Object.entries(run.summary.happened ?? {});
   if (!counts.length) return null;
   const words = counts.map(([kind, count]) => {
-    const key = make('i', { class: `mark ${kind}` });
-    key.style.borderColor = colour(MARK_COLOURS[kind]);
-    return make('span', {}, key, `${count} ${COUNTED[kind][count === 1 ? 0 : 1]}`);
+    const { one, several, tone } = CATALOGUE.incidents[kind];
+    const key = make('i', { class: `mark ${tone}` });
+    key.style.borderColor = colour(tone);
+    return make('span', {}, key, `${count} ${count === 1 ? one : several}`);
   });
   const marks = [...(run.details?.marks ?? [])].reverse();
   const list = make('details', { open: opened.has(run.summary.id), ontoggle: (event) => opened[event.target.open ? 'add' : 'delete'](run.summary.id) },
