@@ -54,9 +54,9 @@ def test_paths_agree_with_the_whole_mask(dtype, window, sequences):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("window", [None, 100])
-@pytest.mark.parametrize("most_kept_keys", [0, 512], ids=["weights computed again", "weights kept"])
-def test_paths_agree_with_the_whole_mask_over_several_blocks_of_queries(dtype, window, most_kept_keys, monkeypatch):
-    monkeypatch.setattr(attention_cpu, "_MOST_KEPT_KEYS", most_kept_keys)
+@pytest.mark.parametrize("max_saved_keys", [0, 512], ids=["weights computed again", "weights kept"])
+def test_paths_agree_with_the_whole_mask_over_several_blocks_of_queries(dtype, window, max_saved_keys, monkeypatch):
+    monkeypatch.setattr(attention_cpu, "_MAX_SAVED_KEYS", max_saved_keys)
     generator = np.random.default_rng(0)
     prompt = generator.integers(0, 50, 150)
     _, _, layout = pack([np.concatenate([prompt, generator.integers(0, 50, n)]) for n in (300, 140)])

@@ -19,9 +19,7 @@ from torch.nn.attention.varlen import varlen_attn
 from oddsmith.batching.forest import pack
 from oddsmith.model.logprobs.attention import cuda as attention_cuda
 from oddsmith.model.logprobs.attention import dense_forest_attention
-from oddsmith.model.logprobs.attention import flex as attention_flex
-from oddsmith.model.logprobs.attention.cuda import cuda_forest_attention
-from oddsmith.model.logprobs.attention.flex import BLOCK, block_mask, flex_forest_attention
+from oddsmith.model.logprobs.attention.cuda import BLOCK, block_mask, cuda_forest_attention, flex_forest_attention
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=6)
 
@@ -121,12 +119,12 @@ def test_an_argument_that_pytorch_does_not_have_is_left_out(monkeypatch):
 
     layout = layout_of([[1, 2, 3], [1, 2, 4, 5]])
     monkeypatch.setattr(attention_cuda, "varlen_attn", of_2_11)
-    attention_cuda._varlen_asks_for_groups.cache_clear()
+    attention_cuda._varlen_takes_enable_gqa.cache_clear()
     try:
         query, key, value = (t[0].transpose(0, 1) for t in random_heads(5, torch.bfloat16))
         attention_cuda._by_torch(query, key, value, layout, 0.4, (2, 0))
     finally:
-        attention_cuda._varlen_asks_for_groups.cache_clear()
+        attention_cuda._varlen_takes_enable_gqa.cache_clear()
     assert seen == {"max_q": 3, "max_k": 4, "scale": 0.4, "window_size": (2, 0)}
     assert "window_size" in inspect.signature(varlen_attn).parameters
 
@@ -191,7 +189,7 @@ def test_blocks_are_what_the_mask_says(window, seed):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """FlexAttention without a compiler, which has gradients on a CPU too, although it asks for another device."""
-    monkeypatch.setattr(attention_flex, "_compiled", lambda: flex_attention)
+    monkeypatch.setattr(attention_cuda, "_compiled", lambda: flex_attention)
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
 
 
@@ -220,7 +218,7 @@ def test_flex_attention_agrees_with_the_whole_mask(
 
 def test_one_mask_serves_all_layers_and_one_graph_all_forests(monkeypatch):
     """Every graph is a kernel to compile, and behind the eighth PyTorch stops compiling."""
-    monkeypatch.setattr(attention_flex, "_compiled", lambda: compiled)
+    monkeypatch.setattr(attention_cuda, "_compiled", lambda: compiled)
     compiled = torch.compile(flex_attention, dynamic=True, backend="eager")
     torch._dynamo.reset()
     block_mask.cache_clear()

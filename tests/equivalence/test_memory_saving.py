@@ -22,9 +22,16 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from oddsmith.model.loading.setup import disable_dropout
 from oddsmith.model.logprobs.memory_saving import memory_saving_layers
 from oddsmith.model.logprobs.memory_saving.forwards import mlp_forward, norm_forward
-from oddsmith.model.logprobs.memory_saving.gated import ACTIVATIONS, SILU, gated_product
-from oddsmith.model.logprobs.memory_saving.linear import Weights, add_branch, linear
-from oddsmith.model.logprobs.memory_saving.norm import Scale, rms_norm
+from oddsmith.model.logprobs.memory_saving.operations import (
+    ACTIVATIONS,
+    SILU,
+    Scale,
+    Weights,
+    add_branch,
+    gated_product,
+    linear,
+    rms_norm,
+)
 from oddsmith.model.logprobs.memory_saving.recompute import Recomputed, mark_recomputable, what_to_save
 from tests.tiny import tiny_model
 

@@ -13,8 +13,7 @@ from torch._dynamo.utils import counters
 from oddsmith.batching.forest import forest_batch, pack
 from oddsmith.model.logprobs.attention import cuda as attention_cuda
 from oddsmith.model.logprobs.attention import dense_forest_attention, forest_attention_in
-from oddsmith.model.logprobs.attention.cuda import cuda_forest_attention
-from oddsmith.model.logprobs.attention.flex import block_mask, flex_forest_attention
+from oddsmith.model.logprobs.attention.cuda import block_mask, cuda_forest_attention, flex_forest_attention
 from oddsmith.model.logprobs.output_transform import output_transform
 from oddsmith.model.logprobs.packed import forest_logps
 from tests.tiny import tiny_model

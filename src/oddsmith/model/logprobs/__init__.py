@@ -1,0 +1,11 @@
+"""From a micro-batch of pairs to the mean log-probabilities of their responses, exact and fast.
+
+padded.py          the plain reference: any model, padded batches
+packed.py          the fast path: the micro-batch is one prefix forest (``batching/forest.py``), no logits are stored
+  attention/       a token attends to its ancestors in the forest, on each device by its best kernel
+  head.py          output layer and log-softmax as one operation; output_transform.py: scales and caps of logits
+  memory_saving/   norms, MLPs and LoRA layers that save less for the backward pass
+paths.py           both paths as the trainer uses them, and ``choose_path``, which asks:
+  self_check.py    do both paths agree on this model?
+  token_budget.py  how many tokens of a micro-batch fit into memory?
+"""

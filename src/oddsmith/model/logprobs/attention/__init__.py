@@ -1,12 +1,12 @@
 """Tree attention: each token of a packed row attends to its ancestors and itself (see ``batching/forest.py``).
 
-One interface, registered with transformers under ``NAME``, and a way to compute it per backend:
+transformers' attention layers call ``forest_attention`` under the name ``NAME``; it dispatches to:
 
-    dense     the whole [T, T] mask, in plain torch: the reference, and what does soft caps
-    paths     CPU: one path of the forest at a time, against its ancestors and itself (``attention_cpu.py``)
-    varlen    CUDA: one call for all paths, keys and values gathered (``attention_cuda.py``)
+    dense_forest_attention   the whole [T, T] mask in plain torch: the reference, and models with soft caps
+    cpu.py                   one path of the forest at a time, against its ancestors and itself
+    cuda.py                  one call for all paths, keys and values gathered; or FlexAttention
 
-Every path is a causal sequence whose first queries have ``depth`` keys before them: query i sees keys 0 to depth + i,
+Every path is a causal sequence with ``depth`` ancestors before its first query: query i sees keys 0 to depth + i,
 aligned at the bottom right.
 
             keys  a a a | 0 1 2        a: ancestors
@@ -50,27 +50,11 @@ def forest_attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers' attention layers call.
+    """Compute tree attention for one of transformers' attention layers, and return it with ``None`` for the weights.
 
-    Args:
-        module: The attention layer.
-        query: [1, H, T, C].
-        key: [1, G, T, C], H a multiple of G.
-        value: [1, G, T, C'].
-        attention_mask: None; the layout says it all.
-        forest: The layout.
-        scaling: Factor of the scores; 1 / sqrt(C) by default.
-        dropout: 0; a token that two sequences share would have one mask for both.
-        sliding_window: Tokens see only this many, themselves included.
-        softcap: Scores become softcap * tanh(scores / softcap).
-        s_aux: Attention sinks, which are not supported.
-        **kwargs: Not used.
-
-    Returns:
-        [1, T, H, C'] and None.
-
-    Raises:
-        ModelError: A model that asks for what cannot be done on a packed row; it is recognised before training.
+    Arguments and result are those of ``dense_forest_attention``; ``scaling`` is 1 / sqrt(C) by default. A layer that
+    asks for a mask, attention sinks (``s_aux``) or dropout (two sequences that share a token would share its dropout
+    mask) raises ``ModelError``; the self-check recognises such a model before training.
     """
     if forest is None or attention_mask is not None or s_aux is not None or dropout:
         raise ModelError("this attention layer cannot work on packed rows")
@@ -93,7 +77,7 @@ AttentionInterface.register(NAME, forest_attention)
 
 @contextmanager
 def forest_attention_in(model: nn.Module) -> Iterator[None]:
-    """While inside, the model's layers call :func:`forest_attention` (and ask for no mask).
+    """Let the model's layers call :func:`forest_attention` (and make no mask) while inside.
 
     Enter it around forward *and* backward pass: checkpointed layers run again in the backward pass.
     """
@@ -119,7 +103,7 @@ def dense_forest_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Tree attention with the whole mask: the reference.
+    """Compute tree attention with the whole mask: the reference.
 
     Args:
         query: [1, H, T, C].
@@ -127,7 +111,7 @@ def dense_forest_attention(
         value: [1, G, T, C'].
         forest: The layout.
         scaling: Factor of the scores.
-        window: Tokens see only this many, themselves included; all by default.
+        window: A token sees only this many, itself included; all by default.
         softcap: Scores become softcap * tanh(scores / softcap).
 
     Returns:

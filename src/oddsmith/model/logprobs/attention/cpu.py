@@ -1,4 +1,4 @@
-"""Tree attention on a CPU: matrix products for some queries of a path at a time, forward and backward.
+"""Tree attention on a CPU: matrix products for a block of queries of a path at a time, forward and backward.
 
     S = scaling * Q K^T       P = softmax(S)      O = P V
     dV = P^T dO               dS = P * (dO V^T - rowsum(dO * O))
@@ -7,13 +7,13 @@
 PyTorch's own flash kernel takes twice as long for these sizes, on whole paths and in either direction (docs/log.md).
 
 S is float32 also where Q and K are bfloat16: a score of 20 would be rounded by 0.04, its weight by 4%. A product of
-bfloat16 numbers is exact in float32, so the processor's bfloat16 units may be used for it.
+bfloat16 numbers is exact in float32, so the processor's bfloat16 units may compute it.
 
-P is kept for the backward pass where rows are short, and computed again where they are long: it grows with the number
-of keys, everything else that a layer keeps does not.
+P is saved for the backward pass where rows are short, and computed again where they are long: it grows with the number
+of keys, everything else that a layer saves does not.
 
-Shape suffixes: G key and value heads, N query heads that share one, Q queries and K keys of a block, C channels. The N
-queries of a token that share a key head stand below each other, [G, Q * N, C], so that a key head is read once.
+Shape suffixes: G key and value heads, N query heads that share one, Q queries and K keys of a block, C channels, R =
+Q * N. The N queries of a token that share a key head are neighbouring rows, [G, Q * N, C], so a key head is read once.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from ....batching.forest import ForestLayout, Path
 # Scores of a block stay in the cache: 9 heads x 128 queries x 450 keys are 2 MB.
 _BLOCK_QUERIES = 128
 
-# Weights are kept where a token sees at most this many keys on average. For heads of 64 channels that is 8 times as
-# much as a hidden state; a layer keeps about 12 of those.
-_MOST_KEPT_KEYS = 512
+# P is saved where a token sees at most this many keys on average. For heads of 64 channels that is 8 times as
+# much as a hidden state; a layer saves about 12 of those.
+_MAX_SAVED_KEYS = 512
 
 
 def paths_forest_attention(
@@ -48,45 +48,25 @@ def paths_forest_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Tree attention path by path; the plain reference is ``attention.dense_forest_attention``.
-
-    Args:
-        query: [1, H, T, C].
-        key: [1, G, T, C].
-        value: [1, G, T, C'].
-        forest: The layout.
-        scaling: Factor of the scores.
-        window: Tokens see only this many, themselves included; all by default.
-        softcap: None; not for soft caps.
-
-    Returns:
-        [1, T, H, C'] in the dtype of ``query``; scores and softmax are in float32 or better.
-    """
+    """Compute ``dense_forest_attention`` path by path; ``softcap`` is not supported."""
     work = [(path, list(_blocks(path, window))) for path in forest.paths]
     seen = sum(block.scores for _, blocks in work for block in blocks)
-    keeps_weights = torch.is_grad_enabled() and seen <= _MOST_KEPT_KEYS * query.shape[2]
+    saves_weights = torch.is_grad_enabled() and seen <= _MAX_SAVED_KEYS * query.shape[2]
     with torch.autocast("cpu", enabled=False):  # which would round the scores to bfloat16
-        return _PathsAttention.apply(query, key, value, work, scaling, keeps_weights)
+        return _PathsAttention.apply(query, key, value, work, scaling, saves_weights)
 
 
 class _Block(NamedTuple):
-    """Some queries of a path and the keys they see.
+    """Some queries of a path and the keys they see."""
 
-    Args:
-        rows: Rows of the queries.
-        keys: Their keys, among those of the path.
-        diagonal: The first query sees the first ``diagonal + 1`` of these keys, the next one more, and so on.
-        window: A query sees only this many of the keys up to its own.
-    """
-
-    rows: slice
-    keys: slice
-    diagonal: int
-    window: int | None
+    rows: slice  # of the queries
+    keys: slice  # among those of the path
+    diagonal: int  # the first query sees the first ``diagonal + 1`` of these keys, the next one more, and so on
+    window: int | None  # a query sees only this many of the keys up to its own
 
     @property
     def scores(self) -> int:
-        """How many scores each head computes."""
+        """Count the scores that each head computes."""
         return (self.rows.stop - self.rows.start) * (self.keys.stop - self.keys.start)
 
 
@@ -99,8 +79,6 @@ def _blocks(path: Path, window: int | None) -> Iterator[_Block]:
 
 
 class _PathsAttention(torch.autograd.Function):
-    """The formulas at the top of this file."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -109,29 +87,29 @@ class _PathsAttention(torch.autograd.Function):
         value: Tensor,
         work: list[tuple[Path, list[_Block]]],
         scaling: float,
-        keeps_weights: bool,
+        saves_weights: bool,
     ) -> Tensor:
         groups, each = key.shape[1], query.shape[1] // key.shape[1]
         q_GRC = _by_group(query.transpose(1, 2), groups)
         out_GRC = q_GRC.new_empty(*q_GRC.shape[:2], value.shape[-1])
-        kept = []
+        saved = []
         for path, blocks in work:
             path_key, path_value = _with_ancestors(key, path), _with_ancestors(value, path)
             for block in blocks:
                 rows = slice(block.rows.start * each, block.rows.stop * each)
                 weights = _weights(q_GRC[:, rows], path_key[:, block.keys], block, scaling)
                 torch.bmm(weights, path_value[:, block.keys], out=out_GRC[:, rows])
-                if keeps_weights:
-                    kept.append(weights)
+                if saves_weights:
+                    saved.append(weights)
         out = _by_row(out_GRC, each)
-        ctx.save_for_backward(query, key, value, out, *kept)
+        ctx.save_for_backward(query, key, value, out, *saved)
         ctx.work, ctx.scaling = work, scaling
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, *kept = ctx.saved_tensors
+        query, key, value, out, *saved = ctx.saved_tensors
         scaling, groups, each = ctx.scaling, key.shape[1], query.shape[1] // key.shape[1]
         exact = torch.promote_types(query.dtype, torch.float32)
         q_GRC = _by_group(query.transpose(1, 2), groups)
@@ -147,7 +125,7 @@ class _PathsAttention(torch.autograd.Function):
             for block in blocks:
                 rows, keys = slice(block.rows.start * each, block.rows.stop * each), block.keys
                 q, d_o = q_GRC[:, rows], d_out_GRC[:, rows]
-                weights = kept.pop(0) if kept else _weights(q, path_key[:, keys], block, scaling)
+                weights = saved.pop(0) if saved else _weights(q, path_key[:, keys], block, scaling)
                 d_scores = torch.bmm(d_o, value_and_ones[:, keys].transpose(1, 2)).mul_(weights)
                 path_d_value[:, keys].baddbmm_(weights.transpose(1, 2), d_o[..., :-2])
                 path_d_key[:, keys].baddbmm_(d_scores.transpose(1, 2), q, alpha=scaling)
@@ -158,7 +136,7 @@ class _PathsAttention(torch.autograd.Function):
 
 
 def _weights(q: Tensor, keys: Tensor, block: _Block, scaling: float) -> Tensor:
-    """P of a block, [G, Q * N, K], in the dtype of ``q``."""
+    """Return P of a block, [G, R, K], in the dtype of ``q``."""
     exact = torch.promote_types(q.dtype, torch.float32)
     with _bfloat16_products(q.dtype == torch.bfloat16):
         nothing = q.new_zeros((), dtype=exact)
@@ -168,7 +146,7 @@ def _weights(q: Tensor, keys: Tensor, block: _Block, scaling: float) -> Tensor:
 
 @contextmanager
 def _bfloat16_products(wanted: bool) -> Iterator[None]:
-    """Let float32 products multiply in bfloat16, and add in float32; exact where the numbers are bfloat16 anyway."""
+    """Let float32 products multiply in bfloat16, and add in float32; this is exact for bfloat16 numbers."""
     if not wanted:
         yield
         return
@@ -181,10 +159,10 @@ def _bfloat16_products(wanted: bool) -> Iterator[None]:
 
 
 def _masked(scores: Tensor, block: _Block) -> Tensor:
-    """The scores of a block, in place, -inf where a query does not see a key."""
+    """Set the scores of a block to -inf where a query does not see a key, in place."""
     queries, keys = block.rows.stop - block.rows.start, scores.shape[-1]
     by_query = scores.view(len(scores), queries, -1, keys)
-    # What comes before, all queries see. (Adding is eight times as fast as filling by a mask.)
+    # All queries see the keys before the diagonal. (Adding is eight times as fast as filling by a mask.)
     by_query[..., block.diagonal :] += _triangle(queries, scores.dtype)
     if block.window is not None:
         past = torch.ones(queries, keys, dtype=torch.bool).tril_(block.diagonal - block.window)
@@ -194,18 +172,18 @@ def _masked(scores: Tensor, block: _Block) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _triangle(queries: int, dtype: torch.dtype) -> Tensor:
-    """-inf above the diagonal, [Q, 1, Q]."""
+    """Return -inf above the diagonal and 0 elsewhere, [Q, 1, Q]."""
     return torch.full((queries, queries), float("-inf"), dtype=dtype).triu_(1).unsqueeze(1)
 
 
 def _with_ancestors(tensor: Tensor, path: Path) -> Tensor:
-    """Keys or values of a path: those of its ancestors, then its own; [G, K, C]."""
+    """Return the keys or values of a path: those of its ancestors, then its own; [G, K, C]."""
     runs = [tensor[0, :, start:end] for start, end in (*path.ancestors, (path.start, path.end))]
     return runs[0] if len(runs) == 1 else torch.cat(runs, dim=1)
 
 
 def _add_to_ancestors(total: Tensor, of_path: Tensor, path: Path) -> None:
-    """The reverse of :func:`_with_ancestors`: add [G, K, C] where it came from."""
+    """Add gradients of what :func:`_with_ancestors` returned, [G, K, C], where it came from."""
     offset = 0
     for start, end in (*path.ancestors, (path.start, path.end)):
         total[0, :, start:end] += of_path[:, offset : offset + end - start]
@@ -213,18 +191,18 @@ def _add_to_ancestors(total: Tensor, of_path: Tensor, path: Path) -> None:
 
 
 def _by_group(tensor: Tensor, groups: int) -> Tensor:
-    """[1, T, H, C] -> [G, T * N, C], contiguous: the queries of a block are then a slice."""
+    """Reshape [1, T, H, C] to [G, T * N, C], contiguous: the queries of a block are then a slice."""
     _, rows, _, channels = tensor.shape
     return tensor.reshape(rows, groups, -1, channels).transpose(0, 1).reshape(groups, -1, channels)
 
 
 def _by_row(tensor: Tensor, each: int) -> Tensor:
-    """[G, T * N, C] -> [1, T, H, C]."""
+    """Reshape [G, T * N, C] to [1, T, H, C]."""
     groups, rows, channels = tensor.shape
     return tensor.view(groups, rows // each, each, channels).transpose(0, 1).reshape(1, rows // each, -1, channels)
 
 
 def _high_and_low(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two tensors of a coarser type whose sum is the tensor."""
+    """Split a tensor into two of a coarser dtype that add up to it."""
     high = tensor.to(dtype)
     return high, (tensor - high).to(dtype)

@@ -1,10 +1,8 @@
-"""Layers that keep less for the backward pass, and pass less often over memory.
+"""Layers that save less for the backward pass, and read and write memory less often.
 
-recipe.py     tensors that are made again instead of being kept
-norm.py       RMSNorm
-gated.py      act(gate) * up
-linear.py     a linear layer with its LoRA branch
-forwards.py   which module of transformers and PEFT each of them stands in for, found by trying
+operations.py   RMSNorm, act(gate) * up, a linear layer with its LoRA branch
+recompute.py    tensors that are computed again instead of being saved
+forwards.py     which module of transformers and PEFT each operation can replace, found by trying
 """
 
 from __future__ import annotations
@@ -22,23 +20,19 @@ from .forwards import Forward, linear_forward, lora_forward, mlp_forward, norm_f
 
 @dataclass(frozen=True)
 class MemorySavingLayers:
-    """The modules of one model that have a leaner forward, and the means to use it for a while.
+    """The modules of one model that have a memory-saving forward, and a way to use it for a while.
 
-    Outside of :meth:`applied` the model is as it was: what is saved, merged, copied, compiled or generated from has
-    nothing of ours in it. Inside, forwards of instances are replaced; parameters, classes and hooks are not. Forward
-    and backward pass of a step belong into the same ``applied``: checkpointed layers run forward again in between.
-
-    Attributes:
-        forwards: What to call instead of each module's own forward.
-        counts: Number of modules by kind (``norm``, ``mlp``, ``lora``, ``linear``); empty where nothing fits.
+    Outside of :meth:`applied` the model is unchanged: it can be saved, merged, copied, compiled and generated from.
+    Inside, forwards of instances are replaced; parameters, classes and hooks are not. Forward and backward pass of a
+    step belong into the same ``applied``: checkpointed layers run forward again in the backward pass.
     """
 
     forwards: dict[nn.Module, Forward] = field(repr=False)
-    counts: Counter[str]
+    counts: Counter[str]  # modules by kind (``norm``, ``mlp``, ``lora``, ``linear``)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Use the lean forwards while inside; modules whose forward somebody else has replaced are left alone."""
+        """Use the memory-saving forwards while inside, except in modules with a forward replaced by other code."""
         replaced = [module for module in self.forwards if "forward" not in vars(module)]
         for module in replaced:
             vars(module)["forward"] = self.forwards[module]
@@ -50,17 +44,11 @@ class MemorySavingLayers:
 
 
 def memory_saving_layers(model: nn.Module) -> MemorySavingLayers:
-    """Find the modules whose forward can be replaced by one that keeps less for the backward pass.
+    """Find the modules of a model that have a memory-saving forward.
 
-    A module is taken for what it is (its class's kind and what it has in it), and only if ours gives the same values
-    and gradients on random input; the model's name plays no part. Values are those of the module up to the rounding of
-    its dtype. Takes about a millisecond a module.
-
-    Args:
-        model: Any model, with or without an adapter; it stays as it is.
-
-    Returns:
-        What to enter around each training step; nothing in it for a model in float64, which is there to compare with.
+    A module qualifies by its class's kind and its contents, and only if ours gives the same values and gradients on
+    random input, up to the rounding of its dtype; the model's name plays no part. This takes about a millisecond a
+    module. A float64 model is there to compare with and keeps its own forwards.
     """
     if all(p.dtype == torch.float64 for p in model.parameters() if p.is_floating_point()):
         return MemorySavingLayers({}, Counter())

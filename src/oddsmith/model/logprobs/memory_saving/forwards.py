@@ -1,8 +1,8 @@
-"""Forwards for the modules of transformers and PEFT that the operations beside this file can stand in for.
+"""Forwards that replace those of transformers' and PEFT's modules by ``operations.py``.
 
-One function a kind of module: it looks at what the module is, tries on a small stand-in of it whether ours does what
-the module's own forward does (values and gradients), and gives a forward or ``None``. Whether the conditions hold is
-asked again at each call, and the module's own forward called where they do not.
+One function per kind of module: it inspects the module, tries on a small copy of it whether our forward gives the same
+values and gradients as the module's own, and returns our forward or ``None``. A forward checks its conditions again at
+each call, and calls the module's own forward where they do not hold.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .gated import ACTIVATIONS, Activation, gated_product
-from .linear import Weights, add_branch, linear
-from .norm import Scale, rms_norm
+from .operations import ACTIVATIONS, Activation, Scale, Weights, add_branch, gated_product, linear, rms_norm
 
 Forward = Callable[..., Tensor]
 
-# What autocast casts; float64 it leaves alone, and a float64 model is there to compare with.
+# What autocast casts; it leaves float64 alone.
 AT_MOST_SINGLE = {torch.float32, torch.bfloat16, torch.float16}
 
 
@@ -29,7 +27,7 @@ AT_MOST_SINGLE = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def norm_forward(module: Any) -> Forward | None:
-    """For RMSNorm modules, by the end of their class's name, that scale in one of our ways, to the last bit of bf16."""
+    """Replace RMSNorm modules, found by their class's name, that match one ``Scale`` to the last bit of bf16."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not type(module).__name__.endswith("RMSNorm") or not _is_plain(weight) or eps is None:
         return None
@@ -45,14 +43,14 @@ def _norm(module: Any, own: Forward, eps: float, scale: Scale, x: Tensor, *args:
 
 
 def _normalises(module: Any, eps: float, scale: Scale) -> bool:
-    """Whether the module, with a random weight, does what ``rms_norm`` does; the ways are one in float32."""
+    """Return whether the module, with a random weight, computes what ``rms_norm`` does with this scale."""
     shape = tuple(module.weight.shape)
     x, weight, grad = _random((3, *shape), shape, (3, *shape))
     probe = copy.copy(module)
     for x_dtype, weight_dtype in ((torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)):
         vars(probe)["_parameters"] = {"weight": nn.Parameter(weight.to(weight_dtype))}
         ours = rms_norm(x.to(x_dtype), probe.weight, eps, scale)
-        theirs = _tried(probe, x.to(x_dtype))
+        theirs = _try(probe, x.to(x_dtype))
         if theirs is None or theirs.dtype != ours.dtype or not torch.equal(theirs, ours):
             return False
     vars(probe)["_parameters"] = {"weight": nn.Parameter(weight)}
@@ -63,28 +61,28 @@ def _normalises(module: Any, eps: float, scale: Scale) -> bool:
 
 
 def linear_forward(layer: Any) -> Forward | None:
-    """For linear layers that are trained, or whose weight autocast casts."""
+    """Replace linear layers that are trained, or whose weight autocast casts."""
     return partial(_linear, layer, layer.forward) if type(layer) is nn.Linear and _is_plain(layer.weight) else None
 
 
 def _linear(layer: Any, own: Forward, x: Tensor) -> Tensor:
     weight, bias = layer.weight, layer.bias
     dtype = _product_dtype(x, weight)
-    nothing_to_gain = not weight.requires_grad and weight.dtype == dtype
-    if dtype is None or nothing_to_gain or not _is_plain(weight) or torch.compiler.is_compiling():
+    nothing_to_save = not weight.requires_grad and weight.dtype == dtype
+    if dtype is None or nothing_to_save or not _is_plain(weight) or torch.compiler.is_compiling():
         return own(x)
     return linear(x, Weights(weight, bias), dtype)
 
 
 def lora_forward(layer: Any) -> Forward | None:
-    """For PEFT's LoRA layers over a plain linear layer, or a bitsandbytes 4-bit one."""
-    kind = f"{type(layer).__module__}.{type(layer).__name__}"  # bitsandbytes' may not be there to be imported
+    """Replace PEFT's LoRA layers over a plain linear layer, or a bitsandbytes 4-bit one."""
+    kind = f"{type(layer).__module__}.{type(layer).__name__}"  # by name: bitsandbytes may not be installed
     plain = kind == "peft.tuners.lora.layer.Linear" and type(layer.base_layer) is nn.Linear
     adapter = _only_adapter(layer) if plain or kind == "peft.tuners.lora.bnb.Linear4bit" else None
     if adapter is None:
         return None
     base, A, B, x, grad = _random((6, 8), (2, 8), (6, 2), (3, 8), (3, 6))
-    probe: Any = _stand_in(
+    probe: Any = _small_copy(
         layer,
         base_layer=_linear_of(base),
         lora_A=nn.ModuleDict({adapter: _linear_of(A)}),
@@ -100,7 +98,7 @@ def lora_forward(layer: Any) -> Forward | None:
 
 def _lora(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     adapter, base = None if args or kwargs else _only_adapter(layer), layer.base_layer
-    if adapter is None or type(base) is not nn.Linear or _is_watched(base) or not _is_plain(base.weight):
+    if adapter is None or type(base) is not nn.Linear or _is_hooked(base) or not _is_plain(base.weight):
         return own(x, *args, **kwargs)
     A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     dtype = _product_dtype(x, base.weight, A, B)
@@ -120,7 +118,7 @@ def _lora_4bit(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -
 
 
 def _only_adapter(layer: Any) -> str | None:
-    """The one adapter at work, where all it does is to add s (x A^T) B^T."""
+    """Return the name of the one active adapter, if all it does is to add s (x A^T) B^T."""
     if torch.compiler.is_compiling() or layer.disable_adapters or layer.merged:
         return None
     active = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -130,13 +128,13 @@ def _only_adapter(layer: Any) -> str | None:
     if layer.training and getattr(dropout, "p", 0.0) > 0:
         return None
     for part in (lora_A, lora_B):
-        if part.bias is not None or type(part) is not nn.Linear or _is_watched(part) or not _is_plain(part.weight):
+        if part.bias is not None or type(part) is not nn.Linear or _is_hooked(part) or not _is_plain(part.weight):
             return None
     return active[0]
 
 
 def _product_dtype(x: Tensor, *weights: Tensor) -> torch.dtype | None:
-    """What the layer multiplies in: autocast's dtype, or the one that all have; ``None`` where neither is so."""
+    """Return the dtype of the layer's products: autocast's, or the one that all tensors have; otherwise ``None``."""
     device = x.device.type
     dtypes = {tensor.dtype for tensor in (x, *weights)}
     if torch.is_autocast_enabled(device):
@@ -148,7 +146,7 @@ def _product_dtype(x: Tensor, *weights: Tensor) -> torch.dtype | None:
 
 
 def mlp_forward(module: Any) -> Forward | None:
-    """For modules that do down_proj(act(gate_proj(x)) * up_proj(x)), or the same with both in one gate_up_proj."""
+    """Replace down_proj(act(gate_proj(x)) * up_proj(x)), or the same with both in one gate_up_proj."""
     children = module._modules
     fused = "gate_up_proj" in children
     if "down_proj" not in children or not (fused or children.keys() >= {"gate_proj", "up_proj"}):
@@ -160,7 +158,7 @@ def mlp_forward(module: Any) -> Forward | None:
     gate, up, down, x, grad = _random((6, 8), (6, 8), (8, 6), (3, 8), (3, 8))
     inputs = {"gate_up_proj": torch.cat([gate, up])} if fused else {"gate_proj": gate, "up_proj": up}
     weights = inputs | {"down_proj": down}
-    probe = _stand_in(module, **{name: _linear_of(weight) for name, weight in weights.items()})
+    probe = _small_copy(module, **{name: _linear_of(weight) for name, weight in weights.items()})
     if not _agree(probe, partial(_mlp, probe, probe.forward, fused, activation), x, grad):
         return None
     return partial(_mlp, module, module.forward, fused, activation)
@@ -176,9 +174,9 @@ def _mlp(
 
 
 def _activation(module: nn.Module) -> Activation | None:
-    """Ours that does what the module does, between -12 and 12."""
+    """Return the activation of ours that equals the module between -12 and 12."""
     points = torch.linspace(-12, 12, 2001, device="cpu")
-    values = None if _is_watched(module) or next(module.parameters(), None) is not None else _tried(module, points)
+    values = None if _is_hooked(module) or next(module.parameters(), None) is not None else _try(module, points)
     if values is None or values.shape != points.shape:
         return None
     return next(
@@ -186,31 +184,31 @@ def _activation(module: nn.Module) -> Activation | None:
     )
 
 
-# ---- What a module is, and what it does
+# ---- Inspecting and trying a module
 
 
 def _is_plain(weight: Any) -> bool:
-    """A parameter with its numbers in it: not quantised, not spread over devices, not DeepSpeed's to take away."""
+    """Return whether a parameter holds its values: not quantised, not sharded, not managed by DeepSpeed."""
     if type(weight) is not nn.Parameter or hasattr(weight, "ds_id"):
         return False
     return not weight.is_meta and weight.numel() > 0
 
 
-def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody relies on the module being called: DeepSpeed fetches weights so, accelerate from the disk."""
+def _is_hooked(module: nn.Module) -> bool:
+    """Return whether hooks rely on the module being called: DeepSpeed and accelerate load weights in them."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return any(hooks) or "forward" in vars(module)
 
 
-def _stand_in(module: nn.Module, **children: nn.Module) -> nn.Module:
-    """The module's own code and settings with other, small children; the module stays as it is."""
+def _small_copy(module: nn.Module, **children: nn.Module) -> nn.Module:
+    """Return the module's own code and settings with other, small children; the module itself is unchanged."""
     probe = copy.copy(module)
     vars(probe)["_modules"] = {**module._modules, **children}
     return probe
 
 
 def _random(*shapes: tuple[int, ...]) -> list[Tensor]:
-    """Random float32 tensors that leave the random state of the run alone."""
+    """Return random float32 tensors without changing the random state of the run."""
     generator = torch.Generator("cpu").manual_seed(0)
     return [torch.randn(shape, generator=generator, device="cpu") for shape in shapes]
 
@@ -222,20 +220,20 @@ def _linear_of(weight_OD: Tensor) -> nn.Linear:
     return layer
 
 
-def _tried(module: nn.Module, x: Tensor) -> Tensor | None:
-    """What a module makes of x; ``None`` where it wants something else: more arguments, another width."""
+def _try(module: nn.Module, x: Tensor) -> Tensor | None:
+    """Return what a module computes of x; ``None`` where it needs more arguments or another width."""
     try:
-        y = module.forward(x)  # past the hooks: they are for what the model computes
+        y = module.forward(x)  # without hooks: they are for the model's own passes
     except (RuntimeError, TypeError, AttributeError):
         return None
     return y if isinstance(y, Tensor) else None
 
 
 def _agree(probe: nn.Module, ours: Forward, x: Tensor, grad: Tensor) -> bool:
-    """Whether a module and our forward for it give the same values and gradients in float32, on the CPU."""
+    """Return whether a module and our forward for it give the same values and gradients in float32, on the CPU."""
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         wanted = [x.requires_grad_(), *(parameter for parameter in probe.parameters() if parameter.requires_grad)]
-        theirs, found = _tried(probe, x), ours(x)
+        theirs, found = _try(probe, x), ours(x)
         if theirs is None or theirs.shape != found.shape:
             return False
         results = [(y, *torch.autograd.grad(y, wanted, grad, materialize_grads=True)) for y in (theirs, found)]
