@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from itertools import islice, pairwise
 
 from ..formats import PreferencePair
-from ..formats.messages import SYSTEM_ROLES, Message
+from ..formats.messages import SYSTEM_ROLES, Message, is_blank
 from ..formats.transcripts import SHORTEST_REPEATED_PROMPT_CHARACTERS
-from ..tokens.rendering import is_blank
 from . import catalogue
 from .catalogue import Hit
 from .texts import PairTexts, plain, words_or_characters

@@ -2,9 +2,9 @@
 
 Every message about the content of a row is raised here, as a ``RowError`` or, for unknown columns, a ``DataError``:
 
-    pairs         the formats: which columns make which pair; missing columns, no prompt, no preference
+    pairs         the formats: missing columns, no prompt, no preference, malformed tools
     messages      messages of a conversation: unknown roles, missing content
-    transcripts   dialogues written as plain text
+    transcripts   dialogues written as plain text; raises nothing
     values        single values: null, not text, not JSON
 """
 

@@ -1,16 +1,16 @@
-"""Messages of a conversation, from every way in which datasets write them.
+"""Read the messages of a conversation in every way in which datasets write them.
 
     {"role": "user", "content": "Hi"}                                  as chat templates read it
     {"role": "user", "content": [{"type": "text", "text": "Hi"}]}      content in parts
     {"from": "human", "value": "Hi"}                                   ShareGPT
 
-all become the first. Keys beside role and content (``tool_calls``, ``name``, ``reasoning_content``, ...) are the
-template's business and are kept, unless they are null.
+all become the first. Keys beside role and content (``tool_calls``, ``name``, ``reasoning_content``, ...) are left to
+the template and are kept, unless they are null.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +23,7 @@ Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 SYSTEM_ROLES = ("system", "developer")
 
-# Who speaks in ShareGPT files, beside the roles themselves. Source: the dataset formats of LLaMA-Factory and FastChat.
+# Names of the roles in ShareGPT files. Source: the dataset formats of LLaMA-Factory and FastChat.
 SPEAKERS = {
     "human": "user",
     "prompter": "user",
@@ -36,23 +36,23 @@ SPEAKERS = {
 
 
 def to_messages(value: Any, where: str, author: str = "assistant") -> list[Message]:
-    """Messages with ``role`` and ``content`` from a list of them, a single one, or the bare text of one.
+    """Read a list of messages, a single one, or the bare text of one.
 
     Args:
         value: What the row holds.
-        where: Its column, for messages.
+        where: Its column, for errors.
         author: Role of a bare text.
 
     Returns:
-        The messages; none for an empty list.
+        Messages with ``role`` and ``content``; none for an empty list.
 
     Raises:
         RowError: The value is null or of another kind, or a message in it is malformed or of an unknown role.
     """
     if isinstance(value, list | tuple):
-        return [to_message(message, f"{where}[{position}]") for position, message in enumerate(value)]
+        return [_to_message(message, f"{where}[{position}]") for position, message in enumerate(value)]
     if isinstance(value, Mapping):
-        return [to_message(value, where)]
+        return [_to_message(value, where)]
     if value is None:
         raise RowError("null value", f"{where} is null; expected text or messages")
     if not isinstance(value, str):
@@ -61,19 +61,7 @@ def to_messages(value: Any, where: str, author: str = "assistant") -> list[Messa
     return [{"role": author, "content": value}]
 
 
-def to_message(value: Any, where: str) -> Message:
-    """One message with ``role`` and ``content``.
-
-    Args:
-        value: What the row holds.
-        where: Its place in the row, such as ``chosen[1]``.
-
-    Returns:
-        The message.
-
-    Raises:
-        RowError: It is no object, lacks role or content, or has an unknown role.
-    """
+def _to_message(value: Any, where: str) -> Message:
     if not isinstance(value, Mapping):
         raise RowError("malformed message", f"{where} is {kind_of(value)}; expected an object with role and content")
     if value.get("role") is not None:
@@ -88,13 +76,13 @@ def to_message(value: Any, where: str) -> Message:
         )
     if content is None and others.get("tool_calls"):
         content = ""
-    message = {"role": role, "content": _text_of(content, f"{where}.content")}
+    message = {"role": role, "content": _joined_text(content, f"{where}.content")}
     return message | {key: item for key, item in others.items() if item is not None}
 
 
-def _checked_role(role: Any, where: str, others: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The role, or the one that it is another name of."""
-    name = others.get(role, role) if isinstance(role, str) else role
+def _checked_role(role: Any, where: str, synonyms: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the role, or the role that it is a synonym of."""
+    name = synonyms.get(role, role) if isinstance(role, str) else role
     if name in ROLES:
         return name
     nearest = get_close_matches(str(role).lower(), [*ROLES, *SPEAKERS], n=1)
@@ -102,8 +90,8 @@ def _checked_role(role: Any, where: str, others: Mapping[str, str] = MappingProx
     raise RowError("unknown role", f"{where} has the role {role!r}; expected one of {', '.join(ROLES)}{hint}")
 
 
-def _text_of(content: Any, where: str) -> str:
-    """The content as one text; text parts are joined as they stand."""
+def _joined_text(content: Any, where: str) -> str:
+    """Return the content as one text; text parts are joined without a separator."""
     if not isinstance(content, list | tuple):
         return checked_text(content, where, "malformed message")
     texts = []
@@ -118,16 +106,21 @@ def _text_of(content: Any, where: str) -> str:
     return "".join(texts)
 
 
-def shared_beginning(chosen: list[Message], rejected: list[Message]) -> int:
-    """How many leading messages both sides share, leaving each side at least its last one."""
-    most = max(0, min(len(chosen), len(rejected)) - 1)
-    return next((position for position in range(most) if chosen[position] != rejected[position]), most)
-
-
 def without_prompt(response: list[Message], prompt: list[Message]) -> list[Message]:
-    """The response without a prompt that is repeated in front of it, with or without its system messages."""
+    """Return the response without a prompt that is repeated in front of it, with or without its system messages."""
     dialogue = [message for message in prompt if message["role"] not in SYSTEM_ROLES]
     for repeated in (prompt, dialogue):
         if repeated and len(response) > len(repeated) and response[: len(repeated)] == repeated:
             return response[len(repeated) :]
     return response
+
+
+def is_blank(response: str | Sequence[Message]) -> bool:
+    """Return whether a response is blank text, or its last turn has neither text, nor a tool call, nor reasoning."""
+    if isinstance(response, str):
+        return not response.strip()
+    if not response:
+        return True
+    last = response[-1]
+    has_more = any(value for key, value in last.items() if key not in ("role", "content", "name"))
+    return not last["content"].strip() and not has_more

@@ -1,6 +1,6 @@
-"""Formats: from a row, however its dataset writes it, to a ``PreferencePair``.
+"""Turn a row, however its dataset writes it, into a ``PreferencePair``.
 
-A format is recognised by its columns, the first of these that fits; other columns are left alone:
+A format is recognised by its columns, the first of these that fits; other columns are ignored:
 
     columns                                format           becomes
     prompt, chosen, rejected               standard         text, if prompt and answers are text
@@ -13,9 +13,9 @@ A format is recognised by its columns, the first of these that fits; other colum
                                                             boundary, that both share
     instruction or prompt, completions     UltraFeedback    messages; the best completion against the worst
 
-Anthropic HH transcripts ("\\n\\nHuman: ...") become messages wherever they stand. A column ``system`` puts a system
+Anthropic HH transcripts ("\\n\\nHuman: ...") become messages in any of these columns. A column ``system`` puts a system
 message in front, and so makes a conversation of text; ``tools`` and ``chat_template_kwargs`` go to the chat template.
-A faulty row raises a ``RowError`` whose reason can be counted. Empty and identical answers are no fault here: the
+An invalid row raises a ``RowError`` with a reason that can be counted. Empty and identical answers are valid here: the
 tokenizer drops and counts them.
 """
 
@@ -28,13 +28,13 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from ...errors import DataError, RowError
-from .messages import SYSTEM_ROLES, Message, shared_beginning, to_messages, without_prompt
+from .messages import SYSTEM_ROLES, Message, to_messages, without_prompt
 from .transcripts import is_hh_dialogue, parse_hh_dialogue, split_shared_prompt, strip_repeated_prompt
-from .values import checked_text, kind_of, parsed, without_nulls
+from .values import checked_text, common_prefix_length, kind_of, parsed, without_nulls
 
 Row = Mapping[str, Any]
 
-# UltraFeedback: names of a completion's score and text, the first one that fits.
+# UltraFeedback: names of a completion's score and of its text. The first score that two completions have counts.
 SCORE_KEYS = ("overall_score", "fine-grained_overall_score", "score", "rating")
 TEXT_KEYS = ("response", "completion", "content", "text")
 
@@ -64,46 +64,29 @@ class PreferencePair:
 
 
 def to_pair(row: Row) -> PreferencePair:
-    """The preference pair that a row holds.
-
-    Args:
-        row: Column names to values.
-
-    Returns:
-        The pair.
-
-    Raises:
-        RowError: The row holds none; ``reason`` says why, in words that can be counted.
-    """
-    found = _recognise(row)
-    if found is None:
+    """Return the preference pair in a row; a ``RowError`` says why there is none, with a reason to count."""
+    known = _recognise(row)
+    if known is None:
         raise RowError("missing column", _unknown_columns(row))
-    return found.convert(row)
+    return known.convert(row)
 
 
 def format_of(row: Row) -> str:
-    """Name of a row's format, as in the table above.
+    """Return the name of a row's format, such as ``"ShareGPT"`` or ``"conversational, implicit prompt"``.
 
-    Args:
-        row: Column names to values.
-
-    Returns:
-        The name, such as ``"ShareGPT"`` or ``"conversational, implicit prompt"``.
-
-    Raises:
-        DataError: The columns fit no known format.
+    Columns that fit no format raise a ``DataError``.
     """
-    found = _recognise(row)
-    if found is None:
+    known = _recognise(row)
+    if known is None:
         raise DataError(_unknown_columns(row))
-    if found.columns not in (_STANDARD, _IMPLICIT):
-        return found.name
-    texts = [row[column] for column in found.columns]
+    if known.columns not in (_STANDARD, _IMPLICIT):
+        return known.name
+    texts = [row[column] for column in known.columns]
     if not all(isinstance(text, str) for text in texts):
         name = "conversational"
     else:
         name = "HH dialogue" if is_hh_dialogue(texts[0]) else "standard"
-    return name if found.columns == _STANDARD else f"{name}, implicit prompt"
+    return name if known.columns == _STANDARD else f"{name}, implicit prompt"
 
 
 def _from_standard(row: Row) -> PreferencePair:
@@ -146,7 +129,7 @@ def _from_question(row: Row) -> PreferencePair:
 def _from_alpaca(row: Row) -> PreferencePair:
     texts = [row["instruction"], row.get("input") or ""]
     instruction, more = (checked_text(text, "instruction", "prompt is not text") for text in texts)
-    # Joined by one line break, as LLaMA-Factory does, whose format this is. So are the earlier turns in `history`.
+    # Joined by one line break, as LLaMA-Factory does, which defined this format. So are the earlier turns in `history`.
     question = "\n".join(part for part in (instruction, more) if part)
     if "chosen" in row and "rejected" in row:
         chosen, rejected = _required(row, "chosen", "rejected")
@@ -160,7 +143,7 @@ def _from_alpaca(row: Row) -> PreferencePair:
 
 
 def _history(row: Row) -> list[Message]:
-    """The earlier turns of an Alpaca row: a list of [question, answer]."""
+    """Read the earlier turns of an Alpaca row: a list of [question, answer]."""
     messages: list[Message] = []
     history = row.get("history") or []
     for turns in history if isinstance(history, list | tuple) else [history]:
@@ -174,48 +157,38 @@ def _history(row: Row) -> list[Message]:
 
 
 def _from_ultrafeedback(row: Row) -> PreferencePair:
-    column = "instruction" if row.get("instruction") is not None else "prompt"
-    prompt = to_messages(row.get(column), column, "user")
-    return _conversation(
-        row, prompt, *(to_messages(text, "completions") for text in _best_and_worst(row["completions"]))
-    )
+    """Take the completion with the highest score against the one with the lowest.
 
-
-def _best_and_worst(completions: Any) -> tuple[str, str]:
-    """The texts of the completion with the highest score and of the one with the lowest.
-
-    The score is the first of ``SCORE_KEYS`` that at least two completions have as a number ("4.5" is one, "N/A" is
-    not); completions without it are left out. Of several with the same score the first one stands for all. Where all
-    scores are equal nothing is preferred, and the row is refused.
-
-    Args:
-        completions: Objects with a text (one of ``TEXT_KEYS``) and a score, or JSON that spells them.
-
-    Returns:
-        The best text and the worst text.
-
-    Raises:
-        RowError: The scores state no preference, or the completions are malformed.
+    Completions without a number for a score are left out ("4.5" is a number, "N/A" is not). Of several with the same
+    score the first one counts. Where all scores are equal there is no preference, and the row is refused.
 
     Source: Cui et al., "UltraFeedback", arXiv 2310.01377; openbmb/UltraFeedback.
     """
-    completions = parsed(completions, "completions")
+    column = "instruction" if row.get("instruction") is not None else "prompt"
+    prompt = to_messages(row.get(column), column, "user")
+    completions = parsed(row["completions"], "completions")
     if completions is None:
         raise RowError("null value", "completions is null; expected a list of completions with scores")
     if not isinstance(completions, list | tuple) or not all(isinstance(item, Mapping) for item in completions):
         raise RowError("malformed completions", f"completions is {kind_of(completions)}; expected a list of objects")
     scores = _scores(completions)
-    best, worst = max(scores, key=lambda item: item[0]), min(scores, key=lambda item: item[0])
-    if best[0] == worst[0]:
-        raise RowError("no preference", f"all {len(scores)} scored completions have the score {best[0]:g}")
-    return _text(completions[best[1]], best[1]), _text(completions[worst[1]], worst[1])
+    best, worst = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
+    if scores[best] == scores[worst]:
+        raise RowError("no preference", f"all {len(scores)} scored completions have the score {scores[best]:g}")
+    sides = []
+    for position in (best, worst):
+        key = next((key for key in TEXT_KEYS if key in completions[position]), TEXT_KEYS[0])
+        where = f"completions[{position}].{key}"
+        text = checked_text(completions[position].get(key), where, "response is not text")
+        sides.append([{"role": "assistant", "content": text}])
+    return _conversation(row, prompt, *sides)
 
 
-def _scores(completions: list[Mapping[str, Any]] | tuple[Mapping[str, Any], ...]) -> list[tuple[float, int]]:
-    """Scores with the positions of their completions."""
+def _scores(completions: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Return the scores by the positions of their completions."""
     for key in SCORE_KEYS:
-        numbers = [(_number(item.get(key)), position) for position, item in enumerate(completions)]
-        scores = [(number, position) for number, position in numbers if number is not None]
+        numbers = {position: _number(item.get(key)) for position, item in enumerate(completions)}
+        scores = {position: number for position, number in numbers.items() if number is not None}
         if len(scores) >= 2:
             return scores
     raise RowError(
@@ -232,11 +205,6 @@ def _number(value: Any) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _text(completion: Mapping[str, Any], position: int) -> str:
-    key = next((key for key in TEXT_KEYS if key in completion), TEXT_KEYS[0])
-    return checked_text(completion.get(key), f"completions[{position}].{key}", "response is not text")
 
 
 class _Format(NamedTuple):
@@ -269,15 +237,13 @@ def _unknown_columns(row: Row) -> str:
     nearest = max(_FORMATS, key=lambda known: (sum(column in row for column in known.columns), -len(known.columns)))
     missing = [column for column in nearest.columns if column not in row]
     if len(missing) < len(nearest.columns):
-        return (
-            f"{found}; {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing ({nearest.name} format)"
-        )
-    known = "; ".join(dict.fromkeys(", ".join(known.columns) for known in _FORMATS))
-    return f"{found}; expected one of these sets: {known}"
+        are = "is" if len(missing) == 1 else "are"
+        return f"{found}; {' and '.join(missing)} {are} missing ({nearest.name} format)"
+    return f"{found}; expected one of these sets: {'; '.join(dict.fromkeys(', '.join(f.columns) for f in _FORMATS))}"
 
 
 def _required(row: Row, *columns: str) -> list[Any]:
-    """The values of the columns, none of them null."""
+    """Return the values of the columns, none of them null."""
     for column in columns:
         if row[column] is None:
             raise RowError("null value", f"{column} is null; expected text or messages")
@@ -285,17 +251,17 @@ def _required(row: Row, *columns: str) -> list[Any]:
 
 
 def _text_pair(row: Row, prompt: str, chosen: str, rejected: str) -> PreferencePair:
-    """A pair of texts, or a conversation where a column gives a system message."""
+    """Make a pair of texts, or a conversation where a column gives a system message."""
     if "system" in row:
         return _answered(row, prompt, chosen, rejected)
     return PreferencePair(prompt, chosen, rejected, **_for_template(row))
 
 
 def _answered(row: Row, question: str, chosen: Any, rejected: Any, before: Sequence[Message] = ()) -> PreferencePair:
-    """A conversation from the text of a question, and answers that may be text or messages.
+    """Make a conversation of the text of a question, and answers that may be text or messages.
 
-    Messages that begin with a user's turn hold the whole conversation (as in HuggingFaceH4/ultrafeedback_binarized):
-    then the text only repeats their first turn, and is left alone, as TRL does.
+    Messages that begin with a user's turn hold the whole conversation (as in HuggingFaceH4/ultrafeedback_binarized).
+    The text only repeats their first turn then, and is ignored, as TRL does.
     """
     if isinstance(chosen, str) and isinstance(rejected, str):
         answers = strip_repeated_prompt(question, chosen, rejected)
@@ -311,16 +277,16 @@ def _answered(row: Row, question: str, chosen: Any, rejected: Any, before: Seque
 
 
 def _shared_prompt(row: Row, chosen: list[Message], rejected: list[Message]) -> PreferencePair:
-    """A conversation whose prompt is what both sides share."""
+    """Make a conversation with the messages that both sides share as its prompt; each side keeps its last message."""
     _require_answer(chosen, rejected)
-    end = shared_beginning(chosen, rejected)
+    end = common_prefix_length(chosen[:-1], rejected[:-1])
     if all(message["role"] in SYSTEM_ROLES for message in chosen[:end]):
         raise _no_prompt(row, "chosen and rejected do not begin with the same user turn")
     return _conversation(row, chosen[:end], chosen[end:], rejected[end:])
 
 
 def _conversation(row: Row, prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> PreferencePair:
-    """A checked pair of messages, with the system message of its column in front."""
+    """Make a checked pair of messages, with the system message of its column in front."""
     empty = [{"role": "assistant", "content": ""}]
     chosen, rejected = (without_prompt(side or empty, prompt) for side in (chosen, rejected))
     _require_answer(chosen, rejected)
@@ -347,7 +313,7 @@ def _no_prompt(row: Row, found: str) -> RowError:
 
 
 def _for_template(row: Row) -> dict[str, Any]:
-    """Tools and further template variables; nulls that Arrow filled in are left out."""
+    """Read tools and further template variables, without the nulls that Arrow fills in."""
     tools = without_nulls(parsed(row.get("tools"), "tools"))
     if tools is not None and not isinstance(tools, list):
         raise RowError("malformed tools", f"tools is {kind_of(tools)}; expected a list of JSON schemas")

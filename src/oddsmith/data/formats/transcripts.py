@@ -1,15 +1,15 @@
-"""Dialogues written as plain text: Anthropic's HH transcripts, and prompts that hide in front of two answers.
+"""Split dialogues written as plain text: Anthropic's HH transcripts, and two texts that begin with the same prompt.
 
-Where a prompt is not given but hides in front of both answers, what both texts share is not the prompt: answers that
-begin alike share their first words too. So the shared text is cut back to a turn boundary:
+Where a row has no prompt column, the prompt is the beginning of both texts. It is not all that they share, because
+answers may begin alike too. So the shared text is cut back to a turn boundary:
 
     chosen    "Q: Which is bigger?\\nA: The sun is."       shared "Q: Which is bigger?\\nA: The "
     rejected  "Q: Which is bigger?\\nA: The moon is."      prompt "Q: Which is bigger?\\nA:"
 
 A boundary is the end of the last marker in the shared text that hands over to the answering side (``ANSWER_MARKER``);
-without one, its last line break, because an answer never begins in the middle of a line. An answer whose first lines
-are the same on both sides then lends these to the prompt: they say nothing about the preference. Where there is
-neither marker nor line break, no prompt can be told from the answers.
+without one, its last line break, because an answer never begins in the middle of a line. If the first lines of both
+answers are the same, they become part of the prompt: they say nothing about the preference. Where there is neither
+marker nor line break, prompt and answers cannot be separated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .values import common_prefix_length
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
-# A line break right after the marker belongs to it; a blank is left to the answer, where tokenizers want it.
+# A line break right after the marker belongs to it; a space is left to the answer, where tokenizers want it.
 ANSWER_MARKER = re.compile(
     r"^[ \t]*(?:\#{1,6}[ \t]*)?(?:assistant|ai|answer|response)[ \t]*:(?:[ \t]*\n+)?"
     r"|<\|im_start\|>assistant\n|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n|<start_of_turn>model\n"
@@ -38,21 +38,15 @@ SHORTEST_REPEATED_PROMPT_CHARACTERS = 16
 
 
 def is_hh_dialogue(text: str) -> bool:
-    """Whether the text is a transcript of Anthropic's HH data: it begins with the human's turn and is answered."""
+    """Return whether the text is a transcript of Anthropic's HH data: a human's turn first, and an answer to it."""
     return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
 def parse_hh_dialogue(text: str) -> list[Message]:
-    """The turns of an HH transcript.
+    """Return the turns of an HH transcript as messages of user and assistant.
 
     Blanks around a turn are dropped. Two turns in a row by the same speaker (in about one transcript of 200) become
     one of two paragraphs: chat templates want speakers to alternate.
-
-    Args:
-        text: A transcript, see ``is_hh_dialogue``.
-
-    Returns:
-        The turns as messages of user and assistant.
 
     Source: Bai et al., "Training a Helpful and Harmless Assistant", arXiv 2204.05862; the data of anthropics/hh-rlhf.
     """
@@ -69,14 +63,7 @@ def parse_hh_dialogue(text: str) -> list[Message]:
 
 
 def turn_boundary(shared: str) -> int | None:
-    """Where the prompt ends in the text that two answers share; None where nothing tells.
-
-    Args:
-        shared: The common beginning of both texts.
-
-    Returns:
-        The end of the last answer marker, else the position after the last line break, else None.
-    """
+    """Return where the prompt ends in the common beginning of two texts; None where there is no boundary."""
     markers = [*ANSWER_MARKER.finditer(shared), *QUESTION_AND_ANSWER.finditer(shared)]
     if markers:
         return max(match.end() for match in markers)
@@ -84,23 +71,15 @@ def turn_boundary(shared: str) -> int | None:
 
 
 def split_shared_prompt(chosen: str, rejected: str) -> tuple[str, str, str] | None:
-    """Prompt, chosen and rejected answer from two texts that hold the prompt in front; None where nothing tells."""
+    """Split two texts into prompt, chosen and rejected answer; None where they share no turn boundary."""
     end = turn_boundary(chosen[: common_prefix_length(chosen, rejected)])
     return None if end is None else (chosen[:end], chosen[end:], rejected[end:])
 
 
 def strip_repeated_prompt(prompt: str, chosen: str, rejected: str) -> tuple[str, str]:
-    """Both answers without the prompt, where both repeat it in front.
+    """Return both answers, without the prompt where both repeat it in front.
 
     A short prompt counts as repeated only where a line ends after it or an answer marker ends it.
-
-    Args:
-        prompt: The prompt.
-        chosen: The chosen answer, or prompt and answer.
-        rejected: The rejected answer, or prompt and answer.
-
-    Returns:
-        The answers alone.
     """
     if not prompt or not (chosen.startswith(prompt) and rejected.startswith(prompt)):
         return chosen, rejected

@@ -1,4 +1,4 @@
-"""Values as they come out of JSON, CSV and Arrow: what to call them in a message, and what they hold."""
+"""Check single values of a row, as they come out of JSON, CSV and Arrow, and name their kinds in messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...system.strict_json import read_json
 
 
 def kind_of(value: Any) -> str:
-    """A value's kind in plain words, for messages: ``"null"``, ``"a number"``, ``"a list"``, ..."""
+    """Return a value's kind in plain words, for messages: ``"null"``, ``"a number"``, ``"a list"``, ..."""
     kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
         (type(None), "null"),
         (bool, "true or false"),
@@ -24,18 +24,10 @@ def kind_of(value: Any) -> str:
 
 
 def checked_text(value: Any, where: str, reason: str) -> str:
-    """The value, if it is text.
+    """Return the value if it is text; else raise a ``RowError``.
 
-    Args:
-        value: What the row holds.
-        where: Column or path in the row, for the message.
-        reason: Reason to count where it is something else.
-
-    Returns:
-        The same text.
-
-    Raises:
-        RowError: It is null (``"null value"``) or no text (``reason``).
+    The error is counted under ``"null value"``, or under ``reason`` where the value is something else. ``where`` is
+    the column or the path in the row.
     """
     if value is None:
         raise RowError("null value", f"{where} is null; expected text")
@@ -44,28 +36,8 @@ def checked_text(value: Any, where: str, reason: str) -> str:
     return value
 
 
-def without_nulls(value: Any) -> Any:
-    """A copy without null entries: Arrow gives every object of a column the keys of all, filled with nulls."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [without_nulls(item) for item in value]
-    return value
-
-
 def parsed(value: Any, where: str) -> Any:
-    """The value itself, or what it spells where it is JSON text; blank text is null.
-
-    Args:
-        value: What the row holds.
-        where: Column, for the message.
-
-    Returns:
-        The parsed value.
-
-    Raises:
-        RowError: It is text, but no JSON.
-    """
+    """Return the value, parsed where it is JSON text; blank text is null, and other text a ``RowError``."""
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -76,8 +48,17 @@ def parsed(value: Any, where: str) -> Any:
         raise RowError(f"malformed {where}", f"{where} is no JSON at character {error.pos}: {error.msg}") from error
 
 
+def without_nulls(value: Any) -> Any:
+    """Return a copy without null entries: Arrow gives every object of a column the keys of all, filled with nulls."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [without_nulls(item) for item in value]
+    return value
+
+
 def common_prefix_length(first: Sequence, second: Sequence) -> int:
-    """Number of tokens (or characters) that both begin with."""
+    """Return the number of characters, tokens or messages that both begin with."""
     shorter = min(len(first), len(second))
     if first[:shorter] == second[:shorter]:
         return shorter

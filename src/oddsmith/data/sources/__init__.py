@@ -1,7 +1,7 @@
 """From the name of a dataset to its rows.
 
-loading   what a name stands for, what a run trains and evaluates on
-files     JSON Lines, JSON, CSV and TSV files, read with the line of every error
+loading   what a name stands for, what a run trains and evaluates on, rows in batches
+files     JSON Lines, JSON, CSV and TSV files; an error names file and line
 tables    Parquet files, saved datasets and the hub, read by ``datasets``
 splits    ``train``, ``test[:100]``, and which files of a folder hold them
 mixture   several datasets as one
@@ -10,7 +10,6 @@ mixture   several datasets as one
 from .loading import FileRows, Rows, batches, hold_out, is_local, load_datasets, load_rows, numbered_rows, open_rows
 
 __all__ = [
-    "BATCH_ROWS",
     "FileRows",
     "Rows",
     "batches",

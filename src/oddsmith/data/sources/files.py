@@ -1,7 +1,7 @@
-"""Files of rows: JSON Lines, JSON, CSV and TSV, plain or gzipped, read here so that an error can name the line.
+"""Read rows from JSON Lines, JSON, CSV and TSV files, plain or gzipped; an error names file and line.
 
-Row by row and with no common schema: a row may hold text where another holds messages. Parquet has a schema of its own
-and is left to ``datasets``.
+Rows need no common schema: a row may hold text where another holds messages. Parquet files have one schema and are
+read by ``datasets`` (tables.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -25,14 +26,17 @@ Row = dict[str, Any]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARQUET = ".parquet"
+JSON_LINES = (".jsonl", ".ndjson")
 
-# Of a gzip file. Text shrinks to a tenth, the same line over and over to a hundredth; gzip can do a thousand.
-MOST_RATIO, LEAST_UNPACKED_BYTES = 200, 64 * 2**20
+# Limits of unpacking. Text shrinks to a tenth, the same line over and over to a hundredth; gzip can do a thousand.
+MAX_GZIP_RATIO, MIN_GZIP_LIMIT_BYTES = 200, 64 * 2**20
 GZIP_BUFFER_BYTES = 2**20
+
+_EXAMPLE = '{"prompt": ..., "chosen": ..., "rejected": ...}'
 
 
 def kind_of_file(path: Path) -> str | None:
-    """The suffix that decides how a file is read, ``.gz`` aside; None for a file that holds no rows."""
+    """Return the suffix that decides how a file is read, without ``.gz``; None for a file that holds no rows."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
         suffixes.pop()
@@ -41,10 +45,10 @@ def kind_of_file(path: Path) -> str | None:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSON Lines, JSON, CSV or TSV file, in order.
+    """Read a JSON Lines, JSON, CSV or TSV file row by row; its suffix says which of these it is.
 
     Args:
-        path: The file; its suffix says what it is.
+        path: The file.
 
     Yields:
         Row: Column names to values.
@@ -59,7 +63,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             f"{path}: found the suffix {path.suffix or 'of no file type'!r}; expected one of {known} (or .gz)"
         )
     try:
-        with _opened(path) as file:
+        with path.open("rb") if path.suffix.lower() != ".gz" else _Unpacked.open_buffered(path) as file:
             yield from READERS[kind](path, file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}); write it again or unpack it") from error
@@ -68,14 +72,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def require_path(path: Path) -> None:
-    """Check that a file or folder is there.
-
-    Args:
-        path: What the user named.
-
-    Raises:
-        DataError: It is not; the message suggests what is there under a similar name.
-    """
+    """Raise a ``DataError`` if there is no such file or folder; the message suggests similar names."""
     if path.exists():
         return
     folder = path.parent
@@ -87,15 +84,15 @@ def require_path(path: Path) -> None:
 
 
 class _Unpacked(io.RawIOBase):
-    """A gzip file that is not unpacked without end: a few kilobytes can stand for gigabytes.
-
-    Args:
-        path: The file.
-    """
+    """Unpack a gzip file up to a limit, because a few kilobytes can stand for gigabytes."""
 
     def __init__(self, path: Path):
         self._path, self._file = path, gzip.open(path, "rb")  # noqa: SIM115 - closed in close()
-        self._bytes, self._most_bytes = 0, max(LEAST_UNPACKED_BYTES, MOST_RATIO * path.stat().st_size)
+        self._bytes, self._limit_bytes = 0, max(MIN_GZIP_LIMIT_BYTES, MAX_GZIP_RATIO * path.stat().st_size)
+
+    @classmethod
+    def open_buffered(cls, path: Path) -> BinaryIO:
+        return cast(BinaryIO, io.BufferedReader(cls(path), GZIP_BUFFER_BYTES))
 
     def readable(self) -> bool:
         return True
@@ -103,9 +100,9 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         count = self._file.readinto(buffer)
         self._bytes += count
-        if self._bytes > self._most_bytes:
+        if self._bytes > self._limit_bytes:
             raise DataError(
-                f"{self._path}: unpacks to more than {self._most_bytes:,} bytes, {MOST_RATIO} times its size;"
+                f"{self._path}: unpacks to more than {self._limit_bytes:,} bytes, {MAX_GZIP_RATIO} times its size;"
                 " unpack it yourself if it is meant to"
             )
         return count
@@ -113,12 +110,6 @@ class _Unpacked(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-def _opened(path: Path) -> BinaryIO:
-    if path.suffix.lower() != ".gz":
-        return path.open("rb")
-    return cast(BinaryIO, io.BufferedReader(_Unpacked(path), GZIP_BUFFER_BYTES))
 
 
 def _json_lines(path: Path, file: BinaryIO) -> Iterator[Row]:
@@ -131,7 +122,7 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[Row]:
 
 
 def _json_document(path: Path, file: BinaryIO) -> Iterator[Row]:
-    """A list of rows, an object with such a list under ``data``, or one row; or JSON Lines after all."""
+    """Read a list of rows, an object with such a list under ``data``, one row, or JSON Lines with a wrong suffix."""
     text = _decoded(file.read(), path)
     if not text.strip():
         return
@@ -152,15 +143,7 @@ def _json_document(path: Path, file: BinaryIO) -> Iterator[Row]:
         yield row
 
 
-def _comma_separated(path: Path, file: BinaryIO) -> Iterator[Row]:
-    return _delimited(path, file, ",")
-
-
-def _tab_separated(path: Path, file: BinaryIO) -> Iterator[Row]:
-    return _delimited(path, file, "\t")
-
-
-def _delimited(path: Path, file: BinaryIO, delimiter: str) -> Iterator[Row]:
+def _delimited(path: Path, file: BinaryIO, *, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # 131,072 characters by default, less than a long conversation
     lines = csv.reader(io.StringIO(_decoded(file.read(), path), newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -169,7 +152,11 @@ def _delimited(path: Path, file: BinaryIO, delimiter: str) -> Iterator[Row]:
             if not fields:
                 continue
             if not header:
-                header = _checked_header(fields, path)
+                header = [field.strip() for field in fields]
+                twice = sorted({name for name in header if header.count(name) > 1})
+                if twice:
+                    names = ", ".join(map(repr, twice))
+                    raise DataError(f"{path}: the header names {names} twice; give each column its own name")
                 continue
             if len(fields) != len(header):
                 raise DataError(
@@ -181,39 +168,28 @@ def _delimited(path: Path, file: BinaryIO, delimiter: str) -> Iterator[Row]:
         raise DataError(f"{path}, line {lines.line_num}: malformed: {error}") from error
 
 
-def _checked_header(fields: list[str], path: Path) -> list[str]:
-    names = [field.strip() for field in fields]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: the header names {', '.join(map(repr, twice))} twice; give each column its own name")
-    return names
-
-
 def _cell(text: str) -> Any:
-    """The text of a cell, or the messages that it spells in JSON, as tools write conversations into CSV."""
+    """Return the text of a cell, or the messages that it holds as JSON: some tools write conversations so."""
     if not text.startswith(('[{"', "[{ ")):
         return text
     try:
         value = read_json(text)
     except json.JSONDecodeError:
-        return text  # an answer may well begin like this
+        return text  # an answer may begin like this
     is_messages = all(isinstance(item, dict) and ("role" in item or "from" in item) for item in value)
     return value if is_messages else text
 
 
 READERS: dict[str, Callable[[Path, BinaryIO], Iterator[Row]]] = {
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
+    **dict.fromkeys(JSON_LINES, _json_lines),
     ".json": _json_document,
-    ".csv": _comma_separated,
-    ".tsv": _tab_separated,
+    ".csv": partial(_delimited, delimiter=","),
+    ".tsv": partial(_delimited, delimiter="\t"),
 }
-
-_EXAMPLE = '{"prompt": ..., "chosen": ..., "rejected": ...}'
 
 
 def _decoded(data: bytes, path: Path, offset_bytes: int = 0, line: int | None = None) -> str:
-    """The text of a file or of a line that begins ``offset_bytes`` into it, without a byte order mark."""
+    """Decode a file, or a line that begins ``offset_bytes`` into it, and drop a byte order mark."""
     if offset_bytes == 0 and data.startswith(BYTE_ORDER_MARK):
         offset_bytes, data = len(BYTE_ORDER_MARK), data[len(BYTE_ORDER_MARK) :]
     try:
@@ -239,6 +215,6 @@ def _parsed_line(text: str, path: Path, number: int) -> Row:
 
 def _not_json(path: Path, error: json.JSONDecodeError, line: int) -> DataError:
     hint = ""
-    if line == 1 and kind_of_file(path) in (".jsonl", ".ndjson") and error.doc.strip() in ("{", "["):
+    if line == 1 and kind_of_file(path) in JSON_LINES and error.doc.strip() in ("{", "["):
         hint = "; expected one whole object a line (a list of rows over many lines belongs into a .json file)"
     return DataError(f"{path}, line {line}, column {error.colno}: not JSON: {error.msg}{hint}")

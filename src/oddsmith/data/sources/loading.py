@@ -1,16 +1,16 @@
-"""Sources: from the name of a dataset to its rows.
+"""Load the rows of one dataset by its name, and the rows that a run trains and evaluates on.
 
     name                                     rows
     builtin:house-style                      the pairs of the demo, as a list of dicts
-    pairs.jsonl  .json  .csv  .tsv  (.gz)    list of dicts (``files``)
-    pairs.parquet                            datasets.Dataset (``tables``)
-    a folder of such files                   those of the split (``splits``)
+    pairs.jsonl  .json  .csv  .tsv  (.gz)    list of dicts (files.py)
+    pairs.parquet                            datasets.Dataset (tables.py)
+    a folder of such files                   those of the split (splits.py)
     a folder made by save_to_disk            datasets.Dataset
     anything else                            datasets.Dataset, from the hub
 
     when streaming                           datasets.IterableDataset, whatever it is
 
-A single file is one split, however that is called; the name of a split may end in a slice: ``train[:100]``.
+A single file is one split, by any name; the name of a split may end in a slice: ``train[:100]``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ...errors import ConfigError, DataError
-from .files import PARQUET, kind_of_file, read_rows, require_path
+from .files import PARQUET, Row, kind_of_file, read_rows, require_path
 from .mixture import mix, mix_streams, parse_mixture
 from .splits import Split, files_of
 from .tables import is_saved_dataset, read_hub, read_parquet, read_saved
@@ -34,19 +34,17 @@ if TYPE_CHECKING:
 
     from ...config import ScriptArguments
 
-Row = dict[str, Any]
 Rows: TypeAlias = "list[Row] | datasets.Dataset | datasets.IterableDataset"
-HouseStyleSplit = Literal["train", "heldout"]
 
 BUILTIN = "builtin:"
 HOUSE_STYLE = "builtin:house-style"
-HOUSE_STYLE_SPLITS: dict[str, HouseStyleSplit] = {"train": "train", "test": "heldout", "heldout": "heldout"}
+HOUSE_STYLE_SPLITS: dict[str, Literal["train", "heldout"]] = {"train": "train", "test": "heldout", "heldout": "heldout"}
 BATCH_ROWS = 250  # a tenth of a second of work for the checks
 HUB_ID = re.compile(r"\w[\w.-]*(?:/[\w.-]+)?")
 
 
 def load_rows(name: str, *, config: str | None = None, split: str = "train", streaming: bool = False) -> Rows:
-    """The rows of one dataset.
+    """Load the rows of one dataset.
 
     Args:
         name: Hub id, file, folder, or ``builtin:house-style``.
@@ -68,6 +66,8 @@ def load_rows(name: str, *, config: str | None = None, split: str = "train", str
         if part.is_slice and streaming:
             raise DataError(f"{name}: split {split!r} is a slice, but a stream has no length; name a whole split")
         rows = _local_rows(name, part, streaming)
+        if isinstance(rows, FileRows):
+            rows = _stream_of(_from_files, rows.paths) if streaming else list(rows)
         if part.is_slice:
             positions = part.rows_of(len(rows))
             rows = rows[positions.start : positions.stop] if isinstance(rows, list) else rows.select(positions)
@@ -77,52 +77,37 @@ def load_rows(name: str, *, config: str | None = None, split: str = "train", str
     return rows
 
 
-class FileRows:
-    """The rows of text files, read one by one and anew each time they are iterated over.
-
-    Args:
-        paths: The files.
-    """
-
-    def __init__(self, paths: list[Path]):
-        self._names = [str(path) for path in paths]
-
-    def __iter__(self) -> Iterator[Row]:
-        return _from_files(self._names)
-
-
 def open_rows(name: str, *, config: str | None = None, split: str = "train") -> Rows | FileRows:
-    """The rows of one dataset, to be read several times without being held in memory.
+    """Open the rows of one dataset so that they can be read several times without being held in memory.
 
-    Args:
-        name: As for ``load_rows``.
-        config: Configuration of a hub dataset.
-        split: Split, or a slice of one, which is held in memory where it is one of text files.
-
-    Returns:
-        The rows; those of text files are read as they are needed, and may turn out to be none.
-
-    Raises:
-        DataError: The dataset is missing or unreadable, or has no such split.
+    Takes and raises what ``load_rows`` does. Rows of text files are read as they are needed, so that an empty file is
+    no error here; a slice of such a file is held in memory.
     """
     part = Split.parse(split)
-    if is_local(name) and not name.startswith(BUILTIN) and not part.is_slice:
-        path = Path(name).expanduser()
-        require_path(path)
-        if not (path.is_dir() and is_saved_dataset(path)):
-            paths, is_parquet = _data_files(path, part)
-            if not is_parquet:
-                return FileRows(paths)
+    if is_local(name) and not part.is_slice:
+        rows = _local_rows(name, part, streaming=False)
+        if isinstance(rows, FileRows):
+            return rows
     return load_rows(name, config=config, split=split)
 
 
+class FileRows:
+    """Rows of text files; every iteration reads the files again, row by row."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+
+    def __iter__(self) -> Iterator[Row]:
+        return _from_files(self.paths)
+
+
 def batches(rows: Rows | FileRows, share: int = 0, shares: int = 1) -> Iterator[tuple[int, list[Any]]]:
-    """Rows in batches of ``BATCH_ROWS``, of which one of several shares is wanted.
+    """Read rows in batches of ``BATCH_ROWS``, all of them or one of several shares.
 
     Args:
         rows: The rows.
         share: Which share.
-        shares: Of how many.
+        shares: How many shares there are; share k of n has the batches k, k + n, k + 2n, ...
 
     Yields:
         tuple[int, list[Any]]: Number of the first row, and the rows, as plain Python values.
@@ -133,8 +118,7 @@ def batches(rows: Rows | FileRows, share: int = 0, shares: int = 1) -> Iterator[
     elif not isinstance(rows, FileRows) and hasattr(rows, "__len__"):
         rows = rows.with_format(None)
         for start in range(share * BATCH_ROWS, len(rows), shares * BATCH_ROWS):
-            columns = rows[start : start + BATCH_ROWS]
-            yield start, [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            yield start, rows_of_columns(rows[start : start + BATCH_ROWS])
     else:
         stream, number = iter(rows if isinstance(rows, FileRows) else rows.with_format(None)), 0
         while batch := list(islice(stream, BATCH_ROWS)):
@@ -144,15 +128,28 @@ def batches(rows: Rows | FileRows, share: int = 0, shares: int = 1) -> Iterator[
 
 
 def numbered_rows(rows: Rows | FileRows) -> Iterator[tuple[int, Any]]:
-    """Yield all rows with their numbers, as plain Python values."""
+    """Read rows one by one, as plain Python values with their numbers."""
     for start, batch in batches(rows):
         yield from enumerate(batch, start)
+
+
+def rows_of_columns(columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+    """Turn a batch of columns, as ``datasets`` gives it, into rows."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def is_local(name: str) -> bool:
+    """Return whether the name is that of a built-in dataset or a path, rather than of a dataset on the hub."""
+    if name.startswith(BUILTIN) or HUB_ID.fullmatch(name) is None:
+        return True
+    path = Path(name)
+    return path.exists() or kind_of_file(path) is not None
 
 
 def load_datasets(
     arguments: ScriptArguments, *, seed: int, evaluate: bool
 ) -> tuple[Rows, Rows | dict[str, Rows] | None]:
-    """The training rows and, where wanted, the evaluation rows of a run.
+    """Load the training rows and, where wanted, the evaluation rows of a run.
 
     The evaluation rows are, in this order: ``test_split_size`` of the training rows, drawn with the seed;
     ``eval_dataset_name`` (several names, separated by commas, are several sets, each under its own name); the split
@@ -178,14 +175,6 @@ def load_datasets(
     return _training_rows(arguments, seed), evaluation
 
 
-def is_local(name: str) -> bool:
-    """Whether the name is that of a built-in dataset or a path, rather than of a dataset on the hub."""
-    if name.startswith(BUILTIN) or HUB_ID.fullmatch(name) is None:
-        return True
-    path = Path(name)
-    return path.exists() or kind_of_file(path) is not None
-
-
 def hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
     """Split rows into those to train on and those to evaluate on.
 
@@ -198,7 +187,7 @@ def hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
         The rows left to train on and the rows held out, both in their order.
 
     Raises:
-        ConfigError: The size is no such number, or leaves nothing to train on.
+        ConfigError: The size is neither a share nor a number of rows, or leaves nothing to train on.
     """
     is_share = 0 < size < 1
     if not is_share and not (size >= 1 and math.isfinite(size) and size == int(size)):
@@ -216,28 +205,19 @@ def hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
     return train, test
 
 
-def _local_rows(name: str, split: Split, streaming: bool) -> Any:
+def _local_rows(name: str, split: Split, streaming: bool) -> Rows | FileRows:
     if name.startswith(BUILTIN):
         rows = _builtin_rows(name, split)
-        return _stream_of(_from_list, tuple(rows)) if streaming else rows
+        return _stream_of(_from_memory, tuple(rows)) if streaming else rows
     path = Path(name).expanduser()
     require_path(path)
     if path.is_dir() and is_saved_dataset(path):
         return read_saved(path, split, streaming=streaming)
-    paths, is_parquet = _data_files(path, split)
-    if is_parquet:
-        return read_parquet(paths, streaming=streaming)
-    names = [str(file) for file in paths]
-    return _stream_of(_from_files, names) if streaming else list(_from_files(names))
-
-
-def _data_files(path: Path, split: Split) -> tuple[list[Path], bool]:
-    """The files that hold a split, and whether they are Parquet."""
     paths = files_of(path, split) if path.is_dir() else [path]
     parquet = [file for file in paths if kind_of_file(file) == PARQUET]
     if parquet and len(parquet) < len(paths):
         raise DataError(f"{path}: split {split.name!r} has Parquet beside other files; keep one kind of them")
-    return paths, bool(parquet)
+    return read_parquet(paths, streaming=streaming) if parquet else FileRows(paths)
 
 
 def _builtin_rows(name: str, split: Split) -> list[Row]:
@@ -250,17 +230,17 @@ def _builtin_rows(name: str, split: Split) -> list[Row]:
     return demo_pairs(HOUSE_STYLE_SPLITS[split.name])
 
 
-def _from_files(source: list[str]) -> Iterator[Row]:
-    for name in source:
-        yield from read_rows(Path(name))
+def _from_files(source: Iterable[Path]) -> Iterator[Row]:
+    for path in source:
+        yield from read_rows(path)
 
 
-def _from_list(source: tuple[Row, ...]) -> Iterator[Row]:
+def _from_memory(source: Iterable[Row]) -> Iterator[Row]:
     yield from source
 
 
 def _stream_of(reader: Any, source: Any) -> datasets.IterableDataset:
-    """A stream; where the source is a list, of files, its items are shards that several processes can share."""
+    """Make a stream; where the source is a list, of files, its items are shards that several processes can share."""
     import datasets
 
     return datasets.IterableDataset.from_generator(reader, gen_kwargs={"source": source})
@@ -279,12 +259,12 @@ def _require_consistent(arguments: ScriptArguments, evaluate: bool) -> None:
         )
     if not evaluate or arguments.test_split_size is not None or arguments.eval_dataset_name:
         return
-    way_out = "set test_split_size (such as 0.1) or eval_dataset_name, or turn evaluation off with eval_strategy: no"
+    advice = "set test_split_size (such as 0.1) or eval_dataset_name, or turn evaluation off with eval_strategy: no"
     if name is None:
-        raise ConfigError(f"evaluation is on, but a mixture has no test split; {way_out}")
+        raise ConfigError(f"evaluation is on, but a mixture has no test split; {advice}")
     is_file = not name.startswith(BUILTIN) and Path(name).expanduser().is_file()
     if is_file and not Split.parse(arguments.dataset_test_split).is_slice:
-        raise ConfigError(f"evaluation is on, but {name} is a single file and has no test split; {way_out}")
+        raise ConfigError(f"evaluation is on, but {name} is a single file and has no test split; {advice}")
 
 
 def _training_rows(arguments: ScriptArguments, seed: int) -> Rows:

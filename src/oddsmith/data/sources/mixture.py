@@ -1,12 +1,12 @@
-"""Mixtures: several datasets as one, in given shares.
+"""Mix several datasets into one, in given shares.
 
 Without weights every row of every dataset takes part. With weights, of which only the ratio counts, the mixture is as
 large as it can be without repeating a row: from dataset i with n_i rows and weight w_i
 
     k_i = round(w_i * T),   T = min over i of n_i / w_i
 
-rows are taken, drawn with the seed and kept in their order. The parts are interleaved evenly: row j of k_i stands at
-(j + 1/2) / k_i of the way.
+rows are drawn with the seed and kept in their order. The parts are interleaved evenly: row j of k_i gets the position
+(j + 1/2) / k_i.
 
     k = 4, 2     a a b a a b  ->  positions a 1/8 3/8 5/8 7/8, b 1/4 3/4  ->  a b a a b a
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-LARGEST_WEIGHT = 1e300
+MAX_WEIGHT = 1e300
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,9 @@ class Part:
 
 
 def parse_mixture(entries: Any) -> list[Part]:
-    """The parts of a mixture from the setting ``datasets``.
+    """Parse the setting ``datasets``: a list of paths or of objects with the fields of ``Part``, or its JSON text.
 
-    Args:
-        entries: A list of objects with the fields of ``Part`` or of bare paths, or JSON that spells one.
-
-    Returns:
-        At least one part.
-
-    Raises:
-        ConfigError: An entry has an unknown key or a wrong value, or only some have weights.
+    Entries with an unknown key or a wrong value, and weights of only some parts, raise a ``ConfigError``.
     """
     if isinstance(entries, str):
         try:
@@ -105,21 +98,21 @@ def _part(entry: Any, where: str) -> Part:
             raise ConfigError(f"{where}.{key} is {kind_of(value)}; expected text")
     weight = entry.get("weight")
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if weight is not None and not (is_number and 0 < weight < LARGEST_WEIGHT):
+    if weight is not None and not (is_number and 0 < weight < MAX_WEIGHT):
         raise ConfigError(f"{where}.weight is {weight!r}; expected a number above 0")
     return Part(**entry)
 
 
 def row_counts(totals: Sequence[int], weights: Sequence[float] | None) -> list[int]:
-    """How many rows each dataset gives to a mixture: k_i of the formula above, at least 1."""
+    """Return how many rows each dataset gives to a mixture: k_i of the formula above, at least 1."""
     if weights is None:
         return list(totals)
-    most = min(total / weight for total, weight in zip(totals, weights, strict=True))
-    return [max(1, round(weight * most)) for weight in weights]
+    scale = min(total / weight for total, weight in zip(totals, weights, strict=True))
+    return [max(1, round(weight * scale)) for weight in weights]
 
 
 def mix(parts: Sequence[Any], weights: Sequence[float] | None, seed: int) -> Any:
-    """Several datasets as one.
+    """Mix datasets that have a length.
 
     Args:
         parts: Lists of rows or ``datasets.Dataset``s, none of them empty.
@@ -148,7 +141,7 @@ def mix(parts: Sequence[Any], weights: Sequence[float] | None, seed: int) -> Any
 def mix_streams(
     streams: Sequence[datasets.IterableDataset], weights: Sequence[float] | None, seed: int
 ) -> datasets.IterableDataset:
-    """Several streams as one, by the rule above; the same rows in the same order for the same seed."""
+    """Mix streams by the rule above; the same seed gives the same rows in the same order."""
     import datasets
 
     # A tuple: lists in gen_kwargs are taken for shards.
@@ -159,20 +152,15 @@ def mix_streams(
 def _interleaved(
     streams: Sequence[Iterable[dict[str, Any]]], weights: Sequence[float] | None, seed: int
 ) -> Iterator[dict[str, Any]]:
-    if weights is None:
-        yield from _in_turns(streams)
-        return
-    iterators, draw = [iter(stream) for stream in streams], random.Random(seed)
-    while True:
-        (iterator,) = draw.choices(iterators, weights)
-        try:
-            yield next(iterator)
-        except StopIteration:
-            return
-
-
-def _in_turns(streams: Sequence[Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     iterators = [iter(stream) for stream in streams]
+    if weights is not None:
+        draw = random.Random(seed)
+        while True:
+            (iterator,) = draw.choices(iterators, weights)
+            try:
+                yield next(iterator)
+            except StopIteration:
+                return
     while iterators:
         for iterator in tuple(iterators):
             try:

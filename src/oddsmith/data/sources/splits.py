@@ -1,10 +1,10 @@
-"""Splits: which part of a dataset is meant by ``train``, ``test[:100]`` or ``train[10%:]``, and which files hold it.
+"""Find the part of a dataset that ``train``, ``test[:100]`` or ``train[10%:]`` names, and the files that hold it.
 
-The split of a file is told by its name, as on the hub:
+The name of a file tells its split, as on the hub:
 
-    train-00000-of-00003.parquet    train       a shard: what stands before the number
-    test_prefs.jsonl                test_prefs  its whole name, and also test
-    data/valid/part1.csv            validation  a word of its name, or of the folder it is in
+    train-00000-of-00003.parquet    train       a shard: the text before the number
+    test_prefs.jsonl                test_prefs  the whole name, and also test
+    data/valid/part1.csv            validation  a word of the name, or of the folder it is in
     pairs.jsonl                     train       where no file of the folder names a split
 
 Source: the repository structure that ``datasets`` documents.
@@ -28,8 +28,8 @@ WORDS = {
 SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}(?:-\w+)?")
 SPLIT = re.compile(r"(?P<name>\w[\w.-]*)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
-# Files beside the data whose suffix is that of data.
-NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+# Files beside the data that have a suffix of data.
+NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,7 @@ class Split:
 
     @classmethod
     def parse(cls, text: str) -> Split:
-        """The split that is written ``name`` or ``name[start:stop]``.
-
-        Args:
-            text: What the user wrote.
-
-        Returns:
-            The split.
-
-        Raises:
-            DataError: The text is neither.
-        """
+        """Parse ``name`` or ``name[start:stop]``; anything else is a ``DataError``."""
         match = SPLIT.fullmatch(text.strip())
         if match is None:
             raise DataError(
@@ -68,11 +58,11 @@ class Split:
 
     @property
     def is_slice(self) -> bool:
-        """Whether only some of the rows are meant."""
+        """Whether only some rows of the named part are meant."""
         return self.start is not None or self.stop is not None
 
     def rows_of(self, total: int) -> range:
-        """The row numbers that are meant among ``total``; shares are rounded to whole rows."""
+        """Return the row numbers of the slice among ``total`` rows; shares are rounded to whole rows."""
         return range(total)[slice(*(_position(bound, total) for bound in (self.start, self.stop)))]
 
 
@@ -82,22 +72,23 @@ def _position(bound: str | None, total: int) -> int | None:
     return round(total * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
 
 
-def files_by_split(folder: Path) -> dict[str, list[Path]]:
-    """The data files of a folder and its subfolders, by the name of each split that they belong to.
+def files_of(folder: Path, split: Split) -> list[Path]:
+    """Return the data files of a folder and its subfolders that hold a split, sorted by path.
 
     Args:
-        folder: The folder. Hidden files and folders are left out.
+        folder: The folder; hidden files and folders in it are left out.
+        split: The split.
 
     Returns:
-        Split names with their files, sorted by path.
+        At least one file.
 
     Raises:
-        DataError: The folder holds no file that could be read.
+        DataError: The folder holds no data, or no such split; the message names the splits that it holds.
     """
     paths = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and kind_of_file(path) and path.name not in NO_DATA
+        if path.is_file() and kind_of_file(path) and path.name not in NOT_DATA
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not paths:
@@ -106,30 +97,14 @@ def files_by_split(folder: Path) -> dict[str, list[Path]]:
     for path in paths:
         for name in _split_names(path.relative_to(folder)):
             splits.setdefault(name, []).append(path)
-    return splits or {"train": paths}
-
-
-def files_of(folder: Path, split: Split) -> list[Path]:
-    """The files of a folder that hold a split.
-
-    Args:
-        folder: The folder.
-        split: The split.
-
-    Returns:
-        At least one file.
-
-    Raises:
-        DataError: There is no such split; the message names those there are.
-    """
-    splits = files_by_split(folder)
+    splits = splits or {"train": paths}
     if split.name not in splits:
         raise DataError(f"{folder}: no split {split.name!r}; found {', '.join(sorted(splits))}")
     return splits[split.name]
 
 
 def _split_names(path: Path) -> Sequence[str]:
-    """Every name under which the split of a file may be asked for; none where the name says nothing."""
+    """Return every name of the split that a file belongs to; none where its path names no split."""
     stem = Path(path.name.removesuffix(".gz")).stem
     shard = SHARD.fullmatch(stem)
     if shard:

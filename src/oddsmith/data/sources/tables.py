@@ -1,7 +1,7 @@
-"""Tables: rows with a common schema, read by ``datasets``: Parquet files, saved datasets, the hub.
+"""Read rows that have a common schema with ``datasets``: Parquet files, folders of ``save_to_disk``, hub datasets.
 
-What goes wrong there is said again in a line or two. ``datasets`` is imported on use: a text file should not wait
-for it.
+Errors of ``datasets`` are shortened to one line. It is imported on use, so that reading a text file does not wait for
+the import.
 """
 
 from __future__ import annotations
@@ -20,45 +20,31 @@ if TYPE_CHECKING:
 
 Table: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
 
-# Written by save_to_disk: for one split, and for several.
-SAVED_SPLIT, SAVED_SPLITS = "state.json", "dataset_dict.json"
-
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether ``datasets`` wrote this folder with ``save_to_disk``."""
-    return any((folder / name).is_file() for name in (SAVED_SPLIT, SAVED_SPLITS))
+    """Return whether ``datasets`` wrote this folder with ``save_to_disk``: of one split, or of several."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def read_parquet(paths: list[Path], *, streaming: bool) -> Table:
-    """The rows of Parquet files of one schema, one file after the other.
-
-    Args:
-        paths: The files.
-        streaming: Read rows as they are needed.
-
-    Returns:
-        The rows.
-
-    Raises:
-        DataError: A file is damaged, or the schemas differ.
-    """
+    """Read Parquet files one after the other; a ``DataError`` names a damaged file, or files of different schemas."""
     import datasets
     from pyarrow.parquet import read_schema
 
-    for path in paths:  # datasets would name all files where one is damaged, and log it besides
-        with _said_plainly(str(path), "write the file again"):
+    for path in paths:  # datasets would name all files where one is damaged, and log the error
+        with _one_line_errors(str(path), "write the file again"):
             read_schema(path)
     names = [str(path) for path in paths]
-    with _said_plainly(", ".join(names), "expected Parquet files of one schema"):
+    with _one_line_errors(", ".join(names), "expected Parquet files of one schema"):
         return datasets.load_dataset("parquet", data_files={"rows": names}, split="rows", streaming=streaming)
 
 
 def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
-    """A split of what ``save_to_disk`` wrote; a folder of a single split is that split, whatever its name.
+    """Read a split of what ``save_to_disk`` wrote; the name does not matter where the folder has a single split.
 
     Args:
         folder: The folder.
-        split: The split; slices are the caller's.
+        split: The split; the caller applies its slice.
         streaming: Read rows as they are needed.
 
     Returns:
@@ -69,7 +55,7 @@ def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
     """
     import datasets
 
-    with _said_plainly(str(folder), "expected a folder made by save_to_disk"):
+    with _one_line_errors(str(folder), "expected a folder made by save_to_disk"):
         saved = datasets.load_from_disk(str(folder))
     if isinstance(saved, datasets.DatasetDict):
         if split.name not in saved:
@@ -79,12 +65,12 @@ def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
 
 
 def read_hub(name: str, config: str | None, split: str, *, streaming: bool) -> Table:
-    """A split of a dataset on the hub, or of its copy in the cache.
+    """Read a split of a hub dataset, from the hub or from the cache.
 
     Args:
         name: Id of the dataset.
-        config: One of its configurations.
-        split: One of its splits, as ``datasets.load_dataset`` reads it: slices and sums are fine.
+        config: Its configuration.
+        split: Its split, as ``datasets.load_dataset`` reads it; slices and sums are allowed.
         streaming: Read rows as they are needed.
 
     Returns:
@@ -100,12 +86,13 @@ def read_hub(name: str, config: str | None, split: str, *, streaming: bool) -> T
         raise DataError(f"dataset {name!r} is a reader of the datasets library and no dataset; name the file or folder")
     what = " ".join(part for part in (repr(name), config and f"configuration {config!r}", f"split {split!r}") if part)
     advice = "check the name, or give a local file (JSONL, JSON, CSV, Parquet) or folder instead"
-    with _said_plainly(f"dataset {what}: no file or folder of this name, and not loaded from the hub", advice):
+    with _one_line_errors(f"dataset {what}: no file or folder of this name, and not loaded from the hub", advice):
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
 
 
 @contextmanager
-def _said_plainly(where: str, advice: str) -> Iterator[None]:
+def _one_line_errors(where: str, advice: str) -> Iterator[None]:
+    """Turn errors of ``datasets`` and Arrow into a ``DataError`` of one line."""
     from datasets.exceptions import DatasetsError
     from pyarrow import ArrowException
 
@@ -113,16 +100,16 @@ def _said_plainly(where: str, advice: str) -> Iterator[None]:
         yield
     except ConnectionError as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-        found = (
-            "HF_HUB_OFFLINE is set, and it is not in the cache" if offline else f"no connection ({_in_a_line(error)})"
-        )
+        found = f"no connection ({_in_one_line(error)})"
+        if offline:
+            found = "HF_HUB_OFFLINE is set, and it is not in the cache"
         raise DataError(f"{where}: {found}; {advice}") from error
     except (DatasetsError, ArrowException, OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{where}: {_in_a_line(error)}; {advice}") from error
+        raise DataError(f"{where}: {_in_one_line(error)}; {advice}") from error
 
 
-def _in_a_line(error: Exception) -> str:
-    """What an error says, in one line; a bare "an error occurred" gives way to its cause."""
+def _in_one_line(error: Exception) -> str:
+    """Return the first two lines of an error as one; of a bare "an error occurred" those of its cause."""
     from datasets.exceptions import DatasetGenerationError
 
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error

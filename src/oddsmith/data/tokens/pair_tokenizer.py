@@ -28,9 +28,10 @@ from transformers import PreTrainedTokenizerBase
 from ...config import ORPOConfig
 from ...errors import ModelError
 from ..formats import PreferencePair
+from ..formats.messages import is_blank
 from ..formats.values import common_prefix_length
 from .pieces import ids_of_pieces, ids_of_texts
-from .rendering import RenderedPair, Renderer, Rendering, is_blank, tokenizer_name
+from .rendering import RenderedPair, Renderer, Rendering, tokenizer_name
 from .tokenized import Dropped, DropReason, TokenizedPair, Tokens, cut_pair, same_targets
 
 DEFAULT_COMPLETION_LENGTH = 128  # tokens; of encoder-decoder models, as in TRL

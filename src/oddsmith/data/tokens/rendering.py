@@ -183,17 +183,6 @@ def first_token_in(text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
     return min(found)[2] if found else None
 
 
-def is_blank(response: str | Sequence[Message]) -> bool:
-    """Whether a response says nothing: blank text, or a last turn with neither text, nor a call, nor reasoning."""
-    if isinstance(response, str):
-        return not response.strip()
-    if not response:
-        return True
-    last = response[-1]
-    says_more = any(value for key, value in last.items() if key not in ("role", "content", "name"))
-    return not last["content"].strip() and not says_more
-
-
 def _continues(prompt: Sequence[Message], response: Sequence[Message]) -> bool:
     """Whether the response goes on with the turn that the prompt ends with."""
     return bool(prompt) and prompt[-1]["role"] == response[0]["role"] == "assistant"
