@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oddsmith.export.gguf.convert import plan_conversion, write_gguf
 from oddsmith.export.gguf.llama_cpp import GgufModel
-from oddsmith.export.gguf.pre_tokenizers import PROBE, fingerprint, known_fingerprints
+from oddsmith.export.gguf.vocabulary import PROBE, fingerprint, known_fingerprints
 from oddsmith.model.loading.gguf import load_gguf_tokenizer
 from tests.llama_cpp_oracle import convert_with_llama_cpp, llama_cpp_source, read_fields, read_tensors
 from tests.tiny_families import FAMILIES, PRE, save_family

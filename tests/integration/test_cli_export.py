@@ -131,7 +131,7 @@ def test_mistakes_are_told_in_one_line(run, tmp_path, capsys, monkeypatch, mista
     (tmp_path / "file").write_text("x", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     if mistake == "a hub model":
-        monkeypatch.setattr("oddsmith.export.finished.find_base", lambda name: None)
+        monkeypatch.setattr("oddsmith.export.named_model.find_base", lambda name: None)
     before = left(run), left(tmp_path)
     places = {name: tmp_path / name for name in ("run", "file", "empty")}
     outcome = run_here(capsys, "export", *(word.format(**places) for word in words))

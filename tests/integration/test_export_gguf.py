@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oddsmith.export.gguf import convert, deploy, proof
+from oddsmith.export import divergence
+from oddsmith.export.gguf import convert, proof
+from oddsmith.export.gguf import export as export_module
 from oddsmith.export.gguf.llama_cpp import GgufModel
 from oddsmith.model.loading.models import load_model, load_tokenizer
 from tests.command import run_here
@@ -217,9 +219,9 @@ class TestFailed:
 
         before = left(run)
         if stage == "prove":
-            monkeypatch.setattr(deploy, "prove", interrupt)
+            monkeypatch.setattr(export_module, "prove", interrupt)
         else:
-            monkeypatch.setattr(deploy, {"convert": "write_gguf", "quantise": "quantise"}[stage], interrupt)
+            monkeypatch.setattr(export_module, {"convert": "write_gguf", "quantise": "quantise"}[stage], interrupt)
         assert run_here(capsys, "export", run, "--to", "gguf").code == 130
         assert left(run) == before
 
@@ -258,7 +260,7 @@ class TestConverter:
 
 
 def test_where_float32_does_not_fit_the_model_is_computed_in_16_bits(model, capsys, monkeypatch):
-    monkeypatch.setattr(proof, "free_bytes", lambda device: 1)
+    monkeypatch.setattr(divergence, "free_bytes", lambda device: 1)
     outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "f16")
     assert outcome.code == 0, outcome.err
     assert "computed in 16 bits" in outcome.out

@@ -20,14 +20,14 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import oddsmith.export.divergence as divergence_module
 import oddsmith.export.merge as merge_module
 from oddsmith.config import ModelConfig
 from oddsmith.errors import ConfigError, ExportError, ModelError
 from oddsmith.export.atomic import RECORD_FILE
 from oddsmith.export.divergence import divergence, logits_of
-from oddsmith.export.finished import find_finished, load_as_trained
-from oddsmith.export.merge import COMPUTED_IN_16_BITS, ROUNDED, merge_adapter
-from oddsmith.export.model_folder import write_model_folder
+from oddsmith.export.merge import MAX_KL, MAX_KL_COMPUTED_IN_16_BITS, merge_adapter, write_model_folder
+from oddsmith.export.named_model import find_model
 from oddsmith.model.adapters import add_adapter, get_quantization_config
 from oddsmith.model.loading.models import load_model
 from tests.command import save_model
@@ -44,6 +44,12 @@ MODEST = {"initializer_range": 0.1, "hidden_size": 64, "intermediate_size": 128}
 @pytest.fixture
 def base(tmp_path) -> Path:
     return save_model(tmp_path / "base", **MODEST)
+
+
+@pytest.fixture
+def run(base, tmp_path) -> Path:
+    """A finished LoRA run."""
+    return train_run(base, tmp_path / "run", {})
 
 
 def logits(name: object, **options) -> torch.Tensor:
@@ -70,12 +76,11 @@ def test_each_kind_of_adapter_computes_the_same_merged(base, tmp_path, kind):
     assert (expected - logits(base)).abs().max() > 0.05
     torch.testing.assert_close(logits(run / "merged"), expected, atol=2e-5, rtol=2e-5)
     assert report.merged.kl < 1e-9
-    assert report.written.kl <= ROUNDED["float32"] == report.tolerance
+    assert report.written.kl <= MAX_KL["float32"] == report.tolerance
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", None])
-def test_weights_are_the_float32_sum_rounded_once(base, tmp_path, dtype):
-    run = train_run(base, tmp_path / "run", {})
+def test_weights_are_the_float32_sum_rounded_once(base, run, tmp_path, dtype):
     report = merge_adapter(str(run), tmp_path / "merged", dtype=dtype)
     assert report.dtype == (dtype or "bfloat16")
     adapter = load_file(run / "adapter_model.safetensors")
@@ -102,9 +107,9 @@ def test_a_base_in_16_bits_is_merged_in_float32_and_keeps_its_type(tmp_path):
 
 def test_without_memory_for_float32_everything_is_compared_in_16_bits(base, tmp_path, monkeypatch):
     run = train_run(base, tmp_path / "run", {}, dtype="bfloat16")
-    monkeypatch.setattr(merge_module, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(divergence_module, "free_bytes", lambda device: 0)
     report = merge_adapter(str(run), tmp_path / "merged")
-    assert (report.compute_dtype, report.tolerance) == ("bfloat16", COMPUTED_IN_16_BITS)
+    assert (report.compute_dtype, report.tolerance) == ("bfloat16", MAX_KL_COMPUTED_IN_16_BITS)
     in_float32 = merge_adapter(str(run), tmp_path / "other", dtype="float32")
     assert in_float32.compute_dtype == "float32"
     weights, exact = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "other"))
@@ -228,8 +233,7 @@ def test_a_gguf_file_itself_is_no_run(tmp_path):
 # ---- What lies in the folder
 
 
-def test_transformers_alone_loads_it_with_tokenizer_and_template(base, tmp_path):
-    run = train_run(base, tmp_path / "run", {})
+def test_transformers_alone_loads_it_with_tokenizer_and_template(run, tmp_path):
     report = merge_adapter(str(run), run / "merged")
     model = AutoModelForCausalLM.from_pretrained(run / "merged")
     tokenizer = AutoTokenizer.from_pretrained(run / "merged")
@@ -262,9 +266,8 @@ def test_the_end_of_turn_that_was_trained_on_ends_answers(tmp_path):
     assert not settings._from_model_config  # or config.json would decide
 
 
-def test_the_sentencepiece_file_of_the_base_comes_along(base, tmp_path):
+def test_the_sentencepiece_file_of_the_base_comes_along(base, run):
     (base / "tokenizer.model").write_bytes(b"pieces")
-    run = train_run(base, tmp_path / "run", {})
     merge_adapter(str(run), run / "merged")
     assert (run / "merged" / "tokenizer.model").read_bytes() == b"pieces"
 
@@ -283,8 +286,7 @@ def test_a_checkpoint_is_as_good_as_a_run(base, tmp_path):
     torch.testing.assert_close(logits(tmp_path / "merged"), logits(run / "checkpoint-1"), atol=2e-5, rtol=2e-5)
 
 
-def test_a_merged_folder_can_be_exported_again(base, tmp_path):
-    run = train_run(base, tmp_path / "run", {})
+def test_a_merged_folder_can_be_exported_again(run):
     merge_adapter(str(run), run / "merged", dtype="float32")
     again = merge_adapter(str(run / "merged"), run / "merged", dtype="float32", overwrite=True)
     assert again.written.kl == 0
@@ -302,9 +304,9 @@ def four_bit_run(base, tmp_path) -> Path:
 
 
 def test_a_run_on_4_bits_is_known_and_comes_back_as_it_was_trained(four_bit_run):
-    finished = find_finished(str(four_bit_run))
-    assert (finished.kind, finished.bits) == ("adapter", 4)
-    layer = load_as_trained(finished).base_model.model.model.layers[0].mlp.up_proj.base_layer
+    found = find_model(str(four_bit_run))
+    assert (found.kind, found.bits) == ("adapter", 4)
+    layer = found.load_as_trained().base_model.model.model.layers[0].mlp.up_proj.base_layer
     assert type(layer).__name__ == "Linear4bit"
     assert layer.weight.quant_state.nested
 
@@ -325,7 +327,7 @@ def test_or_into_what_the_4_bits_stand_for(four_bit_run):
     # What is left between them is that the trained one computes in bfloat16.
     assert report.from_trained.kl < there.from_trained.kl / 10
     with torch.no_grad():
-        trained = load_as_trained(find_finished(str(four_bit_run)))(IDS).logits.float()
+        trained = find_model(str(four_bit_run)).load_as_trained()(IDS).logits.float()
     assert (logits(four_bit_run / "merged") - trained).abs().max() < 0.05 * trained.abs().max()
     assert "quantization_config" not in json.loads((four_bit_run / "merged" / "config.json").read_text())
 
@@ -349,8 +351,7 @@ def test_without_bitsandbytes_it_merges_and_says_what_it_could_not_measure(four_
 # ---- What stands in the way
 
 
-def test_a_merge_that_computes_something_else_never_appears(base, tmp_path, monkeypatch):
-    run = train_run(base, tmp_path / "run", {})
+def test_a_merge_that_computes_something_else_never_appears(run, monkeypatch):
     monkeypatch.setattr(merge_module, "merge_weights", lambda model, dtype: model.unload())
     with pytest.raises(
         ExportError, match=r"the merged model does not compute .*: KL [\d.e-]+ a token, expected at most"
@@ -359,8 +360,7 @@ def test_a_merge_that_computes_something_else_never_appears(base, tmp_path, monk
     assert not list(run.glob("merged*"))
 
 
-def test_a_model_that_was_written_wrong_never_appears(base, tmp_path, monkeypatch):
-    run = train_run(base, tmp_path / "run", {})
+def test_a_model_that_was_written_wrong_never_appears(run, monkeypatch):
 
     def lose_a_layer(model, *arguments, **options):
         model.model.layers[1].mlp.up_proj.weight.data.zero_()
@@ -394,9 +394,8 @@ def test_an_unknown_dtype_is_known_before_anything_is_loaded(tmp_path):
         merge_adapter("nothing/here", tmp_path / "merged", dtype="int8")
 
 
-def test_tolerances_lie_between_rounding_and_another_model(base, tmp_path):
+def test_tolerances_lie_between_rounding_and_another_model(run):
     """bfloat16's own error stays well below its tolerance; one forgotten layer lies far above both."""
-    run = train_run(base, tmp_path / "run", {})
     report = merge_adapter(str(run), run / "merged", dtype="bfloat16")
     ids = [IDS[0].tolist()]
     model = load_model(str(run))
@@ -407,6 +406,6 @@ def test_tolerances_lie_between_rounding_and_another_model(base, tmp_path):
     with torch.no_grad():
         model.base_model.model.model.layers[0].mlp.down_proj.base_layer.weight.zero_()
     without_a_weight = divergence(whole, logits_of(model, ids), ids).kl
-    assert report.written.kl < ROUNDED["bfloat16"] / 4
-    assert without_an_update > ROUNDED["float32"] * 1000
-    assert without_a_weight > ROUNDED["bfloat16"] * 4
+    assert report.written.kl < MAX_KL["bfloat16"] / 4
+    assert without_an_update > MAX_KL["float32"] * 1000
+    assert without_a_weight > MAX_KL["bfloat16"] * 4

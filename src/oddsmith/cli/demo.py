@@ -22,7 +22,7 @@ from ..config import ModelConfig, ORPOConfig
 from ..data.builtin import demo_pairs
 from ..data.builtin.style import keeps_style
 from ..errors import UsageError
-from ..export.gguf.deploy import export_gguf
+from ..export.gguf.export import export_gguf
 from ..inference.chat.backends import Sampling, open_backend
 from ..inference.chat.conversation import Conversation
 from ..model.adapters import get_peft_config

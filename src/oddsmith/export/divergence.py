@@ -1,4 +1,4 @@
-"""How far apart two forms of one model are: on a few texts that come with Oddsmith, token by token.
+"""Measure how far apart two forms of one model are, on a few texts that come with Oddsmith.
 
     KL(reference || other) = sum over the vocabulary of p (log p - log q), in float64; mean and maximum over tokens
 
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# A little of everything that a model meets, about 60 tokens each: talk, prose, advice, code, figures, other languages.
+from ..model.logprobs.token_budget import free_bytes
+
+# About 60 tokens each: a conversation, prose, advice, code, figures, other languages.
 TEXTS = (
     "User: My tomatoes have yellow leaves at the bottom. What should I do?\nAssistant: Yellow lower leaves often mean"
     " too much water. Let the soil dry a little between waterings, and remove the leaves that touch the ground.",
@@ -29,6 +31,8 @@ TEXTS = (
     "Guten Morgen! Der Zug nach Leipzig fährt heute von Gleis 7 ab. ¿Dónde está la estación, por favor? Elle arrive à"
     " midi. 今天天气很好，我们去公园散步吧。",
 )
+# Share of the free memory that weights may take; logits and what a layer needs come on top of them.
+USABLE_MEMORY = 0.9
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class Divergence:
 
     Args:
         tokens: Number of tokens.
-        kl: Mean KL divergence a token, in nats.
-        kl_max: The largest of a single token.
-        same_top: Share of the tokens for which both find the same next token most likely.
+        kl: Mean KL divergence per token, in nats.
+        kl_max: The largest KL divergence of a single token.
+        same_top: Share of the tokens after which both models find the same token most likely.
         perplexity: exp of the mean negative log-likelihood of the texts under the reference.
         perplexity_other: The same under the other model.
     """
@@ -53,20 +57,20 @@ class Divergence:
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The texts as tokens, with the special tokens that the tokenizer begins texts with."""
+    """Return the token ids of the texts, with the special tokens that the tokenizer begins texts with."""
     return [tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+def fits_in_memory(weights_bytes: int) -> bool:
+    """Return whether so many bytes of weights fit into the free memory of the CPU, and a forward pass with them."""
+    return weights_bytes < USABLE_MEMORY * free_bytes(torch.device("cpu"))
 
 
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """What a model says to each text.
+    """Return the logits of a model in evaluation mode on each text: float32 ``[T, V]``, on the CPU.
 
-    Args:
-        model: In evaluation mode. An encoder-decoder model reads the text in both of its halves.
-        ids: Token ids of the texts.
-
-    Returns:
-        A float32 tensor [T, V] a text, on the CPU.
+    An encoder-decoder model reads the text in both of its halves.
     """
     logits = []
     for text in ids:
@@ -81,23 +85,23 @@ def divergence(
     other: Sequence[torch.Tensor] | Callable[[Sequence[int]], torch.Tensor],
     ids: Sequence[Sequence[int]],
 ) -> Divergence:
-    """Compare what two models say to the same texts.
+    """Compare the logits of two models on the same texts.
 
     Args:
-        reference: Logits [T, V] a text.
+        reference: Logits ``[T, V]`` of each text.
         other: The same of the other model, or a function that computes them from a text's ids. Where one model has
             more entries in its vocabulary, those that both have are compared: the rest is padding.
         ids: Token ids of the texts.
 
     Returns:
-        The comparison. Figures are NaN where a logit is not finite.
+        The comparison. Figures are NaN where a logit is NaN or infinite.
     """
     kl_T, same_T, nll_T, nll_other_T = [], [], [], []
     for i, text in enumerate(ids):
         other_TV = other(text) if callable(other) else other[i]
         entries = min(reference[i].shape[-1], other_TV.shape[-1])
         logp_TV, logq_TV = (logits[:, :entries].double().log_softmax(-1) for logits in (reference[i], other_TV))
-        # What is impossible (log p = -inf) adds nothing; rounding can take a KL of nothing below 0.
+        # An impossible token (log p = -inf) adds nothing; rounding can take a KL of 0 below 0.
         gap_TV = (logp_TV - logq_TV).masked_fill(logp_TV == -math.inf, 0.0)
         kl_T.append((logp_TV.exp() * gap_TV).sum(-1).clamp_min(0))
         same_T.append((logp_TV.argmax(-1) == logq_TV.argmax(-1)).double())
@@ -110,11 +114,6 @@ def divergence(
         kl=kl.mean().item(),
         kl_max=kl.max().item(),
         same_top=same.mean().item(),
-        perplexity=_exp(torch.cat(nll_T).mean().item()),
-        perplexity_other=_exp(torch.cat(nll_other_T).mean().item()),
+        perplexity=torch.cat(nll_T).mean().exp().item(),
+        perplexity_other=torch.cat(nll_other_T).mean().exp().item(),
     )
-
-
-def _exp(nll: float) -> float:
-    """``exp``, or infinity where it is too large for a float."""
-    return math.exp(nll) if nll < 700 else math.inf

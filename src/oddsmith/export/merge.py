@@ -1,57 +1,60 @@
-"""A run as one ordinary model folder, proved before it appears.
+"""Merge an adapter into its base and write one ordinary model folder, checked before it appears.
 
-    base + adapter -> logits on a few texts             what it has to compute
-    merged in float32 -> the same logits                 ROUNDED[float32], or it fails
-    cast, written beside, loaded again -> logits again   ROUNDED[dtype], or it fails
-    renamed
+    base + adapter -> logits on a few texts              what the merged model has to compute
+    merged in float32 -> the same logits                 KL at most MAX_KL["float32"], or the export fails
+    cast, written, loaded again -> the same logits       KL at most MAX_KL[dtype], or the export fails
 
-An adapter that was trained on a 4-bit base is another function on the 16-bit base. Which of the two it becomes is the
-caller's choice; how far it then is from the model as it was trained is measured.
+An adapter that was trained on a 4-bit base is another function on the 16-bit base. The caller chooses which of the two
+it is merged into; the distance to the model as it was trained is measured.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
 from ..errors import ConfigError, ExportError, MissingExtraError
 from ..model.generation import end_tokens
 from ..model.loading.models import load_model, load_tokenizer
-from ..model.logprobs.token_budget import free_bytes
+from ..model.loading.place import locate
+from ..model.loading.quiet import no_progress_bars
 from ..model.merging import cast_parameters, is_tied, merge_weights
 from ..system.run_folder import read_events
-from ..training.card import write_card
+from ..training.card import CardFacts, card_names, write_card
 from .atomic import RECORD_FILE, require_space, write_folder
-from .divergence import Divergence, divergence, logits_of, text_ids
-from .finished import Finished, card_facts, find_finished, load_as_trained, quantization_config, require_weights
-from .model_folder import keep_files, write_model_folder
+from .divergence import Divergence, divergence, fits_in_memory, logits_of, text_ids
+from .named_model import NamedModel, find_model
 
 MergeInto = Literal["16bit", "dequantized"]
+OnStage = Callable[[str, Any], None]
 DTYPES = ("bfloat16", "float16", "float32")
 
-# Mean KL a token, in nats. Sums in another order were off by 1e-11 on SmolLM2-135M, weights rounded to 16 bits by 8e-5
-# to 4e-4 (bfloat16) and 3e-6 (float16). That the merge is right is shown in float32; what can still go wrong when
-# weights are written (one is missing, too large or somewhere else) is off by far more than these allow for.
-ROUNDED = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2}
-# Where float32 does not fit into memory everything is computed in 16 bits, which by itself is off by 2e-3 there.
-COMPUTED_IN_16_BITS = 3e-2
-# Of what is free; logits and one layer in float32 come on top of the weights.
-USABLE_MEMORY = 0.9
+# Mean KL per token, in nats. On SmolLM2-135M summing in another order costs 1e-11, rounding the weights 8e-5 to 4e-4
+# (bfloat16) or 3e-6 (float16). The merge itself is checked in float32; what can still go wrong when weights are written
+# (one is missing, too large or somewhere else) costs far more than these allow.
+MAX_KL = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2}
+# Where float32 does not fit into memory everything is computed in 16 bits, which by itself costs 2e-3 there.
+MAX_KL_COMPUTED_IN_16_BITS = 3e-2
+
+# transformers reads it and does not write it again; llama.cpp's converter needs it.
+SENTENCEPIECE_FILE = "tokenizer.model"
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What became of a run.
+    """What was merged, and how close the result is.
 
     Args:
         name: What was merged, as it was given.
@@ -60,18 +63,18 @@ class MergeReport:
         dtype: Type of the weights.
         merge_into: The base that was merged into.
         parameters: Number of parameters.
-        size_bytes: Of the weights.
-        compute_dtype: Type that everything was compared in.
-        merged: The merged model against base + adapter, before it was cast; ``None`` where nothing was merged.
-        written: The model that was loaded again, against base + adapter.
-        tolerance: The KL up to which ``written`` passes.
-        bits: Of a weight of the base in training.
-        from_trained: The model that was loaded again, against the model as it was trained, where that is another one;
+        size_bytes: Size of the weights.
+        compute_dtype: Type in which everything was compared.
+        merged: The merged model before the cast, against base + adapter; ``None`` where nothing was merged.
+        written: The model loaded again from the folder, against base + adapter.
+        tolerance: The largest KL of ``written`` that passes.
+        bits: Bits per weight of the base in training.
+        from_trained: The model loaded again, against the model as it was trained, where that is another one;
             ``None`` also where it cannot be loaded here (``trained_missing`` says why).
         trained_missing: Why the model as trained could not be measured.
         is_tied: Whether embedding and head are one weight.
-        end_tokens: Ids that end an answer.
-        seconds: All of it.
+        end_tokens: Ids of the tokens that end an answer.
+        seconds: Duration of the export.
     """
 
     name: str
@@ -92,10 +95,6 @@ class MergeReport:
     end_tokens: list[int]
     seconds: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
 
 def merge_adapter(
     name: str,
@@ -105,11 +104,11 @@ def merge_adapter(
     merge_into: MergeInto = "16bit",
     overwrite: bool = False,
     title: str | None = None,
-    on_stage: Callable[[str, Any], None] = lambda stage, detail: None,
+    on_stage: OnStage = lambda stage, detail: None,
 ) -> MergeReport:
     """Write a run as an ordinary model folder: weights, tokenizer, chat template, generation settings.
 
-    A model that was trained whole is cast and copied by the same road.
+    A model that was trained whole is only cast and copied.
 
     Args:
         name: Run folder, checkpoint, adapter or model.
@@ -117,17 +116,17 @@ def merge_adapter(
         dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``; by default the 16-bit type that the base is loaded in,
             bfloat16 for a base in float32.
         merge_into: For an adapter that was trained on a quantised base: the base in 16 bits, or what the quantised
-            weights stand for. Else without effect.
+            weights stand for. Without effect otherwise.
         overwrite: Whether an earlier export in ``folder`` may be replaced.
         title: What the model card calls it, such as its id on the hub; the run's name by default.
-        on_stage: Called with ``("load", Finished)``, ``("trained", Finished)``, ``("merge", Finished)``,
-            ``("write", folder)``, ``("check", folder)`` as it goes on.
+        on_stage: Called with ``("load", NamedModel)``, ``("trained", NamedModel)``, ``("merge", NamedModel)``,
+            ``("write", folder)``, ``("check", folder)`` when the stage begins.
 
     Returns:
-        What was done, with the proof.
+        The measured distances and what was written.
 
     Raises:
-        ModelError: Nothing is there that can be merged, or its base is missing or another one.
+        ModelError: There is no model that can be merged, or its base is missing or another one.
         ConfigError: An unknown dtype, or a folder that cannot be written to.
         ExportError: No room, or the result does not compute what base and adapter do. Nothing is left then.
     """
@@ -135,26 +134,26 @@ def merge_adapter(
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype is {dtype!r}; expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     with write_folder(folder, overwrite=overwrite) as partial:
-        finished = find_finished(name)
-        require_weights(finished)
+        source = find_model(name)
+        source.require_weights()
         tokenizer = load_tokenizer(name)
         ids = text_ids(tokenizer)
-        trained, trained_missing = _trained_logits(finished, ids, on_stage)
-        on_stage("load", finished)
-        model, wanted, compute = _load(finished, dtype, merge_into)
+        trained, trained_missing = _trained_logits(source, ids, on_stage)
+        on_stage("load", source)
+        model, wanted, compute = _load(source, dtype, merge_into)
         require_space(folder, model.num_parameters() * wanted.itemsize)
         reference = logits_of(model, ids)
         merged = None
         if isinstance(model, PeftModel):
-            on_stage("merge", finished)
+            on_stage("merge", source)
             model = merge_weights(model, compute)
             cast_parameters(model, compute)
             merged = divergence(reference, logits_of(model, ids), ids)
-            _require(merged, _tolerance(torch.float32, compute), "the merged model")
+            _require(merged, _max_kl(torch.float32, compute), "the merged model")
         on_stage("write", folder)
         ends = end_tokens(model, tokenizer)
         write_model_folder(model, tokenizer, partial, dtype=wanted, end_tokens=ends)
-        keep_files(partial, [finished.name, *([finished.base] if finished.base else [])])
+        _copy_sentencepiece_file(partial, [source.name, *([source.base] if source.base else [])])
         del model
         gc.collect()  # two of them might not fit
         on_stage("check", folder)
@@ -163,16 +162,16 @@ def merge_adapter(
         report = MergeReport(
             name=name,
             folder=str(folder),
-            base=finished.base,
+            base=source.base,
             dtype=_name(wanted),
-            merge_into=merge_into if finished.quantization else "16bit",
+            merge_into=merge_into if source.quantization else "16bit",
             parameters=model.num_parameters(),
             size_bytes=sum(file.stat().st_size for file in partial.glob("*.safetensors")),
             compute_dtype=_name(compute),
             merged=merged,
             written=divergence(reference, again, ids),
-            tolerance=_tolerance(wanted, compute),
-            bits=finished.bits,
+            tolerance=_max_kl(wanted, compute),
+            bits=source.bits,
             from_trained=divergence(trained, again, ids) if trained else None,
             trained_missing=trained_missing,
             is_tied=is_tied(model),
@@ -181,64 +180,135 @@ def merge_adapter(
         )
         _require(report.written, report.tolerance, f"the model as {report.dtype}")
         _write_record(partial, report)
-        facts = card_facts(
-            finished, "merged", title, tokenizer,
-            is_encoder_decoder=model.config.is_encoder_decoder, notes=_notes(report),
-        )  # fmt: skip
-        write_card(partial, facts, read_events(finished.run) if finished.run else [])
+        _write_card(partial, report, source, title, tokenizer, is_encoder_decoder=model.config.is_encoder_decoder)
     return report
 
 
 def _trained_logits(
-    finished: Finished, ids: Sequence[Sequence[int]], on_stage: Callable[[str, Any], None]
+    source: NamedModel, ids: Sequence[Sequence[int]], on_stage: OnStage
 ) -> tuple[list[torch.Tensor] | None, str | None]:
-    """What a model on a quantised base said as it was trained; else, or without bitsandbytes, nothing, and why."""
-    if not finished.quantization:
+    """Return the logits of a model trained on a quantised base, in those bits; else ``None``, and why if it matters."""
+    if not source.quantization:
         return None, None
-    on_stage("trained", finished)
+    on_stage("trained", source)
     try:
-        return logits_of(load_as_trained(finished), ids), None
+        return logits_of(source.load_as_trained(), ids), None
     except MissingExtraError as error:
         return None, str(error)
 
 
 def _load(
-    finished: Finished, dtype: str | None, merge_into: MergeInto
+    source: NamedModel, dtype: str | None, merge_into: MergeInto
 ) -> tuple[PreTrainedModel | PeftModel, torch.dtype, torch.dtype]:
-    """The model to merge, the type it is wanted in, and the type to compute in.
+    """Return the model to merge, the type that its weights get, and the type to compute in.
 
-    The base comes in the type it was trained in: PiSSA takes the adapter's start out of exactly these weights.
+    The base is loaded in the type it was trained in: PiSSA subtracts the adapter's start from exactly these weights.
     """
-    record = finished.record
+    record = source.record
     loaded = record.dtype if record and record.dtype else "auto"
-    quantised = quantization_config(finished) if merge_into == "dequantized" else None
-    # Unpacked in any case: a base that is only published in 4 bits has no other weights.
-    model = load_model(finished.name, dtype=loaded, dequantize=True, quantization_config=quantised)
+    quantised = source.quantization_config() if merge_into == "dequantized" else None
+    # Dequantised in any case: a base that is only published in 4 bits has no other weights.
+    model = load_model(source.name, dtype=loaded, dequantize=True, quantization_config=quantised)
     wanted = getattr(torch, dtype) if dtype else (model.dtype if model.dtype.itemsize == 2 else torch.bfloat16)
     held_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    fits = model.num_parameters() * 4 - held_bytes < USABLE_MEMORY * free_bytes(torch.device("cpu"))
+    fits = fits_in_memory(model.num_parameters() * 4 - held_bytes)
     compute = torch.float32 if fits or wanted == torch.float32 else wanted
     if compute == torch.float32:
         model.float()
     return model.eval(), wanted, compute
 
 
-def _tolerance(dtype: torch.dtype, compute: torch.dtype) -> float:
-    """The largest KL that weights of a type may cost, where everything is computed in another."""
-    return ROUNDED[_name(dtype)] if compute == torch.float32 else COMPUTED_IN_16_BITS
+def _max_kl(dtype: torch.dtype, compute: torch.dtype) -> float:
+    return MAX_KL[_name(dtype)] if compute == torch.float32 else MAX_KL_COMPUTED_IN_16_BITS
 
 
-def _require(found: Divergence, limit: float, what: str) -> None:
-    if not found.kl <= limit:  # not a number is no proof either
+def _require(found: Divergence, max_kl: float, what: str) -> None:
+    if not found.kl <= max_kl:  # NaN fails too
         reason = "some of its numbers are too large for its type; try --dtype bfloat16" if found.kl != found.kl else ""
         raise ExportError(
-            f"{what} does not compute what base and adapter do: KL {found.kl:.2g} a token, expected at most {limit:.0e}"
-            + (f" ({reason})" if reason else "; nothing was written")
+            f"{what} does not compute what base and adapter do: KL {found.kl:.2g} a token, expected at most"
+            f" {max_kl:.0e}" + (f" ({reason})" if reason else "; nothing was written")
         )
 
 
-def _notes(report: MergeReport) -> list[str]:
-    """What the model card says of the weights."""
+def write_model_folder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    end_tokens: list[int],
+) -> None:
+    """Write weights, configuration, generation settings, tokenizer and chat template, for ``from_pretrained``.
+
+    Args:
+        model: The model; its weights are cast in place.
+        tokenizer: Its tokenizer.
+        folder: An empty folder.
+        dtype: Type of the weights.
+        end_tokens: Ids that end an answer: the one that a run has taught may not be among those of the base.
+    """
+    cast_parameters(model, dtype)
+    model.config.dtype = dtype
+    settings = model.generation_config
+    if settings is not None:
+        settings._from_model_config = False  # else generate would take the end from config.json
+        settings.eos_token_id = end_tokens if len(end_tokens) > 1 else end_tokens[0]
+        if settings.pad_token_id is None:
+            settings.pad_token_id = tokenizer.pad_token_id
+        try:
+            settings.validate(strict=True)
+        except ValueError:  # a temperature without do_sample: transformers refuses to write it
+            settings.do_sample = True
+    with no_progress_bars():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _copy_sentencepiece_file(folder: Path, names: Iterable[str]) -> None:
+    """Copy the tokenizer's SentencePiece file from the first of the named models that has it."""
+    for place in map(locate, names):
+        found = Path(place) / SENTENCEPIECE_FILE
+        if not Path(place).exists():  # an id on the hub
+            cached = try_to_load_from_cache(place, SENTENCEPIECE_FILE)
+            found = Path(cached) if isinstance(cached, str) else found
+        if found.is_file():
+            shutil.copyfile(found, folder / SENTENCEPIECE_FILE)
+            return
+
+
+def _write_record(folder: Path, report: MergeReport) -> None:
+    """Write ``export.json``, the measurements. The folder may be published, so it names no places on this machine."""
+    proof = {key: value for key, value in asdict(report).items() if key not in ("name", "folder", "base", "seconds")}
+    text = json.dumps({"oddsmith": __version__, "kind": "merged", **proof}, indent=2)
+    (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _write_card(
+    folder: Path,
+    report: MergeReport,
+    source: NamedModel,
+    title: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    is_encoder_decoder: bool,
+) -> None:
+    """Write the model card, with the names that the run's own card has."""
+    origin = source.run or Path(source.place)
+    base, datasets = card_names(origin)
+    facts = CardFacts(
+        title or (origin.resolve().name if origin.exists() else source.name),
+        "merged",
+        base_model=base or source.base,
+        datasets=datasets,
+        has_chat_template=tokenizer.chat_template is not None,
+        is_encoder_decoder=is_encoder_decoder,
+        notes=_card_notes(report),
+    )
+    write_card(folder, facts, read_events(source.run) if source.run else [])
+
+
+def _card_notes(report: MergeReport) -> list[str]:
     if report.base is None:
         return [f"Weights in {report.dtype}."]
     notes = [
@@ -252,13 +322,6 @@ def _notes(report: MergeReport) -> list[str]:
         )
         notes.append(f"The adapter was trained on a base in {report.bits} bits, and merged into {into}{measured}.")
     return notes
-
-
-def _write_record(folder: Path, report: MergeReport) -> None:
-    """``export.json``: the proof. The folder may be published, so no names of places on this machine."""
-    proof = {key: value for key, value in report.to_dict().items() if key not in ("name", "folder", "base", "seconds")}
-    text = json.dumps({"oddsmith": __version__, "kind": "merged", **proof}, indent=2)
-    (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _name(dtype: torch.dtype) -> str:

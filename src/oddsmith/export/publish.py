@@ -1,4 +1,4 @@
-"""The last step of an export, after everything is verified: its folder goes to the Hugging Face hub."""
+"""Upload a verified export to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,13 +14,9 @@ from ..errors import ConfigError, ExportError
 
 
 def require_publishable(repository: str) -> None:
-    """Refuse what would fail at the end of a long export; asks nobody.
+    """Raise ``ConfigError`` for an upload to ``owner/name`` that would fail at the end of a long export.
 
-    Args:
-        repository: ``owner/name`` on the hub.
-
-    Raises:
-        ConfigError: Not a possible name, no login, or the hub is switched off.
+    Checked without the network: whether the name is possible, there is a login, and the hub is not switched off.
     """
     try:
         validate_repo_id(repository)
@@ -33,18 +29,7 @@ def require_publishable(repository: str) -> None:
 
 
 def publish(folder: Path, repository: str) -> str:
-    """Upload a finished folder. A repository that is new is private: its owner may open it.
-
-    Args:
-        folder: What to upload; all of it.
-        repository: ``owner/name`` on the hub.
-
-    Returns:
-        The address of the repository.
-
-    Raises:
-        ExportError: It was not uploaded. The folder is as it was.
-    """
+    """Upload a folder to ``owner/name`` and return the address; a new repository is private."""
     api = HfApi()
     with upload_failures(folder, repository):
         url = api.create_repo(repository, private=True, exist_ok=True)
@@ -54,15 +39,7 @@ def publish(folder: Path, repository: str) -> str:
 
 @contextmanager
 def upload_failures(folder: Path, repository: str) -> Iterator[None]:
-    """Say in one line that a folder is complete but was not uploaded, and how to do it later.
-
-    Args:
-        folder: The folder.
-        repository: ``owner/name`` on the hub.
-
-    Raises:
-        ExportError: The hub, or the way to it, failed.
-    """
+    """Turn a failed upload into an ``ExportError`` that says how to upload the complete folder later."""
     try:
         yield
     except (hub_errors.HfHubHTTPError, OSError, ValueError) as error:  # ValueError: the hub refuses the card

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..export.finished import find_finished, quantization_config
+from ..export.named_model import find_model
 from ..model.loading.models import load_model, load_tokenizer
 from ..model.loading.place import locate
 from ..system.precision import best_precision
@@ -32,7 +32,7 @@ def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     An adapter is put on its base in the bits that it was trained on: on others it computes something else. Weights keep
     the type they are stored in (float32 where bf16 would be slow), on the accelerator if there is one.
     """
-    quantization = quantization_config(find_finished(name))
+    quantization = find_model(name).quantization_config()
     dtype = "auto" if best_precision().name == "bf16" else torch.float32
     tokenizer = load_tokenizer(name)
     model = load_model(name, dtype=dtype, quantization_config=quantization)
@@ -59,8 +59,8 @@ def load_both(base: str, tuned: str, on_stage: Callable[[str, Any], None]) -> It
         MissingExtraError: An adapter was trained on a base in 4 bits, and bitsandbytes is not installed.
     """
     locate(base)  # a mistake in either name is found before anything is loaded
-    finished = find_finished(tuned)
-    if finished.kind == "adapter" and finished.base is not None and _is_same_place(finished.base, base):
+    named = find_model(tuned)
+    if named.kind == "adapter" and named.base is not None and _is_same_place(named.base, base):
         on_stage("load", tuned)
         adapted, tokenizer = load_for_inference(tuned)
         with adapted.disable_adapter():

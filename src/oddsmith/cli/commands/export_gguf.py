@@ -11,7 +11,7 @@ from ..terminal.console import say
 from .export_merged import finish, merge_lines, tell_merging
 
 if TYPE_CHECKING:
-    from ...export.gguf.deploy import GgufReport
+    from ...export.gguf.export import GgufReport
 
 
 def export_gguf(name: str, options: Mapping[str, str]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def export_gguf(name: str, options: Mapping[str, str]) -> dict[str, Any]:
     Returns:
         What was made, with its proof, as JSON values.
     """
-    from ...export.gguf.deploy import export_gguf as export
+    from ...export.gguf.export import export_gguf as export
     from ...export.publish import require_publishable
 
     if "push_to_hub" in options:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,13 @@ def export_merged(name: str, options: Mapping[str, str]) -> dict[str, Any]:
     foreign = [option for option in OF_GGUF if option in options]
     if foreign:
         raise ConfigError(f"--{foreign[0]} is for --to gguf; leave it out")
-    from ...export.finished import find_finished
     from ...export.merge import merge_adapter
+    from ...export.named_model import find_model
     from ...export.publish import require_publishable
 
     if "push_to_hub" in options:
         require_publishable(options["push_to_hub"])
-    folder = Path(options["output"]).expanduser() if "output" in options else find_finished(name).folder_for("merged")
+    folder = Path(options["output"]).expanduser() if "output" in options else find_model(name).default_output("merged")
     report = merge_adapter(
         name,
         folder,
@@ -50,7 +51,7 @@ def export_merged(name: str, options: Mapping[str, str]) -> dict[str, Any]:
         on_stage=tell_merging,
     )
     print("\n".join(merge_lines(report)))
-    document = {"command": "export", "to": "merged", **report.to_dict()}
+    document = {"command": "export", "to": "merged", **asdict(report)}
     path = shlex.quote(str(folder))
     return finish(
         document, folder, options, [f"oddsmith chat {path}", f"oddsmith export {path} --to gguf --quantize q4_k_m"]

@@ -1,8 +1,7 @@
-"""From a model folder to a GGUF file: settings and tokenizer into its header, then the weights, one tensor at a time.
+"""Convert a model folder to a GGUF file: settings and tokenizer into its header, then the weights, tensor by tensor.
 
-What can be wrong is found before a byte is written: unknown families, settings, tokenizers, tensors.
-
-    convert_folder   =   plan_conversion (reads headers only)   ->   write_gguf (streams the weights)
+plan_conversion (reads headers only; refuses families, settings, tokenizers and tensors that cannot be converted)
+-> write_gguf (streams the weights)
 """
 
 from __future__ import annotations
@@ -38,27 +37,25 @@ from .vocabulary import Vocabulary, read_vocabulary
 
 @dataclass(frozen=True)
 class Encoding:
-    """A type of file whose tensors are plain numbers. Norms, biases and other vectors stay float32 in each."""
+    """A file type without quantisation. Norms, biases and other vectors are float32 in each."""
 
     torch_type: torch.dtype
     tensor_type: GGMLQuantizationType
     file_type: LlamaFileType
-    bytes_each: int
 
 
 ENCODINGS = {
-    "f32": Encoding(torch.float32, GGMLQuantizationType.F32, LlamaFileType.ALL_F32, 4),
-    "f16": Encoding(torch.float16, GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16, 2),
-    "bf16": Encoding(torch.bfloat16, GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16, 2),
+    "f32": Encoding(torch.float32, GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    "f16": Encoding(torch.float16, GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "bf16": Encoding(torch.bfloat16, GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
 }
-FLOATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # names in safetensors files -> encodings
 
-# What llama.cpp goes by where it looks for Phi-3 (src/llama-vocab.cpp), and the tokens that it expects then.
+# How llama.cpp recognises Phi-3 (src/llama-vocab.cpp), and the tokens that it then expects.
 PHI3_NAME = re.compile("phi-?3", re.IGNORECASE)
 PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
-# Buffers of older checkpoints, which are computed anew everywhere.
-COMPUTED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
+# Buffers in older model folders, which every library computes itself.
+IGNORED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,9 @@ class Tensor:
     """One tensor of the new file.
 
     Args:
-        name: llama.cpp's.
-        shape: As in torch.
-        file: The safetensors file that holds it; None where it is computed.
+        name: Its name in llama.cpp.
+        shape: Its shape in torch.
+        file: The safetensors file that holds it; ``None`` where it is computed.
         source: Its name there.
         source_type: ``"f32"``, ``"f16"`` or ``"bf16"``.
     """
@@ -90,15 +87,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A model that can be converted, its headers read.
+    """The plan of a conversion.
 
     Args:
         title: What the file calls the model.
-        settings: Of the model.
+        settings: The model's settings.
         family: Its family.
         vocabulary: Its tokenizer.
-        tensors: Of the new file, in order.
-        stored: The encoding that keeps the matrices as they are stored, and f32 where they are of several types.
+        tensors: The tensors of the new file, in order.
+        stored: The encoding that keeps the matrices as they are stored; f32 where they are of several types.
     """
 
     title: str
@@ -110,18 +107,9 @@ class Conversion:
 
 
 def plan_conversion(folder: Path, *, title: str, source: str) -> Conversion:
-    """Read what is needed to convert a model folder, without its weights.
+    """Read the headers and the tokenizer of a model folder and plan its conversion; ``source`` names it in messages.
 
-    Args:
-        folder: A model with 16- or 32-bit weights in safetensors files, and its tokenizer.
-        title: What the file shall call the model.
-        source: What messages call it.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ModelError: The model cannot be converted; the message says why, and what can.
+    A model that cannot be converted raises ``ModelError``, which says why, and which models can.
     """
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
@@ -145,17 +133,10 @@ def plan_conversion(folder: Path, *, title: str, source: str) -> Conversion:
 
 
 def safe_title(title: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a file may call its model, for llama.cpp looks for Phi-3 in it.
+    """Return the title with ``Phi-3`` in it where the tokenizer is Phi-3's, and without it elsewhere.
 
-    Where it finds that, it lets special tokens swallow the space behind them, as Phi-3's do, and it cannot open a file
-    whose vocabulary has not the tokens that it then expects.
-
-    Args:
-        title: The name that is wanted.
-        tokenizer: The model's.
-
-    Returns:
-        The name, with ``Phi-3`` in it where that is right, and without it where it would do harm.
+    llama.cpp looks for ``Phi-3`` in the title. Where it finds that, it lets special tokens swallow the space behind
+    them, as Phi-3's do, and it cannot open a file without the tokens of Phi-3 in its vocabulary.
     """
     names_phi3 = re.search(PHI3_NAME, title) is not None
     if not tokenizer.get_vocab().keys() >= PHI3_TOKENS:
@@ -174,26 +155,26 @@ def _plan_tensors(folder: Path, settings: Settings, family: Family, source: str)
         try:
             with safe_open(file, "pt") as weights:
                 for key in weights.keys():  # noqa: SIM118  no mapping
-                    if key.endswith(COMPUTED) or (key == "lm_head.weight" and settings["tie_word_embeddings"]):
+                    if key.endswith(IGNORED) or (key == "lm_head.weight" and settings["tie_word_embeddings"]):
                         continue  # a tied head is the embedding; llama.cpp takes it from there
                     part = weights.get_slice(key)
                     name = names.get_name(key, try_suffixes=(".weight", ".bias"))
                     if name is None:
                         raise ModelError(f"{source}: llama.cpp has no name for its tensor {key}; use --converter PATH")
-                    if part.get_dtype() not in FLOATS:
+                    if part.get_dtype().lower() not in ENCODINGS:
                         raise ModelError(f"{source}: {key} is {part.get_dtype()}; expected 16- or 32-bit numbers")
-                    tensors.append(Tensor(name, tuple(part.get_shape()), file, key, FLOATS[part.get_dtype()]))
+                    tensors.append(Tensor(name, tuple(part.get_shape()), file, key, part.get_dtype().lower()))
         except SafetensorError as error:
             raise ModelError(f"{source}: {file.name} is damaged ({error}); fetch or export it again") from error
     return tensors
 
 
 def write_gguf(plan: Conversion, path: Path, encoding: str) -> None:
-    """Write the file of a plan.
+    """Write a GGUF file.
 
     Args:
-        plan: What to write.
-        path: Where to write it.
+        plan: From ``plan_conversion``.
+        path: The file.
         encoding: ``"f32"``, ``"f16"`` or ``"bf16"``, for everything but vectors and norms.
 
     Raises:
@@ -202,11 +183,18 @@ def write_gguf(plan: Conversion, path: Path, encoding: str) -> None:
     """
     kind = ENCODINGS[encoding]
     writer = GGUFWriter(path, MODEL_ARCH_NAMES[plan.family.architecture])
-    _write_settings(writer, plan, kind)
+    parameters = sum(tensor.numbers for tensor in plan.tensors)
+    writer.add_type(GGUFType.MODEL)
+    writer.add_name(plan.title)
+    writer.add_size_label(size_label(parameters, parameters, 0, 0))
+    plan.family.write_settings(writer, plan.settings)
+    writer.add_file_type(kind.file_type)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    plan.vocabulary.write(writer)
     for tensor in plan.tensors:
-        bytes_each = 4 if tensor.stays_float32 else kind.bytes_each
+        bytes_each = 4 if tensor.stays_float32 else kind.torch_type.itemsize
         raw_type = GGMLQuantizationType.F32 if tensor.stays_float32 else kind.tensor_type
-        # The type given to NumPy is not looked at but for "uint8", which would make the shape one of bytes.
+        # GGUFWriter ignores the NumPy type, except for "uint8", which would make the shape one of bytes.
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("float32"), tensor.numbers * bytes_each, raw_type)
     try:
         writer.write_header_to_file()
@@ -222,19 +210,8 @@ def write_gguf(plan: Conversion, path: Path, encoding: str) -> None:
         writer.close()
 
 
-def _write_settings(writer: GGUFWriter, plan: Conversion, kind: Encoding) -> None:
-    parameters = sum(tensor.numbers for tensor in plan.tensors)
-    writer.add_type(GGUFType.MODEL)
-    writer.add_name(plan.title)
-    writer.add_size_label(size_label(parameters, parameters, 0, 0))
-    plan.family.write_settings(writer, plan.settings)
-    writer.add_file_type(kind.file_type)
-    writer.add_quantization_version(GGML_QUANT_VERSION)
-    plan.vocabulary.write(writer)
-
-
 def _load(plan: Conversion) -> Iterator[tuple[Tensor, torch.Tensor]]:
-    """The tensors as llama.cpp wants them, one at a time."""
+    """Yield the tensors as llama.cpp expects them, one at a time."""
     computed = dict(plan.family.extra_tensors(plan.settings))
     with ExitStack() as stack:
         opened: dict[Path, Any] = {}
@@ -244,10 +221,10 @@ def _load(plan: Conversion) -> Iterator[tuple[Tensor, torch.Tensor]]:
                 continue
             if tensor.file not in opened:
                 opened[tensor.file] = stack.enter_context(safe_open(tensor.file, "pt"))
-            yield tensor, _arranged(tensor, opened[tensor.file].get_tensor(tensor.source), plan)
+            yield tensor, _rearranged(tensor, opened[tensor.file].get_tensor(tensor.source), plan)
 
 
-def _arranged(tensor: Tensor, values: torch.Tensor, plan: Conversion) -> torch.Tensor:
+def _rearranged(tensor: Tensor, values: torch.Tensor, plan: Conversion) -> torch.Tensor:
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
     part = tensor.source.split(".")[-2] if "." in tensor.source else ""
     if plan.family.permutes_heads and part in heads:
@@ -258,17 +235,10 @@ def _arranged(tensor: Tensor, values: torch.Tensor, plan: Conversion) -> torch.T
 
 
 def interleave_heads(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """Order the rows of each head as llama.cpp rotates them.
+    """Return weights ``[heads * 2R, inputs]`` or a bias ``[heads * 2R]`` in the row order that llama.cpp rotates.
 
     transformers rotates row i of a head with row i + R, llama.cpp with the next: ``x0 x1 .. y0 y1 ..`` becomes
     ``x0 y0 x1 y1 ..``.
-
-    Args:
-        rows: Weights ``[heads * 2R, inputs]`` or a bias ``[heads * 2R]``.
-        heads: Number of heads.
-
-    Returns:
-        The same rows in the other order.
     """
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
@@ -282,5 +252,5 @@ def _encode(tensor: Tensor, values: torch.Tensor, kind: Encoding) -> np.ndarray:
             f"{tensor.source or tensor.name}: holds {values.abs().max().item():,.0f}, and float16 ends at 65,504;"
             " export bf16 (or a quantised type) instead of f16"
         )
-    # NumPy has no bfloat16: its bits go by the name of another type of 16 bits.
+    # NumPy has no bfloat16; the writer needs only the bits.
     return encoded.view(torch.int16).numpy() if kind.torch_type is torch.bfloat16 else encoded.numpy()

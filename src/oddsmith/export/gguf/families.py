@@ -1,7 +1,7 @@
-"""The model families that are converted: what llama.cpp calls their settings, and how it wants their weights.
+"""The model families that can be converted: how each is written, and what llama.cpp assumes about it.
 
-Each family is written as llama.cpp's own converter writes it. What llama.cpp takes for granted (it reads no pattern of
-Gemma's layers from the file, say) is checked here, so that a model which differs is refused and not converted wrongly.
+Each family is written as llama.cpp's own converter writes it. What llama.cpp does not read from the file, such as the
+pattern of Gemma's layers, is checked here: a model that differs is refused instead of converted wrongly.
 Source: llama.cpp, conversion/*.py, src/llama-model.cpp.
 
 R = rotated dimensions of a head / 2.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,23 +19,21 @@ from gguf import MODEL_ARCH, MODEL_TENSOR, TENSOR_NAMES, GGUFWriter, RopeScaling
 
 from ...errors import ModelError
 
-NUMERALS = {2: "second", 6: "sixth"}
-
 Settings = Mapping[str, Any]  # config.json as transformers understands it, ``PreTrainedConfig.to_dict()``
 
 
 @dataclass(frozen=True)
 class Family:
-    """What is particular about a family.
+    """What is particular to a family.
 
     Args:
         architecture: llama.cpp's name for it.
         write_settings: Writes its settings; ``write_common`` for most.
-        permutes_heads: Whether the rows of q and k go from halves to pairs, as llama.cpp rotates them.
+        permutes_heads: Whether the rows of q and k are reordered as llama.cpp rotates them; see ``interleave_heads``.
         norm_offset: Added to the weights of every norm (Gemma computes with 1 + weight).
         rope_types: The kinds of ``rope_parameters`` that can be expressed.
-        extra_tensors: Tensors that are computed from the settings.
-        refusal: What about the settings llama.cpp would get wrong, or None.
+        extra_tensors: Computes tensors from the settings, with their names.
+        refusal: Returns what llama.cpp would get wrong with these settings, or ``None``.
     """
 
     architecture: MODEL_ARCH
@@ -48,17 +46,9 @@ class Family:
 
 
 def family_of(settings: Settings, source: str) -> Family:
-    """The family of a model.
+    """Return the family of a model; ``source`` is its name, for messages.
 
-    Args:
-        settings: Of the model.
-        source: Its name, for the message.
-
-    Returns:
-        The family.
-
-    Raises:
-        ModelError: It has none here, or something that its family cannot express in llama.cpp.
+    A family that is not converted here, or a setting that llama.cpp cannot express, raises ``ModelError``.
     """
     otherwise = "use llama.cpp's own script for it: --converter PATH/TO/convert_hf_to_gguf.py"
     name = (settings.get("architectures") or ["no architecture"])[0]
@@ -78,39 +68,57 @@ def family_of(settings: Settings, source: str) -> Family:
 
 
 def rope_of(settings: Settings) -> Settings:
-    """The rotary settings of the layers that see everything."""
+    """Return the rotary settings of the layers with full attention."""
     rope: dict[str, Any] = settings.get("rope_parameters") or {}
     return rope.get("full_attention", rope)
 
 
+# Name of a setting in a GGUF file -> its name in config.json.
+NAMES = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "head_count": "num_attention_heads",
+    "head_count_kv": "num_key_value_heads",
+    "layer_norm_rms_eps": "rms_norm_eps",
+    "key_length": "head_dim",
+    "value_length": "head_dim",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "sliding_window": "sliding_window",
+    "vocab_size": "vocab_size",
+    "rope_scaling_orig_ctx_len": "original_max_position_embeddings",
+}
+
+
+def _copy(writer: GGUFWriter, settings: Settings, *names: str) -> None:
+    """Write settings under these names, in this order."""
+    for name in names:
+        getattr(writer, f"add_{name}")(settings[NAMES[name]])
+
+
 def write_common(writer: GGUFWriter, settings: Settings) -> None:
-    """The settings that most families share."""
-    writer.add_block_count(settings["num_hidden_layers"])
-    writer.add_context_length(settings["max_position_embeddings"])
-    writer.add_embedding_length(settings["hidden_size"])
-    writer.add_feed_forward_length(settings["intermediate_size"])
-    writer.add_head_count(settings["num_attention_heads"])
-    writer.add_head_count_kv(settings["num_key_value_heads"])
+    """Write the settings that most families share."""
+    _copy(writer, settings, "block_count", "context_length", "embedding_length", "feed_forward_length")
+    _copy(writer, settings, "head_count", "head_count_kv")
     rope = rope_of(settings)
     _write_rope_scaling(writer, rope)
     writer.add_rope_freq_base(rope["rope_theta"])
     if theta := (settings["rope_parameters"].get("sliding_attention") or {}).get("rope_theta"):
         writer.add_rope_freq_base_swa(theta)
-    writer.add_layer_norm_rms_eps(settings["rms_norm_eps"])
+    _copy(writer, settings, "layer_norm_rms_eps")
     if settings.get("head_dim"):
-        writer.add_key_length(settings["head_dim"])
-        writer.add_value_length(settings["head_dim"])
+        _copy(writer, settings, "key_length", "value_length")
 
 
 def _write_rope_scaling(writer: GGUFWriter, rope: Settings) -> None:
     kind = rope.get("rope_type")
-    if kind == "linear":
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR if kind == "linear" else RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
-    elif kind == "yarn":
-        writer.add_rope_scaling_type(RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(rope["factor"])
-        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if kind == "yarn":
+        _copy(writer, rope, "rope_scaling_orig_ctx_len")
         if rope.get("attention_factor") is not None:
             writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
         if rope.get("beta_fast") is not None:
@@ -121,42 +129,27 @@ def _write_rope_scaling(writer: GGUFWriter, rope: Settings) -> None:
 
 def _write_llama(writer: GGUFWriter, settings: Settings) -> None:
     write_common(writer, settings)
-    writer.add_vocab_size(settings["vocab_size"])
+    _copy(writer, settings, "vocab_size")
     writer.add_rope_dimension_count(_head_dimensions(settings))
 
 
 def _write_gemma2(writer: GGUFWriter, settings: Settings) -> None:
-    writer.add_context_length(settings["max_position_embeddings"])
-    writer.add_embedding_length(settings["hidden_size"])
-    writer.add_block_count(settings["num_hidden_layers"])
-    writer.add_feed_forward_length(settings["intermediate_size"])
-    writer.add_head_count(settings["num_attention_heads"])
-    writer.add_head_count_kv(settings["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(settings["rms_norm_eps"])
-    writer.add_key_length(settings["head_dim"])
-    writer.add_value_length(settings["head_dim"])
-    writer.add_attn_logit_softcapping(settings["attn_logit_softcapping"])
-    writer.add_final_logit_softcapping(settings["final_logit_softcapping"])
-    writer.add_sliding_window(settings["sliding_window"])
+    _copy(writer, settings, "context_length", "embedding_length", "block_count", "feed_forward_length")
+    _copy(writer, settings, "head_count", "head_count_kv", "layer_norm_rms_eps", "key_length", "value_length")
+    _copy(writer, settings, "attn_logit_softcapping", "final_logit_softcapping", "sliding_window")
 
 
 def _write_gemma3(writer: GGUFWriter, settings: Settings) -> None:
     write_common(writer, settings)
-    if cap := settings.get("final_logit_softcapping"):
-        writer.add_final_logit_softcapping(cap)
-    writer.add_sliding_window(settings["sliding_window"])
+    if settings.get("final_logit_softcapping"):
+        _copy(writer, settings, "final_logit_softcapping")
+    _copy(writer, settings, "sliding_window")
 
 
 def _write_phi3(writer: GGUFWriter, settings: Settings) -> None:
     rope = rope_of(settings)
-    writer.add_context_length(settings["max_position_embeddings"])
-    writer.add_rope_scaling_orig_ctx_len(settings["original_max_position_embeddings"])
-    writer.add_embedding_length(settings["hidden_size"])
-    writer.add_feed_forward_length(settings["intermediate_size"])
-    writer.add_block_count(settings["num_hidden_layers"])
-    writer.add_head_count(settings["num_attention_heads"])
-    writer.add_head_count_kv(settings["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(settings["rms_norm_eps"])
+    _copy(writer, settings, "context_length", "rope_scaling_orig_ctx_len", "embedding_length", "feed_forward_length")
+    _copy(writer, settings, "block_count", "head_count", "head_count_kv", "layer_norm_rms_eps")
     writer.add_rope_dimension_count(_phi3_rotated_dimensions(settings))
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_sliding_window(settings.get("sliding_window") or 0)  # 0 tells Phi-4 from Phi-3
@@ -176,7 +169,7 @@ def _phi3_rotated_dimensions(settings: Settings) -> int:
 
 
 def llama3_rope_factors(settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
-    """What Llama 3.1 divides its rotary frequencies by, float32 ``[R]``: long waves by the factor, short ones by 1."""
+    """Yield the divisors of Llama 3.1's rotary frequencies, float32 ``[R]``: the factor for long waves, 1 for short."""
     rope = rope_of(settings)
     if rope.get("rope_type") != "llama3":
         return
@@ -193,14 +186,12 @@ def llama3_rope_factors(settings: Settings) -> Iterator[tuple[str, torch.Tensor]
 
 
 def phi3_rope_factors(settings: Settings) -> Iterator[tuple[str, torch.Tensor]]:
-    """The factors of LongRoPE for long and for short texts, float32 ``[R]`` each."""
+    """Yield the factors of LongRoPE for long and for short texts, float32 ``[R]`` each."""
+    tensors = {"long_factor": MODEL_TENSOR.ROPE_FACTORS_LONG, "short_factor": MODEL_TENSOR.ROPE_FACTORS_SHORT}
     rope = rope_of(settings)
-    for name, key in (
-        (MODEL_TENSOR.ROPE_FACTORS_LONG, "long_factor"),
-        (MODEL_TENSOR.ROPE_FACTORS_SHORT, "short_factor"),
-    ):
+    for key, tensor in tensors.items():
         if rope.get(key):
-            yield TENSOR_NAMES[name] + ".weight", torch.tensor(rope[key], dtype=torch.float32)
+            yield TENSOR_NAMES[tensor] + ".weight", torch.tensor(rope[key], dtype=torch.float32)
 
 
 def _silu_refusal(settings: Settings) -> str | None:
@@ -220,11 +211,11 @@ def _gemma_refusal(settings: Settings, *, period: int, layers_of_27b: int) -> st
     layers = settings["num_hidden_layers"]
     expected = ["sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(layers)]
     if list(settings["layer_types"]) != expected:
-        return f"every {NUMERALS[period]} layer sees everything there, the others a window"
-    # llama.cpp knows the 27B models by their number of layers, and scales their queries in another way.
-    scale = settings["head_dim"]
-    if layers == layers_of_27b:
-        scale = settings["hidden_size"] // settings["num_attention_heads"]
+        ordinal = {2: "second", 6: "sixth"}[period]
+        return f"every {ordinal} layer sees everything there, the others a window"
+    # llama.cpp recognises the 27B models by their number of layers, and scales their queries in another way.
+    is_27b = layers == layers_of_27b
+    scale = settings["hidden_size"] // settings["num_attention_heads"] if is_27b else settings["head_dim"]
     if settings["query_pre_attn_scalar"] != scale:
         return f"query_pre_attn_scalar is {scale} there, {settings['query_pre_attn_scalar']} here"
     if settings["hidden_activation"] != "gelu_pytorch_tanh":
@@ -285,12 +276,5 @@ FAMILIES = {
         extra_tensors=phi3_rope_factors,
         refusal=_phi3_refusal,
     ),
-    "SmolLM3ForCausalLM": Family(
-        MODEL_ARCH.SMOLLM3,
-        _write_llama,
-        permutes_heads=True,
-        rope_types=("default", "linear", "yarn", "llama3"),
-        extra_tensors=llama3_rope_factors,
-        refusal=_smollm3_refusal,
-    ),
+    "SmolLM3ForCausalLM": replace(_LLAMA, architecture=MODEL_ARCH.SMOLLM3, refusal=_smollm3_refusal),
 }

@@ -1,7 +1,4 @@
-"""GGUF files, run by llama.cpp itself (the wheel ``cyllama``): tokens, logits and answers.
-
-Nothing here imports torch.
-"""
+"""Run GGUF files in llama.cpp (the wheel ``cyllama``): tokens, logits and answers. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,9 +15,9 @@ import numpy as np
 from ...errors import MissingExtraError, ModelError
 from ...model.loading.gguf_header import check_gguf
 
-# Tokens computed in one go; for all of them together llama.cpp keeps the logits, float32.
+# Tokens per call; llama.cpp keeps the logits of all of them, float32.
 BATCH_TOKENS = 512
-# The longest context that is reserved unasked. Its memory is taken whole at the start: 90 MB for 135M parameters.
+# The longest default context. Its memory is reserved at the start: 90 MB for 135M parameters.
 DEFAULT_CONTEXT_TOKENS = 4096
 
 LOG_LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h
@@ -29,16 +25,9 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def load_cyllama(what: str = "running a GGUF file") -> Any:
-    """llama.cpp's bindings.
+    """Return the module ``cyllama.llama.llama_cpp``, with llama.cpp's log on stderr switched off.
 
-    Args:
-        what: What needs them, for the message.
-
-    Returns:
-        The module ``cyllama.llama.llama_cpp``, with llama.cpp's talk on stderr switched off.
-
-    Raises:
-        MissingExtraError: ``cyllama`` is not installed.
+    Where it is not installed, ``MissingExtraError`` names the install command and ``what`` needs it.
     """
     try:
         from cyllama.llama import llama_cpp
@@ -49,19 +38,19 @@ def load_cyllama(what: str = "running a GGUF file") -> Any:
 
 
 class GgufModel:
-    """A GGUF file in llama.cpp, for one conversation or one measurement at a time. A context manager.
+    """A GGUF file that is open in llama.cpp, for one conversation or measurement at a time. A context manager.
 
     Args:
         path: The ``.gguf`` file.
-        context_length: Tokens that prompt and answer may have together; by default what the model was trained for, at
-            most 4,096.
-        threads: Threads that compute; by default as many as there are processors for this process.
+        context_length: Most tokens of prompt and answer together; by default what the model was trained for, up to
+            4,096.
+        threads: Number of threads; by default ``available_processors()``.
 
     Attributes:
         vocabulary_size: Tokens in the vocabulary, and logits at each position.
-        end_ids: The tokens that end an answer: end of turn, end of text and what else llama.cpp takes for one.
+        end_ids: The tokens that end an answer, such as end of turn and end of text.
         begin_id: The begin token, if texts start with one.
-        context_length: As above.
+        context_length: Most tokens of prompt and answer together.
 
     Raises:
         MissingExtraError: ``cyllama`` is not installed.
@@ -101,19 +90,17 @@ class GgufModel:
     def __enter__(self) -> GgufModel:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Give its memory back; nothing else may be called afterwards."""
+        """Free the memory; no other method may be called afterwards."""
         self._context.close()
         self._model.close()
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """Keys and values of the file as llama.cpp writes them; lists are left out."""
+        """Keys and values of the file as text, without lists."""
         metadata = self._model.metadata
         return metadata() if callable(metadata) else metadata  # a method in cyllama 0.2.18
 
@@ -123,27 +110,18 @@ class GgufModel:
         return self.metadata.get("tokenizer.chat_template")
 
     def tokenize(self, text: str, *, special: bool = True, begin: bool = False) -> list[int]:
-        """Cut a text into tokens as llama.cpp does.
+        """Return the token ids of a text.
 
-        Args:
-            text: The text; a rendered chat template brings its own begin token.
-            special: Whether a special token written out in the text, such as ``<|im_end|>``, becomes that token.
-            begin: Whether to put the begin token in front, where the model was trained with one.
-
-        Returns:
-            Token ids.
+        With ``special``, a special token written out in the text, such as ``<|im_end|>``, becomes that token. With
+        ``begin``, the begin token is put in front if the model was trained with one; a rendered chat template has its
+        own.
         """
         return list(self._vocabulary.tokenize(text, begin, special)) if text else []
 
     def detokenize(self, ids: Sequence[int], *, special: bool = False) -> bytes:
-        """The text of tokens, as bytes: a token may end within a character, so decode a stream incrementally.
+        """Return the text of tokens in UTF-8, with special tokens if ``special``.
 
-        Args:
-            ids: Token ids.
-            special: Whether special tokens are written out; left out otherwise.
-
-        Returns:
-            UTF-8, maybe cut within a character at either end.
+        A token may begin or end within a character, so decode a stream incrementally.
         """
         return b"".join(self._bytes_of(token, special) for token in ids)
 
@@ -151,7 +129,7 @@ class GgufModel:
         piece = self._vocabulary.token_to_piece(token, 0, special)
         if "\ufffd" not in piece:
             return piece.encode()
-        # Part of a character, which cyllama cannot hand over as text: read it from the vocabulary's own notation.
+        # Part of a character, which cyllama cannot return as text: read it from the vocabulary's notation of bytes.
         text = self._vocabulary.get_text(token)
         if match := BYTE_TOKEN.fullmatch(text):
             return bytes([int(match[1], 16)])
@@ -159,14 +137,7 @@ class GgufModel:
         return bytes(letters[letter] for letter in text) if set(text) <= letters.keys() else text.encode()
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """What the model expects after each token.
-
-        Args:
-            ids: T token ids, at most ``context_length``.
-
-        Returns:
-            Logits before the softmax, float32 ``[T, vocabulary_size]``.
-        """
+        """Return the logits of the next token after each of T tokens, float32 ``[T, vocabulary_size]``."""
         self._require_room(len(ids), 0)
         self._forget()
         rows = np.empty((len(ids), self.vocabulary_size), np.float32)
@@ -180,26 +151,26 @@ class GgufModel:
     def generate(
         self, ids: Sequence[int], *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
     ) -> Iterator[int]:
-        """Answer token by token. What a prompt shares with the last one from its start is not computed again.
+        """Generate an answer. Leading tokens that the prompt shares with the previous one are not computed again.
 
         Args:
             ids: Tokens of the prompt.
-            max_new_tokens: Where an answer is cut that does not end by itself; a full context cuts it, too.
+            max_new_tokens: The answer ends after so many tokens, and when the context is full.
             temperature: 0 takes the likeliest token each time.
             top_p: Sample only from the likeliest tokens that have this probability together.
-            seed: Of the sampling.
+            seed: Seed of the sampling.
 
         Yields:
-            int: Token ids; the token that ends the answer is not among them.
+            int: Token ids, without the token that ends the answer.
 
         Raises:
             ModelError: The prompt fills the context.
         """
         self._require_room(len(ids), 1)
         sampler = self._sampler(temperature, top_p, seed)
-        shared = _shared_start(self._seen, ids)
-        if shared == len(ids):
-            shared -= 1  # the last token is computed anew, for its logits
+        shared = next((i for i, (old, new) in enumerate(zip(self._seen, ids, strict=False)) if old != new), None)
+        if shared is None:
+            shared = min(len(self._seen), len(ids) - 1)  # the last token is computed again, for its logits
         for start in range(self._forget(shared), len(ids), BATCH_TOKENS):
             self._decode(ids[start : start + BATCH_TOKENS])
         for _ in range(max_new_tokens):
@@ -232,7 +203,7 @@ class GgufModel:
             )
 
     def _forget(self, keep: int = 0) -> int:
-        """Drop what was computed after the first ``keep`` tokens; all of it where the model cannot drop a part."""
+        """Drop the context after the first ``keep`` tokens, or all of it where the model cannot drop a part."""
         if keep == 0 or not self._context.memory_seq_rm(0, keep, -1):
             self._context.kv_cache_clear()
             keep = 0
@@ -253,10 +224,10 @@ class GgufModel:
 
 
 def available_processors() -> int:
-    """Processors that this process may use: those it is bound to, or as many as ``OMP_NUM_THREADS`` says.
+    """Return ``OMP_NUM_THREADS`` if it is set, else the number of processors that this process may use.
 
-    llama.cpp's threads wait for each other many times a token without giving way. With more of them than processors it
-    is many times slower, so a limit that somebody has set for the other libraries counts here, too.
+    llama.cpp's threads spin while they wait for each other, many times per token. With more threads than processors it
+    is many times slower, so a limit that is set for the other libraries counts here too.
     """
     limit = os.environ.get("OMP_NUM_THREADS", "")
     if limit.isdecimal() and int(limit) > 0:
@@ -266,53 +237,36 @@ def available_processors() -> int:
 
 
 def _load(library: Any, path: Path) -> Any:
-    """Load a file, and turn llama.cpp's own words into the error where it will not."""
+    """Load a file; where that fails, raise ``ModelError`` with what llama.cpp logged."""
 
     class Model(library.LlamaModel):
         @property
         def n_vocab(self) -> int:
-            """What ``get_logits_ith`` of cyllama 0.2.18 asks the model for, in vain."""
+            """The attribute that ``get_logits_ith`` of cyllama 0.2.18 reads, and its model lacks."""
             return self.get_vocab().n_vocab
 
-    with said_by(library) as said:
+    with logged_errors(library) as errors:
         try:
             return Model(str(path), library.LlamaModelParams())
         except (ValueError, RuntimeError, MemoryError, OSError) as error:
-            reason = said[0].removeprefix("llama_model_load: error loading model: ") if said else str(error)
+            reason = errors[0].removeprefix("llama_model_load: error loading model: ") if errors else str(error)
             raise ModelError(f"{path}: llama.cpp cannot load it: {reason}") from error
 
 
 @contextmanager
-def said_by(library: Any) -> Iterator[list[str]]:
-    """What llama.cpp complains of while the block lasts; its exceptions say less.
-
-    Args:
-        library: From ``load_cyllama``.
-
-    Yields:
-        list[str]: Its errors, one line each, as they come.
-    """
-    said: list[str] = []
-    library.set_log_callback(lambda level, text: said.append(text.strip()) if level == LOG_LEVEL_ERROR else None)
+def logged_errors(library: Any) -> Iterator[list[str]]:
+    """Collect the error lines that llama.cpp logs during the block; its exceptions say less."""
+    errors: list[str] = []
+    library.set_log_callback(lambda level, text: errors.append(text.strip()) if level == LOG_LEVEL_ERROR else None)
     try:
-        yield said
+        yield errors
     finally:
         library.disable_logging()
 
 
 @cache
 def byte_letters() -> dict[str, int]:
-    """The letters in which byte-level vocabularies write bytes (GPT-2's: printable ones are themselves)."""
+    """Return the byte of each letter in byte-level vocabularies (GPT-2's: printable bytes are themselves)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def _shared_start(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences share from their start."""
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

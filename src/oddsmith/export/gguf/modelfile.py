@@ -1,8 +1,9 @@
-"""The Modelfile with which Ollama takes a GGUF file: what to load, how a chat is written, where an answer ends.
+"""Write the Modelfile for Ollama: which GGUF file to load, the chat template, and the tokens that end an answer.
 
-Ollama does not run the Jinja template inside the file. It compares it with those it knows and, where none is close
-enough, sends the bare question (github.com/ollama/ollama/issues/6371). So the template is written here in Ollama's own
-language, Go's, from what the Jinja template does to a few conversations, and only if both agree on all of them:
+Ollama does not run the Jinja template inside the file. It compares it with a list of templates and, where none is close
+enough, sends the bare question (github.com/ollama/ollama/issues/6371). So the template is derived here in Ollama's
+template language, Go's, from how the Jinja template renders a few conversations; it is used if both render all of them
+alike:
 
     opening  (system: before S after)  [ user_before U  user_after  (lead A answer_after) ] ...
 """
@@ -21,7 +22,7 @@ MARK = "# Written by Oddsmith"
 
 Turns = Sequence[tuple[str, str]]  # role and content
 
-# What a conversation is made of; letters only, so that no template trims or escapes them.
+# Placeholders for contents; letters only, so that no template trims or escapes them.
 _SYSTEM, _ASK, _REPLY, _ASK_AGAIN = "ssSYSTEMss", "qqFIRSTqq", "aaREPLYaa", "qqSECONDqq"
 _CONVERSATIONS: tuple[Turns, ...] = (
     (("user", _ASK),),
@@ -33,14 +34,15 @@ _WITH_SYSTEM: tuple[Turns, ...] = tuple((("system", "Be brief."), *turns) for tu
 
 @dataclass(frozen=True)
 class ChatPattern:
-    """What a chat template writes around the contents, where it is as simple as that.
+    """The text that a simple chat template writes around the contents.
 
     Args:
-        opening: At the start of a conversation without a system turn; a begin token that is added anyway is left out.
-        system: Before and after a system turn; None where the template takes none.
-        user_before, user_after: Around a question; the latter opens the answer, too.
-        lead: Before an answer that is there already.
-        answer_after: After it.
+        opening: At the start of a conversation without a system turn; without a begin token that is added anyway.
+        system: Before and after a system turn; ``None`` where the template takes none.
+        user_before: Before a question.
+        user_after: After a question, with the opening of the answer.
+        lead: Before the text of an earlier answer.
+        answer_after: After an earlier answer.
     """
 
     opening: str
@@ -51,7 +53,7 @@ class ChatPattern:
     answer_after: str
 
     def render(self, turns: Turns) -> str:
-        """A conversation that ends with a question, as this pattern writes it."""
+        """Render a conversation that ends with a question."""
         text = "" if turns[0][0] == "system" else self.opening
         for role, content in turns:
             if role == "system" and self.system:
@@ -63,7 +65,7 @@ class ChatPattern:
         return text
 
     def go_template(self) -> str:
-        """The same in Go's template language, for Ollama's list of messages."""
+        """Return the pattern in Go's template language, for Ollama's list of messages."""
         opening, before, after, lead, end = (
             _literal(text) for text in (self.opening, self.user_before, self.user_after, self.lead, self.answer_after)
         )
@@ -81,16 +83,10 @@ class ChatPattern:
 
 
 def write_modelfile(file: str, tokenizer: PreTrainedTokenizerBase, *, begins: bool, others: Sequence[str] = ()) -> str:
-    """The text of a Modelfile.
+    """Return the text of a Modelfile for the GGUF file ``file`` in the same folder.
 
-    Args:
-        file: Name of the GGUF file beside it.
-        tokenizer: The model's.
-        begins: Whether the begin token is put in front of every text by itself.
-        others: Names of more files of the same model there.
-
-    Returns:
-        The text.
+    ``begins``: whether llama.cpp puts the begin token in front of every text. ``others``: names of more GGUF files of
+    the same model, which a comment lists.
     """
     lines = [f"{MARK}. In this folder: ollama create NAME -f Modelfile; then: ollama run NAME"]
     if others:
@@ -110,21 +106,16 @@ def write_modelfile(file: str, tokenizer: PreTrainedTokenizerBase, *, begins: bo
 
 
 def chat_pattern(tokenizer: PreTrainedTokenizerBase, *, begins: bool) -> ChatPattern | None:
-    """Find out what a tokenizer's chat template writes around contents.
+    """Return a pattern that renders a few conversations exactly as a chat template does; ``None`` if there is none.
 
-    Args:
-        tokenizer: With a chat template.
-        begins: Whether the begin token is put in front of every text by itself, and must not be in the pattern.
-
-    Returns:
-        A pattern that writes a few conversations exactly as the template does; ``None`` if there is none.
+    ``begins``: whether llama.cpp puts the begin token in front of every text; the pattern leaves it out then.
     """
 
     def render(turns: Turns) -> str | None:
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError):  # what templates refuse with
+        except (TemplateError, TypeError, ValueError):  # how templates refuse a conversation
             return None
         return text.removeprefix(tokenizer.bos_token) if begins and tokenizer.bos_token else text
 
@@ -137,7 +128,7 @@ def chat_pattern(tokenizer: PreTrainedTokenizerBase, *, begins: bool) -> ChatPat
     between, _, _ = rest.partition(_ASK_AGAIN)
     if not answer_before.startswith(user_after):
         return None
-    # Between two turns stand the end of one and the start of the next; the token that ends a turn belongs to the first.
+    # ``between`` holds the end of one turn and the start of the next; the token that ends a turn belongs to the end.
     user_before = _common_ending(head, between.removeprefix(end_of_turn(tokenizer) or ""))
     with_system = render((("system", _SYSTEM), ("user", _ASK)))
     system = None
@@ -166,5 +157,5 @@ def _common_ending(left: str, right: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Text that Go's templates leave as it is."""
+    """Return the text with ``{{`` escaped for Go's templates."""
     return text.replace("{{", '{{ "{{" }}')

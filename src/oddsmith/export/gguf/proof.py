@@ -1,4 +1,4 @@
-"""What a GGUF file does, against the model it was made from: opened again and run on the built-in texts."""
+"""Compare a GGUF file with the model it was made from: both are run on the built-in texts."""
 
 from __future__ import annotations
 
@@ -11,25 +11,22 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import ExportError
 from ...model.loading.models import load_model, load_tokenizer
-from ...model.logprobs.token_budget import free_bytes
-from ..divergence import TEXTS, Divergence, divergence, logits_of, text_ids
+from ..divergence import TEXTS, Divergence, divergence, fits_in_memory, logits_of, text_ids
 from .llama_cpp import GgufModel
 from .quantise import FILE_TYPES, is_quantised
 
-# Of the memory that is free; logits and what layers need come on top of the weights.
-USABLE_MEMORY = 0.9
-# Where the model is computed in 16 bits, which by itself is off by a KL of 2e-3 on SmolLM2-135M.
-MOST_KL_IN_16_BITS = 2e-2
+# Where the model is computed in 16 bits, which by itself costs a KL of 2e-3 on SmolLM2-135M.
+MAX_KL_IN_16_BITS = 2e-2
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the model says that files are made from.
+    """The model that files are made from, on the texts.
 
     Args:
         tokenizer: Its tokenizer.
         ids: Tokens of the texts.
-        logits: A float32 tensor [T, V] a text.
+        logits: Its logits, float32 ``[T, V]`` per text.
         exact: Whether it was computed in float32.
     """
 
@@ -44,10 +41,10 @@ class Proof:
     """How a file compares with the model.
 
     Args:
-        divergence: Of the logits.
-        most_kl: What is expected at most.
-        texts_cut_otherwise: Texts that llama.cpp cuts into other tokens than the model's tokenizer.
-        texts: How many were compared.
+        divergence: Distance between the logits.
+        most_kl: The largest KL that is expected.
+        texts_cut_otherwise: Number of texts that llama.cpp splits into other tokens than the model's tokenizer.
+        texts: Number of texts that were compared.
         begins: Whether llama.cpp puts the begin token in front of a text.
     """
 
@@ -58,14 +55,7 @@ class Proof:
     begins: bool
 
     def warnings(self, name: str) -> list[str]:
-        """What a person should know before relying on the file.
-
-        Args:
-            name: Its type.
-
-        Returns:
-            Sentences.
-        """
+        """Return what the user should read before relying on a file of the type ``name``, in sentences."""
         found = []
         if not self.divergence.kl <= self.most_kl:
             found.append(
@@ -81,39 +71,31 @@ class Proof:
 
 
 def make_reference(folder: Path) -> Reference:
-    """Ask the model itself, in float32 where the memory allows.
-
-    Args:
-        folder: The model folder.
-
-    Returns:
-        What it says to the texts.
-    """
+    """Compute the logits of the model in a folder on the texts, in float32 where the memory allows."""
     tokenizer = load_tokenizer(str(folder))
-    stored_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    exact = 2 * stored_bytes < USABLE_MEMORY * free_bytes(torch.device("cpu"))
+    exact = fits_in_memory(2 * sum(file.stat().st_size for file in folder.glob("*.safetensors")))
     model = load_model(str(folder), dtype=torch.float32 if exact else "auto").eval()
     ids = text_ids(tokenizer)
     reference = Reference(tokenizer, ids, logits_of(model, ids), exact)
     del model
-    gc.collect()  # llama.cpp wants the memory next
+    gc.collect()  # llama.cpp needs the memory next
     return reference
 
 
 def prove(path: Path, name: str, reference: Reference) -> Proof:
-    """Open a file, run it, and compare.
+    """Open a file, run it on the texts, and compare.
 
     Args:
         path: The file.
         name: Its type.
-        reference: What the model says.
+        reference: The model.
 
     Returns:
         The comparison.
 
     Raises:
-        ExportError: A file that is not quantised computes something else than the model, or a quantised one computes
-            numbers that are none.
+        ExportError: An unquantised file computes something else than the model, or a quantised one NaN or infinite
+            logits.
         ModelError: llama.cpp cannot open it.
     """
     # No longer a context than the texts: by its length llama.cpp decides which factors of LongRoPE it takes.
@@ -122,18 +104,18 @@ def prove(path: Path, name: str, reference: Reference) -> Proof:
         found = divergence(reference.logits, lambda ids: torch.from_numpy(model.logits(ids)), reference.ids)
         cut_otherwise = _texts_cut_otherwise(model, reference.tokenizer)
         begins = model.begin_id is not None
-    most_kl = max(FILE_TYPES[name].most_kl, 0 if reference.exact else MOST_KL_IN_16_BITS)
-    if not found.kl < float("inf") or (not is_quantised(name) and found.kl > most_kl):
+    max_kl = max(FILE_TYPES[name].max_kl, 0 if reference.exact else MAX_KL_IN_16_BITS)
+    if not found.kl < float("inf") or (not is_quantised(name) and found.kl > max_kl):
         raise ExportError(
-            f"{name} does not compute what the model does: KL {found.kl:.2g} a token, expected at most {most_kl:g};"
+            f"{name} does not compute what the model does: KL {found.kl:.2g} a token, expected at most {max_kl:g};"
             " nothing was written"
         )
     texts = len(TEXTS) + (reference.tokenizer.chat_template is not None)
-    return Proof(found, most_kl, cut_otherwise, texts, begins)
+    return Proof(found, max_kl, cut_otherwise, texts, begins)
 
 
 def _texts_cut_otherwise(model: GgufModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many texts, and a question in the chat template, become other tokens in llama.cpp."""
+    """Return how many of the texts, and a question in the chat template, become other tokens in llama.cpp."""
     pairs = [(model.tokenize(text, begin=True), tokenizer(text)["input_ids"]) for text in TEXTS]
     if tokenizer.chat_template is not None:
         question = [{"role": "user", "content": TEXTS[0]}]

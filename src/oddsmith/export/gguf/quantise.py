@@ -1,8 +1,8 @@
-"""The types of GGUF files, and llama.cpp's own quantiser: which tensor becomes what is its decision, not ours.
+"""The types of GGUF files, and llama.cpp's quantiser, which decides the type of each tensor itself.
 
-It keeps norms in float32, gives a tied embedding (which is the head, too) and every second or so ``ffn_down`` more bits
-in the ``_k_m`` types, and takes a type of smaller blocks for rows that 256 does not divide (Q4_K becomes Q5_0, Q6_K
-becomes Q8_0). Tensors come and go one at a time.
+It keeps norms in float32, gives a tied embedding (which is also the head) and about every second ``ffn_down`` more bits
+in the ``_k_m`` types, and takes a type with smaller blocks for rows that 256 does not divide (Q4_K becomes Q5_0, Q6_K
+becomes Q8_0). It holds one tensor in memory at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gguf import LlamaFileType
 
 from ...errors import ConfigError, ExportError
 from .convert import ENCODINGS
-from .llama_cpp import available_processors, load_cyllama, said_by
+from .llama_cpp import available_processors, load_cyllama, logged_errors
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,24 @@ class FileType:
     """A type that a file can be exported in.
 
     Args:
-        number: llama.cpp's.
-        bits: Of a weight on average, scales included, for models with rows that 256 divides.
-        most_kl: Mean KL divergence from the 16-bit model, in nats a token, above which the export warns.
+        number: Its number in llama.cpp.
+        bits: Mean bits per weight, scales included, for models with rows that 256 divides.
+        max_kl: Mean KL divergence per token from the 16-bit model, in nats, above which the export warns.
     """
 
     number: LlamaFileType
     bits: float
-    most_kl: float
+    max_kl: float
 
 
-# Past which a file of numbers, not quantised, has failed.
-MOST_KL_OF_NUMBERS = 1e-3
+MAX_KL_UNQUANTISED = 1e-3  # above it the export of an unquantised file fails
 
-# The limits are about five times what llama.cpp's documentation measured on Llama 3 8B (tools/perplexity/README.md),
-# for small models suffer more: docs/export.md has the figures of SmolLM2-135M.
+# The limits are about five times what llama.cpp's documentation measured on Llama 3 8B (tools/perplexity/README.md):
+# small models lose more. docs/export.md has the figures of SmolLM2-135M.
 FILE_TYPES = {
-    "f32": FileType(LlamaFileType.ALL_F32, 32, MOST_KL_OF_NUMBERS),
-    "f16": FileType(LlamaFileType.MOSTLY_F16, 16, MOST_KL_OF_NUMBERS),
-    "bf16": FileType(LlamaFileType.MOSTLY_BF16, 16, MOST_KL_OF_NUMBERS),
+    "f32": FileType(LlamaFileType.ALL_F32, 32, MAX_KL_UNQUANTISED),
+    "f16": FileType(LlamaFileType.MOSTLY_F16, 16, MAX_KL_UNQUANTISED),
+    "bf16": FileType(LlamaFileType.MOSTLY_BF16, 16, MAX_KL_UNQUANTISED),
     "q8_0": FileType(LlamaFileType.MOSTLY_Q8_0, 8.5, 0.01),
     "q6_k": FileType(LlamaFileType.MOSTLY_Q6_K, 6.6, 0.03),
     "q5_k_m": FileType(LlamaFileType.MOSTLY_Q5_K_M, 5.7, 0.06),
@@ -53,17 +52,7 @@ FILE_TYPES = {
 
 
 def check_types(types: Sequence[str]) -> list[str]:
-    """Settle which files are wanted.
-
-    Args:
-        types: Their names, in any case; repeated ones count once.
-
-    Returns:
-        Known names, in the order given.
-
-    Raises:
-        ConfigError: There is no such type, or none was named.
-    """
+    """Return the types in lower case and without repetitions; raise ``ConfigError`` for an unknown one or none."""
     wanted = list(dict.fromkeys(name.strip().lower() for name in types))
     known = ", ".join(FILE_TYPES)
     for name in wanted:
@@ -75,16 +64,16 @@ def check_types(types: Sequence[str]) -> list[str]:
 
 
 def is_quantised(name: str) -> bool:
-    """Whether a type is made by the quantiser; the others are written as they are."""
+    """Return whether the quantiser makes files of this type; the others are written by ``write_gguf``."""
     return name not in ENCODINGS
 
 
 def quantise(source: Path, target: Path, name: str) -> None:
-    """Quantise a GGUF file of plain numbers.
+    """Quantise a GGUF file.
 
     Args:
-        source: The file.
-        target: The new one; the caller cares for it to appear as a whole.
+        source: An unquantised file.
+        target: The new file.
         name: A quantised type of ``FILE_TYPES``.
 
     Raises:
@@ -96,11 +85,11 @@ def quantise(source: Path, target: Path, name: str) -> None:
     parameters = library.LlamaModelQuantizeParams()
     parameters.ftype = int(FILE_TYPES[name].number)
     parameters.nthread = available_processors()
-    with said_by(library) as said:
+    with logged_errors(library) as errors:
         try:
             library.model_quantize(str(source), str(target), parameters)
         except (RuntimeError, ValueError) as error:
-            reason = said[0] if said else str(error)
-            if "iostream error" in reason:  # all that C++ says of a write that failed
+            reason = errors[0] if errors else str(error)
+            if "iostream error" in reason:  # all that C++ says about a failed write
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
             raise ExportError(f"{target.name}: llama.cpp cannot quantise to {name}: {reason}") from error

@@ -1,20 +1,28 @@
-"""A model's tokenizer as llama.cpp keeps it: each token with kind and score, merges, special tokens, chat template.
+"""Read a model's tokenizer as a GGUF file holds it: tokens with type and score, merges, special tokens, chat template.
 
-Two kinds of vocabulary are known there by the names of their first users:
+llama.cpp calls the two kinds of vocabulary by their first users:
 
     gpt2    byte-level BPE: merges, and the name of a pre-tokenizer (Llama 3, Qwen, SmolLM, newer Mistral)
     llama   SentencePiece: scores instead of merges, bytes as tokens of their own (Llama 2, Mistral, Gemma, Phi-3)
 
-Both are read from ``tokenizer.json``. Where the original came as a ``tokenizer.model``, which transformers 5 no longer
-saves, its scores follow from the merges: llama.cpp joins the pair with the highest score first, so the token that is
-merged first gets the highest.
+Both are read from ``tokenizer.json``. transformers 5 no longer saves a ``tokenizer.model`` with its scores, so they are
+derived from the merges: llama.cpp joins the pair with the highest score first, so the token that is merged first gets
+the highest.
+
+llama.cpp has a name for each way in which byte-level tokenizers split text before the merges, the pre-tokenizer. Its
+converter finds the name by a fingerprint, the hash of the tokens of one awkward text; ``pre_tokenizers.json`` holds
+fingerprints and names. A begin token that was switched on or off changes the fingerprint; where it is unknown, the
+pattern in ``tokenizer.json`` decides. Source: llama.cpp (MIT), conversion/base.py, ``get_vocab_base_pre``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +31,37 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.tokens.rendering import Renderer
 from ...errors import ModelError
-from .pre_tokenizers import fingerprint, pre_tokenizer_name
+from ...model.loading.gguf import WHOLE_WORDS_FIRST, byte_level_pre_tokenizer
 
 SPACE = "\u2581"  # how SentencePiece writes a space
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-SCORE_ADDED, SCORE_NEVER = -1000.0, -10000.0  # as llama.cpp's converter has them
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+SCORE_ADDED, SCORE_NEVER = -1000.0, -10000.0  # as in llama.cpp's converter
+
+# The text of the fingerprint; every character counts.
+PROBE = (
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33"
+    " 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======="
+    " нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? 'M not sure"
+    " I'll make it, 'D you like some tea? We'Ve a'lL"
+)
+# A name for each pattern that can be compared with the tokenizer's own.
+COMPARABLE = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Everything that is written of a tokenizer.
+    """What a GGUF file holds of a tokenizer.
 
     Args:
         kind: ``"gpt2"`` or ``"llama"``.
         pre: llama.cpp's name of the pre-tokenizer.
-        tokens, types: Of each id of the embedding.
-        scores: Likewise, of a SentencePiece vocabulary.
+        tokens: The token of each row of the embedding.
+        types: Its type.
+        scores: Its score, in a SentencePiece vocabulary.
         special: Ids of special tokens, merges and the chat template, as the ``gguf`` package reads them.
         end_id: The token that ends an answer, if there is one.
         begins: Whether the begin token is put in front of a text.
-        adds_space: Whether text gets a space in front; None where that is llama.cpp's default.
+        adds_space: Whether a space is put in front of a text; ``None`` leaves it to llama.cpp.
     """
 
     kind: str
@@ -56,7 +75,7 @@ class Vocabulary:
     adds_space: bool | None
 
     def write(self, writer: GGUFWriter) -> None:
-        """Put it into the header of a file."""
+        """Write the vocabulary into the header of a file."""
         writer.add_tokenizer_model(self.kind)
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
@@ -77,15 +96,15 @@ def read_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int,
     Args:
         folder: The folder, with its ``tokenizer.json``.
         tokenizer: The tokenizer in it.
-        rows: Rows of the embedding. Those that no token has are padding.
+        rows: Rows of the embedding. Those without a token are padding.
         source: Name of the model, for messages.
 
     Returns:
         The vocabulary.
 
     Raises:
-        ModelError: The tokenizer is of another kind, has more tokens than the embedding has rows, or cuts text in a way
-            that llama.cpp does not know.
+        ModelError: The tokenizer is of another kind, has more tokens than the embedding has rows, or splits text in a
+            way that llama.cpp has no name for.
     """
     otherwise = "use llama.cpp's own script for it: --converter PATH/TO/convert_hf_to_gguf.py"
     if not tokenizer.is_fast:
@@ -121,14 +140,7 @@ def read_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int,
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The token that ends an assistant's turn.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        The token; ``None`` without a chat template, or with one that writes no answers.
-    """
+    """Return the token that ends an assistant's turn; ``None`` where no chat template writes answers."""
     if tokenizer.chat_template is None:
         return None
     try:
@@ -138,9 +150,50 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that ends an assistant's turn; without a template for chats, the one that ends a text."""
+    """Return the id of the token that ends an assistant's turn, or without a chat template a text."""
     end = end_of_turn(tokenizer)
     return tokenizer.eos_token_id if end is None else tokenizer.convert_tokens_to_ids(end)
+
+
+@cache
+def known_fingerprints() -> dict[str, str]:
+    """Return llama.cpp's names of pre-tokenizers by fingerprint."""
+    return json.loads(files(__package__).joinpath("pre_tokenizers.json").read_text(encoding="utf-8"))
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of the tokens of ``PROBE``, as Python writes the list."""
+    return hashlib.sha256(str(tokenizer.encode(PROBE)).encode()).hexdigest()
+
+
+def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase, backend: dict[str, Any]) -> str | None:
+    """Return llama.cpp's name for how a byte-level tokenizer splits text; ``None`` if it has none.
+
+    ``backend`` is the content of its ``tokenizer.json``.
+    """
+    if name := known_fingerprints().get(fingerprint(tokenizer)):
+        return name
+    for name in COMPARABLE:
+        same_pattern = _without_offsets(backend["pre_tokenizer"]) == _pattern(name)
+        whole_words_first = bool(backend["model"].get("ignore_merges"))
+        if same_pattern and whole_words_first == (name in WHOLE_WORDS_FIRST):
+            return name
+    return None
+
+
+@cache
+def _pattern(name: str) -> Any:
+    pre_tokenizer = byte_level_pre_tokenizer(name)
+    return _without_offsets(json.loads(pre_tokenizer.__getstate__())) if pre_tokenizer else None
+
+
+def _without_offsets(settings: Any) -> Any:
+    """Drop ``trim_offsets``, which does not change where text is split."""
+    if isinstance(settings, list):
+        return [_without_offsets(value) for value in settings]
+    if isinstance(settings, dict):
+        return {key: _without_offsets(value) for key, value in settings.items() if key != "trim_offsets"}
+    return settings
 
 
 def _byte_level_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], list[TokenType]]:
@@ -149,7 +202,7 @@ def _byte_level_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[l
         tokens[number], types[number] = token, TokenType.NORMAL
     for number, added in tokenizer.added_tokens_decoder.items():
         text = added.content
-        if not added.normalized:  # llama.cpp wants added tokens as the tokenizer would write them
+        if not added.normalized:  # llama.cpp expects added tokens as the tokenizer decodes them
             text = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
         tokens[number], types[number] = _added(text, added.special)
     return tokens, types
@@ -160,15 +213,15 @@ def _sentencepiece_tokens(
 ) -> tuple[list[str], list[TokenType], list[float]]:
     tokens, types = [f"[PAD{i}]" for i in range(rows)], [TokenType.UNUSED] * rows
     scores = [SCORE_NEVER] * rows
-    rank_of: dict[str, int] = {}  # the first merge that makes a token
+    rank_of: dict[str, int] = {}  # of the first merge that makes a token
     for rank, pair in enumerate(backend["model"]["merges"]):
         left, right = pair if isinstance(pair, list) else pair.split(" ")
         rank_of.setdefault(left + right, rank)
     for token, number in backend["model"]["vocab"].items():
         tokens[number] = token
-        types[number] = TokenType.BYTE if BYTE.fullmatch(token) else TokenType.NORMAL
+        types[number] = TokenType.BYTE if BYTE_TOKEN.fullmatch(token) else TokenType.NORMAL
         is_made = token in rank_of or types[number] != TokenType.NORMAL
-        # What no merge makes is a single letter, and is looked up before anything is joined.
+        # A token that no merge makes is a single letter, which is looked up before anything is joined.
         scores[number] = -float(rank_of.get(token, 0 if is_made else len(rank_of)))
     for number, added in tokenizer.added_tokens_decoder.items():
         tokens[number], types[number] = _added(added.content, added.special)
@@ -177,7 +230,7 @@ def _sentencepiece_tokens(
 
 
 def _added(text: str, special: bool) -> tuple[str, TokenType]:
-    """Text and kind of an added token. Some that steer the model are not marked as special by their authors."""
+    """Return text and type of an added token. Not every control token is marked as special in ``tokenizer.json``."""
     marked = text.startswith(("<|", "<｜")) and text.endswith(("|>", "｜>"))
     unused = text.startswith("<unused") and text.endswith(">")
     if special or marked or unused or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]"):
@@ -186,10 +239,10 @@ def _added(text: str, special: bool) -> tuple[str, TokenType]:
 
 
 def _adds_space(backend: dict[str, Any], chats: bool) -> bool:
-    """Whether llama.cpp shall put a space in front of a text, which it then does after every special token, too.
+    """Return whether llama.cpp is to put a space in front of a text, which it then does after each special token too.
 
-    So does a tokenizer that prepends it always. One that does it at the very start only never does it in a chat, whose
-    template begins with a special token: for a model that chats, that decides.
+    A tokenizer that always prepends a space does the same. One that prepends it only at the very start of a text never
+    does so in a chat, because the chat template begins with a special token; for a chat model that decides.
     """
     parts = [backend.get("normalizer") or {}, backend.get("pre_tokenizer") or {}]
     parts += [part for outer in parts for part in outer.get("normalizers", []) + outer.get("pretokenizers", [])]

@@ -28,9 +28,9 @@ from urllib.request import urlopen
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from ...errors import ConfigError, MissingExtraError, ServerError
-from ...export.finished import find_finished
 from ...export.gguf.llama_cpp import available_processors
 from ...export.merge import merge_adapter
+from ...export.named_model import find_model
 from ...model.loading.gguf_header import check_gguf
 from ...model.loading.inert import require_inert
 from ...system.precision import best_precision
@@ -98,19 +98,19 @@ def serving(
         MissingExtraError: What the server needs is not installed.
         ServerError: The server does not start.
     """
-    finished = find_finished(name)
+    named = find_model(name)
     require_free(host, port)
     with ExitStack() as stack:
-        if finished.kind == "gguf":
+        if named.kind == "gguf":
             _require(("xllamacpp",), "serving a GGUF file")
-            check_gguf(Path(finished.place))
-            model = Path(finished.place).stem
-            command, folder = [*LLAMA_CPP, str(Path(finished.place).absolute()), host, str(port), model], None
+            check_gguf(Path(named.place))
+            model = Path(named.place).stem
+            command, folder = [*LLAMA_CPP, str(Path(named.place).absolute()), host, str(port), model], None
         else:
             _require(NEEDED_BY_TRANSFORMERS, "serving a model folder")
-            place = finished.place
+            place = named.place
             require_inert(name, place, trust_remote_code=False)
-            if finished.kind == "adapter":
+            if named.kind == "adapter":
                 on_stage("merge", name)
                 above = stack.enter_context(tempfile.TemporaryDirectory(prefix="oddsmith-serve-"))
                 place = str(Path(above) / (Path(name).expanduser().absolute().name or "model"))

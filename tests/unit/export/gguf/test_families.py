@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from oddsmith.errors import ExportError, ModelError
-from oddsmith.export.gguf import convert, pre_tokenizers
+from oddsmith.export.gguf import convert, vocabulary
 from oddsmith.export.gguf.convert import interleave_heads, plan_conversion, safe_title, write_gguf
 from oddsmith.export.gguf.families import FAMILIES as KNOWN
 from oddsmith.export.gguf.families import family_of
@@ -151,8 +151,8 @@ class TestTokenizers:
         assert plan(folder).vocabulary.pre == pre
 
     def test_are_recognised_by_their_fingerprint_first(self, folder, monkeypatch):
-        found = pre_tokenizers.fingerprint(byte_tokenizer())
-        monkeypatch.setattr(pre_tokenizers, "known_fingerprints", lambda: {found: "tekken"})
+        found = vocabulary.fingerprint(byte_tokenizer())
+        monkeypatch.setattr(vocabulary, "known_fingerprints", lambda: {found: "tekken"})
         assert plan(folder).vocabulary.pre == "tekken"
 
     def test_with_more_tokens_than_the_embedding_has_rows(self, folder):
