@@ -10,8 +10,8 @@ from jinja2.exceptions import SecurityError, TemplateError
 from transformers.utils import chat_template_utils
 
 from oddsmith.data.formats import to_pair
-from oddsmith.data.templates.budget import MOST_WORK, NODE_WORK, LimitReached
 from oddsmith.data.templates.environment import guard_chat_templates
+from oddsmith.data.templates.limits import MAX_WORK, NODE_WORK, LimitReached
 from oddsmith.data.tokens.rendering import Renderer
 from oddsmith.errors import ModelError, RowError
 from oddsmith.inference.chat.backends import TransformersBackend
@@ -141,7 +141,7 @@ def test_what_no_chat_template_needs_is_refused(name):
 def test_a_conversation_begins_with_the_whole_budget():
     turns, nodes_a_turn = 99_999, 4
     text = "{% for i in range(" + str(turns) + ") %}{{ i }}{% endfor %}"
-    for _ in range(1 + MOST_WORK // (nodes_a_turn * NODE_WORK * turns)):
+    for _ in range(1 + MAX_WORK // (nodes_a_turn * NODE_WORK * turns)):
         assert len(rendered(text)) > turns
 
 

@@ -1,15 +1,15 @@
-"""transformers' environment for chat templates, with the limits of ``budget`` built into the code it compiles.
+"""transformers' environment for chat templates, with the limits of ``limits`` compiled into every template.
 
-transformers compiles templates for Jinja's sandbox, which keeps them from files, imports and private attributes, and
-bounds ``range``. Nested loops, macros that call themselves twice, ``'a' * 10**9`` and the like go on for ever there, or
-until the memory is gone. Here
+transformers compiles templates for Jinja's sandbox, which denies them files, imports and private attributes, and bounds
+``range``. Nested loops, macros that call themselves twice, ``'a' * 10**9`` and the like run forever there, or until the
+memory is used up. Here
 
-    {% for m in messages %} body          spends the size of its body at each turn; so do macros and blocks
-    a * b ~ c,  x[1:],  [a, b],  a + b    become calls of ``operations``, or are handed to one
-    text.replace(...), x | join(',')      are looked at before and after
+    {% for m in messages %} body          spends the size of its body in each iteration; so do macros and blocks
+    a * b ~ c,  x[1:],  [a, b],  a + b    become calls of ``Operations``, or are passed to one
+    text.replace(...), x | join(',')      are checked before and after
 
-``guard_chat_templates`` puts it in the place of transformers' own, so that whatever renders a chat template in this
-process (``apply_chat_template``, the server of transformers) does so within the limits.
+``guard_chat_templates`` replaces transformers' environment with this one, so that everything that renders a chat
+template in this process (``apply_chat_template``, transformers' server) does so within the limits.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 from transformers.utils import chat_template_utils
 
-from .budget import NODE_WORK, Budget
-from .operations import METHODS, REFUSED_FILTERS, Operations
+from .limits import METHODS, NODE_WORK, REFUSED_FILTERS, Budget, Operations
 
-MOST_CHARACTERS = 500_000
-MOST_NODES = 20_000
-MOST_TERMS = 16  # of a sum that is computed before it is looked at
-MOST_TEMPLATES = 128  # that are kept compiled, as many as transformers keeps
+MAX_CHARACTERS = 500_000
+MAX_NODES = 20_000
+MAX_TERMS = 16  # of a sum before its result is checked
+MAX_TEMPLATES = 128  # kept compiled, as many as transformers keeps
 
 OPERATORS: dict[type[nodes.BinExpr], str] = {nodes.Mul: "multiplied", nodes.Pow: "raised", nodes.Mod: "remainder"}
+OPERATIONS = frozenset(("joined", "sliced", "made", *OPERATORS.values()))
+HOOKS = OPERATIONS | {"spend"}  # what compiled templates call on their environment
 METHODS_OF_MAPPINGS = frozenset(dir(dict))
-HOOKS = frozenset(("spend", "joined", "sliced", "made", *OPERATORS.values()))
-# Errors of Python that a template can cause, beside those that Jinja raises itself.
+# Errors of Python that a template can cause, besides Jinja's own.
 ERRORS_OF_TEMPLATES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, SyntaxError)
 
 
 class _GuardedTemplate(Template):
-    """A template that begins each conversation with a new budget, and fails with a ``TemplateError`` only."""
+    """A template that starts each conversation with a new budget and raises only ``TemplateError``."""
 
     def new_context(self, *args: Any, **kwargs: Any) -> Context:
         self.environment.budget.renew()  # type: ignore[attr-defined]
@@ -56,10 +56,10 @@ class _GuardedTemplate(Template):
 
 
 class _DirectCalls(CodeGenerator):
-    """Writes calls of our own operations without the sandbox's questions."""
+    """Compiles calls of our operations without the sandbox's checks."""
 
     def visit_Call(self, node: nodes.Call, frame: Frame, **kwargs: Any) -> None:  # type: ignore[override]
-        if not (isinstance(node.node, nodes.EnvironmentAttribute) and node.node.name in HOOKS):
+        if not isinstance(node.node, nodes.EnvironmentAttribute) or node.node.name not in HOOKS:
             super().visit_Call(node, frame, **kwargs)
             return
         self.write(f"environment.{node.node.name}(")
@@ -70,15 +70,11 @@ class _DirectCalls(CodeGenerator):
 
 
 class GuardedEnvironment(ImmutableSandboxedEnvironment):
-    """An environment whose templates stay within a budget.
-
-    Args:
-        model: The environment whose options, extensions, filters and globals it has.
-    """
+    """An environment that keeps templates within a budget, with the options, filters and globals of ``model``."""
 
     template_class = _GuardedTemplate
     code_generator_class = _DirectCalls
-    # None that is left unchanged (there should be none) is computed while the template is compiled.
+    # Should one of these remain in a template, the compiler does not compute it as a constant.
     intercepted_binops = frozenset(("*", "**", "%"))
 
     def __init__(self, model: ImmutableSandboxedEnvironment):
@@ -92,33 +88,33 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
             finalize=operations.made,
         )
         self.spend, self.concat = self.budget.spend, operations.concatenated  # type: ignore[method-assign]
-        self.made, self.sliced, self.joined = operations.made, operations.sliced, operations.joined
-        self.multiplied, self.raised, self.remainder = operations.multiplied, operations.raised, operations.remainder
+        for name in OPERATIONS:
+            setattr(self, name, getattr(operations, name))
         self.filters = {
             name: operations.guarded_filter(name, function)
             for name, function in model.filters.items()
             if name not in REFUSED_FILTERS
         }
-        self.globals |= {name: value for name, value in model.globals.items() if name not in ("lipsum", "range")}
+        self.globals |= {name: value for name, value in model.globals.items() if name != "range"}
         self.globals.pop("lipsum", None)
-        namespace: Any = self.globals["namespace"]  # its repr would write out all that it holds, and those in it
-        self.globals["namespace"] = type("Namespace", (namespace,), {"__repr__": object.__repr__})
-        today: Any = self.globals["strftime_now"]
-        self.globals["strftime_now"] = operations.guarded_date(today)
+        names: dict[str, Any] = self.globals
+        names["strftime_now"] = operations.guarded_date(names["strftime_now"])
+        # The repr of Jinja's own would write all that is inside it.
+        names["namespace"] = type("Namespace", (names["namespace"],), {"__repr__": object.__repr__})
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        if (count := _size(source)) > MOST_NODES:
-            raise TemplateSyntaxError(f"it has {count:,} parts; expected at most {MOST_NODES:,}", 1)
+        if (count := _size(source)) > MAX_NODES:
+            raise TemplateSyntaxError(f"it has {count:,} parts; expected at most {MAX_NODES:,}", 1)
         return super()._generate(_Guards(self).visit(source), *args, **kwargs)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """As in the sandbox; a key of a message is not first looked for among the methods of mappings."""
+        """Return an attribute as the sandbox does; a key of a message is not searched among the methods first."""
         if type(obj) is dict and attribute not in METHODS_OF_MAPPINGS:
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         return super().getattr(obj, attribute)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """As in the sandbox, of plain values only what ``operations.METHODS`` names; decided once a type."""
+        """Return whether the sandbox and, for plain values, ``METHODS`` allow an attribute; decided once a type."""
         kind = type(obj)
         if kind in METHODS:
             return attr in METHODS[kind]
@@ -143,7 +139,7 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         text = getattr(__obj, "__self__", None)
-        if type(text) is str:  # one of its methods, none of which is handed Jinja's own variables
+        if type(text) is str:  # a method of a text, which takes none of Jinja's variables
             kwargs.pop("_loop_vars", None)
             kwargs.pop("_block_vars", None)
             result = __obj(*__self.operations.method_arguments(text, __obj.__name__, args), **kwargs)
@@ -154,33 +150,18 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Guards(NodeTransformer):
-    """Puts the guards into a parsed template."""
+    """Adds the guards to a parsed template."""
 
     def __init__(self, environment: GuardedEnvironment):
         self.environment = environment
 
     def _call(self, name: str, arguments: list[nodes.Expr], lineno: int) -> nodes.Call:
-        function = nodes.EnvironmentAttribute(name, lineno=lineno, environment=self.environment)
-        return nodes.Call(function, arguments, [], None, None, lineno=lineno, environment=self.environment)
+        place: dict[str, Any] = {"lineno": lineno, "environment": self.environment}
+        return nodes.Call(nodes.EnvironmentAttribute(name, **place), arguments, [], None, None, **place)
 
     def _spend(self, parts: list[nodes.Node], lineno: int) -> nodes.Call:
         work = NODE_WORK * (4 + sum(map(_size, parts)))
         return self._call("spend", [nodes.Const(work, lineno=lineno, environment=self.environment)], lineno)
-
-    def visit_For(self, node: nodes.For) -> nodes.For:
-        spent = self._spend(node.body, node.lineno)
-        if node.test is not None:
-            test, tested = self.visit(node.test), self._spend([node.test], node.lineno)
-            node.test = nodes.And(tested, test, lineno=node.lineno, environment=self.environment)
-            node.iter = self.visit(node.iter)
-            node.body, node.else_ = self._all(node.body), self._all(node.else_)
-        else:
-            self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(spent, lineno=node.lineno, environment=self.environment))
-        return node
-
-    def _all(self, parts: list[nodes.Node]) -> list[nodes.Node]:
-        return [self.visit(part) for part in parts]
 
     def _visit_body(self, node: Any) -> Any:
         spent = self._spend(node.body, node.lineno)
@@ -190,10 +171,17 @@ class _Guards(NodeTransformer):
 
     visit_Macro = visit_CallBlock = visit_Block = _visit_body
 
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        test_work = self._spend([node.test], node.lineno) if node.test is not None else None
+        self._visit_body(node)
+        if node.test is not None:
+            node.test = nodes.And(test_work, node.test, lineno=node.lineno, environment=self.environment)
+        return node
+
     def visit_Add(self, node: nodes.Add) -> nodes.Call:
-        """Sums stay as they are; the result is looked at, in long ones every so many terms."""
+        """Check the result of a sum, and in long sums every ``MAX_TERMS`` terms."""
         innermost, terms = node, 2
-        while isinstance(innermost.left, nodes.Add) and terms < MOST_TERMS:
+        while isinstance(innermost.left, nodes.Add) and terms < MAX_TERMS:
             innermost.right = self.visit(innermost.right)
             innermost, terms = innermost.left, terms + 1
         self.generic_visit(innermost)
@@ -226,7 +214,7 @@ class _Guards(NodeTransformer):
 
 
 def _size(node: nodes.Node) -> int:
-    """How many nodes it is made of."""
+    """Return the number of nodes in a part of a template."""
     count, waiting = 0, [node]
     while waiting:
         count += 1
@@ -234,25 +222,19 @@ def _size(node: nodes.Node) -> int:
     return count
 
 
-@lru_cache
-def _environment_of(compile_template: Callable[[str], Template]) -> ImmutableSandboxedEnvironment:
-    return compile_template("").environment  # type: ignore[return-value]
-
-
 def guard_chat_templates() -> None:
-    """Let all chat templates of this process render within the limits, from now on. To do so twice changes nothing."""
+    """Make all chat templates of this process render within the limits from now on; a second call changes nothing."""
     original = chat_template_utils._compile_jinja_template
     if getattr(original, "is_guarded", False):
         return
+    model = original("").environment
 
-    @lru_cache(maxsize=MOST_TEMPLATES)
+    @lru_cache(maxsize=MAX_TEMPLATES)
     def compile_guarded(chat_template: str) -> Template:
-        if len(chat_template) > MOST_CHARACTERS:
-            raise TemplateSyntaxError(
-                f"it has {len(chat_template):,} characters; expected at most {MOST_CHARACTERS:,}", 1
-            )
+        if (count := len(chat_template)) > MAX_CHARACTERS:
+            raise TemplateSyntaxError(f"it has {count:,} characters; expected at most {MAX_CHARACTERS:,}", 1)
         try:
-            return GuardedEnvironment(_environment_of(original)).from_string(chat_template)
+            return GuardedEnvironment(model).from_string(chat_template)
         except TemplateError:
             raise
         except ERRORS_OF_TEMPLATES as error:

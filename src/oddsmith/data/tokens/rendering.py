@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from ...errors import ModelError, RowError
 from ..formats import Message, PreferencePair
 from ..formats.values import common_prefix_length
-from ..templates.budget import LimitReached
 from ..templates.environment import guard_chat_templates
+from ..templates.limits import LimitReached
 
 # Stands for the assistant's answer when a template is asked what follows one; no template has reason to touch it.
 PROBE_ANSWER = "oddsmith-probe-answer"
