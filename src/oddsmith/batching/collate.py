@@ -1,8 +1,8 @@
-"""From tokenized pairs to the padded tensors of a micro-batch.
+"""Pad tokenized pairs to the tensors of a micro-batch.
 
 The keys are TRL's (``chosen_input_ids``, ``chosen_attention_mask``, ``chosen_labels``, and the same for ``rejected``),
-so a data collator written for TRL works here. Masks come from lengths, never from token ids: padding with the end token
-is harmless.
+so a data collator written for TRL works here. Masks come from lengths, never from token ids, so padding with the end
+token is harmless.
 
     chosen_input_ids       p p p r r e . .      p prompt   r response   e end of turn   . padding
     chosen_attention_mask  1 1 1 1 1 1 0 0
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,16 +26,12 @@ SIDES = ("chosen", "rejected")
 
 
 def trl_features(row: Mapping[str, Any], is_encoder_decoder: bool = False) -> dict[str, Any]:
-    """A tokenized row under TRL's column names: ids, attention mask and labels of each side, and of the prompt.
+    """Return a tokenized row under TRL's column names: ids and attention mask of the prompt and of each side, labels.
 
     Tokens after the end of the turn are left out: no target needs them, and a causal model does not see them.
     """
-    features: dict[str, Any] = {}
-    if is_encoder_decoder:
-        features["prompt_input_ids"] = list(row["prompt_input_ids"])
-    else:
-        features["prompt_input_ids"] = list(row["chosen_input_ids"][: row["chosen_prompt_tokens"]])
-    features["prompt_attention_mask"] = [1] * len(features["prompt_input_ids"])
+    ids = row["prompt_input_ids"] if is_encoder_decoder else row["chosen_input_ids"][: row["chosen_prompt_tokens"]]
+    features: dict[str, Any] = {"prompt_input_ids": list(ids), "prompt_attention_mask": [1] * len(ids)}
     for side in SIDES:
         ids = list(row[f"{side}_input_ids"][: row[f"{side}_end"]])
         prompt = row[f"{side}_prompt_tokens"]
@@ -47,39 +44,31 @@ def trl_features(row: Mapping[str, Any], is_encoder_decoder: bool = False) -> di
 
 @dataclass
 class PairCollator:
-    """Pads the features of some pairs on the right.
-
-    Args:
-        pad_token_id: Fills ``input_ids``; any token will do, it never takes part in the result.
-    """
+    """Pads the features of some pairs on the right; any ``pad_token_id`` will do, as it never affects the result."""
 
     pad_token_id: int
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Stack features as :func:`trl_features` makes them into tensors [B, T], int64."""
+        """Stack features from :func:`trl_features` into tensors [B, T], int64."""
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
-        return {key: _pad([feature[key] for feature in features], fill[key.split("_", 1)[1]]) for key in features[0]}
+        return {key: padded([feature[key] for feature in features], fill[key.split("_", 1)[1]]) for key in features[0]}
 
 
 @dataclass
 class PaddedTensors:
-    """Tokenized rows -> padded tensors.
-
-    Args:
-        collator: ``PairCollator`` or any collator written for TRL's columns.
-        is_encoder_decoder: Whether the rows are those of an encoder-decoder model.
-    """
+    """Turns tokenized rows into padded tensors, with ``PairCollator`` or any collator written for TRL's columns."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     is_encoder_decoder: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The tensors of some rows."""
+        """Return the tensors of some rows."""
         return self.collator([trl_features(row, self.is_encoder_decoder) for row in rows])
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    width = max(1, max(map(len, rows)))
+def padded(rows: Sequence[Sequence[int] | np.ndarray], value: int) -> Tensor:
+    """Pad rows of integers on the right with ``value``: int64 [B, T], with T at least 1."""
+    width = max(1, *map(len, rows))
     padded_BT = torch.full((len(rows), width), value, dtype=torch.long)
     for i, row in enumerate(rows):
         padded_BT[i, : len(row)] = torch.as_tensor(row, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""PrefixForest: the sequences of a micro-batch as one packed row in which common beginnings stand once.
+"""Pack the sequences of a micro-batch into one row, a prefix forest, in which common beginnings occur once.
 
 Two pairs, the second with the same prompt as the first, whose answers begin alike ("The" = c):
 
@@ -10,9 +10,9 @@ Two pairs, the second with the same prompt as the first, whose answers begin ali
 
 A token attends to its ancestors and itself: to row ``k`` from row ``q`` where ``k <= q < subtree_end[k]`` (rows are in
 depth-first order). Position ids are depths. So every token has the hidden state it would have in its own sequence, and
-what several sequences share is computed once. There is no padding.
+tokens that several sequences share are computed once. There is no padding.
 
-A node may have several children: one position then predicts several tokens. An *entry* is a token with its parent: the
+A token may have several children; its position then predicts several tokens. An *entry* is a token with its parent: the
 prediction of that token at that position. Log-probabilities are computed per entry and summed per sequence.
 
 Shape suffixes: T tokens of the row, E entries, S = 2B sequences (chosen first), B pairs, L longest of them.
@@ -28,9 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .collate import SIDES, padded
+
 
 class Path(NamedTuple):
-    """A run of tokens without a branch, and where its ancestors stand.
+    """A run of tokens without a branch, and the rows of its ancestors.
 
     Args:
         start: First row of the path.
@@ -44,13 +46,13 @@ class Path(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """Number of ancestors: the depth of the first token of the path."""
+        """Return the number of ancestors, which is the depth of the first token of the path."""
         return sum(end - start for start, end in self.ancestors)
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: a key of caches
 class ForestLayout:
-    """Who attends to whom in a packed row.
+    """Which token attends to which in a packed row.
 
     Args:
         paths: The paths, in the order of their rows; together they are the whole row.
@@ -60,8 +62,8 @@ class ForestLayout:
             tokens before sharing.
         query_ends_P: 0 and one past the last row of each path, int32.
         key_ends_P: 0 and the same in ``key_row_K``, int32.
-        longest_path: Tokens of the longest path.
-        longest_keys: Keys of the path that has most.
+        longest_path: Number of tokens of the longest path.
+        longest_keys: Largest number of keys of a path.
     """
 
     paths: tuple[Path, ...]
@@ -74,18 +76,14 @@ class ForestLayout:
     longest_keys: int
 
     def to(self, device: torch.device) -> ForestLayout:
-        """The same with its tensors on ``device``."""
+        """Return the same layout with its tensors on ``device``."""
         names = ("depth_T", "subtree_end_T", "key_row_K", "query_ends_P", "key_ends_P")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
     def ancestor_mask(self, window: int | None = None) -> Tensor:
-        """Who attends to whom, dense: bool [T, T], True where the row's token sees the column's.
+        """Return a dense mask, bool [T, T], True where the token of the row attends to that of the column.
 
-        Args:
-            window: Tokens that see only this many (themselves included), counted in depth; all by default.
-
-        Returns:
-            The mask.
+        With a ``window``, a token attends to this many tokens at most, itself included, counted in depth.
         """
         row_T = torch.arange(len(self.depth_T), device=self.depth_T.device)
         mask_TT = (row_T[None, :] <= row_T[:, None]) & (row_T[:, None] < self.subtree_end_T[None, :])
@@ -95,10 +93,10 @@ class ForestLayout:
 
 
 def pack(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], ForestLayout]:
-    """Lay sequences out as a forest.
+    """Pack sequences into a forest.
 
-    In lexicographic order each sequence shares its longest common beginning with its neighbour, so the forest grows by
-    what a sequence adds to the one before it, and its rows are in depth-first order.
+    In lexicographic order each sequence shares its longest common beginning with its neighbour, so each one adds to the
+    forest the tokens that it does not share with the one before, and the rows are in depth-first order.
 
     Args:
         sequences: Token ids of each sequence, int, none empty.
@@ -122,7 +120,7 @@ def pack(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray],
         if added and (shared < len(previous_ids) or not len(previous_ids)):
             starts.append(total)
             ancestors.append(rows[:shared])
-        # Otherwise the sequence goes on where the one before it ends: the same path, longer.
+        # Otherwise the sequence continues the one before it: the same path, longer.
         ids.append(sequence[shared:])
         total += added
         rows_of[s] = previous_rows = rows
@@ -141,7 +139,7 @@ def _layout(starts: list[int], ancestors: list[np.ndarray], rows_of: Sequence[np
     subtree_end_T = np.zeros(total, dtype=np.int64)
     for rows in rows_of:
         depth_T[rows] = np.arange(len(rows))
-        # The end of a subtree is the largest last row of the sequences through it.
+        # A subtree ends with the largest last row of the sequences through it.
         subtree_end_T[rows] = np.maximum(subtree_end_T[rows], rows[-1] + 1)
     ends = [*starts[1:], total]
     paths = [Path(start, end, _runs(above)) for start, end, above in zip(starts, ends, ancestors, strict=True)]
@@ -159,7 +157,7 @@ def _layout(starts: list[int], ancestors: list[np.ndarray], rows_of: Sequence[np
 
 
 def _runs(rows: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Ascending rows as runs ``(start, end)`` of neighbours."""
+    """Return ascending rows as runs ``(start, end)`` of neighbours."""
     if not len(rows):
         return ()
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
@@ -167,7 +165,7 @@ def _runs(rows: np.ndarray) -> tuple[tuple[int, int], ...]:
 
 
 def forest_batch(rows: Sequence[Mapping[str, Any]], nll_on: str) -> dict[str, Any]:
-    """Tokenized pairs as a forest, with everything that the loss needs to know of it.
+    """Pack tokenized pairs into a forest, with the entries and token counts that the loss needs.
 
     Args:
         rows: Tokenized rows (``PreparedData.dataset``) of a causal model.
@@ -175,14 +173,13 @@ def forest_batch(rows: Sequence[Mapping[str, Any]], nll_on: str) -> dict[str, An
 
     Returns:
         ``input_ids`` and ``position_ids`` int64 [1, T]; ``forest``, the layout; ``position_E`` (ascending) and
-        ``target_E``: where which token is predicted, int64; ``response_entry_SL`` and ``nll_entry_BL``: the entries of
-        each response and of each pair's NLL, int64, filled up with E; ``response_tokens_S``, ``nll_tokens_B`` and
+        ``target_E``: the position that predicts a token, and the token, int64; ``response_entry_SL`` and
+        ``nll_entry_BL``: the entries of each response and of each pair's NLL, int64, padded with E;
+        ``response_tokens_S``, ``nll_tokens_B`` and
         ``tokens_B`` (tokens of both sequences, before sharing), int64.
     """
-    sequences = [
-        np.asarray(row[f"{side}_input_ids"])[: row[f"{side}_end"]] for side in ("chosen", "rejected") for row in rows
-    ]
-    prompt_tokens = [row[f"{side}_prompt_tokens"] for side in ("chosen", "rejected") for row in rows]
+    sequences = [np.asarray(row[f"{side}_input_ids"])[: row[f"{side}_end"]] for side in SIDES for row in rows]
+    prompt_tokens = [row[f"{side}_prompt_tokens"] for side in SIDES for row in rows]
     ids_T, rows_of, layout = pack(sequences)
     # A response's first token is predicted by the last of its prompt; the first token of all is never predicted.
     response = [of[max(prompt, 1) :] for of, prompt in zip(rows_of, prompt_tokens, strict=True)]
@@ -204,31 +201,9 @@ def forest_batch(rows: Sequence[Mapping[str, Any]], nll_on: str) -> dict[str, An
         "forest": layout,
         "position_E": torch.from_numpy(parent_T[node_E]),
         "target_E": torch.from_numpy(ids_T[node_E]),
-        "response_entry_SL": _filled([entry_T[of] for of in response], len(node_E)),
-        "nll_entry_BL": _filled([entry_T[of] for of in nll], len(node_E)),
+        "response_entry_SL": padded([entry_T[of] for of in response], len(node_E)),
+        "nll_entry_BL": padded([entry_T[of] for of in nll], len(node_E)),
         "response_tokens_S": torch.tensor([len(of) for of in response]),
         "nll_tokens_B": torch.tensor([len(of) for of in nll]),
         "tokens_B": torch.tensor([len(rows_of[s]) + len(rows_of[s + len(rows)]) for s in chosen]),
     }
-
-
-@dataclass(frozen=True)
-class ForestTensors:
-    """Tokenized rows -> a packed row (:func:`forest_batch`).
-
-    Args:
-        nll_on: ``"sequence"`` or ``"response"``.
-    """
-
-    nll_on: str
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The tensors of some rows."""
-        return forest_batch(rows, self.nll_on)
-
-
-def _filled(lists: Sequence[np.ndarray], value: int) -> Tensor:
-    filled = np.full((len(lists), max(1, *map(len, lists))), value)
-    for line, values in zip(filled, lists, strict=True):
-        line[: len(values)] = values
-    return torch.from_numpy(filled)

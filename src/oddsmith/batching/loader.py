@@ -1,24 +1,34 @@
-"""Data loaders that follow a StepPlan: their items are micro-batches, with the normalisers of their whole step.
+"""Data loaders that follow a StepPlan: their items are micro-batches, with the normalisers of the whole optimizer step.
 
-Both kinds of dataset give the same batches: a map-style one is planned an epoch at a time; a stream is read by every
-process in windows of one step and planned window by window.
+    plan -> Assignment (positions) -> LoadedRows (tokenized rows) -> BatchMaker -> item (tensors)
+
+transformers' loop asks for ``gradient_accumulation_steps`` items a step, and an item is one micro-batch. With a token
+budget the number of micro-batches varies, so the last item of a step has all of them and the others are empty; a step
+that runs out of memory can then be computed again.
+
+Both kinds of dataset give the same batches: a map-style dataset is planned an epoch at a time; every process reads a
+stream in windows of one step, and plans each window.
+
+Shape suffixes: B pairs of a micro-batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import torch
 from datasets import IterableDataset as StreamedRows
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import ConfigError
 from ..system.signals import leave_stopping_to_parent
-from .items import Assignment, BatchMaker, LoadedRows, assignments
 from .plan import (
     Lengths,
+    MicroBatch,
+    StepPlan,
     StepShape,
     epoch_order,
     micro_batches_per_process,
@@ -27,6 +37,83 @@ from .plan import (
     plan_evaluation,
     plan_step,
 )
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Micro-batches to load at once, with the normalisers of the optimizer step they belong to."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    num_pairs: int
+    num_nll_tokens: int
+
+
+@dataclass(frozen=True)
+class LoadedRows:
+    """The tokenized rows of an assignment: ``rows[i]`` are those of its ``micro_batches[i]``."""
+
+    rows: Sequence[Sequence[Mapping[str, Any]]]
+    assignment: Assignment
+
+
+def assignments(plan: StepPlan, process: int, num_nll_tokens: int, shape: StepShape, items: int) -> list[Assignment]:
+    """Distribute one process's micro-batches of a step over ``items`` items, in order.
+
+    With a token budget the last item gets all micro-batches, without one each item gets one. ``num_nll_tokens`` are the
+    NLL target tokens of all pairs of the step.
+    """
+    micro_batches = plan.micro_batches[process]
+    dealt = [(one,) for one in micro_batches] if shape.max_tokens is None else [()] * (items - 1) + [micro_batches]
+    return [Assignment(some, len(plan.pairs), num_nll_tokens) for some in dealt]
+
+
+@dataclass
+class BatchMaker:
+    """Turns the rows of an assignment into tensors.
+
+    Adds to what ``tensors_of`` makes of a micro-batch: ``weight`` float [B] (0 for fillers), ``row`` int [B] (row
+    numbers in the source), ``position`` int [B] (in the dataset), ``num_pairs`` and ``num_nll_tokens`` (scalars, of the
+    whole step).
+
+    Args:
+        tensors_of: Makes the tensors of some rows: ``collate.PaddedTensors`` or ``forest.forest_batch``.
+        one_each: Every item is one micro-batch, and only its tensors are returned. Otherwise an item is
+            ``{"micro_batches": [...], "loaded": LoadedRows}``.
+    """
+
+    tensors_of: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+    one_each: bool = False
+
+    def __call__(self, loaded: LoadedRows) -> dict[str, Any]:
+        """Return the item of some rows."""
+        step = loaded.assignment
+        micro_batches = [
+            dict(self.tensors_of(rows))
+            | {
+                "weight": torch.full((len(rows),), 0.0 if which.is_filler else 1.0),
+                "row": torch.tensor([row["row"] for row in rows]),
+                "position": torch.tensor(which.pairs),
+                "num_pairs": torch.tensor(float(step.num_pairs)),
+                "num_nll_tokens": torch.tensor(float(step.num_nll_tokens)),
+            }
+            for rows, which in zip(loaded.rows, step.micro_batches, strict=True)
+        ]
+        return micro_batches[0] if self.one_each else {"micro_batches": micro_batches, "loaded": loaded}
+
+    def divided(
+        self, loaded: LoadedRows, max_tokens: int, measure: Callable[[Mapping[str, Any]], Lengths]
+    ) -> dict[str, Any]:
+        """Return an item of the same pairs in micro-batches of at most ``max_tokens`` tokens.
+
+        The rows must be all of a step, and this its only process; ``measure`` returns the lengths of a tokenized row.
+        """
+        rows = [row for some in loaded.rows for row in some]
+        positions = [position for which in loaded.assignment.micro_batches for position in which.pairs]
+        tokens = [int(measure(row).tokens) for row in rows]
+        (parts,) = plan_step(range(len(rows)), tokens, StepShape(len(rows), 1, 1, max_tokens)).micro_batches
+        micro_batches = tuple(MicroBatch(tuple(positions[i] for i in part.pairs)) for part in parts)
+        assignment = replace(loaded.assignment, micro_batches=micro_batches)
+        return self(LoadedRows([[rows[i] for i in part.pairs] for part in parts], assignment))
 
 
 class PlannedDataset(Dataset):
@@ -43,7 +130,7 @@ class PlannedDataset(Dataset):
 
 
 class TrainingAssignments(Sampler):
-    """This process's assignments of an epoch, in order; ``epoch`` is set before each pass."""
+    """This process's assignments of an epoch, in order; set ``epoch`` before each one."""
 
     def __init__(self, lengths: Lengths, shape: StepShape, process: int, *, seed: int, shuffle: bool, drop_last: bool):
         self.lengths, self.shape, self.process = lengths, shape, process
@@ -64,48 +151,33 @@ class TrainingAssignments(Sampler):
 
 
 class StreamedBatches(IterableDataset):
-    """A stream of tokenized rows as micro-batches of one process.
+    """The items of one process from a stream of tokenized rows; set ``epoch`` before each one.
 
-    Every process reads the whole stream: it costs each the tokenization of all rows, and buys exact normalisers and
+    Every process reads the whole stream: this costs each the tokenization of all rows, and gives exact normalisers and
     equal loads without any communication.
-
-    Args:
-        rows: Tokenized rows.
-        shape: Sizes of a step.
-        process: Rank of this process.
-        batch_maker: Makes the tensors.
-        measure: Columns of tokenized rows -> their lengths.
-        drop_last: Leave out a short last step.
     """
 
-    def __init__(
-        self,
-        rows: Iterable[Mapping[str, Any]],
-        shape: StepShape,
-        process: int,
-        batch_maker: BatchMaker,
-        measure: Callable[[Mapping[str, Sequence[int]]], Lengths],
-        drop_last: bool,
-    ):
-        self.rows, self.shape, self.process = rows, shape, process
-        self.batch_maker, self.measure, self.drop_last = batch_maker, measure, drop_last
+    def __init__(self, loaders: LoaderFactory, drop_last: bool):
+        self.loaders, self.drop_last = loaders, drop_last
+        self.rows = loaders.rows
         self.epoch = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        shape = self.loaders.shape
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(self.epoch)
         rows = iter(self.rows)
         start = 0
-        while window := list(islice(rows, self.shape.pairs)):
-            if len(window) < self.shape.pairs and self.drop_last:
+        while window := list(islice(rows, shape.pairs)):
+            if len(window) < shape.pairs and self.drop_last:
                 return
             columns = {key: [row[key] for row in window] for key in window[0] if not key.endswith("input_ids")}
-            lengths = self.measure(columns)
-            plan = plan_step(range(start, start + len(window)), lengths.tokens.tolist(), self.shape, fixed=True)
+            lengths = self.loaders.measure(columns)
+            plan = plan_step(range(start, start + len(window)), lengths.tokens.tolist(), shape, fixed=True)
             num_nll_tokens = int(lengths.nll_tokens.sum())
-            for assignment in assignments(plan, self.process, num_nll_tokens, self.shape, self.shape.accumulation):
+            for assignment in assignments(plan, self.loaders.process, num_nll_tokens, shape, shape.accumulation):
                 loaded = [[window[position - start] for position in which.pairs] for which in assignment.micro_batches]
-                yield self.batch_maker(LoadedRows(loaded, assignment))
+                yield self.loaders.batch_maker(LoadedRows(loaded, assignment))
             start += len(window)
 
 
@@ -119,8 +191,8 @@ class LoaderFactory:
         process: Rank of this process.
         batch_maker: Makes the tensors.
         measure: Columns of tokenized rows -> their lengths.
-        options: Keyword arguments of ``DataLoader`` (workers and the like); a stream is read in the process itself,
-            because workers would each read it anew.
+        options: Keyword arguments of ``DataLoader`` (workers and the like). A stream is read in this process, because
+            every worker would read all of it.
     """
 
     rows: Any
@@ -133,58 +205,46 @@ class LoaderFactory:
     def training(
         self, *, seed: int, shuffle: bool, drop_last: bool
     ) -> tuple[DataLoader, TrainingAssignments | StreamedBatches]:
-        """A loader over an epoch, and the object whose ``epoch`` says which.
+        """Return a loader for training, and the sampler or stream behind it, on which to set ``epoch``.
 
-        Args:
-            seed: Draws the order of an epoch, together with its number.
-            shuffle: Whether the order is drawn at all.
-            drop_last: Leave out a short last step.
-
-        Returns:
-            The loader, and the plan or stream behind it.
-
-        Raises:
-            ConfigError: Not a single step is left.
+        The order is drawn from the seed and the number of the epoch. Without a short last step (``drop_last``) not a
+        single step may be left: a ``ConfigError``.
         """
-        if isinstance(self.rows, StreamedRows | IterableDataset):
-            stream = self._stream(drop_last)
+        if self._is_stream():
+            stream = StreamedBatches(self, drop_last)
             return DataLoader(stream, batch_size=None), stream
-        plan = TrainingAssignments(
+        sampler = TrainingAssignments(
             self._lengths(), self.shape, self.process, seed=seed, shuffle=shuffle, drop_last=drop_last
         )
-        if not len(plan):
+        if not len(sampler):
             raise ConfigError(
                 f"{len(self.rows)} pairs are fewer than one step of {self.shape.pairs}, and dataloader_drop_last leaves"
                 " a short step out; make the batch smaller or turn it off"
             )
-        return self._planned(plan), plan
+        return self._planned(sampler), sampler
 
     def evaluation(self) -> DataLoader:
-        """A loader over every pair once."""
-        if isinstance(self.rows, StreamedRows | IterableDataset):
-            return DataLoader(self._stream(drop_last=False), batch_size=None)
+        """Return a loader that yields every pair once."""
+        if self._is_stream():
+            return DataLoader(StreamedBatches(self, drop_last=False), batch_size=None)
         lengths = self._lengths()
-        plans = plan_evaluation(lengths.tokens, self.shape)
-        return self._planned(
-            [
-                item
-                for plan in plans
-                for item in assignments(plan, self.process, lengths.nll_tokens_of(plan.pairs), self.shape, items=1)
-            ]
-        )
+        items: list[Assignment] = []
+        for plan in plan_evaluation(lengths.tokens, self.shape):
+            items += assignments(plan, self.process, lengths.nll_tokens_of(plan.pairs), self.shape, items=1)
+        return self._planned(items)
 
-    def _planned(self, sampler: Any) -> DataLoader:
-        collate: Any = self.batch_maker  # of what ``__getitems__`` returns, which is no list
+    def _is_stream(self) -> bool:
+        return isinstance(self.rows, StreamedRows | IterableDataset)
+
+    def _planned(self, sampler: Iterable[Assignment]) -> DataLoader:
+        collate: Any = self.batch_maker  # of what ``__getitems__`` returns, which is not a list
         return DataLoader(
             PlannedDataset(self.rows),
-            batch_sampler=sampler,
+            batch_sampler=sampler,  # type: ignore[arg-type]
             collate_fn=collate,
             worker_init_fn=leave_stopping_to_parent,
             **self.options,
         )
-
-    def _stream(self, drop_last: bool) -> StreamedBatches:
-        return StreamedBatches(self.rows, self.shape, self.process, self.batch_maker, self.measure, drop_last)
 
     def _lengths(self) -> Lengths:
         columns = self.rows.select_columns(["chosen_end", "rejected_end", "chosen_prompt_tokens"])

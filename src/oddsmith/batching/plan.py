@@ -1,15 +1,15 @@
 """StepPlan: which pairs form an optimizer step, and which process computes which of them in which micro-batch.
 
-A pure function of lengths, seed, epoch and sizes. Every process computes the same plan, so nothing is communicated, no
-process waits for another that has more to do, resuming at step k is a jump, and the normalisers of the loss are known
-before the first token is computed.
+A pure function of lengths, seed, epoch and sizes. Every process computes the same plan: nothing is communicated, all
+processes have about the same amount of work, a run resumes at step k without reading the steps before it, and the
+normalisers of the loss are available before the first token is computed.
 
     step of N = 6 pairs (tokens 9 7 5 4 2 1), 2 processes x 1 micro-batch x 3 pairs
 
         process 0: 9 4 1  = 14 tokens
         process 1: 7 5 2  = 14 tokens
 
-With a budget of tokens for a micro-batch, their number follows from it instead: as few as stay within the budget.
+With a token budget there are instead as few micro-batches as stay within the budget.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class StepShape:
         micro_batch_size: Pairs of a micro-batch (``per_device_train_batch_size``).
         accumulation: Micro-batches a process computes for one step (``gradient_accumulation_steps``).
         processes: World size.
-        max_tokens: Most tokens of a micro-batch; the number of micro-batches then follows from it, and
-            ``micro_batch_size`` and ``accumulation`` only say how many pairs a step has. A pair that alone is longer
-            stands alone.
+        max_tokens: Token budget of a micro-batch. It then determines the number of micro-batches, and
+            ``micro_batch_size`` and ``accumulation`` only the number of pairs of a step. A longer pair forms a
+            micro-batch alone.
     """
 
     micro_batch_size: int
@@ -43,7 +43,7 @@ class StepShape:
 
     @property
     def pairs(self) -> int:
-        """Pairs of a full step."""
+        """Return the number of pairs of a full step."""
         return self.micro_batch_size * self.accumulation * self.processes
 
 
@@ -53,8 +53,8 @@ class MicroBatch:
 
     Args:
         pairs: Their positions in the dataset.
-        is_filler: The pairs count for nothing: they only keep a process busy that would have none in a short last
-            step, so that the collective operations of all processes match.
+        is_filler: The pairs have weight 0. They are computed by a process that has no others in a short last step, so
+            that the collective operations of all processes match.
     """
 
     pairs: tuple[int, ...]
@@ -75,23 +75,23 @@ class StepPlan:
 
 
 class Lengths(NamedTuple):
-    """What a plan needs to know of pairs: tokens to compute, and NLL target tokens; int arrays [num_pairs]."""
+    """Lengths of pairs: tokens to compute, and NLL target tokens; int arrays [num_pairs]."""
 
     tokens: np.ndarray
     nll_tokens: np.ndarray
 
     def nll_tokens_of(self, pairs: Sequence[int]) -> int:
-        """NLL target tokens of some pairs together."""
+        """Return the sum of the NLL target tokens of some pairs."""
         return int(self.nll_tokens[list(pairs)].sum())
 
 
 def lengths_of(
     columns: Mapping[str, Sequence[int]], nll_on: str, is_encoder_decoder: bool = False, shared_prompt: bool = False
 ) -> Lengths:
-    """Lengths of pairs from the columns of a tokenized dataset (or one row of it).
+    """Return the lengths of pairs from the columns of a tokenized dataset (or one row of it).
 
-    The first token of a sequence has no prediction, so it is no NLL target; a decoder of an encoder-decoder model
-    starts from a token of its own, so there every response token is one.
+    The first token of a sequence has no prediction, so it is no NLL target. In an encoder-decoder model the decoder
+    begins with a start token, so that every response token is a target.
 
     Args:
         columns: ``chosen_end``, ``rejected_end``, ``chosen_prompt_tokens``.
@@ -111,39 +111,39 @@ def lengths_of(
 
 
 def epoch_order(num_pairs: int, *, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
-    """The order in which an epoch visits the pairs: a permutation drawn from (seed, epoch), int64 [num_pairs]."""
+    """Return the order of the pairs in an epoch: a permutation drawn from (seed, epoch), int64 [num_pairs]."""
     if not shuffle:
         return np.arange(num_pairs)
     return np.random.default_rng([seed, epoch]).permutation(num_pairs)
 
 
 def num_steps(num_pairs: int, shape: StepShape, *, drop_last: bool = False) -> int:
-    """Optimizer steps of an epoch; the last one may be short unless ``drop_last``."""
+    """Return the number of optimizer steps of an epoch; the last one may be short unless ``drop_last``."""
     return num_pairs // shape.pairs if drop_last else ceil(num_pairs / shape.pairs)
 
 
 def micro_batches_per_process(num_pairs: int, shape: StepShape) -> int:
-    """Micro-batches that each process gets of a step of so many pairs: as few as hold it."""
+    """Return how many micro-batches each process needs for a step of ``num_pairs`` pairs."""
     return ceil(num_pairs / (shape.processes * shape.micro_batch_size))
 
 
 def plan_step(pairs: Sequence[int], tokens: Sequence[int], shape: StepShape, *, fixed: bool = False) -> StepPlan:
-    """Split the pairs of one step over processes and micro-batches so that all carry about the same number of tokens.
+    """Split the pairs of one step over processes and micro-batches so that all have about the same number of tokens.
 
-    Longest pair first, each to the micro-batch with the fewest tokens that has room (longest-processing-time-first
-    scheduling with a capacity). No micro-batch holds more than the mean load plus the longest pair of the step.
+    Longest pair first, each into the micro-batch with the fewest tokens that has room (longest-processing-time-first
+    scheduling with a capacity). No micro-batch has more tokens than the mean plus the longest pair of the step.
 
-    A step of fewer than ``shape.pairs`` pairs (the last of an epoch) gets as few micro-batches as hold it.
+    A step of fewer than ``shape.pairs`` pairs (the last of an epoch) gets as few micro-batches as it needs.
 
     Args:
         pairs: Positions of the step's pairs in the dataset, at least one, at most ``shape.pairs``.
         tokens: Tokens of each of them, in the same order.
         shape: Sizes.
-        fixed: Give even a short step ``shape.accumulation`` micro-batches a process (needed where the number of
-            steps is not known beforehand).
+        fixed: Give even a short step ``shape.accumulation`` micro-batches a process (for streams, of which the number
+            of steps is unknown).
 
     Returns:
-        The plan; each pair stands in exactly one micro-batch that is no filler.
+        The plan; each pair is in exactly one micro-batch that is no filler.
     """
     if shape.max_tokens is None:
         per_process = shape.accumulation if fixed else micro_batches_per_process(len(pairs), shape)
@@ -160,7 +160,7 @@ def plan_step(pairs: Sequence[int], tokens: Sequence[int], shape: StepShape, *, 
 
 
 def _balanced(tokens: Sequence[int], num_bins: int, capacity: int) -> list[list[int]]:
-    """Indices of ``tokens`` in bins of at most ``capacity``: longest first, each into the bin with fewest tokens."""
+    """Distribute the indices of ``tokens`` over bins of at most ``capacity``, the longest first."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     open_bins = [(0, index) for index in range(num_bins)]
     for i in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
@@ -172,7 +172,7 @@ def _balanced(tokens: Sequence[int], num_bins: int, capacity: int) -> list[list[
 
 
 def _within(tokens: Sequence[int], max_tokens: int, processes: int) -> list[list[int]]:
-    """As few balanced bins, equally many for each process, as hold at most ``max_tokens`` (or a single index) each."""
+    """Distribute the indices over as few bins, equally many a process, as have at most ``max_tokens`` or one index."""
     per_process = ceil(sum(min(length, max_tokens) for length in tokens) / (processes * max_tokens))
     while True:
         bins = _balanced(tokens, per_process * processes, capacity=len(tokens))
@@ -182,30 +182,19 @@ def _within(tokens: Sequence[int], max_tokens: int, processes: int) -> list[list
 
 
 def plan_epoch_step(order: np.ndarray, tokens: np.ndarray, step: int, shape: StepShape) -> StepPlan:
-    """The plan of one step of an epoch, without walking through the steps before it.
+    """Return the plan of step number ``step`` (from 0) of an epoch, directly.
 
-    Args:
-        order: What :func:`epoch_order` returned.
-        tokens: Tokens of each pair of the dataset, by position, int [num_pairs].
-        step: Which step of the epoch, from 0.
-        shape: Sizes.
-
-    Returns:
-        The plan of the step.
+    ``order`` is that of :func:`epoch_order`, ``tokens`` those of each pair of the dataset, by position.
     """
     members = order[step * shape.pairs : (step + 1) * shape.pairs]
     return plan_step(members.tolist(), tokens[members].tolist(), shape)
 
 
 def plan_evaluation(tokens: np.ndarray, shape: StepShape) -> list[StepPlan]:
-    """Every pair once, similar lengths together, longest first: what does not fit in memory fails at once.
+    """Plan an evaluation of every pair once, similar lengths together and the longest first, to fail early for memory.
 
-    Args:
-        tokens: Tokens of each pair of the dataset, by position, int [num_pairs].
-        shape: Sizes; its accumulation is 1.
-
-    Returns:
-        Plans of one micro-batch a process each, of several where a budget of tokens asks for them.
+    ``tokens`` are those of each pair of the dataset, by position. The accumulation of ``shape`` is 1, so each plan has
+    one micro-batch a process; with a token budget there may be several.
     """
     order = np.argsort(-tokens, kind="stable")
     return [plan_epoch_step(order, tokens, step, shape) for step in range(num_steps(len(order), shape))]

@@ -146,5 +146,5 @@ def counts_of(logps: PairLogps) -> dict[str, Tensor]:
 
 
 def micro_batches_of(item: dict[str, Any]) -> list[dict[str, Any]]:
-    """The micro-batches of what a loader hands over, which may be one itself (see ``batching/items.py``)."""
+    """The micro-batches of what a loader hands over, which may be one itself (see ``batching/loader.py``)."""
     return item.get("micro_batches", [item])

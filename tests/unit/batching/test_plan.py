@@ -120,7 +120,7 @@ def test_evaluation_visits_each_pair_once_longest_first():
     assert 1 in plans[0].pairs
 
 
-# ---- With a budget of tokens
+# ---- With a token budget
 
 
 def loads(plan, tokens):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...batching.collate import PaddedTensors, PairCollator
-from ...batching.forest import ForestTensors, forest_batch
-from ...batching.items import BatchMaker, LoadedRows
+from ...batching.forest import forest_batch
+from ...batching.loader import BatchMaker, LoadedRows
 from ...batching.plan import Lengths, lengths_of
 from ...config import ORPOConfig
 from .attention import forest_attention_in
@@ -93,7 +93,7 @@ class ForestPath:
     @property
     def batch_maker(self) -> BatchMaker:
         """Return what makes packed tensors of rows."""
-        return BatchMaker(ForestTensors(self.nll_on))
+        return BatchMaker(partial(forest_batch, nll_on=self.nll_on))
 
     @property
     def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from oddsmith.batching.collate import PaddedTensors, PairCollator
-from oddsmith.batching.forest import ForestTensors
-from oddsmith.batching.items import Assignment, BatchMaker, LoadedRows, assignments
-from oddsmith.batching.loader import TrainingAssignments
+from oddsmith.batching.forest import forest_batch
+from oddsmith.batching.loader import Assignment, BatchMaker, LoadedRows, TrainingAssignments, assignments
 from oddsmith.batching.plan import Lengths, MicroBatch, StepShape, lengths_of, plan_step
 
 
@@ -77,7 +78,9 @@ def test_an_epoch_has_as_many_items_as_it_says_and_every_pair_once(lengths, shap
 
 def test_what_a_micro_batch_knows_of_itself_and_of_its_step():
     which = (MicroBatch((6, 2)), MicroBatch((1,), is_filler=True))
-    item = BatchMaker(ForestTensors("sequence"))(LoadedRows([[row(6), row(2)], [row(1)]], Assignment(which, 7, 80)))
+    item = BatchMaker(partial(forest_batch, nll_on="sequence"))(
+        LoadedRows([[row(6), row(2)], [row(1)]], Assignment(which, 7, 80))
+    )
     first, filler = item["micro_batches"]
     assert first["weight"].tolist() == [1, 1]
     assert filler["weight"].tolist() == [0]
@@ -97,7 +100,7 @@ def test_a_padded_item_is_its_micro_batch():
 @given(tokens=st.lists(st.integers(1, 40), min_size=1, max_size=12), max_tokens=st.integers(1, 90))
 def test_a_divided_item_is_what_the_smaller_budget_would_have_made(tokens, max_tokens):
     rows = {position: row(position, rejected=length) for position, length in enumerate(tokens, start=3)}
-    maker = BatchMaker(ForestTensors("sequence"))
+    maker = BatchMaker(partial(forest_batch, nll_on="sequence"))
 
     def planned(budget: int):
         shape = StepShape(len(rows), 1, 1, budget)
