@@ -75,10 +75,7 @@ FAMILIES: dict[str, tuple[PreTrainedConfig, str]] = {
     "gemma2": (Gemma2Config(**SIZES, **GEMMA), "pieces"),
     "gemma3": (Gemma3TextConfig(**(SIZES | {"num_hidden_layers": 7}), **GEMMA, rope_parameters=GEMMA3_ROPE), "pieces"),
     "phi3": (Phi3Config(**SIZES, sliding_window=256), "pieces"),
-    "phi3-long": (
-        Phi3Config(**SIZES, original_max_position_embeddings=256, rope_parameters=LONG_ROPE),
-        "pieces",
-    ),
+    "phi3-long": (Phi3Config(**SIZES, original_max_position_embeddings=256, rope_parameters=LONG_ROPE), "pieces"),
     "smollm3": (SmolLM3Config(**(SIZES | {"num_hidden_layers": 4}), tie_word_embeddings=True), "bytes"),
 }
 

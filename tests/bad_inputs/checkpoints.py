@@ -78,146 +78,64 @@ def _last(file: str, content: Content) -> dict[str, Content]:
     return {f"{LAST}/{file}": content}
 
 
+# fmt: off
 CHECKPOINTS: tuple[BadInput, ...] = (
-    BadInput(
-        "names a checkpoint that is not there",
-        "train c.yaml --resume nowhere",
-        ("nowhere: no such checkpoint; expected a folder such as RUN/checkpoint-100"),
-    ),
-    BadInput(
-        "names a folder that is none",
-        "train c.yaml --resume empty",
-        ("empty: is no checkpoint: it has no manifest.json, so nothing vouches for its files"),
-        {"empty": folder},
-    ),
-    BadInput(
-        "names a file",
-        "train c.yaml --resume pairs.jsonl",
-        ("pairs.jsonl: no such checkpoint; expected a folder such as RUN/checkpoint-100"),
-    ),
-    BadInput(
-        "names the run instead of a checkpoint",
-        "train c.yaml --resume out",
-        "out: is a run, not a checkpoint; give out/checkpoint-4, or --resume alone for the newest that is whole",
-        RUN,
-    ),
-    BadInput(
-        "names one that was never finished",
-        f"train c.yaml --resume {LAST}",
-        "out/checkpoint-4: is no checkpoint: its save was never finished",
-        {**RUN, LAST: _unfinished},
-    ),
-    BadInput(
-        "names one of another trainer",
-        f"train c.yaml --resume {LAST}5",
-        ("out/checkpoint-45: is no checkpoint: it has no manifest.json, so nothing vouches for its files"),
-        {**RUN, f"{LAST}5": _of_another_trainer},
-    ),
-    BadInput(
-        "has a bit flipped in the weights",
-        f"train c.yaml --resume {LAST}",
-        ("out/checkpoint-4: model.safetensors is damaged (its SHA-256 is not the one that was written)"),
-        {**RUN, **_last("model.safetensors", _damaged)},
-    ),
-    BadInput(
-        "has a file cut off",
-        f"train c.yaml --resume {LAST}",
+    BadInput("names a checkpoint that is not there", "train c.yaml --resume nowhere",
+        "nowhere: no such checkpoint; expected a folder such as RUN/checkpoint-100"),
+    BadInput("names a folder that is none", "train c.yaml --resume empty",
+        "empty: is no checkpoint: it has no manifest.json, so nothing vouches for its files", {"empty": folder}),
+    BadInput("names a file", "train c.yaml --resume pairs.jsonl",
+        "pairs.jsonl: no such checkpoint; expected a folder such as RUN/checkpoint-100"),
+    BadInput("names the run instead of a checkpoint", "train c.yaml --resume out",
+        "out: is a run, not a checkpoint; give out/checkpoint-4, or --resume alone for the newest that is whole", RUN),
+    BadInput("names one that was never finished", f"train c.yaml --resume {LAST}",
+        "out/checkpoint-4: is no checkpoint: its save was never finished", {**RUN, LAST: _unfinished}),
+    BadInput("names one of another trainer", f"train c.yaml --resume {LAST}5",
+        "out/checkpoint-45: is no checkpoint: it has no manifest.json, so nothing vouches for its files",
+        {**RUN, f"{LAST}5": _of_another_trainer}),
+    BadInput("has a bit flipped in the weights", f"train c.yaml --resume {LAST}",
+        "out/checkpoint-4: model.safetensors is damaged (its SHA-256 is not the one that was written)",
+        {**RUN, **_last("model.safetensors", _damaged)}),
+    BadInput("has a file cut off", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: optimizer.safetensors has 109,120 bytes; 109,220 were written",
-        {**RUN, **_last("optimizer.safetensors", _cut)},
-    ),
-    BadInput(
-        "has a file missing",
-        f"train c.yaml --resume {LAST}",
-        "out/checkpoint-4: scheduler.json is missing",
-        {**RUN, **_last("scheduler.json", gone)},
-    ),
-    BadInput(
-        "has a pickle added to it",
-        f"train c.yaml --resume {LAST}",
-        "out/checkpoint-4: optimizer.pt was not saved with it; remove it",
-        {**RUN, **_last("optimizer.pt", b"pickle")},
-    ),
-    BadInput(
-        "has code added to it",
-        f"train c.yaml --resume {LAST}",
-        "out/checkpoint-4: modeling.py was not saved with it; remove it",
-        {**RUN, **_last("modeling.py", "import os")},
-    ),
-    BadInput(
-        "has a file that is a link",
-        f"train c.yaml --resume {LAST}",
+        {**RUN, **_last("optimizer.safetensors", _cut)}),
+    BadInput("has a file missing", f"train c.yaml --resume {LAST}",
+        "out/checkpoint-4: scheduler.json is missing", {**RUN, **_last("scheduler.json", gone)}),
+    BadInput("has a pickle added to it", f"train c.yaml --resume {LAST}",
+        "out/checkpoint-4: optimizer.pt was not saved with it; remove it", {**RUN, **_last("optimizer.pt", b"pickle")}),
+    BadInput("has code added to it", f"train c.yaml --resume {LAST}",
+        "out/checkpoint-4: modeling.py was not saved with it; remove it", {**RUN, **_last("modeling.py", "import os")}),
+    BadInput("has a file that is a link", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: optimizer.safetensors is a symbolic link; expected the file itself",
-        {**RUN, **_last("optimizer.safetensors", _linked)},
-    ),
-    BadInput(
-        "is a link itself",
-        f"train c.yaml --resume {LAST}",
-        "out/checkpoint-4: is a symbolic link; expected the checkpoint itself",
-        {**RUN, LAST: _linked},
-    ),
-    BadInput(
-        "has a damaged manifest",
-        f"train c.yaml --resume {LAST}",
-        ("out/checkpoint-4: manifest.json is damaged (...)"),
-        {**RUN, **_last(MANIFEST_FILE, "{")},
-    ),
-    BadInput(
-        "has a manifest of another version",
-        f"train c.yaml --resume {LAST}",
+        {**RUN, **_last("optimizer.safetensors", _linked)}),
+    BadInput("is a link itself", f"train c.yaml --resume {LAST}",
+        "out/checkpoint-4: is a symbolic link; expected the checkpoint itself", {**RUN, LAST: _linked}),
+    BadInput("has a damaged manifest", f"train c.yaml --resume {LAST}",
+        "out/checkpoint-4: manifest.json is damaged (...)", {**RUN, **_last(MANIFEST_FILE, "{")}),
+    BadInput("has a manifest of another version", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: manifest.json is damaged (format 99; this version reads format 1)",
-        {**RUN, **_last(MANIFEST_FILE, _manifest(format=99))},
-    ),
-    BadInput(
-        "has no whole one left",
-        "train c.yaml --resume",
-        (
-            "out: none of its checkpoints is whole (2 in out/_quarantine); put a good copy of one"
-            " into the run folder, or begin again in another folder"
-        ),
-        {**RUN, **_last(MANIFEST_FILE, "{"), "out/checkpoint-2/model.safetensors": _cut},
-    ),
-    BadInput(
-        "goes on with another learning rate",
-        f"train c.yaml --resume {LAST} --learning-rate 1e-4",
-        (
-            "out/checkpoint-4: is of a run with other settings or data: learning_rate: 1e-06 ->"
-            " 0.0001. Set them back, or go on all the same with --allow-changed"
-        ),
-        RUN,
-    ),
-    BadInput(
-        "goes on with other pairs",
-        f"train c.yaml --resume {LAST}",
-        (
-            "out/checkpoint-4: is of a run with other settings or data: train pairs: others than"
-            " before (4 pairs -> 4 pairs). Set them back, or go on all the same with"
-            " --allow-changed"
-        ),
-        {**RUN, "pairs.jsonl": lines(*[{**GOOD, "prompt": "How?"}] * 4)},
-    ),
-    BadInput(
-        "goes on with another base",
-        f"train c.yaml --resume {LAST}",
-        (
-            "out/checkpoint-4: is of a run with other settings or data: base model: other weights"
-            " than before. Set them back, or go on all the same with --allow-changed"
-        ),
-        {**RUN, "model": lambda path: save_model(path, seed=1)},
-    ),
-    BadInput(
-        "goes on with another batch size",
-        f"train c.yaml --resume {LAST} --per-device-train-batch-size 1",
-        (
-            "out/checkpoint-4: its steps had 2 pairs (1 process), these would have 1 (1 process),"
-            " so its 4 steps would not be the same data; keep per_device_train_batch_size x"
-            " gradient_accumulation_steps x processes as it was"
-        ),
-        RUN,
-    ),
-    BadInput(
-        "goes on with an adapter",
-        f"train c.yaml --resume {LAST} --use-peft",
-        ("out/checkpoint-4: is a checkpoint of the whole model; leave out use_peft, or continue with its run.yaml"),
-        RUN,
-    ),
+        {**RUN, **_last(MANIFEST_FILE, _manifest(format=99))}),
+    BadInput("has no whole one left", "train c.yaml --resume",
+        "out: none of its checkpoints is whole (2 in out/_quarantine); put a good copy of one into the run folder, or"
+        " begin again in another folder",
+        {**RUN, **_last(MANIFEST_FILE, "{"), "out/checkpoint-2/model.safetensors": _cut}),
+    BadInput("goes on with another learning rate", f"train c.yaml --resume {LAST} --learning-rate 1e-4",
+        "out/checkpoint-4: is of a run with other settings or data: learning_rate: 1e-06 -> 0.0001. Set them back, or"
+        " go on all the same with --allow-changed",
+        RUN),
+    BadInput("goes on with other pairs", f"train c.yaml --resume {LAST}",
+        "out/checkpoint-4: is of a run with other settings or data: train pairs: others than before (4 pairs -> 4"
+        " pairs). Set them back, or go on all the same with --allow-changed",
+        {**RUN, "pairs.jsonl": lines(*[{**GOOD, "prompt": "How?"}] * 4)}),
+    BadInput("goes on with another base", f"train c.yaml --resume {LAST}",
+        "out/checkpoint-4: is of a run with other settings or data: base model: other weights than before. Set them"
+        " back, or go on all the same with --allow-changed",
+        {**RUN, "model": lambda path: save_model(path, seed=1)}),
+    BadInput("goes on with another batch size", f"train c.yaml --resume {LAST} --per-device-train-batch-size 1",
+        "out/checkpoint-4: its steps had 2 pairs (1 process), these would have 1 (1 process), so its 4 steps would not"
+        " be the same data; keep per_device_train_batch_size x gradient_accumulation_steps x processes as it was",
+        RUN),
+    BadInput("goes on with an adapter", f"train c.yaml --resume {LAST} --use-peft",
+        "out/checkpoint-4: is a checkpoint of the whole model; leave out use_peft, or continue with its run.yaml", RUN),
 )
+# fmt: on

@@ -89,291 +89,133 @@ def _adapter(**settings: object) -> Callable[[Path], None]:
     return make
 
 
+# fmt: off
 MODELS = (
-    BadInput(
-        "names a folder that is not there",
-        "train c.yaml",
-        ("./modle: nothing there (did you mean model?); expected a model folder, a .gguf file or a hub id"),
-        _named("./modle"),
-    ),
-    BadInput(
-        "names a model of the hub, without a connection",
-        "train c.yaml",
-        (
-            "someone/some-model: is no folder here, and the hub cannot be reached for it (no"
-            " connection, or HF_HUB_OFFLINE is set); give a folder, a GGUF file or"
-            " builtin:smollm2-135m-instruct"
-        ),
-        _named("someone/some-model"),
-    ),
-    BadInput(
-        "leaves the name empty",
-        "train c.yaml --model-name-or-path=",
-        "the model's name is empty; expected a model folder, a .gguf file or a hub id",
-    ),
-    BadInput(
-        "writes a name that cannot be one",
-        "train c.yaml",
-        "some model!: is neither a folder here nor a possible name on the hub (owner/name)",
-        _named("some model!"),
-    ),
-    BadInput(
-        "names an unknown built-in model",
-        "train c.yaml",
-        "builtin:llama: no such built-in model; there is builtin:smollm2-135m-instruct",
-        _named("builtin:llama"),
-    ),
-    BadInput(
-        "names a file that is no GGUF",
-        "train c.yaml",
+    BadInput("names a folder that is not there", "train c.yaml",
+        "./modle: nothing there (did you mean model?); expected a model folder, a .gguf file or a hub id",
+        _named("./modle")),
+    BadInput("names a model of the hub, without a connection", "train c.yaml",
+        "someone/some-model: is no folder here, and the hub cannot be reached for it (no connection, or HF_HUB_OFFLINE"
+        " is set); give a folder, a GGUF file or builtin:smollm2-135m-instruct",
+        _named("someone/some-model")),
+    BadInput("leaves the name empty", "train c.yaml --model-name-or-path=",
+        "the model's name is empty; expected a model folder, a .gguf file or a hub id"),
+    BadInput("writes a name that cannot be one", "train c.yaml",
+        "some model!: is neither a folder here nor a possible name on the hub (owner/name)", _named("some model!")),
+    BadInput("names an unknown built-in model", "train c.yaml",
+        "builtin:llama: no such built-in model; there is builtin:smollm2-135m-instruct", _named("builtin:llama")),
+    BadInput("names a file that is no GGUF", "train c.yaml",
         "model.bin: is a file but no GGUF; expected a model folder, a .gguf file or a hub id",
-        {**_named("model.bin"), "model.bin": b"weights"},
-    ),
-    BadInput(
-        "names an empty folder",
-        "train c.yaml",
-        (
-            "model: holds no model (config.json) and no adapter (adapter_config.json); expected a"
-            " folder that save_pretrained wrote"
-        ),
-        {"model": folder},
-    ),
-    BadInput(
-        "names the folder above the model",
-        "train c.yaml",
-        ("models: holds no model (config.json) and no adapter (adapter_config.json); did you mean models/a?"),
-        {**_named("models"), "models/a/config.json": "{}"},
-    ),
-    BadInput(
-        "gives a GGUF file that is none",
-        "train c.yaml",
+        {**_named("model.bin"), "model.bin": b"weights"}),
+    BadInput("names an empty folder", "train c.yaml",
+        "model: holds no model (config.json) and no adapter (adapter_config.json); expected a folder that"
+        " save_pretrained wrote",
+        {"model": folder}),
+    BadInput("names the folder above the model", "train c.yaml",
+        "models: holds no model (config.json) and no adapter (adapter_config.json); did you mean models/a?",
+        {**_named("models"), "models/a/config.json": "{}"}),
+    BadInput("gives a GGUF file that is none", "train c.yaml",
         "m.gguf: is no GGUF file: it does not begin with the letters GGUF",
-        {**_named("m.gguf"), "m.gguf": b"GGML and more"},
-    ),
-    BadInput(
-        "gives half a GGUF file",
-        "train c.yaml",
-        (
-            "m.gguf: is cut off or damaged: the header ends after the end of the file (8 bytes);"
-            " fetch or export it again"
-        ),
-        {**_named("m.gguf"), "m.gguf": b"GGUF\x03\0\0\0"},
-    ),
-    BadInput(
-        "gives an encoder",
-        "train c.yaml",
-        ("model: is an encoder (bert); ORPO needs a model that generates text, such as Llama, Qwen or T5"),
-        {"model": _encoder},
-    ),
-    BadInput(
-        "gives a classifier",
-        "train c.yaml",
-        ("model: is a classifier (LlamaForSequenceClassification); ORPO needs a model that generates text"),
-        {"model": _classifier},
-    ),
-    BadInput(
-        "gives a model of an unknown type",
-        "train c.yaml",
-        ("model: cannot be loaded: ...`llama9`..."),
-        _changed("model/config.json", model_type="llama9"),
-    ),
-    BadInput(
-        "gives a model without a type",
-        "train c.yaml",
-        ("model: cannot be loaded: ...`model_type` key in its config.json..."),
-        _changed("model/config.json", model_type=None),
-    ),
-    BadInput(
-        "damages config.json",
-        "train c.yaml",
-        ("model: its config.json is damaged (...); fetch or copy it again"),
-        {"model/config.json": "{"},
-    ),
-    BadInput(
-        "gives a model without weights",
-        "train c.yaml",
-        (
-            "model: holds no model.safetensors; fetch or copy the whole model. If it has other"
-            " weights: pickles can run code and are not read here; convert them where you trust"
-            " them: load the model in transformers, then save_pretrained writes safetensors"
-        ),
-        {WEIGHTS: gone},
-    ),
-    BadInput(
-        "gives pickled weights",
-        "train c.yaml",
-        (
-            "model: holds pytorch_model.bin and no safetensors; pickles can run code and are not"
-            " read here; convert them where you trust them: load the model in transformers, then"
-            " save_pretrained writes safetensors"
-        ),
-        {WEIGHTS: gone, "model/pytorch_model.bin": b"PK"},
-    ),
-    BadInput(
-        "gives a model with code of its own",
-        "train c.yaml",
-        (
-            "model: runs Python code of its own; read that code, then give --trust-remote-code on"
-            " the command line (in Python: trust_remote_code=True)"
-        ),
-        _changed("model/config.json", model_type="mine", auto_map=CODE),
-    ),
-    BadInput(
-        "gives damaged weights",
-        "train c.yaml",
-        "model: its weights are damaged; fetch or copy them again",
-        {WEIGHTS: b"no weights"},
-    ),
-    BadInput(
-        "gives half the weights",
-        "train c.yaml",
-        "model: its weights are damaged; fetch or copy them again",
-        {"model": _unfinished},
-    ),
-    BadInput(
-        "gives weights of other shapes",
-        "train c.yaml",
-        "model: its weights do not have the shapes that its configuration states",
-        {"model": _other_shapes},
-    ),
-    BadInput(
-        "names an unknown attention",
-        "train c.yaml --attn-implementation fast",
-        ('model: cannot be loaded: ...`attn_implementation="fast"` is not supported...'),
-        {"model": _real},
-    ),
-    BadInput(
-        "wants 4 bits without bitsandbytes",
-        "train c.yaml --load-in-4bit --use-peft",
-        ('4-bit loading needs an optional dependency; install it with: pip install "oddsmith[4bit]"'),
-        {"model": _real},
-        without=("bitsandbytes",),
-    ),
+        {**_named("m.gguf"), "m.gguf": b"GGML and more"}),
+    BadInput("gives half a GGUF file", "train c.yaml",
+        "m.gguf: is cut off or damaged: the header ends after the end of the file (8 bytes); fetch or export it again",
+        {**_named("m.gguf"), "m.gguf": b"GGUF\x03\0\0\0"}),
+    BadInput("gives an encoder", "train c.yaml",
+        "model: is an encoder (bert); ORPO needs a model that generates text, such as Llama, Qwen or T5",
+        {"model": _encoder}),
+    BadInput("gives a classifier", "train c.yaml",
+        "model: is a classifier (LlamaForSequenceClassification); ORPO needs a model that generates text",
+        {"model": _classifier}),
+    BadInput("gives a model of an unknown type", "train c.yaml",
+        "model: cannot be loaded: ...`llama9`...", _changed("model/config.json", model_type="llama9")),
+    BadInput("gives a model without a type", "train c.yaml",
+        "model: cannot be loaded: ...`model_type` key in its config.json...",
+        _changed("model/config.json", model_type=None)),
+    BadInput("damages config.json", "train c.yaml",
+        "model: its config.json is damaged (...); fetch or copy it again", {"model/config.json": "{"}),
+    BadInput("gives a model without weights", "train c.yaml",
+        "model: holds no model.safetensors; fetch or copy the whole model. If it has other weights: pickles can run"
+        " code and are not read here; convert them where you trust them: load the model in transformers, then"
+        " save_pretrained writes safetensors",
+        {WEIGHTS: gone}),
+    BadInput("gives pickled weights", "train c.yaml",
+        "model: holds pytorch_model.bin and no safetensors; pickles can run code and are not read here; convert them"
+        " where you trust them: load the model in transformers, then save_pretrained writes safetensors",
+        {WEIGHTS: gone, "model/pytorch_model.bin": b"PK"}),
+    BadInput("gives a model with code of its own", "train c.yaml",
+        "model: runs Python code of its own; read that code, then give --trust-remote-code on the command line (in"
+        " Python: trust_remote_code=True)",
+        _changed("model/config.json", model_type="mine", auto_map=CODE)),
+    BadInput("gives damaged weights", "train c.yaml",
+        "model: its weights are damaged; fetch or copy them again", {WEIGHTS: b"no weights"}),
+    BadInput("gives half the weights", "train c.yaml",
+        "model: its weights are damaged; fetch or copy them again", {"model": _unfinished}),
+    BadInput("gives weights of other shapes", "train c.yaml",
+        "model: its weights do not have the shapes that its configuration states", {"model": _other_shapes}),
+    BadInput("names an unknown attention", "train c.yaml --attn-implementation fast",
+        'model: cannot be loaded: ...`attn_implementation="fast"` is not supported...', {"model": _real}),
+    BadInput("wants 4 bits without bitsandbytes", "train c.yaml --load-in-4bit --use-peft",
+        '4-bit loading needs an optional dependency; install it with: pip install "oddsmith[4bit]"', {"model": _real},
+        without=("bitsandbytes",)),
 )
 
+# fmt: off
 TOKENIZERS = (
-    BadInput(
-        "gives a model without a tokenizer",
-        "train c.yaml",
-        ("model: holds no tokenizer (tokenizer_config.json or tokenizer.json); save the model's tokenizer there"),
-        {"model/tokenizer.json": gone, "model/tokenizer_config.json": gone},
-    ),
-    BadInput(
-        "damages tokenizer.json",
-        "train c.yaml",
-        "model: one of its JSON files is damaged; fetch or copy them again",
-        {"model/tokenizer.json": "{"},
-    ),
-    BadInput(
-        "gives conversations to a model without a chat template",
-        "train c.yaml",
-        (
-            "tokenizer 'model' has no chat template, but the rows are conversations; use an"
-            " instruction-tuned model, set tokenizer.chat_template, or give prompt and answers as"
-            " plain text"
-        ),
-        {"model": _without_template, **CHATS},
-    ),
-    BadInput(
-        "gives a chat template that says nothing",
-        "train c.yaml",
-        (
-            "chat template of 'model': it renders no plain question and answer (the answer is"
-            " missing from its text); set a template meant for chats"
-        ),
-        _with_template("{{ bos_token }}"),
-    ),
-    BadInput(
-        "gives a chat template that refuses all",
-        "train c.yaml",
-        (
-            'train, row 0: refused by the chat template: the template says "no" to a conversation'
-            " of user; expected one that it can render; bad_rows=drop leaves such rows out"
-        ),
-        _with_template("{{ raise_exception('no') }}"),
-    ),
-    BadInput(
-        "gives a chat template that is no Jinja",
-        "train c.yaml",
-        (
-            'train, row 0: refused by the chat template: the template says "Expected an'
-            " expression, got 'end of statement block'\" to a conversation of user; expected one"
-            " that it can render; bad_rows=drop leaves such rows out"
-        ),
-        _with_template("{% for message in %}"),
-    ),
-    BadInput(
-        "gives a chat template without end",
-        "train c.yaml",
-        (
-            'train, row 0: refused by the chat template: the template says "OverflowError: Range too big. ..."'
-            " to a conversation of user; expected one that it can render; bad_rows=drop leaves such rows out"
-        ),
-        _with_template(ENDLESS),
-    ),
-    BadInput(
-        "gives a chat template that grows",
-        "train c.yaml",
-        (
-            "chat template of 'model': it makes a value of more than 4,194,304 characters; such a"
-            " template is damaged or hostile, set another (tokenizer.chat_template)"
-        ),
-        _with_template("{{ 'x' * 10**10 }}"),
-    ),
-    BadInput(
-        "gives a chat template that looks for more",
-        "train c.yaml",
-        (
-            'train, row 0: refused by the chat template: the template says "access to attribute'
-            " '__class__' of 'list' object is unsafe.\" to a conversation of user; expected one"
-            " that it can render; bad_rows=drop leaves such rows out"
-        ),
-        _with_template("{{ messages.__class__.__mro__ }}"),
-    ),
-    BadInput(
-        "gives a tokenizer without an end of text",
-        "train c.yaml",
-        ("tokenizer 'model' has no EOS token, so an answer would have no end to learn; set tokenizer.eos_token"),
-        {"model": _without_end},
-    ),
+    BadInput("gives a model without a tokenizer", "train c.yaml",
+        "model: holds no tokenizer (tokenizer_config.json or tokenizer.json); save the model's tokenizer there",
+        {"model/tokenizer.json": gone, "model/tokenizer_config.json": gone}),
+    BadInput("damages tokenizer.json", "train c.yaml",
+        "model: one of its JSON files is damaged; fetch or copy them again", {"model/tokenizer.json": "{"}),
+    BadInput("gives conversations to a model without a chat template", "train c.yaml",
+        "tokenizer 'model' has no chat template, but the rows are conversations; use an instruction-tuned model, set"
+        " tokenizer.chat_template, or give prompt and answers as plain text",
+        {"model": _without_template, **CHATS}),
+    BadInput("gives a chat template that says nothing", "train c.yaml",
+        "chat template of 'model': it renders no plain question and answer (the answer is missing from its text); set a"
+        " template meant for chats",
+        _with_template("{{ bos_token }}")),
+    BadInput("gives a chat template that refuses all", "train c.yaml",
+        'train, row 0: refused by the chat template: the template says "no" to a conversation of user; expected one'
+        " that it can render; bad_rows=drop leaves such rows out",
+        _with_template("{{ raise_exception('no') }}")),
+    BadInput("gives a chat template that is no Jinja", "train c.yaml",
+        "train, row 0: refused by the chat template: the template says \"Expected an expression, got 'end of statement"
+        " block'\" to a conversation of user; expected one that it can render; bad_rows=drop leaves such rows out",
+        _with_template("{% for message in %}")),
+    BadInput("gives a chat template without end", "train c.yaml",
+        'train, row 0: refused by the chat template: the template says "OverflowError: Range too big. ..." to a'
+        " conversation of user; expected one that it can render; bad_rows=drop leaves such rows out",
+        _with_template(ENDLESS)),
+    BadInput("gives a chat template that grows", "train c.yaml",
+        "chat template of 'model': it makes a value of more than 4,194,304 characters; such a template is damaged or"
+        " hostile, set another (tokenizer.chat_template)",
+        _with_template("{{ 'x' * 10**10 }}")),
+    BadInput("gives a chat template that looks for more", "train c.yaml",
+        "train, row 0: refused by the chat template: the template says \"access to attribute '__class__' of 'list'"
+        ' object is unsafe." to a conversation of user; expected one that it can render; bad_rows=drop leaves such rows'
+        " out",
+        _with_template("{{ messages.__class__.__mro__ }}")),
+    BadInput("gives a tokenizer without an end of text", "train c.yaml",
+        "tokenizer 'model' has no EOS token, so an answer would have no end to learn; set tokenizer.eos_token",
+        {"model": _without_end}),
 )
 
 ADAPTERS = (
-    BadInput(
-        "misspells a module for the adapter",
-        "train c.yaml --use-peft --lora-target-modules k_porj",
-        (
-            "LoRA target k_porj is not in this model (llama); expected all-linear or some of:"
-            " q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
-        ),
-        {"model": _real},
-    ),
-    BadInput(
-        "gives an adapter that names no base",
-        "train c.yaml",
-        ("model: its adapter_config.json names no base model; add base_model_name_or_path there"),
-        {"model": _adapter()},
-    ),
-    BadInput(
-        "gives an adapter whose base is gone",
-        "train c.yaml",
-        (
-            "model: is an adapter whose base model cannot be found: ./base: nothing there;"
-            " expected a model folder, a .gguf file or a hub id (base_model_name_or_path in its"
-            " adapter_config.json)"
-        ),
-        {"model": _adapter(base_model_name_or_path="./base")},
-    ),
-    BadInput(
-        "gives an adapter of an unknown kind",
-        "train c.yaml",
+    BadInput("misspells a module for the adapter", "train c.yaml --use-peft --lora-target-modules k_porj",
+        "LoRA target k_porj is not in this model (llama); expected all-linear or some of: q_proj, k_proj, v_proj,"
+        " o_proj, gate_proj, up_proj, down_proj",
+        {"model": _real}),
+    BadInput("gives an adapter that names no base", "train c.yaml",
+        "model: its adapter_config.json names no base model; add base_model_name_or_path there", {"model": _adapter()}),
+    BadInput("gives an adapter whose base is gone", "train c.yaml",
+        "model: is an adapter whose base model cannot be found: ./base: nothing there; expected a model folder, a .gguf"
+        " file or a hub id (base_model_name_or_path in its adapter_config.json)",
+        {"model": _adapter(base_model_name_or_path="./base")}),
+    BadInput("gives an adapter of an unknown kind", "train c.yaml",
         "model: its adapter_config.json is none that PEFT ... knows ('LORE')",
-        {"model": _adapter(peft_type="LORE", base_model_name_or_path="m")},
-    ),
-    BadInput(
-        "damages adapter_config.json",
-        "train c.yaml",
-        ("model: its adapter_config.json is damaged (...); fetch or copy it again"),
-        {"model/adapter_config.json": "{"},
-    ),
+        {"model": _adapter(peft_type="LORE", base_model_name_or_path="m")}),
+    BadInput("damages adapter_config.json", "train c.yaml",
+        "model: its adapter_config.json is damaged (...); fetch or copy it again", {"model/adapter_config.json": "{"}),
 )
+# fmt: on
+# fmt: on

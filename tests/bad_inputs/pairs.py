@@ -15,186 +15,89 @@ def _rows(*rows: Any) -> dict[str, Content]:
     return {"pairs.jsonl": lines(*rows)}
 
 
+# fmt: off
 ROWS = (
-    BadInput(
-        "leaves out the rejected answers",
-        "train c.yaml",
-        ("train: found the columns prompt, chosen; rejected is missing (standard or conversational format)"),
-        _rows(*[{"prompt": "a", "chosen": "b"}] * 2),
-    ),
-    BadInput(
-        "names the columns otherwise",
-        "train c.yaml",
-        (
-            "train: found the columns q, good, bad; expected one of these sets: prompt, chosen,"
-            " rejected; conversations, chosen, rejected; question, chosen, rejected; instruction,"
-            " chosen, rejected; chosen, rejected; instruction, completions; prompt, completions;"
-            " instruction, output"
-        ),
-        _rows(*[{"q": "a", "good": "b", "bad": "c"}] * 2),
-    ),
-    BadInput(
-        "has a null among the answers",
-        "train c.yaml",
-        ("train, row 1: null value: chosen is null; expected text or messages; bad_rows=drop leaves such rows out"),
-        _rows(GOOD, {**GOOD, "chosen": None}, GOOD),
-    ),
-    BadInput(
-        "has a number for an answer",
-        "train c.yaml",
-        (
-            "train, row 1: response is not text: rejected is a number; expected text or messages;"
-            " bad_rows=drop leaves such rows out"
-        ),
-        _rows(GOOD, {**GOOD, "rejected": 7}),
-    ),
-    BadInput(
-        "has lists of texts for answers",
-        "train c.yaml",
-        (
-            "train, row 1: malformed message: chosen[0] is text; expected an object with role and"
-            " content; bad_rows=drop leaves such rows out"
-        ),
-        _rows(GOOD, {**GOOD, "chosen": ["a"]}),
-    ),
-    BadInput(
-        "has another column in one row",
-        "train c.yaml",
-        (
-            "train, row 1: missing column: found the columns prompt, answer; completions is"
-            " missing (UltraFeedback format); bad_rows=drop leaves such rows out"
-        ),
-        _rows(GOOD, {"prompt": "a", "answer": "b"}),
-    ),
-    BadInput(
-        "invents a role",
-        "train c.yaml",
-        (
-            "train, row 0: unknown role: chosen[0] has the role 'oracle'; expected one of system,"
-            " developer, user, assistant, tool, function; bad_rows=drop leaves such rows out"
-        ),
-        _rows({**CHAT, "chosen": [{"role": "oracle", "content": "a"}]}, CHAT),
-    ),
-    BadInput(
-        "writes a role in capitals",
-        "train c.yaml",
-        (
-            "train, row 1: unknown role: chosen[0] has the role 'Assistant'; expected one of"
-            " system, developer, user, assistant, tool, function; did you mean 'assistant'?;"
-            " bad_rows=drop leaves such rows out"
-        ),
-        _rows(CHAT, {**CHAT, "chosen": [{"role": "Assistant", "content": "a"}]}),
-    ),
-    BadInput(
-        "ends with the user's turn",
-        "train c.yaml",
-        (
-            "train, row 1: last turn is not the assistant's: chosen ends with the turn of 'user';"
-            " expected an answer of 'assistant' at the end; bad_rows=drop leaves such rows out"
-        ),
-        _rows(CHAT, {**CHAT, "chosen": [*YES, *QUESTION]}),
-    ),
-    BadInput(
-        "forgets the content of a message",
-        "train c.yaml",
-        ("train, row 1: null value: chosen[0].content is null; expected text; bad_rows=drop leaves such rows out"),
-        _rows(CHAT, {**CHAT, "chosen": [{"role": "assistant"}]}),
-    ),
-    BadInput(
-        "forgets the role of a message",
-        "train c.yaml",
-        (
-            "train, row 1: malformed message: chosen[0] has the keys content; expected role and"
-            " content, or from and value; bad_rows=drop leaves such rows out"
-        ),
-        _rows(CHAT, {**CHAT, "chosen": [{"content": "a"}]}),
-    ),
-    BadInput(
-        "shows a picture",
-        "train c.yaml",
-        (
-            "train, row 1: malformed message: prompt[0].content[0] is of the type 'image';"
-            " expected text alone; bad_rows=drop leaves such rows out"
-        ),
-        _rows(CHAT, {**CHAT, "prompt": [{"role": "user", "content": [{"type": "image"}]}]}),
-    ),
-    BadInput(
-        "gives no prompt, and none can be told",
-        "train c.yaml",
-        (
-            "train, row 0: no prompt: chosen and rejected share no role marker or line break that"
-            " could end it; give it in a column prompt (found the columns chosen, rejected);"
-            " bad_rows=drop leaves such rows out"
-        ),
-        _rows(*[{"chosen": "a", "rejected": "b"}] * 2),
-    ),
-    BadInput(
-        "gives conversations that begin differently",
-        "train c.yaml",
-        (
-            "train, row 0: no prompt: chosen and rejected do not begin with the same user turn;"
-            " give it in a column prompt (found the columns chosen, rejected); bad_rows=drop"
-            " leaves such rows out"
-        ),
-        _rows(*[{"chosen": [*QUESTION, *YES], "rejected": NO}] * 2),
-    ),
-    BadInput(
-        "gives one answer where two are expected",
-        "train c.yaml",
-        (
-            "train, row 0: no preference: output is a list of 1; expected the chosen and the"
-            " rejected answer in a list; bad_rows=drop leaves such rows out"
-        ),
-        _rows(*[{"instruction": "a", "output": ["b"]}] * 2),
-    ),
-    BadInput(
-        "rates all completions alike",
-        "train c.yaml",
-        ("train, row 0: no preference: all 2 scored completions have the score 1; bad_rows=drop leaves such rows out"),
-        _rows(*[{"prompt": "a", "completions": [{"text": "b", "score": 1}, {"text": "c", "score": 1}]}] * 2),
-    ),
-    BadInput(
-        "gives tools that are no list",
-        "train c.yaml",
-        (
-            "train, row 1: malformed tools: tools is an object; expected a list of JSON schemas;"
-            " bad_rows=drop leaves such rows out"
-        ),
-        _rows(CHAT, {**CHAT, "tools": {"name": "search"}}),
-    ),
-    BadInput(
-        "gives tools that are no JSON",
-        "train c.yaml",
-        ("train, row 1: malformed tools: tools is no JSON at character 0: ...; bad_rows=drop leaves such rows out"),
-        _rows(CHAT, {**CHAT, "tools": "search()"}),
-    ),
-    BadInput(
-        "writes half of a character",
-        "train c.yaml",
-        (
-            "train, row 0: invalid Unicode: the text of chosen holds '\\ud83d' (half of a"
-            " surrogate pair) after 'Why?'; expected valid Unicode; bad_rows=drop leaves such rows"
-            " out"
-        ),
-        twice(chosen="\ud83d"),
-    ),
-    BadInput(
-        "gives the same answer twice in every row",
-        "train c.yaml",
-        ("train: 0 usable pairs in 2 rows (dropped 2 identical answers: rows 0, 1); expected at least 2"),
-        twice(rejected=GOOD["chosen"]),
-    ),
-    BadInput(
-        "leaves every chosen answer empty",
-        "train c.yaml",
-        ("train: 0 usable pairs in 2 rows (dropped 2 empty chosen answer: rows 0, 1); expected at least 2"),
-        twice(chosen="  "),
-    ),
-    BadInput(
-        "gives prompts longer than the model may read",
-        "train c.yaml --max-length 8",
-        ("train: 0 usable pairs in 2 rows (dropped 2 prompt fills max_length: rows 0, 1); expected at least 2"),
-        twice(prompt="Why? " * 9),
-    ),
+    BadInput("leaves out the rejected answers", "train c.yaml",
+        "train: found the columns prompt, chosen; rejected is missing (standard or conversational format)",
+        _rows(*[{"prompt": "a", "chosen": "b"}] * 2)),
+    BadInput("names the columns otherwise", "train c.yaml",
+        "train: found the columns q, good, bad; expected one of these sets: prompt, chosen, rejected; conversations,"
+        " chosen, rejected; question, chosen, rejected; instruction, chosen, rejected; chosen, rejected; instruction,"
+        " completions; prompt, completions; instruction, output",
+        _rows(*[{"q": "a", "good": "b", "bad": "c"}] * 2)),
+    BadInput("has a null among the answers", "train c.yaml",
+        "train, row 1: null value: chosen is null; expected text or messages; bad_rows=drop leaves such rows out",
+        _rows(GOOD, {**GOOD, "chosen": None}, GOOD)),
+    BadInput("has a number for an answer", "train c.yaml",
+        "train, row 1: response is not text: rejected is a number; expected text or messages; bad_rows=drop leaves such"
+        " rows out",
+        _rows(GOOD, {**GOOD, "rejected": 7})),
+    BadInput("has lists of texts for answers", "train c.yaml",
+        "train, row 1: malformed message: chosen[0] is text; expected an object with role and content; bad_rows=drop"
+        " leaves such rows out",
+        _rows(GOOD, {**GOOD, "chosen": ["a"]})),
+    BadInput("has another column in one row", "train c.yaml",
+        "train, row 1: missing column: found the columns prompt, answer; completions is missing (UltraFeedback format);"
+        " bad_rows=drop leaves such rows out",
+        _rows(GOOD, {"prompt": "a", "answer": "b"})),
+    BadInput("invents a role", "train c.yaml",
+        "train, row 0: unknown role: chosen[0] has the role 'oracle'; expected one of system, developer, user,"
+        " assistant, tool, function; bad_rows=drop leaves such rows out",
+        _rows({**CHAT, "chosen": [{"role": "oracle", "content": "a"}]}, CHAT)),
+    BadInput("writes a role in capitals", "train c.yaml",
+        "train, row 1: unknown role: chosen[0] has the role 'Assistant'; expected one of system, developer, user,"
+        " assistant, tool, function; did you mean 'assistant'?; bad_rows=drop leaves such rows out",
+        _rows(CHAT, {**CHAT, "chosen": [{"role": "Assistant", "content": "a"}]})),
+    BadInput("ends with the user's turn", "train c.yaml",
+        "train, row 1: last turn is not the assistant's: chosen ends with the turn of 'user'; expected an answer of"
+        " 'assistant' at the end; bad_rows=drop leaves such rows out",
+        _rows(CHAT, {**CHAT, "chosen": [*YES, *QUESTION]})),
+    BadInput("forgets the content of a message", "train c.yaml",
+        "train, row 1: null value: chosen[0].content is null; expected text; bad_rows=drop leaves such rows out",
+        _rows(CHAT, {**CHAT, "chosen": [{"role": "assistant"}]})),
+    BadInput("forgets the role of a message", "train c.yaml",
+        "train, row 1: malformed message: chosen[0] has the keys content; expected role and content, or from and value;"
+        " bad_rows=drop leaves such rows out",
+        _rows(CHAT, {**CHAT, "chosen": [{"content": "a"}]})),
+    BadInput("shows a picture", "train c.yaml",
+        "train, row 1: malformed message: prompt[0].content[0] is of the type 'image'; expected text alone;"
+        " bad_rows=drop leaves such rows out",
+        _rows(CHAT, {**CHAT, "prompt": [{"role": "user", "content": [{"type": "image"}]}]})),
+    BadInput("gives no prompt, and none can be told", "train c.yaml",
+        "train, row 0: no prompt: chosen and rejected share no role marker or line break that could end it; give it in"
+        " a column prompt (found the columns chosen, rejected); bad_rows=drop leaves such rows out",
+        _rows(*[{"chosen": "a", "rejected": "b"}] * 2)),
+    BadInput("gives conversations that begin differently", "train c.yaml",
+        "train, row 0: no prompt: chosen and rejected do not begin with the same user turn; give it in a column prompt"
+        " (found the columns chosen, rejected); bad_rows=drop leaves such rows out",
+        _rows(*[{"chosen": [*QUESTION, *YES], "rejected": NO}] * 2)),
+    BadInput("gives one answer where two are expected", "train c.yaml",
+        "train, row 0: no preference: output is a list of 1; expected the chosen and the rejected answer in a list;"
+        " bad_rows=drop leaves such rows out",
+        _rows(*[{"instruction": "a", "output": ["b"]}] * 2)),
+    BadInput("rates all completions alike", "train c.yaml",
+        "train, row 0: no preference: all 2 scored completions have the score 1; bad_rows=drop leaves such rows out",
+        _rows(*[{"prompt": "a", "completions": [{"text": "b", "score": 1}, {"text": "c", "score": 1}]}] * 2)),
+    BadInput("gives tools that are no list", "train c.yaml",
+        "train, row 1: malformed tools: tools is an object; expected a list of JSON schemas; bad_rows=drop leaves such"
+        " rows out",
+        _rows(CHAT, {**CHAT, "tools": {"name": "search"}})),
+    BadInput("gives tools that are no JSON", "train c.yaml",
+        "train, row 1: malformed tools: tools is no JSON at character 0: ...; bad_rows=drop leaves such rows out",
+        _rows(CHAT, {**CHAT, "tools": "search()"})),
+    BadInput("writes half of a character", "train c.yaml",
+        "train, row 0: invalid Unicode: the text of chosen holds '\\ud83d' (half of a surrogate pair) after 'Why?';"
+        " expected valid Unicode; bad_rows=drop leaves such rows out",
+        twice(chosen="\ud83d")),
+    BadInput("gives the same answer twice in every row", "train c.yaml",
+        "train: 0 usable pairs in 2 rows (dropped 2 identical answers: rows 0, 1); expected at least 2",
+        twice(rejected=GOOD["chosen"])),
+    BadInput("leaves every chosen answer empty", "train c.yaml",
+        "train: 0 usable pairs in 2 rows (dropped 2 empty chosen answer: rows 0, 1); expected at least 2",
+        twice(chosen="  ")),
+    BadInput("gives prompts longer than the model may read", "train c.yaml --max-length 8",
+        "train: 0 usable pairs in 2 rows (dropped 2 prompt fills max_length: rows 0, 1); expected at least 2",
+        twice(prompt="Why? " * 9)),
     BadInput("gives one pair", "train c.yaml", "train: 1 usable pair in 1 row; expected at least 2", _rows(GOOD)),
 )
+# fmt: on

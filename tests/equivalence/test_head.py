@@ -207,8 +207,7 @@ def test_gradients_through_a_model(setting, tied):
     elif setting in ("modules_to_save", "disabled"):
         tying = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
         model = get_peft_model(
-            model,
-            LoraConfig(r=2, target_modules=["q_proj"], **(tying if tied else {"modules_to_save": ["lm_head"]})),
+            model, LoraConfig(r=2, target_modules=["q_proj"], **(tying if tied else {"modules_to_save": ["lm_head"]}))
         )
     elif setting == "LoRA":
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))

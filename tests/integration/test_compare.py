@@ -221,12 +221,7 @@ def test_alpaca_eval_s_files(capsys, base, tuned, tmp_path):
     assert run_here(capsys, "compare", base, tuned, *words).code == 0
     for name, model in {"base": tiny_model(), "run": loading.load_model(str(tuned))}.items():
         assert json.loads((tmp_path / "out" / f"{name}.json").read_text()) == [
-            {
-                "dataset": "helpful_base",
-                "instruction": "Hi",
-                "output": greedy(model, [user("Hi")]),
-                "generator": name,
-            }
+            {"dataset": "helpful_base", "instruction": "Hi", "output": greedy(model, [user("Hi")]), "generator": name}
         ]
 
 
