@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from oddsmith.config import ORPOConfig
 from oddsmith.data.formats import to_pair
-from oddsmith.data.row_tokenizer import RowTokenizer
+from oddsmith.data.prepare import RowTokenizer
 from oddsmith.data.templates.environment import guard_chat_templates
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.data.tokens.rendering import Renderer

@@ -10,8 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from oddsmith.data.formats import format_of, to_pair
-from oddsmith.data.prepare import _as_json
-from oddsmith.data.row_tokenizer import JSON_COLUMN, RowTokenizer
+from oddsmith.data.prepare import JSON_COLUMN, RowTokenizer, _as_json
 from oddsmith.data.sources.files import read_rows
 from oddsmith.data.sources.mixture import parse_mixture, row_counts
 from oddsmith.data.sources.splits import Split

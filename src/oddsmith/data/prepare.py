@@ -1,8 +1,11 @@
-"""From rows, in any of the known formats, to a dataset of tokens and an account of what became of every row.
+"""Tokenize the rows of a dataset, and report what became of every row.
 
-A list of dicts travels as JSON strings, so that a null or a number where the other rows have text is met by our check
-of that row and not by Arrow's of the column. What is tokenized is kept for the next start (token_cache.py), never by
-``datasets``: it would recognise a tokenizer by its pickle, which changes with use, and write next to the user's files.
+    rows -> formats.to_pair -> PairTokenizer.render -> PairTokenizer.encode -> one row of tokens a pair
+
+``RowTokenizer`` adds dataset and row number to every error of a row. Rows in a list of dicts are passed on as JSON
+strings: Arrow would refuse a column of mixed types without naming the row, and the checks of formats/ name it. Tokens
+are kept for the next start (token_cache.py), not by ``datasets``: it would recognise a tokenizer by its pickle, which
+changes with use, and write next to the user's files.
 """
 
 from __future__ import annotations
@@ -14,27 +17,41 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from transformers.utils import get_json_schema
 
 from ..errors import DataError, RowError
-from .formats import format_of
+from .formats import format_of, to_pair
 from .processes import mapped, usable_processes
 from .report import DataReport, counted
-from .row_tokenizer import JSON_COLUMN, RowTokenizer, located, token_row
+from .sources.loading import rows_of_columns
 from .token_cache import cached, token_key
 from .tokens.pair_tokenizer import PairTokenizer
-from .tokens.tokenized import Dropped
+from .tokens.rendering import RenderedPair
+from .tokens.tokenized import Dropped, TokenizedPair
 
 BATCH_ROWS = 500
 ROWS_PER_PROCESS = 2_000  # a second of work; starting a process takes up to 0.05 s
 STREAM_BATCH_ROWS = 32  # read ahead of need, so kept small
-FORMAT_ROWS = 100  # so many rows at the front may be faulty before a dataset counts as of an unknown format
-ACCOUNT = b"account"
+FORMAT_ROWS = 100  # rows at the front that may be invalid before the dataset counts as of an unknown format
+REPORT = b"report"  # in the metadata of a table
+
+JSON_COLUMN = "json"  # the only column of rows that are passed on as JSON
+IDS, NUMBER = datasets.List(datasets.Value("int32")), datasets.Value("int32")
+TOKEN_COLUMNS: dict[str, Any] = {
+    "row": datasets.Value("int64"),
+    "chosen_input_ids": IDS,
+    "chosen_prompt_tokens": NUMBER,
+    "chosen_end": NUMBER,
+    "rejected_input_ids": IDS,
+    "rejected_prompt_tokens": NUMBER,
+    "rejected_end": NUMBER,
+}
 
 
 @dataclass
@@ -59,24 +76,24 @@ def prepare(
     bad_rows: Literal["error", "drop"] = "error",
     num_proc: int | None = None,
     source: str = "train",
-    least_pairs: int | None = None,
+    min_pairs: int | None = None,
 ) -> PreparedData:
     """Tokenize a dataset of preference pairs.
 
     Args:
         rows: The rows; an ``IterableDataset`` is tokenized as it is read.
         pair_tokenizer: Makes the tokens and drops what cannot be learned from.
-        bad_rows: Stop at the first row that is no preference pair, or leave such rows out and count them.
+        bad_rows: Stop at the first invalid row, or leave such rows out and count them.
         num_proc: Processes that tokenize; by default as many as pay. A stream is tokenized where it is read.
         source: Name of the dataset in the report and in errors.
-        least_pairs: Fewest pairs that are enough; by default 2 of the source ``"train"``, 1 of any other. A stream is
+        min_pairs: Fewest pairs that are enough; by default 2 of the source ``"train"``, 1 of any other. A stream is
             only checked for being empty.
 
     Returns:
-        The tokens of the kept rows, and the account of all.
+        The tokens of the kept rows, and the report of all.
 
     Raises:
-        RowError: A row is no preference pair or is refused by the chat template, with ``bad_rows="error"``.
+        RowError: A row is invalid or is refused by the chat template, with ``bad_rows="error"``.
         DataError: The dataset is empty, of an unknown format, or too few pairs are left of it.
         ModelError: The tokenizer lacks a chat template or an EOS token that is needed.
     """
@@ -85,7 +102,7 @@ def prepare(
             f"{source}: found {type(rows).__name__}; expected a list of rows, a datasets.Dataset or an IterableDataset"
         )
     if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
-        rows = rows.with_format(None)  # plain Python values, whatever the user reads it as
+        rows = rows.with_format(None)  # plain Python values, in whatever format the user reads it
     report = DataReport(
         source,
         _recognised_format(rows, source, bad_rows),
@@ -98,30 +115,122 @@ def prepare(
     if not isinstance(rows, datasets.Dataset):
         rows = _dataset(pa.table({JSON_COLUMN: pa.array([_as_json(row) for row in rows], pa.string())}))
     table = cached(token_key(rows, pair_tokenizer, bad_rows), lambda: _tokenized(rows, tokenize, num_proc))
-    report.add(DataReport(source, report.format, **json.loads(table.schema.metadata[ACCOUNT])))
-    _require_pairs(report, (2 if source == "train" else 1) if least_pairs is None else least_pairs)
+    report.add(DataReport(source, report.format, **json.loads(table.schema.metadata[REPORT])))
+    _require_pairs(report, (2 if source == "train" else 1) if min_pairs is None else min_pairs)
     return PreparedData(_dataset(table.replace_schema_metadata(None)), report)
 
 
-def _dataset(table: pa.Table) -> datasets.Dataset:
-    """A table as a dataset; by its fingerprint, which would otherwise be computed, nobody is to find it again."""
-    return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
+def _recognised_format(rows: Any, source: str, bad_rows: str) -> str:
+    """Return the format of the first row that has one; where invalid rows are errors, of the very first row."""
+    problem: DataError | None = None
+    for number, row in enumerate(islice(rows, 1 if bad_rows == "error" else FORMAT_ROWS)):
+        try:
+            return format_of(row)
+        except RowError as error:
+            problem = problem or _located(error, number, source, bad_rows)
+        except DataError as error:
+            problem = problem or DataError(f"{source}: {error}")
+    raise problem or DataError(f"{source}: the dataset is empty; expected rows with a prompt and two answers")
+
+
+def _require_pairs(report: DataReport, minimum: int) -> None:
+    if report.kept < minimum:
+        found = f"{counted(report.kept, 'usable pair')} in {counted(report.rows, 'row')}"
+        dropped = f" (dropped {report.dropped_in_words()})" if report.dropped else ""
+        raise DataError(f"{report.source}: {found}{dropped}; expected at least {minimum}")
+
+
+def _located(error: RowError, number: int, source: str, bad_rows: str) -> RowError:
+    """Add dataset and row number to an error and, where invalid rows stop the run, how to leave them out."""
+    hint = "; bad_rows=drop leaves such rows out" if bad_rows == "error" else ""
+    return RowError(error.reason, error.detail + hint, number, source)
+
+
+@dataclass
+class RowTokenizer:
+    """Tokenize batches of rows; an instance can be sent to other processes.
+
+    Args:
+        pair_tokenizer: Makes the tokens.
+        bad_rows: ``"error"`` raises at an invalid row, ``"drop"`` returns it as dropped.
+        source: Name of the dataset, for errors.
+    """
+
+    pair_tokenizer: PairTokenizer
+    bad_rows: str
+    source: str
+
+    def __call__(self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> tuple[pa.Table, DataReport]:
+        """Return the kept rows of a batch as columns of tokens, and the report of all its rows."""
+        report = DataReport(self.source, "")
+        kept = self.kept_rows(columns, numbers, report)
+        schema = self.features.arrow_schema
+        arrays = [_column([row[name] for row in kept], schema.field(name).type) for name in schema.names]
+        return pa.table(arrays, schema), report
+
+    def kept_rows(
+        self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int], report: DataReport
+    ) -> list[dict[str, Any]]:
+        """Return the kept rows of a batch; count each row in ``report`` unless it is there from an earlier epoch."""
+        kept = []
+        for number, outcome in zip(numbers, self.outcomes(columns, numbers), strict=True):
+            is_new = number >= report.rows
+            if isinstance(outcome, Dropped):
+                if is_new:
+                    report.add_dropped(number, outcome.reason)
+                continue
+            if is_new:
+                report.add_kept(number, outcome.longest_tokens, outcome.cut_sides)
+            kept.append(outcome.to_row(number))
+        return kept
+
+    def outcomes(self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> list[TokenizedPair | Dropped]:
+        """Return the tokens of each row of a batch of columns, or why it is dropped."""
+        if list(columns) == [JSON_COLUMN]:
+            rows: list[Any] = [json.loads(text) for text in columns[JSON_COLUMN]]
+        else:
+            rows = rows_of_columns(columns)
+        return self.pair_tokenizer.encode([self._render(row, n) for row, n in zip(rows, numbers, strict=True)])
+
+    def _render(self, row: Any, number: int) -> RenderedPair | Dropped:
+        try:
+            return self.pair_tokenizer.render(to_pair(row))
+        except RowError as error:
+            if self.bad_rows == "drop":
+                return Dropped(error.reason)
+            raise _located(error, number, self.source, self.bad_rows) from error
+
+    @property
+    def features(self) -> datasets.Features:
+        """The columns of the result and their types."""
+        return datasets.Features(
+            TOKEN_COLUMNS | ({"prompt_input_ids": IDS} if self.pair_tokenizer.is_encoder_decoder else {})
+        )
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Make a column of an Arrow table; lists of ids go through one numpy array, which is faster than list by list."""
+    if not pa.types.is_list(kind):
+        return pa.array(values, kind)
+    offsets = np.zeros(len(values) + 1, dtype=np.int32)
+    np.cumsum([len(ids) for ids in values], out=offsets[1:])
+    return pa.ListArray.from_arrays(offsets, np.fromiter(chain.from_iterable(values), np.int32, offsets[-1]))
 
 
 def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | None) -> pa.Table:
-    """The kept rows; the account of all rows is in the metadata of the schema."""
+    """Return the kept rows; the report of all rows is in the metadata of the schema."""
     processes = min(usable_processes(), len(rows) // ROWS_PER_PROCESS) if num_proc is None else num_proc
     size = min(BATCH_ROWS, math.ceil(len(rows) / max(1, processes)))
     spans = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-    account, tables = DataReport(tokenize.source, ""), []
+    report, tables = DataReport(tokenize.source, ""), []
     results = mapped(partial(_tokenized_span, rows, tokenize), spans, processes)
     with datasets.utils.tqdm(total=len(rows), desc=f"{tokenize.source}: tokenizing", disable=None) as progress:
         for table, part in results:
             tables.append(table)
-            account.add(part)
+            report.add(part)
             progress.update(part.rows)
-    numbers = {name: getattr(account, name) for name in ("rows", "kept", "dropped", "cut", "longest_tokens")}
-    return pa.concat_tables(tables).replace_schema_metadata({ACCOUNT: json.dumps(numbers)})
+    numbers = {name: getattr(report, name) for name in ("rows", "kept", "dropped", "cut", "longest_tokens")}
+    return pa.concat_tables(tables).replace_schema_metadata({REPORT: json.dumps(numbers)})
 
 
 def _tokenized_span(rows: datasets.Dataset, tokenize: RowTokenizer, span: range) -> tuple[pa.Table, DataReport]:
@@ -131,30 +240,19 @@ def _tokenized_span(rows: datasets.Dataset, tokenize: RowTokenizer, span: range)
 def _tokenized_stream(
     rows: datasets.IterableDataset, tokenize: RowTokenizer, report: DataReport
 ) -> datasets.IterableDataset:
-    """The kept rows as they are read. A row is counted when it is read first, not in later epochs."""
+    """Return the kept rows as they are read; the first epoch counts them in ``report``."""
+    features = tokenize.features
 
-    def tokenize_some(columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
-        batch: dict[str, list[Any]] = {name: [] for name in features}
-        for number, outcome in zip(numbers, tokenize.outcomes(columns, numbers), strict=True):
-            is_new = number >= report.rows
-            if isinstance(outcome, Dropped):
-                if is_new:
-                    report.add_dropped(number, outcome.reason)
-                continue
-            if is_new:
-                report.add_kept(number, outcome.longest_tokens, outcome.cut_sides)
-            values = token_row(number, outcome)
-            for name in batch:
-                batch[name].append(values[name])
-        return batch
+    def tokenize_batch(columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
+        kept = tokenize.kept_rows(columns, numbers, report)
+        return {name: [row[name] for row in kept] for name in features}
 
-    features = tokenize.columns()
     columns = rows.column_names
     if columns is None:  # made by a generator, so that they may differ from row to row
         columns = [JSON_COLUMN]
         rows = rows.map(_as_json_row).select_columns(columns)
     return rows.map(
-        tokenize_some,
+        tokenize_batch,
         with_indices=True,
         batched=True,
         batch_size=STREAM_BATCH_ROWS,
@@ -163,25 +261,9 @@ def _tokenized_stream(
     )
 
 
-def _recognised_format(rows: Any, source: str, bad_rows: str) -> str:
-    """The format of the first row that has one; only the very first is asked where bad rows are errors."""
-    problem: DataError | None = None
-    for number, row in enumerate(islice(rows, 1 if bad_rows == "error" else FORMAT_ROWS)):
-        try:
-            return format_of(row)
-        except RowError as error:
-            problem = problem or located(error, number, source, bad_rows)
-        except DataError as error:
-            problem = problem or DataError(f"{source}: {error}")
-    raise problem or DataError(f"{source}: the dataset is empty; expected rows with a prompt and two answers")
-
-
-def _require_pairs(report: DataReport, least: int) -> None:
-    if report.kept >= least:
-        return
-    found = f"{counted(report.kept, 'usable pair')} in {counted(report.rows, 'row')}"
-    dropped = f" (dropped {report.dropped_in_words()})" if report.dropped else ""
-    raise DataError(f"{report.source}: {found}{dropped}; expected at least {least}")
+def _dataset(table: pa.Table) -> datasets.Dataset:
+    """Make a dataset of a table; a random fingerprint saves computing one that is never looked up."""
+    return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
 
 
 def _as_json_row(row: Any) -> dict[str, str]:
@@ -193,7 +275,7 @@ def _as_json(row: Any) -> str:
 
 
 def _json_value(value: Any) -> Any:
-    """What stands in JSON for a value that it cannot hold: null, which is an error only where it matters."""
+    """Return the JSON form of a value that JSON cannot hold, or null, which is an error only where it matters."""
     if inspect.isfunction(value):  # a tool
         return get_json_schema(value)
     return value.tolist() if hasattr(value, "tolist") else None

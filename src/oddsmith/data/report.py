@@ -1,9 +1,9 @@
-"""What became of the rows of a dataset: kept, dropped and why, cut and where; in numbers and in plain words."""
+"""Count what became of the rows of a dataset, and report it: kept, dropped and why, cut and where."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SHOWN_ROWS = 8  # row numbers that a sentence names before it counts the rest
@@ -11,7 +11,7 @@ SHOWN_ROWS = 8  # row numbers that a sentence names before it counts the rest
 
 @dataclass
 class DataReport:
-    """The account of one dataset. Row numbers count from 0.
+    """The counts of one dataset. Row numbers count from 0.
 
     Args:
         source: Name of the dataset, e.g. ``"train"``.
@@ -49,7 +49,7 @@ class DataReport:
         self.dropped.setdefault(reason, []).append(row)
 
     def add(self, part: DataReport) -> None:
-        """Count what ``part`` counted: the account of the rows after these."""
+        """Add the counts of the rows after these."""
         self.rows += part.rows
         self.kept += part.kept
         self.longest_tokens = max(self.longest_tokens, part.longest_tokens)
@@ -63,20 +63,11 @@ class DataReport:
         return sum(map(len, self.dropped.values()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything above, as JSON values."""
-        return {
-            "source": self.source,
-            "format": self.format,
-            "rows": self.rows,
-            "kept": self.kept,
-            "dropped": {reason: list(rows) for reason, rows in self.dropped.items()},
-            "cut": {side: list(rows) for side, rows in self.cut.items()},
-            "longest_tokens": self.longest_tokens,
-            "max_length": self.max_length,
-        }
+        """Return the counts as JSON values."""
+        return {name: value for name, value in asdict(self).items() if name != "is_stream"}
 
     def lines(self) -> list[str]:
-        """The account in sentences: what is kept, each reason to drop with its rows, what was cut."""
+        """Return the counts in sentences: what is kept, each reason to drop with its rows, what was cut."""
         read = " read so far" if self.is_stream else ""
         dropped = f", {self.dropped_rows:,} dropped" if self.dropped else ""
         lines = [f"{self.source}: {counted(self.rows, 'row')}{read} ({self.format}), {self.kept:,} kept{dropped}"]
@@ -91,7 +82,7 @@ class DataReport:
         return lines
 
     def dropped_in_words(self) -> str:
-        """The reasons with their counts and rows, on one line; empty when nothing was dropped."""
+        """Return the reasons with their counts and rows on one line; empty when nothing was dropped."""
         return "; ".join(f"{len(rows)} {reason}: {named_rows(rows)}" for reason, rows in self._reasons())
 
     def _reasons(self) -> list[tuple[str, list[int]]]:
@@ -99,12 +90,12 @@ class DataReport:
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 row``, ``2,354 rows``."""
+    """Return a count with its noun: ``1 row``, ``2,354 rows``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def named_rows(rows: Sequence[int]) -> str:
-    """``row 3`` or ``rows 3, 17, 20``; of many the first few and a count of the rest."""
+    """Return ``row 3`` or ``rows 3, 17, 20``; of many the first few and a count of the rest."""
     names = ", ".join(map(str, rows[:SHOWN_ROWS]))
     more = f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else ""
     return f"row{'s' if len(rows) > 1 else ''} {names}{more}"

@@ -17,7 +17,6 @@ import torch
 from transformers import PreTrainedModel
 
 from ..batching.collate import PaddedTensors, PairCollator
-from ..data.row_tokenizer import token_row
 from ..data.tokens.tokenized import TokenizedPair
 from ..loss import log_odds
 from .logprobs.padded import pair_logps
@@ -52,7 +51,7 @@ def score_pairs(
     longest_first = sorted(pairs, key=lambda item: -item[1].longest_tokens)
     for start in range(0, len(longest_first), batch_size):
         chunk = longest_first[start : start + batch_size]
-        batch = collate([token_row(row, pair) for row, pair in chunk])
+        batch = collate([pair.to_row(row) for row, pair in chunk])
         logps = pair_logps(
             model,
             {name: tensor.to(model.device) for name, tensor in batch.items()},

@@ -164,9 +164,9 @@ class TestTooFew:
         with pytest.raises(DataError, match=r"eval: 0 usable pairs in 1 row"):
             prepare([SAME_ROW], pair_tokenizer(), source="eval")
 
-    def test_least_pairs_can_be_given(self):
+    def test_min_pairs_can_be_given(self):
         with pytest.raises(DataError, match="expected at least 3"):
-            prepare([text_row(0), text_row(1)], pair_tokenizer(), least_pairs=3)
+            prepare([text_row(0), text_row(1)], pair_tokenizer(), min_pairs=3)
 
 
 class TestOddRows:

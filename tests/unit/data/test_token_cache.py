@@ -17,8 +17,7 @@ from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from oddsmith.data import token_cache
-from oddsmith.data.prepare import prepare
-from oddsmith.data.row_tokenizer import RowTokenizer
+from oddsmith.data.prepare import RowTokenizer, prepare
 from oddsmith.data.token_cache import LEAST_ROWS, cached, token_key
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.errors import RowError
@@ -88,7 +87,7 @@ class TestHit:
     def test_too_few_pairs_are_too_few_again(self):
         for _ in range(2):
             with pytest.raises(ValueError, match="expected at least 2000"):
-                prepare(ROWS, pair_tokenizer(), least_pairs=2000)
+                prepare(ROWS, pair_tokenizer(), min_pairs=2000)
 
     def test_tokens_stay_in_the_file(self):
         def make() -> pa.Table:

@@ -26,7 +26,6 @@ from ..terminal.console import is_live, is_main_process, working
 if TYPE_CHECKING:
     from ...data.report import DataReport
 
-LEAST_TRAINING_PAIRS = 2
 ROWS_WITH_A_BAR = 5_000
 
 
@@ -119,9 +118,8 @@ def _tokenized(
         if rows is None:
             return None
         options: dict[str, Any] = {"bad_rows": orpo.bad_rows, "num_proc": orpo.dataset_num_proc, "source": name}
-        least = LEAST_TRAINING_PAIRS if name == "train" else 1
         with _tokenizing(rows):
-            prepared = prepare(rows, pair_tokenizer, least_pairs=least, **options)
+            prepared = prepare(rows, pair_tokenizer, **options)
         reports[name] = prepared.report
         return prepared.dataset
 

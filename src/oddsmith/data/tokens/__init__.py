@@ -1,1 +1,7 @@
-"""From preference pairs to the tokens that a model is trained on."""
+"""From a preference pair to the tokens that a model is trained on.
+
+pair_tokenizer   pairs to tokens: what is a target, what is dropped
+rendering        the text of a pair by the chat template; raises its refusals as ``RowError``
+pieces           token ids of texts that share parts
+tokenized        the tokens of a pair, the reasons to drop one, and truncation
+"""

@@ -1,20 +1,21 @@
-"""From preference pairs to tokens, exactly as the model will meet them.
+"""Turn preference pairs into the tokens that the model is trained on.
 
     ids             <s> [user] Hi [assistant] Hel lo </turn> \\n
     prompt_tokens   -------------------------                      common token prefix of the prompt and the whole
     targets                                   --------------       from there to ``end``, one past the end-of-turn token
     no target                                                --    rendered, so it stays; never learned
 
-- A conversation's ids are the ids of its whole rendering (render.py), also where pieces.py cuts it: no BOS comes before
-  the template's. Targets end at the last end-of-turn token of the response; one without gets EOS as its last target.
+- A conversation's ids are the ids of its whole rendering (rendering.py), also where pieces.py cuts it: no BOS comes
+  before the template's. Targets end at the last end-of-turn token of the response; a response without one gets EOS as
+  its last target.
 - Plain strings get TRL's tokens: BOS unless the text begins with it, prompt + response tokenized as one text, EOS
-  unless the response ends with it. Where blank text follows an EOS, none is added and the targets end at that EOS.
-- Only positions say what is a target, never token ids, so a pad token that is also EOS hides nothing.
+  unless the response ends with it. If blank text follows an EOS, none is added and the targets end at that EOS.
+- Targets are defined by position, never by token id, so a pad token that is also EOS hides no target.
 - Each side has its own prompt length: in ``"...:\\n" + "\\nYes"`` both newlines may be one token, the response's.
 - Encoder-decoder models read the prompt in the encoder (``prompt_ids``, with the tokenizer's special tokens) and learn
   the response in the decoder (``chosen_ids``, ``rejected_ids``: all of it targets, special tokens included). Text after
-  a conversation's end of turn is left out. What is longer than ``max_completion_length`` is cut and gets no end, as
-  everywhere here (TRL ends it with EOS, which teaches to stop in mid-sentence).
+  a conversation's end of turn is left out. A response longer than ``max_completion_length`` is cut and gets no EOS
+  (TRL ends it with EOS, which teaches to stop in mid-sentence).
 
 Source: prefix, BOS and EOS for strings as in TRL 1.16, ``trl/experimental/orpo``, ``ORPOTrainer.tokenize_row``.
 """
@@ -34,14 +35,14 @@ from .pieces import ids_of_pieces, ids_of_texts
 from .rendering import RenderedPair, Renderer, Rendering, tokenizer_name
 from .tokenized import Dropped, DropReason, TokenizedPair, Tokens, cut_pair, same_targets
 
-DEFAULT_COMPLETION_LENGTH = 128  # tokens; of encoder-decoder models, as in TRL
+DEFAULT_COMPLETION_LENGTH = 128  # tokens, for encoder-decoder models, as in TRL
 
 
 class PairTokenizer:
-    """Turns preference pairs into tokens, drops what cannot be learned from, cuts what is too long.
+    """Turn preference pairs into tokens, drop pairs that cannot be learned from, cut pairs that are too long.
 
-    What is too long is cut by ``truncate.cut_pair``: the prompt from the left, where ``max_prompt_length`` allows it,
-    then the response from the right. Text after the end of turn that does not fit is lost without counting as a cut.
+    ``tokenized.cut_pair`` cuts the prompt from the left, where ``max_prompt_length`` allows it, then the response from
+    the right. Text after the end of turn that does not fit is lost without counting as a cut.
 
     Args:
         tokenizer: The tokenizer, with its chat template where there are conversations.
@@ -71,7 +72,7 @@ class PairTokenizer:
     def from_settings(
         cls, tokenizer: PreTrainedTokenizerBase, args: ORPOConfig, *, is_encoder_decoder: bool
     ) -> PairTokenizer:
-        """The one that a run's settings ask for."""
+        """Make the tokenizer of pairs that a run's settings ask for."""
         return cls(
             tokenizer,
             max_length=args.max_length,
@@ -81,33 +82,14 @@ class PairTokenizer:
         )
 
     def tokenize(self, pairs: Sequence[PreferencePair]) -> list[TokenizedPair | Dropped]:
-        """Tokens of a batch of pairs.
+        """Return the tokens of each pair of a batch, or why it is dropped.
 
-        Args:
-            pairs: The pairs.
-
-        Returns:
-            The tokens of each, or why it is dropped, in the same order.
-
-        Raises:
-            RowError: A pair that the template refuses.
-            ModelError: The tokenizer lacks what is needed: a chat template, an EOS token.
+        A pair that the template refuses is a ``RowError``, a missing chat template or EOS token a ``ModelError``.
         """
         return self.encode([self.render(pair) for pair in pairs])
 
     def render(self, pair: PreferencePair) -> RenderedPair | Dropped:
-        """First half of ``tokenize``: the one in which a single pair can be at fault.
-
-        Args:
-            pair: The pair.
-
-        Returns:
-            Its text, or why it is dropped.
-
-        Raises:
-            RowError: The template refuses the pair.
-            ModelError: A conversation, and the tokenizer has no chat template.
-        """
+        """Return the text of a pair, or why it is dropped: the half of ``tokenize`` that can raise a ``RowError``."""
         if is_blank(pair.chosen):
             return Dropped(DropReason.EMPTY_CHOSEN)
         if is_blank(pair.rejected):
@@ -117,7 +99,7 @@ class PairTokenizer:
         return self.renderer.render(pair)
 
     def encode(self, rendered: Sequence[RenderedPair | Dropped]) -> list[TokenizedPair | Dropped]:
-        """Second half of ``tokenize``: one call of the tokenizer. What is dropped already passes through."""
+        """Tokenize rendered pairs in one call of the tokenizer; pairs that are dropped already pass through."""
         pairs = [pair for pair in rendered if not isinstance(pair, Dropped)]
         encode = self._encode_encoder_decoder if self.is_encoder_decoder else self._encode_decoder_only
         encoded = iter(encode(pairs))
@@ -145,7 +127,7 @@ class PairTokenizer:
         return Tokens(ids, prompt_tokens, end)
 
     def _end_of_turn(self, ids: Sequence[int], prompt_tokens: int) -> int | None:
-        """One past the last end-of-turn token of the response, else past another added token that it ends in."""
+        """Return one past the last end-of-turn token of the response, else past another added token that it ends in."""
         token = self.renderer.end_of_turn
         if token is None:
             return None
@@ -153,11 +135,11 @@ class PairTokenizer:
         for position in range(len(ids) - 1, prompt_tokens - 1, -1):
             if ids[position] == end_of_turn:
                 return position + 1
-        # A turn that ends otherwise than most: a call of a tool under Llama 3.1 ends in <|eom_id|>.
+        # Some turns end in another token: a call of a tool under Llama 3.1 ends in <|eom_id|>.
         return self._end_in_token(ids, prompt_tokens, set(self.tokenizer.get_added_vocab().values()))
 
     def _end_in_token(self, ids: Sequence[int], prompt_tokens: int, tokens: Collection[int]) -> int | None:
-        """One past the token of ``tokens`` after which the response is blank; None where it does not end in one."""
+        """Return one past the token of ``tokens`` after which the response is blank; None if it ends in none."""
         for position in range(len(ids) - 1, prompt_tokens - 1, -1):
             if ids[position] in tokens:
                 return position + 1
@@ -174,7 +156,7 @@ class PairTokenizer:
         return self.tokenizer.eos_token_id
 
     def _fit(self, chosen: Tokens, rejected: Tokens) -> TokenizedPair | Dropped:
-        """The pair within ``max_length``, or the reason to drop it."""
+        """Return the pair within ``max_length``, or the reason to drop it."""
         if min(chosen.target_tokens, rejected.target_tokens) < 1:
             return Dropped(DropReason.NO_RESPONSE)
         if same_targets(chosen, rejected):
@@ -208,7 +190,7 @@ class PairTokenizer:
         return [self._fit_encoder_decoder(*(list(ids_of[text]) for text in triple)) for triple in texts]
 
     def _encoder_decoder_texts(self, pair: RenderedPair) -> tuple[str, str, str]:
-        """The texts of prompt, chosen and rejected response; the latter end with the end of turn, if there is one."""
+        """Return prompt, chosen and rejected response; the responses end with the end of turn, if there is one."""
         shared = min(common_prefix_length(*side) for side in (pair.chosen, pair.rejected))
         prompt = pair.chosen.text[:shared]
         responses = [side.text[len(prompt) :] for side in (pair.chosen, pair.rejected)]
@@ -220,23 +202,22 @@ class PairTokenizer:
     def _fit_encoder_decoder(
         self, prompt: list[int], chosen: list[int], rejected: list[int]
     ) -> TokenizedPair | Dropped:
-        eos = self.tokenizer.eos_token_id
+        eos, limit = self.tokenizer.eos_token_id, self.max_completion_length
         for labels in (chosen, rejected):
-            if labels[-2:] == [eos, eos]:  # the text ended in it, and the tokenizer added its own
+            if labels[-2:] == [eos, eos]:  # the text ended with EOS, and the tokenizer added another
                 labels.pop()
         if not chosen or not rejected:
             return Dropped(DropReason.NO_RESPONSE)
         if chosen == rejected:
             return Dropped(DropReason.IDENTICAL)
-        limit = self.max_completion_length
         if chosen[:limit] == rejected[:limit]:
             return Dropped(DropReason.IDENTICAL_AFTER_CUT)
-        whole_prompt = len(prompt)
-        if self.max_length is not None and whole_prompt > self.max_length:
+        prompt_tokens = len(prompt)
+        if self.max_length is not None and prompt_tokens > self.max_length:
             if self.max_prompt_length is None:
                 return Dropped(DropReason.PROMPT_TOO_LONG)
             kept = int(prompt[0] == self.tokenizer.bos_token_id)
-            prompt = prompt[:kept] + prompt[whole_prompt - self.max_prompt_length + kept :]
+            prompt = prompt[:kept] + prompt[prompt_tokens - self.max_prompt_length + kept :]
         return TokenizedPair(
             chosen_ids=chosen[:limit],
             rejected_ids=rejected[:limit],
@@ -244,7 +225,7 @@ class PairTokenizer:
             rejected_prompt_tokens=0,
             chosen_end=min(len(chosen), limit),
             rejected_end=min(len(rejected), limit),
-            prompt_cut=len(prompt) < whole_prompt,
+            prompt_cut=len(prompt) < prompt_tokens,
             chosen_cut=len(chosen) > limit,
             rejected_cut=len(rejected) > limit,
             prompt_ids=tuple(prompt),

@@ -1,6 +1,6 @@
-"""Token ids of texts that share parts: each part is tokenized once, and the ids are those of the whole texts.
+"""Tokenize texts that share parts: each part is tokenized once, and the ids are those of the whole texts.
 
-A tokenizer of the ``tokenizers`` library first takes its added tokens out of a text and then works on what lies
+A tokenizer of the ``tokenizers`` library first takes its added tokens out of a text and then tokenizes what lies
 between them, each part by itself. So a text may be cut in front of an added token without changing a single id:
 
     <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n                        prompt
@@ -8,9 +8,9 @@ between them, each part by itself. So a text may be cut in front of an added tok
     <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nNo<|im_end|>\\n         prompt + rejected
     [-------------------][-----------][------------------------][-----------]
 
-Prompts, which are most of the text, are then tokenized once instead of three times. Cut is only where nothing can reach
-over the cut: see ``cutting_tokens``. A piece keeps its token in front, because some tokenizers treat the very beginning
-of a text in a way of its own (Llama's add a space there).
+Prompts, which are most of the text, are then tokenized once instead of three times. ``cutting_tokens`` finds the tokens
+where a cut is safe. A piece keeps its token in front, because some tokenizers treat the very beginning of a text
+differently (Llama's add a space there).
 
 Source: the order of work is that of ``AddedVocabulary::extract_and_normalize`` in tokenizers 0.23.
 """
@@ -29,15 +29,9 @@ Ids = list[int]
 def ids_of_texts(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], *, add_special_tokens: bool = False
 ) -> dict[str, Ids]:
-    """Token ids by text, each text tokenized once and whole, all in one call of the tokenizer.
+    """Return token ids by text; each different text is tokenized once, all in one call of the tokenizer.
 
-    Args:
-        tokenizer: The tokenizer.
-        texts: The texts; the same may come several times.
-        add_special_tokens: Whether the tokenizer adds what it adds to a text, such as BOS.
-
-    Returns:
-        Ids by text.
+    With ``add_special_tokens`` the tokenizer adds what it adds to a text, such as BOS.
     """
     unique = list(dict.fromkeys(texts))
     if not unique:
@@ -55,15 +49,7 @@ def ids_of_texts(
 
 
 def ids_of_pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> dict[str, Ids]:
-    """What ``ids_of_texts`` gives, with every piece of the texts tokenized once.
-
-    Args:
-        tokenizer: The tokenizer; of one whose ids are not made by the tokenizers library alone, texts stay whole.
-        texts: The texts; the same may come several times.
-
-    Returns:
-        Ids by text.
-    """
+    """Return what ``ids_of_texts`` does, and tokenize each different piece of the texts once."""
     unique = list(dict.fromkeys(texts))
     tokens = cutting_tokens(tokenizer, max(unique, key=len, default=""))
     if not tokens:
@@ -78,21 +64,17 @@ def ids_of_pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> d
 
 
 def cutting_tokens(tokenizer: PreTrainedTokenizerBase, sample: str) -> list[str]:
-    """The added tokens in ``sample`` in front of which any text may be cut.
+    """Return the added tokens in the text ``sample`` in front of which any text may be cut.
 
-    Such a token is found in every text wherever its characters stand, and what stands before it does not matter to what
-    follows, nor the other way round:
+    The tokenizer finds such a token in every text wherever its characters stand, and the text on one side does not
+    change the ids on the other:
 
     - it is looked for in the text as it is (not ``normalized``) and anywhere in it (not ``single_word``),
-    - it takes no blanks in front of it (not ``lstrip``), and is no blank or letter for a token before it to mind,
+    - it takes no blanks in front of it (not ``lstrip``), and does not begin with a blank or a letter, which a token
+      before it could depend on,
     - no added token, itself included, can begin before it and reach into it.
 
-    Args:
-        tokenizer: The tokenizer.
-        sample: A text as the tokenizer will meet them.
-
-    Returns:
-        The tokens; none where ids are not made by the tokenizers library alone or special tokens are split.
+    There are none where ids are not made by the tokenizers library alone, or special tokens are split.
     """
     if not is_library_alone(tokenizer) or tokenizer.split_special_tokens:
         return []
@@ -109,15 +91,15 @@ def cutting_tokens(tokenizer: PreTrainedTokenizerBase, sample: str) -> list[str]
 
 
 def is_library_alone(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether ids are made by the tokenizers library, with no Python of a tokenizer class in between."""
+    """Return whether the tokenizers library makes the ids, with no Python of a tokenizer class in between."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return False
     classes = type(tokenizer).__mro__
-    own = classes[: classes.index(PreTrainedTokenizerFast)]
-    return not any({"__call__", "_encode_plus", "_batch_encode_plus"} & set(vars(each)) for each in own)
+    subclasses = classes[: classes.index(PreTrainedTokenizerFast)]
+    return not any({"__call__", "_encode_plus", "_batch_encode_plus"} & set(vars(each)) for each in subclasses)
 
 
 def _can_be_overrun(token: str, others: Iterable[str]) -> bool:
-    """Whether a match of one of ``others`` can hold the beginning of ``token``, having begun before it."""
+    """Return whether a match of one of ``others`` can begin before ``token`` and hold its beginning."""
     beginnings = tuple(token[:end] for end in range(1, len(token)))
     return any(other.endswith(beginnings) or (token in other and other != token) for other in others)

@@ -1,14 +1,14 @@
-"""From a preference pair to text: what the chat template says, and which token ends an assistant's turn.
+"""Render a preference pair as text with the chat template, and find the token that ends an assistant's turn.
 
-A conversation is rendered twice a side, and never glued:
+A conversation is rendered twice a side; prompt and response are never rendered apart and joined:
 
     prompt   template(prompt, add_generation_prompt=True)   "<user>Hi<end><assistant>"
     text     template(prompt + response)                    "<user>Hi<end><assistant>Hello<end>\\n"
 
 What both share is the prompt; the rest is the response, with whatever the template adds to it (an empty think block,
 text after the end of turn). Continuations: where the prompt ends with an assistant turn and the response begins with
-one, the response continues that turn. Both contents are joined as they stand (``"It is" + " blue."``), the prompt is
-rendered with ``continue_final_message=True`` and the text with the joined turn.
+one, the response continues that turn. Both contents are joined without a separator (``"It is" + " blue."``), the prompt
+is rendered with ``continue_final_message=True`` and the text with the joined turn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..formats.values import common_prefix_length
 from ..templates.environment import guard_chat_templates
 from ..templates.limits import LimitReached
 
-# Stands for the assistant's answer when a template is asked what follows one; no template has reason to touch it.
+# The assistant's answer in the conversations that show how a template ends a turn; no template has reason to change it.
 PROBE_ANSWER = "oddsmith-probe-answer"
 PROBES: tuple[tuple[Message, ...], ...] = (
     ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": PROBE_ANSWER}),
@@ -38,12 +38,7 @@ PROBES: tuple[tuple[Message, ...], ...] = (
 
 
 class Rendering(NamedTuple):
-    """One side of a pair as text.
-
-    Args:
-        prompt: The prompt alone, open for the response.
-        text: Prompt and response.
-    """
+    """One side of a pair as text: ``prompt`` alone, ready for the response, and ``text``, prompt and response."""
 
     prompt: str
     text: str
@@ -58,10 +53,9 @@ class RenderedPair(NamedTuple):
 
 
 class Renderer:
-    """Renders preference pairs with a tokenizer's chat template; strings are only joined.
+    """Render preference pairs with a tokenizer's chat template; prompt and response of plain text are joined.
 
-    Args:
-        tokenizer: The tokenizer whose template is used. It may change later: nothing stale is kept.
+    The tokenizer may get another template later.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -70,7 +64,7 @@ class Renderer:
         self._end_of_turn_by_template: dict[tuple[str, str | None], str | None] = {}
 
     def render(self, pair: PreferencePair) -> RenderedPair:
-        """Both sides of a pair as text.
+        """Return both sides of a pair as text.
 
         Args:
             pair: Text or conversations.
@@ -80,8 +74,8 @@ class Renderer:
 
         Raises:
             RowError: The template refuses the conversation, or the text is not valid Unicode.
-            ModelError: A conversation, and the tokenizer has no chat template, or one that wants more time or memory
-                than any conversation needs.
+            ModelError: The pair is a conversation, and the tokenizer has no chat template, or one that needs more time
+                or memory than any conversation should.
         """
         if isinstance(pair.prompt, str):
             prompt = pair.prompt
@@ -96,7 +90,7 @@ class Renderer:
     def end_of_turn(self) -> str | None:
         """The token with which the template ends an assistant's turn; None where it only writes plain text.
 
-        Found once a template, by rendering a short conversation: the first added token after the answer.
+        It is the first added token after the answer of a short conversation, rendered once for each template.
 
         Raises:
             ModelError: There is no template, or it renders no plain conversation of two turns.
@@ -110,24 +104,24 @@ class Renderer:
     def _render_conversation(self, pair: PreferencePair, prompt: list[Message]) -> list[Rendering]:
         self._require_template()
         options = {"tools": pair.tools or None, **pair.template_kwargs}
-        openings: dict[str, str] = {}  # the prompt's text by who speaks next: as a rule one for both sides
+        openings: dict[str, str] = {}  # the prompt's text by the role that speaks next: as a rule one for both sides
         renderings = []
         for response in cast(tuple[list[Message], ...], (pair.chosen, pair.rejected)):
-            speaker = response[0]["role"]
-            if _continues(prompt, response):
+            role = response[0]["role"]
+            if prompt and prompt[-1]["role"] == role == "assistant":  # the response continues that turn
                 whole = [*prompt[:-1], _joined(prompt[-1], response[0]), *response[1:]]
                 opening = {"continue_final_message": True}
             else:
                 whole = [*prompt, *response]
-                opening = {"add_generation_prompt": speaker == "assistant"}
-            if speaker not in openings:
-                openings[speaker] = self._apply(prompt, **opening, **options) if prompt else ""
-            renderings.append(Rendering(openings[speaker], self._apply(whole, **options)))
+                opening = {"add_generation_prompt": role == "assistant"}
+            if role not in openings:
+                openings[role] = self._apply(prompt, **opening, **options) if prompt else ""
+            renderings.append(Rendering(openings[role], self._apply(whole, **options)))
             _require_same_prompt(prompt, renderings[-1])
         return renderings
 
     def _apply(self, messages: Sequence[Message], **options: Any) -> str:
-        """The template's text for ``messages``; its refusal becomes a RowError in its own words."""
+        """Render messages; if the template refuses them, its own words become a ``RowError``."""
         try:
             return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
         except LimitReached as error:  # never a row's fault alone, and not to be tried again on the next
@@ -169,12 +163,12 @@ class Renderer:
 
 
 def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The name or folder a tokenizer came from, else its class."""
+    """Return the name or folder that a tokenizer came from, else its class."""
     return repr(tokenizer.name_or_path) if tokenizer.name_or_path else type(tokenizer).__name__
 
 
 def first_token_in(text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The added token that begins first in ``text``, the longest of several at one place. Blank ones do not count."""
+    """Return the added token that begins first in ``text``, the longest of several at one place; skip blank ones."""
     found = [
         (text.find(token), -len(token), token)
         for token in {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
@@ -183,13 +177,8 @@ def first_token_in(text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
     return min(found)[2] if found else None
 
 
-def _continues(prompt: Sequence[Message], response: Sequence[Message]) -> bool:
-    """Whether the response goes on with the turn that the prompt ends with."""
-    return bool(prompt) and prompt[-1]["role"] == response[0]["role"] == "assistant"
-
-
 def _joined(opening: Message, continuation: Message) -> dict[str, Any]:
-    """One assistant turn: ``opening`` (end of the prompt) continued by ``continuation`` (start of the response)."""
+    """Join an assistant turn: ``opening`` (end of the prompt) and ``continuation`` (start of the response)."""
     if opening.get("tool_calls"):
         raise RowError(
             "answer after a call",
@@ -200,7 +189,7 @@ def _joined(opening: Message, continuation: Message) -> dict[str, Any]:
 
 
 def _require_same_prompt(prompt: Sequence[Message], rendering: Rendering) -> None:
-    """Refuse a prompt that is written differently once a response follows: parts of it would become targets."""
+    """Refuse a prompt that is rendered differently once a response follows: parts of it would become targets."""
     if not prompt or rendering.text.startswith(rendering.prompt):
         return
     question = prompt[-1]["content"].strip()

@@ -1,6 +1,6 @@
-"""What becomes of a preference pair: its tokens within ``max_length``, or the reason to leave it out.
+"""Hold what becomes of a preference pair, its tokens or the reason to leave it out, and cut tokens to ``max_length``.
 
-First the prompt is cut, from the left, then the answers, from the right:
+The prompt is cut first, from the left, then the answers, from the right:
 
 max_length 8, max_prompt_length 3       B = BOS, p = prompt, r = response, e = end of turn
 before      B p p p p p p r r r r r e
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class DropReason(StrEnum):
-    """Why a pair that is well-formed is not trained on. The wording of every report."""
+    """Why a valid pair is not trained on; reports use this wording."""
 
     EMPTY_CHOSEN = "empty chosen answer"
     EMPTY_REJECTED = "empty rejected answer"
@@ -67,6 +67,19 @@ class TokenizedPair:
         cut = {"prompt": self.prompt_cut, "chosen": self.chosen_cut, "rejected": self.rejected_cut}
         return [side for side, is_cut in cut.items() if is_cut]
 
+    def to_row(self, number: int) -> dict[str, Any]:
+        """Return the row of a prepared dataset, as the collators read it; ``number`` is the row's number."""
+        return {
+            "row": number,
+            "chosen_input_ids": self.chosen_ids,
+            "chosen_prompt_tokens": self.chosen_prompt_tokens,
+            "chosen_end": self.chosen_end,
+            "rejected_input_ids": self.rejected_ids,
+            "rejected_prompt_tokens": self.rejected_prompt_tokens,
+            "rejected_end": self.rejected_end,
+            "prompt_input_ids": self.prompt_ids,
+        }
+
 
 class Tokens(NamedTuple):
     """One side of a pair: its ids, the length of the prompt part, one past the last target."""
@@ -77,17 +90,17 @@ class Tokens(NamedTuple):
 
     @property
     def target_tokens(self) -> int:
-        """Number of tokens that are learned. The first token of a sequence has no prediction and is none."""
+        """Number of targets. The first token of a sequence has no prediction, so it is no target."""
         return self.end - max(self.prompt_tokens, 1)
 
     def without_left(self, cut_tokens: int, *, kept_tokens: int = 0) -> Tokens:
-        """Less ``cut_tokens`` of the prompt, taken behind its first ``kept_tokens``."""
+        """Remove ``cut_tokens`` of the prompt, behind its first ``kept_tokens``."""
         cut_tokens = max(0, min(cut_tokens, self.prompt_tokens - kept_tokens))
         ids = self.ids[:kept_tokens] + self.ids[kept_tokens + cut_tokens :]
         return Tokens(ids, self.prompt_tokens - cut_tokens, self.end - cut_tokens)
 
     def without_right(self, max_length: int) -> Tokens:
-        """The first ``max_length`` tokens."""
+        """Keep the first ``max_length`` tokens."""
         return Tokens(self.ids[:max_length], self.prompt_tokens, min(self.end, max_length))
 
 
@@ -99,7 +112,7 @@ def cut_pair(
     max_prompt_length: int | None = None,
     bos_token_id: int | None = None,
 ) -> tuple[Tokens, Tokens]:
-    """Both sides within ``max_length`` tokens.
+    """Cut both sides to ``max_length`` tokens.
 
     If the targets of either side reach beyond ``max_length``, both prompts lose the same number of tokens, so that they
     still begin alike: as many as bring the longer one down to ``max_prompt_length``. A leading BOS stays, and counts;
@@ -110,7 +123,7 @@ def cut_pair(
         rejected: That side in full.
         max_length: Most tokens of prompt + response; None: no limit.
         max_prompt_length: Most tokens of the prompt of a pair that is too long; None: prompts are not cut.
-        bos_token_id: The token that stays at the front where it stands there.
+        bos_token_id: The token that stays at the front if the sides begin with it.
 
     Returns:
         The sides, cut. A prompt may still fill ``max_length``: then no target is left.
@@ -130,5 +143,5 @@ def cut_pair(
 
 
 def same_targets(chosen: Tokens, rejected: Tokens) -> bool:
-    """Whether both sides are the same up to their last target, so that there is nothing to prefer."""
+    """Return whether both sides are the same up to their last target, so that there is nothing to prefer."""
     return chosen.ids[: chosen.end] == rejected.ids[: rejected.end]
