@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -83,7 +84,7 @@ def flash(request, monkeypatch):
             pytest.skip("flash_attn is not installed")
         from flash_attn import flash_attn_varlen_func
 
-        chosen = attention_cuda._by_flash_attn(flash_attn_varlen_func)
+        chosen = partial(attention_cuda._by_flash_attn, flash_attn_varlen_func)
         monkeypatch.setattr(attention_cuda, "_varlen_kernel", lambda device: chosen)
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("older than Ampere")

@@ -39,17 +39,6 @@ BUDGET_BYTES = 512 << 20
 _COPIES = 4
 _NO_TRANSFORM = OutputTransform()
 
-# Entries in a chunk that nothing is gained by making larger. CPU: products of 576 x 49152 in bf16 reach their full rate
-# at 256 rows (8% short of it at 128, 27% at 64), and twice as many rows are tensors that the C library maps anew each
-# time (32 MB). Elsewhere, unmeasured: enough rows that a product is not bound by reading the weight.
-_EFFICIENT_ROWS = {"cpu": 256}
-_OTHER_EFFICIENT_ROWS = 1024
-
-# A slice in float32, of which there are two. CPU: 2 MiB, the second-level cache of two cores, took 13% less time than
-# 12 MiB. Elsewhere: few launches, and buffers that stay small beside the chunk.
-_SLICE_BYTES = {"cpu": 2 << 20}
-_OTHER_SLICE_BYTES = 64 << 20
-
 
 def token_logps(
     head: nn.Module,
@@ -119,7 +108,13 @@ def _exact_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _efficient_rows(device: str) -> int:
-    return _EFFICIENT_ROWS.get(device, _OTHER_EFFICIENT_ROWS)
+    """Return how many entries a chunk needs for full speed.
+
+    CPU: products of 576 x 49152 in bf16 reach their full rate at 256 rows (8% short of it at 128, 27% at 64), and twice
+    as many rows are tensors that the C library maps anew each time (32 MB). Elsewhere, unmeasured: enough rows that a
+    product is not bound by reading the weight.
+    """
+    return 256 if device == "cpu" else 1024
 
 
 def _chunk_bounds(entries: int, rows: int) -> list[tuple[int, int]]:
@@ -295,7 +290,9 @@ def _logps_and_residuals(z_CV: Tensor, target_C: Tensor, transform: OutputTransf
     """Return the log-probabilities of the targets, [C], and overwrite ``z_CV``, with r if ``residuals`` are wanted."""
     C, V = z_CV.shape
     exact = _exact_dtype(z_CV.dtype)
-    slice_bytes = _SLICE_BYTES.get(z_CV.device.type, _OTHER_SLICE_BYTES)
+    # A slice in float32, of which there are two. CPU: 2 MiB, the second-level cache of two cores, took 13% less time
+    # than 12 MiB. Elsewhere: few launches, and buffers that stay small beside the chunk.
+    slice_bytes = 2 << 20 if z_CV.device.type == "cpu" else 64 << 20
     rows = max(1, min(C, slice_bytes // (V * exact.itemsize)))
     p_RV = z_CV.new_empty(rows, V, dtype=exact)
     exact_RV = None if z_CV.dtype == exact else torch.empty_like(p_RV)

@@ -1,6 +1,6 @@
 """Find out what a model does to its logits after the output layer: a scale, a soft cap, or something unknown.
 
-logits = cap * tanh(scale * z / cap)        z = head(hidden);  without a cap: logits = scale * z
+For z = head(hidden):   logits = cap * tanh(scale * z / cap),   or without a cap   logits = scale * z
 """
 
 from __future__ import annotations
@@ -10,49 +10,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Model types of transformers whose ``forward`` multiplies or divides after the head, and the setting it takes.
-_MULTIPLIED = {
-    "cohere": "logit_scale",
-    "cohere2": "logit_scale",
-    "cohere2_moe": "logit_scale",
-    "cohere_compass_text": "logit_scale",
-    "falcon_h1": "lm_head_multiplier",
-    "hyperclovax": "logits_scaling",
-}
-_DIVIDED = dict.fromkeys(
-    ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared"),
-    "logits_scaling",
+
+def _by_model_type(**model_types_of_setting: str) -> dict[str, str]:
+    return {kind: setting for setting, kinds in model_types_of_setting.items() for kind in kinds.split()}
+
+
+# The setting by which the ``forward`` of a transformers model type multiplies, divides or caps after the head.
+_MULTIPLIED = _by_model_type(
+    logit_scale="cohere cohere2 cohere2_moe cohere_compass_text",
+    lm_head_multiplier="falcon_h1",
+    logits_scaling="hyperclovax",
 )
-_CAPPED = {
-    **dict.fromkeys(
-        (
-            *("beam", "gemma2", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified"),
-            *("gemma4_unified_text", "nanochat", "vaultgemma"),
-        ),
-        "final_logit_softcapping",
-    ),
-    "recurrent_gemma": "logits_soft_cap",
-    "xlstm": "output_logit_soft_cap",
-}
+_DIVIDED = _by_model_type(
+    logits_scaling="granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared"
+)
+_CAPPED = _by_model_type(
+    final_logit_softcapping="beam gemma2 gemma3_text gemma3n gemma3n_text gemma4 gemma4_text gemma4_unified"
+    " gemma4_unified_text nanochat vaultgemma",
+    logits_soft_cap="recurrent_gemma",
+    output_logit_soft_cap="xlstm",
+)
 # These scale the hidden states before the head, so the setting has had its effect already.
-_BEFORE_THE_HEAD = {"minicpm3": "logits_scaling"}
+_BEFORE_THE_HEAD = _by_model_type(logits_scaling="minicpm3")
 # These mask, cut or select their logits.
-_UNSUPPORTED = {
-    "chameleon",
-    "gemma4_assistant",
-    "gemma4_unified_assistant",
-    "inkling_text",
-    "musicgen",
-    "musicgen_melody",
-}
+_UNKNOWN = ("chameleon", "gemma4_assistant", "gemma4_unified_assistant", "inkling_text", "musicgen", "musicgen_melody")
 # Where one of these is set in a model that is not named above, something unknown follows the head.
-_INDICATORS = {
-    *_MULTIPLIED.values(),
-    *_DIVIDED.values(),
-    *_CAPPED.values(),
-    "output_multiplier",
-    "unpadded_vocab_size",
-}
+_INDICATORS = {*_MULTIPLIED.values(), *_DIVIDED.values(), *_CAPPED.values(), "output_multiplier", "unpadded_vocab_size"}
 
 
 class OutputTransform(NamedTuple):
@@ -81,7 +64,7 @@ def output_transform(config: Any) -> OutputTransform | None:
     indicate otherwise; the self-check compares with the model's own logits.
     """
     kind = config.model_type
-    if config.is_encoder_decoder or kind in _UNSUPPORTED:
+    if config.is_encoder_decoder or kind in _UNKNOWN:
         return None  # encoder-decoders: many add a bias that is no setting but a weight
     settings = config.get_text_config()
     known = {table[kind] for table in (_MULTIPLIED, _DIVIDED, _CAPPED, _BEFORE_THE_HEAD) if kind in table}

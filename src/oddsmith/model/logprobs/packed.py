@@ -38,16 +38,12 @@ def forest_logps(model: nn.Module, batch: Mapping[str, Any], *, transform: Outpu
         outputs = model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], forest=layout, use_cache=False
         )
-    return _per_pair(outputs.logits, batch)
-
-
-def _per_pair(logp_E: Tensor, batch: Mapping[str, Any]) -> PairLogps:
-    padded_E = F.pad(logp_E, (0, 1))  # the lists of entries are padded with E
-    B = len(batch["nll_tokens_B"])
-    logp_SL = padded_E[batch["response_entry_SL"]]
+    logp_E = F.pad(outputs.logits, (0, 1))  # the lists of entries are padded with E
+    logp_SL = logp_E[batch["response_entry_SL"]]
     logp_S = logp_SL.sum(-1) / batch["response_tokens_S"]
+    B = len(batch["nll_tokens_B"])
     return PairLogps(
-        nll_sum_B=-padded_E[batch["nll_entry_BL"]].sum(-1),
+        nll_sum_B=-logp_E[batch["nll_entry_BL"]].sum(-1),
         nll_tokens_B=batch["nll_tokens_B"],
         logp_chosen_B=logp_S[:B],
         logp_rejected_B=logp_S[B:],

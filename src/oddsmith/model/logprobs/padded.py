@@ -71,12 +71,14 @@ def pair_logps(
     stacked = stack(model, batch, pad_token_id, nll_on)
     wanted_ST = stacked.response_ST | stacked.nll_ST
     extra = {"output_router_logits": True} if router_loss else {}
-    with head_only_at(model, wanted_ST):
+    with _head_only_at(model, wanted_ST):
         outputs = model(**stacked.model_inputs, use_cache=False, **extra)
     logits_NV = outputs.logits
     if logits_NV.dim() == 3:  # the output layer was not found: logits of all positions
         logits_NV = _at(wanted_ST, logits_NV)
-    logp_N = -F.cross_entropy(_at_least_float32(logits_NV), stacked.target_ST[wanted_ST], reduction="none")
+    if logits_NV.dtype != torch.float64:  # a confident bf16 log-softmax would round the mean to exactly 0
+        logits_NV = logits_NV.float()
+    logp_N = -F.cross_entropy(logits_NV, stacked.target_ST[wanted_ST], reduction="none")
     logp_ST = logp_N.new_zeros(wanted_ST.shape).masked_scatter(wanted_ST, logp_N)
     B = wanted_ST.shape[0] // 2
     response_tokens_S = stacked.response_ST.sum(-1)
@@ -135,11 +137,6 @@ def _stack(chosen_BT: Tensor, rejected_BT: Tensor, value: int) -> Tensor:
     return torch.cat([F.pad(side, (0, width - side.shape[1]), value=value) for side in (chosen_BT, rejected_BT)])
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
-    # A confident bf16 log-softmax would round the mean log-probability to exactly 0.
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
 def _at(wanted_ST: Tensor, values_STX: Tensor) -> Tensor:
     """Return the values at the wanted positions, [N, X]; prompt tuning adds virtual positions in front of them."""
     return values_STX[:, -wanted_ST.shape[1] :][wanted_ST]
@@ -154,7 +151,7 @@ def unwrap(model: nn.Module) -> Any:
 
 
 @contextmanager
-def head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
+def _head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
     """Pass only the hidden states of the wanted positions to the model's output layer while inside.
 
     [N, D] instead of [S, T, D]: logits cost V floats a position, and most positions of a padded batch predict no

@@ -75,8 +75,9 @@ def check_forest(
     transform = output_transform(unwrap(model).config)
     if transform is None:
         return Verdict(False, "what it does to its logits after the output layer is not known here")
-    rows, memory_saving = _pairs(tokenizer), memory_saving_layers(model)
-    device = next(model.parameters()).device
+    device, memory_saving = next(model.parameters()).device, memory_saving_layers(model)
+    rows = _pairs(tokenizer)
+    batch = send_to_device(forest_batch(rows, "sequence"), device)
     was_training = model.training
     model.eval()
     try:
@@ -84,7 +85,6 @@ def check_forest(
             features = PairCollator(pad_token_id)([trl_features(row) for row in rows])
             padded = pair_logps(model, send_to_device(features, device), pad_token_id=pad_token_id)
             with _counted_attention() as calls, forest_attention_in(model), memory_saving.applied():
-                batch = send_to_device(forest_batch(rows, "sequence"), device)
                 packed = forest_logps(model, batch, transform=transform)
             tolerance = TOLERANCE[_coarsest_dtype(model, device)]
     except (ModelError, TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
@@ -188,7 +188,4 @@ def _coarsest_dtype(model: nn.Module, device: torch.device) -> torch.dtype:
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if torch.is_autocast_enabled(device.type):
         kinds.add(torch.get_autocast_dtype(device.type))
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        if dtype in kinds:
-            return dtype
-    return torch.float64
+    return next((d for d in (torch.bfloat16, torch.float16, torch.float32) if d in kinds), torch.float64)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -94,23 +94,21 @@ def _varlen_kernel(device: torch.device) -> Callable[..., Tensor] | None:
         except ImportError:  # built for another PyTorch
             pass
         else:
-            return _by_flash_attn(flash_attn_varlen_func)
+            return partial(_by_flash_attn, flash_attn_varlen_func)
     return _by_torch if torch.version.hip is None else None
 
 
-def _by_flash_attn(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def by_flash_attn(
-        query_THC: Tensor,
-        key_KGC: Tensor,
-        value_KGC: Tensor,
-        forest: ForestLayout,
-        scaling: float,
-        window: tuple[int, int],
-    ) -> Tensor:
-        lengths = forest.query_ends_P, forest.key_ends_P, forest.longest_path, forest.longest_keys
-        return attend(query_THC, key_KGC, value_KGC, *lengths, softmax_scale=scaling, causal=True, window_size=window)
-
-    return by_flash_attn
+def _by_flash_attn(
+    attend: Callable[..., Tensor],
+    query_THC: Tensor,
+    key_KGC: Tensor,
+    value_KGC: Tensor,
+    forest: ForestLayout,
+    scaling: float,
+    window: tuple[int, int],
+) -> Tensor:
+    lengths = forest.query_ends_P, forest.key_ends_P, forest.longest_path, forest.longest_keys
+    return attend(query_THC, key_KGC, value_KGC, *lengths, softmax_scale=scaling, causal=True, window_size=window)
 
 
 def _by_torch(

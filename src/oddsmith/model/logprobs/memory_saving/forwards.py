@@ -90,10 +90,7 @@ def lora_forward(layer: Any) -> Forward | None:
         lora_dropout=nn.ModuleDict(),
     )
     probe.lora_dropout[adapter] = nn.Identity()
-    ours = _lora if plain else _lora_4bit
-    if not _agree(probe, partial(ours, probe, probe.forward), x, grad):
-        return None
-    return partial(ours, layer, layer.forward)
+    return _checked(_lora if plain else _lora_4bit, layer, probe, x, grad)
 
 
 def _lora(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -159,13 +156,11 @@ def mlp_forward(module: Any) -> Forward | None:
     inputs = {"gate_up_proj": torch.cat([gate, up])} if fused else {"gate_proj": gate, "up_proj": up}
     weights = inputs | {"down_proj": down}
     probe = _small_copy(module, **{name: _linear_of(weight) for name, weight in weights.items()})
-    if not _agree(probe, partial(_mlp, probe, probe.forward, fused, activation), x, grad):
-        return None
-    return partial(_mlp, module, module.forward, fused, activation)
+    return _checked(partial(_mlp, activation, fused), module, probe, x, grad)
 
 
 def _mlp(
-    module: Any, own: Forward, fused: bool, activation: Activation, x: Tensor, *args: Any, **kwargs: Any
+    activation: Activation, fused: bool, module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     if args or kwargs or torch.compiler.is_compiling():
         return own(x, *args, **kwargs)
@@ -227,6 +222,13 @@ def _try(module: nn.Module, x: Tensor) -> Tensor | None:
     except (RuntimeError, TypeError, AttributeError):
         return None
     return y if isinstance(y, Tensor) else None
+
+
+def _checked(ours: Forward, module: nn.Module, probe: nn.Module, x: Tensor, grad: Tensor) -> Forward | None:
+    """Return our forward for a module, if it agrees with the module's own on its small copy ``probe``."""
+    return (
+        partial(ours, module, module.forward) if _agree(probe, partial(ours, probe, probe.forward), x, grad) else None
+    )
 
 
 def _agree(probe: nn.Module, ours: Forward, x: Tensor, grad: Tensor) -> bool:
