@@ -207,6 +207,20 @@ def test_the_self_check_counts_the_layers_that_it_can_pack():
     assert verdict.reason == "1 of its 2 layers have an attention that can be replaced"
 
 
+@pytest.mark.parametrize(
+    ("message", "cause"), [("", "NotImplementedError"), ("no packed rows\nhere", "no packed rows")]
+)
+def test_a_model_that_cannot_be_called_is_not_packed(message, cause, monkeypatch):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL))
+
+    def refuse(*args, **kwargs):
+        raise NotImplementedError(message)
+
+    monkeypatch.setattr(model.model, "forward", refuse)
+    verdict = check_forest(model, tiny_tokenizer(), pad_token_id=0, precision=nullcontext)
+    assert (verdict.forest, verdict.reason) == (False, f"it cannot be called with packed rows ({cause})")
+
+
 def test_windows_and_mode_are_as_before_after_the_self_check():
     model = model_of("mistral", torch.float32).train()
     before = model.config._attn_implementation

@@ -89,7 +89,8 @@ def check_forest(
             tolerance = TOLERANCE[_coarsest_dtype(model, device)]
     except (ModelError, TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
         # The model's own code may raise any of these when it is called with packed rows.
-        return Verdict(False, f"it cannot be called with packed rows ({str(error).splitlines()[0][:100]})")
+        cause = str(error).strip() or type(error).__name__
+        return Verdict(False, f"it cannot be called with packed rows ({cause.splitlines()[0][:100]})")
     finally:
         model.train(was_training)
     layers = getattr(unwrap(model).config.get_text_config(), "num_hidden_layers", 1)
