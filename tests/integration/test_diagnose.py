@@ -12,8 +12,7 @@ import pytest
 
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.diagnose.findings import Finding, Verdict, overall
-from oddsmith.diagnose.readers import read_history
-from oddsmith.diagnose.readers.events import history_of_events
+from oddsmith.diagnose.readers import history_of_events, read_history
 from oddsmith.diagnose.rules import judge
 from oddsmith.system.run_folder import read_events
 from oddsmith.training.live_diagnosis import Watch, one_line, send_alert
@@ -183,7 +182,7 @@ def test_alerts_go_to_the_trackers_that_have_them(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "wandb", Recorder())
     monkeypatch.setitem(sys.modules, "trackio", Recorder())
-    finding = Finding("loss_rising", Verdict.ACT, "loss", 3, "much", "bad", "less")
+    finding = Finding(Verdict.ACT, "loss", 3, "much", "bad", "less", rule="loss_rising")
     send_alert(["tensorboard"], finding)
     assert sent == []
     send_alert(["wandb", "trackio"], finding)

@@ -1,4 +1,4 @@
-"""What a rule says: a verdict, how it knows, what that means, and what to change."""
+"""The result of a rule: a verdict, the evidence, what it means, and what to change."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ class Finding:
     """One finding.
 
     Args:
-        rule: Name of the rule.
         verdict: How bad it is.
-        metric: The metric that shows it, under its name in ``docs/metrics.md``; held-out ones begin with ``eval_``.
-        step: The optimizer step from which it shows; ``None`` where it is about the whole run.
-        evidence: How much, compared with what.
+        metric: The metric that shows it, by its name in ``metrics.py``; behind ``eval_`` if it is held-out.
+        step: The first optimizer step that shows it; ``None`` for the whole run.
+        evidence: Values, and what they are compared with.
         meaning: What that says about the model.
-        change: What to do, with a number where there is one; empty where all is well.
+        change: What to do, with a number if there is one; empty for healthy findings.
+        rule: Name of the rule; ``rules.rule`` fills it in.
     """
 
-    rule: str
     verdict: Verdict
     metric: str
     step: int | None
     evidence: str
     meaning: str
     change: str = ""
+    rule: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json`` and the diary."""
-        return {**asdict(self), "verdict": str(self.verdict)}
+        """Return it as JSON values, for ``--json`` and the event log."""
+        fields = asdict(self)
+        return {"rule": fields.pop("rule"), **fields, "verdict": str(self.verdict)}
 
 
 def overall(findings: Iterable[Finding]) -> Verdict:
-    """The worst verdict; healthy where nothing was found."""
+    """Return the worst verdict; healthy without findings."""
     return max((finding.verdict for finding in findings), key=lambda verdict: verdict.severity, default=Verdict.HEALTHY)

@@ -1,6 +1,6 @@
-"""One name for one quantity: what TRL, Unsloth, Axolotl, LLaMA-Factory, ms-swift, W&B and TensorBoard call it.
+"""Translate the metric names of TRL, Unsloth, Axolotl, LLaMA-Factory, ms-swift, W&B and TensorBoard into ours.
 
-| here (docs/metrics.md) | elsewhere | where |
+| here (``metrics.py``) | elsewhere | where |
 |---|---|---|
 | ``nll_loss`` | ``sft_loss`` | LLaMA-Factory |
 | ``or_loss`` | ``odds_ratio_loss`` | LLaMA-Factory |
@@ -10,7 +10,7 @@
 | ``rewards/chosen``, ... | ``rewards / chosen`` | the table of Unsloth's and Hugging Face's notebooks |
 | ``loss``, ``eval_loss`` | ``Training Loss``, ``Validation Loss`` | the same |
 | any | ``train/...``, ``eval/...`` | W&B, TensorBoard |
-| ``log_odds_chosen``, ``log_odds_ratio`` | either by the other's name | told apart by their values: history.py |
+| ``log_odds_chosen``, ``log_odds_ratio`` | either under the other's name | told apart by their values: history.py |
 """
 
 from __future__ import annotations
@@ -32,55 +32,45 @@ ALIASES = {
     "tokens_per_second_per_gpu": "tokens_per_second",
     "log_odds": "log_odds_chosen",
 }
-_GROUPS = "rewards", "logps", "perplexity"
+_GROUPS = sorted({name.partition("/")[0] for name in BY_NAME if "/" in name})
 
 
-@lru_cache(maxsize=4096)  # a run has a few dozen names, and asks a million times
+@lru_cache(maxsize=4096)  # a run has a few dozen names and looks them up a million times
 def known_name(raw: str) -> str | None:
-    """The name of a training metric here; ``None`` for what is none.
-
-    Args:
-        raw: Its name in the source.
-
-    Returns:
-        Its name here.
-    """
-    name = plain(raw).removeprefix("train/")
+    """Return our name of a training metric; ``None`` if the name in the source is not that of a metric."""
+    name = _normalised(raw).removeprefix("train/")
     name = ALIASES.get(name, name)
     return name if name in BY_NAME else None
 
 
 @lru_cache(maxsize=4096)
 def held_out_name(raw: str) -> tuple[str, str] | None:
-    """Set and metric of a held-out metric: ``eval_anchor_nll_loss`` -> ``("anchor", "nll_loss")``.
+    """Split the name of a held-out metric: ``eval_anchor_nll_loss`` -> ``("anchor", "nll_loss")``.
 
     Args:
         raw: Its name in the source.
 
     Returns:
-        The name of the set, empty for the only one, and that of the metric; ``None`` for what is none.
+        The name of the evaluation set, empty if there is one set, and our name of the metric; ``None`` if it is none.
     """
-    name = plain(raw)
+    name = _normalised(raw)
     if name == "validation_loss":
         return "", "loss"
     rest = re.sub(r"^eval[/_]", "", name)
     if rest == name:
         return None
-    if (whole := known_name(rest)) is not None:
-        return "", whole
+    if (metric := known_name(rest)) is not None:
+        return "", metric
     for metric in sorted([*BY_NAME, *ALIASES], key=len, reverse=True):
         if rest.endswith(f"_{metric}"):
-            return _printable(rest[: -len(metric) - 1]), ALIASES.get(metric, metric)
+            held_out = rest[: -len(metric) - 1]
+            # The name comes from a file that anybody may have written, and is printed.
+            return re.sub(r"[^\w.@+-]", "?", held_out)[:80], ALIASES.get(metric, metric)
     return None
 
 
-def _printable(name: str) -> str:
-    """A set's name as it may be shown: it comes from a file that anybody may have written."""
-    return re.sub(r"[^\w.@+-]", "?", name)[:80]
-
-
-def plain(raw: str) -> str:
-    """Lower case, one spelling for spaces and slashes: ``rewards / chosen``, ``train_rewards_chosen``."""
+def _normalised(raw: str) -> str:
+    """Return lower case with one spelling of spaces and slashes: ``rewards / chosen`` -> ``rewards/chosen``."""
     name = re.sub(r"\s*/\s*", "/", raw.strip().lower())
     name = re.sub(r"\s+", "_", name)
     name = re.sub(r"^train_(?!runtime|samples|steps|loss$)", "train/", name)

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..diagnose.history import History
-from ..diagnose.readers import read_history
-from ..diagnose.readers.events import history_of_events, is_event
+from ..diagnose.readers import history_of_events, is_event, read_history
 from ..diagnose.rules import judge
 from ..errors import DataError
 from ..system.run_folder import EVENTS_FILE, SETTINGS_FILE

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..diagnose.findings import Finding, Verdict
-from ..diagnose.readers.events import DiaryHistory
+from ..diagnose.readers import EventLogHistory
 from ..diagnose.rules import judge
 from ..system.run_folder import Event, append_event, read_events
 
@@ -44,7 +44,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, tell: Callable[[Finding], None] = log_finding):
         self._tell = tell
-        self._diary = DiaryHistory()
+        self._diary = EventLogHistory()
         self._told: dict[str, Verdict] = {}
         self._in_training = False  # an evaluation before it, or without one, is of a model that may be trained already
         self._judged_at, self._took_s = 0.0, 0.0
@@ -53,7 +53,7 @@ class Watch(TrainerCallback):
         """Take up the diary, which after a resume has the steps before."""
         self._told.clear()
         self._in_training = True
-        self._diary = DiaryHistory()
+        self._diary = EventLogHistory()
         for event in read_events(args.output_dir) if state.is_world_process_zero else ():
             self._diary.add(event)
 

@@ -15,11 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from oddsmith.diagnose.console_log import MAX_LINE, history_of_lines, lines_of
 from oddsmith.diagnose.history import History, HistoryBuilder
 from oddsmith.diagnose.names import held_out_name, known_name
 from oddsmith.diagnose.readers import read_history
-from oddsmith.diagnose.readers.console import history_of_lines
-from oddsmith.diagnose.readers.lines import LONGEST_LINE, lines_of
 from oddsmith.diagnose.rules import judge
 from oddsmith.errors import DataError
 from oddsmith.metrics import BY_NAME
@@ -322,8 +321,8 @@ def test_an_empty_folder_says_what_was_expected(tmp_path):
 
 def test_a_huge_line_is_passed_over(tmp_path):
     path = tmp_path / "train.log"
-    path.write_text("{'loss': 1.0}\n" + "x" * (3 * LONGEST_LINE) + "\n{'loss': 0.9}\n", encoding="utf-8")
-    assert [len(line) for line in lines_of(path)] == [13, LONGEST_LINE, 13]
+    path.write_text("{'loss': 1.0}\n" + "x" * (3 * MAX_LINE) + "\n{'loss': 0.9}\n", encoding="utf-8")
+    assert [len(line) for line in lines_of(path)] == [13, MAX_LINE, 13]
     assert points(read_history(path), "loss") == [(1, 1.0), (2, 0.9)]
 
 

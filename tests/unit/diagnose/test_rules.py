@@ -7,7 +7,7 @@ import pytest
 
 from oddsmith.diagnose.findings import Finding, Verdict, overall
 from oddsmith.diagnose.history import HistoryBuilder
-from oddsmith.diagnose.readers.events import history_of_events
+from oddsmith.diagnose.readers import history_of_events
 from oddsmith.diagnose.rules import RULES, judge
 
 POINTS = 60

@@ -1,6 +1,6 @@
-"""Every rule there is; importing this package registers them."""
+"""All rules; importing this package registers them."""
 
-from . import language, numbers, optimisation, preference
-from .registry import RULES, judge
+from . import language, optimisation, preference
+from .rule import RULES, judge
 
-__all__ = ["RULES", "judge", "language", "numbers", "optimisation", "preference"]
+__all__ = ["RULES", "judge", "language", "optimisation", "preference"]

@@ -1,31 +1,47 @@
-"""Rules about the optimiser: learning rate, warm-up, number of steps, gradients."""
+"""Rules about the course of training: NaN, skipped steps, learning rate, warm-up, gradients, length and speed."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from ..findings import Finding, Verdict
-from ..history import History
-from ..statistics import MAD_OF_NORMAL, MOST_POINTS, blocks, reversal, smooth, spikes, start_and_end, trend
-from .registry import highest_learning_rate, rule, times
+from ..history import History, Series
+from ..statistics import MAD_OF_NORMAL, MAX_POINTS, blocks, change_point, reversal, smooth, spikes, start_and_end, trend
+from .rule import held_out_key, highest_learning_rate, rate_times, rule, times
+
+# A step without these is lost; others, such as perplexity, may overflow in a sound run.
+VITAL = ("loss", "nll_loss", "or_loss", "logps/chosen", "logps/rejected", "grad_norm")
+# fp16's loss scale is found by overflowing: single NaN gradients at the start are part of that (PyTorch, torch.amp).
+GRADIENT_NANS_OF_LOSS_SCALING = 2
+
+# Exactly 0 in two lines is NaN hidden by logging_nan_inf_filter, or no target tokens (TRL #1473).
+ZERO_LOSSES = 2
+
+# The guard rolls back after three in a row. Odd rows, each seen once an epoch, do not add up to 1% of the steps.
+SKIPPED_ACT, SKIPPED_SHARE_ACT = 3, 0.01
+
+# Pettitt's test at 99%, and a drop that a person would notice.
+THROUGHPUT_P = 0.01
+THROUGHPUT_WATCH, THROUGHPUT_ACT = 0.7, 0.25
 
 # The usual range of ORPO runs: the paper took 8e-6 for 2.7B to 7B; TRL's and alignment-handbook's recipes 5e-6 to 2e-5,
 # with LoRA up to 2e-4.
 LOWEST_FULL, HIGHEST_FULL = 5e-6, 2e-5
 LOWEST_ADAPTER, HIGHEST_ADAPTER = 1e-5, 2e-4
+OF_WHAT = {True: "with an adapter", False: "for all weights", None: "with or without an adapter"}
 # Small models take more: SmolLM2-135M was instruction-tuned with 1e-3, and our demo takes 6e-4 (docs/log.md).
 SMALL_MODEL_PARAMETERS, SMALL_MODEL_FACTOR = 5e8, 10
-# Out of the range by so much is worth a word even where nothing shows yet.
-FAR_OUT = 10
+FAR_OUT = 10  # times the top of the range: to be watched even if no harm shows yet
 
-# What a rate that is too high does: the loss leaves its start upwards, or the held-out NLL gets worse than untrained.
-LOSS_ABOVE_START = 0.1
-HELD_OUT_ABOVE_START = 0.1
-# It does so where the steps are largest: not after LEAST_POINTS log lines with rates higher by this factor.
+# Harm of a rate that is too high: the loss rises above its start (a share), or the held-out NLL (nats) above its own.
+LOSS_ABOVE_START, HELD_OUT_ABOVE_START = 0.1, 0.1
+# That happens while the steps are largest, not after MIN_POINTS log lines with rates higher by this factor.
 HARMLESS_ABOVE = 1.25
-# What one that is too low does: nothing.
-LEAST_FALL = 0.02
-LEAST_POINTS = 10
+# With a rate that is too low the loss falls by less than this share.
+MIN_FALL = 0.02
+MIN_POINTS = 10
 
 # Five times the running median and six robust deviations: a normal distribution does that once in 10^9 lines.
 SPIKE_RATIO, SPIKE_Z = 5.0, 6.0
@@ -38,8 +54,125 @@ WARM_UP_WATCH, WARM_UP_ACT = 0.3, 0.5
 FEW_STEPS_WATCH, FEW_STEPS_ACT = 50, 10
 
 
+@rule
+def not_finite(history: History) -> Finding | None:
+    """Find NaN or infinity in the training metrics."""
+    bad = _not_finite(history.training)
+    if not bad or (set(bad) == {"grad_norm"} and len(bad["grad_norm"]) <= GRADIENT_NANS_OF_LOSS_SCALING):
+        return None
+    metric = min(bad, key=lambda name: bad[name].steps[0])
+    step = int(bad[metric].steps[0])
+    others = sorted({*bad, *(key for _, key, _ in _bad_evaluations(history))} - {metric})
+    return Finding(
+        Verdict.ACT,
+        metric,
+        step,
+        f"NaN or infinite in {len(bad[metric])} of {len(history.get(metric))} values, from step {step}"
+        + (f"; also in {', '.join(others)}" if others else ""),
+        "the weights are corrupt from there on, and so is every checkpoint saved since",
+        "start again from a checkpoint before that step; look for pairs that fill max_length with their prompt or have"
+        " an empty answer (`oddsmith data check`); compute in bf16 or float32 instead of fp16",
+    )
+
+
+@rule
+def evaluation_not_finite(history: History) -> Finding | None:
+    """Find NaN or infinity in an evaluation while the training metrics are finite: pairs are bad, not the weights."""
+    bad = _bad_evaluations(history)
+    if not bad or _not_finite(history.training).keys() - {"grad_norm"}:
+        return None
+    step, metric, share = min(bad, key=lambda entry: entry[0])
+    return Finding(
+        Verdict.WATCH,
+        metric,
+        step,
+        f"NaN or infinite in {share} evaluations, first at step {step}"
+        + ("; the training metrics are finite" if len(history.get("loss")) else ""),
+        "these evaluations have no result because of some of their pairs, which training does not use",
+        "look at the rows that events.jsonl names (event not_finite), or at held-out pairs without an answer token"
+        " (`oddsmith data check`)",
+    )
+
+
+def _bad_evaluations(history: History) -> list[tuple[int, str, str]]:
+    """Return, for each held-out metric with NaN or infinity, the first such step, its name, and ``2 of 5``."""
+    return [
+        (int(series.steps[0]), held_out_key(name, metric), f"{len(series)} of {len(metrics[metric])}")
+        for name, metrics in history.held_out.items()
+        for metric, series in _not_finite(metrics).items()
+    ]
+
+
+def _not_finite(metrics: Mapping[str, Series]) -> dict[str, Series]:
+    """Return the points of the vital metrics that are NaN or infinite, in the order of ``VITAL``."""
+    found = {name: metrics[name].where(~np.isfinite(metrics[name].values)) for name in VITAL if name in metrics}
+    return {name: series for name, series in found.items() if len(series)}
+
+
+@rule
+def steps_skipped(history: History) -> Finding | None:
+    """Find steps that the guard skipped."""
+    skipped = history.get("skipped_steps").finite()
+    skipped = skipped.where(skipped.values > 0)
+    if not len(skipped):
+        return None
+    count, steps = int(skipped.values.sum()), max(history.last_step, 1)
+    first, last = (int(skipped.steps[place]) for place in (0, -1))
+    return Finding(
+        Verdict.ACT if count >= SKIPPED_ACT and count / steps >= SKIPPED_SHARE_ACT else Verdict.WATCH,
+        "skipped_steps",
+        first,
+        f"{count} of {steps} steps, the first by step {first}, the last by step {last}",
+        "loss or gradient of these steps were NaN, infinite or far off; the weights are sound, but nothing is learned"
+        " from these pairs",
+        "look at the rows that events.jsonl names (event skipped); then"
+        f" {rate_times(history, 0.5)}, or bf16 instead of fp16",
+    )
+
+
+@rule
+def zero_loss(history: History) -> Finding | None:
+    """Find a loss of exactly 0."""
+    loss = history.get("loss")
+    zeros = loss.where(loss.values == 0)
+    if len(zeros) < ZERO_LOSSES:
+        return None
+    return Finding(
+        Verdict.ACT,
+        "loss",
+        int(zeros.steps[0]),
+        f"exactly 0 in {len(zeros)} of {len(loss)} log lines, from step {int(zeros.steps[0])}",
+        "nothing is learned: the loss was not finite and was hidden, or no token of the answers is a target",
+        "set logging_nan_inf_filter to false to see it; check that answers are not cut away by max_length, and that the"
+        " prompt is shorter than max_length",
+    )
+
+
+@rule
+def throughput_drop(history: History) -> Finding | None:
+    """Find a run that has become slower and stays so."""
+    speed = history.get("tokens_per_second")
+    found = change_point(speed)
+    if found is None or found.p > THROUGHPUT_P or found.before <= 0:
+        return None
+    last = speed.finite().values[-max(3, len(speed) // 6) :]
+    ratio = max(found.after, float(np.median(last))) / found.before
+    if ratio > THROUGHPUT_WATCH:
+        return None
+    return Finding(
+        Verdict.ACT if ratio <= THROUGHPUT_ACT else Verdict.WATCH,
+        "tokens_per_second",
+        found.step,
+        f"{found.before:,.0f} tokens/s before step {found.step}, {found.after:,.0f} since"
+        f" ({ratio:.0%}; p = {found.p:.1g})",
+        "something else uses the machine or the disk: the result does not suffer, only the time",
+        "look for other processes, a hot or throttled device, swapping, and a data loader that waits"
+        " (dataloader_num_workers)",
+    )
+
+
 def usual_range(history: History) -> tuple[float, float]:
-    """Lowest and highest usual learning rate, for what is known of the run."""
+    """Return the lowest and highest usual learning rate for this kind of run."""
     adapter = history.trains_adapter
     lowest = LOWEST_ADAPTER if adapter else LOWEST_FULL
     highest = HIGHEST_FULL if adapter is False else HIGHEST_ADAPTER
@@ -49,7 +182,7 @@ def usual_range(history: History) -> tuple[float, float]:
 
 @rule
 def learning_rate_high(history: History) -> Finding | None:
-    """A learning rate above the usual range, and what comes of it."""
+    """Find a learning rate above the usual range, and the harm it does."""
     rate, (_, highest) = highest_learning_rate(history), usual_range(history)
     if rate is None or rate <= highest:
         return None
@@ -58,19 +191,18 @@ def learning_rate_high(history: History) -> Finding | None:
         return None
     metric, step, evidence = harm or ("learning_rate", None, "nothing in the curves shows harm so far")
     return Finding(
-        "learning_rate_high",
         Verdict.ACT if harm else Verdict.WATCH,
         metric,
         step,
-        f"{rate:.3g}, where up to {highest:.3g} is usual {_of_what(history)}; {evidence}",
+        f"{rate:.3g}, where up to {highest:.3g} is usual {OF_WHAT[history.trains_adapter]}; {evidence}",
         "the steps are too large: the model jumps over what it should learn",
         times("learning_rate", rate, highest / rate / 2),
     )
 
 
 def _harm(history: History) -> tuple[str, int, str] | None:
-    """Metric, step and words of what a learning rate that is too high has done."""
-    loss = blocks(history.get("loss").finite(), MOST_POINTS)
+    """Return metric, step and evidence of the harm that a learning rate above the range has done."""
+    loss = blocks(history.get("loss").finite(), MAX_POINTS)
     if len(loss) >= 6:
         smoothed = smooth(loss.values, max(5, len(loss) // 10 * 2 + 1))
         noise = float(np.median(np.abs(loss.values - smoothed))) / MAD_OF_NORMAL
@@ -83,9 +215,9 @@ def _harm(history: History) -> tuple[str, int, str] | None:
         nll = found["nll_loss"].finite() if "nll_loss" in found else None
         if nll is None or len(nll) < 2 or nll.values[-1] <= nll.values[0] + HELD_OUT_ABOVE_START:
             continue
-        if training is None or training[1] >= nll.values[0]:  # else it is learned by heart: over-fitting
+        if training is None or training[1] >= nll.values[0]:  # else the pairs are memorised: over-fitting
             said = f"held out, the NLL went from {nll.values[0]:.2f} to {nll.values[-1]:.2f}"
-            return f"eval_{name}_nll_loss" if name else "eval_nll_loss", int(nll.steps[-1]), said
+            return held_out_key(name, "nll_loss"), int(nll.steps[-1]), said
     back = reversal(history.get("nll_loss"), upward=True)
     if back is not None and back.change > HELD_OUT_ABOVE_START:
         return "nll_loss", back.step, f"the NLL rises since step {back.step}, from {back.turn:.2f} to {back.end:.2f}"
@@ -93,43 +225,36 @@ def _harm(history: History) -> tuple[str, int, str] | None:
 
 
 def _took_larger_steps(history: History, step: float) -> bool:
-    """Whether the run did well with a higher rate than at a step: then what begins there comes from something else."""
+    """Return whether the run did well with a higher rate before a step: harm from there on has another cause."""
     rate = history.get("learning_rate").finite().until(step)
-    return len(rate) > 0 and int((rate.values > HARMLESS_ABOVE * rate.values[-1]).sum()) >= LEAST_POINTS
+    return len(rate) > 0 and int((rate.values > HARMLESS_ABOVE * rate.values[-1]).sum()) >= MIN_POINTS
 
 
 @rule
 def learning_rate_low(history: History) -> Finding | None:
-    """A learning rate below the usual range, with which nothing moves."""
+    """Find a learning rate below the usual range with which the loss does not fall."""
     rate, (lowest, _) = highest_learning_rate(history), usual_range(history)
     loss = history.get("loss")
     levels, moving = start_and_end(loss), trend(loss)
-    if rate is None or rate >= lowest or levels is None or moving is None or len(loss) < LEAST_POINTS:
+    if rate is None or rate >= lowest or levels is None or moving is None or len(loss) < MIN_POINTS:
         return None
     fall = 1 - levels[1] / levels[0] if levels[0] > 0 else 0.0
-    if moving.falls and fall >= LEAST_FALL:
+    if moving.falls and fall >= MIN_FALL:
         return None
     return Finding(
-        "learning_rate_low",
         Verdict.ACT if history.last_step >= history.steps_planned / 2 else Verdict.WATCH,
         "loss",
         int(loss.steps[0]),
-        f"{rate:.3g}, where {lowest:.3g} and more is usual {_of_what(history)}; the loss went from {levels[0]:.3f} to"
-        f" {levels[1]:.3f} in {history.last_step} steps",
+        f"{rate:.3g}, where {lowest:.3g} and more is usual {OF_WHAT[history.trains_adapter]};"
+        f" the loss went from {levels[0]:.3f} to {levels[1]:.3f} in {history.last_step} steps",
         "the weights hardly move",
         times("learning_rate", rate, 2 * lowest / rate),
     )
 
 
-def _of_what(history: History) -> str:
-    return {True: "with an adapter", False: "for all weights", None: "with or without an adapter"}[
-        history.trains_adapter
-    ]
-
-
 @rule
 def gradient_spikes(history: History) -> Finding | None:
-    """Single steps with gradients far above their neighbours'."""
+    """Find single steps with gradients far above those around them."""
     gradients = history.get("grad_norm")
     found = spikes(gradients, SPIKE_RATIO, SPIKE_Z)
     if len(found) == 0:
@@ -137,20 +262,19 @@ def gradient_spikes(history: History) -> Finding | None:
     top = int(np.argmax(found.values))
     usual = float(np.median(gradients.finite().values))
     return Finding(
-        "gradient_spikes",
         Verdict.ACT if len(found) >= SPIKES_ACT else Verdict.WATCH,
         "grad_norm",
         int(found.steps[0]),
         f"{len(found)} of {len(gradients)} log lines, up to {found.values[top]:.3g} at step {int(found.steps[top])};"
         f" the median is {usual:.3g}",
         "a few pairs pull much harder than the others: broken text, another language, or an answer of one token",
-        f"look at the pairs of those steps; max_grad_norm {max(usual, 0.1):.2g} bounds what they do; more pairs a step",
+        f"look at the pairs of those steps; max_grad_norm {max(usual, 0.1):.2g} limits them; more pairs per step",
     )
 
 
 @rule
 def warm_up_long(history: History) -> Finding | None:
-    """The learning rate is still on its way up when much of the run is over."""
+    """Find a learning rate that is still rising when much of the run is over."""
     rate, planned = history.get("learning_rate").finite(), history.steps_planned
     if len(rate) < 3 or planned < FEW_STEPS_ACT:
         return None
@@ -159,7 +283,6 @@ def warm_up_long(history: History) -> Finding | None:
     if rate.values[0] > rate.values[top] / 2 or share < WARM_UP_WATCH:
         return None
     return Finding(
-        "warm_up_long",
         Verdict.ACT if share >= WARM_UP_ACT else Verdict.WATCH,
         "learning_rate",
         int(rate.steps[top]),
@@ -171,17 +294,16 @@ def warm_up_long(history: History) -> Finding | None:
 
 @rule
 def too_few_steps(history: History) -> Finding | None:
-    """The run is too short for its curves, and its optimiser, to say anything."""
+    """Find a run that is too short for its optimiser and for any judgement."""
     planned = history.steps_planned
     if history.steps_are_lines or planned <= 0 or planned >= FEW_STEPS_WATCH:
         return None
     return Finding(
-        "too_few_steps",
         Verdict.ACT if planned < FEW_STEPS_ACT else Verdict.WATCH,
         "loss",
         None,
         f"{planned} optimizer steps in all; {FEW_STEPS_WATCH} are few, {FEW_STEPS_ACT} next to nothing",
-        "too little is learned, and too little is seen to tell whether it goes well",
-        f"more epochs, or fewer pairs a step: gradient_accumulation_steps and batch size so that there are"
+        "too little is learned, and too little is logged to judge the run",
+        "more epochs, or fewer pairs per step: gradient_accumulation_steps and batch size so that there are"
         f" {2 * FEW_STEPS_WATCH} steps or more",
     )
