@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
 import json, sys
 from oddsmith.errors import ModelError
-from oddsmith.model.loading import load_model, load_tokenizer
+from oddsmith.model.loading.models import load_model, load_tokenizer
 found = {}
 for name, revision in json.loads(sys.argv[1]):
     for load in (load_model, load_tokenizer):

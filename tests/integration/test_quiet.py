@@ -11,7 +11,7 @@ assert not {"torch", "transformers"} & set(sys.modules)
 hush_dependencies()
 from peft import LoraConfig
 from oddsmith.model.adapters import add_adapter
-from oddsmith.model.loading import load_model
+from oddsmith.model.loading.models import load_model
 from tests.tiny import tiny_model
 from transformers.utils import logging
 logging.disable_progress_bar()

@@ -11,8 +11,8 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..errors import ConfigError, MissingExtraError, ModelError
-from ..model.loading.fingerprint import BaseRecord, read_base_record
-from ..model.loading.models import find_base, load_model
+from ..model.loading.adapter_base import BaseRecord, find_base, read_base_record
+from ..model.loading.models import load_model
 from ..model.loading.place import MODEL_SETTINGS, is_gguf, locate
 from ..system.run_folder import EVENTS_FILE
 

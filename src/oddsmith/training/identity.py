@@ -20,7 +20,7 @@ from ..checkpoint.manifest import Manifest, read_manifest
 from ..config import ORPOConfig
 from ..data.token_cache import rows_digest
 from ..errors import CheckpointError
-from ..model.loading.fingerprint import BaseRecord, record_base
+from ..model.loading.adapter_base import BaseRecord, record_base
 from ..model.loading.place import is_adapter_folder
 
 ADAPTER_SETTINGS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "bias")

@@ -32,7 +32,7 @@ from ...export.gguf.llama_cpp import available_processors
 from ...export.merge import merge_adapter
 from ...export.named_model import find_model
 from ...model.loading.gguf_header import check_gguf
-from ...model.loading.inert import require_inert
+from ...model.loading.untrusted_files import refuse_code_in_folder
 from ...system.precision import best_precision
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
@@ -109,7 +109,7 @@ def serving(
         else:
             _require(NEEDED_BY_TRANSFORMERS, "serving a model folder")
             place = named.place
-            require_inert(name, place, trust_remote_code=False)
+            refuse_code_in_folder(name, place, trust_remote_code=False)
             if named.kind == "adapter":
                 on_stage("merge", name)
                 above = stack.enter_context(tempfile.TemporaryDirectory(prefix="oddsmith-serve-"))

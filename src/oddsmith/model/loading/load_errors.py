@@ -1,4 +1,4 @@
-"""What went wrong while a model was loaded, in one line: transformers, peft and the hub say it in many ways."""
+"""Explain in one line why a model cannot be loaded: transformers, PEFT and the hub raise many different errors."""
 
 from __future__ import annotations
 
@@ -10,21 +10,13 @@ from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 
 from ...errors import ModelError, UsageError
-from .inert import ALLOW_CODE, CONVERT
 from .place import TOKENIZER_FILES
+from .untrusted_files import ALLOW_CODE, CONVERT
 
 
 @contextmanager
 def clear_errors(name: str, revision: str) -> Iterator[None]:
-    """Say in one line what went wrong in transformers, peft or the hub, and what to do.
-
-    Args:
-        name: What is loaded.
-        revision: Of it.
-
-    Raises:
-        ModelError: Instead of their errors.
-    """
+    """Raise ``ModelError`` instead of the errors of transformers, PEFT and the hub: what is wrong and what to do."""
     try:
         yield
     except UsageError:

@@ -1,4 +1,4 @@
-"""A model without its weights: names, shapes and types, to reckon with before anything is loaded."""
+"""Build a model without its weights: names, shapes and types, to estimate memory before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from ..adapters import add_adapter
+from .adapter_base import find_base
 from .gguf import load_gguf_config
-from .models import find_base
 from .place import is_adapter_folder, is_gguf, locate
 
 
 def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfig | None = None) -> nn.Module | None:
-    """A model as it would be trained, on torch's device ``meta``. Nothing is fetched, and no code of a model is run.
+    """Build a model as it would be trained, on torch's device ``meta``. Nothing is fetched, no code of a model is run.
 
     Args:
         name: As for ``load_model``.
         dtype: Type of the weights; ``"auto"`` for the one they are stored in.
-        peft_config: The adapter that is to be trained on it.
+        peft_config: The adapter that will be trained on it.
 
     Returns:
-        The outline; ``None`` where the model is not on this disk, or has code of its own.
+        The outline; ``None`` where the model is not on this disk, or needs its own code.
     """
     place = locate(name)
     if is_adapter_folder(Path(place)):
@@ -55,7 +55,7 @@ def _config(place: str) -> PreTrainedConfig | None:
 
 
 def _with_adapter(model: nn.Module, peft_config: PeftConfig, *, is_new: bool) -> nn.Module:
-    """The model with the adapter's shapes; how it would start (PiSSA, LoftQ) needs weights, and changes none."""
+    """Add the adapter's shapes. Initialisations such as PiSSA are left out: they need weights and change no shape."""
     peft_config = copy.deepcopy(peft_config)
     peft_config.init_lora_weights = False
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Where a model is, by its name: decided once, before anything is loaded, with a hint where nothing is."""
+"""Decide where a model is from its name, before anything is loaded; the error has a hint where nothing is."""
 
 from __future__ import annotations
 
@@ -14,16 +14,10 @@ TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 
 def locate(name: str) -> str:
-    """Decide what a name means.
+    """Return the argument for ``from_pretrained``: a folder, a GGUF file, or the name itself if the hub may have it.
 
-    Args:
-        name: Hub id, folder, GGUF file or ``builtin:...``.
-
-    Returns:
-        What to call ``from_pretrained`` with: a folder, a GGUF file, or the name itself if it can be one on the hub.
-
-    Raises:
-        ModelError: A path to nothing, or to something that is no model.
+    ``name`` is a hub id, a folder, a GGUF file or ``builtin:...``. Raise ``ModelError`` for a path to nothing, or to
+    something that is no model.
     """
     expected = "expected a model folder, a .gguf file or a hub id"
     if not name.strip():
@@ -44,12 +38,12 @@ def locate(name: str) -> str:
 
 
 def is_gguf(place: str) -> bool:
-    """Whether a place is a GGUF file, by its ending."""
+    """Return whether a place is a GGUF file, by its ending."""
     return place.lower().endswith(".gguf")
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Whether a folder holds a PEFT adapter."""
+    """Return whether a folder holds a PEFT adapter."""
     return (folder / ADAPTER_SETTINGS).is_file()
 
 
@@ -63,7 +57,7 @@ def _require_model_folder(name: str, folder: Path) -> None:
 
 
 def _nearest(path: Path) -> str:
-    """A hint at what lies beside a path to nothing."""
+    """Return a hint at a similar name in the same folder."""
     if not path.parent.is_dir():
         return ""
     near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)

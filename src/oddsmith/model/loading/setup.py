@@ -1,4 +1,4 @@
-"""From what a user gives (a name, a model, an adapter) to a model that is ready to train, and its tokenizer."""
+"""Turn what a user gives (a name, a model, an adapter) into a model that is ready to train, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .models import load_model, load_tokenizer
 
 
 def default_dtype(*, adapter: bool, bf16: bool) -> torch.dtype:
-    """The type that weights are loaded in where none is asked for.
+    """Return the type that weights are loaded in where none is asked for.
 
-    The frozen base of an adapter: the run's precision. A model that is trained whole: float32, because an update of
-    1e-6 of a bfloat16 weight would be rounded away.
+    The frozen base of an adapter gets the run's precision. A model with all weights trained gets float32, because an
+    update of 1e-6 of a bfloat16 weight would be rounded away.
     """
     return torch.bfloat16 if adapter and bf16 else torch.float32
 
@@ -28,7 +28,7 @@ def default_dtype(*, adapter: bool, bf16: bool) -> torch.dtype:
 def resolve_model(
     model: PreTrainedModel | str | None, args: ORPOConfig, *, model_init: Callable | None = None, adapter: bool = False
 ) -> PreTrainedModel | None:
-    """The model itself, loaded if only its name was given; ``None`` where ``model_init`` will make it.
+    """Return the model, loaded if only its name was given.
 
     Args:
         model: A model, its name, or ``None``.
@@ -37,7 +37,7 @@ def resolve_model(
         adapter: Whether an adapter will be trained on it.
 
     Returns:
-        The model, or ``None``.
+        The model; ``None`` where ``model_init`` will make it.
 
     Raises:
         ConfigError: No model, or ``model_init_kwargs`` for a model that is already made.
@@ -46,7 +46,7 @@ def resolve_model(
     if isinstance(model, str):
         options = _init_options(args)
         options.setdefault("dtype", default_dtype(adapter=adapter, bf16=bool(args.bf16)))
-        # An adapter that the name stands for is trained on, where no new one is asked for.
+        # Where the name is that of an adapter and no new one is asked for, training continues with that adapter.
         options.setdefault("is_trainable", True)
         with clear_memory_errors(device=False):
             return load_model(model, trust_remote_code=args.trust_remote_code, **options)
@@ -62,18 +62,9 @@ def resolve_model(
 def resolve_tokenizer(
     tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel | str | None, args: ORPOConfig
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that was given, or the model's own; with a token to pad with.
+    """Return the given tokenizer, or the one of the model (or model name), with a token to pad with.
 
-    Args:
-        tokenizer: A tokenizer, or ``None``.
-        model: A model or its name.
-        args: Settings.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        ConfigError: None was given and the model does not say where its own is.
+    Raise ``ConfigError`` where none was given and the model does not say where its own is.
     """
     if tokenizer is None:
         name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", None)
@@ -96,7 +87,7 @@ def _init_options(args: ORPOConfig) -> dict[str, Any]:
 
 
 def ready_model(model: PreTrainedModel, args: ORPOConfig, peft_config: Any = None) -> Any:
-    """The model with its adapter, with the input gradients that checkpointing an adapter needs, and without dropout."""
+    """Add the adapter and the input gradients that checkpointing an adapter needs, and switch dropout off."""
     checkpointing = bool(args.gradient_checkpointing)
     if peft_config is not None:
         model = add_adapter(model, peft_config, gradient_checkpointing=checkpointing)
@@ -114,9 +105,9 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def dropout_rates(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where a model's dropouts have their rates, as far as they are above 0: modules, with names of their attributes.
+    """Return the modules with a dropout rate above 0, each with the name of the attribute that holds the rate.
 
-    Dropout is a module of its own, or a number that a layer (mostly of attention) keeps for itself.
+    Dropout is a module, or a number that a layer (mostly of attention) keeps as an attribute.
     """
     return [
         (module, name)

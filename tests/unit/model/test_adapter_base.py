@@ -14,7 +14,7 @@ from peft import LoraConfig
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.errors import ModelError
 from oddsmith.model.adapters import add_adapter
-from oddsmith.model.loading.fingerprint import (
+from oddsmith.model.loading.adapter_base import (
     RECORD_FILE,
     BaseRecord,
     fingerprint,

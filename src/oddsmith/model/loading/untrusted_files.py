@@ -1,13 +1,13 @@
-"""What is loaded is data: no file of a model or adapter runs code, unless somebody allowed it on the command line.
+"""Refuse files of a model or adapter that would run code, unless it was allowed on the command line.
 
     refused                                          because
-    pickled weights (.bin, .pt, ...)                 to unpickle is to run what the pickle says
+    pickled weights (.bin, .pt, ...)                 unpickling runs what the pickle says
     an index of weights that names such files        the same, one step later
-    trust_remote_code inside a JSON file             only the person at the keyboard may say so
+    trust_remote_code inside a JSON file             only the command line may allow code
     attention, experts or kernels as owner/name      downloads compiled code from the hub and runs it
-    an adapter that names modules, or other files    PEFT would import the ones and unpickle the others
+    an adapter that names modules or other files     PEFT would import the modules and unpickle the files
 
-Code that a folder brings itself (``auto_map``) is refused by transformers, which is told so in every call.
+transformers refuses code that a folder brings itself (``auto_map``): every call passes it ``trust_remote_code``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SETTINGS = (
     "processor_config.json",
     "preprocessor_config.json",
 )
-MOST_SETTINGS_BYTES = 32 * 2**20  # a tokenizer_config.json with 100,000 added tokens has 20 MB
+MAX_SETTINGS_BYTES = 32 * 2**20  # a tokenizer_config.json with 100,000 added tokens has 20 MB
 
 # In adapter_config.json: key -> what PEFT would do with it.
 ACTIVE_ADAPTER_SETTINGS = {
@@ -51,24 +51,19 @@ ACTIVE_ADAPTER_SETTINGS = {
 }
 
 
-def require_inert(name: str, place: str, trust_remote_code: bool) -> None:
-    """Refuse a folder whose files would run code, or are pickles.
+def refuse_code_in_folder(name: str, place: str, trust_remote_code: bool) -> None:
+    """Raise ``ModelError`` if files in the folder of a model or adapter would run code, or are pickles.
 
-    Args:
-        name: What was asked for, for the message.
-        place: Folder of a model or an adapter; what is on the hub is looked at when it has come to this disk.
-        trust_remote_code: Whether the person at the keyboard allowed code.
-
-    Raises:
-        ModelError: What was found, and what to do.
+    ``name`` is the name that the user gave, for the message, here and below. Models on the hub are checked by the two
+    functions below, after their files have been downloaded.
     """
     folder = Path(place)
     if not folder.is_dir():
         return
     for file in SETTINGS:
         if (folder / file).is_file():
-            _require_inert_settings(name, folder / file, trust_remote_code)
-    _require_safe_index(name, folder / INDEX)
+            _check_settings(name, folder / file, trust_remote_code)
+    _check_index(name, folder / INDEX)
     is_adapter = (folder / ADAPTER_SETTINGS).is_file()
     if (folder / ADAPTER_WEIGHTS if is_adapter else next(folder.glob("*.safetensors"), folder / "")).is_file():
         return
@@ -77,21 +72,11 @@ def require_inert(name: str, place: str, trust_remote_code: bool) -> None:
         raise ModelError(f"{name}: holds {pickles[0]} and no safetensors; {CONVERT}")
 
 
-def require_inert_adapter(name: str, place: str, revision: str, hub_options: dict[str, Any]) -> None:
-    """Refuse an adapter on the hub that is not inert; PEFT would take a pickle where there are no safetensors.
-
-    Args:
-        name: What was asked for.
-        place: Its id on the hub.
-        revision: Of it.
-        hub_options: How to reach the hub.
-
-    Raises:
-        ModelError: As in :func:`require_inert`.
-    """
+def refuse_code_in_hub_adapter(name: str, place: str, revision: str, hub_options: dict[str, Any]) -> None:
+    """Check an adapter on the hub as a folder; PEFT would take a pickle where there are no safetensors."""
     if Path(place).exists():
         return
-    _require_inert_settings(name, Path(hf_hub_download(place, ADAPTER_SETTINGS, revision=revision, **hub_options)))
+    _check_settings(name, Path(hf_hub_download(place, ADAPTER_SETTINGS, revision=revision, **hub_options)))
     try:
         hf_hub_download(place, ADAPTER_WEIGHTS, revision=revision, **hub_options)
     except hub_errors.LocalEntryNotFoundError:  # not in the cache, and offline
@@ -100,47 +85,28 @@ def require_inert_adapter(name: str, place: str, revision: str, hub_options: dic
         raise ModelError(f"{name}: has no {ADAPTER_WEIGHTS}; {CONVERT}") from None
 
 
-def require_inert_download(name: str, place: str, revision: str, trust_remote_code: bool, cache_dir: Any) -> None:
-    """Look at the settings of a model on the hub, which are in the cache now, before its weights are loaded.
-
-    Args:
-        name: What was asked for.
-        place: Its id on the hub.
-        revision: Of it.
-        trust_remote_code: As in :func:`require_inert`.
-        cache_dir: Where the cache is, if it is elsewhere.
-
-    Raises:
-        ModelError: As in :func:`require_inert`.
-    """
+def refuse_code_in_hub_model(name: str, place: str, revision: str, trust_remote_code: bool, cache_dir: Any) -> None:
+    """Check the settings of a model on the hub, which are in the cache now, before its weights are loaded."""
     if Path(place).exists():
         return
     for file in SETTINGS:
         cached = try_to_load_from_cache(place, file, cache_dir, revision)
         if isinstance(cached, str):
-            _require_inert_settings(name, Path(cached), trust_remote_code)
+            _check_settings(name, Path(cached), trust_remote_code)
 
 
-def require_no_hub_code(options: dict[str, Any], trust_remote_code: bool) -> None:
-    """Refuse options of ``from_pretrained`` that download code and run it, or that take pickles.
-
-    Args:
-        options: The options.
-        trust_remote_code: Whether the person at the keyboard allowed code.
-
-    Raises:
-        ModelError: Which one it is.
-    """
+def refuse_code_in_options(options: dict[str, Any], trust_remote_code: bool) -> None:
+    """Raise ``ModelError`` if options of ``from_pretrained`` download and run code, or allow pickles."""
     for path, value in _leaves(options):
         if value and path[-1] == "use_kernels" and not trust_remote_code:
             raise ModelError(f"use_kernels downloads code from the hub and runs it; to allow that, {ALLOW_CODE}")
-        _require_no_kernel("", path, value, trust_remote_code)
+        _refuse_kernel("", path, value, trust_remote_code)
     if options.get("use_safetensors") is False or options.get("weights_only") is False:
         raise ModelError(f"use_safetensors and weights_only cannot be turned off; {CONVERT}")
 
 
-def _require_inert_settings(name: str, file: Path, trust_remote_code: bool = False) -> None:
-    if file.stat().st_size > MOST_SETTINGS_BYTES:
+def _check_settings(name: str, file: Path, trust_remote_code: bool = False) -> None:
+    if file.stat().st_size > MAX_SETTINGS_BYTES:
         raise ModelError(
             f"{name}: its {file.name} has {file.stat().st_size:,} bytes; expected a short file of settings"
         )
@@ -151,23 +117,23 @@ def _require_inert_settings(name: str, file: Path, trust_remote_code: bool = Fal
     for path, value in _leaves(settings):
         if value and path[-1] == "trust_remote_code":
             raise ModelError(f"{name}: its {file.name} asks for trust_remote_code; a file cannot: {ALLOW_CODE}")
-        _require_no_kernel(f"{name}: its {file.name}: ", path, value, trust_remote_code)
+        _refuse_kernel(f"{name}: its {file.name}: ", path, value, trust_remote_code)
     if file.name == ADAPTER_SETTINGS and isinstance(settings, dict):
         for key, effect in ACTIVE_ADAPTER_SETTINGS.items():
             if settings.get(key):
                 raise ModelError(f"{name}: its {ADAPTER_SETTINGS} sets {key}, so that PEFT would {effect}; remove it")
 
 
-def _require_no_kernel(where: str, path: tuple[str, ...], value: Any, trust_remote_code: bool) -> None:
-    asks = any("attn_implementation" in key or "experts_implementation" in key for key in path)
-    if asks and isinstance(value, str) and "/" in value and not trust_remote_code:
+def _refuse_kernel(where: str, path: tuple[str, ...], value: Any, trust_remote_code: bool) -> None:
+    is_implementation = any("attn_implementation" in key or "experts_implementation" in key for key in path)
+    if is_implementation and isinstance(value, str) and "/" in value and not trust_remote_code:
         raise ModelError(
             f"{where}{path[0]} is {value!r}, which downloads code from the hub and runs it; to allow that, {ALLOW_CODE}"
         )
 
 
-def _require_safe_index(name: str, file: Path) -> None:
-    """Every file of an index of weights lies beside it and is no pickle."""
+def _check_index(name: str, file: Path) -> None:
+    """Require that every file of an index of weights lies beside it and is no pickle."""
     if not file.is_file():
         return
     try:
@@ -180,7 +146,7 @@ def _require_safe_index(name: str, file: Path) -> None:
 
 
 def _leaves(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Everything inside nested mappings and lists that is neither, with the keys that lead there."""
+    """Yield the values inside nested mappings and lists, with the keys that lead to them; without recursion."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
     while waiting:
         path, one = waiting.pop()

@@ -1,0 +1,214 @@
+"""Find the base model of an adapter, and notice that it is not the one that the adapter was trained on.
+
+``adapter_config.json`` names the base. ``base_model.json`` beside it records which one it was:
+
+    {"commit": the base's on the hub, or null,
+     "files": {"model.safetensors": {"bytes": 538090408, "sha256": of its beginning and of 64 blocks spread evenly}},
+     "quantization": bitsandbytes' settings, or null,   "dtype": type of the weights that were not quantised}
+
+At most 8 MiB of each file are read, so bases of any size are compared in milliseconds. A change of a few weights alone
+can be missed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from peft import PeftConfig
+
+from ...errors import ModelError
+from .load_errors import clear_errors
+from .place import ADAPTER_SETTINGS, MODEL_SETTINGS, is_adapter_folder, is_gguf, locate
+
+RECORD_FILE = "base_model.json"
+BLOCKS, BLOCK_BYTES = 64, 4096
+MAX_HEADER_BYTES = 8 * 2**20 - BLOCKS * BLOCK_BYTES
+WEIGHTS = "model*.safetensors"
+
+
+def find_base(name: str, revision: str = "main") -> tuple[str, str] | None:
+    """Return name and revision of the base of an adapter; ``None`` where ``name`` is a model itself.
+
+    Raise ``ModelError`` where nothing is there, or an adapter with a base that cannot be found.
+    """
+    place = locate(name)
+    if is_gguf(place):
+        return None
+    with clear_errors(name, revision):
+        adapter = adapter_settings(place, revision)
+        return None if adapter is None else base_of(name, adapter)
+
+
+def adapter_settings(place: str, revision: str, hub_options: dict[str, Any] | None = None) -> PeftConfig | None:
+    """Return the settings of the adapter at a place, or ``None`` where a model is.
+
+    On the hub this takes one request for a model and two for an adapter.
+    """
+    if Path(place).exists():
+        return _read_adapter_settings(place) if is_adapter_folder(Path(place)) else None
+    hub_options = hub_options or {}
+    try:
+        hf_hub_download(place, MODEL_SETTINGS, revision=revision, **hub_options)
+        return None
+    except hub_errors.LocalEntryNotFoundError:  # offline, and no such model in the cache
+        cached = try_to_load_from_cache(place, ADAPTER_SETTINGS, hub_options.get("cache_dir"), revision)
+        if not isinstance(cached, str):
+            raise
+    except hub_errors.EntryNotFoundError:
+        try:
+            hf_hub_download(place, ADAPTER_SETTINGS, revision=revision, **hub_options)
+        except hub_errors.EntryNotFoundError:
+            found = f"no model ({MODEL_SETTINGS}) and no adapter ({ADAPTER_SETTINGS})"
+            raise ModelError(f"{place}: holds {found} on the hub; expected one of them") from None
+    return _read_adapter_settings(place, revision=revision, **hub_options)
+
+
+def _read_adapter_settings(place: str, **options: Any) -> PeftConfig:
+    try:
+        return PeftConfig.from_pretrained(place, **options)
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{place}: its {ADAPTER_SETTINGS} is damaged ({error}); fetch or copy it again") from error
+    except (KeyError, TypeError) as error:  # PEFT looks up what the file says, and builds from it
+        found = f"its {ADAPTER_SETTINGS} is none that PEFT {version('peft')} knows"
+        raise ModelError(f"{place}: {found} ({error})") from error
+
+
+def base_of(name: str, adapter: PeftConfig) -> tuple[str, str]:
+    """Return name and revision of the base that an adapter's settings name."""
+    base = adapter.base_model_name_or_path
+    if not base:
+        raise ModelError(f"{name}: its {ADAPTER_SETTINGS} names no base model; add base_model_name_or_path there")
+    try:
+        locate(base)
+    except ModelError as error:
+        raise ModelError(
+            f"{name}: is an adapter whose base model cannot be found: {error}"
+            f" (base_model_name_or_path in its {ADAPTER_SETTINGS})"
+        ) from error
+    return base, adapter.revision or "main"
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The contents of ``base_model.json``.
+
+    Args:
+        files: Name -> ``{"bytes": size, "sha256": fingerprint}`` of each file of weights; empty where none was found.
+        commit: The commit on the hub.
+        quantization: bitsandbytes' settings during the training, from their ``to_dict``.
+        dtype: Type of the weights that were not quantised, e.g. ``"bfloat16"``.
+    """
+
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    commit: str | None = None
+    quantization: dict[str, Any] | None = None
+    dtype: str | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write ``base_model.json``."""
+        (folder / RECORD_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def record_base(model: Any) -> BaseRecord:
+    """Make the record of the base of a loaded model, from the name in its ``config._name_or_path``.
+
+    ``model`` is a transformers model, or a PEFT model over one. The record has no files where the weights are not on
+    this disk.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = getattr(base.config, "_name_or_path", "")
+    files, commit = fingerprint(name, getattr(base, "revision", "main")) if name else ({}, None)
+    quantization: Any = getattr(base.config, "quantization_config", None)
+    if hasattr(quantization, "to_dict"):
+        quantization = quantization.to_dict()
+    return BaseRecord(files, commit, quantization, str(base.dtype).removeprefix("torch."))
+
+
+def read_base_record(place: str, revision: str = "main") -> BaseRecord | None:
+    """Read the record beside an adapter, in its folder or on the hub; ``None`` where there is none.
+
+    Adapters of other programs have none. Raise ``ModelError`` where the file is no such record.
+    """
+    if Path(place).exists():
+        file = Path(place) / RECORD_FILE
+        if not file.is_file():
+            return None
+    else:
+        try:
+            file = Path(hf_hub_download(place, RECORD_FILE, revision=revision))
+        except (hub_errors.EntryNotFoundError, hub_errors.LocalEntryNotFoundError):
+            return None
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        known = {name: fields[name] for name in BaseRecord.__dataclass_fields__ if name in fields}
+        return BaseRecord(**known)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{file}: is damaged ({error}); copy it again, or remove it to go without") from error
+
+
+def require_same_base(name: str, record: BaseRecord, base: str, revision: str = "main") -> None:
+    """Raise ``ModelError`` if the weights of ``base`` differ from those that the adapter ``name`` was trained on."""
+    files, commit = fingerprint(base, revision)
+    if not files or not record.files or _contents(files) == _contents(record.files):
+        return
+    odd = [file for file, entry in files.items() if entry not in record.files.values()]
+    where = f" in {', '.join(odd[:2])}{' and others' if len(odd) > 2 else ''}" if odd else ""
+    was = f" (trained on commit {record.commit}, this is {commit})" if record.commit and record.commit != commit else ""
+    raise ModelError(
+        f"{name}: its base {base} differs{where} from the one that it was trained on{was};"
+        f" put that one back, or remove {RECORD_FILE} beside the adapter to use this one all the same"
+    )
+
+
+def fingerprint(name: str, revision: str = "main") -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Fingerprint a model's files of weights without reading all of them.
+
+    Args:
+        name: Folder, GGUF file, ``builtin:...``, or a hub id that is in the cache.
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        File name -> size and fingerprint, and the commit on the hub. Nothing where the model is not on this disk.
+    """
+    try:
+        place = Path(locate(name))
+    except ModelError:
+        return {}, None
+    commit = None
+    if not place.exists():
+        try:
+            settings = try_to_load_from_cache(name, MODEL_SETTINGS, revision=revision)
+        except hub_errors.HFValidationError:  # the name of a model that was made on the spot
+            return {}, None
+        if not isinstance(settings, str):
+            return {}, None
+        place = Path(settings).parent
+        commit = place.name
+    files = [place] if is_gguf(str(place)) else sorted(place.glob(WEIGHTS))
+    return {file.name: _of_file(file) for file in files}, commit
+
+
+def _of_file(file: Path) -> dict[str, Any]:
+    """Return size and hash of a file's beginning (safetensors: names and shapes) and of blocks all over it."""
+    size = file.stat().st_size
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        header_bytes = min(8 + int.from_bytes(opened.read(8), "little"), MAX_HEADER_BYTES)
+        opened.seek(0)
+        digest.update(opened.read(header_bytes if file.suffix == ".safetensors" else BLOCK_BYTES))
+        for block in range(BLOCKS):
+            opened.seek(max(0, size - BLOCK_BYTES) * block // (BLOCKS - 1))
+            digest.update(opened.read(BLOCK_BYTES))
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _contents(files: dict[str, dict[str, Any]]) -> list[tuple[int, str]]:
+    """Return what is compared: everything but the names of the files."""
+    return sorted((found["bytes"], found["sha256"]) for found in files.values())
