@@ -44,19 +44,8 @@ def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 def load_both(base: str, tuned: str, on_stage: Callable[[str, Any], None]) -> Iterator[LoadedSide]:
     """Load the two models of a comparison one after the other; an adapter and its base are loaded once, together.
 
-    A base without a chat template, such as a model that was only pretrained, gets the template of the tuned model.
-
-    Args:
-        base: Name of the model to compare with.
-        tuned: Name of the model to look at.
-        on_stage: Called with ``("load", name)``.
-
-    Yields:
-        LoadedSide: The base, then the tuned model. The first is unloaded before the second is loaded.
-
-    Raises:
-        ModelError: Nothing is there, or it does not generate text.
-        MissingExtraError: An adapter was trained on a base in 4 bits, and bitsandbytes is not installed.
+    ``on_stage`` is called with ``("load", name)``. The base's weights are released before the tuned model is loaded. A
+    base without a chat template, such as a model that was only pretrained, gets the template of the tuned model.
     """
     locate(base)  # a mistake in either name is found before anything is loaded
     named = find_model(tuned)

@@ -1,4 +1,4 @@
-"""LoRA and its kin on a frozen, possibly quantised base: made from the settings, checked, put on the model."""
+"""Make LoRA adapters and quantisation from the settings, and add adapters to a frozen, possibly quantised base."""
 
 from __future__ import annotations
 
@@ -21,19 +21,16 @@ from transformers.pytorch_utils import Conv1D
 
 from ..config import ModelConfig
 from ..errors import MissingExtraError, ModelError
+from .merging import is_tied
 
 ALL_LINEAR = "all-linear"
 
 
 def get_peft_config(model_config: ModelConfig) -> LoraConfig | None:
-    """The adapter that the settings ask for.
+    """Return PEFT's settings of the adapter that the settings ask for; ``None`` without ``use_peft``.
 
-    Args:
-        model_config: ``lora_target_modules`` holds module names, or one regular expression, or ``"all-linear"``, which
-            is also the default: every linear layer but the output head.
-
-    Returns:
-        PEFT's settings; ``None`` without ``use_peft``.
+    ``lora_target_modules`` holds module names, or one regular expression, or ``"all-linear"``, which is also the
+    default: every linear layer but the output head.
     """
     if not model_config.use_peft:
         return None
@@ -55,19 +52,11 @@ def get_peft_config(model_config: ModelConfig) -> LoraConfig | None:
 
 
 def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | None:
-    """How bitsandbytes is to quantise the base.
+    """Return bitsandbytes' settings for the base; ``None`` without ``load_in_4bit`` and ``load_in_8bit``.
 
     4 bit is NF4 with double quantisation unless the settings say otherwise. Source: Dettmers et al., QLoRA, arXiv
-    2305.14314. Matrix products are computed in bf16, or in ``dtype`` where that is set.
-
-    Args:
-        model_config: The settings.
-
-    Returns:
-        bitsandbytes' settings; ``None`` without ``load_in_4bit`` and ``load_in_8bit``.
-
-    Raises:
-        MissingExtraError: bitsandbytes is not installed.
+    2305.14314. Matrix products are computed in bf16, or in ``dtype`` where that is set. Raise ``MissingExtraError``
+    where bitsandbytes is not installed.
     """
     if not (model_config.load_in_4bit or model_config.load_in_8bit):
         return None
@@ -86,19 +75,19 @@ def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | N
 
 
 def add_adapter(model: PreTrainedModel, peft_config: PeftConfig, *, gradient_checkpointing: bool = False) -> PeftModel:
-    """Freeze a model and put a trainable adapter on it.
+    """Freeze a model and add a trainable adapter to it, in place.
 
     Args:
-        model: The base, quantised or not. It is changed in place.
-        peft_config: The adapter; stays as it is, so that it can be used again.
-        gradient_checkpointing: Whether activations will be recomputed; checkpoints need an input with a gradient,
-            which frozen embeddings do not give.
+        model: The base, quantised or not.
+        peft_config: The adapter; it is not changed, so that it can be used again.
+        gradient_checkpointing: Whether activations will be recomputed; that needs an input with a gradient, which
+            frozen embeddings do not give.
 
     Returns:
         The model with its adapter. Adapter weights are float32, also over a bf16 or quantised base.
 
     Raises:
-        ModelError: The model has an adapter already, a target does not exist, or the two do not go together.
+        ModelError: The model has an adapter already, a target does not exist, or the two do not fit together.
     """
     if not isinstance(peft_config, PeftConfig):
         raise ModelError(
@@ -130,8 +119,8 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig, *, gradient_che
 def keep_weights_unpacked(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16; undo it where it has happened.
 
-    bitsandbytes 0.50 repacks them in the first evaluation-mode forward, for a faster product. Training goes on from the
-    repacked weights as if nothing had happened: gradients are wrong from then on, and so is every merge.
+    bitsandbytes 0.50 repacks them in the first evaluation-mode forward, for a faster product. Training then reads the
+    repacked weights as plain ones: gradients are wrong from then on, and so is every merge.
     """
     for module in model.modules():
         if vars(module).get("support_avx512bf16_for_cpu"):
@@ -140,12 +129,9 @@ def keep_weights_unpacked(model: nn.Module) -> None:
 
 
 def fit_vocabulary(base: PreTrainedModel, place: str, revision: str = "main") -> None:
-    """Give a base as many embeddings as an adapter brings: it was trained after ``resize_token_embeddings``.
+    """Resize a base's embeddings to those of an adapter that was trained after ``resize_token_embeddings``.
 
-    Args:
-        base: The base as its own files have it; resized in place. The adapter's weights then replace the embeddings.
-        place: The adapter's folder, or its id on the hub.
-        revision: Of the adapter.
+    ``place`` is the adapter's folder, or its id on the hub. The adapter's weights replace the embeddings later.
     """
     file = Path(place) / SAFETENSORS_WEIGHTS_NAME
     if not Path(place).exists():
@@ -166,10 +152,10 @@ def fit_vocabulary(base: PreTrainedModel, place: str, revision: str = "main") ->
 
 @contextmanager
 def repeatable_initialisation(peft_config: PeftConfig) -> Iterator[None]:
-    """Let a fast PiSSA find the same singular vectors whenever it is started on the same weights.
+    """Seed a fast PiSSA, so that it finds the same singular vectors each time for the same weights.
 
-    PiSSA takes the adapter's start out of the frozen weights. What is saved is only the adapter, so loading it has to
-    take the same out of them again; ``pissa_niter_N`` finds it with random projections, different every time.
+    PiSSA subtracts the adapter's initial value from the frozen weights. Only the adapter is saved, so loading it has to
+    subtract the same value again; ``pissa_niter_N`` finds it with random projections.
     """
     if not str(getattr(peft_config, "init_lora_weights", "")).startswith("pissa_niter"):
         yield
@@ -180,7 +166,7 @@ def repeatable_initialisation(peft_config: PeftConfig) -> Iterator[None]:
 
 
 def _target_modules(names: str | list[str] | None) -> str | list[str]:
-    """PEFT reads a string as a regular expression over whole module paths; a plain name means itself."""
+    """Put a plain name into a list: PEFT reads a string as a regular expression over whole module paths."""
     if names is None:
         return ALL_LINEAR
     if isinstance(names, str) and names != ALL_LINEAR and re.fullmatch(r"[\w.]+", names):
@@ -189,7 +175,7 @@ def _target_modules(names: str | list[str] | None) -> str | list[str]:
 
 
 def _check_targets(model: PreTrainedModel, peft_config: PeftConfig) -> None:
-    """Every target has to exist, or the error lists what could be meant; PEFT complains only where none exists."""
+    """Require that every target exists, and list the candidates otherwise; PEFT complains only where none exists."""
     paths = [path for path, _ in model.named_modules() if path]
     targets = getattr(peft_config, "target_modules", None) or []
     if isinstance(targets, str):
@@ -217,14 +203,14 @@ def _check_initialisation(model: PreTrainedModel, peft_config: PeftConfig) -> No
 
 
 def _keep_tied(model: PreTrainedModel, peft_config: PeftConfig) -> None:
-    """A head that is the input embedding stays it, or the adapter is refused.
+    """Keep head and input embedding one weight if they are, or refuse the adapter.
 
-    Trained in full (``modules_to_save``) the two stay one weight. LoRA on either cannot be kept: merged into the one
-    weight it would show up in the other as well (logits off by 7 in our test), with ``ensure_weight_tying`` too.
+    Trained in full (``modules_to_save``) the two stay one weight. LoRA on either cannot be merged: in the one weight it
+    would change the other as well (logits off by 7 in our test), with ``ensure_weight_tying`` too.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is None or head.weight is not embedding.weight:
+    if not is_tied(model):
         return
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     path_of = {module: path for path, module in model.named_modules()}
     tied = [path_of[embedding], path_of[head]]
     targets = getattr(peft_config, "target_modules", None) or []
@@ -248,5 +234,5 @@ def _keep_tied(model: PreTrainedModel, peft_config: PeftConfig) -> None:
 
 
 def _names_any(name: str, paths: list[str]) -> bool:
-    """Whether a target names one of the modules, as PEFT matches lists: a whole path or its end."""
+    """Return whether a target names one of the modules by its path or the end of it, as PEFT matches lists."""
     return any(path == name or path.endswith("." + name) for path in paths)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from ..data.tokens.rendering import Renderer
@@ -20,17 +20,11 @@ NO_LIMIT_TOKENS = 10**8
 
 
 class Reply(NamedTuple):
-    """One answer.
+    """One answer."""
 
-    Args:
-        text: Without special tokens and without whitespace around it.
-        tokens: How many were computed, without the one that ends the answer.
-        is_finished: Whether the model ended it; otherwise it was cut.
-    """
-
-    text: str
-    tokens: int
-    is_finished: bool
+    text: str  # without special tokens and whitespace around it
+    tokens: int  # computed ones, without the one that ends the answer
+    is_finished: bool  # the model ended it; otherwise it was cut
 
 
 def answer(
@@ -102,22 +96,16 @@ def stream(
     temperature: float | None,
     seed: int,
 ) -> Iterator[int]:
-    """Answer one prompt token by token. transformers computes in a thread; closing the iterator ends it.
+    """Yield the tokens of the answer to one prompt, without the one of ``end_ids`` that ends it.
 
-    Args:
-        model: A causal or encoder-decoder model in evaluation mode.
-        tokenizer: Its tokenizer.
-        prompt: Token ids of the prompt.
-        end_ids: The tokens that end an answer, see :func:`end_tokens`.
-        max_new_tokens: Length at which the answer is cut.
-        temperature: 0 takes the likeliest token each time; ``None`` follows the model's own generation settings.
-        seed: Of the sampling.
-
-    Yields:
-        int: Tokens of the answer, without the one that ends it.
+    transformers computes in a thread; closing the iterator ends the computation. The model is in evaluation mode.
+    Arguments are those of :func:`replies`; temperature ``None`` follows the model's own generation settings.
     """
     tokens: SimpleQueue[int | None] = SimpleQueue()
-    stop = _Stop()
+    stop = Event()
+
+    def is_stopped(input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), stop.is_set(), dtype=torch.bool, device=input_ids.device)
 
     def generate() -> None:
         ids = torch.tensor([list(prompt)], device=model.device)
@@ -127,7 +115,7 @@ def stream(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 streamer=_QueueStreamer(tokens),
-                stopping_criteria=[stop],
+                stopping_criteria=[is_stopped],
                 **_options(tokenizer, end_ids, max_new_tokens, temperature),
             )
 
@@ -139,7 +127,7 @@ def stream(
                 if token not in end_ids:
                     yield token
         finally:
-            stop.wanted.set()
+            stop.set()
         done.result()  # raises what was raised in the thread
 
 
@@ -189,13 +177,3 @@ class _QueueStreamer(BaseStreamer):
 
     def end(self) -> None:
         """Do nothing: the thread ends the queue, also where the computation fails."""
-
-
-class _Stop(StoppingCriteria):
-    """Ends the computation of an answer once ``wanted`` is set."""
-
-    def __init__(self) -> None:
-        self.wanted = Event()
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.wanted.is_set(), dtype=torch.bool, device=input_ids.device)

@@ -1,7 +1,7 @@
-"""An adapter's change, put into the base's own weights: W + scale * B A, and what DoRA, rsLoRA, PiSSA make of it.
+"""Merge an adapter into the weights of its base: W + scale * B A, and the variants of DoRA, rsLoRA and PiSSA.
 
-The sum is formed in float32, one layer after the other, whatever type the base is in: formed in bf16 it would be
-rounded more than once (DoRA computes its norms in the type of the weights).
+The sum is computed in float32, layer by layer, whatever the base's type: in bf16 it would be rounded more than once
+(DoRA computes its norms in the type of the weights).
 """
 
 from __future__ import annotations
@@ -18,20 +18,11 @@ from ..errors import ModelError
 
 
 def merge_weights(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Merge an adapter into its base.
+    """Merge an adapter into its base, and return the base; ``model`` must not be used afterwards.
 
-    An embedding and a head that were one weight, and of which the adapter changes only one, become two:
-    ``config.tie_word_embeddings`` is ``False`` then.
-
-    Args:
-        model: Base and adapter. It is used up.
-        dtype: Type that merged weights end in; the others keep theirs.
-
-    Returns:
-        The base with the merged weights.
-
-    Raises:
-        ModelError: A kind of adapter that is no change of weights, such as a learned prompt.
+    Merged weights get the type ``dtype``; the others keep theirs. If embedding and head are one weight and the adapter
+    changes only one of them, they become two, and ``config.tie_word_embeddings`` becomes ``False``. Raise
+    ``ModelError`` for an adapter that is no change of weights, such as a learned prompt.
     """
     if not isinstance(model.base_model, BaseTuner):
         kind = model.active_peft_config.peft_type
@@ -44,7 +35,7 @@ def merge_weights(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
             module.merge()
             module.to(dtype)
     with warnings.catch_warnings():
-        # "Already merged" of each layer, and that embedding and head are two now: both are meant.
+        # Each layer says "already merged", and that embedding and head are two now: both are intended.
         warnings.simplefilter("ignore")
         merged = model.merge_and_unload()
     _state_whether_tied(merged)
@@ -52,19 +43,19 @@ def merge_weights(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def is_tied(model: PreTrainedModel) -> bool:
-    """Whether input embedding and head are one weight."""
+    """Return whether input embedding and head are one weight."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     return head is not None and head.weight is embedding.weight
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give all parameters another type, in place. Buffers keep theirs: those of rotary embeddings need float32."""
+    """Cast all parameters in place. Buffers keep their type: those of rotary embeddings need float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
 
 def _separate_what_is_adapted(base: PreTrainedModel) -> None:
-    """Give the head its own weight where LoRA changes it, or the embedding, and not both alike."""
+    """Give a tied head its own weight if LoRA changes the head or the embedding."""
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     if not is_tied(base) or not (isinstance(embedding, BaseTunerLayer) or isinstance(head, BaseTunerLayer)):
         return
@@ -74,7 +65,7 @@ def _separate_what_is_adapted(base: PreTrainedModel) -> None:
 
 
 def _state_whether_tied(merged: PreTrainedModel) -> None:
-    """Let the configuration say what the weights are, or the head would be lost when they are saved."""
+    """Write into the configuration whether the weights are tied; else an untied head would not be saved."""
     if getattr(merged.config, "tie_word_embeddings", False) and not is_tied(merged):
         merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
     if not getattr(merged.config, "tie_word_embeddings", False):

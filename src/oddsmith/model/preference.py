@@ -77,21 +77,10 @@ def model_preference(
 ) -> Preference:
     """Score pairs with a model and summarise what it prefers.
 
-    Args:
-        model: The model; it computes on the device that it is on.
-        pair_tokenizer: Makes the tokens as the training will.
-        rows: The rows.
-        total: How many rows there are.
-        left_out: Numbers of rows that are not scored.
-        most_pairs: How many pairs are scored at most, spread evenly over the rows.
-        on_pairs: Called with the number of pairs scored since the last call.
-
-    Returns:
-        The preference.
-
-    Raises:
-        DataError: No pair can be scored.
-        NonFiniteError: The model gives no finite log-probabilities.
+    At most ``most_pairs`` pairs are scored, spread evenly over the ``total`` rows without those of the numbers
+    ``left_out``. ``pair_tokenizer`` makes the tokens as in training. ``on_pairs`` is called with the number of pairs
+    scored since the last call. Raise ``DataError`` where no pair can be scored, and ``NonFiniteError`` where the model
+    gives no finite log-probabilities.
     """
     sample = _spread([row for row in range(total) if row not in left_out], most_pairs)
     pairs = _tokenized(rows, sample, pair_tokenizer)
@@ -121,7 +110,10 @@ def _summary(scores: list[PairScore], rows: Rows | FileRows) -> Preference:
         log_odds_mean=fmean(odds),
         log_odds_median=median(odds),
         or_loss=fmean(or_losses.tolist()),
-        surprising=[_with_texts(score, texts[score.row]) for score in surprising],
+        surprising=[
+            SurprisingPair(*score, *(_cut(text) for text in (pair.question, pair.chosen, pair.rejected)))
+            for score, pair in ((score, texts[score.row]) for score in surprising)
+        ],
     )
 
 
@@ -151,9 +143,5 @@ def _tokenized(
     return pairs
 
 
-def _with_texts(score: PairScore, texts: PairTexts) -> SurprisingPair:
-    prompt, chosen, rejected = (
-        text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 4] + " ..."
-        for text in (texts.question, texts.chosen, texts.rejected)
-    )
-    return SurprisingPair(*score, prompt=prompt, chosen=chosen, rejected=rejected)
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 4] + " ..."

@@ -1,11 +1,11 @@
-"""What two models are asked, from whatever file holds it.
+"""Read the prompts of a comparison from files and datasets.
 
     a line of a .txt file                          a user's message
     prompt, question, instruction or messages      a user's message, or a conversation that waits for an answer
-    a pair, in any format that training takes      its prompt; both answers are kept for the log-odds
+    a pair, in any format that training takes      its prompt; the pair is kept for the log-odds
     question_id, category, turns                   MT-Bench's question file: messages that follow each other
 
-The prompt of a pair of plain texts is continued as it stands, as in training; every other text is a user's message.
+The models continue the prompt of a pair of plain texts, as in training; every other text is a user's message.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ...data.sources import load_rows
 from ...data.sources.files import require_path
 from ...errors import DataError, RowError
 
-# Of rows that are no pairs, the first of these that is there.
+# The prompt of a row that is no pair is in the first of these columns that it has.
 PROMPT_COLUMNS = ("prompt", "messages", "conversations", "question", "instruction")
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Something to be answered.
+    """A prompt.
 
     Args:
         number: Its row in the file, from 0.
         opening: Messages that end with the user's; or a text to be continued.
-        follow_ups: What the user says after the first answer, and after the next.
+        follow_ups: The user's messages after the first answer, the second, ...
         pair: The pair it comes from.
         row: The row it comes from.
     """
@@ -46,30 +46,21 @@ class Prompt:
 
     @property
     def before(self) -> list[Message]:
-        """What comes before the first question: a system message, earlier turns."""
+        """The messages before the first question: a system message, earlier turns."""
         return [] if isinstance(self.opening, str) else self.opening[:-1]
 
     @property
     def questions(self) -> list[str]:
-        """What the user says at each turn."""
+        """The user's message of each turn."""
         first = self.opening if isinstance(self.opening, str) else self.opening[-1]["content"]
         return [first, *self.follow_ups]
 
 
 def read_prompts(name: str, split: str = "test") -> list[Prompt]:
-    """The prompts of a file or dataset.
+    """Read the prompts of a text file, or of any file or dataset that training can read.
 
-    Args:
-        name: A text file, or whatever training takes for a dataset: a JSONL, JSON, CSV, TSV or Parquet file, a folder,
-            a hub id, ``builtin:house-style``.
-        split: Split of a dataset; a slice of it (``test[:20]``) works for files, too.
-
-    Returns:
-        The prompts, in order.
-
-    Raises:
-        DataError: Nothing is there, or it holds no prompts.
-        RowError: A row is no prompt.
+    ``split`` is a split of a dataset; a slice of it (``test[:20]``) works for files, too. Raise ``DataError`` where
+    nothing is there or it holds no prompts, and ``RowError`` for a row that holds none.
     """
     path = Path(name).expanduser()
     rows = _lines(path) if path.suffix.lower() in TEXT_SUFFIXES else load_rows(name, split=split)
@@ -115,7 +106,7 @@ def _prompt(number: int, row: Mapping[str, Any]) -> Prompt:
 
 
 def _is_pair(row: Mapping[str, Any]) -> bool:
-    """Whether training could take the row; AlpacaEval's rows have an instruction and one answer, which is no pair."""
+    """Return whether the row is a pair; AlpacaEval's rows are none: they have an instruction and one answer."""
     if isinstance(row.get("output"), str) and "chosen" not in row:
         return False
     try:

@@ -1,10 +1,10 @@
-"""An OpenAI-compatible server for a model, by a program that exists: ``transformers serve``, or llama.cpp's server.
+"""Run an OpenAI-compatible server for a model: ``transformers serve``, or llama.cpp's server.
 
     GGUF file          llama.cpp's own server, in the wheel xllamacpp       its template, streaming, a page to chat on
     folder, hub id     transformers serve
     adapter            merged into a temporary folder first (as it was trained), then transformers serve
 
-cyllama, which runs GGUF files everywhere else here, has a server too; it ignores the chat template of the file.
+cyllama, which runs GGUF files elsewhere in Oddsmith, has a server too, but it ignores the chat template of the file.
 """
 
 from __future__ import annotations
@@ -37,26 +37,18 @@ from ...system.precision import best_precision
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
 POLL_SECONDS = 0.2
-# A server that was asked to end and has not by then is ended.
-GRACE_SECONDS = 10
+GRACE_SECONDS = 10  # after which a server that was asked to end is killed
 LOG_LINES = 20
 
 NEEDED_BY_TRANSFORMERS = ("fastapi", "uvicorn", "openai")
-# -P: a folder of the user's that is called like a package is not taken for it.
+# -P: Python does not import a folder in the working directory that has the name of a package.
 TRANSFORMERS = (sys.executable, "-P", "-m", "oddsmith.inference.serve.transformers_server")
 LLAMA_CPP = (sys.executable, "-P", "-m", "oddsmith.inference.serve.llama_server")
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers.
-
-    Args:
-        url: What a client takes for its ``base_url``.
-        model: What requests call the model.
-        process: The program.
-        log: What it says.
-    """
+    """A server that answers: the ``base_url`` for clients, the model's name in requests, the process and its output."""
 
     url: str
     model: str
@@ -64,11 +56,7 @@ class Server:
     log: IO[bytes]
 
     def wait(self) -> None:
-        """Wait until the program ends, which it never does by itself.
-
-        Raises:
-            ServerError: It did.
-        """
+        """Wait until the program ends, which is an error: raise ``ServerError``."""
         self.process.wait()
         raise ServerError(f"the server ended by itself (exit code {self.process.returncode}): {last_words(self.log)}")
 
@@ -81,7 +69,7 @@ def serving(
     port: int = DEFAULT_PORT,
     on_stage: Callable[[str, Any], None] = lambda stage, detail: None,
 ) -> Iterator[Server]:
-    """A server for a model, for as long as the block lasts.
+    """Run a server for a model until the end of the block.
 
     Args:
         name: A run, a model folder, an adapter, a hub id, ``builtin:...`` or a GGUF file.
@@ -90,7 +78,7 @@ def serving(
         on_stage: Called with ``("merge", name)`` where an adapter is merged first, and ``("start", name)``.
 
     Yields:
-        Server: Once it answers.
+        Server: As soon as it answers.
 
     Raises:
         ModelError: Nothing is there, or a damaged GGUF file.
@@ -115,7 +103,7 @@ def serving(
                 above = stack.enter_context(tempfile.TemporaryDirectory(prefix="oddsmith-serve-"))
                 place = str(Path(above) / (Path(name).expanduser().absolute().name or "model"))
                 merge_adapter(name, Path(place), merge_into="dequantized")
-            # From the folder above, so that the model is called by its folder's name and not by a path of this machine.
+            # Started in the folder above, so that the model's name is that of its folder and no path of this machine.
             folder = Path(place).absolute().parent if Path(place).is_dir() else None
             model = Path(place).absolute().name if folder else place
             with suppress(OSError):  # else its list of models, which looks into the hub's cache, is an error 500
@@ -131,7 +119,7 @@ def serving(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Return whether only this machine can reach an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -139,15 +127,7 @@ def is_loopback(host: str) -> bool:
 
 
 def require_free(host: str, port: int) -> None:
-    """Refuse an address that nothing can be served on.
-
-    Args:
-        host: The address.
-        port: The port.
-
-    Raises:
-        ConfigError: It is taken, it is not one of this machine's, or it is none.
-    """
+    """Raise ``ConfigError`` if host and port cannot be served on: taken, of another machine, or invalid."""
     if not 1 <= port <= 65535:
         raise ConfigError(f"port is {port}; expected a number from 1 to 65535")
     try:
@@ -170,7 +150,7 @@ def require_free(host: str, port: int) -> None:
 
 
 def last_words(log: IO[bytes]) -> str:
-    """The last line that a server said; that of its error, where a traceback or a stack of frames ends in one."""
+    """Return the last line of a server's output that names an error, else the last line."""
     log.seek(0)
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines[-LOG_LINES:] if "error" in line.lower()]
@@ -179,8 +159,8 @@ def last_words(log: IO[bytes]) -> str:
 
 @contextmanager
 def _running(command: Sequence[str], folder: Path | None, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A program in the background, ended with the block."""
-    # Unless somebody decided otherwise: in a server every core works for one answer at a time.
+    """Run a program in the background until the end of the block."""
+    # All cores work for one answer at a time, unless the user has set another number.
     environment = {"OMP_NUM_THREADS": str(available_processors())} | dict(os.environ)
     process = subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
@@ -208,7 +188,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: IO[bytes]
 
 
 def _reachable(host: str) -> str:
-    """An address under which this machine reaches a server that listens on ``host``."""
+    """Return an address under which this machine reaches a server that listens on ``host``."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
 

@@ -1,6 +1,6 @@
-"""``transformers serve`` as a program: ``python -m oddsmith.inference.serve.transformers_server MODEL --port ...``.
+"""Run ``transformers serve``: ``python -m oddsmith.inference.serve.transformers_server MODEL --port ...``.
 
-Started here and not by its command, which would look for updates on the hub first.
+Its own command would look for updates on the hub first.
 """
 
 from __future__ import annotations

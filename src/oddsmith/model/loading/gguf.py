@@ -49,34 +49,28 @@ LLAMA3_PATTERN = _WORDS + r"|\p{N}{1,3}" + _REST
 QWEN2_PATTERN = _WORDS + r"|\p{N}" + _REST
 
 # Families that look a whole word up before merging its letters, and start every text with the begin token.
-# Source: llama.cpp, ``ignore_merges`` and ``add_bos`` there.
+# Source: ``ignore_merges`` and ``add_bos`` in llama.cpp.
 WHOLE_WORDS_FIRST = AS_LLAMA3
 
 SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
 def load_gguf_model(path: Path, *, dtype: str | torch.dtype = torch.float32, **kwargs: Any) -> PreTrainedModel:
-    """Read a GGUF file of any quantisation into a dense model.
+    """Read a GGUF file into a dense model in evaluation mode, which can be trained and saved like any other.
 
-    Args:
-        path: The ``.gguf`` file.
-        dtype: Type of the weights.
-        **kwargs: Passed on to ``from_pretrained``.
-
-    Returns:
-        An ordinary model in evaluation mode: it can be trained and saved.
+    ``dtype`` is the type of the weights; ``kwargs`` go to ``from_pretrained``.
     """
     config = load_gguf_config(path)
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     if hasattr(transformers, "GgufConfig"):
-        # Without it the model counts as quantised, whatever it holds, and refuses to be trained or saved.
+        # Without it transformers takes the model for quantised and refuses to train or save it.
         kwargs["quantization_config"] = transformers.GgufConfig(gguf_file=path.name, dequantize=True)
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar heeds no setting
+    with contextlib.redirect_stderr(io.StringIO()):  # no setting switches its progress bar off
         return auto_class.from_pretrained(path.parent, config=config, gguf_file=path.name, dtype=dtype, **kwargs)
 
 
 def load_gguf_config(path: Path) -> PreTrainedConfig:
-    """The model's configuration as the file states it, in the decimals that its author wrote."""
+    """Return the model's configuration, with the decimals that its author wrote."""
     check_gguf(path)
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     for key, value in list(vars(config).items()):
@@ -84,21 +78,18 @@ def load_gguf_config(path: Path) -> PreTrainedConfig:
             setattr(config, key, nearest_decimal(value))
         elif isinstance(value, dict):
             setattr(config, key, {k: nearest_decimal(v) if isinstance(v, float) else v for k, v in value.items()})
-    vars(config).pop("_model_name_or_path", None)  # the file's title, which is nobody's name on the hub
+    vars(config).pop("_model_name_or_path", None)  # the file's title, which is no name on the hub
     return config
 
 
 def nearest_decimal(value: float) -> float:
-    """Undo a trip through float32: the shortest decimal that float32 rounds to ``value``.
-
-    A number that no float32 equals did not come out of the file and stays as it is.
-    """
+    """Return the shortest decimal that float32 rounds to ``value``; a number that is no float32 stays unchanged."""
     single = np.float32(value)
     return float(str(single)) if float(single) == value else value
 
 
 def convert_gguf(path: Path, folder: Path) -> None:
-    """Write a GGUF file as an ordinary float32 model folder: weights, configuration, tokenizer, chat template.
+    """Write a GGUF file as a float32 model folder with its tokenizer and chat template.
 
     float32 keeps the dequantised values exactly; a 4-bit weight times its 16-bit scale needs more digits than bf16 has.
     """
@@ -109,21 +100,14 @@ def convert_gguf(path: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def as_model_folder(path: Path) -> Iterator[Path]:
-    """A GGUF file as an ordinary model folder, for as long as the block lasts."""
+    """Write a GGUF file as a temporary model folder, which is removed at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="oddsmith-gguf-") as folder:
         convert_gguf(path, Path(folder))
         yield Path(folder)
 
 
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Build the tokenizer of a GGUF file, with its chat template, special tokens and context length.
-
-    Args:
-        path: The ``.gguf`` file.
-
-    Returns:
-        A fast tokenizer; its ``model_max_length`` is the model's context length.
-    """
+    """Build the fast tokenizer of a GGUF file, with its chat template, special tokens and context length."""
     check_gguf(path)
     fields = GGUFReader(path).fields
 
@@ -143,7 +127,7 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     if pre_tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **settings)
         for name, value in settings.items():
-            setattr(tokenizer, name, value)  # once more: 5.17 takes its own mistake for better
+            setattr(tokenizer, name, value)  # again: transformers 5.17 overrides them with its own mistake
         return tokenizer
     backend = _byte_level_backend(tokens, read("tokenizer.ggml.merges", []), read("tokenizer.ggml.token_type", []))
     backend.pre_tokenizer = pre_tokenizer
@@ -160,14 +144,7 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def byte_level_pre_tokenizer(kind: str | None) -> pre_tokenizers.PreTokenizer | None:
-    """How a byte-level vocabulary wants its text cut.
-
-    Args:
-        kind: ``tokenizer.ggml.pre``.
-
-    Returns:
-        The pre-tokenizer; ``None`` for a name that is not known here.
-    """
+    """Return the pre-tokenizer of a byte-level vocabulary by its ``tokenizer.ggml.pre``; ``None`` for other names."""
     if kind in AS_GPT2:
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if kind in DIGIT_BY_DIGIT:
@@ -180,11 +157,8 @@ def byte_level_pre_tokenizer(kind: str | None) -> pre_tokenizers.PreTokenizer | 
 
 
 def _byte_level_backend(tokens: list[str], merges: list[str], token_types: list[int]) -> Tokenizer:
-    """Byte-level BPE over the file's tokens, in their order; control and user-defined tokens are never cut."""
-    pairs: list[tuple[str, str]] = []
-    for merge in merges:
-        left, _, right = merge.partition(" ")
-        pairs.append((left, right))
+    """Build byte-level BPE over the file's tokens, in their order; control and user-defined tokens are never cut."""
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     backend = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=pairs))
     backend.decoder = decoders.ByteLevel()
     added = [

@@ -1,9 +1,9 @@
-"""Whether a GGUF file can be what it says, before anything reads it in earnest: bounded time, bounded memory.
+"""Check the header of a GGUF file before other libraries read it, in bounded time and memory.
 
     magic "GGUF"  version  tensor count  key count  | keys and values | tensors: name, shape, type, offset | data
 
-Every count and length is held against the bytes that are left, so that neither a file cut off while it was copied nor
-one whose header claims a quintillion strings is more than an error. What the values mean is llama.cpp's business.
+Every count and length is compared with the bytes that are left, so that a file that was cut off while it was copied and
+a header that claims a quintillion strings are both errors. What the values mean is left to llama.cpp.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -23,39 +23,25 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT_BYTES = 32
 
-# Far more than any model has; they bound the time that a header made to be slow can take (about two seconds).
-MOST_KEYS = 65_536
-MOST_TENSORS = 65_536
-MOST_STRINGS = 4_000_000  # the vocabulary of Gemma 3 and its merges are 800,000
-MOST_DIMENSIONS = 4
-LONGEST_NAME_BYTES = 65_535
+# Far more than any model has; they bound the time that a malicious header can take to about two seconds.
+MAX_KEYS = MAX_TENSORS = 65_536
+MAX_STRINGS = 4_000_000  # the vocabulary of Gemma 3 and its merges are 800,000
+MAX_DIMENSIONS = 4
+MAX_NAME_BYTES = 65_535
 
-_FIXED_BYTES = {
-    GGUFValueType.UINT8: 1,
-    GGUFValueType.INT8: 1,
-    GGUFValueType.BOOL: 1,
-    GGUFValueType.UINT16: 2,
-    GGUFValueType.INT16: 2,
-    GGUFValueType.UINT32: 4,
-    GGUFValueType.INT32: 4,
-    GGUFValueType.FLOAT32: 4,
-    GGUFValueType.UINT64: 8,
-    GGUFValueType.INT64: 8,
-    GGUFValueType.FLOAT64: 8,
+_BYTES_OF_TYPES = {
+    1: (GGUFValueType.UINT8, GGUFValueType.INT8, GGUFValueType.BOOL),
+    2: (GGUFValueType.UINT16, GGUFValueType.INT16),
+    4: (GGUFValueType.UINT32, GGUFValueType.INT32, GGUFValueType.FLOAT32),
+    8: (GGUFValueType.UINT64, GGUFValueType.INT64, GGUFValueType.FLOAT64),
 }
+_FIXED_BYTES: dict[int, int] = {kind: size for size, kinds in _BYTES_OF_TYPES.items() for kind in kinds}
 _SMALLEST_KEY_BYTES = 8 + 1 + 4 + 1  # length, one letter, type, one byte
 _SMALLEST_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # length, one letter, dimensions, one of them, type, offset
 
 
 def check_gguf(path: Path) -> None:
-    """Refuse a GGUF file that is cut off, or whose header claims what its size cannot hold.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ModelError: What does not fit, in one line.
-    """
+    """Raise ``ModelError`` if a GGUF file is cut off, or its header claims more than the file can hold."""
     try:
         with path.open("rb") as file:
             _Header(path, file).check()
@@ -74,15 +60,15 @@ class _Header:
         self.alignment = DEFAULT_ALIGNMENT_BYTES
 
     def check(self) -> None:
-        """Walk over keys and tensors, and hold the end of the last tensor against the size of the file."""
+        """Walk over keys and tensors, and compare the end of the last tensor with the size of the file."""
         if self.size < len(MAGIC) or self._take(len(MAGIC)) != MAGIC:
             raise ModelError(f"{self.path}: is no GGUF file: it does not begin with the letters GGUF")
         (version,) = self._numbers("<I")
         if version not in VERSIONS:
             raise ModelError(f"{self.path}: has GGUF version {version}; expected 2 or 3, little-endian")
         tensors, keys = self._numbers("<QQ")
-        self._bound("keys", keys, MOST_KEYS, _SMALLEST_KEY_BYTES)
-        self._bound("tensors", tensors, MOST_TENSORS, _SMALLEST_TENSOR_BYTES)
+        self._bound("keys", keys, MAX_KEYS, _SMALLEST_KEY_BYTES)
+        self._bound("tensors", tensors, MAX_TENSORS, _SMALLEST_TENSOR_BYTES)
         for _ in range(keys):
             self._key()
         end = max((self._tensor_end() for _ in range(tensors)), default=0)
@@ -110,7 +96,7 @@ class _Header:
         elif kind == GGUFValueType.ARRAY:
             element, count = self._numbers("<IQ")
             if element == GGUFValueType.STRING:
-                self._bound("strings in one list", count, MOST_STRINGS - self.strings, 8)
+                self._bound("strings in one list", count, MAX_STRINGS - self.strings, 8)
                 self.strings += count
                 for _ in range(count):
                     self._skip_text()
@@ -120,10 +106,10 @@ class _Header:
             self._skip(self._fixed_bytes(kind), "a value")
 
     def _tensor_end(self) -> int:
-        """Where a tensor ends, in bytes from the start of the data; 0 for a type that only llama.cpp knows."""
+        """Return a tensor's end in bytes from the start of the data; 0 for a type that the gguf package lacks."""
         name = self._text("the name of a tensor")
         (dimensions,) = self._numbers("<I")
-        if not 1 <= dimensions <= MOST_DIMENSIONS:
+        if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise self._damaged(f"tensor {name.decode(errors='replace')!r} has {dimensions:,} dimensions")
         *shape, kind, offset = self._numbers(f"<{dimensions}QIQ")
         try:
@@ -135,11 +121,11 @@ class _Header:
     def _fixed_bytes(self, kind: int) -> int:
         if kind not in _FIXED_BYTES:
             raise self._damaged(f"unknown type {kind} of a value")
-        return _FIXED_BYTES[GGUFValueType(kind)]
+        return _FIXED_BYTES[kind]
 
     def _text(self, what: str) -> bytes:
         (length,) = self._numbers("<Q")
-        if length > LONGEST_NAME_BYTES:
+        if length > MAX_NAME_BYTES:
             raise self._damaged(f"{what} is said to have {length:,} bytes")
         return self._take(length)
 
@@ -148,7 +134,7 @@ class _Header:
         self._skip(length, "a text")
 
     def _bound(self, what: str, count: int, most: int, bytes_each: int) -> None:
-        """Refuse a count that the rest of the file cannot hold, or that no model has."""
+        """Refuse a count above ``most``, or of more entries than the rest of the file can hold."""
         if count > min(most, (self.size - self.position) // bytes_each):
             raise self._damaged(f"it claims {count:,} {what} in a file of {self.size:,} bytes")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from ..adapters import add_adapter
 from .adapter_base import find_base
@@ -32,26 +32,21 @@ def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfi
         found = find_base(name)
         base = outline_model(found[0], dtype=dtype) if found else None
         return None if base is None else _with_adapter(base, PeftConfig.from_pretrained(place), is_new=False)
-    config = _config(place)
-    if config is None:
-        return None
+    if is_gguf(place):
+        config = load_gguf_config(Path(place))
+    else:
+        try:
+            config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError):
+            return None
+        if not any(type(config) in known._model_mapping for known in (AutoModelForCausalLM, AutoModelForSeq2SeqLM)):
+            return None
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
     with torch.device("meta"):
         model = auto_class.from_config(config, dtype=dtype)
     return model if peft_config is None else _with_adapter(model, peft_config, is_new=True)
-
-
-def _config(place: str) -> PreTrainedConfig | None:
-    if is_gguf(place):
-        return load_gguf_config(Path(place))
-    try:
-        config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError):
-        return None
-    known = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
-    return config if any(type(config) in auto_class._model_mapping for auto_class in known) else None
 
 
 def _with_adapter(model: nn.Module, peft_config: PeftConfig, *, is_new: bool) -> nn.Module:
