@@ -27,7 +27,7 @@ from transformers.utils import get_json_schema
 
 from ..errors import DataError, RowError
 from .formats import format_of, to_pair
-from .processes import mapped, usable_processes
+from .processes import parallel_map, usable_processes
 from .report import DataReport, counted
 from .sources.loading import rows_of_columns
 from .token_cache import cached, token_key
@@ -223,7 +223,7 @@ def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | N
     size = min(BATCH_ROWS, math.ceil(len(rows) / max(1, processes)))
     spans = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
     report, tables = DataReport(tokenize.source, ""), []
-    results = mapped(partial(_tokenized_span, rows, tokenize), spans, processes)
+    results = parallel_map(partial(_tokenized_span, rows, tokenize), spans, processes)
     with datasets.utils.tqdm(total=len(rows), desc=f"{tokenize.source}: tokenizing", disable=None) as progress:
         for table, part in results:
             tables.append(table)

@@ -1,13 +1,13 @@
-"""``map`` over several processes that are forked, so that they start at once with all that this one has in memory.
+"""Spread work over several processes that are forked, so that they share what this process has in memory.
 
-Process k of n makes the results k, k + n, k + 2n, ... and sends each through a pipe of its own. A pipe holds little, so
-that none runs far ahead of who reads the results. Whatever ends early ends the rest: a pipe that closes too early is an
-error here, and a process whose reader is gone fails to write. Neither is so for the pools of the standard library
+Process k of n makes the results k, k + n, k + 2n, ... and sends each through its own pipe. A pipe holds little, so that
+no process runs far ahead of the reader. If one process ends early, all end: a pipe that closes too early is an error
+here, and a process without a reader fails to write. The pools of the standard library do neither
 (``multiprocessing.Pool`` waits for ever for a process that was killed, ``ProcessPoolExecutor`` leaves its processes
 behind when it is killed itself).
 
-Where there is no safe fork (Windows, macOS) processes start anew: what they are to do must be picklable there, and the
-main module needs its ``if __name__ == "__main__"``.
+Where fork is not safe (Windows, macOS) new processes start: the work must be picklable there, and the main module needs
+its ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations
@@ -36,54 +36,45 @@ CAN_FORK = sys.platform == "linux"
 
 
 class _Done:
-    """What a process sends after its last result."""
+    """Sent by a process after its last result."""
 
 
 def usable_processes() -> int:
-    """How many may work: one a core, shared with the processes of a distributed run on this machine.
+    """Return how many processes may work: one a core, shared with the processes of a distributed run on this machine.
 
-    Where none can be forked, or this process may have none of its own, it is 1.
+    It is 1 where fork is not safe, or where this process may not start others.
     """
     if not CAN_FORK or multiprocessing.current_process().daemon:
         return 1
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def mapped(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result]:
-    """The results of ``work``.
+def parallel_map(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result]:
+    """Yield ``work(item)`` for each item in order, made by several processes; 1 process works in this one.
 
-    Args:
-        work: What to do with an item. It must not touch a GPU.
-        items: The items.
-        processes: How many processes; 1 works in this one.
-
-    Yields:
-        Result: One for each item, in their order.
-
-    Raises:
-        OddsmithError: As ``work`` raised it; or a process ended in another way, after it said why on stderr.
+    ``work`` must not use a GPU. For errors see ``parallel_shares``.
     """
-    way_out = "; dataset_num_proc: 1 does without such processes"
-    yield from dealt(partial(_work_on, work, items), min(processes, len(items)), way_out)
+    advice = "; dataset_num_proc: 1 does without such processes"
+    yield from parallel_shares(partial(_map_share, work, items), min(processes, len(items)), advice)
 
 
-def _work_on(work: Callable[[Item], Result], items: Sequence[Item], share: int, shares: int) -> Iterator[Result]:
+def _map_share(work: Callable[[Item], Result], items: Sequence[Item], share: int, shares: int) -> Iterator[Result]:
     return map(work, items[share::shares])
 
 
-def dealt(produce: Produce[Result], processes: int, way_out: str = "") -> Iterator[Result]:
-    """Results that several processes make in turns, such as those of a stream that each of them reads.
+def parallel_shares(produce: Produce[Result], processes: int, advice: str = "") -> Iterator[Result]:
+    """Yield results that several processes make in turns, such as those of a stream that each of them reads.
 
     Args:
-        produce: ``produce(k, n)`` gives the results k, k + n, k + 2n, ... of all, in this order, and touches no GPU.
+        produce: ``produce(k, n)`` gives the results k, k + n, k + 2n, ... of all, in this order, and uses no GPU.
         processes: How many processes, n; 1 works in this one.
-        way_out: What to do where a process ended in another way, for the message.
+        advice: What to do if a process is killed or fails, for the message.
 
     Yields:
         Result: All of them, in their order.
 
     Raises:
-        OddsmithError: As ``produce`` raised it; or a process ended in another way, after it said why on stderr.
+        OddsmithError: As ``produce`` raised it; or a process was killed or failed, after it wrote why to stderr.
     """
     if processes < 2:
         yield from produce(0, 1)
@@ -96,25 +87,25 @@ def dealt(produce: Produce[Result], processes: int, way_out: str = "") -> Iterat
                 process.join()
                 raise OddsmithError(
                     f"a process that works on the rows ended with exit code {process.exitcode} (see above for what it"
-                    f" said; -9: killed, as when memory runs out){way_out}"
+                    f" said; -9: killed, as when memory runs out){advice}"
                 ) from None
             if isinstance(result, OddsmithError):
                 raise result
             if isinstance(result, _Done):
-                return  # its turn, and nothing came: so nothing comes after it either
+                return  # it was this process's turn, so no other has a later result either
             yield result
 
 
 @contextmanager
 def _started(produce: Produce[Result], processes: int) -> Iterator[list[Child]]:
-    """Processes at work and the pipes they send through; ended when the caller is done with them."""
+    """Start the processes with the pipes they send through; end them when the caller is done with them."""
     context = multiprocessing.get_context("fork" if CAN_FORK else None)
     children: list[Child] = []
     try:
         with _no_threads_in_tokenizers():
             for number in range(processes):
                 receiving, sending = context.Pipe(duplex=False)
-                # A forked process inherits the receiving end as well, and must let go of it to notice our end.
+                # A forked process inherits the receiving end as well, and must close it to notice that ours is closed.
                 inherited = receiving if CAN_FORK else None
                 child = context.Process(target=_run, args=(produce, number, processes, sending, inherited), daemon=True)
                 child.start()
@@ -130,10 +121,10 @@ def _started(produce: Produce[Result], processes: int) -> Iterator[list[Child]]:
 
 
 def _run(produce: Produce[Result], share: int, shares: int, sending: Connection, inherited: Connection | None) -> None:
-    """The life of a process."""
+    """Send the results of one share; runs in a process that was started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the process that started this one
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and not by a handler that came with the fork
-    gc.freeze()  # what came with the fork is looked through no more: that costs time, and copies of its memory
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and not by a handler inherited with the fork
+    gc.freeze()  # collecting what was inherited would take time, and copy its memory
     if inherited is not None:
         inherited.close()
     try:
@@ -142,13 +133,13 @@ def _run(produce: Produce[Result], share: int, shares: int, sending: Connection,
         sending.send(_Done())
     except OddsmithError as error:
         sending.send(error)
-    except BrokenPipeError:  # nobody wants it any more
+    except BrokenPipeError:  # the reader stopped
         return
 
 
 @contextmanager
 def _no_threads_in_tokenizers() -> Iterator[None]:
-    """Else the tokenizers library says on stderr that its threads did not come with the fork; they are not needed."""
+    """Keep the tokenizers library from warning on stderr that its threads do not survive a fork; none are needed."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

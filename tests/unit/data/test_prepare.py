@@ -7,7 +7,7 @@ import pytest
 
 from oddsmith.data import prepare as prepare_module
 from oddsmith.data.prepare import prepare
-from oddsmith.data.processes import mapped
+from oddsmith.data.processes import parallel_map
 from oddsmith.data.report import DataReport, named_rows
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.errors import DataError, ModelError, RowError
@@ -286,11 +286,14 @@ class TestProcesses:
     @pytest.mark.parametrize(("rows", "processes"), ((4, 0), (9, 1), (10, 2), (14, 2), (100, 3)))
     def test_as_many_as_pay_by_default(self, rows, processes, monkeypatch):
         used: list[int] = []
+
+        def counting_map(work, spans, processes):
+            used.append(processes)
+            return parallel_map(work, spans, processes)
+
         monkeypatch.setattr(prepare_module, "usable_processes", lambda: 3)
         monkeypatch.setattr(prepare_module, "ROWS_PER_PROCESS", 5)
-        monkeypatch.setattr(
-            prepare_module, "mapped", lambda work, spans, count: used.append(count) or mapped(work, spans, count)
-        )
+        monkeypatch.setattr(prepare_module, "parallel_map", counting_map)
         prepared = prepare([text_row(n) for n in range(rows)], pair_tokenizer())
         assert prepared.dataset["row"][:] == list(range(rows))
         assert used == [processes]

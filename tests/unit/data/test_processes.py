@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from oddsmith.data import processes as processes_module
-from oddsmith.data.processes import CAN_FORK, dealt, mapped, usable_processes
+from oddsmith.data.processes import CAN_FORK, parallel_map, parallel_shares, usable_processes
 from oddsmith.errors import OddsmithError, RowError
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="processes start anew here, which takes seconds")
@@ -50,7 +50,7 @@ def no_process_is_left():
 @pytest.mark.parametrize("items", (0, 1, 2, 3, 7, 20))
 @pytest.mark.parametrize("processes", (1, 2, 3))
 def test_order(items, processes):
-    results = list(mapped(square, range(items), processes))
+    results = list(parallel_map(square, range(items), processes))
     assert [value for value, _ in results] == [n * n for n in range(items)]
     pids = {pid for _, pid in results}
     if processes > 1 and items > 1:
@@ -62,7 +62,7 @@ def test_order(items, processes):
 
 @pytest.mark.parametrize("processes", (1, 2))
 def test_error_of_an_item_is_raised_as_it_is(processes):
-    results = mapped(refuse, range(8), processes)
+    results = parallel_map(refuse, range(8), processes)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(RowError, match=r"^pairs\.jsonl, row 3: no pair: found nothing$"):
         next(results)
@@ -72,17 +72,17 @@ def test_process_that_was_killed():
     with pytest.raises(
         OddsmithError, match=r"a process that works on the rows ended with exit code -9 .*dataset_num_proc: 1"
     ):
-        list(mapped(die, range(4), 2))
+        list(parallel_map(die, range(4), 2))
 
 
 def test_mistake_of_ours_is_shown(capfd):
     with pytest.raises(OddsmithError, match="exit code 1 "):
-        list(mapped(fail, range(4), 2))
+        list(parallel_map(fail, range(4), 2))
     assert "a mistake of ours" in capfd.readouterr().err
 
 
 def test_may_be_left_early():
-    results = mapped(large, range(100), 2)
+    results = parallel_map(large, range(100), 2)
     next(results)
     results.close()
 
@@ -90,7 +90,7 @@ def test_may_be_left_early():
 def test_handler_of_the_caller_does_not_keep_processes_alive():
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        results = mapped(large, range(100), 2)
+        results = parallel_map(large, range(100), 2)
         next(results)
         results.close()
     finally:
@@ -102,7 +102,7 @@ def test_setting_of_the_tokenizers_library_is_put_back(monkeypatch):
         monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
         if value:
             monkeypatch.setenv("TOKENIZERS_PARALLELISM", value)
-        list(mapped(square, range(4), 2))
+        list(parallel_map(square, range(4), 2))
         assert os.environ.get("TOKENIZERS_PARALLELISM") == value
 
 
@@ -139,10 +139,10 @@ def test_script_without_a_guard_after_tokenizers_used_threads(tmp_path):
     script = """
 from tokenizers import Tokenizer, models
 from oddsmith.data import processes as processes_module
-from oddsmith.data.processes import mapped
+from oddsmith.data.processes import parallel_map
 tokenizer = Tokenizer(models.BPE({"a": 0}, []))
 tokenizer.encode_batch(["a"] * 100)
-print(list(mapped(lambda text: tokenizer.encode_batch([text] * 9)[8].ids, ["a", "aa", "aaa"], 2)))
+print(list(parallel_map(lambda text: tokenizer.encode_batch([text] * 9)[8].ids, ["a", "aa", "aaa"], 2)))
 """
     output = run(script, tmp_path).communicate(timeout=60)
     assert output == ("[[0], [0, 0], [0, 0, 0]]\n", "")
@@ -152,11 +152,11 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     script = """
 import os, time
 from oddsmith.data import processes as processes_module
-from oddsmith.data.processes import mapped
+from oddsmith.data.processes import parallel_map
 def work(number):
     time.sleep(0.05)
     return os.getpid()
-for pid in mapped(work, range(10_000), 3):
+for pid in parallel_map(work, range(10_000), 3):
     print(pid, flush=True)
 """
     program = run(script, tmp_path)
@@ -191,9 +191,9 @@ def faulty(share: int, shares: int):
 
 @pytest.mark.parametrize("processes", (1, 2, 3, 9))
 def test_a_stream_is_dealt_out_in_its_order(processes):
-    assert list(dealt(every, processes)) == [n * n for n in range(7)]
+    assert list(parallel_shares(every, processes)) == [n * n for n in range(7)]
 
 
 def test_an_end_before_the_last_result_is_an_error():
     with pytest.raises(OddsmithError, match="a process that works on the rows ended with exit code 1"):
-        list(dealt(faulty, 2))
+        list(parallel_shares(faulty, 2))

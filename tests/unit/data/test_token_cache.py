@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerFast
 
 from oddsmith.data import token_cache
 from oddsmith.data.prepare import RowTokenizer, prepare
-from oddsmith.data.token_cache import LEAST_ROWS, cached, token_key
+from oddsmith.data.token_cache import MIN_ROWS, cached, token_key
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.errors import RowError
 from tests.templates import PLAIN
 from tests.tiny import tiny_tokenizer
 
-ROWS = [{"prompt": f"Question {n}? ", "chosen": f"Yes {n}", "rejected": "No"} for n in range(LEAST_ROWS)]
+ROWS = [{"prompt": f"Question {n}? ", "chosen": f"Yes {n}", "rejected": "No"} for n in range(MIN_ROWS)]
 ROWS[3] = ROWS[3] | {"rejected": "Yes 3"}
 ROWS[5] = ROWS[5] | {"chosen": "Yes " * 20}
 BAD_ROW = ROWS[0] | {"chosen": None}
@@ -72,9 +72,9 @@ class TestHit:
     def test_nothing_is_tokenized_and_all_is_the_same(self, make, is_encoder_decoder, tokenized, folder):
         options = {"is_encoder_decoder": is_encoder_decoder, "max_completion_length": 10}
         first = prepare(make(ROWS), pair_tokenizer(**options))
-        assert len(tokenized) == LEAST_ROWS
+        assert len(tokenized) == MIN_ROWS
         second = prepare(make(ROWS), pair_tokenizer(**options))
-        assert len(tokenized) == LEAST_ROWS
+        assert len(tokenized) == MIN_ROWS
         assert same(first, second)
         assert first.report.dropped == {"identical answers": [3]}
         assert first.report.cut == {"chosen": [5]}
@@ -101,9 +101,9 @@ class TestHit:
 
     def test_rows_are_hashed_as_they_are_selected_not_as_they_lie(self):
         rows = datasets.Dataset.from_list(ROWS)
-        halves = datasets.concatenate_datasets([rows.select(range(300)), rows.select(range(300, LEAST_ROWS))])
+        halves = datasets.concatenate_datasets([rows.select(range(300)), rows.select(range(300, MIN_ROWS))])
         moved = datasets.Dataset.from_list([*ROWS[7:], *ROWS[:7]]).select(
-            [*range(LEAST_ROWS - 7, LEAST_ROWS), *range(LEAST_ROWS - 7)]
+            [*range(MIN_ROWS - 7, MIN_ROWS), *range(MIN_ROWS - 7)]
         )
         assert len({token_key(each, pair_tokenizer(), "error") for each in (rows, halves, moved)}) == 1
 
@@ -214,12 +214,12 @@ class TestNotKept:
             prepare(ROWS, pair_tokenizer(max_length=16))
         finally:
             datasets.enable_caching()
-        assert len(tokenized) == 3 * LEAST_ROWS
+        assert len(tokenized) == 3 * MIN_ROWS
         assert len(list(folder.iterdir())) == 1
 
     def test_streams(self, folder):
         stream = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
-        assert len(list(prepare(stream, pair_tokenizer()).dataset)) == LEAST_ROWS - 1
+        assert len(list(prepare(stream, pair_tokenizer()).dataset)) == MIN_ROWS - 1
         assert not folder.exists()
 
     def test_rows_that_stop_the_run(self, folder):
@@ -274,7 +274,7 @@ class TestDamage:
         whole = file.read_bytes()
         file.write_bytes(harm(whole))
         assert same(first, prepare(ROWS, pair_tokenizer()))
-        assert len(tokenized) == 2 * LEAST_ROWS
+        assert len(tokenized) == 2 * MIN_ROWS
         assert file.read_bytes() == whole
 
     def test_file_of_another_key(self, folder):
@@ -293,7 +293,7 @@ class TestDamage:
 class TestNoPlace:
     def test_cache_is_a_file(self, tmp_path):
         (tmp_path / "cache").write_text("")
-        assert prepare(ROWS, pair_tokenizer()).report.kept == LEAST_ROWS - 1
+        assert prepare(ROWS, pair_tokenizer()).report.kept == MIN_ROWS - 1
 
     def test_folder_of_tokens_is_a_file(self, folder):
         folder.parent.mkdir()
@@ -316,13 +316,13 @@ class TestNoPlace:
             os.utime(folder / f"{key}.tokens", times=(time.time() + age - 100,) * 2)
         cached("d", table)  # used again, so the youngest
         size = (folder / "d.tokens").stat().st_size
-        monkeypatch.setattr(token_cache, "MOST_BYTES", 3 * size)
+        monkeypatch.setattr(token_cache, "MAX_BYTES", 3 * size)
         cached("e", table)
         assert sorted(file.stem for file in folder.iterdir()) == ["a", "d", "e"]
 
     def test_what_is_larger_than_all_is_not_kept(self, folder, monkeypatch):
         cached("a", table)
-        monkeypatch.setattr(token_cache, "MOST_BYTES", 100)
+        monkeypatch.setattr(token_cache, "MAX_BYTES", 100)
         assert cached("b", lambda: pa.table({"a": range(1000)})).num_rows == 1000
         assert [file.name for file in folder.iterdir()] == ["a.tokens"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError, RowError
 from ..formats import PreferencePair, format_of, to_pair
-from ..processes import dealt, usable_processes
+from ..processes import parallel_shares, usable_processes
 from ..sources import FileRows, Rows, batches
 from . import catalogue
 from .benchmark import Benchmark
@@ -110,7 +110,7 @@ def survey(
     load_languages()  # before the processes start, so that they share the model
     duplicates = Duplicates(None if evaluation is None else _prompt_index(evaluation, processes))
     total = Tally()
-    for part in dealt(partial(_tallies, rows, checker), processes):
+    for part in parallel_shares(partial(_tallies, rows, checker), processes):
         total.add(part)
         for row, fingerprint in part.fingerprints:
             for check, faulty in duplicates.compare(row, fingerprint):
@@ -224,7 +224,7 @@ def _tallies(rows: Rows | FileRows, checker: RowChecker, share: int, shares: int
 def _prompt_index(rows: Rows | FileRows, processes: int) -> PromptIndex:
     """Return an index of the prompts of an evaluation set; its invalid rows are left out."""
     index = PromptIndex()
-    for fingerprints in dealt(partial(_fingerprints, rows), processes):
+    for fingerprints in parallel_shares(partial(_fingerprints, rows), processes):
         for fingerprint in fingerprints:
             index.add(fingerprint)
     return index
