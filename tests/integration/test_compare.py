@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import subprocess
+import weakref
 from html.parser import HTMLParser
 
 import pytest
@@ -112,6 +113,22 @@ def test_an_adapter_and_its_base_are_loaded_once(base, tuned, pairs, monkeypatch
     assert len(loaded) == 3
     assert [row.base.answers for row in once.rows] == [row.base.answers for row in twice.rows]
     assert [row.tuned.answers for row in once.rows] == [row.tuned.answers for row in twice.rows]
+
+
+def test_the_base_leaves_the_memory_before_the_tuned_model_comes(base, pairs, monkeypatch):
+    alive, bases = [], []
+    original = loading.AutoModelForCausalLM.from_pretrained
+
+    def load(place, **options):
+        alive.append([model() is not None for model in bases])
+        model = original(place, **options)
+        bases.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", load)
+    tuned = save_model(base.with_name("tuned"))
+    compare(str(base), str(tuned), read_prompts(str(pairs)), sampling=Sampling(0.0, 6))
+    assert alive == [[], [False]]
 
 
 def test_mt_bench_s_second_turn_follows_the_model_s_own_answer(base, tuned, questions):

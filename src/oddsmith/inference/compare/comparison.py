@@ -147,6 +147,7 @@ def compare(
         answers = _answers(loaded, prompts, sampling, batch_size, on_stage)
         odds = _log_odds(loaded, prompts, batch_size, on_stage)
         results[loaded.side] = [PromptResult(*both) for both in zip(answers, odds, strict=True)]
+        del loaded  # else the base would stay in memory while the tuned model is loaded
     rows = [Row(*row) for row in zip(prompts, results["base"], results["tuned"], strict=True)]
     return Comparison(base, tuned, sampling, rows)
 
