@@ -43,22 +43,14 @@ class SurprisingPair:
 
 @dataclass(frozen=True)
 class Preference:
-    """What a model prefers among some pairs.
-
-    Args:
-        pairs: How many were scored.
-        accuracy: Share of them in which it prefers the chosen answer.
-        log_odds_mean, log_odds_median: Of all pairs.
-        or_loss: Mean of L_OR = -log sigmoid(log_odds): log 2 = 0.693 without any preference, 0 with nothing to learn.
-        surprising: The pairs of the lowest log-odds, lowest first.
-    """
+    """What a model prefers among the pairs that were scored."""
 
     pairs: int
-    accuracy: float
+    accuracy: float  # share of pairs in which it prefers the chosen answer
     log_odds_mean: float
     log_odds_median: float
-    or_loss: float
-    surprising: list[SurprisingPair]
+    or_loss: float  # mean of -log sigmoid(log_odds): log 2 = 0.693 without any preference, 0 with nothing to learn
+    surprising: list[SurprisingPair]  # the pairs of the lowest log-odds, lowest first
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

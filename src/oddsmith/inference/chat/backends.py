@@ -54,19 +54,12 @@ class Sampling:
 
 
 class ChatBackend(Protocol):
-    """A model that answers.
+    """A model that answers."""
 
-    Attributes:
-        name: The name that the user gave.
-        has_template: Whether it has a chat template; otherwise texts are continued as they stand.
-        context_tokens: Most tokens of prompt and answer together; ``None`` where the model states no limit.
-        own_temperature: Temperature of the model's own generation settings, 0 for greedy.
-    """
-
-    name: str
-    has_template: bool
-    context_tokens: int | None
-    own_temperature: float
+    name: str  # that the user gave
+    has_template: bool  # otherwise texts are continued as they stand
+    context_tokens: int | None  # limit of prompt and answer together, if the model states one
+    own_temperature: float  # of the model's own generation settings, 0 for greedy
 
     def render(self, messages: Sequence[Message]) -> str:
         """Render the conversation with the chat template, open for an answer; what it refuses is a ``ModelError``."""
@@ -87,15 +80,9 @@ class ChatBackend(Protocol):
 def open_backend(name: str) -> ChatBackend:
     """Load a model to chat with: llama.cpp runs a GGUF file, transformers everything else.
 
-    Args:
-        name: A run, a model folder, an adapter, a hub id, ``builtin:...`` or a GGUF file.
-
-    Returns:
-        The chat backend.
-
-    Raises:
-        ModelError: Nothing is there, or it does not generate text.
-        MissingExtraError: A GGUF file or a base in 4 bits, and its extra is not installed.
+    ``name`` is a run, a model folder, an adapter, a hub id, ``builtin:...`` or a GGUF file. Raise ``ModelError`` where
+    nothing is there or it does not generate text, and ``MissingExtraError`` where a GGUF file or a base in 4 bits needs
+    an extra that is not installed.
     """
     place = locate(name)
     return GgufBackend(name, place) if is_gguf(place) else TransformersBackend(name, *load_for_inference(name))

@@ -26,21 +26,13 @@ OnStage = Callable[[str, Any], None]
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """One answer of one model.
-
-    Args:
-        text: The answer.
-        tokens: Its length.
-        words: Its length.
-        repetition: Share of its 4-word sequences that occurred earlier in it, 0 to 1.
-        is_finished: Whether the model ended it; otherwise it was cut.
-    """
+    """One answer of one model, with its length in tokens and words."""
 
     text: str
     tokens: int
     words: int
-    repetition: float
-    is_finished: bool
+    repetition: float  # share of its 4-word sequences that occurred earlier in it, 0 to 1
+    is_finished: bool  # the model ended it; otherwise it was cut
 
 
 @dataclass(frozen=True)
@@ -62,23 +54,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """One model over all prompts: means over answers, and over pairs.
-
-    Args:
-        tokens: Mean length of an answer.
-        words: Mean length of an answer.
-        repetition: Mean repetition.
-        finished: Share of answers that the model ended.
-        log_odds: Mean over the pairs; ``None`` without pairs.
-        prefers_chosen: Share of pairs with log-odds above 0.
-    """
+    """One model over all prompts: means over answers, and over pairs (``None`` without pairs)."""
 
     tokens: float
     words: float
     repetition: float
-    finished: float
+    finished: float  # share of answers that the model ended
     log_odds: float | None
-    prefers_chosen: float | None
+    prefers_chosen: float | None  # share of pairs with log-odds above 0
 
 
 @dataclass(frozen=True)

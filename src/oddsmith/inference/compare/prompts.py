@@ -28,19 +28,11 @@ TEXT_SUFFIXES = (".txt", ".text", ".md")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt.
+    """A prompt, with the pair or row that it comes from."""
 
-    Args:
-        number: Its row in the file, from 0.
-        opening: Messages that end with the user's; or a text to be continued.
-        follow_ups: The user's messages after the first answer, the second, ...
-        pair: The pair it comes from.
-        row: The row it comes from.
-    """
-
-    number: int
-    opening: str | list[Message]
-    follow_ups: tuple[str, ...] = ()
+    number: int  # of its row in the file, from 0
+    opening: str | list[Message]  # messages that end with the user's, or a text to be continued
+    follow_ups: tuple[str, ...] = ()  # the user's messages after the first answer, the second, ...
     pair: PreferencePair | None = None
     row: Mapping[str, Any] = field(default_factory=dict, repr=False)
 

@@ -97,16 +97,9 @@ def base_of(name: str, adapter: PeftConfig) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """The contents of ``base_model.json``.
+    """The contents of ``base_model.json``."""
 
-    Args:
-        files: Name -> ``{"bytes": size, "sha256": fingerprint}`` of each file of weights; empty where none was found.
-        commit: The commit on the hub.
-        quantization: bitsandbytes' settings during the training, from their ``to_dict``.
-        dtype: Type of the weights that were not quantised, e.g. ``"bfloat16"``.
-    """
-
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # empty where none was found
     commit: str | None = None
     quantization: dict[str, Any] | None = None
     dtype: str | None = None

@@ -110,7 +110,7 @@ def load_model(
             model = _load(name, place, revision=revision, trust_remote_code=trust_remote_code, **options)
         if dequantize and getattr(model, "is_quantized", False):
             model = model.dequantize()
-    # Adapters and model cards name it as their base: the name that loads it again, not a folder of this cache.
+    # Adapters and model cards name it as their base: the name that loads it again, not a folder in the cache.
     model.name_or_path = model.config._name_or_path = name
     if revision != "main":
         model.revision = revision
