@@ -51,12 +51,12 @@ OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--work", choices=WORKS, nargs="+", default=list(WORKS), help="these alone")
-    parser.add_argument("--only", choices=LABELS, nargs="+", default=list(LABELS), help="run these trainers alone")
+    parser.add_argument("--work", choices=WORKS, nargs="+", default=list(WORKS), help="only these")
+    parser.add_argument("--only", choices=LABELS, nargs="+", default=list(LABELS), help="run only these trainers")
     parser.add_argument("--steps", type=int, default=6, help=f"timed steps, after {WARM_UP_STEPS} to warm up")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each trainer")
     parser.add_argument("--pairs", type=int, help="pairs of a step, instead of the work's")
@@ -75,17 +75,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def process(module: str, request: dict[str, Any], answer: Path) -> dict[str, Any]:
-    """Run a module of on_gpu/ in a process of its own, and read what it wrote.
+    """Run a module of on_gpu/ in a separate process, and return its answer, ``{"failed": reason}`` if it has none.
 
-    On the CPU, where nothing is measured in earnest, in this process: Python needs longer to start than a toy to train.
-
-    Args:
-        module: Name of the module.
-        request: What it is asked for.
-        answer: Where it writes.
-
-    Returns:
-        Its answer; ``{"failed": reason}`` if it ended without one.
+    On the CPU, where the toy run measures nothing useful, run it in this process: that is faster than starting Python.
     """
     answer.unlink(missing_ok=True)
     request_file = answer.with_suffix(".request.json")
@@ -116,17 +108,10 @@ def process(module: str, request: dict[str, Any], answer: Path) -> dict[str, Any
     return {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]}
 
 
-def ask(name: str, args: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:
-    """What the processes of a work are asked for; writes the rows.
+def request_of(name: str, args: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:
+    """Write the rows of a work into a folder, and return the request for check.py and worker.py.
 
-    Args:
-        name: Of the work.
-        args: The command line.
-        device: ``"cuda"`` or ``"cpu"``.
-        folder: Where the rows go.
-
-    Returns:
-        All that check.py and worker.py want to know, but for ``trainer`` and ``micro_batch``.
+    ``trainer`` and ``micro_batch`` are added later.
     """
     work = WORKS[name]
     max_length, scale, matrix_size = SIZES[device]
@@ -152,7 +137,7 @@ def ask(name: str, args: argparse.Namespace, device: str, folder: Path) -> dict[
 
 
 def describe_work(name: str, request: dict[str, Any]) -> dict[str, Any]:
-    """The work's part of the document, before anything has run."""
+    """Return the work's part of the document, before anything has run."""
     rows = json.loads(Path(request["rows"]).read_text(encoding="utf-8"))
     pairs, parameters = request["pairs"], multiplied_parameters(request["shape"])
     starts = range(0, len(rows), pairs)
@@ -170,19 +155,11 @@ def describe_work(name: str, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Compare both paths of each work, then run its trainers in alternation.
-
-    Args:
-        args: The command line.
-        folder: Where the processes leave their answers.
-
-    Returns:
-        The document that report.py describes.
-    """
+    """Compare both paths of each work, then run its trainers in alternation; return the document of report.py."""
     document = describe(args)
     ends_s = time.monotonic() + 60 * args.minutes
     for name in args.work:
-        request = ask(name, args, "cuda" if document["device"] else "cpu", folder)
+        request = request_of(name, args, "cuda" if document["device"] else "cpu", folder)
         work = describe_work(name, request)
         document["works"].append(work)
         say(f"{name}: packed rows against padded batches")
@@ -206,9 +183,9 @@ def runs(args: argparse.Namespace, request: dict[str, Any], answer: Path, ends_s
 
     Args:
         args: The command line.
-        request: Of the work.
-        answer: Where the processes write.
-        ends_s: No run starts that may end later than this (of the monotonic clock), judged by the longest so far.
+        request: The work's request.
+        answer: File that the processes write.
+        ends_s: No run starts that may end later than this (monotonic clock), judged by the longest run so far.
 
     Yields:
         Answers of worker.py, with ``trainer`` and ``micro_batch``.
@@ -233,12 +210,12 @@ def runs(args: argparse.Namespace, request: dict[str, Any], answer: Path, ends_s
 
 
 def in_short(run: dict[str, Any]) -> str:
-    """A run in a line."""
+    """Summarise a run in one line."""
     return run.get("failed") or f"{' '.join(f'{step_s:.3g}' for step_s in run['step_s'])} s, {run['layout']}"
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """What a document says of the machine, before anything has run."""
+    """Return the document's part about the machine, before anything has run."""
     versions = {"Python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -257,7 +234,7 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def device_name() -> str:
-    """The GPU, without opening it: this process would hold memory there; empty without one."""
+    """Return the GPU's name without opening the GPU, where this process would hold memory; empty without a GPU."""
     return (machine()["device"] or "NVIDIA GPU") if torch.cuda.is_available() else ""
 
 

@@ -1,8 +1,8 @@
-"""What the head without logits costs against all logits and plain autograd: ``python benchmarks/head.py [ENTRIES]``.
+"""Time the head without logits against all logits and plain autograd: ``python benchmarks/head.py [ENTRIES]``.
 
 The shape of SmolLM2-135M's head (576 x 49152) under bf16 autocast, forward and backward, on one thread. Measured is the
-thread's processor time, the least of four rounds in which the variants alternate, so that other work on the machine
-shows little. The floor is the time of the matrix products alone, measured in the same rounds.
+thread's processor time, the minimum of four rounds in which the variants alternate, so that other work on the machine
+matters little. The floor is the time of the matrix products alone, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HIDDEN, VOCABULARY, ROUNDS = 576, 49152, 4
 
 
 class Holder(nn.Module):
-    """A model that is all head."""
+    """A model that consists of its head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class Holder(nn.Module):
 
 
 def processor_time_s(call: Callable[[], object]) -> float:
-    """Of the calling thread, in seconds."""
+    """Return the processor time of the calling thread during a call, in seconds."""
     start = time.thread_time()
     call()
     return time.thread_time() - start
 
 
 def variants(entries: int) -> dict[str, Callable[[], object]]:
-    """What is measured, by name: forward and backward of a head, or matrix products alone."""
+    """Return what is measured, by name: forward and backward of a head, or matrix products alone."""
     torch.manual_seed(0)
     position_E = torch.arange(entries)
     target_E = torch.randint(0, VOCABULARY, (entries,))
@@ -81,14 +81,14 @@ def variants(entries: int) -> dict[str, Callable[[], object]]:
 def main(entries: int) -> None:
     """Measure and print a table."""
     measured = variants(entries)
-    least_s = dict.fromkeys(measured, float("inf"))
+    fastest_s = dict.fromkeys(measured, float("inf"))
     for _ in range(ROUNDS):
         for name, call in measured.items():
-            least_s[name] = min(least_s[name], processor_time_s(call))
+            fastest_s[name] = min(fastest_s[name], processor_time_s(call))
     print(f"| {entries} targets, {HIDDEN} x {VOCABULARY}, bf16, one thread | ms per 1,000 targets | matrix products |")
     print("|---|---|---|")
-    product_s = least_s["one matrix product"]
-    for name, seconds in least_s.items():
+    product_s = fastest_s["one matrix product"]
+    for name, seconds in fastest_s.items():
         print(f"| {name} | {seconds * 1e6 / entries:.0f} | {seconds / product_s:.2f} |")
 
 

@@ -1,4 +1,4 @@
-"""Before anything is timed: packed rows against padded batches, values and gradients; the rate of matrix products.
+"""Compare packed rows with padded batches, values and gradients, and measure the rate of matrix products.
 
     python -m on_gpu.check REQUEST.json ANSWER.json      (run by gpu.py, with benchmarks/ as the folder)
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from oddsmith.batching.collate import PairCollator, trl_features
@@ -38,7 +39,7 @@ WARM_UPS, REPEATS = 5, 20
 
 
 def token_rows(*, vocabulary: int, max_length: int, scale: float, seed: int) -> list[dict[str, Any]]:
-    """Tokenized pairs; two of three prompts have two pairs each, and some answers begin alike."""
+    """Make tokenized pairs; two of three prompts have two pairs each, and some answers begin alike."""
     rows = make_rows(PAIRS, vocabulary=vocabulary, max_length=max_length, scale=scale, seed=seed)
     for first, second in zip(rows[::3], rows[1::3], strict=True):
         second["prompt"] = first["prompt"]
@@ -55,7 +56,7 @@ def token_rows(*, vocabulary: int, max_length: int, scale: float, seed: int) -> 
 
 
 def result(model: nn.Module, logps: PairLogps) -> dict[str, list[Tensor]]:
-    """Log-probabilities of a batch, and gradients of its loss."""
+    """Return the log-probabilities of a batch and the gradients of its loss."""
     loss = orpo_loss(
         logps.nll_sum_B.sum(),
         logps.logp_chosen_B,
@@ -70,20 +71,17 @@ def result(model: nn.Module, logps: PairLogps) -> dict[str, list[Tensor]]:
 
 
 def both_paths(model: nn.Module, rows: list[dict[str, Any]], device: str) -> tuple[dict, dict]:
-    """Results of the packed and of the padded path."""
-
-    def there(batch: dict[str, Any]) -> dict[str, Any]:
-        return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
+    """Return the results of the packed and of the padded path."""
     with forest_attention_in(model), memory_saving_layers(model).applied():
         transform = output_transform(model.config)
-        packed = result(model, forest_logps(model, there(forest_batch(rows, "sequence")), transform=transform))
-    features = there(PairCollator(0)([trl_features(row) for row in rows]))
+        batch = send_to_device(forest_batch(rows, "sequence"), device)
+        packed = result(model, forest_logps(model, batch, transform=transform))
+    features = send_to_device(PairCollator(0)([trl_features(row) for row in rows]), device)
     return packed, result(model, pair_logps(model, features, pad_token_id=0))
 
 
 def distance(found: list[Tensor], exact: list[Tensor]) -> float:
-    """Norm of the difference over the norm of the exact result, in float64; NaN where one is not finite."""
+    """Return the norm of the difference over the norm of the exact result, in float64; NaN where one is not finite."""
     difference = sum((a.double() - b.double()).square().sum().item() for a, b in zip(found, exact, strict=True))
     return math.sqrt(difference / sum(b.double().square().sum().item() for b in exact))
 
@@ -92,18 +90,18 @@ def compare(shape: dict[str, Any], *, max_length: int, scale: float, device: str
     """Compare both paths in float32 and bf16.
 
     Args:
-        shape: Of a model that is small enough for all logits in float32.
-        max_length: Most tokens of a sequence.
-        scale: Of the lengths.
-        device: Where.
-        seed: Draws weights and rows.
+        shape: Configuration of a model that is small enough for all logits in float32.
+        max_length: Maximum tokens of a sequence.
+        scale: Factor of the lengths.
+        device: Where to compute.
+        seed: Seed of weights and rows.
 
     Returns:
         For each type and result: ``dtype``, ``what``, ``ours``, ``padded`` (distances from the exact result),
         ``allowed``, ``agrees``.
     """
     rows = token_rows(vocabulary=shape["vocab_size"], max_length=max_length, scale=scale, seed=seed)
-    model = make_model(shape, weights="bfloat16", device=device, seed=seed).float()  # weights that both types hold
+    model = make_model(shape, weights="bfloat16", device=device, seed=seed).float()  # values that both dtypes represent
     packed, exact = both_paths(model, rows, device)
     packed_bf16, padded_bf16 = both_paths(model.bfloat16(), rows, device)
     found = []
@@ -117,7 +115,7 @@ def compare(shape: dict[str, Any], *, max_length: int, scale: float, device: str
 
 
 def matrix_rate(size: int, device: str) -> float:
-    """Operations a second in a bf16 product of random square matrices: 2 size^3 over the median time of several."""
+    """Return operations a second in a bf16 product of square matrices: 2 size^3 over the median time of several."""
     left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     times_s = []
     for _ in range(WARM_UPS + REPEATS):

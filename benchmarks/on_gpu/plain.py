@@ -1,8 +1,8 @@
-"""What TRL 1.16's ``ORPOTrainer`` computes, in plain PyTorch: stands in for it where TRL is not installed.
+"""TRL 1.16's ``ORPOTrainer`` in plain PyTorch, for machines where TRL is not installed.
 
-Chosen and rejected are padded to one length and go through the model in one batch; all logits are made, in float32 as
-accelerate hands them on; the NLL is the mean over the chosen sequences, the log-probability of a response the mean over
-its tokens. Left out, because they are not what is learned from: TRL's metrics, and its fused kernel for the
+Chosen and rejected are padded to one length and go through the model in one batch; all logits are computed, in float32
+as accelerate returns them; the NLL is the mean over the chosen sequences, a response's log-probability the mean over
+its tokens. Left out, because they do not change what is learned: TRL's metrics, and its fused kernel for the
 log-probabilities of the responses.
 
 Shape suffixes: B pairs, S = 2B sequences (chosen first), T tokens of the longest, V vocabulary.
@@ -37,7 +37,7 @@ class PlainTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean NLL of the chosen sequences, plus beta times the mean of the odds-ratio losses."""
+        """Return the mean NLL of the chosen sequences, plus beta times the mean of the odds-ratio losses."""
         ids_ST, mask_ST, labels_ST = (
             _stacked(inputs, kind, fill)
             for kind, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", IGNORED))
@@ -58,7 +58,7 @@ def _stacked(inputs: dict[str, Tensor], kind: str, fill: int) -> Tensor:
 
 
 def _mean_logps(logits_STV: Tensor, labels_ST: Tensor) -> Tensor:
-    """Mean log-probability of the labels of each sequence; a sequence at a time, so that no copy of all is made."""
+    """Return the mean log-probability of each sequence's labels, without a copy of all logits."""
     counted_ST = labels_ST != IGNORED
     chosen_ST = logits_STV.gather(-1, labels_ST.masked_fill(~counted_ST, 0).unsqueeze(-1)).squeeze(-1)
     logp_ST = chosen_ST - torch.stack([logits_TV.logsumexp(-1) for logits_TV in logits_STV])

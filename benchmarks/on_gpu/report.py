@@ -1,4 +1,4 @@
-"""From the runs on a GPU to figures, differences and tables. Needs nothing but the standard library.
+"""Turn the runs on a GPU into figures, differences and tables. Needs only the standard library.
 
 A document is what ``gpu.py --json`` prints: machine, and for each work its checks, its runs, and what ``summarise``
 makes of them.
@@ -24,18 +24,18 @@ H100_OPERATIONS_PER_SECOND = 989e12  # dense bf16, NVIDIA's data sheet (SXM)
 
 
 def is_ours(trainer: str) -> bool:
-    """Whether a trainer is Oddsmith's."""
+    """Return whether a trainer is Oddsmith's."""
     return trainer.startswith(OURS)
 
 
 def label(run: dict[str, Any]) -> str:
-    """What to call a run's trainer."""
+    """Return the label of a run's trainer."""
     plain = str(run["reference"]).startswith("plain")
     return PLAIN_LABELS[run["trainer"]] if plain else LABELS[run["trainer"]]
 
 
 def summarise(work: dict[str, Any], operations_per_second: float) -> dict[str, dict[str, Any]]:
-    """The figures of each trainer.
+    """Return the figures of each trainer.
 
     Every repeat sees the same rows in the same steps, so a step's time is its median over the repeats.
 
@@ -73,20 +73,13 @@ def summarise(work: dict[str, Any], operations_per_second: float) -> dict[str, d
 
 
 def comparable(work: dict[str, Any]) -> list[dict[str, Any]]:
-    """Good runs whose loss is the step's: TRL's loss of several micro-batches is a mean of their means."""
+    """Return the good runs with a comparable loss: TRL's loss of several micro-batches is a mean of their means."""
     good = [run for run in work["runs"] if "failed" not in run]
     return [run for run in good if is_ours(run["trainer"]) or run["micro_batch"] == work["pairs"]]
 
 
 def differences(work: dict[str, Any]) -> list[str]:
-    """What is not the same in two trainers although it has to be; tolerances as in ``versus/report.py``.
-
-    Args:
-        work: ``runs`` and ``pairs``.
-
-    Returns:
-        One sentence for each difference; none: they agree.
-    """
+    """Return a sentence for each result that must not differ but does, with the tolerances of ``versus/report.py``."""
     good = [run for run in work["runs"] if "failed" not in run]
     found = [f"{name} differ" for name in ("tokens", "initial_weights") if len({run[name] for run in good}) > 1]
     runs = comparable(work)
@@ -97,7 +90,7 @@ def differences(work: dict[str, Any]) -> list[str]:
 
 
 def verdict(work: dict[str, Any]) -> str:
-    """One sentence on the losses."""
+    """Return a sentence about the losses."""
     if work["differences"]:
         return "; ".join(work["differences"])
     if not any(not is_ours(run["trainer"]) for run in comparable(work)):
@@ -106,7 +99,7 @@ def verdict(work: dict[str, Any]) -> str:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """All works as Markdown."""
+    """Return all works as Markdown."""
     return "\n".join(line for work in document["works"] for line in _work_lines(document, work))
 
 
@@ -188,7 +181,7 @@ def _loss_table(trainers: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def results_file(document: dict[str, Any]) -> str:
-    """A results file: command, machine, versions, then the works."""
+    """Return the text of a results file: command, machine, versions, then the works."""
     device = document["device"] or "no GPU: a toy run, which shows that the script works and nothing else"
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     lines = [

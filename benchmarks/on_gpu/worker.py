@@ -1,8 +1,8 @@
-"""One trainer, one run, one process: trains a few steps and writes what it measured.
+"""Train a few steps with one trainer and write the measurements; one process per run.
 
     python -m on_gpu.worker REQUEST.json ANSWER.json      (run by gpu.py, with benchmarks/ as the folder)
 
-All else than ``TRAINERS`` is the same: weights, bf16 autocast, AdamW with a linear schedule, rows and their order.
+Everything but ``TRAINERS`` is the same: weights, bf16 autocast, AdamW with a linear schedule, rows and their order.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TRAINERS: dict[str, dict[str, Any]] = {
 
 
 def settings(request: dict[str, Any], output_dir: str) -> dict[str, Any]:
-    """What a trainer is told, in the names that both know."""
+    """Return the settings of a trainer, by the names that both trainers have."""
     cuda = request["device"] == "cuda"
     return {
         "output_dir": output_dir,
@@ -72,19 +72,19 @@ def settings(request: dict[str, Any], output_dir: str) -> dict[str, Any]:
 
 
 def trl_orpo(request: dict[str, Any]) -> tuple[Any, str]:
-    """TRL's module, or ``None`` where ``PlainTrainer`` stands in for it; and what to call it."""
+    """Return TRL's module, or ``None`` where ``PlainTrainer`` replaces it; and its label."""
     if request["plain"]:
         return None, "plain PyTorch (asked for)"
     try:
         from trl.experimental import orpo
-    except (ImportError, RuntimeError) as error:  # TRL loads its modules late, and wraps what goes wrong
+    except (ImportError, RuntimeError) as error:  # TRL imports lazily and wraps import errors
         return None, f"plain PyTorch ({str(error).splitlines()[0]})"
     return orpo, f"TRL {version('trl')}"
 
 
 def make_trainer(request: dict[str, Any], output_dir: str, stopwatch: Stopwatch) -> Any:
-    """The trainer that the request names."""
-    told = settings(request, output_dir)
+    """Return the trainer that the request names."""
+    options = settings(request, output_dir)
     # Padded batches need a mask, which PyTorch's flash kernel does not take; flash-attention itself does.
     flash = request["trainer"] == "trl-best" and request["device"] == "cuda" and find_spec("flash_attn")
     model = make_model(
@@ -100,11 +100,11 @@ def make_trainer(request: dict[str, Any], output_dir: str, stopwatch: Stopwatch)
     adapter = LoraConfig(**LORA) if request["adapter"] else None
     common = {"train_dataset": rows, "processing_class": tokenizer, "callbacks": [stopwatch]}
     if request["trainer"].startswith("ours"):
-        return ORPOTrainer(model, args=ORPOConfig(**told), peft_config=adapter, **common)
+        return ORPOTrainer(model, args=ORPOConfig(**options), peft_config=adapter, **common)
     orpo, _ = trl_orpo(request)
     if orpo is not None:
-        return orpo.ORPOTrainer(model, args=orpo.ORPOConfig(**told), peft_config=adapter, **common)
-    args = ORPOConfig(**told, remove_unused_columns=False)
+        return orpo.ORPOTrainer(model, args=orpo.ORPOConfig(**options), peft_config=adapter, **common)
+    args = ORPOConfig(**options, remove_unused_columns=False)
     pair_tokenizer = PairTokenizer.from_settings(tokenizer, args, is_encoder_decoder=False)
     transformers.set_seed(args.seed)  # as the other trainers do before they draw an adapter
     return PlainTrainer(
@@ -128,8 +128,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         Per step: ``step_s``, ``loss``, ``grad_norm``, ``computed_tokens``. Of the run: ``peak_bytes`` and
         ``before_bytes`` (before the first step; device memory, or resident memory without a device), ``setup_s``,
         ``layout`` (how ours laid out its batches, and why), ``max_tokens`` (of its micro-batches, at the end),
-        ``reference`` (TRL, or what stood for it; of ours ``None``), the fingerprints ``tokens`` and
-        ``initial_weights``. Only ``{"failed": "out of memory"}`` where it was.
+        ``reference`` (TRL or its replacement; ``None`` for ours), the fingerprints ``tokens`` and
+        ``initial_weights``. ``{"failed": "out of memory"}`` alone where memory ran out.
     """
     started_s = time.perf_counter()
     cuda = request["device"] == "cuda"

@@ -1,7 +1,7 @@
-"""What is trained, and on what: random weights of known shapes, random words with the lengths of UltraFeedback.
+"""Models and pairs: random weights of known shapes, random words with the lengths of UltraFeedback.
 
-A row's words are the numbers of their tokens, so that both trainers tokenize text, as they do in earnest, and the whole
-vocabulary is in use.
+A row's words are the numbers of their tokens, so that both trainers tokenize text as in a real run, and use the whole
+vocabulary.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-l
 
 
 class Work(NamedTuple):
-    """A model, what is trained of it, and how much a step has of it."""
+    """A model, which part of it is trained, and how many pairs a step has."""
 
     shape: dict[str, Any]
     adapter: bool
@@ -64,7 +64,7 @@ class Work(NamedTuple):
     learning_rate: float
 
 
-# A model that is trained whole has float32 weights: an update of 1e-6 of a bf16 weight would be rounded away.
+# Full fine-tuning needs float32 weights: an update of 1e-6 of a bf16 weight would be rounded away.
 WORKS = {
     "llama-8b-lora": Work(LLAMA_3_8B, adapter=True, weights="bfloat16", pairs=4, learning_rate=1e-4),
     "qwen-0.5b-full": Work(QWEN_2_5_500M, adapter=False, weights="float32", pairs=8, learning_rate=1e-5),
@@ -72,7 +72,7 @@ WORKS = {
 
 
 def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One token a word where the word is a number, one a letter elsewhere; the last token ends a turn."""
+    """Make a tokenizer with one token per number and per other letter; the last token ends a turn."""
     tokens = {str(number): number for number in range(vocabulary - 1 - len(LETTERS))}
     tokens |= {letter: len(tokens) + i for i, letter in enumerate(LETTERS)}
     tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[], ignore_merges=True))
@@ -82,17 +82,9 @@ def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def make_rows(pairs: int, *, vocabulary: int, max_length: int, scale: float, seed: int) -> list[dict[str, str]]:
-    """Pairs of random words.
+    """Make rows of random words with ``prompt``, ``chosen`` and ``rejected``.
 
-    Args:
-        pairs: How many.
-        vocabulary: Tokens to draw from.
-        max_length: Most tokens of a sequence, its end token included.
-        scale: 1 for lengths like UltraFeedback's.
-        seed: Draws lengths and words.
-
-    Returns:
-        Rows with ``prompt``, ``chosen``, ``rejected``.
+    ``max_length`` counts the tokens of a sequence with its end token; ``scale`` is 1 for lengths like UltraFeedback's.
     """
     generator = np.random.default_rng(seed)
 
@@ -109,18 +101,7 @@ def make_rows(pairs: int, *, vocabulary: int, max_length: int, scale: float, see
 
 
 def make_model(shape: dict[str, Any], *, weights: str, device: str, seed: int, attention: str = "sdpa") -> nn.Module:
-    """A causal language model with random weights, made where it is used.
-
-    Args:
-        shape: Settings of the configuration.
-        weights: Type of the weights.
-        device: Where.
-        seed: Draws them.
-        attention: Attention implementation of transformers.
-
-    Returns:
-        The model.
-    """
+    """Make a causal language model with random weights on its device, from settings of its configuration."""
     config = AutoConfig.for_model(**shape)
     torch.manual_seed(seed)
     with torch.device(device):
@@ -128,21 +109,21 @@ def make_model(shape: dict[str, Any], *, weights: str, device: str, seed: int, a
 
 
 def multiplied_parameters(shape: dict[str, Any]) -> int:
-    """Weights of the linear layers, the output layer among them: what every token is multiplied with."""
+    """Count the weights of the linear layers and the output layer: those that every token is multiplied with."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def token_ids(row: dict[str, str], side: str, vocabulary: int) -> tuple[np.ndarray, int]:
-    """The tokens of a sequence with its end token, and how many of them are the prompt's."""
+    """Return the tokens of a sequence with its end token, and how many of them are the prompt's."""
     prompt = row["prompt"].split()
     ids = [*prompt, *row[side].split(), vocabulary - 1]
     return np.array(ids, dtype=np.int64), len(prompt)
 
 
 def count_step(rows: list[dict[str, str]], vocabulary: int) -> dict[str, int]:
-    """Tokens of a step: ``padded`` (sequences times the longest), ``packed`` (of all) and ``forest`` (none twice)."""
+    """Count a step's tokens: ``padded`` (sequences times the longest), ``packed`` (all) and ``forest`` (none twice)."""
     sequences = [token_ids(row, side, vocabulary)[0] for side in ("chosen", "rejected") for row in rows]
     lengths = [len(ids) for ids in sequences]
     return {

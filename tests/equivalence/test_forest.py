@@ -24,22 +24,8 @@ from oddsmith.model.logprobs.output_transform import output_transform
 from oddsmith.model.logprobs.packed import forest_logps
 from oddsmith.model.logprobs.padded import pair_logps
 from oddsmith.model.logprobs.self_check import check_forest
-from tests.tiny import tiny_tokenizer
+from tests.tiny import SMALL, tiny_tokenizer
 
-SMALL = {
-    "vocab_size": 264,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.3,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LATENT = {
     "n_routed_experts": 4,
@@ -102,7 +88,7 @@ BETA = 0.3
 
 
 class Float64Everywhere(TorchFunctionMode):
-    """Computes in float64 what models compute in float32 at least (norms, rotations, softmax, routers)."""
+    """Compute in float64 what models otherwise compute in float32 (norms, rotations, softmax, routers)."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         swap = {torch.float32: torch.float64, torch.float: torch.float64}
@@ -192,7 +178,7 @@ def test_the_self_check_recognises_models_that_cannot_be_packed(kind):
 
 
 class RunningMean(torch.nn.Module):
-    """Looks at all tokens before, wherever they belong, but too little to be seen in the log-probabilities."""
+    """Mix in all earlier tokens, also of other sequences, but too little to show in the log-probabilities."""
 
     def forward(self, hidden_states, **kwargs):
         counts = torch.arange(1, hidden_states.shape[1] + 1).unsqueeze(-1)

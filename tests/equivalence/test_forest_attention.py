@@ -54,7 +54,7 @@ def test_paths_agree_with_the_whole_mask(dtype, window, sequences):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("window", [None, 100])
-@pytest.mark.parametrize("max_saved_keys", [0, 512], ids=["weights computed again", "weights kept"])
+@pytest.mark.parametrize("max_saved_keys", [0, 512], ids=["weights computed again", "weights saved"])
 def test_paths_agree_with_the_whole_mask_over_several_blocks_of_queries(dtype, window, max_saved_keys, monkeypatch):
     monkeypatch.setattr(attention_cpu, "_MAX_SAVED_KEYS", max_saved_keys)
     generator = np.random.default_rng(0)
@@ -68,20 +68,20 @@ def test_paths_agree_with_the_whole_mask_over_several_blocks_of_queries(dtype, w
     )
 
 
-def test_weights_are_kept_where_rows_are_short_and_the_model_learns():
-    def kept(rows):
+def test_weights_are_saved_where_rows_are_short_and_gradients_are_needed():
+    def saved_blocks(rows):
         _, _, layout = pack([np.arange(rows)])
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: sizes.append(tensor.numel()), lambda tensor: tensor
         ):
             paths_forest_attention(*random_heads(rows, torch.float32, heads=2, groups=1), layout, scaling=1.0)
-        return len(sizes) - 4  # queries, keys, values and what came out
+        return len(sizes) - 4  # queries, keys, values and the result
 
-    assert kept(300) == 3  # a block of 128 queries each
-    assert kept(1300) == 0
+    assert saved_blocks(300) == 3  # a block of 128 queries each
+    assert saved_blocks(1300) == 0
     with torch.no_grad():
-        assert kept(300) == -4
+        assert saved_blocks(300) == -4
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -53,7 +53,7 @@ def linear(hidden, vocabulary, *, bias=True, trainable=(), dtype=torch.float32, 
 
 
 def assert_equal(ours, plain, tolerance):
-    """Errors relative to the largest element of what they are errors of (or to 1, where sums cancel)."""
+    """Compare tensors by name, relative to the largest element of each (or to 1, where sums cancel)."""
     assert ours.keys() == plain.keys()
     for name, expected in plain.items():
         assert (ours[name].dtype, ours[name].shape) == (expected.dtype, expected.shape), name
@@ -62,7 +62,7 @@ def assert_equal(ours, plain, tolerance):
 
 
 class Watched(TorchDispatchMode):
-    """Adds up the operations of matrix products, and notes the largest tensor that any operation makes."""
+    """Count the operations of matrix products, and note the largest tensor that any operation returns."""
 
     def __init__(self):
         super().__init__()
@@ -114,7 +114,7 @@ def test_chunks_longer_than_a_slice_equal_all_logits():
 
 
 class NormedHead(nn.Module):
-    """A head that is no linear layer and does not say how wide its logits are."""
+    """A head without ``out_features`` that is not a linear layer."""
 
     def __init__(self, hidden, vocabulary):
         super().__init__()
@@ -235,7 +235,7 @@ def error(result, truth):
 @pytest.mark.parametrize("confidence", [1, 8, 40])
 @pytest.mark.parametrize("kind", ["frozen", "trained", "LoRA"])
 def test_bf16_autocast_is_no_further_from_the_truth_than_all_logits_are(kind, confidence, budget_rows):
-    """Measured in float64. A confident head predicts its targets: their gradient is what p lacks to 1."""
+    """The truth is float64. A confident head predicts its targets, and their gradient is 1 - p."""
     case = Case(200, 260, 64, 700)
     head = linear(64, 700, trainable=("weight", "bias") if kind == "trained" else ())
     with torch.no_grad():
@@ -324,8 +324,8 @@ def test_a_pair_of_8000_tokens_never_has_its_logits(trainable):
     assert watched.largest <= budget_bytes / 4
 
 
-@pytest.mark.parametrize(("rows_in_budget", "kept"), [(4 * 60, [60]), (4 * 256, [256]), (2000, [256, 44])])
-def test_any_other_head_keeps_what_the_budget_holds_beside_a_chunk_at_work(rows_in_budget, kept):
+@pytest.mark.parametrize(("rows_in_budget", "saved"), [(4 * 60, [60]), (4 * 256, [256]), (2000, [256, 44])])
+def test_any_other_head_saves_what_the_budget_holds_beside_the_current_chunk(rows_in_budget, saved):
     case, head = Case(300, 300, 8, 50), adapted()
     sizes = []
 
@@ -337,7 +337,7 @@ def test_any_other_head_keeps_what_the_budget_holds_beside_a_chunk_at_work(rows_
         token_logps(
             head, case.hidden_TD.requires_grad_(), case.position_E, case.target_E, budget_bytes=rows_in_budget * 200
         )
-    assert sorted((size for size in sizes if size > 256 * 8), reverse=True) == [50 * rows for rows in kept]
+    assert sorted((size for size in sizes if size > 256 * 8), reverse=True) == [50 * rows for rows in saved]
 
 
 @pytest.mark.parametrize("rows", [10**6, 4])

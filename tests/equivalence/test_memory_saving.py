@@ -33,23 +33,9 @@ from oddsmith.model.logprobs.memory_saving.operations import (
     rms_norm,
 )
 from oddsmith.model.logprobs.memory_saving.recompute import Recomputed, mark_recomputable, what_to_save
-from tests.tiny import tiny_model
+from tests.tiny import SMALL, tiny_model
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
-SMALL = {
-    "vocab_size": 264,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 # Modules of a model of two layers that get a memory-saving forward: norms and MLPs.
 ARCHITECTURES = {
     "llama": (5, 2),
@@ -75,7 +61,7 @@ widths = st.integers(1, 40)
 
 def architecture(name, dtype=torch.float32, **settings):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **SMALL | settings)
+    config = AutoConfig.for_model(name, **SMALL | {"initializer_range": 0.2} | settings)
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
@@ -122,12 +108,12 @@ def assert_equal_steps(found, expected, tolerance=1e-5):
 
 
 def distance(found, expected):
-    """Of two tensors, relative to the larger one's norm."""
+    """Norm of the difference of two tensors, relative to the norm of the expected one."""
     return ((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-3)).item()
 
 
-def kept_bytes(model, function):
-    """What autograd keeps of a forward pass beside the parameters, each piece of memory counted once."""
+def saved_bytes(model, function):
+    """Bytes that autograd saves of a forward pass beside the parameters, each storage counted once."""
     sizes, parameters = {}, {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def pack(tensor):
@@ -137,7 +123,7 @@ def kept_bytes(model, function):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = function()  # held, so that no memory is used twice
+        y = function()  # kept alive, so that no address is used twice
     assert y.requires_grad
     return sum(sizes.values())
 
@@ -155,7 +141,7 @@ NORMS = {Scale.AFTER_CAST: LlamaRMSNorm, Scale.BEFORE_CAST: Olmo2RMSNorm, Scale.
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @settings(max_examples=8)
-@given(shape=shapes, width=st.integers(8, 40), seed=st.integers(0, 99))  # narrower gradients all but cancel
+@given(shape=shapes, width=st.integers(8, 40), seed=st.integers(0, 99))  # narrower gradients nearly cancel
 def test_rms_norm(scale, dtype, weight_dtype, shape, width, seed):
     """Values to the last bit; gradients as near to float32's as those of the module."""
     module = NORMS[scale](width, eps=1e-5).to(weight_dtype)
@@ -175,7 +161,7 @@ def test_rms_norm(scale, dtype, weight_dtype, shape, width, seed):
 
 
 def assert_near(function, reference, inputs, grad):
-    """Equal values and gradients."""
+    """Compare values and gradients."""
     for found, expected in zip(results(function, inputs, grad), results(reference, inputs, grad), strict=True):
         assert found.dtype == expected.dtype
         assert distance(found, expected) <= TOLERANCE.get(found.dtype, 4 * torch.finfo(found.dtype).eps)
@@ -235,7 +221,7 @@ def test_linear(dtype, shape, inner, outer, rank, frozen, bias, seed):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @settings(max_examples=10)
 @given(shape=shapes, inner=widths, outer=widths, rank=st.integers(1, 8), seed=st.integers(0, 99))
-def test_branch_beside_a_product_of_somebody_else(dtype, shape, inner, outer, rank, seed):
+def test_branch_beside_a_product_of_another_library(dtype, shape, inner, outer, rank, seed):
     x, y, A, B, grad = random(
         (*shape, inner), (*shape, outer), (rank, inner), (outer, rank), (*shape, outer), seed=seed, dtype=dtype
     )
@@ -247,10 +233,10 @@ def test_branch_beside_a_product_of_somebody_else(dtype, shape, inner, outer, ra
     )
 
 
-# ---- Recipes
+# ---- Recomputed tensors
 
 
-def test_what_several_layers_read_is_made_once_again_and_not_held():
+def test_a_tensor_that_several_layers_read_is_recomputed_once_and_then_dropped():
     made = []
     x = torch.randn(2, 3)
 
@@ -260,14 +246,14 @@ def test_what_several_layers_read_is_made_once_again_and_not_held():
 
     y = 2 * x
     mark_recomputable(y, Recomputed(make), x)
-    (recomputed, ingredients), (same, _) = what_to_save(y), what_to_save(y)
+    (recomputed, sources), (same, _) = what_to_save(y), what_to_save(y)
     assert recomputed is same
-    assert ingredients[0].data_ptr() == x.data_ptr()
+    assert sources[0].data_ptr() == x.data_ptr()
     first, second = recomputed.read(x), recomputed.read(x)
     assert first is second
     assert torch.equal(first, y)
     assert len(made) == 1
-    assert recomputed.read(x) is not first  # a second backward pass: nothing was held after the last reader
+    assert recomputed.read(x) is not first  # a second backward pass: the last reader dropped it
 
 
 def test_an_mlp_computes_its_activation_once_in_each_direction():
@@ -285,8 +271,8 @@ def test_an_mlp_computes_its_activation_once_in_each_direction():
     assert len(computed) == 2
 
 
-@pytest.mark.parametrize("which", ["the tensor", "an ingredient"])
-def test_what_was_written_to_is_kept_as_it_is(which):
+@pytest.mark.parametrize("which", ["the tensor", "a source"])
+def test_a_tensor_that_was_written_to_is_saved_itself(which):
     x = torch.randn(2, 3)
     y = 2 * x
     mark_recomputable(y, Recomputed(lambda x: 2 * x), x)
@@ -311,7 +297,7 @@ def test_a_second_backward_pass_over_the_same_graph():
 
 @pytest.mark.parametrize("adapter", [True, False])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_models(name, adapter):
+def test_steps_of_whole_models(name, adapter):
     model = architecture(name)
     disable_dropout(model.train())
     model = with_adapter(model) if adapter else model
@@ -343,7 +329,7 @@ def test_in_bf16_as_near_to_float32_as_the_model_itself(name, adapter):
 
 
 @pytest.mark.parametrize("adapter", [True, False])
-def test_less_than_half_is_kept(adapter):
+def test_less_than_half_is_saved(adapter):
     """Of wide layers, where activations weigh more than rounding up; under autocast, as in training."""
     settings = {"hidden_size": 64, "intermediate_size": 160, "head_dim": 16}
     model = architecture("llama", torch.bfloat16 if adapter else torch.float32, **settings).train()
@@ -354,13 +340,13 @@ def test_less_than_half_is_kept(adapter):
         with torch.autocast("cpu", torch.bfloat16):
             return decoder(torch.arange(256)[None]).last_hidden_state
 
-    own = kept_bytes(decoder, forward)
+    own = saved_bytes(decoder, forward)
     with layers.applied():
-        assert kept_bytes(decoder, forward) <= 0.5 * own
+        assert saved_bytes(decoder, forward) <= 0.5 * own
 
 
-def test_a_layer_keeps_residuals_attention_and_the_gates():
-    """And with them the products' ranks and one number a row of each norm: nothing follows from anything else kept."""
+def test_a_layer_saves_residuals_attention_and_gates():
+    """And the inner products of LoRA and one number a row of each norm, but nothing that can be recomputed."""
     model = with_adapter(architecture("llama", torch.bfloat16, num_hidden_layers=3)).get_base_model().model
     tokens, hidden, heads, kv_heads, head, gates, rank = 128, 32, 4, 2, 8, 48, 4
     x = torch.randn(1, tokens, hidden, dtype=torch.bfloat16, requires_grad=True)
@@ -372,15 +358,15 @@ def test_a_layer_keeps_residuals_attention_and_the_gates():
             return model(inputs_embeds=x, use_cache=False).last_hidden_state
 
     layers = model.layers
-    difference = kept_bytes(model, lambda: forward(layers[:3])) - kept_bytes(model, lambda: forward(layers[:2]))
+    difference = saved_bytes(model, lambda: forward(layers[:3])) - saved_bytes(model, lambda: forward(layers[:2]))
     elements = 2 * hidden + 2 * heads * head + 2 * kv_heads * head + 2 * gates + 7 * rank
     in_float32 = 2 + heads  # of the two norms and of the attention
     assert difference / tokens <= 2 * elements + 4 * in_float32
 
 
-def test_a_frozen_layer_does_not_keep_its_input():
+def test_a_frozen_layer_does_not_save_its_input():
     layer = nn.Linear(8, 6).requires_grad_(False)
-    assert kept_bytes(layer, lambda: linear(X, Weights(layer.weight, layer.bias), torch.float32)) == 0
+    assert saved_bytes(layer, lambda: linear(X, Weights(layer.weight, layer.bias), torch.float32)) == 0
 
 
 # ---- Conditions
@@ -397,9 +383,9 @@ def lora_layer(**settings):
 
 
 def ways(model, layer):
-    """How a layer's output can be other than W x + s B A x."""
+    """Put a layer into each state in which its output is not W x + s B A x."""
     model.add_adapter("other", LoraConfig(target_modules=["up"], r=3, init_lora_weights=False))
-    yield "as it was found"
+    yield "unchanged"
     layer.set_adapter("other")
     yield "another adapter"
     layer.set_adapter(["default", "other"])
@@ -424,7 +410,7 @@ def ways(model, layer):
     handle.remove()
 
 
-def test_lora_layers_do_what_they_would_have_done():
+def test_lora_layers_give_the_same_output_in_every_state():
     model, layer = lora_layer()
     layers = memory_saving_layers(model)
     assert layers.counts == {"lora": 1}
@@ -443,7 +429,7 @@ def test_other_kinds_of_adapters_are_left_alone(settings):
     assert memory_saving_layers(model.train()).counts == {}
 
 
-def test_a_forward_of_peft_that_we_do_not_know_is_left_alone(monkeypatch):
+def test_an_unknown_forward_of_peft_is_left_alone(monkeypatch):
     model, layer = lora_layer()
     monkeypatch.setattr(type(layer), "forward", lambda self, x: 2 * self.base_layer(x))
     assert memory_saving_layers(model).counts == {}
@@ -459,7 +445,7 @@ def test_adapters_mixed_in_one_batch():
 
 
 @pytest.mark.parametrize("settings", [{"use_rslora": True}, {"init_lora_weights": "olora"}, {"bias": "all"}])
-def test_adapters_that_differ_in_their_start_or_scale(settings):
+def test_adapters_with_another_start_or_scale(settings):
     model = with_adapter(tiny_model(attention_bias=True), **settings)
     layers = memory_saving_layers(model)
     assert layers.counts["lora"] == 14
@@ -509,15 +495,15 @@ def test_modules_that_only_look_alike_keep_their_forward():
 
 
 def test_float64_is_left_to_the_model():
-    """It is there to compare with, and norms compute in float32."""
+    """A float64 model is there to compare with, and our norms compute in float32."""
     model = tiny_model().double()
     assert_equal_steps(step(model, layers=memory_saving_layers(model)), step(model), tolerance=1e-12)
 
 
-# ---- What becomes of the model
+# ---- The model inside and afterwards
 
 
-def test_nothing_is_left_behind():
+def test_the_model_is_unchanged_afterwards():
     model = with_adapter(tiny_model())
     before, state = {name: dict(vars(m)) for name, m in model.named_modules()}, torch.get_rng_state()
     layers = memory_saving_layers(model)
@@ -531,7 +517,7 @@ def test_nothing_is_left_behind():
         assert torch.equal(other(IDS).logits, model(IDS).logits)
 
 
-def test_inside_the_model_has_the_same_parameters_and_can_be_used():
+def test_the_model_can_be_saved_and_generate_inside():
     model = with_adapter(tiny_model())
     layers = memory_saving_layers(model)
     keys, answer = list(model.state_dict()), model.generate(IDS, max_new_tokens=4, do_sample=False)
@@ -545,7 +531,7 @@ def test_inside_the_model_has_the_same_parameters_and_can_be_used():
     assert torch.allclose(model.merge_and_unload()(IDS).logits, logits, atol=1e-4)
 
 
-def test_a_forward_that_somebody_else_has_replaced_stays():
+def test_a_forward_that_other_code_replaced_stays():
     model = tiny_model()
     layers = memory_saving_layers(model)
     norm = model.model.norm

@@ -88,7 +88,7 @@ def flash(request, monkeypatch):
         monkeypatch.setattr(attention_cuda, "_varlen_kernel", lambda device: chosen)
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("older than Ampere")
-    # A silent way round would be compared with itself.
+    # A silent fallback to FlexAttention would pass unnoticed.
     monkeypatch.setattr(attention_cuda, "flex_forest_attention", None)
     return cuda_forest_attention
 

@@ -131,7 +131,7 @@ def long_pairs(count):
 
 
 class Hog(TrainerCallback):
-    """After the first step, takes all memory but a share of what that step needed."""
+    """After the first step, take all memory except a share of what that step needed."""
 
     def __init__(self, share):
         self.share, self.taken, self.needed_bytes = share, None, 0
@@ -172,7 +172,7 @@ def test_a_step_that_does_not_fit_is_repeated_in_halves(tmp_path, caplog):
 
 @pytest.mark.parametrize("checkpointing", ["kept", "checkpointed"])
 def test_the_automatic_budget_fits(tmp_path, caplog, checkpointing):
-    """With 3 GiB to work in, micro-batches are made short enough, and as long as that allows."""
+    """With 3 GiB free, micro-batches are as long as that allows."""
     model = small_model(**LARGE)
     torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info()

@@ -56,7 +56,7 @@ def test_tokens_are_counted_as_they_are_computed(measured):
 
 def test_the_stand_in_computes_what_trl_computes(gpu, measured, tmp_path):
     (with_plain,) = measured[0][1]["works"]
-    request = gpu.ask("qwen-0.5b-full", gpu.arguments(["--quick"]), "cpu", tmp_path)
+    request = gpu.request_of("qwen-0.5b-full", gpu.arguments(["--quick"]), "cpu", tmp_path)
     trl = gpu.process("worker", request | {"trainer": "trl-default", "micro_batch": 8}, tmp_path / "answer.json")
     plain = with_plain["trainers"]["trl-default"]
     assert trl["reference"].startswith("TRL 1.16")

@@ -71,7 +71,7 @@ def test_the_transform_of_the_heads_output_is_the_models_logits(model_type):
     ],
     ids=lambda config: config.model_type,
 )
-def test_what_is_not_known_is_not_guessed(config):
+def test_unknown_models_have_no_transform(config):
     assert output_transform(config) is None
 
 
@@ -81,7 +81,7 @@ BESIDE_DEFAULTS = {
 
 
 def assignments_to_logits(model_type: str, class_name: str) -> list[str]:
-    """The right-hand sides by which a model's class makes its logits, read from its source."""
+    """Right-hand sides of the assignments to logits in a model's class, read from its source."""
     folder = Path(transformers.__file__).parent / "models" / model_type_to_module_name(model_type)
     for path in folder.glob("modeling_*.py"):
         found = re.search(rf"^class {class_name}\(.*?(?=^class |\Z)", path.read_text(encoding="utf-8"), re.M | re.S)
@@ -100,7 +100,7 @@ def does_more_than_its_head(model_type: str, class_name: str) -> bool:
 
 
 def test_no_causal_model_of_transformers_is_overlooked():
-    """Whatever does more than call its head has a transform other than none, once its settings are not neutral."""
+    """A model that does more than call its head has a transform once its settings are not neutral."""
     unusual, overlooked = [], []
     for model_type, class_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         if not does_more_than_its_head(model_type, class_name):

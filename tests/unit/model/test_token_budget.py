@@ -1,4 +1,4 @@
-"""How long micro-batches may be: what autograd keeps is counted, and the budget stays within what is free."""
+"""The token budget of micro-batches: what autograd saves is counted, and the budget stays within the free memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 class Layer(nn.Module):
-    """What a layer of a language model is, in small."""
+    """A small layer of a language model."""
 
     def __init__(self, checkpointing: bool = False):
         super().__init__()
@@ -42,23 +42,23 @@ def saved_bytes_per_token(model: nn.Module) -> float:
     return token_budget(model, loss_of(model)).saved_bytes_per_token
 
 
-def test_kept_bytes_are_those_of_the_saved_tensors():
-    """The ids (int64), the input of each linear layer; tanh keeps its result, which is the second one's input."""
+def test_bytes_of_saved_tensors_are_counted():
+    """The ids (int64) and the input of each linear layer; tanh saves its result, which is the second one's input."""
     assert saved_bytes_per_token(Layer()) == 8 + 4 * (D + F)
     assert saved_bytes_per_token(Layer().double()) == 8 + 8 * (D + F)
 
 
-def test_of_a_frozen_layer_only_what_its_input_needs_is_kept():
+def test_a_frozen_layer_saves_only_what_its_input_needs():
     model = Layer()
     model.down.requires_grad_(False)  # it passes gradients on, for which its weight is enough
     model.embedding.requires_grad_(False)
     assert saved_bytes_per_token(model) == 4 * (D + F)
     model.up.requires_grad_(False)
     model.down.bias.requires_grad_(True)
-    assert saved_bytes_per_token(model) == 1.0  # nothing; never 0, by which one cannot divide
+    assert saved_bytes_per_token(model) == 1.0  # nothing; never 0, which would be divided by
 
 
-def test_a_checkpoint_keeps_its_input_alone():
+def test_a_checkpoint_saves_only_its_input():
     assert saved_bytes_per_token(Layer(checkpointing=True)) == 8 + 4 * D
 
 
@@ -72,7 +72,7 @@ def test_budgets_have_limits(free, expected, monkeypatch):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_budget_fills_what_is_free_after_gradients_and_optimizer(processes, monkeypatch):
+def test_a_budget_fills_the_memory_beside_gradients_and_optimizer(processes, monkeypatch):
     """Processes on one machine's CPUs share what is free."""
     model = Layer()
     fixed = 3 * 4 * sum(p.numel() for p in model.parameters())
@@ -83,7 +83,7 @@ def test_a_budget_fills_what_is_free_after_gradients_and_optimizer(processes, mo
     assert str(budget) == f"at most {budget.max_tokens:,} tokens a micro-batch (0.00 MB a token, 0.0 GiB free)"
 
 
-def test_a_frozen_model_leaves_room_for_itself(monkeypatch):
+def test_frozen_parameters_need_no_gradients_and_optimizer(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
     model = Layer().requires_grad_(False)
     model.up.bias.requires_grad_(True)
@@ -96,7 +96,7 @@ def control_group(folder, **files) -> None:
 
 
 def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch):
-    """Files that were read are not lost: their pages are given up for whoever needs them."""
+    """The kernel gives up the pages of cached files when memory is needed."""
     monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
     available = psutil.virtual_memory().available
     control_group(tmp_path, max=5_000_000, current=4_000_000, stat="anon 1000000\ninactive_file 2500000\nslab 12")
@@ -106,7 +106,7 @@ def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("files", [{}, {"max": "max", "current": 1, "stat": "inactive_file 0"}])
-def test_without_a_limit_all_that_is_available_is_free(files, tmp_path, monkeypatch):
+def test_without_a_limit_all_available_memory_is_free(files, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
     control_group(tmp_path, **files)
     assert free_bytes(CPU) == pytest.approx(psutil.virtual_memory().available, rel=0.2)

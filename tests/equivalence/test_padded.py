@@ -94,7 +94,7 @@ def test_values_and_gradients_equal_one_sequence_at_a_time(name, nll_on, pairs):
         torch.testing.assert_close(a, b, rtol=100 * tolerance, atol=10 * tolerance)
 
 
-def test_the_head_is_only_asked_where_something_is_predicted():
+def test_the_head_computes_only_where_a_target_is_predicted():
     model = tiny_model()
     seen = []
     model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape))
