@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from oddsmith.errors import ConfigError, MissingExtraError
 from oddsmith.monitor.report import catalogue, plotly_script
 from oddsmith.monitor.security import COOKIE, HEADERS, is_loopback
-from oddsmith.monitor.server import MOST_STREAMS, make_app
+from oddsmith.monitor.server import MAX_STREAMS, make_app
 from tests.command import SETTINGS, START, environment, run_here, save_config, save_model, save_pairs
 
 HISTORIES = Path(__file__).parents[1] / "histories"
@@ -222,7 +222,7 @@ def test_what_is_loopback(host, expected):
 def test_streams_are_counted_and_given_back(runs):
     server = Started(runs)
     try:
-        streams = [server.stream() for _ in range(MOST_STREAMS)]
+        streams = [server.stream() for _ in range(MAX_STREAMS)]
         for stream in streams:
             assert b"200 OK" in stream.recv(4096)
         assert server.get("/api/changes")[0] == 503
@@ -308,7 +308,7 @@ def test_without_plotly_the_install_command_is_named(monkeypatch):
 
 def test_it_loads_neither_torch_nor_transformers(runs):
     code = (
-        "import sys\nfrom oddsmith.monitor.serving import serve_monitor\nimport oddsmith.cli.commands.monitor\n"
+        "import sys\nfrom oddsmith.monitor.server import serve_monitor\nimport oddsmith.cli.commands.monitor\n"
         "sys.exit(', '.join({'torch', 'transformers', 'plotly'} & set(sys.modules)) or None)"
     )
     done = subprocess.run([*START[:1], "-c", code], capture_output=True, text=True, timeout=60, env=environment())

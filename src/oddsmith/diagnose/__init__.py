@@ -1,1 +1,1 @@
-"""What is wrong with a run, from its metrics alone: rules over a history, ours or any trainer's."""
+"""Find what is wrong with a run, ours or another trainer's, by rules over the history of its metrics."""

@@ -1,1 +1,1 @@
-"""A page that shows runs while they go on and afterwards. It reads run folders and writes nothing into them."""
+"""Show runs on a page in the browser, while they go on and afterwards. Run folders are read, never written."""

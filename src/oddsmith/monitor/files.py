@@ -1,37 +1,101 @@
-"""Files of a run folder that are read whole: settings, and what other trainers leave."""
+"""Read the files of a run folder: regular files only, no links, and of a growing file only what is new."""
 
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..system.run_folder import TRAINER_STATE_FILE
-from .tail import open_plain
+
+MAX_LINE_BYTES = 2_000_000  # twice what ``oddsmith diagnose`` reads of a line; a longer one is skipped
+CHUNK_BYTES = 4_000_000
 
 
-def read_text(path: Path, most_bytes: int) -> str:
-    """The beginning of a regular file; empty where there is none."""
+def open_plain(path: Path) -> int | None:
+    """Open a regular file and return its descriptor; ``None`` for a link, a pipe, a device, or nothing at all."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """Return the beginning of a regular file; empty if there is none."""
     descriptor = open_plain(path)
     if descriptor is None:
-        return ""
+        return b""
     with os.fdopen(descriptor, "rb") as file:
-        return file.read(most_bytes).decode("utf-8", errors="replace")
+        return file.read(max_bytes)
+
+
+class Tail:
+    """Reads a growing file line by line, each line once, when it is complete.
+
+    Args:
+        path: The file; it need not exist yet.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._offset = 0  # of the first byte after the lines read so far
+        self._identity: tuple[int, int] | None = None
+        self._skipping = False  # the line at the offset is too long, and its end has not been seen
+
+    def restarted(self) -> bool:
+        """Return whether the file was replaced or has become shorter; the next read then begins at its start."""
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return False
+        identity = (found.st_dev, found.st_ino)
+        fresh = self._identity is not None and (identity != self._identity or found.st_size < self._offset)
+        if fresh:
+            self._offset, self._skipping = 0, False
+        self._identity = identity
+        return fresh
+
+    def new_lines(self) -> Iterator[bytes]:
+        """Read the lines that were completed since the last call.
+
+        Yields:
+            bytes: Each line without its end.
+        """
+        descriptor = open_plain(self.path)
+        if descriptor is None:
+            return
+        with os.fdopen(descriptor, "rb") as file:
+            file.seek(self._offset)
+            rest = b""
+            while chunk := file.read(CHUNK_BYTES):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._offset += len(line) + 1
+                    if not self._skipping and len(line) <= MAX_LINE_BYTES:
+                        yield line
+                    self._skipping = False
+                if len(rest) > MAX_LINE_BYTES:
+                    self._offset, self._skipping, rest = self._offset + len(rest), True, b""
 
 
 def foreign_files(path: Path) -> list[Path]:
-    """What ``read_history`` may open of another trainer's run."""
+    """Return the files that ``read_history`` may open of another trainer's run."""
     patterns = (TRAINER_STATE_FILE, f"checkpoint-*/{TRAINER_STATE_FILE}", "trainer_log.jsonl", "*.csv")
-    return [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)]
+    return [path] if path.is_file() else sorted(file for pattern in patterns for file in path.glob(pattern))
 
 
-def stamp(path: Path) -> tuple[tuple[Path, int, int], ...]:
-    """Return path, size and modification time (ns) of every file of another trainer's run that is there."""
-    found = [(file, _stat(file)) for file in sorted(foreign_files(path))]
-    return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in found if stat is not None)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
+def stamps(files: list[Path]) -> tuple[tuple[Path, int, int], ...]:
+    """Return path, size and modification time (ns) of each file that is there: they differ when one has changed."""
+    found = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            continue
+        found.append((file, status.st_size, status.st_mtime_ns))
+    return tuple(found)

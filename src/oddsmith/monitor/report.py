@@ -79,15 +79,9 @@ def write_report(folder: Path, file: Path) -> None:
 
 
 def report_html(runs: Sequence[Run]) -> str:
-    """Return the page with runs in it, which needs no server and no network.
+    """Return the page with runs in it, which have been refreshed. It needs no server and no network.
 
     Its content security policy allows its own scripts, by their hashes, and no request.
-
-    Args:
-        runs: Runs that have been refreshed.
-
-    Returns:
-        The HTML.
     """
     documents = [
         {

@@ -1,4 +1,4 @@
-"""A run as the page sees it, read from its folder as far as it has come."""
+"""One run as the page sees it, read from its folder as far as it has come."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..diagnose.history import History
+from ..diagnose.history import MAX_STEP, History
 from ..diagnose.readers import history_of_events, is_event, read_history
 from ..diagnose.rules import judge
 from ..errors import DataError
-from ..system.run_folder import EVENTS_FILE, SETTINGS_FILE
-from .files import foreign_files, read_text, stamp
-from .happenings import Happenings
-from .pairs import number, read_pairs, text
+from ..system.run_folder import EVENTS_FILE, SETTINGS_FILE, Event
+from .events import RunEvents, number, read_pairs, text
+from .files import Tail, foreign_files, read_bytes, stamps
 from .series import GrowingSeries
-from .tail import Tail
 
-MOST_BEFORE_START = 200  # events of evaluations of the untrained model
-LARGEST_SETTINGS_BYTES = 1_000_000
+MAX_BEFORE_START = 200  # events of evaluations of the untrained model
+MAX_SETTINGS_BYTES = 1_000_000
 STALLED_SECONDS = 600.0  # a run that wrote nothing for so long is not called running any more
-JUDGED_SHARE = 20.0  # a running run is judged for at most one part in so many of the time
+JUDGED_SHARE = 20.0  # the rules may take one part in so many of the time of a running run
 RATE_LINES = 20  # log lines that the speed of the run is taken from
 _SETTING = re.compile(r"^([A-Za-z_]\w*): (.*?)(?:  # .*)?$")
 
@@ -41,48 +39,43 @@ class Run:
     def __init__(self, path: Path):
         self.path = path
         self.id = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-        self.version = 0  # grows with whatever is new
-        self.generation = 0  # grows when what a page has may be wrong
-        diary = path / EVENTS_FILE if path.is_dir() else path
-        self._tail = Tail(diary) if _is_diary(diary) else None
-        self._stamp: tuple[tuple[Path, int, int], ...] | None = None
+        self.version = 0  # grows with everything new
+        self.generation = 0  # grows when points that a page may have are no longer right
+        log = path / EVENTS_FILE if path.is_dir() else path
+        self._tail = Tail(log) if _is_event_log(log) else None
+        self._stamps: tuple[tuple[Path, int, int], ...] | None = None
         self._forget()
 
     @property
     def name(self) -> str:
-        """What the page calls it."""
+        """The name on the page."""
         return self.path.name if self.path.is_dir() else f"{self.path.parent.name}/{self.path.name}"
 
     def _forget(self) -> None:
-        """A run begins anew in the same place."""
+        """Start anew, because another run begins in the same place."""
         self.generation += 1
         self.training: dict[str, GrowingSeries] = {}
         self.held_out: dict[str, dict[str, GrowingSeries]] = {}
         self.start: dict[str, Any] = {}
         self.settings: dict[str, Any] = {}
-        self.finished = False
-        self.steps_are_lines = False
-        self._ended_at = 0
+        self.finished, self.steps_are_lines = False, False
         self.skipped = 0
-        self.happenings = Happenings()
+        self.events = RunEvents()
         self.problem = ""
+        self._ended_at = 0
         self._logged: deque[tuple[int, float]] = deque(maxlen=RATE_LINES)
         self._last_time = 0.0
-        self._before_start: list[dict[str, Any]] = []  # an evaluation of the untrained model comes before its start
+        self._before_start: list[dict[str, Any]] = []  # the evaluation of the untrained model precedes the start
         self._findings: list[dict[str, Any]] = []
         self._judged_version, self._judge_again = -1, 0.0
 
     # ---- Reading
 
     def refresh(self) -> bool:
-        """Read what is new.
+        """Read what is new; return whether there was anything."""
+        return self._refresh_foreign() if self._tail is None else self._refresh_event_log(self._tail)
 
-        Returns:
-            Whether there was anything.
-        """
-        return self._refresh_whole() if self._tail is None else self._refresh_diary(self._tail)
-
-    def _refresh_diary(self, tail: Tail) -> bool:
+    def _refresh_event_log(self, tail: Tail) -> bool:
         if tail.restarted():
             self._forget()
             self.version += 1
@@ -93,8 +86,8 @@ class Run:
             if event is None:
                 self.skipped += bool(line.strip())
                 continue
-            if event["event"] == "start":
-                self._take(events)
+            if event["event"] == Event.START:
+                self._add(events)
                 events = []
                 if event["step"] > 0:
                     self._cut_back(event["step"])
@@ -103,60 +96,61 @@ class Run:
                     self._forget()
                     events += before_start
             events.append(event)
-        self._take(events)
+        self._add(events)
         return self.version != before
 
-    def _take(self, events: Sequence[dict[str, Any]]) -> None:
+    def _add(self, events: Sequence[dict[str, Any]]) -> None:
         if not events:
             return
         self.version += 1
         self._append(history_of_events(events))
         for event in events:
-            self._take_one(event)
+            self._note(event)
 
-    def _cut_back(self, step: int) -> None:
-        """A run goes on from a step: what comes after it is done again."""
-        for series in (*self.training.values(), *(one for found in self.held_out.values() for one in found.values())):
-            self.generation += series.cut_back(step)
-
-    def _take_one(self, event: dict[str, Any]) -> None:
-        """What is no series: settings, time, pairs, answers, what went wrong."""
+    def _note(self, event: dict[str, Any]) -> None:
+        """Take from an event everything that is no curve."""
         kind, step = event["event"], event["step"]
-        if kind in ("log", "start", "end"):
+        if kind in (Event.LOG, Event.START, Event.END):
             self._before_start = []
-        elif step == 0 and len(self._before_start) < MOST_BEFORE_START:
+        elif step == 0 and len(self._before_start) < MAX_BEFORE_START:
             self._before_start.append(event)
         moment = number(event.get("time"))
         self._last_time = self._last_time if moment is None else moment
-        if kind == "start":
+        if kind == Event.START:
             self.start = dict(event)
             self._logged.clear()
-        if kind in ("start", "end"):
-            self.finished, self._ended_at = kind == "end", step
-        elif kind == "log" and moment is not None:
+        if kind in (Event.START, Event.END):
+            self.finished, self._ended_at = kind == Event.END, step
+        elif kind == Event.LOG and moment is not None:
             self._logged.append((step, moment))
-        self.happenings.take(event)
+        self.events.add(event)
+
+    def _cut_back(self, step: int) -> None:
+        """Drop the points after a step, because a resumed run repeats it."""
+        for group in (self.training, *self.held_out.values()):
+            for series in group.values():
+                self.generation += series.cut_back(step)
 
     def _append(self, history: History) -> None:
         self.settings.update(history.settings)
+        groups = [(self.training, history.training)]
+        groups += [(self.held_out.setdefault(name, {}), metrics) for name, metrics in history.held_out.items()]
         replaced = False
-        for name, series in history.training.items():
-            replaced |= self.training.setdefault(name, GrowingSeries()).append(series, self.version)
-        for held_out, found in history.held_out.items():
-            kept = self.held_out.setdefault(held_out, {})
-            for name, series in found.items():
-                replaced |= kept.setdefault(name, GrowingSeries()).append(series, self.version)
+        for known, added in groups:
+            for name, series in added.items():
+                replaced |= known.setdefault(name, GrowingSeries()).append(series, self.version)
         self.generation += replaced
 
-    def _refresh_whole(self) -> bool:
-        """Another trainer's files are small or finished: they are read again whenever they change."""
-        found = stamp(self.path)
-        if found == self._stamp:
+    def _refresh_foreign(self) -> bool:
+        """Read another trainer's files, which are small or finished, from their start whenever one changes."""
+        files = foreign_files(self.path)
+        found = stamps(files)
+        if found == self._stamps:
             return False
-        self._stamp = found
+        self._stamps = found
         self._forget()
         self.version += 1
-        if any(file.is_symlink() for file in foreign_files(self.path)):
+        if any(file.is_symlink() for file in files):
             self.problem = f"{self.path.name} holds links in place of files, which are not followed"
             return True
         try:
@@ -178,7 +172,7 @@ class Run:
         return History(
             source=str(self.path),
             training={name: series.whole for name, series in self.training.items()},
-            held_out={key: {name: one.whole for name, one in found.items()} for key, found in self.held_out.items()},
+            held_out={key: {name: one.whole for name, one in group.items()} for key, group in self.held_out.items()},
             settings=dict(self.settings),
             skipped=self.skipped,
             finished=self.finished,
@@ -186,7 +180,7 @@ class Run:
         )
 
     def findings(self) -> list[dict[str, Any]]:
-        """What the rules of ``oddsmith diagnose`` say of the run as it stands."""
+        """Return the findings of ``oddsmith diagnose`` so far; of a running run they may be a little old."""
         began = time.monotonic()
         if self._judged_version != self.version and (self.finished or began >= self._judge_again):
             history = self.history
@@ -196,7 +190,7 @@ class Run:
         return self._findings
 
     def summary(self) -> dict[str, Any]:
-        """One line of the list of runs."""
+        """Return one entry of the list of runs."""
         history = self.history
         return {
             "id": self.id,
@@ -210,8 +204,8 @@ class Run:
             "seconds_left": self._seconds_left(history),
             "beta": history.setting("beta"),
             "skipped": self.skipped,
-            "happened": self.happenings.counts,
-            "checkpoint": self.happenings.checkpoint,
+            "happened": self.events.counts,
+            "checkpoint": self.events.checkpoint,
         }
 
     def _state(self) -> str:
@@ -231,13 +225,13 @@ class Run:
         return max(0.0, (history.steps_planned - last) * (now - began) / (last - first))
 
     def series(self, after: int | None, generation: int | None, first: float, last: float) -> dict[str, Any]:
-        """The curves, or only what is new to a page.
+        """Return the curves, or only what is new to a page.
 
         Args:
             after: The version that the page has; ``None`` for everything.
             generation: The generation that the page has; of another it gets everything.
-            first: From this step on.
-            last: Up to this step.
+            first: The first step.
+            last: The last step.
 
         Returns:
             ``version``, ``generation``, ``complete`` (not only what is new), ``training`` and ``held_out``.
@@ -248,40 +242,37 @@ class Run:
             "generation": self.generation,
             "complete": known is None,
             "training": _views(self.training, known, first, last),
-            "held_out": {name: _views(found, known, first, last) for name, found in self.held_out.items()},
+            "held_out": {name: _views(group, known, first, last) for name, group in self.held_out.items()},
         }
 
     def details(self) -> dict[str, Any]:
-        """Everything that is no curve: findings, settings, pairs, answers, what went wrong."""
+        """Return everything that is no curve: findings, settings, pairs, answers, incidents."""
+        settings_file = self.path / SETTINGS_FILE
+        has_settings = self.path.is_dir() and settings_file.is_file()
         return {
             "findings": self.findings(),
             "settings": self._settings_texts(),
-            "reproduce": self._reproduce(),
-            "snapshots": self.happenings.snapshots,
-            "marks": self.happenings.marks,
+            "reproduce": f"oddsmith train {settings_file} --output-dir ANOTHER_FOLDER" if has_settings else "",
+            "snapshots": self.events.snapshots,
+            "marks": self.events.marks,
             "pairs": read_pairs(self.path) if self.path.is_dir() else [],
-            "samples": self.happenings.samples,
+            "samples": self.events.samples,
         }
 
     def _settings_texts(self) -> dict[str, str]:
-        """Settings as text: of ``run.yaml``, else of the diary."""
-        text = read_text(self.path / SETTINGS_FILE, LARGEST_SETTINGS_BYTES) if self.path.is_dir() else ""
-        found = {match[1]: match[2].strip().strip('"') for line in text.splitlines() if (match := _SETTING.match(line))}
+        """Return the settings as text: from ``run.yaml``, else from the event log."""
+        content = read_bytes(self.path / SETTINGS_FILE, MAX_SETTINGS_BYTES) if self.path.is_dir() else b""
+        lines = content.decode("utf-8", errors="replace").splitlines()
+        found = {match[1]: match[2].strip().strip('"') for line in lines if (match := _SETTING.match(line))}
         if found:
             return found
         given = self.start.get("settings")
-        return {
-            str(name): value if isinstance(value, str) else json.dumps(value)
-            for name, value in {**self.settings, **(given if isinstance(given, dict) else {})}.items()
-        }
-
-    def _reproduce(self) -> str:
-        has_file = self.path.is_dir() and (self.path / SETTINGS_FILE).is_file()
-        return f"oddsmith train {self.path / SETTINGS_FILE} --output-dir ANOTHER_FOLDER" if has_file else ""
+        settings = {**self.settings, **(given if isinstance(given, dict) else {})}
+        return {str(name): one if isinstance(one, str) else json.dumps(one) for name, one in settings.items()}
 
 
-def _views(series: Mapping[str, GrowingSeries], after: int | None, first: float, last: float) -> dict[str, Any]:
-    views = {name: one.view(after, first, last) for name, one in series.items()}
+def _views(group: Mapping[str, GrowingSeries], after: int | None, first: float, last: float) -> dict[str, Any]:
+    views = {name: series.view(after, first, last) for name, series in group.items()}
     return {name: view for name, view in views.items() if view is not None}
 
 
@@ -290,13 +281,13 @@ def _event_of(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line.decode("utf-8", errors="replace"))
     except (ValueError, RecursionError):
         return None
-    return event if is_event(event) and 0 <= event["step"] < 10**12 else None
+    return event if is_event(event) and 0 <= event["step"] < MAX_STEP else None
 
 
-def _is_diary(path: Path) -> bool:
-    """Whether a file is our diary, by its name or its first lines."""
+def _is_event_log(path: Path) -> bool:
+    """Return whether a file is our event log, by its name or its first lines."""
     if path.name == EVENTS_FILE:
         return path.is_file()
-    return path.suffix == ".jsonl" and any(
-        _event_of(line) is not None for line in read_text(path, 1_000_000).encode().splitlines()[:5]
-    )
+    if path.suffix != ".jsonl":
+        return False
+    return any(_event_of(line) is not None for line in read_bytes(path, 1_000_000).splitlines()[:5])

@@ -1,4 +1,4 @@
-"""Which runs there are, found again as new ones begin."""
+"""The runs that the page may show, found again as new ones begin."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..errors import DataError
 from ..system.run_folder import EVENTS_FILE, TRAINER_STATE_FILE
 from .run import Run
 
-MOST_RUNS = 500  # of a folder of runs, the latest
+MAX_RUNS = 500  # of a folder of runs, the latest
 REFRESH_SECONDS = 0.5
 
 
 class Runs:
-    """The runs that the page may show, found again as new ones begin. Safe to use from several threads.
+    """The runs at some paths, by their id. Safe to use from several threads.
 
     Args:
         paths: Run folders, files, or folders that hold run folders.
@@ -39,11 +39,7 @@ class Runs:
         self.refresh()
 
     def refresh(self) -> int:
-        """Read what is new, at most every ``REFRESH_SECONDS``.
-
-        Returns:
-            A number that grows whenever there was something.
-        """
+        """Read what is new, at most every ``REFRESH_SECONDS``; return a number that grows whenever there was any."""
         with self._lock:
             if time.monotonic() >= self._next:
                 known = {run.path: run for run in self._runs.values()}
@@ -52,45 +48,38 @@ class Runs:
                 found = {run.id: run for run in runs}
                 changed = found.keys() != self._runs.keys()
                 self._runs = found
-                for run in found.values():
+                for run in runs:
                     changed |= run.refresh()
                 self.version += changed
                 self._next = time.monotonic() + REFRESH_SECONDS
             return self.version
 
     def all(self) -> list[Run]:
-        """The runs, the latest last; for one thread alone."""
+        """Return the runs, the latest last; for use by one thread."""
         return sorted(self._runs.values(), key=lambda run: run.summary()["updated"] or 0.0)
 
     def summaries(self) -> list[dict[str, Any]]:
-        """The list of runs, the latest first."""
+        """Return :meth:`Run.summary` of each run, the latest first."""
         self.refresh()
         with self._lock:
             found = [run.summary() for run in self._runs.values()]
         return sorted(found, key=lambda one: -(one["updated"] or 0.0))
 
-    def series(self, name: str, *args: Any) -> dict[str, Any] | None:
-        """:meth:`Run.series` of a run; ``None`` if there is none of this id."""
+    def series(self, run: str, *args: Any) -> dict[str, Any] | None:
+        """Return :meth:`Run.series` of the run with an id; ``None`` if there is none."""
         self.refresh()
         with self._lock:
-            return self._runs[name].series(*args) if name in self._runs else None
+            return self._runs[run].series(*args) if run in self._runs else None
 
-    def details(self, name: str) -> dict[str, Any] | None:
-        """:meth:`Run.details` of a run; ``None`` if there is none of this id."""
+    def details(self, run: str) -> dict[str, Any] | None:
+        """Return :meth:`Run.details` of the run with an id; ``None`` if there is none."""
         self.refresh()
         with self._lock:
-            return self._runs[name].details() if name in self._runs else None
+            return self._runs[run].details() if run in self._runs else None
 
 
 def find_runs(path: Path) -> list[Path]:
-    """The runs at a path.
-
-    Args:
-        path: A run folder, a file, or a folder of run folders.
-
-    Returns:
-        The path itself if it is a run, else the run folders in it; no links are followed.
-    """
+    """Return the path itself if it is a run or a file, else the run folders in it; no links are followed."""
     if path.is_file() or _is_run(path):
         return [path]
     try:
@@ -99,7 +88,7 @@ def find_runs(path: Path) -> list[Path]:
     except OSError:
         return []
     runs = [folder for folder in folders if _is_run(folder)]
-    return sorted(runs, key=_changed, reverse=True)[:MOST_RUNS]
+    return sorted(runs, key=_changed, reverse=True)[:MAX_RUNS]
 
 
 def _changed(folder: Path) -> float:
@@ -110,8 +99,7 @@ def _changed(folder: Path) -> float:
 
 
 def _is_run(folder: Path) -> bool:
-    if any(
-        (folder / name).is_file() and not (folder / name).is_symlink() for name in (EVENTS_FILE, TRAINER_STATE_FILE)
-    ):
+    files = (folder / EVENTS_FILE, folder / TRAINER_STATE_FILE)
+    if any(file.is_file() and not file.is_symlink() for file in files):
         return True
     return any(not file.is_symlink() for file in folder.glob(f"checkpoint-*/{TRAINER_STATE_FILE}"))

@@ -1,14 +1,14 @@
-"""Who may ask for what: a wall in front of every route of the monitor.
+"""Access control in front of every route of the monitor.
 
-| asked | answered |
+| request | answer |
 |---|---|
-| anything but GET and HEAD, or with a body | 405, 413 |
-| an address (Host) that is not the monitor's: a name that was rebound to it (DNS rebinding) | 403 |
+| a method other than GET and HEAD, or a body | 405, 413 |
+| a Host that is not the monitor's: a name that was rebound to its address (DNS rebinding) | 403 |
 | from a page of another origin | 403 |
-| no token, where the monitor can be reached from other machines | 401 |
+| no token, if other machines can reach the monitor | 401 |
 
-A token is given once, as ``/?token=...``; from then on it is in a cookie that scripts cannot read and that other sites'
-requests do not carry.
+The token is given once, as ``/?token=...``. After that a cookie holds it, which scripts cannot read and requests from
+other sites do not carry.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "oddsmith_monitor"
-LEAST_TOKEN_CHARACTERS = 16
-LONGEST_QUERY_BYTES = 2000
+MIN_TOKEN_CHARACTERS = 16
+MAX_QUERY_BYTES = 2000
 HEADERS = {
-    # Plotly draws with styles of its own; nothing else may be inline, and nothing may be evaluated.
+    # Plotly sets inline styles; nothing else may be inline, and nothing may be evaluated.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
         " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -43,7 +43,7 @@ HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine alone."""
+    """Return whether an address can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -52,13 +52,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class Wall:
-    """ASGI middleware that lets pass what may be asked.
+class AccessControl:
+    """ASGI middleware that refuses the requests above and adds the security headers to every answer.
 
     Args:
-        app: What is behind it.
+        app: The application behind it.
         host: The address that the monitor listens on.
-        token: What a visitor has to know; ``None`` asks for nothing, on loopback alone.
+        token: The token that is asked for; ``None`` for none, on loopback only.
     """
 
     def __init__(self, app: ASGIApp, host: str, token: str | None):
@@ -80,7 +80,7 @@ class Wall:
                     headers[name] = value
             await send(message)
 
-        answer = self._refusal(scope) or self._introduction(scope)
+        answer = self._refusal(scope) or self._ask_for_token(scope)
         await (answer or self._app)(scope, receive, guarded)
 
     def _refusal(self, scope: Scope) -> Response | None:
@@ -89,7 +89,7 @@ class Wall:
             return PlainTextResponse("only GET", 405, {"allow": "GET, HEAD"})
         if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
             return PlainTextResponse("no body is taken", 413)
-        if len(scope["query_string"]) > LONGEST_QUERY_BYTES:
+        if len(scope["query_string"]) > MAX_QUERY_BYTES:
             return PlainTextResponse("too long", 414)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_own(hosts[0]):
@@ -99,7 +99,7 @@ class Wall:
         return None
 
     def _is_own(self, host: str) -> bool:
-        """Whether a Host header names this server. A bare IP address cannot be rebound."""
+        """Return whether a Host header names this server. A bare IP address cannot be rebound."""
         name = _host_name(host)
         if name is None:
             return False
@@ -111,11 +111,9 @@ class Wall:
             return False
         return address.is_loopback or self._exposed
 
-    def _introduction(self, scope: Scope) -> Response | None:
-        """Ask for the token; trade one that was given in the address for a cookie."""
-        if self._token is None:
-            return None
-        if _matches(_cookies(scope), self._token):
+    def _ask_for_token(self, scope: Scope) -> Response | None:
+        """Refuse a request without the token; exchange one in the address for a cookie."""
+        if self._token is None or _matches(_cookies(scope), self._token):
             return None
         if scope["path"] == "/":
             query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20)
@@ -127,7 +125,7 @@ class Wall:
 
 
 def _matches(given: Iterable[str], token: str) -> bool:
-    """Whether one of some texts is the token; takes as long for a near miss as for any other."""
+    """Return whether one of the texts is the token, in a time that does not depend on how much of it is right."""
     return any(hmac.compare_digest(one.encode(), token.encode()) for one in given)
 
 
@@ -141,7 +139,7 @@ def _cookies(scope: Scope) -> list[str]:
 
 
 def _host_name(host: str) -> str | None:
-    """``[::1]:7860`` -> ``::1``; ``None`` for what is no host."""
+    """Return ``::1`` for ``[::1]:7860``; ``None`` if it is no host."""
     host = host.strip().lower()
     if host.startswith("["):
         name, bracket, rest = host[1:].partition("]")
@@ -151,11 +149,11 @@ def _host_name(host: str) -> str | None:
 
 
 def _same_origin(headers: Headers, host: str) -> bool:
-    """Whether a request that says where it comes from comes from the monitor's own page."""
+    """Return whether a request has no Origin, or that of the monitor's own page."""
     origin = headers.get("origin")
     return origin is None or origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
 
 
 def _is_asked_for(headers: Headers, path: str) -> bool:
-    """The page itself may be opened from anywhere, as by a link; its parts and data only by it."""
+    """Return whether the page asks, or the page itself is opened, which a link anywhere may do."""
     return path == "/" or headers.get("sec-fetch-site", "none") in ("same-origin", "none")

@@ -1,4 +1,4 @@
-"""What a page gets of a metric: at most so many points of any range, or only those that are new to it."""
+"""The points of a metric that a page gets: a bounded number of any range, or only those that are new to it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,11 @@ import numpy as np
 
 from ..diagnose.history import Series
 
-MOST_POINTS = 2000
+MAX_POINTS = 2000
 
 
-def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``most`` points that look like all of them: the lowest and the highest of each stretch.
-
-    Args:
-        steps: [P], ascending.
-        values: [P]; of a stretch without any number its first point is kept.
-        most: How many points may be left; even.
-
-    Returns:
-        Steps and values of the points that stay.
-    """
+def thin(steps: np.ndarray, values: np.ndarray, most: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the lowest and the highest point of each stretch, or its first if all are NaN: at most ``most`` (even)."""
     if len(steps) <= most:
         return steps, values
     edges = np.linspace(0, len(steps), most // 2 + 1).astype(int)
@@ -39,10 +30,7 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tupl
 
 
 class GrowingSeries:
-    """One metric of a run that may go on.
-
-    It remembers how long it was at each version of the run, so that a page that knows one gets what came after it.
-    """
+    """One metric of a run; remembers its length at each version of the run, so that a page gets what came after."""
 
     def __init__(self) -> None:
         self._steps, self._values = np.zeros(64), np.zeros(64)
@@ -56,15 +44,7 @@ class GrowingSeries:
         return Series(self._steps[: self._length], self._values[: self._length])
 
     def append(self, added: Series, version: int) -> bool:
-        """Add points; those from the first new step on that were there before are replaced.
-
-        Args:
-            added: Ascending steps.
-            version: The version of the run that they belong to.
-
-        Returns:
-            Whether any were replaced, as after a resume.
-        """
+        """Add points of a version of the run; return whether they replaced any, from their first step on."""
         if len(added) == 0:
             return False
         kept = int(np.searchsorted(self._steps[: self._length], added.steps[0], side="left"))
@@ -81,29 +61,22 @@ class GrowingSeries:
         return replaced
 
     def cut_back(self, step: float) -> bool:
-        """Leave out what comes after a step.
-
-        Args:
-            step: The last that stays.
-
-        Returns:
-            Whether there was anything.
-        """
+        """Drop the points after a step; return whether there were any."""
         kept = int(np.searchsorted(self._steps[: self._length], step, side="right"))
         cut, self._length = kept < self._length, kept
         return cut
 
     def view(self, after: int | None = None, first: float = -math.inf, last: float = math.inf) -> dict[str, Any] | None:
-        """Points for a page, thinned.
+        """Return points for a page, thinned.
 
         Args:
-            after: Leave out what a page of this version has.
-            first: From this step on.
-            last: Up to this step.
+            after: The version that the page has; ``None`` for all points.
+            first: The first step.
+            last: The last step.
 
         Returns:
-            ``steps`` and ``values`` (``None`` where there is no number), and whether points were left out
-            (``thinned``); ``None`` where nothing is new.
+            ``steps``, ``values`` (``None`` for NaN and infinity), and whether points were left out (``thinned``);
+            ``None`` if nothing is new.
         """
         start = 0
         if after is not None:

@@ -1,65 +1,95 @@
-"""The monitor's server: a page, its parts, and what it asks for. It answers GET, and only what stands here by name."""
+"""The monitor's server: the page, its files and its data. It answers GET, and only the routes listed here."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtraError
+from ..errors import ConfigError, MissingExtraError
 from .report import PAGE, page_html, plotly_script
 from .runs import Runs
 
 try:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import Request
     from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
     from starlette.routing import Route
 
-    from .security import Wall
+    from .security import AccessControl
 except ImportError as error:
     raise MissingExtraError("the monitor", "monitor") from error
 
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-MOST_STREAMS = 64
+MAX_CONNECTIONS, MAX_STREAMS = 256, 64
 POLL_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
 
 
-def make_app(paths: Sequence[Path], *, host: str = "127.0.0.1", token: str | None = None) -> Wall:
-    """The application, for any ASGI server.
+def serve_monitor(
+    paths: Sequence[Path], *, host: str, port: int, token: str | None, on_ready: Callable[[str], None]
+) -> None:
+    """Serve until the process is interrupted.
 
     Args:
         paths: Run folders, files, or folders that hold run folders.
-        host: The address it will listen on.
-        token: What a visitor has to know; needed where other machines reach it.
-
-    Returns:
-        The application.
+        host: Address to listen on.
+        port: Port; 0 takes a free one.
+        token: The token that visitors need; ``None`` for none.
+        on_ready: Called with the address of the page once it can be opened.
 
     Raises:
+        ConfigError: The address cannot be used.
         DataError: A path is not there.
-        MissingExtraError: Starlette or Plotly is not installed.
     """
+    app = make_app(paths, host=host, token=token)
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on ({error.strerror or error}); choose another --port"
+        ) from error
+    on_ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/")
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # the first request may hold the token
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=1,
+        lifespan="off",
+        ws="none",
+        http="h11",
+        h11_max_incomplete_event_size=16384,
+    )
+    with listener:
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def make_app(paths: Sequence[Path], *, host: str = "127.0.0.1", token: str | None = None) -> AccessControl:
+    """Return the ASGI application that :func:`serve_monitor` serves; it takes the same arguments."""
     api = _Api(Runs(paths))
+    files = [plotly_script(), *(file for file in sorted(PAGE.iterdir()) if file.suffix in TYPES)]
     routes = [
         Route("/", _page),
-        Route("/plotly.min.js", _file(plotly_script())),
-        *(
-            Route(f"/{file.name}", _file(file))
-            for file in sorted(PAGE.iterdir())
-            if file.suffix in (".js", ".css", ".svg")
-        ),
+        *(Route(f"/{file.name}", _file(file)) for file in files),
         Route("/api/runs", api.runs),
         Route("/api/runs/{run}/series", api.series),
         Route("/api/runs/{run}/details", api.details),
         Route("/api/changes", api.changes),
     ]
-    return Wall(Starlette(routes=routes), host, token)
+    return AccessControl(Starlette(routes=routes), host, token)
 
 
 async def _page(request: Request) -> Response:
@@ -73,13 +103,8 @@ def _file(path: Path) -> Callable[[Request], Any]:
     return answer
 
 
-def _json(document: Any) -> Response:
-    # Strict: a NaN that got this far is a fault, not something to send.
-    return Response(json.dumps(document, allow_nan=False), media_type="application/json")
-
-
 class _Api:
-    """What the page asks for. Files are read in threads, so that one slow disk does not keep others waiting."""
+    """The data of the page. Files are read in threads, so that a slow disk does not block other requests."""
 
     def __init__(self, runs: Runs):
         self._runs = runs
@@ -96,20 +121,17 @@ class _Api:
         except ValueError:
             return PlainTextResponse("after, generation, first and last are numbers", 400)
         run = request.path_params["run"]
-        return self._found(await run_in_threadpool(self._runs.series, run, after, generation, first, last))
+        return _json(await run_in_threadpool(self._runs.series, run, after, generation, first, last))
 
     async def details(self, request: Request) -> Response:
-        return self._found(await run_in_threadpool(self._runs.details, request.path_params["run"]))
-
-    def _found(self, document: dict[str, Any] | None) -> Response:
-        return PlainTextResponse("no such run", 404) if document is None else _json(document)
+        return _json(await run_in_threadpool(self._runs.details, request.path_params["run"]))
 
     async def changes(self, request: Request) -> Response:
-        """Server-sent events: one whenever something is new. What is new the page asks for itself."""
+        """Send a server-sent event whenever something is new; the page then asks for it."""
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
-        if self._streams >= MOST_STREAMS:
-            return PlainTextResponse(f"{MOST_STREAMS} pages are watching; close one", 503, {"retry-after": "30"})
+        if self._streams >= MAX_STREAMS:
+            return PlainTextResponse(f"{MAX_STREAMS} pages are watching; close one", 503, {"retry-after": "30"})
         self._streams += 1
         return StreamingResponse(self._stream(), media_type="text/event-stream")
 
@@ -128,6 +150,13 @@ class _Api:
                 silent += POLL_SECONDS
         finally:
             self._streams -= 1
+
+
+def _json(document: Any) -> Response:
+    """Return a document as strict JSON, in which a NaN would be a fault of ours; 404 for ``None``."""
+    if document is None:
+        return PlainTextResponse("no such run", 404)
+    return Response(json.dumps(document, allow_nan=False), media_type="application/json")
 
 
 def _whole(text: str | None) -> int | None:

@@ -18,11 +18,11 @@ from oddsmith.diagnose.readers import read_history
 from oddsmith.diagnose.rules import judge
 from oddsmith.errors import DataError
 from oddsmith.monitor import run as monitored
-from oddsmith.monitor.happenings import MOST_MARKS
+from oddsmith.monitor.events import MAX_MARKS
+from oddsmith.monitor.files import MAX_LINE_BYTES, Tail
 from oddsmith.monitor.run import Run
 from oddsmith.monitor.runs import Runs, find_runs
-from oddsmith.monitor.series import MOST_POINTS, GrowingSeries, thin
-from oddsmith.monitor.tail import LONGEST_LINE_BYTES, Tail
+from oddsmith.monitor.series import MAX_POINTS, GrowingSeries, thin
 
 EVERYTHING = (None, None, -math.inf, math.inf)
 
@@ -73,13 +73,13 @@ def test_a_half_written_line_waits_for_its_end(tmp_path):
 def test_a_line_that_is_too_long_is_passed_over_even_while_it_grows(tmp_path):
     file = tmp_path / "lines"
     tail = Tail(file)
-    file.write_bytes(b"a\n" + b"x" * (3 * LONGEST_LINE_BYTES))
+    file.write_bytes(b"a\n" + b"x" * (3 * MAX_LINE_BYTES))
     assert list(tail.new_lines()) == [b"a"]
     with file.open("ab") as more:
-        more.write(b"x" * LONGEST_LINE_BYTES)
+        more.write(b"x" * MAX_LINE_BYTES)
     assert list(tail.new_lines()) == []
     with file.open("ab") as more:
-        more.write(b"yz\nb\n" + b"w" * (LONGEST_LINE_BYTES + 1) + b"\nc\n")
+        more.write(b"yz\nb\n" + b"w" * (MAX_LINE_BYTES + 1) + b"\nc\n")
     assert list(tail.new_lines()) == [b"b", b"c"]
 
 
@@ -95,7 +95,7 @@ def test_thinning_keeps_the_extremes():
     values[77_777] = 9.0
     values[33_333] = math.nan
     kept_steps, kept_values = thin(steps, values)
-    assert len(kept_steps) <= MOST_POINTS
+    assert len(kept_steps) <= MAX_POINTS
     assert (np.diff(kept_steps) >= 0).all()
     assert 77_777 in kept_steps
     assert np.nanmin(kept_values) == np.nanmin(values)
@@ -191,7 +191,7 @@ def test_what_went_wrong_is_told_with_its_rows(tmp_path):
     }
     append(folder, *(line("skipped", step, cause="gradient", rows=[1], num_rows=1) for step in range(30, 500)))
     run.refresh()
-    assert len(run.details()["marks"]) == MOST_MARKS
+    assert len(run.details()["marks"]) == MAX_MARKS
     assert run.summary()["happened"]["skipped"] == 472
 
 
@@ -335,7 +335,7 @@ def test_a_hundred_thousand_points_are_read_and_sent_quickly(tmp_path):
     run.refresh()
     new = run.series(view["version"], view["generation"], -math.inf, math.inf)
     assert time.process_time() - began < 0.5
-    assert len(view["training"]["loss"]["steps"]) <= MOST_POINTS
+    assert len(view["training"]["loss"]["steps"]) <= MAX_POINTS
     assert new["training"]["loss"] == {"steps": [100_000], "values": [1.0], "thinned": False}
     near = run.series(None, None, 500, 700)
     assert near["training"]["loss"]["steps"] == list(range(500, 701))
@@ -363,8 +363,8 @@ def test_findings_of_a_log_without_steps_are_those_of_diagnose(tmp_path):
 
 def test_files_of_other_trainers_are_read_again_only_when_they_changed(tmp_path, monkeypatch):
     opened: list[Path] = []
-    read_text, read_history = monitored.read_text, monitored.read_history
-    monkeypatch.setattr(monitored, "read_text", lambda path, *rest: opened.append(path) or read_text(path, *rest))
+    read_bytes, read_history = monitored.read_bytes, monitored.read_history
+    monkeypatch.setattr(monitored, "read_bytes", lambda path, *rest: opened.append(path) or read_bytes(path, *rest))
     monkeypatch.setattr(monitored, "read_history", lambda path: opened.append(path) or read_history(path))
     monkeypatch.setattr("oddsmith.monitor.runs.REFRESH_SECONDS", 0.0)
     logs = [tmp_path / "trainer_log.jsonl", tmp_path / "console.log"]

@@ -63,7 +63,7 @@ def monitor(arguments: Sequence[str]) -> dict[str, Any] | int:
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port is {port}; expected 0 to 65535")
 
-    from ...monitor.serving import serve_monitor
+    from ...monitor.server import serve_monitor
 
     with suppress(KeyboardInterrupt):  # uvicorn ends in order, then raises what asked for it
         serve_monitor(paths, host=host, port=port, token=_token(host), on_ready=_tell)
@@ -118,17 +118,17 @@ def _counted(kind: str, count: int) -> str:
 
 def _token(host: str) -> str | None:
     """The token of the environment; an address that other machines reach needs one."""
-    from ...monitor.security import LEAST_TOKEN_CHARACTERS, is_loopback
+    from ...monitor.security import MIN_TOKEN_CHARACTERS, is_loopback
 
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token is None and not is_loopback(host):
         raise ConfigError(
             f"--host {host} can be reached from other machines; set {TOKEN_VARIABLE} to a secret of"
-            f" {LEAST_TOKEN_CHARACTERS} characters or more, which the page is then opened with (/?token=...)"
+            f" {MIN_TOKEN_CHARACTERS} characters or more, which the page is then opened with (/?token=...)"
         )
-    if token is not None and (len(token) < LEAST_TOKEN_CHARACTERS or not token.isascii() or not token.isalnum()):
+    if token is not None and (len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isalnum()):
         raise ConfigError(
-            f"{TOKEN_VARIABLE} is no usable token; expected {LEAST_TOKEN_CHARACTERS} letters and digits or more"
+            f"{TOKEN_VARIABLE} is no usable token; expected {MIN_TOKEN_CHARACTERS} letters and digits or more"
         )
     return token
 

@@ -3,7 +3,7 @@ import { chartFigure } from './charts.js';
 import { CATALOGUE, make } from './dom.js';
 import { drawPairs, drawRuns, drawSamples, drawSets, drawSettings, drawVerdict, setsOf } from './panels.js';
 
-const MOST_POINTS_KEPT = 4000; // of a curve; beyond it the server thins the whole again
+const MAX_POINTS_KEPT = 4000; // of a curve; beyond it the server thins the whole again
 const state = { runs: [], shown: [], known: new Map(), view: { range: null, step: null, set: null }, finding: -1 };
 const at = (id) => document.getElementById(id);
 const charts = CATALOGUE.charts.map((chart) => chartFigure(chart, setRange));
@@ -53,7 +53,7 @@ async function fetchRun(id) {
   if (state.view.range) { asked.set('first', Math.floor(state.view.range[0])); asked.set('last', Math.ceil(state.view.range[1])); }
   const [series, details] = await Promise.all([get(`api/runs/${id}/series?${asked}`), get(`api/runs/${id}/details`)]);
   const merged = series.complete || !known ? series : merge(known.series, series);
-  state.known.set(id, { series: merged, details, stale: longest(merged) > MOST_POINTS_KEPT });
+  state.known.set(id, { series: merged, details, stale: longest(merged) > MAX_POINTS_KEPT });
 }
 
 function merge(old, added) {
