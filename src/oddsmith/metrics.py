@@ -1,7 +1,8 @@
-"""The metric catalogue: every metric a run logs, with its meaning, unit and the places that show it. Needs no torch.
+"""The metric catalogue: every metric that a run logs, with its meaning and the places that show it. Needs no torch.
 
 The meter, the event log, the diagnosis, the monitor's page, the progress line, the model card, ``oddsmith eval`` and
-``docs/metrics.md`` read this table. To add a metric, add an entry here and its computation in ``training/meter.py``.
+``docs/metrics.md`` read this table. To add a metric, add an entry here and its computation in ``training/meter.py``;
+a new chart is an entry of ``CHARTS``.
 
 Log-probabilities are means over the tokens of a response, in nats per token. An evaluation logs the same names behind
 ``eval_`` (or ``eval_NAME_`` with several evaluation sets). Names are TRL's where TRL has one.
@@ -226,8 +227,8 @@ CHARTS: tuple[Chart, ...] = (
     Chart(
         "odds",
         "Log-odds, chosen against rejected",
-        "Should rise above zero. The band is the 95% confidence of the mean; while it holds zero, nothing is learned"
-        " for certain.",
+        "Should rise above zero. The band is the 95% confidence of the mean; while it contains zero, it is not"
+        " certain that anything is learned.",
         zero=True,
         band=True,
     ),
@@ -241,20 +242,20 @@ CHARTS: tuple[Chart, ...] = (
     Chart(
         "margins",
         "Margins of the held-out pairs",
-        "The whole cloud should move up over the steps, not only its top. Below zero the model prefers the rejected"
+        "All margins should rise over the steps, not only the highest. Below zero the model prefers the rejected"
         " answer.",
         kind="histogram",
     ),
     Chart(
         "perplexity",
         "Perplexity of the chosen answers",
-        "Should fall and stay low on held-out pairs. If it rises there while it falls in training, the model learns"
-        " by heart.",
+        "Should fall and stay low on held-out pairs. If it rises there while it falls in training, the model"
+        " memorises the training pairs.",
     ),
     Chart(
         "lengths",
         "Length gap against margin",
-        "A slope means that part of the preference is just “longer” or “shorter”. A round cloud is what you want.",
+        "A slope means that part of the preference is just “longer” or “shorter”. There should be none.",
         kind="lengths",
     ),
     Chart("rate", "Learning rate", "Warm-up should be over within the first tenth of the steps."),
@@ -271,16 +272,16 @@ BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
 
 
 def shown_in(place: Place) -> list[Metric]:
-    """The metrics that a place shows, in the order of the catalogue."""
+    """Return the metrics that a place shows, in the order of the catalogue."""
     return [metric for metric in METRICS if place in metric.places]
 
 
 def drawn_in(chart: Chart) -> list[Metric]:
-    """The metrics that a chart draws, in the order of the catalogue."""
+    """Return the metrics that a chart draws, in the order of the catalogue."""
     return [metric for metric in METRICS if metric.chart == chart.id]
 
 
 def markdown_table(metrics: Iterable[Metric] = METRICS) -> str:
-    """The table of ``docs/metrics.md``."""
+    """Return the table of ``docs/metrics.md``."""
     rows = [f"| `{metric.name}` | {metric.meaning} | {metric.good} |" for metric in metrics]
     return "\n".join(["| name | meaning | when it goes well |", "|---|---|---|", *rows])

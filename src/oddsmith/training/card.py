@@ -1,7 +1,7 @@
-"""The model card ``README.md``: what a model is, from what data, how it was trained, how it fares, how to use it.
+"""Write the model card ``README.md``: how to use a model, its held-out figures, its data and how it was trained.
 
-Its figures come from the run's diary (``events.jsonl``), its names from what is public: a base or a dataset is named
-only by its id on the hub. Whatever else it says is chosen value by value: no path, token or host name gets into it.
+The figures come from the event log of the run. A base or a dataset is named only by its id on the hub, and every other
+value is chosen one by one, so that no path, token or host name gets into the card.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .curves import curves_svg
 TAGS = ("oddsmith", "orpo")
 Kind = Literal["adapter", "model", "merged", "gguf"]
 
-# What the hub's metadata calls each kind, and what it is to its base. A merged model is a fine-tune: "merge" stands
-# there for a mixture of several models.
+# What the hub's metadata calls each kind, and its relation to its base. A merged model is a fine-tune, because "merge"
+# means a mixture of several models there.
 LIBRARY: dict[Kind, str] = {"adapter": "peft", "model": "transformers", "merged": "transformers", "gguf": "gguf"}
 RELATION: dict[Kind, str] = {"adapter": "adapter", "model": "finetune", "merged": "finetune", "gguf": "finetune"}
 IS: dict[Kind, str] = {
@@ -74,17 +74,17 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0], skip_spe
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says beside the run's diary.
+    """What a card says beside the event log.
 
     Args:
         name: Id on the hub, or any name; of a path only the last part is used.
-        kind: What lies in the folder.
-        base_model: Name of the base; said only where it is one on the hub.
+        kind: What the folder holds.
+        base_model: Name of the base; left out unless it is on the hub.
         datasets: Names of the datasets; the same.
         tags: Hub tags beside ``oddsmith`` and ``orpo``.
-        has_chat_template: Whether it is asked in conversations.
-        is_encoder_decoder: Whether it reads the prompt in an encoder.
-        notes: Sentences about the files themselves, such as how exact they are.
+        has_chat_template: Whether it is prompted with conversations.
+        is_encoder_decoder: Whether an encoder reads the prompt.
+        notes: Sentences about the files, such as how exact they are.
         files: Names of GGUF files.
     """
 
@@ -100,13 +100,7 @@ class CardFacts:
 
 
 def write_card(folder: Path, facts: CardFacts, events: Sequence[Mapping[str, Any]]) -> None:
-    """Write the card, and the picture of the curves beside it where there are some.
-
-    Args:
-        folder: Where ``README.md`` and ``curves.svg`` go.
-        facts: What is to be said.
-        events: The run's diary; may be empty.
-    """
+    """Write ``README.md`` into a folder, and ``curves.svg`` if the event log, which may be empty, has curves."""
     curves = curves_svg(events)
     if curves is not None:
         (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
@@ -114,16 +108,7 @@ def write_card(folder: Path, facts: CardFacts, events: Sequence[Mapping[str, Any
 
 
 def model_card(facts: CardFacts, events: Sequence[Mapping[str, Any]], *, has_curves: bool = False) -> ModelCard:
-    """A card with valid hub metadata.
-
-    Args:
-        facts: What is to be said.
-        events: The run's diary; may be empty.
-        has_curves: Whether the picture lies beside it.
-
-    Returns:
-        The card; ``.save(path)`` writes it.
-    """
+    """Return a card with valid hub metadata; ``has_curves`` says that ``curves.svg`` is beside it."""
     name, base, datasets = _public_name(facts.name), hub_id(facts.base_model), [*map(hub_id, facts.datasets)]
     data = ModelCardData(
         base_model=base,
@@ -154,7 +139,7 @@ def model_card(facts: CardFacts, events: Sequence[Mapping[str, Any]], *, has_cur
 
 
 def hub_id(name: str | None) -> str | None:
-    """The name if it is one on the hub, or stands for one; ``None`` for paths, files and what is built in."""
+    """Return the hub id that a name is or stands for; ``None`` for paths, files and built-in data."""
     if not name:
         return None
     if name.startswith(PREFIX) and name.removeprefix(PREFIX) in PACKAGES:
@@ -165,7 +150,7 @@ def hub_id(name: str | None) -> str | None:
 
 
 def card_names(folder: Path) -> tuple[str | None, list[str]]:
-    """Base and datasets that the card in a folder names: it was written where paths could be told from hub ids."""
+    """Return base and datasets of the card in a folder, whose writer could tell paths from hub ids."""
     file = folder / CARD_FILE
     if not file.is_file():
         return None, []
@@ -205,7 +190,7 @@ def _shell(*lines: str) -> str:
 
 
 def _held_out(events: Sequence[Mapping[str, Any]]) -> str:
-    """The figures of the last evaluation, a column a dataset."""
+    """Return the table of the last evaluation, a column a dataset."""
     columns: dict[str, Mapping[str, Any]] = {}
     for event in events:
         if event.get("event") == "evaluate":
@@ -226,7 +211,7 @@ def _held_out(events: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _data(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """What became of the rows of each dataset: kept, dropped and why, cut and where."""
+    """Return the table of rows per dataset: kept, dropped and why, cut and where."""
     if not reports:
         return ""
     lines = ["## Data", "", "| | rows | kept | dropped | cut | longest |", "|---|---:|---:|---:|---:|---:|"]
@@ -247,7 +232,7 @@ def _data(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _training(start: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> str:
-    """The settings that a reader needs to repeat the run."""
+    """Return the table of settings that a reader needs to repeat the run."""
     facts: dict[str, Any] = {}
     if start.get("parameters"):
         total, trained = start["parameters"], start["trainable_parameters"]
@@ -259,7 +244,7 @@ def _training(start: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> 
     if start.get("precision"):
         facts["precision"] = {"no": "float32"}.get(start["precision"], start["precision"])
     if start.get("pairs_per_step"):
-        facts["pairs a step"] = start["pairs_per_step"]
+        facts["pairs per step"] = start["pairs_per_step"]
     steps = [event["step"] for event in events if event.get("event") in ("log", "end")]
     if steps:
         facts["steps"] = max(steps)

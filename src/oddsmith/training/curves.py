@@ -1,7 +1,4 @@
-"""The course of a training run as a small SVG picture: loss, accuracy and margin over the steps.
-
-Drawn by hand, in a hundred lines, because a plotting library would be the largest dependency of all.
-"""
+"""Draw the curves of a run as a small SVG picture, without a plotting library, which would be a large dependency."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 from ..metrics import Place, shown_in
 from ..system.run_folder import Event
 
-MOST_POINTS = 300  # a curve of more is averaged down to these
+MAX_POINTS = 300  # longer curves are averaged in groups
 WIDTH, HEIGHT = 260, 190  # of a panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 44
 TRAINING, HELD_OUT, TEXT, GRID = "#d9622b", "#1f6fb2", "#555b63", "#dfe2e6"
@@ -21,13 +18,9 @@ Points = list[tuple[float, float]]
 
 
 def curves_svg(events: Iterable[Mapping[str, Any]]) -> str | None:
-    """Draw a run's diary.
+    """Return the SVG text of a run's event log; ``None`` if fewer than two points were logged.
 
-    Args:
-        events: The lines of ``events.jsonl``. Of a step that was done twice, as after a resume, the last counts.
-
-    Returns:
-        The text of an SVG file; ``None`` where fewer than two points were logged.
+    If a step was done twice, as after a resume, the last values count.
     """
     events = list(events)
     panels = [
@@ -42,7 +35,7 @@ def curves_svg(events: Iterable[Mapping[str, Any]]) -> str | None:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" viewBox="0 0 {width} {HEIGHT}"'
         f' role="img" aria-label="{titles} over the steps of the training"'
         ' font-family="system-ui, sans-serif" font-size="11">',
-        f'<rect width="{width}" height="{HEIGHT}" fill="#ffffff"/>',  # readable on a dark page, too
+        f'<rect width="{width}" height="{HEIGHT}" fill="#ffffff"/>',  # readable on a dark page too
     ]
     for number, (title, training, held_out) in enumerate(panels):
         parts.append(f'<g transform="translate({number * WIDTH},0)">')
@@ -52,14 +45,14 @@ def curves_svg(events: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def _points(events: Sequence[Mapping[str, Any]], kind: str, name: str) -> Points:
-    """(step, value) of a metric, in the order of the steps."""
+    """Return (step, value) of a metric in the order of the steps."""
     found = {
         event["step"]: float(event[name])
         for event in events
         if event.get("event") == kind and isinstance(event.get(name), int | float)
     }
     points = sorted((float(step), value) for step, value in found.items())
-    size = math.ceil(len(points) / MOST_POINTS)
+    size = math.ceil(len(points) / MAX_POINTS)
     if size <= 1:
         return points
     groups = [points[start : start + size] for start in range(0, len(points), size)]
@@ -67,7 +60,7 @@ def _points(events: Sequence[Mapping[str, Any]], kind: str, name: str) -> Points
 
 
 def _panel(title: str, training: Points, held_out: Points) -> list[str]:
-    """Grid, axes, the curve of the training and the dots of the held-out pairs."""
+    """Draw grid, axes, the training curve and the dots of the held-out pairs."""
     xs, ys = ([point[axis] for point in training + held_out] for axis in (0, 1))
     x_ticks, y_ticks = _ticks(min(0.0, *xs), max(xs), 3), _ticks(min(ys), max(ys), 4)
     x_range = (0.0, max(*xs, x_ticks[-1]))
@@ -110,7 +103,7 @@ def _legend(training: bool, held_out: bool) -> list[str]:
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from at most ``low`` to at least ``high``: steps of 1, 2 or 5 times a power of ten."""
+    """Return round numbers from at most ``low`` to at least ``high``: 1, 2 or 5 times a power of ten apart."""
     if high <= low:
         low, high = low - (abs(low) / 10 or 1.0), high + (abs(high) / 10 or 1.0)
     rough = (high - low) / about

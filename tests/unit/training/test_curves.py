@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from oddsmith.training.curves import BOTTOM, HEIGHT, LEFT, MOST_POINTS, RIGHT, TOP, WIDTH, _ticks, curves_svg
+from oddsmith.training.curves import BOTTOM, HEIGHT, LEFT, MAX_POINTS, RIGHT, TOP, WIDTH, _ticks, curves_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -57,7 +57,7 @@ def test_a_step_that_was_done_twice_counts_once():
 def test_a_long_run_is_averaged_down():
     svg = curves_svg([log(step, loss=float(step % 2)) for step in range(10_000)])
     points = curve(svg)
-    assert MOST_POINTS / 2 < len(points) <= MOST_POINTS
+    assert MAX_POINTS / 2 < len(points) <= MAX_POINTS
     assert {round(y) for _, y in points} == {round((TOP + HEIGHT - BOTTOM) / 2)}
 
 
