@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Optional, Union
@@ -11,10 +12,12 @@ from transformers import TrainingArguments
 
 from ..errors import ConfigError
 from ..system.names import require_folder_name
-from ..system.precision import best_precision
+from ..system.precision import NO_BF16_UNIT, best_precision, emulates_bf16
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP007, UP045
+
+logger = logging.getLogger(__name__)
 
 _STEPS = ("logging_steps", "save_steps", "eval_steps", "warmup_steps")
 _LEAST = {
@@ -26,6 +29,8 @@ _LEAST = {
     "gradient_accumulation_steps": 1,
     "max_skipped_steps": 1,
 }
+
+BF16_EMULATED = f"bf16 is asked for, but {NO_BF16_UNIT} and would take several times as long; float32 is used"
 
 _CHOICES = {
     "nll_on": ("sequence", "response"),
@@ -160,18 +165,30 @@ class ORPOConfig(TrainingArguments):
                 "enable_jit_checkpoint is on; leave it out: oddsmith train stops with a checkpoint on SIGTERM by"
                 " itself, and in Python StopOnRequest does"
             )
-        self.precision_reason = "set by hand"
-        if self.bf16 is None:
-            best = best_precision(use_cpu=bool(self.use_cpu))
-            self.bf16 = best.name == "bf16" and not self.fp16
-            self.precision_reason = best.reason if not self.fp16 else "set by hand"
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu: bool = True  # what transformers asks for before it computes in bf16 on a CPU
+        emulated = self._resolve_precision()
         if self.report_to is None:  # YAML's null, and what `--report-to none` is read as; transformers knows the word
             self.report_to: Any = "none"
         if self.save_total_limit == 1:  # while one is being written, and should it turn out damaged, another is there
             self.save_total_limit: Any = 2
         super().__post_init__()
+        if emulated and self.process_index == 0:
+            logger.warning("float32: %s", BF16_EMULATED)
+
+    def _resolve_precision(self) -> bool:
+        """Decide on ``bf16`` and say why; return whether it was asked for on a CPU that would have to emulate it."""
+        self.precision_reason = "set by hand"
+        if self.bf16 is None:
+            best = best_precision(use_cpu=bool(self.use_cpu))
+            self.bf16 = best.name == "bf16" and not self.fp16
+            self.precision_reason = best.reason if not self.fp16 else "set by hand"
+        emulated = bool(self.bf16 or self.bf16_full_eval) and emulates_bf16(use_cpu=bool(self.use_cpu))
+        if emulated:
+            self.bf16: Optional[bool] = False
+            self.bf16_full_eval: bool = False
+            self.precision_reason = BF16_EMULATED
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu: bool = True  # what transformers asks for before it computes in bf16 on a CPU
+        return emulated
 
     def _resolve_beta(self) -> None:
         """Turn the smol-course spelling (``orpo_alpha``, ``orpo_beta``) into ``beta``."""

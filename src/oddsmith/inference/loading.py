@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..export.named_model import find_model
 from ..model.loading.models import load_model, load_tokenizer
 from ..model.loading.place import locate
-from ..system.precision import best_precision
+from ..model.loading.setup import compute_in_float32
+from ..system.precision import best_precision, emulates_bf16
 
 Side = Literal["base", "tuned"]
 
@@ -36,6 +37,8 @@ def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     dtype = "auto" if best_precision().name == "bf16" else torch.float32
     tokenizer = load_tokenizer(name)
     model = load_model(name, dtype=dtype, quantization_config=quantization)
+    if emulates_bf16():
+        compute_in_float32(model)
     if quantization is None and torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
     return model, tokenizer

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+X86_BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+NO_BF16_UNIT = "this CPU has neither AVX512-BF16 nor AMX"
+
 
 class Precision(NamedTuple):
     """A number format (``"bf16"`` or ``"fp32"``) with the reason for it, fit for one printed line."""
@@ -40,16 +43,27 @@ def best_precision(use_cpu: bool = False) -> Precision:
     unit = _cpu_bf16_unit()
     if unit:
         return Precision("bf16", f"this CPU multiplies bf16 ({unit})")
-    return Precision("fp32", "this CPU has neither AVX512-BF16 nor AMX, so bf16 would be slower than float32")
+    return Precision("fp32", f"{NO_BF16_UNIT}, so bf16 would be slower than float32")
+
+
+def emulates_bf16(use_cpu: bool = False) -> bool:
+    """Return whether the device that computes is a CPU that has to emulate bf16.
+
+    Args:
+        use_cpu: Answer for the CPU even where there is an accelerator.
+    """
+    return (use_cpu or not torch.accelerator.is_available()) and _cpu_bf16_unit() is None
 
 
 def _cpu_bf16_unit() -> str | None:
-    """Name of the CPU's bf16 matrix instructions, ``None`` without any."""
+    """Name of the CPU's bf16 matrix instructions; ``None`` without any, or where torch may not use them."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _proc_cpuinfo_flags()
-    for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("bf16", "Arm BF16")):
-        if capabilities.get(flag):
-            return name
-    return None
+    if capabilities.get("bf16"):
+        return "Arm BF16"
+    # ATEN_CPU_CAPABILITY=avx2 makes torch compute as on an older CPU; the capabilities are still those of the hardware.
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        return None
+    return next((name for flag, name in X86_BF16_UNITS.items() if capabilities.get(flag)), None)
 
 
 def _proc_cpuinfo_flags() -> dict[str, bool]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -89,7 +93,27 @@ def test_precision_follows_the_cpu_and_says_why(tmp_path, monkeypatch, unit, bf1
     args = ORPOConfig(output_dir=str(tmp_path), use_cpu=True)
     assert args.bf16 is bf16
     assert (unit or "neither AVX512-BF16 nor AMX") in args.precision_reason
-    assert ORPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=not bf16).bf16 is not bf16
+    assert ORPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False).bf16 is False
+
+
+@pytest.mark.parametrize("setting", ["bf16", "bf16_full_eval"])
+@pytest.mark.parametrize("unit", ["AVX512-BF16", None])
+def test_bf16_is_computed_in_float32_where_the_cpu_would_emulate_it(tmp_path, monkeypatch, caplog, setting, unit):
+    monkeypatch.setattr(precision_module, "_cpu_bf16_unit", lambda: unit)
+    args = ORPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=setting == "bf16", bf16_full_eval=setting != "bf16")
+    assert getattr(args, setting) is (unit is not None)
+    assert args.bf16 is (setting == "bf16" and unit is not None)
+    said = "bf16 is asked for, but this CPU has neither AVX512-BF16 nor AMX and would take several times as long"
+    assert args.precision_reason.startswith("set by hand" if unit else said)
+    assert [record.getMessage() for record in caplog.records] == ([] if unit else [f"float32: {said}; float32 is used"])
+
+
+def test_torch_held_to_older_instructions_computes_as_an_older_cpu():
+    code = "from oddsmith.system.precision import best_precision; print(best_precision(use_cpu=True).name)"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert run.stdout == "fp32\n"
 
 
 def test_the_cpu_s_own_answer_agrees_with_its_flags():
@@ -97,6 +121,8 @@ def test_the_cpu_s_own_answer_agrees_with_its_flags():
     if not flags:
         pytest.skip("no /proc/cpuinfo here")
     expected = any(flags.get(flag) for flag in ("amx_bf16", "avx512_bf16", "bf16"))
+    if torch.backends.cpu.get_cpu_capability() == "AVX2" or os.environ.get("ATEN_CPU_CAPABILITY") == "default":
+        expected = False  # torch does not use what the CPU has
     assert (best_precision(use_cpu=True).name == "bf16") == expected
     assert torch.finfo(torch.bfloat16).bits == 16
 
