@@ -47,11 +47,7 @@ def best_precision(use_cpu: bool = False) -> Precision:
 
 
 def emulates_bf16(use_cpu: bool = False) -> bool:
-    """Return whether the device that computes is a CPU that has to emulate bf16.
-
-    Args:
-        use_cpu: Answer for the CPU even where there is an accelerator.
-    """
+    """Return whether the device that computes is a CPU that has to emulate bf16."""
     return (use_cpu or not torch.accelerator.is_available()) and _cpu_bf16_unit() is None
 
 
