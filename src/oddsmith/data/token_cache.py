@@ -28,6 +28,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from .. import __version__
+from ..system import strict_json
 from ..system.cache import cache_folder
 from ..system.files import replacing
 from .tokens.pair_tokenizer import PairTokenizer
@@ -118,9 +119,9 @@ def _tokenizer_state(pair_tokenizer: PairTokenizer) -> dict[str, Any] | None:
 
 
 def _code_digest() -> str:
-    """Return a digest of the code of this room, which a working copy changes without changing the version."""
+    """Return a digest of the code that decides on tokens, which a working copy changes without changing the version."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    for file in (*sorted(Path(__file__).parent.rglob("*.py")), Path(strict_json.__file__)):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -200,6 +200,13 @@ class TestMiss:
         monkeypatch.setattr(token_cache, "__version__", "9.9")
         assert token_key(rows, pair_tokenizer(), "error") != before
 
+    def test_code_outside_the_room_that_reads_json_columns(self, monkeypatch, tmp_path):
+        before = token_cache._code_digest()
+        changed = tmp_path / "strict_json.py"
+        changed.write_text("MAX_DEPTH = 7\n")
+        monkeypatch.setattr(token_cache.strict_json, "__file__", str(changed))
+        assert token_cache._code_digest() != before
+
 
 class TestNotKept:
     def test_few_rows(self, folder):
