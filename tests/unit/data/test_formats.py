@@ -229,7 +229,7 @@ def test_empty_and_identical_answers_can_be_said():
 
 @pytest.mark.parametrize("key", ["overall_score", "fine-grained_overall_score", "score", "rating"])
 def test_the_best_completion_stands_against_the_worst(key):
-    ratings = [("a", "3"), ("b", 5), ("c", 4.5), ("d", "N/A"), ("e", 3.0), ("f", 5)]
+    ratings = [("a", "3"), ("b", 5), ("c", 4.5), ("d", "N/A"), ("e", 3.0), ("f", 5), ("g", 10**400)]
     pair = to_pair({"prompt": "Hi", "completions": [{"completion": text, key: score} for text, score in ratings]})
     assert pair == PreferencePair([user("Hi")], [assistant("b")], [assistant("a")])
 
