@@ -250,7 +250,7 @@ def _tokenized_stream(
     columns = rows.column_names
     if columns is None:  # made by a generator, so that they may differ from row to row
         columns = [JSON_COLUMN]
-        rows = rows.map(_as_json_row).select_columns(columns)
+        rows = rows.map(lambda row: {JSON_COLUMN: _as_json(row)}).select_columns(columns)
     return rows.map(
         tokenize_batch,
         with_indices=True,
@@ -264,10 +264,6 @@ def _tokenized_stream(
 def _dataset(table: pa.Table) -> datasets.Dataset:
     """Make a dataset of a table; a random fingerprint saves computing one that is never looked up."""
     return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
-
-
-def _as_json_row(row: Any) -> dict[str, str]:
-    return {JSON_COLUMN: _as_json(row)}
 
 
 def _as_json(row: Any) -> str:

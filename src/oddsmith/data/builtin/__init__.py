@@ -1,4 +1,4 @@
-"""The preference pairs of the demo, shipped with the package: everyday questions in two splits, one JSON object a line.
+"""Read the preference pairs of the demo, which are shipped with the package: everyday questions in two splits.
 
     {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [{...}]}
 
@@ -12,23 +12,13 @@ import json
 from importlib.resources import files
 from typing import Any, Literal
 
-from oddsmith.errors import DataError
+from ...errors import DataError
 
 FILES = {"train": "pairs_train.jsonl", "heldout": "pairs_heldout.jsonl"}
 
 
 def demo_pairs(split: Literal["train", "heldout"]) -> list[dict[str, Any]]:
-    """Reads the demo's pairs.
-
-    Args:
-        split: ``"train"``, or ``"heldout"`` for questions that share no wording with the training ones.
-
-    Returns:
-        Rows with ``prompt``, ``chosen`` and ``rejected``, each a list of one message.
-
-    Raises:
-        DataError: There is no such split.
-    """
+    """Return the rows of a split; the questions of ``"heldout"`` share no wording with those of ``"train"``."""
     if split not in FILES:
         raise DataError(f"the demo's pairs have no split {split!r}; expected one of: {', '.join(FILES)}")
     text = (files(__name__) / FILES[split]).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The house style of the demo's answers, and what in an answer breaks it.
+"""Check whether an answer keeps the house style of the demo's answers.
 
 An answer keeps the style if it has at most two sentences and at most 40 words, ends as a sentence does, and is plain
 prose that begins with the answer itself: no list, no preamble ("Sure!", "Great question", "Here are some tips"), no
@@ -64,37 +64,27 @@ _MARKDOWN = re.compile(
 
 
 def sentences_in(text: str) -> list[str]:
-    """Splits a text into its sentences.
+    """Split a text into its sentences, stripped.
 
     A sentence ends at ``.``, ``!``, ``?`` or an ellipsis (closing quotes and brackets included) before a space, and at
     the end of every line, with or without a mark. Decimals (``3.5``), times (``5 p.m. on Monday``), titles
     (``Dr. Brown``), initials (``J. K. Rowling``), list numbers (``1. Sleep``) and speech inside a sentence
     (``"Why?" she asked.``) end none. A line without a letter or digit is no sentence.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The sentences in order, stripped.
     """
     return [sentence for line in text.translate(_PLAIN).splitlines() for sentence in _sentences_of_line(line)]
 
 
 def word_count(text: str) -> int:
-    """Counts the words: runs without a space that hold a letter or digit (``ten-minute`` and ``3.5`` are one each)."""
+    """Count the words: runs without a space that hold a letter or digit (``ten-minute`` and ``3.5`` are one each)."""
     return sum(1 for run in text.split() if _WORD.search(run))
 
 
 def style_faults(answer: str) -> list[str]:
-    """Says what in an answer breaks the house style.
+    """Return one short phrase for each fault of an answer against the house style; none if the style is kept.
 
-    Args:
-        answer: The whole text of one reply.
-
-    Returns:
-        One short phrase a fault, none if the style is kept. An empty answer has the single fault ``"empty"``; the
-        others are ``"3 sentences (at most 2)"``, ``"57 words (at most 40)"``, ``"list"``, ``"preamble"``,
-        ``"markdown"`` and ``"unfinished"`` (its last mark ends no sentence, as when a token limit cut it).
+    An empty answer has the single fault ``"empty"``; the others are ``"3 sentences (at most 2)"``, ``"57 words (at
+    most 40)"``, ``"list"``, ``"preamble"``, ``"markdown"`` and ``"unfinished"`` (its last mark ends no sentence, as
+    when a token limit cut it).
     """
     text = answer.strip().translate(_PLAIN)
     if not _WORD.search(text):
@@ -112,7 +102,7 @@ def style_faults(answer: str) -> list[str]:
 
 
 def keeps_style(answer: str) -> bool:
-    """Whether an answer keeps the house style, i.e. ``style_faults`` finds nothing."""
+    """Return whether an answer keeps the house style, i.e. ``style_faults`` finds nothing."""
     return not style_faults(answer)
 
 
@@ -127,7 +117,7 @@ def _sentences_of_line(line: str) -> list[str]:
 
 
 def _ends_sentence(before: str, stop: re.Match[str], after: str) -> bool:
-    """Whether the mark ``stop`` ends the sentence ``before``, when ``after`` follows it on the line."""
+    """Return whether the mark ``stop`` ends the sentence ``before``, when ``after`` follows it on the line."""
     if not after:
         return True
     lower_follows = after.lstrip(_OPENING)[:1].islower()
@@ -143,7 +133,7 @@ def _ends_sentence(before: str, stop: re.Match[str], after: str) -> bool:
 
 
 def _is_initial(words: list[str], last: str, after: str) -> bool:
-    """Whether ``last`` is an initial of a name: a capital among capitalised words, unlike that of ``vitamin C. It``."""
+    """Return whether ``last`` is an initial of a name: a capital among capitalised words, unlike ``vitamin C. It``."""
     if not re.fullmatch(r"[A-Z]", last) or not after[0].isupper():
         return False
     return len(words) == 1 or words[-2][0].isupper() or re.match(r"[A-Z]\.", after) is not None

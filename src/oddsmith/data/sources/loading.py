@@ -19,7 +19,7 @@ import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -44,19 +44,10 @@ HUB_ID = re.compile(r"\w[\w.-]*(?:/[\w.-]+)?")
 
 
 def load_rows(name: str, *, config: str | None = None, split: str = "train", streaming: bool = False) -> Rows:
-    """Load the rows of one dataset.
+    """Load the rows of one dataset, as the table above shows, or read them as they are needed (``streaming``).
 
-    Args:
-        name: Hub id, file, folder, or ``builtin:house-style``.
-        config: Configuration of a hub dataset.
-        split: Split, or a slice of one.
-        streaming: Read rows as they are needed instead of all at once.
-
-    Returns:
-        A list of dicts, a ``Dataset`` or, when streaming, an ``IterableDataset``; see the table above.
-
-    Raises:
-        DataError: The dataset is missing, unreadable or empty, or has no such split.
+    ``config`` is the configuration of a hub dataset, ``split`` a split or a slice of one. A dataset that is missing,
+    unreadable or empty, or has no such split, raises a ``DataError``.
     """
     rows: Any
     if not is_local(name):
@@ -112,19 +103,20 @@ def batches(rows: Rows | FileRows, share: int = 0, shares: int = 1) -> Iterator[
     Yields:
         tuple[int, list[Any]]: Number of the first row, and the rows, as plain Python values.
     """
-    if isinstance(rows, list):
-        for start in range(share * BATCH_ROWS, len(rows), shares * BATCH_ROWS):
-            yield start, rows[start : start + BATCH_ROWS]
-    elif not isinstance(rows, FileRows) and hasattr(rows, "__len__"):
+    if not isinstance(rows, list | FileRows):
         rows = rows.with_format(None)
-        for start in range(share * BATCH_ROWS, len(rows), shares * BATCH_ROWS):
-            yield start, rows_of_columns(rows[start : start + BATCH_ROWS])
-    else:
-        stream, number = iter(rows if isinstance(rows, FileRows) else rows.with_format(None)), 0
-        while batch := list(islice(stream, BATCH_ROWS)):
+    if isinstance(rows, FileRows) or not hasattr(rows, "__len__"):
+        stream = iter(rows)
+        for number in count():
+            batch = list(islice(stream, BATCH_ROWS))
+            if not batch:
+                return
             if number % shares == share:
                 yield number * BATCH_ROWS, batch
-            number += 1
+    else:
+        for start in range(share * BATCH_ROWS, len(rows), shares * BATCH_ROWS):
+            part = rows[start : start + BATCH_ROWS]
+            yield start, part if isinstance(part, list) else rows_of_columns(part)
 
 
 def numbered_rows(rows: Rows | FileRows) -> Iterator[tuple[int, Any]]:
@@ -149,23 +141,13 @@ def is_local(name: str) -> bool:
 def load_datasets(
     arguments: ScriptArguments, *, seed: int, evaluate: bool
 ) -> tuple[Rows, Rows | dict[str, Rows] | None]:
-    """Load the training rows and, where wanted, the evaluation rows of a run.
+    """Load the training rows of a run and its evaluation rows; several evaluation sets by name, None without any.
 
-    The evaluation rows are, in this order: ``test_split_size`` of the training rows, drawn with the seed;
-    ``eval_dataset_name`` (several names, separated by commas, are several sets, each under its own name); the split
-    ``dataset_test_split`` of ``dataset_name``.
+    The evaluation rows are the first of these that the settings name: ``test_split_size`` of the training rows, drawn
+    with the seed (and kept out of training without ``evaluate``, too); ``eval_dataset_name`` (several names, separated
+    by commas, are several sets); the split ``dataset_test_split`` of ``dataset_name``.
 
-    Args:
-        arguments: Which data.
-        seed: Decides which rows are held out, and which ones of a weighted mixture are taken.
-        evaluate: Whether evaluation rows are wanted. ``test_split_size`` keeps its rows out of training either way.
-
-    Returns:
-        Training rows; evaluation rows, several sets of them by name, or None.
-
-    Raises:
-        ConfigError: The settings name no dataset, contradict each other, or name nothing to evaluate on.
-        DataError: A dataset is missing, unreadable or empty, or has no such split.
+    Settings that name no dataset, contradict each other, or name nothing to evaluate on raise a ``ConfigError``.
     """
     _require_consistent(arguments, evaluate)
     if arguments.test_split_size is not None:
@@ -176,18 +158,10 @@ def load_datasets(
 
 
 def hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
-    """Split rows into those to train on and those to evaluate on.
+    """Split rows into those to train on and those to evaluate on, both in their order.
 
-    Args:
-        rows: All rows.
-        size: How many to hold out: a share below 1, or a number of rows. Of a stream: a number, its first rows.
-        seed: Decides which ones.
-
-    Returns:
-        The rows left to train on and the rows held out, both in their order.
-
-    Raises:
-        ConfigError: The size is neither a share nor a number of rows, or leaves nothing to train on.
+    ``size`` is a share below 1, or a number of rows; of a stream the first so many rows are held out. Another size, or
+    one that leaves nothing to train on, raises a ``ConfigError``.
     """
     is_share = 0 < size < 1
     if not is_share and not (size >= 1 and math.isfinite(size) and size == int(size)):

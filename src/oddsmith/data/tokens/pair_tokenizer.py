@@ -33,7 +33,7 @@ from ..formats.messages import is_blank
 from ..formats.values import common_prefix_length
 from .pieces import ids_of_pieces, ids_of_texts
 from .rendering import RenderedPair, Renderer, Rendering, tokenizer_name
-from .tokenized import Dropped, DropReason, TokenizedPair, Tokens, cut_pair, same_targets
+from .tokenized import Dropped, DropReason, TokenizedPair, Tokens, cut_pair, same_targets, tokenized_pair
 
 DEFAULT_COMPLETION_LENGTH = 128  # tokens, for encoder-decoder models, as in TRL
 
@@ -161,28 +161,18 @@ class PairTokenizer:
             return Dropped(DropReason.NO_RESPONSE)
         if same_targets(chosen, rejected):
             return Dropped(DropReason.IDENTICAL)
-        chosen_fit, rejected_fit = cut_pair(
+        cut = cut_pair(
             chosen,
             rejected,
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             bos_token_id=self.tokenizer.bos_token_id,
         )
-        if min(chosen_fit.target_tokens, rejected_fit.target_tokens) < 1:
+        if min(side.target_tokens for side in cut) < 1:
             return Dropped(DropReason.PROMPT_TOO_LONG)
-        if same_targets(chosen_fit, rejected_fit):
+        if same_targets(*cut):
             return Dropped(DropReason.IDENTICAL_AFTER_CUT)
-        return TokenizedPair(
-            chosen_ids=chosen_fit.ids,
-            rejected_ids=rejected_fit.ids,
-            chosen_prompt_tokens=chosen_fit.prompt_tokens,
-            rejected_prompt_tokens=rejected_fit.prompt_tokens,
-            chosen_end=chosen_fit.end,
-            rejected_end=rejected_fit.end,
-            prompt_cut=chosen_fit.prompt_tokens < chosen.prompt_tokens,
-            chosen_cut=chosen_fit.target_tokens < chosen.target_tokens,
-            rejected_cut=rejected_fit.target_tokens < rejected.target_tokens,
-        )
+        return tokenized_pair((chosen, rejected), cut, prompt_cut=cut[0].prompt_tokens < chosen.prompt_tokens)
 
     def _encode_encoder_decoder(self, pairs: Sequence[RenderedPair]) -> list[TokenizedPair | Dropped]:
         texts = [self._encoder_decoder_texts(pair) for pair in pairs]
@@ -199,34 +189,24 @@ class PairTokenizer:
             responses = [r[: r.rindex(token) + len(token)] if token in r else r for r in responses]
         return prompt, responses[0], responses[1]
 
-    def _fit_encoder_decoder(
-        self, prompt: list[int], chosen: list[int], rejected: list[int]
-    ) -> TokenizedPair | Dropped:
-        eos, limit = self.tokenizer.eos_token_id, self.max_completion_length
-        for labels in (chosen, rejected):
-            if labels[-2:] == [eos, eos]:  # the text ended with EOS, and the tokenizer added another
-                labels.pop()
-        if not chosen or not rejected:
+    def _fit_encoder_decoder(self, prompt: list[int], *labels: list[int]) -> TokenizedPair | Dropped:
+        eos = self.tokenizer.eos_token_id
+        for ids in labels:
+            if ids[-2:] == [eos, eos]:  # the text ended with EOS, and the tokenizer added another
+                ids.pop()
+        if not all(labels):
             return Dropped(DropReason.NO_RESPONSE)
+        chosen, rejected = (Tokens(ids, 0, len(ids)) for ids in labels)
         if chosen == rejected:
             return Dropped(DropReason.IDENTICAL)
-        if chosen[:limit] == rejected[:limit]:
+        cut = chosen.without_right(self.max_completion_length), rejected.without_right(self.max_completion_length)
+        if same_targets(*cut):
             return Dropped(DropReason.IDENTICAL_AFTER_CUT)
-        prompt_tokens = len(prompt)
-        if self.max_length is not None and prompt_tokens > self.max_length:
+        whole_prompt = prompt
+        if self.max_length is not None and len(prompt) > self.max_length:
             if self.max_prompt_length is None:
                 return Dropped(DropReason.PROMPT_TOO_LONG)
             kept = int(prompt[0] == self.tokenizer.bos_token_id)
-            prompt = prompt[:kept] + prompt[prompt_tokens - self.max_prompt_length + kept :]
-        return TokenizedPair(
-            chosen_ids=chosen[:limit],
-            rejected_ids=rejected[:limit],
-            chosen_prompt_tokens=0,
-            rejected_prompt_tokens=0,
-            chosen_end=min(len(chosen), limit),
-            rejected_end=min(len(rejected), limit),
-            prompt_cut=len(prompt) < prompt_tokens,
-            chosen_cut=len(chosen) > limit,
-            rejected_cut=len(rejected) > limit,
-            prompt_ids=tuple(prompt),
-        )
+            prompt = prompt[:kept] + prompt[len(prompt) - self.max_prompt_length + kept :]
+        prompt_cut = len(prompt) < len(whole_prompt)
+        return tokenized_pair((chosen, rejected), cut, prompt_cut=prompt_cut, prompt_ids=prompt)

@@ -9,6 +9,7 @@ after       B         p p r r r r r     the prompt keeps its BOS and its last to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -140,6 +141,25 @@ def cut_pair(
         chosen = chosen.without_left(cut_tokens, kept_tokens=kept_tokens)
         rejected = rejected.without_left(cut_tokens, kept_tokens=kept_tokens)
     return chosen.without_right(max_length), rejected.without_right(max_length)
+
+
+def tokenized_pair(
+    whole: tuple[Tokens, Tokens], cut: tuple[Tokens, Tokens], *, prompt_cut: bool, prompt_ids: Sequence[int] = ()
+) -> TokenizedPair:
+    """Make the pair of two sides that were cut."""
+    chosen, rejected = cut
+    return TokenizedPair(
+        chosen_ids=chosen.ids,
+        rejected_ids=rejected.ids,
+        chosen_prompt_tokens=chosen.prompt_tokens,
+        rejected_prompt_tokens=rejected.prompt_tokens,
+        chosen_end=chosen.end,
+        rejected_end=rejected.end,
+        prompt_cut=prompt_cut,
+        chosen_cut=chosen.target_tokens < whole[0].target_tokens,
+        rejected_cut=rejected.target_tokens < whole[1].target_tokens,
+        prompt_ids=tuple(prompt_ids),
+    )
 
 
 def same_targets(chosen: Tokens, rejected: Tokens) -> bool:
