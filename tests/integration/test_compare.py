@@ -1,4 +1,4 @@
-"""``oddsmith compare``: the answers and figures of two real models, the page, and the evaluators' files."""
+"""``oddsmith compare``: answers and figures of two real models, the page, and the files for evaluators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models, adapters, datasets and configurations by strangers: nothing in them runs, and each is answered in one line.
+"""Untrusted models, adapters, datasets and configurations: nothing in them runs, and each is refused in one line.
 
 Every folder here holds Python that would leave a file behind if it were ever imported or unpickled.
 """
@@ -43,7 +43,7 @@ def generate(*args, **kwargs):
 
 
 class Touches:
-    """Pickled, it leaves a file behind where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -54,7 +54,7 @@ class Touches:
 
 @pytest.fixture
 def marker(tmp_path):
-    """Where code that ran leaves its trace; that it has none is checked after each test."""
+    """The file that code would write if it ran; each test ends with the check that it is not there."""
     path = tmp_path / "marker"
     yield path
     assert not path.exists(), "code of a stranger was run"
@@ -232,7 +232,7 @@ class TestAdapters:
 
 
 class TestTheCommandLineAlone:
-    """``trust_remote_code`` is nobody's to give but the person's at the keyboard."""
+    """Only the command line can set ``trust_remote_code``."""
 
     def train(self, capsys, tmp_path, *flags, **settings):
         pairs = save_pairs(tmp_path / "pairs.jsonl")

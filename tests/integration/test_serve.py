@@ -1,4 +1,4 @@
-"""``oddsmith serve``: OpenAI's own client talks to both servers; they end when told to, and say what is wrong."""
+"""``oddsmith serve``: OpenAI's own client uses both servers; they end on request, and errors are clear."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def adapter(tmp_path) -> Path:
 
 @contextmanager
 def served(model: Path, port: int) -> Iterator[subprocess.Popen]:
-    """The command, once it says that it serves; ended with the block if it still runs."""
+    """Run the command until the end of the block, which begins as soon as the command says that it serves."""
     process = subprocess.Popen(
         [*START, "serve", str(model), "--port", str(port)], stderr=subprocess.PIPE, text=True, env=environment()
     )
@@ -101,7 +101,7 @@ def test_a_client_talks_to_the_server(kind, name, port, request):
 
 @pytest.mark.parametrize("kind", ["gguf", pytest.param("base", marks=pytest.mark.slow)])
 def test_the_server_ends_with_a_command_that_is_killed(kind, port, gguf, tmp_path):
-    """It looks for its parent: nobody is left to end it."""
+    """The server watches its parent, because a killed command cannot end it."""
     model = gguf if kind == "gguf" else save_model(tmp_path / "base")
     with served(model, port) as process:
         children = psutil.Process(process.pid).children(recursive=True)

@@ -1,4 +1,4 @@
-"""The engine of the chat: what the model is asked, what streams out, what is remembered, where it ends."""
+"""Conversations: the tokens of the prompt, the streamed answer, the turns that are kept, and the end of an answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def conversation(chat_template: str | None = "chatml", max_new_tokens: int = 12,
 
 
 def greedy(chat: Conversation, text: str, max_new_tokens: int = 12) -> str:
-    """What plain transformers says to a rendered conversation."""
+    """Return the answer of plain transformers to a rendered conversation."""
     ids = torch.tensor([chat.backend.tokenizer(text, add_special_tokens=False).input_ids])
     output = chat.backend.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
@@ -190,10 +190,10 @@ def test_settings_out_of_range_are_refused(settings, message):
         Sampling(**settings)
 
 
-class Parrot:
+class EchoBackend:
     """A chat backend of bytes that repeats its prompt."""
 
-    name, has_template, context_tokens, own_temperature = "parrot", False, None, 0.0
+    name, has_template, context_tokens, own_temperature = "echo", False, None, 0.0
 
     def tokenize(self, text):
         return list(text.encode())
@@ -207,14 +207,14 @@ class Parrot:
 
 def test_no_character_is_shown_before_it_is_whole():
     text = "Grüße, 世界 🙂!"
-    assert list(Conversation(Parrot()).ask(text)) == list(text)
-    cut = Conversation(Parrot(), Sampling(max_new_tokens=3)).ask("Grü")
+    assert list(Conversation(EchoBackend()).ask(text)) == list(text)
+    cut = Conversation(EchoBackend(), Sampling(max_new_tokens=3)).ask("Grü")
     assert list(cut) == ["G", "r", "\ufffd"]
     assert cut.text == "Gr\ufffd"
 
 
 def clear_model():
-    """Weights whose likeliest tokens lead clearly: llama.cpp rounds keys and values to 16 bits, 0.02 logits."""
+    """Make a model with likeliest tokens that lead clearly: llama.cpp rounds keys and values to 16 bits, 0.02 logits."""
     return tiny_model(seed=198, hidden_size=64, vocab_size=258)
 
 

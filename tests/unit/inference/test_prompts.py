@@ -1,4 +1,4 @@
-"""Prompts of a comparison: from text, JSONL, pairs of any format, MT-Bench's file; and what is none."""
+"""Prompts of a comparison: from text, JSONL, pairs of any format and MT-Bench's file; invalid rows are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base that an adapter was trained on is told from any other, and nothing is asked of adapters without a record."""
+"""An adapter is loaded only on the base that it was trained on; without a record every base is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters: what the settings ask for, where it lands, and what is refused."""
+"""Adapters: made from the settings, added to the right modules, or refused."""
 
 import copy
 import importlib.util
@@ -26,12 +26,12 @@ LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def adapted_modules(model) -> set[str]:
-    """Last names of the modules that carry an adapter."""
+    """Return the last names of the modules that have an adapter."""
     return {name.split(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_" in name}
 
 
 def train(model, steps: int = 3) -> torch.Tensor:
-    """A few big steps, so that every trainable weight moves; the logits afterwards."""
+    """Take a few big steps, so that every trainable weight changes, and return the logits."""
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""The cache of converted built-in models: one conversion, whatever happens meanwhile. (The real one: integration.)"""
+"""The cache of converted built-in models: one complete conversion, also after kills and with several processes."""
 
 import shutil
 import threading

@@ -1,4 +1,4 @@
-"""GGUF files: the model and the tokenizer that were written come back."""
+"""GGUF files: model and tokenizer are loaded as they were written."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Models and tokenizers by name: what comes back, and what is said when nothing can."""
+"""Models and tokenizers by name: what is loaded, and the errors where nothing can be."""
 
 import json
 import warnings
@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def trained_adapter(base: str, path, **settings):
-    """A saved adapter with weights that matter, and the logits it gives."""
+    """Save an adapter with weights that change the model, and return its logits."""
     torch.manual_seed(1)
     settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, **settings}
     model = get_peft_model(load_model(base), LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
