@@ -36,7 +36,7 @@ def write_fault(error: BaseException) -> int | None:
     Returns:
         A number of ``errno``; ``None`` where the system said nothing.
     """
-    for link in _chain(error):
+    for link in error_chain(error):
         if isinstance(link, OSError) and link.errno is not None:
             return link.errno
         told = _RUST_ERROR.search(str(link))
@@ -45,7 +45,8 @@ def write_fault(error: BaseException) -> int | None:
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from or during, down to the first cause."""
     seen: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in seen:

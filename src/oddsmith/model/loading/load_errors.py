@@ -10,6 +10,7 @@ from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 
 from ...errors import ModelError, UsageError
+from ...system.files import error_chain
 from .place import TOKENIZER_FILES
 from .untrusted_files import ALLOW_CODE, CONVERT
 
@@ -33,9 +34,7 @@ def clear_errors(name: str, revision: str) -> Iterator[None]:
 
 
 def _explain(name: str, revision: str, error: BaseException) -> str:
-    causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
+    causes = list(error_chain(error))
     for kinds, explanation in (
         (
             hub_errors.GatedRepoError,
