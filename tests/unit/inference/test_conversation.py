@@ -214,7 +214,7 @@ def test_no_character_is_shown_before_it_is_whole():
 
 
 def clear_model():
-    """Make a model with likeliest tokens that lead clearly: llama.cpp rounds keys and values to 16 bits, 0.02 logits."""
+    """Make a model with clear likeliest tokens: llama.cpp rounds keys and values to 16 bits, 0.02 logits."""
     return tiny_model(seed=198, hidden_size=64, vocab_size=258)
 
 
