@@ -65,18 +65,19 @@ def _head_replaced(model: nn.Module, compute: Callable[[nn.Module, Tensor], Tens
     inner = unwrap(model)
     results: list[Tensor] = []
 
-    def instead(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def compute_logps(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if results:  # ``compute`` called the head
             return None
         results.append(args[0])
         results[0] = compute(head, args[0])
         return (args[0][:, :0], *args[1:])
 
-    def put(module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+    def set_logits(module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
         outputs.logits = results[0]
         return outputs
 
-    handles = [inner.get_output_embeddings().register_forward_pre_hook(instead), inner.register_forward_hook(put)]
+    head = inner.get_output_embeddings()
+    handles = [head.register_forward_pre_hook(compute_logps), inner.register_forward_hook(set_logits)]
     try:
         yield
     finally:

@@ -69,18 +69,18 @@ def pair_logps(
     """
     stack = _stack_encoder_decoder if is_encoder_decoder else _stack_causal
     stacked = stack(model, batch, pad_token_id, nll_on)
-    wanted_ST = stacked.response_ST | stacked.nll_ST
+    is_target_ST = stacked.response_ST | stacked.nll_ST
     extra = {"output_router_logits": True} if router_loss else {}
-    with _head_only_at(model, wanted_ST):
+    with _head_only_at(model, is_target_ST):
         outputs = model(**stacked.model_inputs, use_cache=False, **extra)
     logits_NV = outputs.logits
     if logits_NV.dim() == 3:  # the output layer was not found: logits of all positions
-        logits_NV = _at(wanted_ST, logits_NV)
+        logits_NV = _select(is_target_ST, logits_NV)
     if logits_NV.dtype != torch.float64:  # a confident bf16 log-softmax would round the mean to exactly 0
         logits_NV = logits_NV.float()
-    logp_N = -F.cross_entropy(logits_NV, stacked.target_ST[wanted_ST], reduction="none")
-    logp_ST = logp_N.new_zeros(wanted_ST.shape).masked_scatter(wanted_ST, logp_N)
-    B = wanted_ST.shape[0] // 2
+    logp_N = -F.cross_entropy(logits_NV, stacked.target_ST[is_target_ST], reduction="none")
+    logp_ST = logp_N.new_zeros(is_target_ST.shape).masked_scatter(is_target_ST, logp_N)
+    B = is_target_ST.shape[0] // 2
     response_tokens_S = stacked.response_ST.sum(-1)
     logp_S = (logp_ST * stacked.response_ST).sum(-1) / response_tokens_S
     return PairLogps(
@@ -90,12 +90,12 @@ def pair_logps(
         logp_rejected_B=logp_S[B:],
         chosen_tokens_B=response_tokens_S[:B],
         tokens_B=stacked.tokens_S[:B] + stacked.tokens_S[B:],
-        response_logp_SL=_from_the_left(logp_ST.detach() * stacked.response_ST, stacked.response_ST),
+        response_logp_SL=_left_aligned(logp_ST.detach() * stacked.response_ST, stacked.response_ST),
         aux_loss=outputs.aux_loss if router_loss else None,
     )
 
 
-def _from_the_left(values_ST: Tensor, response_ST: Tensor) -> Tensor:
+def _left_aligned(values_ST: Tensor, response_ST: Tensor) -> Tensor:
     """Move the values of each response so that they begin in column 0; 0 elsewhere."""
     first_S1 = response_ST.int().argmax(-1, keepdim=True)
     column_ST = first_S1 + torch.arange(values_ST.shape[1], device=values_ST.device)
@@ -137,22 +137,21 @@ def _stack(chosen_BT: Tensor, rejected_BT: Tensor, value: int) -> Tensor:
     return torch.cat([F.pad(side, (0, width - side.shape[1]), value=value) for side in (chosen_BT, rejected_BT)])
 
 
-def _at(wanted_ST: Tensor, values_STX: Tensor) -> Tensor:
-    """Return the values at the wanted positions, [N, X]; prompt tuning adds virtual positions in front of them."""
-    return values_STX[:, -wanted_ST.shape[1] :][wanted_ST]
+def _select(is_target_ST: Tensor, values_STX: Tensor) -> Tensor:
+    """Return the values at the target positions, [N, X]; prompt tuning adds virtual positions in front of them."""
+    return values_STX[:, -is_target_ST.shape[1] :][is_target_ST]
 
 
-def unwrap(model: nn.Module) -> Any:
+def unwrap(model: Any) -> Any:
     """Return the transformers model inside DDP and the like."""
-    inner: Any = model
-    while hasattr(inner, "module"):
-        inner = inner.module
-    return inner
+    while hasattr(model, "module"):
+        model = model.module
+    return model
 
 
 @contextmanager
-def _head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
-    """Pass only the hidden states of the wanted positions to the model's output layer while inside.
+def _head_only_at(model: nn.Module, is_target_ST: Tensor) -> Iterator[None]:
+    """Pass only the hidden states of the target positions to the model's output layer while inside.
 
     [N, D] instead of [S, T, D]: logits cost V floats a position, and most positions of a padded batch predict no
     target. A hook on the output layer works for every model and under every wrapper, and what follows the layer
@@ -165,7 +164,7 @@ def _head_only_at(model: nn.Module, wanted_ST: Tensor) -> Iterator[None]:
         return
 
     def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        return (_at(wanted_ST, args[0]), *args[1:]) if len(args[0]) == len(wanted_ST) else None
+        return (_select(is_target_ST, args[0]), *args[1:]) if len(args[0]) == len(is_target_ST) else None
 
     handle = head.register_forward_pre_hook(select)
     try:

@@ -169,9 +169,8 @@ def choose_path(
         return replace(padded, reason=verdict.reason)
     path = ForestPath(args.nll_on, verdict.transform, verdict.memory_saving, verdict.reason)
     if isinstance(args.max_tokens_per_microbatch, str):  # "auto"
-        budget = token_budget(
-            model, lambda tokens: _one_forward(model, path, tokens, precision), processes=args.world_size
-        )
+        forward = partial(_one_forward, model, path, precision)
+        budget = token_budget(model, forward, processes=args.world_size)
         budget = budget._replace(max_tokens=least(budget.max_tokens))
         path.max_tokens, path.reason = budget.max_tokens, f"{verdict.reason}; {budget}"
     else:
@@ -194,7 +193,7 @@ def _obstacle_in_run(args: ORPOConfig, padded: PaddedPath, overridden: list[str]
 
 
 def _one_forward(
-    model: nn.Module, path: ForestPath, tokens: int, precision: Callable[[], AbstractContextManager]
+    model: nn.Module, path: ForestPath, precision: Callable[[], AbstractContextManager], tokens: int
 ) -> Tensor:
     """Compute a loss over a packed row of one pair, the first half of it prompt, as in a training step."""
     ids = np.arange(tokens) % 64 + 3

@@ -69,8 +69,7 @@ def check_forest(
     Returns:
         The verdict.
     """
-    obstacle = _obstacle(model)
-    if obstacle:
+    if obstacle := _obstacle(model):
         return Verdict(False, obstacle)
     transform = output_transform(unwrap(model).config)
     if transform is None:

@@ -32,9 +32,8 @@ from ....batching.forest import ForestLayout, Path
 
 # Scores of a block stay in the cache: 9 heads x 128 queries x 450 keys are 2 MB.
 _BLOCK_QUERIES = 128
-
-# P is saved where a token sees at most this many keys on average. For heads of 64 channels that is 8 times as
-# much as a hidden state; a layer saves about 12 of those.
+# P is saved where a token sees at most this many keys on average. For heads of 64 channels that is 8 times as much as a
+# hidden state; a layer saves about 12 of those.
 _MAX_SAVED_KEYS = 512
 
 
@@ -89,19 +88,19 @@ class _PathsAttention(torch.autograd.Function):
         scaling: float,
         saves_weights: bool,
     ) -> Tensor:
-        groups, each = key.shape[1], query.shape[1] // key.shape[1]
+        groups, N = key.shape[1], query.shape[1] // key.shape[1]
         q_GRC = _by_group(query.transpose(1, 2), groups)
         out_GRC = q_GRC.new_empty(*q_GRC.shape[:2], value.shape[-1])
         saved = []
         for path, blocks in work:
             path_key, path_value = _with_ancestors(key, path), _with_ancestors(value, path)
             for block in blocks:
-                rows = slice(block.rows.start * each, block.rows.stop * each)
+                rows = slice(block.rows.start * N, block.rows.stop * N)
                 weights = _weights(q_GRC[:, rows], path_key[:, block.keys], block, scaling)
                 torch.bmm(weights, path_value[:, block.keys], out=out_GRC[:, rows])
                 if saves_weights:
                     saved.append(weights)
-        out = _by_row(out_GRC, each)
+        out = _by_row(out_GRC, N)
         ctx.save_for_backward(query, key, value, out, *saved)
         ctx.work, ctx.scaling = work, scaling
         return out
@@ -110,7 +109,7 @@ class _PathsAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, *saved = ctx.saved_tensors
-        scaling, groups, each = ctx.scaling, key.shape[1], query.shape[1] // key.shape[1]
+        scaling, groups, N = ctx.scaling, key.shape[1], query.shape[1] // key.shape[1]
         exact = torch.promote_types(query.dtype, torch.float32)
         q_GRC = _by_group(query.transpose(1, 2), groups)
         # dO V^T - rowsum(dO * O) as one product: the sum is two more channels of dO, against ones in V.
@@ -123,7 +122,7 @@ class _PathsAttention(torch.autograd.Function):
             value_and_ones = F.pad(path_value, (0, 2), value=1.0)
             path_d_key, path_d_value = torch.zeros_like(path_key), torch.zeros_like(path_value)
             for block in blocks:
-                rows, keys = slice(block.rows.start * each, block.rows.stop * each), block.keys
+                rows, keys = slice(block.rows.start * N, block.rows.stop * N), block.keys
                 q, d_o = q_GRC[:, rows], d_out_GRC[:, rows]
                 weights = saved.pop(0) if saved else _weights(q, path_key[:, keys], block, scaling)
                 d_scores = torch.bmm(d_o, value_and_ones[:, keys].transpose(1, 2)).mul_(weights)
@@ -132,15 +131,15 @@ class _PathsAttention(torch.autograd.Function):
                 d_query_GRC[:, rows].baddbmm_(d_scores, path_key[:, keys], beta=0, alpha=scaling)
             _add_to_ancestors(d_key, path_d_key, path)
             _add_to_ancestors(d_value, path_d_value, path)
-        return _by_row(d_query_GRC, each).transpose(1, 2), d_key, d_value, None, None, None
+        return _by_row(d_query_GRC, N).transpose(1, 2), d_key, d_value, None, None, None
 
 
 def _weights(q: Tensor, keys: Tensor, block: _Block, scaling: float) -> Tensor:
     """Return P of a block, [G, R, K], in the dtype of ``q``."""
     exact = torch.promote_types(q.dtype, torch.float32)
     with _bfloat16_products(q.dtype == torch.bfloat16):
-        nothing = q.new_zeros((), dtype=exact)
-        scores = torch.baddbmm(nothing, q.to(exact), keys.to(exact).transpose(1, 2), beta=0, alpha=scaling)
+        zero = q.new_zeros((), dtype=exact)
+        scores = torch.baddbmm(zero, q.to(exact), keys.to(exact).transpose(1, 2), beta=0, alpha=scaling)
     return torch.softmax(_masked(scores, block), -1).to(q.dtype)
 
 
@@ -196,10 +195,10 @@ def _by_group(tensor: Tensor, groups: int) -> Tensor:
     return tensor.reshape(rows, groups, -1, channels).transpose(0, 1).reshape(groups, -1, channels)
 
 
-def _by_row(tensor: Tensor, each: int) -> Tensor:
+def _by_row(tensor: Tensor, N: int) -> Tensor:
     """Reshape [G, T * N, C] to [1, T, H, C]."""
     groups, rows, channels = tensor.shape
-    return tensor.view(groups, rows // each, each, channels).transpose(0, 1).reshape(1, rows // each, -1, channels)
+    return tensor.view(groups, rows // N, N, channels).transpose(0, 1).reshape(1, rows // N, -1, channels)
 
 
 def _high_and_low(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
