@@ -249,6 +249,16 @@ def test_nan_rows_of_an_evaluation_do_not_condemn_the_weights():
     assert "evaluation_not_finite" not in rules
 
 
+def test_a_finding_names_the_held_out_set_that_shows_it():
+    lengths = [0.2, 0.5, 0.7, 0.8, 0.85, 0.88, 0.9]
+    falling = {"logps/chosen": [-1.5, -1.6, -1.8, -2.0, -2.2, -2.4, -2.6], "logps/rejected": [-2.0, *range(-3, -9, -1)]}
+    known = {"rewards/accuracies": [1.0] * len(EVALUATIONS), "length_correlation": lengths, **falling}
+    found = findings(held_out={"eval_code_": known}, **{"logps/chosen": constant(-2.0)})
+    assert found["over_penalisation"].metric == "eval_code_logps/chosen"
+    assert found["accuracy_at_once"].metric == "eval_code_rewards/accuracies"
+    assert found["margin_from_length"].metric == "eval_code_length_correlation"
+
+
 def test_findings_are_ordered_by_severity_and_are_json():
     builder = HistoryBuilder()
     for number, value in enumerate(constant(0.0)):

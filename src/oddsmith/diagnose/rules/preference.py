@@ -38,12 +38,14 @@ LENGTH_GROWTH = 0.1
 def over_penalisation(history: History) -> Finding | None:
     """Find chosen and rejected log-probabilities that both fall while the gap between them grows."""
     training = trend(history.get("logps/chosen"))
-    held_out = () if training is not None and training.rises else history.held_out.values()  # rising here: over-fitting
-    for place, found in (("", history.training), *(("eval_", found) for found in held_out)):
-        chosen, rejected = found.get("logps/chosen"), found.get("logps/rejected")
+    held_out = () if training is not None and training.rises else history.held_out.items()  # rising here: over-fitting
+    sources = [("logps/chosen", history.training)]
+    sources += [(held_out_key(name, "logps/chosen"), metrics) for name, metrics in held_out]
+    for metric, metrics in sources:
+        chosen, rejected = metrics.get("logps/chosen"), metrics.get("logps/rejected")
         if chosen is None or rejected is None:
             continue
-        fall = _fall(chosen, few=bool(place))
+        fall = _fall(chosen, few=metrics is not history.training)
         if fall is None:
             continue
         step, lost = fall
@@ -53,7 +55,7 @@ def over_penalisation(history: History) -> Finding | None:
             continue
         return Finding(
             verdict,
-            f"{place}logps/chosen",
+            metric,
             step,
             f"chosen {-lost:+.2f} nats per token since step {step}, rejected {rejected_lost:+.2f}:"
             f" both fall, and the gap grows by {-rejected_lost - lost:.2f}",
@@ -211,11 +213,11 @@ def _first_epoch_at_chance(history: History) -> str:
 @rule
 def accuracy_at_once(history: History) -> Finding | None:
     """Find an accuracy near 1 before anything was learned."""
-    name, first = "rewards/accuracies", None
-    for found in history.held_out.values():
-        before = found.get(name)
+    metric, first = "rewards/accuracies", None
+    for name, metrics in history.held_out.items():
+        before = metrics.get("rewards/accuracies")
         if before is not None and len(before) and before.steps[0] == 0:
-            name, first = "eval_rewards/accuracies", float(before.values[0])
+            metric, first = held_out_key(name, "rewards/accuracies"), float(before.values[0])
             break
     accuracy = history.get("rewards/accuracies").finite()
     if first is None and len(accuracy):
@@ -226,7 +228,7 @@ def accuracy_at_once(history: History) -> Finding | None:
         return None
     return Finding(
         verdict,
-        name,
+        metric,
         0,
         f"{first:.1%} of the pairs are right at the start, before anything was learned",
         "the pairs teach nothing: the rejected answers are trivially bad, or something gives them away (a leak)",
@@ -250,7 +252,7 @@ def margin_from_length(history: History) -> Finding | None:
         longer = "longer" if last > 0 else "shorter"
         return Finding(
             verdict if learned else Verdict.WATCH,
-            "eval_length_correlation",
+            held_out_key(name, "length_correlation"),
             int(series.finite().steps[-1]),
             f"correlation of length gap and margin {last:+.2f} (at the first evaluation {first:+.2f}):"
             f" length explains {last**2:.0%} of the margins",
