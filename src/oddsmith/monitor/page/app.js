@@ -1,4 +1,4 @@
-// The page: asks for what is new, keeps it, and has it drawn. It only ever reads.
+// Fetches what is new of the runs and draws the page.
 import { chartFigure } from './charts.js';
 import { CATALOGUE, make } from './dom.js';
 import { drawPairs, drawRuns, drawSamples, drawSets, drawSettings, drawVerdict, setsOf } from './panels.js';
@@ -20,12 +20,12 @@ async function get(path) {
   return response.json();
 }
 
-// ---- Keeping up
+// ---- Fetching
 
 let busy = false;
 let again = false;
 
-/** Fetch what is new of the runs that are shown, then draw. Calls while one is under way make one more, not many. */
+/** Fetch what is new of the runs that are shown, then draw. Calls during a fetch lead to one more fetch, not to many. */
 async function update() {
   if (busy) { again = true; return; }
   busy = true;
@@ -111,7 +111,7 @@ function draw() {
   drawSettings(at('settings'), shown);
 }
 
-// ---- What a person does
+// ---- Input
 
 function toggle(id) {
   state.shown = state.shown.includes(id) ? state.shown.filter((one) => one !== id) : [...state.shown, id];
@@ -127,7 +127,7 @@ function refetch() {
 
 let waiting = 0;
 
-/** Look at a range of steps in all charts; null for all of it. */
+/** Show a range of steps in all charts; null for all steps. */
 function setRange(range) {
   if (JSON.stringify(range) === JSON.stringify(state.view.range)) return;
   state.view.range = range;

@@ -7,7 +7,7 @@ const HELD_OUT = 'held out';
 const DASHES = ['solid', 'dash', 'dot'];
 const PLOT = { displayModeBar: false, responsive: true, scrollZoom: false };
 
-/** The curves of a chart for the runs that are shown: one run is coloured by curve, several by run. */
+/** The curves of a chart for the runs that are shown: those of one run are coloured by line, those of several by run. */
 function curves(chart, shown) {
   const found = [];
   for (const run of shown) {
@@ -28,7 +28,7 @@ function curves(chart, shown) {
   return found;
 }
 
-/** Plotly reads a little HTML in names; foreign ones are to be text. */
+/** A name with HTML escaped, because Plotly interprets some of it. */
 function inPlotly(text) {
   return plain(text).replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
 }
@@ -37,7 +37,7 @@ function points(series, factor) {
   return { x: series.steps, y: factor === 1 ? series.values : series.values.map((value) => (value === null ? null : value * factor)) };
 }
 
-/** Running mean of nine neighbours and its 95% interval: what the points say together. */
+/** Running mean of nine neighbours and its 95% interval. */
 function band(x, y) {
   const middle = [], low = [], high = [];
   for (let i = 0; i < y.length; i += 1) {
@@ -122,7 +122,7 @@ function tracesOf(chart, shown, set) {
   return chart.kind === 'lengths' ? lengthTraces(shown, set) : lineTraces(chart, shown);
 }
 
-/** A thin line where something went wrong, or where a run went on; of one run alone, several would be a fence. */
+/** Thin lines at the incidents of a run; not with several runs, where they would hide the curves. */
 function markLines(shown) {
   const marks = shown.length === 1 ? shown[0].details?.marks ?? [] : [];
   return marks.map((mark) => { const { tone } = CATALOGUE.incidents[mark.kind];
@@ -178,7 +178,7 @@ export function chartFigure(chart, onRange) {
   return { element, draw };
 }
 
-/** Legend and latest values in one line, as text: what the picture says to those who do not see it. */
+/** Legend and latest values as text, which a screen reader reads in place of the picture. */
 function legend(chart, shown, set) {
   if (chart.kind === 'lengths') return shown.filter((run) => lengthsOf(run, set).length > 2).map((run) => lengthLegend(run, set, shown.length > 1));
   if (chart.kind === 'histogram') {

@@ -1,4 +1,4 @@
-// What the server says about charts and incidents; elements and figures. Whatever comes from a model, a data set or a file becomes text here and never markup.
+// The catalogue, elements and figures. Text from a model, a dataset or a file becomes text here and never markup.
 
 /** `charts` with their lines, and the words of `incidents`: oddsmith/metrics.py and oddsmith/system/run_folder.py. */
 export const CATALOGUE = JSON.parse(document.getElementById('catalogue').textContent);
@@ -15,10 +15,10 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-// What would change how text around it is read, or drive a terminal: shown as a visible sign instead.
+// Characters that change the writing direction or control a terminal.
 const INVISIBLE = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 
-/** Foreign text, with a sign for each character that steers writing direction or a terminal. */
+/** Untrusted text, with a visible sign for each character that changes writing direction or controls a terminal. */
 export function plain(text) {
   return String(text ?? '').replace(INVISIBLE, (sign) => `⟨${sign.codePointAt(0).toString(16).padStart(4, '0')}⟩`);
 }

@@ -1,4 +1,4 @@
-// What is no chart: the list of runs, the verdict, pairs, answers, settings.
+// Everything but the charts: the list of runs, the verdict, pairs, answers, settings.
 import { CATALOGUE, colour, duration, figure, make, plain } from './dom.js';
 
 const WORDS = { healthy: 'Healthy', watch: 'Worth watching', act: 'Act on it' };
@@ -36,17 +36,17 @@ function banner(run, isFirst, onJump) {
   const verdict = SEVERITY[Math.max(0, ...findings.map((one) => SEVERITY.indexOf(one.verdict)))];
   const words = run.summary.problem ? 'Not readable' : empty ? 'Nothing logged yet' : WORDS[verdict];
   const bad = findings.filter((one) => one.verdict !== 'healthy');
-  const facts = [plain(run.summary.model), stateOf(run.summary), Number.isFinite(run.summary.checkpoint) ? `last checkpoint at step ${run.summary.checkpoint}` : '', run.summary.skipped ? `${run.summary.skipped} unreadable lines passed over` : ''].filter(Boolean).join(' · ');
+  const facts = [plain(run.summary.model), stateOf(run.summary), Number.isFinite(run.summary.checkpoint) ? `last checkpoint at step ${run.summary.checkpoint}` : '', run.summary.skipped ? `${run.summary.skipped} unreadable lines skipped` : ''].filter(Boolean).join(' · ');
   const bar = run.summary.max_steps > 0 ? make('progress', { max: run.summary.max_steps, value: Math.min(run.summary.step, run.summary.max_steps), 'aria-label': `steps done of ${plain(run.summary.name)}` }) : null;
   return make('div', { class: `banner ${empty || run.summary.problem ? '' : verdict}` },
     make('h2', isFirst ? { id: 'verdict-title' } : {}, `${plain(run.summary.name)}: ${words}`),
     make('p', { class: 'facts' }, run.summary.problem ? plain(run.summary.problem) : facts), bar,
-    happened(run, onJump),
+    incidents(run, onJump),
     bad.length ? make('ul', { class: 'findings' }, ...bad.map((one) => finding(one, onJump))) : null);
 }
 
-/** What went wrong on the way, counted; open, the last of it one by one. */
-function happened(run, onJump) {
+/** The incidents of a run, counted; opened, the last ones as a list. */
+function incidents(run, onJump) {
   const counts = Object.entries(run.summary.happened ?? {});
   if (!counts.length) return null;
   const words = counts.map(([kind, count]) => {
@@ -79,12 +79,12 @@ const EXPLAINED = {
 };
 let kind = 'worst';
 
-/** The held-out sets that there are pairs or answers of. */
+/** The held-out sets with pairs or answers. */
 export function setsOf(shown) {
   return [...new Set(shown.flatMap((run) => ['pairs', 'snapshots', 'samples'].flatMap((what) => (run.details?.[what] ?? []).map((one) => one.set))))];
 }
 
-/** Which held-out set margins, lengths, pairs and answers are of; `onChoice(set)` takes another. */
+/** Buttons for the held-out set that margins, lengths, pairs and answers are shown of; `onChoice(set)` takes another. */
 export function drawSets(place, sets, chosen, onChoice) {
   place.hidden = sets.length < 2;
   const held = place.contains(document.activeElement);
@@ -93,7 +93,7 @@ export function drawSets(place, sets, chosen, onChoice) {
   if (held) place.querySelector('[aria-pressed="true"]')?.focus();
 }
 
-/** Makes of each text its own lines: without those that all of them begin and end with, as a chat template writes them. */
+/** Returns a function that drops from a text the first and last lines that all texts share, as a chat template writes them. */
 function ownLines(texts) {
   const all = [...new Set(texts)].map((text) => String(text ?? '').split('\n'));
   const shortest = Math.min(...all.map((lines) => lines.length));
@@ -104,7 +104,7 @@ function ownLines(texts) {
   return (text) => { const lines = text.split('\n'); return lines.slice(head, lines.length - tail).join('\n'); };
 }
 
-/** What the colours of tokens compare with, in words. */
+/** A sentence about what the colours of tokens compare with. */
 function comparison(inspected) {
   const { step, first_step: first, compared_with: then } = inspected;
   if (then === 0) return step === 0 ? ' Nothing has been trained yet.' : ' Green tokens are likelier than before the training, red and underlined ones less likely.';
@@ -135,7 +135,7 @@ function pair(one, prompt) {
     make('div', { class: 'sides' }, ...['chosen', 'rejected'].map((side) => make('div', {}, make('h4', {}, side === 'chosen' ? 'Chosen' : 'Rejected'), tokens(one[side])))));
 }
 
-/** An answer; each token behind which its log-probability has moved is coloured by how far. */
+/** An answer, each token coloured by the change of its log-probability. */
 function tokens(side) {
   const text = make('p', { class: 'text' });
   (side?.tokens ?? []).forEach((token, i, all) => {
@@ -152,7 +152,7 @@ function tokens(side) {
   return text;
 }
 
-/** Answers to fixed prompts: of the untrained model, or of the first evaluation, and at the last. */
+/** Answers to fixed prompts at the first and the last evaluation; step 0 is the untrained model. */
 export function drawSamples(place, shown, set) {
   const of = (run) => run.details?.samples?.find((one) => one.set === set);
   const run = shown.find(of);
@@ -171,7 +171,7 @@ function side(title, answer) {
   return make('div', {}, make('h4', {}, title), make('p', { class: 'text' }, plain(answer?.Policy)));
 }
 
-/** Settings side by side: with several runs those that differ, and all of them below. A setting that only one knows is no difference. */
+/** Settings side by side: with several runs those that differ, and all of them below. A setting that only one run has is no difference. */
 export function drawSettings(place, shown) {
   const runs = shown.filter((run) => run.details);
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.details.settings)))];

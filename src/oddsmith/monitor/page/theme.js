@@ -1,4 +1,4 @@
-// Before anything is drawn, so that the page does not flash: the theme that was chosen here before, else the system's.
+// Sets the theme before anything is drawn, so that the page does not flash: the one chosen here before, else the system's.
 'use strict';
 (() => {
   let chosen = null;
