@@ -59,9 +59,8 @@ class PreparedData:
     """Tokens to train or evaluate on.
 
     Args:
-        dataset: One row a pair: ``row`` (its number in the source), and for chosen and rejected ``*_input_ids``,
-            ``*_prompt_tokens``, ``*_end``, as in ``TokenizedPair``; encoder-decoder: also ``prompt_input_ids``.
-            A stream stays a stream.
+        dataset: One row a pair, as ``TokenizedPair.to_row`` makes it; ``row`` is the row's number in the source.
+            ``prompt_input_ids`` is for encoder-decoder models. A stream stays a stream.
         report: What became of every row. That of a stream grows as it is read, in the process that reads it.
     """
 
@@ -148,13 +147,7 @@ def _located(error: RowError, number: int, source: str, bad_rows: str) -> RowErr
 
 @dataclass
 class RowTokenizer:
-    """Tokenize batches of rows; an instance can be sent to other processes.
-
-    Args:
-        pair_tokenizer: Makes the tokens.
-        bad_rows: ``"error"`` raises at an invalid row, ``"drop"`` returns it as dropped.
-        source: Name of the dataset, for errors.
-    """
+    """Tokenize batches of rows of ``source``, with what ``prepare`` calls ``bad_rows``; can be sent to a process."""
 
     pair_tokenizer: PairTokenizer
     bad_rows: str

@@ -43,16 +43,10 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def token_key(rows: datasets.Dataset, pair_tokenizer: PairTokenizer, bad_rows: str) -> str | None:
-    """Return the name under which the tokens of these rows are kept.
+    """Return the name under which the tokens of these rows are kept, a digest of everything that decides on them.
 
-    Args:
-        rows: The rows.
-        pair_tokenizer: Makes the tokens.
-        bad_rows: What is done about invalid rows.
-
-    Returns:
-        A digest of everything that decides on the tokens. None where nothing is kept: ``datasets.disable_caching()``
-        was called, the rows are few, or the tokenizer runs Python code that its state does not show.
+    It is None where nothing is kept: ``datasets.disable_caching()`` was called, the rows are few, or the tokenizer runs
+    Python code that its state does not show.
     """
     if not datasets.is_caching_enabled() or len(rows) < MIN_ROWS:
         return None

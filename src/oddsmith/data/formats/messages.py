@@ -36,18 +36,10 @@ SPEAKERS = {
 
 
 def to_messages(value: Any, where: str, author: str = "assistant") -> list[Message]:
-    """Read a list of messages, a single one, or the bare text of one.
+    """Read a list of messages, a single one, or the bare text of one, which gets the role ``author``.
 
-    Args:
-        value: What the row holds.
-        where: Its column, for errors.
-        author: Role of a bare text.
-
-    Returns:
-        Messages with ``role`` and ``content``; none for an empty list.
-
-    Raises:
-        RowError: The value is null or of another kind, or a message in it is malformed or of an unknown role.
+    A value that is null or of another kind, or that holds a malformed message or an unknown role, is a ``RowError``
+    that names the column ``where``.
     """
     if isinstance(value, list | tuple):
         return [_to_message(message, f"{where}[{position}]") for position, message in enumerate(value)]

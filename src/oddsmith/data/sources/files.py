@@ -47,14 +47,7 @@ def kind_of_file(path: Path) -> str | None:
 def read_rows(path: Path) -> Iterator[Row]:
     """Read a JSON Lines, JSON, CSV or TSV file row by row; its suffix says which of these it is.
 
-    Args:
-        path: The file.
-
-    Yields:
-        Row: Column names to values.
-
-    Raises:
-        DataError: The file is missing, cannot be read, or is malformed; the message names line and column or byte.
+    A file that cannot be read or is malformed is a ``DataError``; the message names line and column or byte.
     """
     kind = kind_of_file(path)
     if kind not in READERS:

@@ -112,15 +112,9 @@ def row_counts(totals: Sequence[int], weights: Sequence[float] | None) -> list[i
 
 
 def mix(parts: Sequence[Any], weights: Sequence[float] | None, seed: int) -> Any:
-    """Mix datasets that have a length.
+    """Mix lists of rows or ``datasets.Dataset``s, none of them empty; without weights all rows are taken.
 
-    Args:
-        parts: Lists of rows or ``datasets.Dataset``s, none of them empty.
-        weights: Relative shares, or None for all rows.
-        seed: Decides which rows are taken where not all are.
-
-    Returns:
-        A ``Dataset`` where all parts are some of the same schema, else a list of rows.
+    The result is a ``Dataset`` where all parts are some of the same schema, else a list of rows.
     """
     counts = row_counts([len(part) for part in parts], weights)
     order = []

@@ -73,17 +73,9 @@ def _position(bound: str | None, total: int) -> int | None:
 
 
 def files_of(folder: Path, split: Split) -> list[Path]:
-    """Return the data files of a folder and its subfolders that hold a split, sorted by path.
+    """Return the data files of a folder and its subfolders that hold a split, sorted by path and at least one.
 
-    Args:
-        folder: The folder; hidden files and folders in it are left out.
-        split: The split.
-
-    Returns:
-        At least one file.
-
-    Raises:
-        DataError: The folder holds no data, or no such split; the message names the splits that it holds.
+    Hidden files and folders are left out. A folder without data, or without such a split, is a ``DataError``.
     """
     paths = [
         path

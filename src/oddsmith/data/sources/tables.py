@@ -40,18 +40,9 @@ def read_parquet(paths: list[Path], *, streaming: bool) -> Table:
 
 
 def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
-    """Read a split of what ``save_to_disk`` wrote; the name does not matter where the folder has a single split.
+    """Read a split of what ``save_to_disk`` wrote, without its slice; the only split of a folder has any name.
 
-    Args:
-        folder: The folder.
-        split: The split; the caller applies its slice.
-        streaming: Read rows as they are needed.
-
-    Returns:
-        The rows of the split.
-
-    Raises:
-        DataError: The folder is damaged or has no such split.
+    A damaged folder, or one without the split, is a ``DataError``.
     """
     import datasets
 
@@ -67,17 +58,8 @@ def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
 def read_hub(name: str, config: str | None, split: str, *, streaming: bool) -> Table:
     """Read a split of a hub dataset, from the hub or from the cache.
 
-    Args:
-        name: Id of the dataset.
-        config: Its configuration.
-        split: Its split, as ``datasets.load_dataset`` reads it; slices and sums are allowed.
-        streaming: Read rows as they are needed.
-
-    Returns:
-        The rows of the split.
-
-    Raises:
-        DataError: The hub cannot be reached, or has no such dataset, configuration or split.
+    ``split`` may be all that ``datasets.load_dataset`` reads: slices and sums. A hub that cannot be reached, or has no
+    such dataset, configuration or split, is a ``DataError``.
     """
     import datasets
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES

@@ -64,18 +64,10 @@ class Renderer:
         self._end_of_turn_by_template: dict[tuple[str, str | None], str | None] = {}
 
     def render(self, pair: PreferencePair) -> RenderedPair:
-        """Return both sides of a pair as text.
+        """Return prompt and whole text of each side of a pair.
 
-        Args:
-            pair: Text or conversations.
-
-        Returns:
-            Prompt and whole text of each side.
-
-        Raises:
-            RowError: The template refuses the conversation, or the text is not valid Unicode.
-            ModelError: The pair is a conversation, and the tokenizer has no chat template, or one that needs more time
-                or memory than any conversation should.
+        A conversation that the template refuses, or text that is not valid Unicode, is a ``RowError``. A tokenizer
+        without a chat template, or with one that exceeds the limits of templates/, is a ``ModelError``.
         """
         if isinstance(pair.prompt, str):
             prompt = pair.prompt
@@ -90,10 +82,8 @@ class Renderer:
     def end_of_turn(self) -> str | None:
         """The token with which the template ends an assistant's turn; None where it only writes plain text.
 
-        It is the first added token after the answer of a short conversation, rendered once for each template.
-
-        Raises:
-            ModelError: There is no template, or it renders no plain conversation of two turns.
+        It is the first added token after the answer of a short conversation, rendered once for each template. Without
+        a template, or with one that cannot render that conversation, a ``ModelError`` is raised.
         """
         self._require_template()
         template = str(self.tokenizer.chat_template), self.tokenizer.eos_token

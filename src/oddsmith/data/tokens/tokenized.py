@@ -113,21 +113,12 @@ def cut_pair(
     max_prompt_length: int | None = None,
     bos_token_id: int | None = None,
 ) -> tuple[Tokens, Tokens]:
-    """Cut both sides to ``max_length`` tokens.
+    """Cut both sides to ``max_length`` tokens of prompt + response; None: no limit.
 
     If the targets of either side reach beyond ``max_length``, both prompts lose the same number of tokens, so that they
-    still begin alike: as many as bring the longer one down to ``max_prompt_length``. A leading BOS stays, and counts;
-    there is never a second one behind it.
-
-    Args:
-        chosen: That side in full.
-        rejected: That side in full.
-        max_length: Most tokens of prompt + response; None: no limit.
-        max_prompt_length: Most tokens of the prompt of a pair that is too long; None: prompts are not cut.
-        bos_token_id: The token that stays at the front if the sides begin with it.
-
-    Returns:
-        The sides, cut. A prompt may still fill ``max_length``: then no target is left.
+    still begin alike: as many as bring the longer one down to ``max_prompt_length`` (None: prompts are not cut). A
+    leading BOS stays, and counts; there is never a second one behind it. A prompt may still fill ``max_length``: then
+    no target is left.
     """
     if max_length is None:
         return chosen, rejected

@@ -13,7 +13,7 @@ import pytest
 
 from oddsmith.config import ScriptArguments
 from oddsmith.data.builtin import demo_pairs
-from oddsmith.data.sources import hold_out, load_datasets, load_rows
+from oddsmith.data.sources.loading import hold_out, load_datasets, load_rows
 from oddsmith.data.sources.splits import Split
 from oddsmith.errors import ConfigError, DataError
 
