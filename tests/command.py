@@ -1,4 +1,4 @@
-"""The real command on tiny models: run in this process, or started as one of its own."""
+"""Run the real command on tiny models, in this process or in another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +17,12 @@ from oddsmith.cli.main import main
 from .tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
 START = [sys.executable, "-m", "oddsmith.cli.main"]
-# Precision by hand, so that every machine computes the same.
+# The precision is fixed, so that every machine computes the same.
 SETTINGS = {"learning_rate": 1e-3, "per_device_train_batch_size": 2, "max_length": 64, "bf16": False, "use_cpu": True}
 
 
 class Outcome(NamedTuple):
-    """What a command left on the terminal."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -29,7 +30,7 @@ class Outcome(NamedTuple):
 
 
 def save_model(folder: Path, chat_template: str | None = None, **overrides) -> Path:
-    """A tiny model folder."""
+    """Write a tiny model and its tokenizer into a folder."""
     tiny_model(**overrides).save_pretrained(folder)
     tokenizer = tiny_tokenizer(chat_template) if chat_template is not None else tiny_tokenizer()
     tokenizer.save_pretrained(folder)
@@ -37,13 +38,18 @@ def save_model(folder: Path, chat_template: str | None = None, **overrides) -> P
 
 
 def save_pairs(path: Path, count: int = 12) -> Path:
-    """A JSON Lines file of standard pairs."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in ragged_pairs(count)), encoding="utf-8")
+    """Write a JSON Lines file of standard pairs."""
+    return save_rows(path, ragged_pairs(count))
+
+
+def save_rows(path: Path, rows: Iterable[dict]) -> Path:
+    """Write rows as a JSON Lines file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def save_config(path: Path, **settings) -> Path:
-    """A configuration file."""
+    """Write a YAML file of settings."""
     path.write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in settings.items()), encoding="utf-8")
     return path
 
@@ -61,14 +67,28 @@ def run_here(capsys: pytest.CaptureFixture[str], *words: object) -> Outcome:
     return Outcome(int(ended.value.code or 0), captured.out, captured.err)
 
 
-def run_apart(*words: object, cwd: Path | None = None, timeout: float = 200) -> Outcome:
-    """Run the command as a process of its own."""
-    done = subprocess.run(
-        [*START, *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=timeout, env=environment()
-    )
+def run_apart(
+    *words: object, start: Sequence[str] = START, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> Outcome:
+    """Run the command in another process; ``start`` is what to run instead of it with the same words."""
+    command = [*start, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=200, env=env or environment())
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def run_two_processes(module: str, folder: Path) -> None:
+    """Run a module of the tests in two processes that train together; ``folder`` is its argument."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    done = run_apart(module, folder, start=torchrun, env=with_tests(os.environ | {"OMP_NUM_THREADS": "1"}))
+    assert done.code == 0, done.err[-3000:]
+
+
+def with_tests(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which a process can import ``tests``."""
+    paths = [str(Path(__file__).parents[1]), variables.get("PYTHONPATH", "")]
+    return {**variables, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def environment() -> dict[str, str]:
-    """This process's environment, without what would make a child part of a distributed run."""
+    """Return this process's environment, for one thread and a wide terminal."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}

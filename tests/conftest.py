@@ -21,13 +21,13 @@ settings.load_profile("oddsmith")
 
 @pytest.fixture
 def small_files():
-    """No file may grow past 64 KiB, as on a disk that is full."""
+    """Limit the size of files to 64 KiB, as on a full disk."""
     with file_size_limit(65536):
         yield
 
 
 @pytest.fixture
 def hub():
-    """A hub on this machine: what it was asked, and the environment of a process that uses it."""
+    """A hub on this machine: the requests it got, and the environment of a process that uses it."""
     with upload_hub() as made:
         yield made

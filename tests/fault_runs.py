@@ -1,4 +1,4 @@
-"""The command as a process that something is done to while it runs: stopped at a checkpoint, and let go again."""
+"""Run the command in processes that can be held at a checkpoint, under limits of the machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 
 from oddsmith.cli.main import main
 from tests.command import Outcome
+from tests.killed_runs import free_port, rank_environment, redirect_output
 from tests.kills import committed
 
 POLL_S = 0.001
@@ -26,57 +26,36 @@ DAY_S = 86_400.0
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run may have of the machine.
+    """The limits of the machine for a run."""
 
-    Args:
-        limits: Of ``resource``, as ``{RLIMIT_FSIZE: 10_000}``.
-        spare_memory: Bytes of memory that it may take beside those it begins with.
-        clock_jumps: Whether its clock goes back by a day every time it is read.
-    """
-
-    limits: dict[int, int] = field(default_factory=dict)
-    spare_memory: int | None = None
-    clock_jumps: bool = False
+    limits: dict[int, int] = field(default_factory=dict)  # of ``resource``, as ``{RLIMIT_FSIZE: 10_000}``
+    spare_memory: int | None = None  # bytes beside those that the process has at its start
+    clock_jumps: bool = False  # whether the clock goes back by a day every time it is read
 
 
 class Run:
-    """``oddsmith`` in processes of its own, forked from one that has torch and Oddsmith imported.
-
-    Args:
-        *words: The words of the command.
-        log: Gets what the first process says; the others write beside it.
-        machine: What it may have of the machine.
-        processes: How many train together.
-    """
+    """``oddsmith`` in processes forked from one with torch and Oddsmith imported; ``log`` gets their output."""
 
     def __init__(self, *words: object, log: Path, machine: Machine | None = None, processes: int = 1):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.killed_runs", "tests.fault_runs", "oddsmith.cli.setup.assembly"])
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self._logs = [log.with_name(f"{log.name}-{rank}") for rank in range(processes)]
         self._all = [
-            context.Process(
-                target=_command,
-                args=(list(map(str, words)), self._logs[rank], machine or Machine(), _place(rank, processes, port)),
-            )
-            for rank in range(processes)
+            context.Process(target=_command, args=(list(map(str, words)), log, machine or Machine(), environment))
+            for rank, log in enumerate(self._logs)
+            for environment in [rank_environment(rank, processes, port)]
         ]
         for process in self._all:
             process.start()
 
     @contextmanager
     def held_at(self, folder: Path, step: int) -> Iterator[int]:
-        """Hold the processes when the checkpoint of a step is committed, and let them go on.
-
-        Yields:
-            The process id of the first.
-        """
+        """Hold the processes while the block runs, once a step is saved; yield the process id of the first."""
         deadline = time.monotonic() + ENDS_WITHIN_S
         while committed(folder) < step:
             if not self._all[0].is_alive() or time.monotonic() > deadline:
-                raise RuntimeError(f"the run did not come to step {step}:\n{self._said()}")
+                raise RuntimeError(f"the run did not come to step {step}:\n{self._output()}")
             time.sleep(POLL_S)
         pids = [process.pid or 0 for process in self._all]
         for pid in pids:
@@ -88,11 +67,7 @@ class Run:
                 os.kill(pid, signal.SIGCONT)
 
     def end(self) -> Outcome:
-        """Wait for the end of all processes.
-
-        Returns:
-            Exit code and what the first said, as ``err``.
-        """
+        """Wait for the end of all processes, and return exit code and output (``err``) of the first."""
         deadline = time.monotonic() + ENDS_WITHIN_S
         for process in self._all:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -101,29 +76,16 @@ class Run:
             process.kill()
             process.join()
         if running:
-            raise RuntimeError(f"{len(running)} processes did not end:\n{self._said()}")
-        return Outcome(self._all[0].exitcode or 0, "", self._said())
+            raise RuntimeError(f"{len(running)} processes did not end:\n{self._output()}")
+        return Outcome(self._all[0].exitcode or 0, "", self._output())
 
-    def _said(self) -> str:
+    def _output(self) -> str:
         return self._logs[0].read_text(encoding="utf-8", errors="replace")
 
 
-def _place(rank: int, processes: int, port: int) -> dict[str, str]:
-    """What tells a process its place among those that train together, in its environment."""
-    if processes == 1:
-        return {}
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    return {name: str(number) for name, number in place.items()} | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-
-
-def _command(words: list[str], log: Path, machine: Machine, place: dict[str, str]) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.environ.update(place, COLUMNS="400")
+def _command(words: list[str], log: Path, machine: Machine, environment: dict[str, str]) -> None:
+    redirect_output(log)
+    os.environ.update(environment, COLUMNS="400")
     torch.set_num_threads(1)
     for kind, size in machine.limits.items():
         resource.setrlimit(kind, (size, size))
@@ -148,7 +110,7 @@ def _jumping(clock: Callable[[], float]) -> Callable[[], float]:
 
 
 def reverse_times(folder: Path) -> None:
-    """Give the checkpoints of a run modification times that say the opposite of their order, as a copy may have."""
+    """Reverse the order of the modification times of a run's checkpoints, as a copy may have them."""
     for place in folder.glob("checkpoint-*"):
         step = int(place.name.rpartition("-")[2])
         for inner in (place, *place.rglob("*")):

@@ -1,4 +1,4 @@
-"""What machines do to a run: full disks, disks that cannot be written, limits, clocks that jump."""
+"""Faults of machines: small disks, limits on files, control groups without memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ MEMORY_BYTES = 2**20  # of a control group: less than a step needs
 
 @contextmanager
 def file_size_limit(size_bytes: int) -> Iterator[None]:
-    """No file that this process writes may grow past ``size_bytes``."""
+    """Limit the size of the files that this process writes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
@@ -31,16 +31,13 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
 
 
 def may_mount() -> bool:
-    """Whether this user may mount a file system of its own: root, outside of most containers."""
+    """Return whether this user may mount a file system, as root outside of most containers."""
     return sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount") is not None
 
 
 @contextmanager
 def small_disk(folder: Path, size: str, **options: str) -> Iterator[Path]:
-    """A disk of its own at a new folder: a tmpfs of this size, e.g. ``"4m"``.
-
-    Skips the test where it cannot be mounted.
-    """
+    """Mount a tmpfs of this size, e.g. ``"4m"``, at a new folder; skip the test where that is not possible."""
     if not may_mount():
         pytest.skip("mounting a small disk needs root")
     folder.mkdir()
@@ -54,7 +51,7 @@ def small_disk(folder: Path, size: str, **options: str) -> Iterator[Path]:
 
 
 def remount(folder: Path, *options: str, **values: str) -> None:
-    """Change a small disk that is in use: ``"ro"``, ``size="8m"``."""
+    """Change options of a small disk that is in use: ``"ro"``, ``size="8m"``."""
     done = _mount(folder, "tmpfs", dict.fromkeys(["remount", *options], "") | values)
     assert done.returncode == 0, done.stderr
 
@@ -64,24 +61,12 @@ def _mount(folder: Path, kind: str, options: dict[str, str]) -> subprocess.Compl
     return subprocess.run(["mount", "-t", kind, "-o", words, kind, folder], capture_output=True, text=True)
 
 
-class MemoryGroup:
-    """A control group of the kernel that has no memory to give.
-
-    Args:
-        folder: Of the group.
-    """
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def take(self, pid: int) -> None:
-        """Put a process into the group: the kernel ends it when it asks for more memory."""
-        (self._folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
-
-
 @contextmanager
-def memory_group() -> Iterator[MemoryGroup]:
-    """A control group without memory, in either version of them. Skips the test where none can be made."""
+def memory_group() -> Iterator[Callable[[int], object]]:
+    """Make a control group without memory, of version 1 or 2; skip the test where that is not possible.
+
+    Yields a function that moves a process into the group: the kernel kills it when it asks for more memory.
+    """
     root = Path("/sys/fs/cgroup")
     is_first = (root / "memory").is_dir()
     folder = (root / "memory" if is_first else root) / f"oddsmith-test-{os.getpid()}"
@@ -95,6 +80,6 @@ def memory_group() -> Iterator[MemoryGroup]:
             folder.rmdir()
         pytest.skip(f"no control group can be made here: {error}")
     try:
-        yield MemoryGroup(folder)
+        yield lambda pid: (folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
     finally:
         folder.rmdir()

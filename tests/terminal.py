@@ -1,4 +1,4 @@
-"""A command in a pseudo-terminal: what a person sees, and typing."""
+"""Run the command in a pseudo-terminal, read what it shows, and type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import struct
 import subprocess
 import termios
 import time
-from types import TracebackType
 
 from .command import START, environment
 
@@ -20,12 +19,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\x1b\][^\x07]*\x07")
 
 
 class Terminal:
-    """A process of the command with a terminal of its own. A context manager.
-
-    Args:
-        *words: Of the command line.
-        columns, rows: Size of the terminal.
-    """
+    """A process of the command with a terminal. A context manager."""
 
     def __init__(self, *words: object, columns: int = 200, rows: int = 30):
         self.master, slave = pty.openpty()
@@ -47,9 +41,7 @@ class Terminal:
     def __enter__(self) -> Terminal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait()
@@ -57,20 +49,11 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """Everything that was shown, without colours and movements of the cursor."""
+        """The output so far, without colours and cursor movements."""
         return ESCAPES.sub("", self.raw).replace("\r", "")
 
     def wait_for(self, pattern: str, since: int = 0, seconds: float = 60) -> int:
-        """Read until something is shown.
-
-        Args:
-            pattern: Regular expression.
-            since: Where in ``text`` it may begin.
-            seconds: How long to wait.
-
-        Returns:
-            Where in ``text`` it ends.
-        """
+        """Read until ``text`` matches a pattern from the position ``since`` on; return the end of the match."""
         deadline = time.monotonic() + seconds
         while (found := re.compile(pattern, re.DOTALL).search(self.text, since)) is None:
             assert time.monotonic() < deadline, f"{pattern!r} did not appear in: {self.text!r}"
@@ -84,11 +67,11 @@ class Terminal:
         return found.end()
 
     def type(self, keys: str) -> int:
-        """Type something; returns the length of ``text`` before it."""
+        """Type something and return the length of ``text`` before it."""
         before = len(self.text)
         os.write(self.master, keys.encode())
         return before
 
     def end(self, seconds: float = 20) -> int:
-        """The exit code."""
+        """Wait for the end of the process and return its exit code."""
         return self.process.wait(seconds)

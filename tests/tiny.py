@@ -52,44 +52,17 @@ def tiny_tokenizer(
 
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides):
     """A Llama of two layers and 16 hidden units, big enough initial weights that its outputs are not uniform."""
-    config = LlamaConfig(
-        **{
-            "vocab_size": 264,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 2048,
-            "initializer_range": 0.3,
-            "bos_token_id": 256,
-            "eos_token_id": 257,
-            "pad_token_id": 257,
-            **overrides,
-        }
-    )
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 2048}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    tokens = {"vocab_size": 264, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257}
+    config = LlamaConfig(**{**sizes, **heads, **tokens, "initializer_range": 0.3, **overrides})
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 WORDS = (
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "then",
-    "it",
-    "ran",
-    "far",
-    "away",
-    "from",
-    "all",
-    "rain",
-    "hills",
-)
+    "the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "far", "away", "from", "all", "rain", "hills",
+)  # fmt: skip
 
 
 def ragged_pairs(count: int, seed: int = 0) -> list[dict[str, str]]:

@@ -29,26 +29,14 @@ from tests.tiny import CHATML, WORDS
 ROWS = 384  # of the embedding, more than either tokenizer has tokens
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 SIZES = {
-    "vocab_size": ROWS,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
+    "vocab_size": ROWS, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2, "bos_token_id": None,
+    "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
 LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
-}
+}  # fmt: skip
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
 LONG_ROPE = {
@@ -80,19 +68,12 @@ FAMILIES: dict[str, tuple[PreTrainedConfig, str]] = {
 }
 
 
-# How byte-level tokenizers cut text; of Qwen2 models transformers takes it for granted.
+# How byte-level tokenizers split text; for Qwen2 models transformers assumes it.
 PRE = {"qwen2": "qwen2", "qwen3": "qwen2", "llama3.1": "llama-bpe"}
 
 
 def save_family(folder: Path, family: str, *, dtype: torch.dtype = torch.bfloat16, **settings: object) -> Path:
-    """A model folder of a family, its weights random, norms and biases too.
-
-    Args:
-        folder: Where to write it.
-        family: One of ``FAMILIES``.
-        dtype: Type of the weights.
-        **settings: Changed in the configuration.
-    """
+    """Write a model folder of a family with random weights, norms and biases too; ``settings`` change its config."""
     config, kind = FAMILIES[family]
     config = type(config).from_dict({**config.to_dict(), **settings})
     torch.manual_seed(0)

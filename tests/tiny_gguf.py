@@ -1,4 +1,4 @@
-"""Tiny GGUF files, written from the tiny models: the same weights, in another file format."""
+"""Write the tiny models as GGUF files."""
 
 from __future__ import annotations
 
@@ -26,14 +26,9 @@ TENSOR_NAMES = {
 def write_gguf(
     path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, *, pre: str = "smollm", **values: object
 ) -> Path:
-    """Write a Llama as a float32 GGUF file.
+    """Write a Llama with a byte-level tokenizer as a float32 GGUF file.
 
-    Args:
-        path: The file.
-        model: Its weights; llama.cpp wants the rows of q and k in another order, see ``_interleave``.
-        tokenizer: A byte-level one.
-        pre: Name of the pre-tokenizer.
-        **values: ``add_bos`` (bool), ``merges`` (list), ``chat_template``.
+    ``pre`` names the pre-tokenizer; ``values`` may hold ``add_bos`` (bool) and ``merges`` (list).
     """
     config = model.config
     writer = GGUFWriter(path, "llama")
@@ -87,5 +82,5 @@ def _gguf_name(stem: str) -> str:
 
 
 def _interleave(weights, heads: int):
-    """Rows of each head from halves (x0 x1 .. y0 y1 ..) to pairs (x0 y0 x1 y1 ..), as llama.cpp rotates them."""
+    """Reorder the rows of each head from halves (x0 x1 .. y0 y1 ..) to pairs (x0 y0 x1 y1 ..), as in llama.cpp."""
     return weights.reshape(heads, 2, -1, weights.shape[1]).swapaxes(1, 2).reshape(weights.shape)

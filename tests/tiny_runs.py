@@ -1,4 +1,4 @@
-"""Finished runs of tiny models: trained for two steps by the real trainer, with weights unlike the base's."""
+"""Train tiny models for two steps with the real trainer."""
 
 from __future__ import annotations
 
@@ -10,33 +10,43 @@ from peft import LoraConfig
 
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.model.loading.models import load_model, load_tokenizer
-from tests.tiny import ragged_pairs
+from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
-SETTINGS: dict[str, Any] = {
-    "learning_rate": 1e-2,
-    "per_device_train_batch_size": 2,
-    "max_length": 64,
-    "bf16": False,
-    "use_cpu": True,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "logging_steps": 1,
-    "max_steps": 2,
-}
+# On the CPU in float32, with nothing reported or saved.
+PLAIN: dict[str, Any] = {
+    "per_device_train_batch_size": 2, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+    "disable_tqdm": True, "bf16": False, "use_cpu": True,
+}  # fmt: skip
+SETTINGS: dict[str, Any] = {**PLAIN, "learning_rate": 1e-2, "max_length": 64, "max_steps": 2}
+
+
+def make_trainer(
+    folder: Path,
+    model: Any = None,
+    pairs: Any = 12,
+    evaluate: Any = None,
+    *,
+    kind: type[ORPOTrainer] = ORPOTrainer,
+    tokenizer: Any = None,
+    **options: Any,
+) -> ORPOTrainer:
+    """Make a trainer; ``options`` are fields of ``ORPOConfig``, ``PLAIN`` by default, and arguments of the trainer."""
+    settings = {name: options.pop(name) for name in list(options) if name in ORPOConfig.__dataclass_fields__}
+    return kind(
+        model or tiny_model(),
+        ORPOConfig(**{**PLAIN, "output_dir": str(folder), **settings}),
+        train_dataset=ragged_pairs(pairs) if isinstance(pairs, int) else pairs,
+        eval_dataset=evaluate,
+        processing_class=tokenizer or tiny_tokenizer(),
+        **options,
+    )
 
 
 def train_run(base: Path | str, folder: Path, lora: dict[str, Any] | None = None, **settings: Any) -> Path:
-    """Train a tiny model, with an adapter if ``lora`` is given, into a run folder.
+    """Train a tiny model into a run folder, and return the folder.
 
-    Args:
-        base: Folder of the base.
-        folder: The run folder.
-        lora: Settings of ``LoraConfig``; ``{}`` for LoRA on all linear layers.
-        **settings: Fields of ``ORPOConfig``; ``dtype`` and ``quantization_config`` are for loading the base.
-
-    Returns:
-        The run folder.
+    ``lora``: settings of ``LoraConfig``, ``{}`` for LoRA on all linear layers, ``None`` to train the whole model.
+    ``settings``: fields of ``ORPOConfig``; ``dtype`` and ``quantization_config`` are for loading the base.
     """
     options = {name: settings.pop(name) for name in ("dtype", "quantization_config") if name in settings}
     torch.manual_seed(0)
@@ -44,17 +54,12 @@ def train_run(base: Path | str, folder: Path, lora: dict[str, Any] | None = None
     adapter = None
     if lora is not None:
         adapter = LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora})
-    trainer = ORPOTrainer(
-        model,
-        args=ORPOConfig(output_dir=str(folder), **{**SETTINGS, **settings}),
-        train_dataset=ragged_pairs(6),
-        eval_dataset=ragged_pairs(3, seed=1),
-        processing_class=load_tokenizer(str(base)),
-        peft_config=adapter,
-    )
+    held_out, tokenizer = ragged_pairs(3, seed=1), load_tokenizer(str(base))
+    settings = {**SETTINGS, **settings}
+    trainer = make_trainer(folder, model, 6, held_out, tokenizer=tokenizer, peft_config=adapter, **settings)
     trainer.train()
     trainer.evaluate()
-    if lora is not None:  # a few steps move an adapter little; a merge that loses it has to show
+    if lora is not None:  # a few steps change an adapter little; losing it in a merge has to show
         with torch.no_grad():
             for name, parameter in trainer.model.named_parameters():
                 if "lora_B" in name or "lora_embedding_B" in name or "modules_to_save" in name:

@@ -1,4 +1,4 @@
-"""A hub on this machine that takes uploads, and the environment of a process that uses it."""
+"""A hub on this machine that accepts uploads."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def upload_hub() -> Iterator[tuple[list[tuple[str, bytes]], dict[str, str]]]:
-    """A hub on this machine: what it was asked, and the environment of a process that uses it."""
+    """Serve a hub: yield the requests it got, and the environment of a process that uses it."""
     handler = type("ThisHub", (Hub,), {"asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Everything a user can get wrong, with the answer: run as tests, and printed as ``docs/errors.md``.
+"""Everything a user can get wrong, with the error message: run as tests, and printed as ``docs/errors.md``.
 
 python -m tests.bad_inputs > docs/errors.md
 """

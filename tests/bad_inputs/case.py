@@ -1,4 +1,4 @@
-"""One thing a user gets wrong: what lies in the folder, what is typed, what is answered."""
+"""One mistake of a user: the files in the folder, the command, the error message."""
 
 from __future__ import annotations
 
@@ -8,40 +8,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# What a file is made of: its content, or what is called with its path.
+# Content of a file, or a function that is called with its path.
 Content = str | bytes | Callable[[Path], object]
 
-# What is in order unless a row of the table says otherwise.
+# Valid unless a row of the table says otherwise.
 CONFIG = "model_name_or_path: model\ndataset_name: pairs.jsonl\noutput_dir: out\nuse_cpu: true\nbf16: false\n"
 GOOD = {"prompt": "Why?", "chosen": " Because.", "rejected": " No."}
 
 
 class BadInput(NamedTuple):
-    """A row of the table.
+    """A row of the table."""
 
-    Args:
-        done: What the user did.
-        words: What was typed after ``oddsmith``.
-        message: What is answered, without "error: "; ``...`` stands for what depends on machine or libraries.
-        files: What lies in the folder besides, or instead, by name.
-        code: The exit code.
-        without: Packages that are not installed.
-    """
-
-    done: str
-    words: str
-    message: str
-    files: Mapping[str, Content] = {}
-    code: int = 2
-    without: tuple[str, ...] = ()
+    done: str  # what the user did
+    words: str  # what was typed after ``oddsmith``
+    message: str  # the error without "error: "; ``...`` stands for what depends on machine or libraries
+    files: Mapping[str, Content] = {}  # what the folder holds besides, or instead, by name
+    code: int = 2  # the exit code
+    without: tuple[str, ...] = ()  # packages that are not installed
 
     def lay_out(self, place: Path, model: Path) -> None:
-        """Make the folder that the command is typed in: c.yaml, pairs.jsonl and model, and what this row changes.
-
-        Args:
-            place: The folder, which is empty.
-            model: A sound model folder whose weights are never to be read.
-        """
+        """Fill the empty folder that the command runs in: c.yaml, pairs.jsonl, model, and what this row changes."""
         sound: dict[str, Content] = {
             "c.yaml": CONFIG,
             "pairs.jsonl": lines(*[GOOD] * 4),
@@ -57,20 +43,20 @@ class BadInput(NamedTuple):
 
 
 def lines(*rows: Any) -> str:
-    """Rows as JSON Lines."""
+    """Return rows as JSON Lines."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def twice(**changed: Any) -> dict[str, Content]:
-    """A file of pairs that are sound but for some columns."""
+    """Return a file of two pairs with some columns changed."""
     return {"pairs.jsonl": lines(*[{**GOOD, **changed}] * 2)}
 
 
 def folder(path: Path) -> None:
-    """An empty folder."""
+    """Make an empty folder."""
     path.mkdir()
 
 
 def gone(path: Path) -> None:
-    """Nothing, where something would be."""
+    """Remove the file."""
     path.unlink()

@@ -1,4 +1,4 @@
-"""The page of a comparison, as somebody who was sent it opens it: in either colours, on a phone."""
+"""The page of a comparison in a browser: in light and dark colours, on a phone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.command import run_here, save_model
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
-def test_a_comparison_keeps_nobody_out(browser, comparison, scheme, width):
+def test_a_comparison_is_accessible(browser, comparison, scheme, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True)
     page = context.new_page()

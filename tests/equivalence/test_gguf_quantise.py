@@ -20,7 +20,7 @@ PLAIN = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationTyp
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A model whose rows 256 divides, its head tied, and one whose rows it does not."""
+    """A model with rows that 256 divides and a tied head, and one with other rows."""
     root = tmp_path_factory.mktemp("sources")
     sizes = {"wide": {"hidden_size": 256, "intermediate_size": 512, "tie_word_embeddings": True}, "narrow": {}}
     for name, settings in sizes.items():

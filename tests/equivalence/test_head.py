@@ -187,7 +187,7 @@ def test_quantised_weights_equal_all_logits():
 
 
 def through_model(model, logps, ids_1T, case):
-    """Gradients of every trainable parameter of a model whose last hidden states go through ``logps``."""
+    """Return the gradients of all trainable parameters when the last hidden states go through ``logps``."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden_TD = inner.model(input_ids=ids_1T).last_hidden_state[0]
     logp_E = logps(inner.get_output_embeddings(), hidden_TD, case.position_E, case.target_E)

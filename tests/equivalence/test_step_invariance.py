@@ -4,7 +4,6 @@ whether they are packed."""
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +14,10 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.model.logprobs import token_budget as memory
-from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.command import run_two_processes
+from tests.tiny import ragged_pairs, tiny_model
+from tests.tiny_runs import make_trainer
 
 PAIRS = 37  # five steps of 8 leave a short last step of 5; an odd number, so two processes never divide it evenly
 
@@ -39,30 +39,10 @@ def float64_model():
 
 
 def train(model, folder: Path, micro_batch: int, accumulation: int, rows=None, peft=None, **more) -> Outcome:
-    args = ORPOConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
-        per_device_eval_batch_size=2,
-        num_train_epochs=1,
-        learning_rate=1e-4,
-        beta=0.3,
-        bf16=False,
-        use_cpu=True,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        **more,
-    )
-    trainer = ORPOTrainer(
-        model,
-        args=args,
-        train_dataset=Dataset.from_list(ragged_pairs(PAIRS)) if rows is None else rows,
-        eval_dataset=ragged_pairs(7, seed=5),
-        processing_class=tiny_tokenizer(),
-        peft_config=peft,
-    )
+    sizes = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
+    settings = {"per_device_eval_batch_size": 2, "num_train_epochs": 1, "learning_rate": 1e-4, "beta": 0.3}
+    rows = Dataset.from_list(ragged_pairs(PAIRS)) if rows is None else rows
+    trainer = make_trainer(folder, model, rows, ragged_pairs(7, seed=5), peft_config=peft, **sizes, **settings, **more)
     if model.dtype == torch.float64:
         trainer.model.double()  # the adapter too
     trainer.train()
@@ -139,17 +119,7 @@ SHARED: dict[str, tuple[Any, dict[str, Any]]] = {
 def two_processes(tmp_path_factory) -> tuple[dict[str, Outcome], ...]:
     """What each of two processes has at the end."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(
-        [*command, "-m", "tests.equivalence.test_step_invariance", str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(__name__, folder)
     saved = [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
     return tuple({name: Outcome(*values) for name, values in of_rank.items()} for of_rank in saved)
 

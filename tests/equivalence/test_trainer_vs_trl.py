@@ -10,40 +10,18 @@ from trl.experimental.orpo import ORPOTrainer as TRLTrainer
 
 from oddsmith import ORPOConfig, ORPOTrainer
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny_runs import PLAIN
 
-SHARED = [
-    "loss",
-    "grad_norm",
-    "learning_rate",
-    "nll_loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-    "log_odds_chosen",
-    "log_odds_ratio",
-]
+SHARED = (
+    "loss", "grad_norm", "learning_rate", "nll_loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies",
+    "rewards/margins", "logps/chosen", "logps/rejected", "log_odds_chosen", "log_odds_ratio",
+)  # fmt: skip
 
 
 def arguments(tmp_path, **more):
-    return {
-        "output_dir": str(tmp_path),
-        "per_device_train_batch_size": 3,
-        "max_steps": 10,
-        "logging_steps": 1,
-        "learning_rate": 1e-3,
-        "beta": 0.25,
-        "bf16": False,
-        "use_cpu": True,
-        "train_sampling_strategy": "sequential",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-        **more,
-    }
+    settings = {"per_device_train_batch_size": 3, "max_steps": 10, "learning_rate": 1e-3, "beta": 0.25}
+    order = {"train_sampling_strategy": "sequential", "gradient_checkpointing": False}
+    return {**PLAIN, "output_dir": str(tmp_path), **settings, **order, **more}
 
 
 def history(trainer):
@@ -53,23 +31,9 @@ def history(trainer):
 
 def test_ten_steps_agree_in_every_shared_metric_and_the_gradient_norm(tmp_path):
     rows = Dataset.from_list(ragged_pairs(30, seed=3))
-    tokenizer = tiny_tokenizer(pad="<|pad|>")
-    theirs = history(
-        TRLTrainer(
-            tiny_model(vocab_size=272),
-            args=TRLConfig(**arguments(tmp_path / "trl")),
-            train_dataset=rows,
-            processing_class=tokenizer,
-        )
-    )
-    ours = history(
-        ORPOTrainer(
-            tiny_model(vocab_size=272),
-            args=ORPOConfig(**arguments(tmp_path / "ours")),
-            train_dataset=rows,
-            processing_class=tokenizer,
-        )
-    )
+    common = {"train_dataset": rows, "processing_class": tiny_tokenizer(pad="<|pad|>")}
+    theirs = history(TRLTrainer(tiny_model(vocab_size=272), args=TRLConfig(**arguments(tmp_path / "trl")), **common))
+    ours = history(ORPOTrainer(tiny_model(vocab_size=272), args=ORPOConfig(**arguments(tmp_path / "ours")), **common))
     assert len(ours) == len(theirs) == 10
     for our_step, their_step in zip(ours, theirs, strict=True):
         for name in SHARED:

@@ -1,7 +1,7 @@
-"""New examples for every target in turn, for a while: ``python -m tests.fuzz --minutes 60 [TARGET ...]``.
+"""Run new examples for every target in turn: ``python -m tests.fuzz --minutes 60 [TARGET ...]``.
 
-A finding is printed with the smallest example that shows it, and kept under ``.hypothesis``, so that the next round
-begins with it. The exit code is 1 where there was one.
+A failure is printed with its smallest example, which is kept under ``.hypothesis`` so that the next round begins with
+it. The exit code is 1 if there was one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 import tests.conftest  # noqa: F401 - no network, few threads
 from oddsmith.cli.terminal.console import quiet_libraries
 
-quiet_libraries()  # which has to be before they are imported
+quiet_libraries()  # before they are imported
 
 from tests.fuzz.targets import TARGETS  # noqa: E402
 
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def _turn(name: str, examples: Counter[str]) -> bool:
-    """Some examples for one target; whether all went well."""
+    """Run some examples for one target, and return whether all passed."""
 
     def count() -> None:
         examples[name] += 1

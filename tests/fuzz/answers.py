@@ -1,4 +1,4 @@
-"""What may come back from a reader, whatever it was given."""
+"""Check what a reader returns or raises, for any input."""
 
 from __future__ import annotations
 
@@ -20,16 +20,12 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]")  # what m
 
 
 class Hang(AssertionError):
-    """An example took more time than any sound one does."""
+    """An example took more time than any sound one."""
 
 
 @contextmanager
 def answered(*expected: type[OddsmithError]) -> Iterator[None]:
-    """Let pass what a user can be told, and nothing else: no other error, no hang, no flood of memory.
-
-    Args:
-        *expected: The errors that the reader raises.
-    """
+    """Accept the expected errors if they can be shown, and no other error, no hang, and no flood of memory."""
     before = _peak_bytes()
     handler = signal.signal(signal.SIGPROF, _stop)
     signal.setitimer(signal.ITIMER_PROF, MOST_CPU_S)  # of this process, so that a busy machine changes nothing
@@ -45,7 +41,7 @@ def answered(*expected: type[OddsmithError]) -> Iterator[None]:
 
 
 def require_showable(error: OddsmithError) -> None:
-    """A message is short, and does nothing to a terminal."""
+    """Require a short message without control characters."""
     text = str(error)
     assert text.strip(), "an error without a word"
     assert len(text) <= LONGEST_MESSAGE, f"a message of {len(text):,} characters: {text[:200]}"
@@ -54,7 +50,7 @@ def require_showable(error: OddsmithError) -> None:
 
 
 def require_json(document: Any) -> None:
-    """A result can be printed as strict JSON in UTF-8."""
+    """Require that a result can be printed as strict JSON in UTF-8."""
     json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
 
 
@@ -63,6 +59,6 @@ def _stop(number: int, frame: object) -> NoReturn:
 
 
 def _peak_bytes() -> int:
-    """The most memory that this process has had."""
+    """Return the peak memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

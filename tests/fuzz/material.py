@@ -1,4 +1,4 @@
-"""What the targets are given: sound files with faults in them, and values of every kind."""
+"""Input for the targets: sound files with faults in them, and values of every kind."""
 
 from __future__ import annotations
 
@@ -7,53 +7,15 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-# What readers have stumbled over: here, in other projects, and in the issue lists of the formats.
+# Input that readers have failed on: here, in other projects, and in the issue lists of the formats.
 SNIPPETS = (
-    b"\x00",
-    b"\xff\xfe",
-    b"\xef\xbb\xbf",
-    b"\xed\xa0\x80",
-    b"\\ud800",
-    b"\x1b[2J\x1b]0;title\x07",
-    b"\r",
-    b"\n",
-    b"\n\n",
-    "\u2028\u0085\u202e".encode(),
-    b"\t",
-    b'"',
-    b"'",
-    b"`",
-    b"{",
-    b"}",
-    b"]",
-    b",",
-    b":",
-    b"#",
-    b"null",
-    b"true",
-    b"NaN",
-    b"-Infinity",
-    b"1e999",
-    b"-0",
-    b"0x10",
-    b"1_000",
-    b"9" * 400,
-    b"9" * 5_000,
-    b"-1",
-    b"[" * 300,
-    b"[" * 100_000,
-    b'{"a":' * 3_000,
-    b"[" * 400 + b"]" * 400,
-    b"&a [*a]",
-    b"*a",
-    b"!!python/object/apply:os.system [id]",
-    b"<<: {}",
-    b"---\n",
-    b"%YAML 1.1\n",
-    b"? [a]\n: b",
-    b"x" * 50_000,
+    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800", b"\x1b[2J\x1b]0;title\x07", b"\r", b"\n",
+    b"\n\n", "\u2028\u0085\u202e".encode(), b"\t", b'"', b"'", b"`", b"{", b"}", b"]", b",", b":", b"#", b"null",
+    b"true", b"NaN", b"-Infinity", b"1e999", b"-0", b"0x10", b"1_000", b"9" * 400, b"9" * 5_000, b"-1", b"[" * 300,
+    b"[" * 100_000, b'{"a":' * 3_000, b"[" * 400 + b"]" * 400, b"&a [*a]", b"*a",
+    b"!!python/object/apply:os.system [id]", b"<<: {}", b"---\n", b"%YAML 1.1\n", b"? [a]\n: b", b"x" * 50_000,
     b"\\n" * 500,
-)
+)  # fmt: skip
 TEXTS = st.one_of(
     st.text(max_size=12),
     st.text(st.characters(), max_size=6),  # halves of surrogate pairs among them
@@ -73,7 +35,7 @@ VALUES = st.recursive(
 
 @st.composite
 def nested(draw: st.DrawFn, most: int) -> list:
-    """A list in a list in a list ..."""
+    """Draw a list in a list in a list ..."""
     value: list = []
     for _ in range(draw(st.sampled_from([5, most // 2, most]))):
         value = [value]
@@ -82,16 +44,7 @@ def nested(draw: st.DrawFn, most: int) -> list:
 
 @st.composite
 def damaged(draw: st.DrawFn, samples: Sequence[bytes], most_faults: int = 4) -> bytes:
-    """One of the samples, with a few faults in it, or none.
-
-    Args:
-        draw: Hypothesis'.
-        samples: Sound files.
-        most_faults: Most of them.
-
-    Returns:
-        The file.
-    """
+    """Draw one of the samples, which are sound files, with up to so many faults in it."""
     content = draw(st.sampled_from(samples))
     for _ in range(draw(st.integers(0, most_faults))):
         content = draw(st.sampled_from(_FAULTS))(draw, content, samples)
@@ -113,7 +66,7 @@ def _overwrite(draw: st.DrawFn, content: bytes, samples: Sequence[bytes]) -> byt
 
 
 def _replace_word(draw: st.DrawFn, content: bytes, samples: Sequence[bytes]) -> bytes:
-    """A value gives way to another: what stands between two separators is replaced."""
+    """Replace what stands between two separators."""
     at = _place(draw, content)
     first = max(content.rfind(mark, 0, at) for mark in (b":", b",", b"\t", b" ", b"\n")) + 1
     ends = [end for mark in (b",", b"}", b"]", b"\n", b"\t") if (end := content.find(mark, at)) >= 0]

@@ -117,7 +117,7 @@ def read_checkpoints(given: tuple[list[Fault], bool]) -> None:
         for fault in made:
             _make(fault, run / f"checkpoint-{fault.step}")
         for checkpoint in checkpoints(run):
-            if is_committed:  # by somebody who means ill, or by a version with another idea of the states
+            if is_committed:  # by an attacker, or by a version with other states
                 with answered(CheckpointError):
                     _make(Fault(4, "remove", MANIFEST_FILE), checkpoint)
                     commit(checkpoint, step=4, world_size=1)

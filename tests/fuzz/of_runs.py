@@ -1,4 +1,4 @@
-"""Run folders and logs, ours and other trainers': the diary, the page, the diagnosis."""
+"""Run folders and logs, ours and other trainers': the event log, the page, the diagnosis."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVERYTHING = (None, None, -math.inf, math.inf)
 HISTORIES = Path(__file__).parent.parent / "histories"
 
 
-def _diary(steps: int) -> bytes:
+def _event_log(steps: int) -> bytes:
     """A run as ``events.jsonl`` has it."""
     settings = {"beta": 0.1, "learning_rate": 1e-5}
     lines: list[dict] = [{"event": "start", "step": 0, "max_steps": steps, "model": "m", "settings": settings}]
@@ -44,7 +44,7 @@ def _diary(steps: int) -> bytes:
     return b"".join(json.dumps({**line, "time": 1e9 + line["step"]}).encode() + b"\n" for line in lines)
 
 
-DIARIES = [_diary(3), _diary(12), _diary(2) + _diary(3)]
+EVENT_LOGS = [_event_log(3), _event_log(12), _event_log(2) + _event_log(3)]
 _SIDE = {"tokens": ["a", "b"], "change": [0.1, None]}
 _PAIR = {"row": 1, "margin": 0.1, "before": None, "prompt": "p", "chosen": _SIDE, "rejected": _SIDE}
 _SET = {"step": 3, "lengths": [[1, 2.0]], "inspected": {"worst": [_PAIR], "flipped": [], "forgotten": []}}
@@ -54,20 +54,20 @@ SETTINGS = [b"# Oddsmith\nbeta: 0.1  # run.yaml:1\nmodel_name_or_path: m\nhub_to
 
 def read_run(given: tuple[bytes, bytes, bytes, int]) -> None:
     """A run folder is shown, whether it is read at once or while it grows."""
-    diary, pairs, settings, half = given
+    events, pairs, settings, half = given
     with folder() as place:
         (place / "_held_out_pairs.json").write_bytes(pairs)
         (place / "run.yaml").write_bytes(settings)
-        (place / "events.jsonl").write_bytes(diary[: len(diary) * half // 4])
+        (place / "events.jsonl").write_bytes(events[: len(events) * half // 4])
         with answered(DataError):
             growing = Run(place)
             growing.refresh()
-            (place / "events.jsonl").write_bytes(diary)
+            (place / "events.jsonl").write_bytes(events)
             growing.refresh()
             runs = Runs([place])
             require_json([runs.summaries(), *(shown(run) for run in runs.all())])
             require_json(shown(growing))
-            assert diary not in DIARIES or curves(growing) == curves(runs.all()[0])
+            assert events not in EVENT_LOGS or curves(growing) == curves(runs.all()[0])
         with answered(DataError):
             require_json(strict(read_events(place)))
         read_log(place)
@@ -137,5 +137,5 @@ def read_log(path: Path) -> None:
         sparklines(history)
 
 
-RUNS = st.tuples(damaged(DIARIES), damaged(PAIRS, 2), damaged(SETTINGS, 2), st.integers(0, 4))
+RUNS = st.tuples(damaged(EVENT_LOGS), damaged(PAIRS, 2), damaged(SETTINGS, 2), st.integers(0, 4))
 TARGETS = {"run folders": Target(RUNS, read_run), "logs": Target(logs(), read_log_file)}

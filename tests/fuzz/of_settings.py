@@ -1,4 +1,4 @@
-"""Settings: YAML files, words of a command line, and both together as a run would take them."""
+"""Settings: YAML files, words of a command line, and both together as a run uses them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FLAGS += [option.flag for option in OPTIONS]
 
 
 def as_typed(word: str) -> str:
-    """A word as a process gets it: no NUL, and bytes that are no UTF-8 as halves of surrogate pairs."""
+    """Return a word as a process gets it: without NUL, and invalid UTF-8 as halves of surrogate pairs."""
     return word.replace("\0", "").encode(errors="surrogatepass").decode(errors="surrogateescape")
 
 
@@ -54,7 +54,7 @@ WORDS = st.one_of(
 
 
 def read_file(given: bytes) -> None:
-    """A file of settings is read, and each of them is taken or refused with its line."""
+    """Read a file of settings, and resolve or refuse each of them."""
     with folder() as place:
         path = place / "run.yaml"
         path.write_bytes(given)
@@ -68,7 +68,7 @@ COMMANDS = (compare, data_check, demo, diagnose, evaluate, export, monitor, serv
 
 
 def read_words(given: list[str]) -> None:
-    """Words of a command line are sorted into settings and flags, or refused."""
+    """Sort words of a command line into settings and flags, or refuse them."""
     for command in COMMANDS:
         with answered(ConfigError):
             resolve(given, {}, command.OPTIONS, most_positional=2)
@@ -78,22 +78,16 @@ def read_words(given: list[str]) -> None:
         train._processes(resolved)
 
 
-# What a file or a word cannot be kept from doing where it is tried: reading a file of that name, asking the network.
+# Settings that read a file of that name or use the network when they are tried.
 OUTSIDE = {
-    "deepspeed",
-    "fsdp",
-    "fsdp_config",
-    "accelerator_config",
-    "ddp_backend",
-    "push_to_hub",
-    "resume_from_checkpoint",
-}
+    "deepspeed", "fsdp", "fsdp_config", "accelerator_config", "ddp_backend", "push_to_hub", "resume_from_checkpoint",
+}  # fmt: skip
 SETTABLE = sorted(set(FIELDS) - OUTSIDE)
 
 
 @st.composite
 def settings_given(draw: st.DrawFn) -> list[str]:
-    """Flags with values that their settings may well take."""
+    """Draw flags with values that their settings are likely to accept."""
     words = []
     for name in draw(st.lists(st.sampled_from(SETTABLE), max_size=4, unique=True)):
         field = FIELDS[name]
@@ -105,8 +99,8 @@ def settings_given(draw: st.DrawFn) -> list[str]:
 
 
 def build_settings(given: list[str]) -> None:
-    """Settings are checked against each other; those that pass are written down and read again as they were."""
-    with answered(ConfigError), folder() as place, _as_it_was():
+    """Check settings against each other; those that pass are written down and read again unchanged."""
+    with answered(ConfigError), folder() as place, _environment_restored():
         resolved = resolve([*given, f"--output-dir={place}/run", "--use-cpu"], FIELDS, OPTIONS)
         settings = build(resolved)
         (place / "run.yaml").write_text(settings_text(resolved, settings), encoding="utf-8")
@@ -116,13 +110,13 @@ def build_settings(given: list[str]) -> None:
 
 
 def _values(resolved: Resolved) -> dict[str, Any]:
-    """All settings that may be written down: tokens are not, and leave to run code has to be given again."""
+    """Return all settings that are written down: not tokens, nor the permission to run code."""
     return {name: resolved.get(name) for name in FIELDS if not name.endswith("token") and name != "trust_remote_code"}
 
 
 @contextmanager
-def _as_it_was() -> Iterator[None]:
-    """transformers leaves settings in the environment, and accelerate in the process."""
+def _environment_restored() -> Iterator[None]:
+    """Restore what transformers leaves in the environment, and accelerate in the process."""
     before = dict(os.environ)
     try:
         yield

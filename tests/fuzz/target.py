@@ -1,4 +1,4 @@
-"""A reader, and what it is given."""
+"""A reader under test and its input."""
 
 from __future__ import annotations
 
@@ -14,26 +14,13 @@ from hypothesis.strategies import SearchStrategy
 
 
 class Target(NamedTuple):
-    """A reader under test.
-
-    Args:
-        given: What it is given.
-        read: Gives it to the reader and holds what comes back to what may; raises ``AssertionError`` or what escaped.
-    """
+    """A reader under test: ``given`` draws its input, ``read`` passes it on and checks what comes back."""
 
     given: SearchStrategy[Any]
     read: Callable[[Any], None]
 
     def test(self, chosen: settings, count: Callable[[], object] = lambda: None) -> Callable[[], None]:
-        """The target as a test of Hypothesis.
-
-        Args:
-            chosen: How many examples, and which.
-            count: Called once an example.
-
-        Returns:
-            The test.
-        """
+        """Return the target as a test of Hypothesis; ``count`` is called for each example."""
 
         def one(material: Any) -> None:
             count()
@@ -44,7 +31,7 @@ class Target(NamedTuple):
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """An empty folder for one example."""
+    """Make an empty folder for one example."""
     path = Path(tempfile.mkdtemp(prefix="oddsmith-fuzz-"))
     try:
         yield path

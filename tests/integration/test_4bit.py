@@ -80,9 +80,9 @@ def test_gradients_are_the_same_before_and_after_an_evaluation(folder, settings)
 
 
 def test_a_model_that_was_evaluated_before_it_came_here(folder):
-    """Loaded and run by someone else: bitsandbytes has repacked it already, where it does such a thing.
+    """On CPUs with AVX512-BF16 an evaluation makes bitsandbytes repack the weights.
 
-    Its scales have been rounded to bf16 by that, so gradients are close, not equal; left packed they are 70% off.
+    That rounds their scales to bf16, so gradients are close, not equal; with packed weights they are 70% off.
     """
     expected = gradients(four_bit_model(folder))
     base = load_model(folder, dtype=torch.bfloat16, quantization_config=get_quantization_config(FOUR_BIT))
@@ -120,7 +120,7 @@ def test_merging_gives_the_dequantised_base_plus_ba(folder):
     torch.testing.assert_close(merged, expected, atol=2e-3, rtol=0)
 
 
-def test_saved_and_loaded_it_says_the_same(folder, tmp_path):
+def test_saved_and_loaded_it_computes_the_same(folder, tmp_path):
     model = four_bit_model(folder).eval()
     with torch.no_grad():
         expected = model(IDS).logits

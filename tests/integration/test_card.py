@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import sys
@@ -20,7 +19,7 @@ from oddsmith.model.adapters import get_quantization_config
 from oddsmith.model.loading.models import load_model
 from oddsmith.system.run_folder import CARD_FILE, CURVES_FILE, read_events
 from oddsmith.training.card import CardFacts, card_names, hub_id, model_card
-from tests.command import SETTINGS, save_model
+from tests.command import SETTINGS, save_model, save_rows
 from tests.tiny import ragged_pairs
 from tests.tiny_runs import train_run
 
@@ -35,8 +34,7 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("planted-user")
     base = save_model(folder / "planted-base")
     rows = [*ragged_pairs(8), {"prompt": "Hi", "chosen": "same", "rejected": "same"}]
-    pairs = folder / "planted-pairs.jsonl"
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    pairs = save_rows(folder / "planted-pairs.jsonl", rows)
     words = [
         "--model-name-or-path", base, "--dataset-name", pairs, "--output-dir", folder / "my-run", "--use-peft",
         "--bad-rows", "drop", "--hub-token", TOKEN, "--test-split-size", 2, "--eval-strategy", "steps",
@@ -78,7 +76,7 @@ def require_no_secrets(folder: Path, run: Path) -> None:
             assert secret not in text, f"{file}: {secret}"
 
 
-def test_the_card_of_a_run_tells_data_settings_curves_and_held_out_figures(run):
+def test_the_card_of_a_run_holds_data_settings_curves_and_held_out_figures(run):
     text = (run / CARD_FILE).read_text(encoding="utf-8")
     assert metadata(run)["library_name"] == "peft"
     assert "| train | 7 | 6 | 1 | 4 | 64 tokens |" in text
@@ -190,7 +188,7 @@ def test_other_prompts_other_code():
     assert "llama" not in texts["encoder"]
 
 
-def test_a_broken_last_line_of_the_diary_is_left_out(tmp_path):
+def test_a_broken_last_line_of_the_event_log_is_left_out(tmp_path):
     (tmp_path / "events.jsonl").write_text('{"event": "log", "step": 1}\n{"event": "lo', encoding="utf-8")
     assert read_events(tmp_path) == [{"event": "log", "step": 1}]
     assert read_events(tmp_path / "nothing") == []

@@ -40,7 +40,7 @@ def said(model_folder, question: str = "Hi", tokens: int = 8) -> str:
     return tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_one_answer_is_plain_text_where_nobody_watches(capsys, model):
+def test_one_answer_is_plain_text_without_a_terminal(capsys, model):
     outcome = run_here(capsys, "chat", model, "--prompt", "Hi", "--max-new-tokens", 8)
     assert (outcome.code, outcome.out, outcome.err) == (0, said(model) + "\n", "(cut after 8 tokens)\n")
 
@@ -228,10 +228,10 @@ def test_run_apart_with_a_missing_extra_names_the_install_command(tmp_path):
         "from oddsmith.cli.main import main\n"
         f"main(['chat', {str(file)!r}, '--prompt', 'Hi'])\n"
     )
-    done = subprocess.run([START[0], "-c", code], capture_output=True, text=True, env=environment(), timeout=100)
-    assert done.returncode == 2
-    assert 'install it with: pip install "oddsmith[gguf]"' in done.stderr
-    assert done.stderr.count("\n") == 1
+    done = run_apart(start=[START[0], "-c", code])
+    assert done.code == 2
+    assert 'install it with: pip install "oddsmith[gguf]"' in done.err
+    assert done.err.count("\n") == 1
 
 
 def test_a_run_that_never_finished_names_its_checkpoint(model, tmp_path):

@@ -1,4 +1,4 @@
-"""``oddsmith export --to merged`` as a person meets it: what it says, what it leaves, and how it refuses."""
+"""``oddsmith export --to merged``: what it prints and writes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oddsmith.config import ModelConfig
 from oddsmith.export.atomic import RECORD_FILE
 from oddsmith.model.adapters import get_quantization_config
 from oddsmith.model.loading.models import load_model
-from tests.command import START, environment, run_apart, run_here, save_model
+from tests.command import environment, run_apart, run_here, save_model
 from tests.tiny import tiny_model
 from tests.tiny_runs import train_run
 
@@ -34,7 +34,7 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(finished, tmp_path) -> Path:
-    """The same, to be changed."""
+    """A copy of the run that a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
@@ -42,10 +42,10 @@ def left(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-# ---- What it makes and says
+# ---- What it writes and prints
 
 
-def test_a_run_is_merged_into_its_folder_and_told_in_plain_lines(run, finished, capsys):
+def test_a_run_is_merged_into_its_folder_and_reported_in_plain_lines(run, finished, capsys):
     outcome = run_here(capsys, "export", run, "--to", "merged")
     assert outcome.code == 0
     base = finished.parent / "base"
@@ -84,7 +84,7 @@ def test_json_is_alone_on_stdout(run, tmp_path):
     assert "Writing model shards" not in outcome.err
 
 
-def test_a_run_on_4_bits_is_told_how_far_it_is_from_what_was_trained(tmp_path, capsys):
+def test_a_run_on_4_bits_reports_its_distance_from_what_was_trained(tmp_path, capsys):
     pytest.importorskip("bitsandbytes")
     base = save_model(tmp_path / "base", initializer_range=0.1, hidden_size=64, intermediate_size=128)
     settings = get_quantization_config(ModelConfig(use_peft=True, load_in_4bit=True))
@@ -126,7 +126,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_told_in_one_line(run, tmp_path, capsys, monkeypatch, mistake):
+def test_mistakes_are_reported_in_one_line(run, tmp_path, capsys, monkeypatch, mistake):
     words, message = MISTAKES[mistake]
     (tmp_path / "file").write_text("x", encoding="utf-8")
     (tmp_path / "empty").mkdir()
@@ -184,19 +184,16 @@ def test_a_full_disk_leaves_nothing(run, limit_bytes):
         "import resource, sys; from oddsmith.cli.main import main\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes})); main(sys.argv[1:])"
     )
-    words = [sys.executable, "-c", program, "export", str(run), "--to", "merged"]
-    outcome = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=200)
-    assert outcome.returncode == 1
-    last = outcome.stderr.splitlines()[-1]
-    assert last == (
-        f"error: {run}/merged: nothing was written (file too large); make room, or write elsewhere (--output)"
-    )
+    outcome = run_apart("export", run, "--to", "merged", start=[sys.executable, "-c", program])
+    assert outcome.code == 1
+    message = "nothing was written (file too large); make room, or write elsewhere (--output)"
+    assert outcome.err.splitlines()[-1] == f"error: {run}/merged: {message}"
     assert not list(run.glob("merged*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_export_leaves_nothing(run, tmp_path, number):
-    """Stopped as soon as it begins to write: by Ctrl-C, or by a polite kill."""
+    """Stopped by Ctrl-C or SIGTERM as soon as it begins to write."""
     program = (
         "import sys, time, oddsmith.export.merge as merge\n"
         "write = merge.write_model_folder\n"
@@ -225,7 +222,7 @@ def test_what_a_killed_export_has_left_is_removed_by_the_next(run, capsys):
     assert {path.name for path in run.glob("merged*")} == {"merged"}
 
 
-def test_a_typing_mistake_is_told_without_torch():
+def test_a_typing_mistake_is_reported_without_torch():
     code = (
         "import sys; from oddsmith.cli.main import main\n"
         "try: main(['export', 'x', '--to', 'onnx'])\n"
@@ -239,10 +236,9 @@ def test_a_typing_mistake_is_told_without_torch():
 
 def test_a_verified_export_is_uploaded_whole(run, hub):
     asked, variables = hub
-    words = [*START, "export", str(run), "--to", "merged", "--push-to-hub", "me/model"]
-    outcome = subprocess.run(words, capture_output=True, text=True, env=variables, timeout=200)
-    assert outcome.returncode == 0, outcome.stderr
-    assert re.search(r"uploaded to http://127.0.0.1:\d+/me/model", outcome.stdout)
+    outcome = run_apart("export", run, "--to", "merged", "--push-to-hub", "me/model", env=variables)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"uploaded to http://127.0.0.1:\d+/me/model", outcome.out)
     created = json.loads(next(body for path, body in asked if path == "/api/repos/create"))
     assert created.get("visibility") == "private" or created.get("private") is True, created
     commit = [json.loads(line) for line in asked[-1][1].splitlines()]
@@ -257,28 +253,26 @@ def test_an_export_that_fails_asks_the_hub_nothing(run, hub):
         "merge.merge_weights = lambda model, dtype: model.unload()\n"
         "from oddsmith.cli.main import main; main(sys.argv[1:])"
     )
-    words = [sys.executable, "-c", program, "export", str(run), "--to", "merged", "--push-to-hub", "me/model"]
-    outcome = subprocess.run(words, capture_output=True, text=True, env=variables, timeout=200)
-    assert outcome.returncode == 1
-    assert "the merged model does not compute what base and adapter do" in outcome.stderr
+    start, words = [sys.executable, "-c", program], ("export", run, "--to", "merged", "--push-to-hub", "me/model")
+    outcome = run_apart(*words, start=start, env=variables)
+    assert outcome.code == 1
+    assert "the merged model does not compute what base and adapter do" in outcome.err
     assert asked == []
 
 
 def test_an_upload_that_fails_keeps_the_export(run, hub):
     _, variables = hub
-    words = [*START, "export", str(run), "--to", "merged", "--push-to-hub", "me/other"]
-    outcome = subprocess.run(words, capture_output=True, text=True, env=variables, timeout=200)
-    assert outcome.returncode == 1
-    assert "merged is complete and verified, but was not uploaded: " in outcome.stderr
-    assert f"upload it later with: hf upload me/other {run}/merged" in outcome.stderr
+    outcome = run_apart("export", run, "--to", "merged", "--push-to-hub", "me/other", env=variables)
+    assert outcome.code == 1
+    assert "merged is complete and verified, but was not uploaded: " in outcome.err
+    assert f"upload it later with: hf upload me/other {run}/merged" in outcome.err
     assert (run / "merged" / "model.safetensors").is_file()
 
 
 def test_without_a_login_nothing_begins(run, hub, tmp_path):
     _, variables = hub
     variables = {name: value for name, value in variables.items() if name != "HF_TOKEN"} | {"HF_HOME": str(tmp_path)}
-    words = [*START, "export", str(run), "--to", "merged", "--push-to-hub", "me/model"]
-    outcome = subprocess.run(words, capture_output=True, text=True, env=variables, timeout=200)
-    assert outcome.returncode == 2
-    assert outcome.stderr == "error: --push-to-hub: there is no login to the hub; log in with: hf auth login\n"
+    outcome = run_apart("export", run, "--to", "merged", "--push-to-hub", "me/model", env=variables)
+    assert outcome.code == 2
+    assert outcome.err == "error: --push-to-hub: there is no login to the hub; log in with: hf auth login\n"
     assert not (run / "merged").exists()

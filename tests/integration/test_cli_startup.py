@@ -11,25 +11,13 @@ import pytest
 
 import oddsmith
 from oddsmith.cli.parsing.schema import load_fields
-from tests.command import START, environment, run_here
+from tests.command import START, environment, run_apart, run_here
+
+COMMANDS = ("train", "eval", "demo", "chat", "serve", "data check", "compare", "diagnose", "monitor")
 
 
 @pytest.mark.parametrize(
-    "words",
-    [
-        "--help",
-        "--version",
-        "train --help",
-        "train --help-all",
-        "eval --help",
-        "demo --help",
-        "chat --help",
-        "serve --help",
-        "data check --help",
-        "compare --help",
-        "diagnose --help",
-        "monitor --help",
-    ],
+    "words", ["--help", "--version", "train --help-all", *(f"{command} --help" for command in COMMANDS)]
 )
 def test_help_and_version_load_nothing_heavy(words):
     code = (
@@ -39,9 +27,9 @@ def test_help_and_version_load_nothing_heavy(words):
         "atexit.register(lambda: print('LOADED', sorted(heavy & set(sys.modules))))\n"
         f"main({words.split()!r})\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment())
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.rstrip().endswith("LOADED []")
+    done = run_apart(start=[sys.executable, "-c", code])
+    assert (done.code, done.err) == (0, "")
+    assert done.out.rstrip().endswith("LOADED []")
 
 
 def test_help_takes_less_than_half_a_second():
@@ -97,18 +85,15 @@ main({words!r})
 
 
 def test_an_unforeseen_error_is_one_line_and_traceback_shows_it():
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        code = BROKEN.format(words=["train", *words])
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
-
-    short, long = run(), run("--traceback")
-    assert (short.returncode, long.returncode) == (1, 1)
-    assert short.stderr.splitlines() == [
+    codes = [BROKEN.format(words=["train", *words]) for words in ([], ["--traceback"])]
+    short, long = (run_apart(start=[sys.executable, "-c", code]) for code in codes)
+    assert (short.code, long.code) == (1, 1)
+    assert short.err.splitlines() == [
         "error: RuntimeError: the first line",
         "This was not foreseen; run again with --traceback to see where it came from.",
     ]
-    assert "Traceback (most recent call last)" in long.stderr
-    assert "and a second" in long.stderr
+    assert "Traceback (most recent call last)" in long.err
+    assert "and a second" in long.err
 
 
 def test_an_error_made_on_purpose_shows_its_traceback_on_request(capsys):

@@ -1,4 +1,4 @@
-"""``oddsmith train`` and ``oddsmith eval`` on a tiny model: what they leave and what they print."""
+"""``oddsmith train`` and ``oddsmith eval`` on a tiny model: what they write and print."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_run_leaves_model_settings_and_events(train, workshop, tmp_path):
     assert (run / "README.md").is_file()
 
 
-def test_without_a_terminal_a_run_is_told_in_plain_lines(train, tmp_path):
+def test_without_a_terminal_a_run_is_reported_in_plain_lines(train, tmp_path):
     lines = train().err.splitlines()
     text = "\n".join(lines)
     assert "\x1b" not in text
@@ -217,7 +217,7 @@ def test_eval_prints_a_table(workshop, capsys):
 # ---- Several processes
 
 
-def test_two_processes_train_one_model_and_one_of_them_speaks(workshop, tmp_path, capsys):
+def test_two_processes_train_one_model_and_one_of_them_prints(workshop, tmp_path, capsys):
     words = [workshop / "config.yaml", "--use-peft", "--lora-dropout", "0"]
     two_of_one = ["--per-device-train-batch-size", "1", "--num-processes", "2"]
     together = run_apart("train", *words, *two_of_one, "--output-dir", tmp_path / "two", "--json")

@@ -19,7 +19,7 @@ from oddsmith.inference.compare.comparison import compare, repetition
 from oddsmith.inference.compare.files import comparison_page, short_name
 from oddsmith.inference.compare.prompts import Prompt, read_prompts
 from oddsmith.model.loading import models as loading
-from tests.command import run_here, save_model
+from tests.command import run_here, save_model, save_rows
 from tests.pairs import user
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -47,15 +47,13 @@ def pairs(tmp_path):
         {"question": "Why is the sky blue?", "chosen": "Because of scattering.", "rejected": "It just is."},
         {"question": "<b>Hi</b> & bye", "chosen": "Hello.", "rejected": "No. <script>alert(1)</script>"},
     ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path / "pairs.jsonl"
+    return save_rows(tmp_path / "pairs.jsonl", rows)
 
 
 @pytest.fixture
 def questions(tmp_path):
     row = {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]}
-    (tmp_path / "question.jsonl").write_text(json.dumps(row) + "\n")
-    return tmp_path / "question.jsonl"
+    return save_rows(tmp_path / "question.jsonl", [row])
 
 
 def greedy(model, messages, tokens: int = 6) -> str:

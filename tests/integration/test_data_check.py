@@ -1,4 +1,4 @@
-"""``oddsmith data check`` as a person meets it: its table, exit codes, JSON, cleaned sets; no torch without a model."""
+"""``oddsmith data check``: its table, exit codes, JSON and cleaned sets; without a model torch is not loaded."""
 
 from __future__ import annotations
 
@@ -10,20 +10,15 @@ import sys
 import pyarrow.parquet
 import pytest
 
-from tests.command import environment, run_apart, run_here, save_model
+from tests.command import environment, run_apart, run_here, save_model, save_rows
 from tests.terminal import Terminal
 from tests.tiny import CHATML, ragged_pairs
 from tests.unit.data.checks.test_survey import FAULTY, GOOD
 
 
-def save(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.fixture
 def faulty(tmp_path):
-    return save(tmp_path / "pairs.jsonl", [*GOOD, *(row for rows, _ in FAULTY.values() for row in rows)])
+    return save_rows(tmp_path / "pairs.jsonl", [*GOOD, *(row for rows, _ in FAULTY.values() for row in rows)])
 
 
 def test_good_pairs_end_with_0(capsys):
@@ -80,7 +75,7 @@ def test_the_fixed_set_passes(capsys, faulty, tmp_path):
 def test_with_a_model(capsys, tmp_path):
     model = save_model(tmp_path / "model", CHATML)
     rows = [*ragged_pairs(30), {"prompt": "a", "chosen": "b <|im_end|> c", "rejected": "d"}]
-    data, target = save(tmp_path / "pairs.jsonl", rows), tmp_path / "clean.jsonl"
+    data, target = save_rows(tmp_path / "pairs.jsonl", rows), tmp_path / "clean.jsonl"
     words = ("data", "check", data, "--model", model, "--max-length", 160, "--scored-pairs", 10)
     code, out, _ = run_here(capsys, *words)
     assert code == 3
@@ -98,30 +93,25 @@ def test_with_a_model(capsys, tmp_path):
 
 def test_colours_show_the_mask_on_a_terminal(tmp_path):
     model = save_model(tmp_path / "model", CHATML)
-    data = save(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": "yes", "rejected": "no"}] * 2)
-    done = subprocess.run(
-        [sys.executable, "-m", "oddsmith.cli.main", "data", "check", data, "--model", model, "--scored-pairs", "0"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**environment(), "FORCE_COLOR": "1", "TERM": "xterm-256color"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "\x1b[32myes<|im_end|>\x1b[0m" in done.stdout
-    assert "\x1b[31mno<|im_end|>\x1b[0m" in done.stdout
-    assert "[yes" not in done.stdout
+    data = save_rows(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": "yes", "rejected": "no"}] * 2)
+    colours = {**environment(), "FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    code, out, err = run_apart("data", "check", data, "--model", model, "--scored-pairs", 0, env=colours)
+    assert code == 0, err
+    assert "\x1b[32myes<|im_end|>\x1b[0m" in out
+    assert "\x1b[31mno<|im_end|>\x1b[0m" in out
+    assert "[yes" not in out
 
 
 def test_what_would_steer_a_terminal_is_written_out(capsys, tmp_path):
-    data = save(tmp_path / "pairs.jsonl", [{"prompt": "a\x1b[2Jb", "chosen": "c\x07", "rejected": "d\x9b1m"}])
+    data = save_rows(tmp_path / "pairs.jsonl", [{"prompt": "a\x1b[2Jb", "chosen": "c\x07", "rejected": "d\x9b1m"}])
     out = run_here(capsys, "data", "check", data).out
     assert "a\\x1b[2Jb" in out
     assert not {"\x1b", "\x07", "\x9b"} & set(out)
 
 
 def test_evaluation_set_and_benchmark(capsys, tmp_path):
-    data, evaluation = save(tmp_path / "a.jsonl", GOOD), save(tmp_path / "b.jsonl", GOOD[5:7])
-    benchmark = save(tmp_path / "bench.jsonl", [{"question": GOOD[9]["prompt"][0]["content"]}])
+    data, evaluation = save_rows(tmp_path / "a.jsonl", GOOD), save_rows(tmp_path / "b.jsonl", GOOD[5:7])
+    benchmark = save_rows(tmp_path / "bench.jsonl", [{"question": GOOD[9]["prompt"][0]["content"]}])
     words = ("data", "check", data, "--eval-dataset-name", evaluation, "--benchmark", benchmark, "--json")
     code, out, _ = run_here(capsys, *words)
     names = {finding["check"]: finding for finding in json.loads(out)["findings"]}
@@ -161,7 +151,7 @@ def test_a_broken_line_is_named(capsys, tmp_path):
 def test_without_a_model_torch_is_not_loaded(tmp_path, kind, words):
     data = tmp_path / f"pairs.{kind}"
     if kind == "jsonl":
-        save(data, ragged_pairs(20))
+        save_rows(data, ragged_pairs(20))
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ragged_pairs(20)), data)
     code = (
@@ -176,7 +166,7 @@ def test_without_a_model_torch_is_not_loaded(tmp_path, kind, words):
 
 
 def test_a_terminal_sees_how_far_it_is(tmp_path):
-    data = save(tmp_path / "pairs.jsonl", GOOD * 50)
+    data = save_rows(tmp_path / "pairs.jsonl", GOOD * 50)
     with Terminal("data", "check", data, columns=100) as terminal:
         terminal.wait_for(r"checking \S+ [\d,]+ rows \d:\d\d:\d\d")
         terminal.wait_for(r"\n(pass|warn)  \(0 fail")

@@ -1,4 +1,4 @@
-"""``oddsmith diagnose`` as a person meets it: on recorded runs, on a run that goes on, and without torch."""
+"""``oddsmith diagnose`` on recorded runs, while a run is written, and without torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from oddsmith.system.run_folder import read_events
 from oddsmith.training.live_diagnosis import Watch, one_line, send_alert
 from tests.command import run_here
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny_runs import PLAIN
 
 HISTORIES = Path(__file__).parent.parent / "histories"
 RUNS = json.loads((HISTORIES / "runs.json").read_text(encoding="utf-8"))
@@ -103,25 +104,11 @@ def test_it_answers_without_torch():
 
 
 def settings(folder: Path, **more) -> ORPOConfig:
-    return ORPOConfig(
-        output_dir=str(folder),
-        **{
-            "max_steps": 8,
-            "logging_steps": 1,
-            "per_device_train_batch_size": 2,
-            "max_length": 64,
-            "bf16": False,
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            **more,
-        },
-    )
+    return ORPOConfig(**{**PLAIN, "output_dir": str(folder), "max_steps": 8, "max_length": 64, **more})
 
 
-def test_a_finding_is_told_once_while_training_and_written_down(tmp_path):
-    told: list[Finding] = []
+def test_a_finding_is_reported_once_while_training_and_logged(tmp_path):
+    reported: list[Finding] = []
     trainer = ORPOTrainer(
         tiny_model(),
         args=settings(tmp_path, learning_rate=1.0, eval_strategy="steps", eval_steps=4, eval_on_start=True),
@@ -130,15 +117,15 @@ def test_a_finding_is_told_once_while_training_and_written_down(tmp_path):
         processing_class=tiny_tokenizer(),
     )
     trainer.remove_callback(Watch)
-    trainer.add_callback(Watch(tell=told.append))
+    trainer.add_callback(Watch(tell=reported.append))
     trainer.train()
     written = [event for event in read_events(tmp_path) if event["event"] == "finding"]
-    assert [(event["rule"], event["verdict"]) for event in written] == [(f.rule, f.verdict) for f in told]
-    assert len({(f.rule, f.verdict) for f in told}) == len(told)
-    assert ("learning_rate_high", "act") in [(f.rule, f.verdict) for f in told]
-    assert all(f.verdict is not Verdict.HEALTHY for f in told)
+    assert [(event["rule"], event["verdict"]) for event in written] == [(f.rule, f.verdict) for f in reported]
+    assert len({(f.rule, f.verdict) for f in reported}) == len(reported)
+    assert ("learning_rate_high", "act") in [(f.rule, f.verdict) for f in reported]
+    assert all(f.verdict is not Verdict.HEALTHY for f in reported)
     assert {"from_step", "evidence", "meaning", "change", "metric"} <= set(written[0])
-    # Read afterwards, the same is found.
+    # Reading the event log afterwards gives the same findings.
     assert {f.rule for f in judge(read_history(tmp_path))} >= {"learning_rate_high", "too_few_steps"}
 
 

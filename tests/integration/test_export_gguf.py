@@ -115,7 +115,7 @@ def test_more_types_come_beside_and_the_same_only_when_asked(model, capsys):
     assert left(model / "gguf") == ["Modelfile", "tiny-llama-Q4_0.gguf", "tiny-llama-Q8_0.gguf"]
 
 
-def test_a_modelfile_that_somebody_wrote_is_kept(model, capsys):
+def test_a_modelfile_written_by_hand_is_kept(model, capsys):
     (model / "gguf").mkdir()
     (model / "gguf" / "Modelfile").write_text("FROM llama3")
     outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0")
@@ -195,7 +195,7 @@ class TestFailed:
         assert "warning: q8_0 is further from the model than expected: KL" in outcome.err
         assert "expected at most 0.01" in outcome.err
 
-    def test_a_quantised_file_whose_numbers_are_none(self, model, capsys, monkeypatch):
+    def test_a_quantised_file_that_computes_nan(self, model, capsys, monkeypatch):
         measure = proof.divergence
         monkeypatch.setattr(proof, "divergence", lambda *given: replace(measure(*given), kl=float("nan")))
         before = left(model)
@@ -203,7 +203,7 @@ class TestFailed:
         assert_refused(outcome, 1, "q8_0 does not compute what the model does: KL nan")
         assert left(model) == before
 
-    def test_a_tokenizer_that_cuts_text_otherwise_is_warned_about(self, model, capsys, monkeypatch):
+    def test_a_tokenizer_that_splits_text_differently_is_warned_about(self, model, capsys, monkeypatch):
         read = convert.read_vocabulary
         monkeypatch.setattr(convert, "read_vocabulary", lambda *given: replace(read(*given), begins=True))
         outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0")
@@ -212,7 +212,7 @@ class TestFailed:
 
     @pytest.mark.parametrize("stage", ["convert", "quantise", "prove"])
     def test_interrupted(self, run, stage, capsys, monkeypatch):
-        """Ctrl-C in the middle of each stage, after the merge: the temporary folders go, too."""
+        """Ctrl-C in the middle of each stage, after the merge, removes the temporary folders too."""
 
         def interrupt(*arguments, **options):
             raise KeyboardInterrupt

@@ -5,47 +5,29 @@ from __future__ import annotations
 import math
 import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.errors import DataError, ModelError, NonFiniteError
+from tests.command import run_apart, with_tests
 from tests.tiny import CHATML, ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny_runs import make_trainer
 
 
 def run(folder, rows, model=None, tokenizer=None, **more) -> list[dict[str, float]]:
-    """The log lines of a run."""
-    settings = {
-        "per_device_train_batch_size": 2,
-        "max_steps": 3,
-        "logging_steps": 1,
-        "learning_rate": 1e-3,
-        "max_length": 256,
-        "prefix_forest": False,
-        "bf16": False,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        **more,
-    }
-    trainer = ORPOTrainer(
-        model or tiny_model(),
-        ORPOConfig(output_dir=str(folder), **settings),
-        train_dataset=rows,
-        processing_class=tokenizer or tiny_tokenizer(),
-    )
+    """Train, and return the log lines."""
+    settings = {"max_steps": 3, "learning_rate": 1e-3, "max_length": 256, "prefix_forest": False, **more}
+    trainer = make_trainer(folder, model, rows, tokenizer=tokenizer, **settings)
     trainer.train()
     return [line for line in trainer.state.log_history if "loss" in line]
 
 
 def assert_finite(lines, steps=3) -> None:
     assert len(lines) == steps
-    for line in lines:  # e to a large number is infinite, where that number is none of ours
+    for line in lines:  # the perplexity may be infinite: e to a large number
         assert all(math.isfinite(value) for name, value in line.items() if name != "perplexity/chosen")
     assert not any("skipped_steps" in line for line in lines)
 
@@ -59,7 +41,7 @@ HIDDEN = 32
 
 
 def model_with(logp_chosen: float, logp_rejected: float):
-    """A Llama whose next token depends on the last one alone, made so that two responses have these mean logps.
+    """Make a Llama that predicts from the last token alone, in which two responses have these mean logps.
 
     ?  ->  W or L          together certain
     W, L  ->  a            with what is missing to the wanted mean, otherwise some other token
@@ -175,12 +157,9 @@ def test_responses_of_4096_tokens(path, tmp_path):
 @pytest.mark.parametrize("path", ["padded", "forest"])
 def test_responses_of_32768_tokens_in_bounded_memory(path, tmp_path):
     """Scores of one head alone would be 4 GiB; it took 310 MiB (padded) and 230 MiB (forest)."""
-    root = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", __name__, str(tmp_path), str(LONG), path]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=230)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) < 1024
+    done = run_apart(tmp_path, LONG, path, start=[sys.executable, "-m", __name__], env=with_tests(os.environ))
+    assert done.code == 0, done.err[-2000:]
+    assert int(done.out.split()[-1]) < 1024
 
 
 def test_prompts_that_fill_the_length_are_left_out_and_the_rest_is_trained_on(tmp_path):

@@ -1,4 +1,4 @@
-"""What machines do to a run: the last good checkpoint survives, one line says why, and the run goes on from there.
+"""Faults of the machine: the last good checkpoint survives, one line says why, and the run resumes from it.
 
 Every fault is the real one, in a process of its own: a small disk, a limit of the system, a folder that is removed.
 """
@@ -28,8 +28,8 @@ from oddsmith.system.run_folder import FIRST_EVALUATION_FILE, read_events
 from tests.command import SETTINGS, START, environment, run_apart, save_config, save_model, save_pairs
 from tests.fault_runs import Machine, Run, reverse_times
 from tests.faults import memory_group, remount, small_disk
-from tests.killed_runs import LORA, make_trainer
-from tests.kills import committed, differences, left_by
+from tests.killed_runs import LORA, trainer_of
+from tests.kills import committed, differences, outputs_of
 
 STEPS = 12
 GB = 10**9
@@ -67,15 +67,15 @@ def size_of(folder: Path) -> int:
 
 
 def assert_as_undisturbed(run: Path, workshop: Path) -> None:
-    """The same weights, state and logged values; what is only looked at may have gaps."""
-    left, expected = (left_by(folder)._replace(diary={}) for folder in (run, workshop / "undisturbed"))
+    """The same weights, state and logged values; the event log may have gaps."""
+    left, expected = (outputs_of(folder)._replace(events={}) for folder in (run, workshop / "undisturbed"))
     for found in (left, expected):
         found.digests.pop(FIRST_EVALUATION_FILE, None)
     assert list(differences(left, expected)) == []
 
 
 def assert_goes_on(run: Path, workshop: Path, saved: int) -> None:
-    """All checkpoints are whole, the newest is of step ``saved``, and from it the run ends as if nothing had been."""
+    """All checkpoints are complete, the newest is of step ``saved``, and resumed from it the run ends undisturbed."""
     whole = [verify(folder).step for folder in checkpoints(run)]
     assert whole == list(range(2, saved + 1, 2))
     reverse_times(run)
@@ -216,19 +216,19 @@ def test_a_folder_that_is_removed_while_it_runs(workshop, tmp_path):
     assert_as_undisturbed(folder, workshop)
 
 
-def test_files_that_are_only_looked_at_end_no_run(workshop, tmp_path):
+def test_dispensable_files_that_cannot_be_written_end_no_run(workshop, tmp_path):
     folder = tmp_path / "run"
-    looked_at = ("events.jsonl", "README.md", "report.html", "_held_out_pairs.json", "trainer_state.json")
+    dispensable = ("events.jsonl", "README.md", "report.html", "_held_out_pairs.json", "trainer_state.json")
     run = train(workshop, folder)
     with run.held_at(folder, 4):
-        for name in looked_at:
+        for name in dispensable:
             (folder / name).unlink(missing_ok=True)
             (folder / name).mkdir()
     outcome = run.end()
     assert outcome.code == 0, outcome.err
     warnings = [line for line in outcome.err.splitlines() if "not written (is a directory)" in line]
     assert len(warnings) == len(set(warnings))
-    assert {name for name in looked_at for line in warnings if name in line} >= set(looked_at[:2])
+    assert {name for name in dispensable for line in warnings if name in line} >= set(dispensable[:2])
     for name in ("events.jsonl", "trainer_state.json"):
         (folder / name).rmdir()
         shutil.copy(workshop / "undisturbed" / name, folder)
@@ -236,7 +236,7 @@ def test_files_that_are_only_looked_at_end_no_run(workshop, tmp_path):
 
 
 def test_a_clock_that_goes_back(workshop, tmp_path):
-    """A day at every look: neither which checkpoint is the newest, nor which may go, nor any speed comes from it."""
+    """The clock goes back a day at each reading; neither the order of checkpoints nor any speed depends on it."""
     run = tmp_path / "run"
     outcome = train(workshop, run, "--save-total-limit", 2, machine=Machine(clock_jumps=True)).end()
     assert outcome.code == 0, outcome.err
@@ -250,11 +250,11 @@ def test_a_clock_that_goes_back(workshop, tmp_path):
 
 
 def test_memory_that_runs_out_while_it_runs(workshop, tmp_path):
-    """The kernel ends the process, as where a container or a batch system gives no more memory."""
+    """The kernel kills the process, as in a container or batch job without more memory."""
     run = train(workshop, tmp_path / "run")
-    with memory_group() as group:
+    with memory_group() as limit_memory:
         with run.held_at(tmp_path / "run", 4) as pid:
-            group.take(pid)
+            limit_memory(pid)
         assert run.end().code == -signal.SIGKILL
     assert_goes_on(tmp_path / "run", workshop, verify(checkpoints(tmp_path / "run")[-1]).step)
 
@@ -269,8 +269,8 @@ def test_a_model_that_is_larger_than_the_memory(workshop, tmp_path):
     assert "lower per_device_train_batch_size" in outcome.err
 
 
-def test_who_calls_the_library_is_told_of_short_memory_too(tmp_path):
-    trainer = make_trainer(LORA, tmp_path, Greedy())
+def test_the_library_raises_a_clear_error_for_short_memory_too(tmp_path):
+    trainer = trainer_of(LORA, tmp_path, Greedy())
     with pytest.raises(OutOfMemoryError, match="this machine is out of memory .4,000,000.0 GB were asked for.; lower"):
         trainer.train()
     assert [verify(folder).step for folder in checkpoints(tmp_path)] == [2, 4]
@@ -288,13 +288,13 @@ class Greedy(TrainerCallback):
 def test_of_two_processes_one_that_finds_no_memory(workshop, tmp_path):
     """The kernel ends one; the other and the command end soon after, and say what happened."""
     words = ["train", str(workshop / "config.yaml"), "--output-dir", str(tmp_path / "run"), "--num-processes", "2"]
-    with memory_group() as group, (tmp_path / "said").open("w", encoding="utf-8") as said:
+    with memory_group() as limit_memory, (tmp_path / "said").open("w", encoding="utf-8") as said:
         command = subprocess.Popen([*START, *words, "--max-steps", "300"], stderr=said, env=environment())
         while committed(tmp_path / "run") < 4:
             assert command.poll() is None
             time.sleep(0.01)
         children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text(encoding="ascii").split()
-        group.take(int(children[-1]))
+        limit_memory(int(children[-1]))
         began = time.monotonic()
         assert command.wait(60) == 137
         assert time.monotonic() - began < GRACE_S + END_S + 5
@@ -322,7 +322,7 @@ def make_huge(model: Path) -> None:
 
 @contextmanager
 def immutable(folder: Path):
-    """Nothing can be made or removed in a folder, not even by root."""
+    """Keep everyone, root too, from creating or removing files in a folder."""
     if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", folder], capture_output=True).returncode:
         pytest.skip("a folder cannot be closed to root here (chattr +i)")
     try:

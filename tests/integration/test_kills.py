@@ -1,6 +1,6 @@
-"""A run that is killed and resumed ends as if nothing had happened: the same bytes, the same lines.
+"""A run that is killed and resumed ends with the same bytes and log lines as an undisturbed one.
 
-`make test-kills` does the same over all variants of tests/killed_runs.py, with as many kills as it is told.
+`make test-kills` does the same over all variants of tests/killed_runs.py, with as many kills as asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 from tests.command import SETTINGS, START, environment, run_apart, save_config, save_model, save_pairs
 from tests.killed_runs import LORA, STREAM
-from tests.kills import Left, Trials, committed, differences, left_by, steps_saved
+from tests.kills import Outputs, Trials, committed, differences, outputs_of, steps_saved
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_command_goes_on_from_where_it_was_killed(tmp_path):
     resumed = run_apart(*words, folder, "--resume", "auto")
     assert resumed.code == 0, resumed.err
     assert f"checkpoint-{saved}" in resumed.err
-    assert list(differences(left_by(folder), left_by(tmp_path / "undisturbed"))) == []
+    assert list(differences(outputs_of(folder), outputs_of(tmp_path / "undisturbed"))) == []
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_under_torchrun_too(tmp_path):
     subprocess.run(["kill", "-9", children[-1]], check=True)
     assert launcher.wait(60) == 1
     assert subprocess.run([*command, str(folder), "--resume", "auto"], **quiet, timeout=200).returncode == 0
-    assert list(differences(left_by(folder), left_by(tmp_path / "undisturbed"))) == []
+    assert list(differences(outputs_of(folder), outputs_of(tmp_path / "undisturbed"))) == []
 
 
 def config(folder: Path) -> Path:
@@ -79,20 +79,20 @@ def config(folder: Path) -> Path:
 
 
 def wait_for_save(process: subprocess.Popen, folder: Path, after: int) -> None:
-    """Wait until a checkpoint is being written, and another of at least that step is whole."""
+    """Wait until a checkpoint is being written and one of at least that step is complete."""
     while process.poll() is None and not (committed(folder) >= after and steps_saved(folder)[-1] > committed(folder)):
         time.sleep(0.001)
 
 
 def test_a_difference_is_seen():
     line, digests = {"step": 3, "loss": 1.5}, {"model.safetensors": "ab"}
-    expected = Left(digests, [line], {("log", 3): line})
+    expected = Outputs(digests, [line], {("log", 3): line})
     assert list(differences(expected, expected)) == []
     other = line | {"loss": 1.25}
-    found = differences(Left({"model.safetensors": "ac"}, [other, line], {("log", 3): other}), expected)
+    found = differences(Outputs({"model.safetensors": "ac"}, [other, line], {("log", 3): other}), expected)
     assert list(found) == [
         "bytes of model.safetensors",
         "2 log lines instead of 1",
         "log line of step 3: loss is 1.25 instead of 1.5",
-        "the diary's log of step 3",
+        "event log of step 3",
     ]

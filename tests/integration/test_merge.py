@@ -1,4 +1,4 @@
-"""From an adapter to an ordinary model folder: what it computes, what it holds, and what stands in the way."""
+"""Merge an adapter into an ordinary model folder: what it computes, what it holds, and what is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.tiny_gguf import write_gguf
 from tests.tiny_runs import train_run
 
 IDS = torch.arange(1, 40)[None]
-# Weights of usual size, unlike those of tiny_model: rounding is then what it is in a real model.
+# Weights of usual size, unlike those of tiny_model, so that rounding costs as much as in a real model.
 MODEST = {"initializer_range": 0.1, "hidden_size": 64, "intermediate_size": 128}
 
 
@@ -131,7 +131,7 @@ def test_without_memory_for_float32_everything_is_compared_in_16_bits(base, tmp_
     ],
 )
 def test_tied_embeddings(tmp_path, targets, in_full, stays_tied):
-    """Adapters that others have made: our trainer refuses those that part embedding and head."""
+    """Adapters of other libraries: our trainer refuses those that separate embedding and head."""
     base = save_model(tmp_path / "base", tie_word_embeddings=True, **MODEST)
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules=targets, modules_to_save=in_full, task_type="CAUSAL_LM")
@@ -172,7 +172,7 @@ def test_a_vocabulary_that_was_enlarged(base, tmp_path):
 
 
 def randomise(model) -> None:
-    """Move what an adapter learns, as a training would."""
+    """Change the trainable weights of an adapter, as training would."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -230,7 +230,7 @@ def test_a_gguf_file_itself_is_no_run(tmp_path):
         merge_adapter(str(file), tmp_path / "merged")
 
 
-# ---- What lies in the folder
+# ---- The files in the folder
 
 
 def test_transformers_alone_loads_it_with_tokenizer_and_template(run, tmp_path):
@@ -303,7 +303,7 @@ def four_bit_run(base, tmp_path) -> Path:
     return train_run(base, tmp_path / "run", {}, dtype="bfloat16", quantization_config=settings)
 
 
-def test_a_run_on_4_bits_is_known_and_comes_back_as_it_was_trained(four_bit_run):
+def test_a_run_on_4_bits_is_recognised_and_loaded_as_it_was_trained(four_bit_run):
     found = find_model(str(four_bit_run))
     assert (found.kind, found.bits) == ("adapter", 4)
     layer = found.load_as_trained().base_model.model.model.layers[0].mlp.up_proj.base_layer
@@ -311,7 +311,7 @@ def test_a_run_on_4_bits_is_known_and_comes_back_as_it_was_trained(four_bit_run)
     assert layer.weight.quant_state.nested
 
 
-def test_its_adapter_goes_into_the_16_bit_base_and_the_difference_is_told(four_bit_run, base):
+def test_its_adapter_is_merged_into_the_16_bit_base_and_the_difference_is_reported(four_bit_run, base):
     report = merge_adapter(str(four_bit_run), four_bit_run / "merged", dtype="float32")
     assert report.merge_into == "16bit"
     reference = load_model(str(four_bit_run), dtype="bfloat16").float()
@@ -320,11 +320,11 @@ def test_its_adapter_goes_into_the_16_bit_base_and_the_difference_is_told(four_b
     assert report.from_trained.kl > 100 * report.written.kl
 
 
-def test_or_into_what_the_4_bits_stand_for(four_bit_run):
+def test_its_adapter_can_be_merged_into_the_dequantised_base(four_bit_run):
     there = merge_adapter(str(four_bit_run), four_bit_run / "there", dtype="float32")
     report = merge_adapter(str(four_bit_run), four_bit_run / "merged", dtype="float32", merge_into="dequantized")
     assert report.merge_into == "dequantized"
-    # What is left between them is that the trained one computes in bfloat16.
+    # The remaining difference is that the trained model computes in bfloat16.
     assert report.from_trained.kl < there.from_trained.kl / 10
     with torch.no_grad():
         trained = find_model(str(four_bit_run)).load_as_trained()(IDS).logits.float()
@@ -348,7 +348,7 @@ def test_without_bitsandbytes_it_merges_and_says_what_it_could_not_measure(four_
     assert 'pip install "oddsmith[4bit]"' in report.trained_missing
 
 
-# ---- What stands in the way
+# ---- What is refused
 
 
 def test_a_merge_that_computes_something_else_never_appears(run, monkeypatch):

@@ -1,4 +1,4 @@
-"""What becomes of a run whose monitor is killed, frozen or left without a disk: nothing at all."""
+"""A run is not affected when its monitor is killed, frozen or has a full disk."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def train(config: Path, folder: Path) -> subprocess.Popen:
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
 
 
-def told(folder: Path) -> list[dict]:
-    """What the diary says of loss and evaluations, without what time does to it."""
+def logged(folder: Path) -> list[dict]:
+    """Return the losses and evaluations in the event log, without what depends on time."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     kept = [event for event in events if event["event"] in ("log", "evaluate", "pairs")]
     timing = ("time", "runtime", "per_second", "memory_gib")
@@ -126,7 +126,7 @@ def test_a_monitor_that_is_killed_frozen_or_without_a_disk_does_not_touch_the_ru
     wait_until(lambda: without_disk.step() == STEPS)
     (run,) = without_disk.ask("/api/runs")
     assert run["state"] == "finished"
-    assert told(tmp_path / "runs" / "watched") == told(tmp_path / "alone")
+    assert logged(tmp_path / "runs" / "watched") == logged(tmp_path / "alone")
     assert files(tmp_path / "runs" / "watched") == files(tmp_path / "alone")
     weights = [folder / "model.safetensors" for folder in (tmp_path / "alone", tmp_path / "runs" / "watched")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -150,7 +150,7 @@ def test_no_path_leads_out(runs):
 
 
 class Started:
-    """The real command, and requests whose paths no client library has tidied up."""
+    """The real command, and requests with paths that no client library has normalised."""
 
     def __init__(self, runs: Path, *flags: str, **variables: str):
         words = [*START, "monitor", str(runs), "--port", "0", *flags]

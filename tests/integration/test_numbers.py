@@ -1,7 +1,7 @@
-"""Numbers that are none, or far too large, in real runs: skipped, told, undone; never trained on, never averaged away.
+"""NaN, infinite and far too large numbers in real runs: skipped, reported, undone, and never trained on.
 
-Faults are made in the run itself: a weight that becomes NaN, a row whose embedding is, a gradient that overflows in one
-of two processes.
+Faults are made in the run itself: a weight that becomes NaN, a row with a NaN embedding, a gradient that overflows in
+one of two processes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import copy
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,60 +19,41 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith import ORPOTrainer
 from oddsmith.checkpoint.manifest import verify
 from oddsmith.errors import NonFiniteError
 from oddsmith.system.run_folder import read_events
-from tests.command import run_here, save_config
+from tests.command import run_here, run_two_processes, save_config, save_rows
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny_runs import make_trainer
 
 BROKEN = "\x07"  # a byte that no other row has; its embedding is NaN
 BAD_ROW = 4
-# What tells two runs apart although they computed the same.
-OF_THE_COURSE = ("step", "epoch", "skipped_steps", "memory_gib", "total_flos")
+# What differs between two runs that computed the same.
+NOT_COMPARED = ("step", "epoch", "skipped_steps", "memory_gib", "total_flos")
 
 
-def config(folder, **more) -> ORPOConfig:
+SETTINGS = {
+    "train_sampling_strategy": "sequential",
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant_with_warmup",  # so that the rate depends only on the steps that were made
+    "warmup_steps": 20,
+    "max_length": 256,
+    "prefix_forest": False,  # choosing it takes a check at the start
+}
+
+
+def trainer_of(folder, rows, model=None, evaluate=None, *, peft=None, **more):
     """Two pairs a step, in the order of the file."""
-    return ORPOConfig(
-        **{
-            "output_dir": str(folder),
-            "per_device_train_batch_size": 2,
-            "train_sampling_strategy": "sequential",
-            "logging_steps": 1,
-            "learning_rate": 1e-2,
-            "lr_scheduler_type": "constant_with_warmup",  # so that the rate depends on the steps made alone
-            "warmup_steps": 20,
-            "max_length": 256,
-            "prefix_forest": False,  # which it takes a check at the start to choose
-            "bf16": False,
-            "use_cpu": True,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            **more,
-        }
-    )
+    return make_trainer(folder, model, Dataset.from_list(rows), evaluate, peft_config=peft, **{**SETTINGS, **more})
 
 
-def trainer_of(folder, rows, model=None, peft=None, callbacks=(), evaluate=None, tokenizer=None, **more):
-    return ORPOTrainer(
-        tiny_model() if model is None else model,
-        config(folder, **more),
-        train_dataset=Dataset.from_list(rows),
-        eval_dataset=evaluate,
-        processing_class=tokenizer or tiny_tokenizer(),
-        peft_config=peft,
-        callbacks=list(callbacks),
-    )
+LOGGERS = ("oddsmith.training.guard.steps", "oddsmith.training.going_back")
 
 
-TELLERS = ("oddsmith.training.guard.steps", "oddsmith.training.going_back")
-
-
-def told(caplog):
-    """What a run has told of its steps and weights."""
-    return [record.getMessage() for record in caplog.records if record.name in TELLERS]
+def logged(caplog):
+    """Return what a run has logged about its steps and weights."""
+    return [record.getMessage() for record in caplog.records if record.name in LOGGERS]
 
 
 def broken_model(**overrides):
@@ -81,6 +61,12 @@ def broken_model(**overrides):
     with torch.no_grad():
         model.get_input_embeddings().weight[tiny_tokenizer()(BROKEN).input_ids[0]] = math.nan
     return model
+
+
+def save_broken_model(folder):
+    broken_model().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    return folder / "model"
 
 
 def broken_rows(count=12, bad=(BAD_ROW,)):
@@ -102,7 +88,7 @@ def assert_same_weights(trainer, other) -> None:
 def lines(trainer):
     """The log lines of losses without what depends on the step's number or on the machine."""
     return [
-        {name: value for name, value in line.items() if name not in OF_THE_COURSE and not name.endswith("_per_second")}
+        {name: value for name, value in line.items() if name not in NOT_COMPARED and not name.endswith("_per_second")}
         for line in trainer.state.log_history
         if "loss" in line
     ]
@@ -113,7 +99,7 @@ def events(folder, *kinds):
 
 
 class At(TrainerCallback):
-    """Does something when a step begins, or when it has ended."""
+    """Calls a function when a step begins, or when it has ended."""
 
     def __init__(self, step, act, *, begins=False):
         self.step, self.act, self.begins = step, act, begins
@@ -178,7 +164,7 @@ def test_a_skipped_step_is_as_if_it_had_not_been(way, tmp_path, caplog):
     (event,) = events(tmp_path / "skips", "skipped")
     assert (event["step"], event["cause"], event["rows"]) == (3, "log-probabilities", [BAD_ROW])
     assert event["loss"] is None
-    assert "step 3: skipped: log-probabilities are NaN or infinite for dataset row 4" in told(caplog)
+    assert "step 3: skipped: log-probabilities are NaN or infinite for dataset row 4" in logged(caplog)
 
 
 def test_an_adapter_s_step_is_skipped_alike(tmp_path):
@@ -223,22 +209,20 @@ def test_a_gradient_that_overflows_is_skipped_and_the_rows_of_its_step_are_named
     assert_same_weights(trainer, reference)
 
 
-def test_weights_that_are_no_numbers_before_the_first_step_are_told_and_checkpoints_written_all_the_same(
-    tmp_path, caplog
-):
+def test_nan_weights_before_the_first_step_are_reported_and_checkpoints_are_written(tmp_path, caplog):
     trainer = trainer_of(tmp_path, broken_rows(), broken_model(), max_steps=4, save_strategy="steps", save_steps=4)
     trainer.train()
-    assert told(caplog)[0] == "the weights model.embed_tokens.weight are NaN or infinite before the first step"
+    assert logged(caplog)[0] == "the weights model.embed_tokens.weight are NaN or infinite before the first step"
     verify(tmp_path / "checkpoint-4")
 
 
-# ---- Going back, and stopping
+# ---- Rollback, and stopping
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "max_steps": 10}
 
 
 @pytest.mark.parametrize("peft", [None, {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}])
-def test_after_too_many_in_a_row_the_run_goes_back_once_and_its_data_goes_on(peft, tmp_path, caplog):
+def test_after_too_many_in_a_row_the_run_rolls_back_once_and_its_data_goes_on(peft, tmp_path, caplog):
     """Spoiled after step 5: 6, 7 and 8 are skipped, then the weights of checkpoint 4 meet the rows of step 9."""
     rows, adapter = ragged_pairs(20, seed=3), peft and LoraConfig(**peft)
     trainer = trainer_of(tmp_path / "run", rows, peft=adapter, callbacks=[At(5, spoil)], **SAVING)
@@ -248,7 +232,7 @@ def test_after_too_many_in_a_row_the_run_goes_back_once_and_its_data_goes_on(pef
     skipped, back = events(tmp_path / "run", "skipped"), events(tmp_path / "run", "rolled_back")
     assert [event["step"] for event in skipped] == [6, 7, 8]
     assert [(event["step"], event["checkpoint"]) for event in back] == [(8, "checkpoint-4")]
-    assert told(caplog)[-1] == "step 8: went back to the weights of checkpoint-4"
+    assert logged(caplog)[-1] == "step 8: went back to the weights of checkpoint-4"
     saved = sorted(folder.name for folder in (tmp_path / "run").glob("checkpoint-*"))
     assert saved == ["checkpoint-10", "checkpoint-2", "checkpoint-4", "checkpoint-8"]  # none between skipped steps
     reference = trainer_of(
@@ -280,7 +264,7 @@ def test_steps_that_are_skipped_push_no_good_checkpoint_out(tmp_path):
     assert [event["checkpoint"] for event in events(tmp_path, "rolled_back")] == ["checkpoint-5"]
 
 
-def test_a_damaged_checkpoint_is_passed_over_on_the_way_back(tmp_path, caplog):
+def test_a_damaged_checkpoint_is_passed_over_in_a_rollback(tmp_path, caplog):
     def damage(model):
         spoil(model)
         (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"")
@@ -288,7 +272,7 @@ def test_a_damaged_checkpoint_is_passed_over_on_the_way_back(tmp_path, caplog):
     trainer = trainer_of(tmp_path, ragged_pairs(20, seed=3), callbacks=[At(5, damage)], **SAVING)
     trainer.train()
     assert [event["checkpoint"] for event in events(tmp_path, "rolled_back")] == ["checkpoint-2"]
-    assert any(line.startswith("passed over") and "checkpoint-4" in line for line in told(caplog))
+    assert any(line.startswith("passed over") and "checkpoint-4" in line for line in logged(caplog))
 
 
 def test_the_second_time_the_run_stops_and_says_what_was_tried(tmp_path):
@@ -320,15 +304,11 @@ def test_a_resumed_run_remembers_what_was_tried(tmp_path):
 
 
 def test_without_a_checkpoint_the_command_stops_with_the_rows_in_one_line(tmp_path, capsys):
-    broken_model().save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken_rows(4, bad=range(4))))
+    model, pairs = save_broken_model(tmp_path), save_rows(tmp_path / "pairs.jsonl", broken_rows(4, bad=range(4)))
     settings = {"per_device_train_batch_size": 2, "max_steps": 6, "bf16": False, "use_cpu": True, "report_to": "none"}
     file = save_config(tmp_path / "run.yaml", **settings)
-    done = run_here(
-        capsys, "train", file, "--model-name-or-path", tmp_path / "model", "--dataset-name", tmp_path / "pairs.jsonl",
-        "--output-dir", tmp_path / "run", "--json",
-    )  # fmt: skip
+    places = ("--model-name-or-path", model, "--dataset-name", pairs, "--output-dir", tmp_path / "run")
+    done = run_here(capsys, "train", file, *places, "--json")
     assert done.code == 1
     document = json.loads(done.out)
     assert document["kind"] == "NonFiniteError"
@@ -338,20 +318,20 @@ def test_without_a_checkpoint_the_command_stops_with_the_rows_in_one_line(tmp_pa
     assert "step 1: skipped: log-probabilities are NaN or infinite for dataset rows" in done.err
 
 
-def test_weights_that_are_no_numbers_are_never_saved_and_never_the_result(tmp_path, caplog):
+def test_nan_weights_are_never_saved_and_never_the_result(tmp_path, caplog):
     trainer = trainer_of(tmp_path, ragged_pairs(12, seed=3), callbacks=[At(6, spoil)], **{**SAVING, "max_steps": 6})
     with pytest.raises(NonFiniteError, match=r"step 6: the weights lm_head.weight are NaN or infinite after the last"):
         trainer.train()
-    assert told(caplog) == ["step 6: the weights lm_head.weight are NaN or infinite: no checkpoint of them"]
+    assert logged(caplog) == ["step 6: the weights lm_head.weight are NaN or infinite: no checkpoint of them"]
     assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
 
 
-def test_only_the_first_of_many_lines_are_told_and_the_diary_has_them_all(tmp_path, caplog):
+def test_only_the_first_of_many_lines_are_logged_and_the_event_log_has_them_all(tmp_path, caplog):
     rows = broken_rows(80, bad=range(0, 80, 4))  # every other step
     trainer = trainer_of(tmp_path, rows, broken_model(), max_steps=80)
     trainer.train()
     assert len(events(tmp_path, "skipped")) == 40
-    skipped = [line for line in told(caplog) if "skipped" in line]
+    skipped = [line for line in logged(caplog) if "skipped" in line]
     assert len(skipped) == 20
     assert skipped[-1].endswith("; more of this is only in events.jsonl")
 
@@ -366,13 +346,13 @@ def spiking(folder, **more):
     return trainer_of(folder, rows, callbacks=faults, max_steps=42, learning_rate=1e-4, optim="sgd", **more)
 
 
-def test_a_loss_spike_is_told_once_with_its_rows(tmp_path, caplog):
+def test_a_loss_spike_is_reported_once_with_its_rows(tmp_path, caplog):
     trainer = spiking(tmp_path)
     trainer.train()
     (event,) = events(tmp_path, "spike")
     assert (event["step"], sorted(event["rows"])) == (40, [78, 79])
     assert event["loss"] == pytest.approx(lines(trainer)[39]["loss"], rel=1e-6)
-    (line,) = told(caplog)
+    (line,) = logged(caplog)
     assert line.startswith(f"step 40: a loss of {event['loss']:.3f}, where 6.")
     assert "; most of it from dataset rows 7" in line
     assert not events(tmp_path, "skipped")
@@ -390,7 +370,7 @@ def test_a_loss_spike_is_skipped_where_that_was_asked_for(tmp_path):
 # ---- Evaluation
 
 
-def test_an_evaluation_with_rows_that_are_no_numbers_has_no_result_and_ends_nothing(tmp_path, caplog):
+def test_an_evaluation_with_nan_rows_has_no_result_and_does_not_end_the_run(tmp_path, caplog):
     trainer = trainer_of(
         tmp_path, ragged_pairs(12, seed=3), broken_model(), max_steps=4, evaluate=broken_rows(6), eval_strategy="steps",
         eval_steps=2, save_strategy="steps", save_steps=2, load_best_model_at_end=True, logging_steps=4,
@@ -408,14 +388,12 @@ def test_an_evaluation_with_rows_that_are_no_numbers_has_no_result_and_ends_noth
     ]
     assert all(event["eval_loss"] is None for event in events(tmp_path, "evaluate"))
     assert not events(tmp_path, "pairs")
-    assert any("evaluation without result: log-probabilities are NaN" in line for line in told(caplog))
+    assert any("evaluation without result: log-probabilities are NaN" in line for line in logged(caplog))
 
 
 def test_measuring_alone_ends_with_the_rows_instead_of_a_table_of_nan(tmp_path, capsys):
-    broken_model().save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken_rows(6)))
-    done = run_here(capsys, "eval", tmp_path / "model", "--dataset-name", tmp_path / "pairs.jsonl", "--use-cpu")
+    model, pairs = save_broken_model(tmp_path), save_rows(tmp_path / "pairs.jsonl", broken_rows(6))
+    done = run_here(capsys, "eval", model, "--dataset-name", pairs, "--use-cpu")
     assert (done.code, done.out) == (1, "")
     assert "error: log-probabilities are NaN or infinite for dataset row 4; look at these rows, and" in done.err
 
@@ -450,13 +428,9 @@ def test_the_best_checkpoint_is_never_one_without_a_result(metric, tmp_path):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> tuple[Path, list[dict]]:
-    """What each of two processes found, and the run folder."""
+    """The run folder, and the results of each of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", __name__]
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes(__name__, folder)
     return folder, [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -501,11 +475,8 @@ class LossScaled(ORPOTrainer):
         self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
 
 
-def loss_scaled(folder, rows, model, init_scale, callbacks=(), **more):
-    return LossScaled(
-        model, config(folder, **more), train_dataset=Dataset.from_list(rows), processing_class=tiny_tokenizer(),
-        callbacks=list(callbacks), init_scale=init_scale,
-    )  # fmt: skip
+def loss_scaled(folder, rows, model, init_scale, **more):
+    return trainer_of(folder, rows, model, kind=LossScaled, init_scale=init_scale, **more)
 
 
 def test_searching_for_the_loss_scale_is_no_fault(tmp_path):

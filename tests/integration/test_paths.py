@@ -1,4 +1,4 @@
-"""The two paths through the trainer: packed and padded runs are the same runs, and each run takes the right one."""
+"""The two paths through the trainer: packed and padded runs agree, and each run takes the right path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith import ORPOTrainer
 from oddsmith.batching.collate import PairCollator
 from oddsmith.errors import NonFiniteError
 from oddsmith.model.logprobs import paths
@@ -30,13 +30,14 @@ from oddsmith.model.logprobs import token_budget as memory
 from tests.command import run_here, save_config, save_model, save_pairs
 from tests.equivalence.test_forest import Float64Everywhere
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny_runs import make_trainer
 
 # What is measured of a run's speed and memory, or counts the tokens that were computed.
 OF_THE_PATH = ("_runtime", "_per_second", "total_flos", "memory_gib")
 
 
 class Run(NamedTuple):
-    """What is left of a run: every line of its log without measured speeds, and the trained weights."""
+    """The results of a run: every line of its log without measured speeds, and the trained weights."""
 
     lines: list[dict[str, Any]]
     weights: dict[str, torch.Tensor]
@@ -44,34 +45,13 @@ class Run(NamedTuple):
 
 
 def trainer_of(folder, model=None, rows=10, *, double=False, peft=None, evaluate=None, subclass=ORPOTrainer, **more):
-    """Plain gradient descent: Adam would blow rounding up where a gradient is nearly 0."""
-    of_trainer = {name: more.pop(name) for name in ("data_collator", "compute_metrics", "callbacks") if name in more}
+    """Plain gradient descent: Adam would amplify rounding where a gradient is nearly 0."""
     settings = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "per_device_eval_batch_size": 3,
-        "num_train_epochs": 1,
-        "logging_steps": 1,
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "beta": 0.3,
-        "bf16": False,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        **more,
-    }
-    trainer = subclass(
-        tiny_model() if model is None else model,
-        ORPOConfig(**settings),
-        train_dataset=Dataset.from_list(ragged_pairs(rows, seed=1)) if isinstance(rows, int) else rows,
-        eval_dataset=evaluate,
-        processing_class=tiny_tokenizer(),
-        peft_config=peft,
-        **of_trainer,
-    )
+        "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 3, "num_train_epochs": 1, "optim": "sgd",
+        "learning_rate": 0.1, "beta": 0.3,
+    }  # fmt: skip
+    rows = Dataset.from_list(ragged_pairs(rows, seed=1)) if isinstance(rows, int) else rows
+    trainer = make_trainer(folder, model, rows, evaluate, kind=subclass, peft_config=peft, **{**settings, **more})
     if double:
         trainer.model.double()
     return trainer
@@ -322,7 +302,7 @@ class StopAfter(TrainerCallback):
 
 
 def warnings_in(caplog) -> list[str]:
-    """What the package itself warned of; what ``watch`` says of so few steps is no part of it."""
+    """Return the warnings of the package, without the live diagnosis of so few steps."""
     named = [record for record in caplog.records if record.name.startswith("oddsmith.")]
     ours = [record for record in named if record.name != "oddsmith.training.live_diagnosis"]
     return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
@@ -455,7 +435,7 @@ def mixtral(**more):
 
 
 class Collator(PairCollator):
-    """Somebody's own."""
+    """A user's collator."""
 
 
 class Regularised(ORPOTrainer):
@@ -604,7 +584,7 @@ def test_a_batch_from_the_collator_is_a_step_of_its_own(trained_before, tmp_path
     assert logps.logp_chosen_B.shape == (2,)
 
 
-def test_a_collator_of_ones_own_changes_what_is_trained_on(tmp_path):
+def test_a_user_s_collator_changes_what_is_trained_on(tmp_path):
     class Shortened(PairCollator):
         def __call__(self, features):
             return super().__call__([{name: value[:-3] for name, value in row.items()} for row in features])
@@ -619,11 +599,11 @@ def test_a_subclass_that_calls_ours_adds_its_own(tmp_path):
     assert theirs.lines[0]["grad_norm"] == pytest.approx(ours.lines[0]["grad_norm"], rel=1e-5)
 
 
-# ---- Numbers that are none
+# ---- NaN
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_tokens_per_microbatch": 60}, {"prefix_forest": False}])
-def test_a_log_probability_that_is_none_stops_the_run_before_the_optimizer_step(settings, tmp_path):
+def test_a_nan_log_probability_stops_the_run_before_the_optimizer_step(settings, tmp_path):
     rows = ragged_pairs(8)
     rows[5] = rows[5] | {"rejected": " \x07"}  # the only row with this byte, whose embedding is broken
     model = tiny_model()

@@ -1,13 +1,12 @@
-"""Checkpoints and the finished run go to the hub: whole, without what only a run that goes on needs, and no secret."""
+"""Upload checkpoints and the finished run to the hub: complete, without states of training, without secrets."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 
 import pytest
 
-from tests.command import SETTINGS, START, save_config, save_model, save_pairs
+from tests.command import SETTINGS, run_apart, save_config, save_model, save_pairs
 
 STATES = ("optimizer.", "scheduler.", "process-", "trainer_state.", "manifest.")
 
@@ -24,7 +23,7 @@ def words(tmp_path) -> list[str]:
         "push_to_hub": True,
         "hub_always_push": True,
     }
-    return [*START, "train", str(save_config(tmp_path / "config.yaml", **settings))]
+    return ["train", str(save_config(tmp_path / "config.yaml", **settings))]
 
 
 def commits(asked: list[tuple[str, bytes]]) -> list[set[str]]:
@@ -37,8 +36,8 @@ def commits(asked: list[tuple[str, bytes]]) -> list[set[str]]:
 def test_checkpoints_and_the_finished_run_are_uploaded(words, hub):
     asked, variables = hub
     more = ["--hub-model-id", "me/model", "--hub-strategy", "all_checkpoints", "--hub-token", "hf_planted_secret"]
-    outcome = subprocess.run([*words, *more], capture_output=True, text=True, env=variables, timeout=200)
-    assert outcome.returncode == 0, outcome.stderr
+    outcome = run_apart(*words, *more, env=variables)
+    assert outcome.code == 0, outcome.err
     found = commits(asked)
     models = [files for files in found if "model.safetensors" in files]
     assert len(models) == 3  # two checkpoints and the end
@@ -53,8 +52,8 @@ def test_checkpoints_and_the_finished_run_are_uploaded(words, hub):
 def test_an_upload_that_fails_keeps_the_run(words, hub, tmp_path):
     _, variables = hub
     more = ["--hub-model-id", "me/other", "--hub-strategy", "end"]
-    outcome = subprocess.run([*words, *more], capture_output=True, text=True, env=variables, timeout=200)
-    assert outcome.returncode == 1
-    assert f"{tmp_path}/run is complete and verified, but was not uploaded: " in outcome.stderr
-    assert f"upload it later with: hf upload me/other {tmp_path}/run" in outcome.stderr
+    outcome = run_apart(*words, *more, env=variables)
+    assert outcome.code == 1
+    assert f"{tmp_path}/run is complete and verified, but was not uploaded: " in outcome.err
+    assert f"upload it later with: hf upload me/other {tmp_path}/run" in outcome.err
     assert (tmp_path / "run" / "model.safetensors").is_file()

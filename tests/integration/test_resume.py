@@ -1,4 +1,4 @@
-"""A run goes on from a whole checkpoint of the same run, exactly; from any other it does not."""
+"""A run resumes exactly from a complete checkpoint of the same run, and refuses any other."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith import ORPOTrainer
 from oddsmith.checkpoint.manifest import read_manifest, verify
 from oddsmith.errors import CheckpointError
 from tests import tiny_runs
 from tests.command import run_apart, save_config, save_model, save_pairs
-from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny import ragged_pairs
+from tests.tiny_runs import make_trainer
 
 SETTINGS = {
     **tiny_runs.SETTINGS,
@@ -47,16 +48,10 @@ class Cut(TrainerCallback):
             raise self.Killed
 
 
-def make(folder: Path, *, pairs=12, model=None, peft=None, cut=None, callbacks=(), **settings) -> ORPOTrainer:
-    return ORPOTrainer(
-        model or tiny_model(),
-        args=ORPOConfig(output_dir=str(folder), **{**SETTINGS, **settings}),
-        train_dataset=ragged_pairs(pairs) if isinstance(pairs, int) else pairs,
-        eval_dataset=ragged_pairs(4, seed=1),
-        processing_class=tiny_tokenizer(),
-        peft_config=peft,
-        callbacks=[*([Cut(cut)] if cut else []), *callbacks],
-    )
+def make(folder: Path, *, cut=None, callbacks=(), peft=None, **options) -> ORPOTrainer:
+    callbacks = [*([Cut(cut)] if cut else []), *callbacks]
+    held_out = ragged_pairs(4, seed=1)
+    return make_trainer(folder, evaluate=held_out, peft_config=peft, callbacks=callbacks, **{**SETTINGS, **options})
 
 
 def start(folder: Path, cut: int = 5, **options) -> None:
@@ -154,7 +149,7 @@ def test_nothing_in_a_run_folder_is_a_pickle(tmp_path):
     assert suffixes <= {".json", ".jsonl", ".safetensors", ".md", ".svg", ".jinja"}
 
 
-def test_the_manifest_tells_which_run_it_is_and_no_secret(tmp_path):
+def test_the_manifest_identifies_the_run_and_holds_no_secret(tmp_path):
     start(tmp_path, hub_token="hf_secret", gradient_accumulation_steps=3, cut=3)
     manifest = verify(tmp_path / "checkpoint-2")
     assert (manifest.step, manifest.world_size, manifest.pairs_per_step) == (2, 1, 6)
@@ -230,7 +225,7 @@ def test_another_adapter_and_another_base_are_refused(tmp_path):
     assert "adapter.r: 2 -> 4" in refused(tmp_path / "run", model=str(bases[0]), peft=wider)
 
 
-def test_what_only_watches_a_run_may_change(tmp_path):
+def test_settings_that_change_no_step_may_change(tmp_path):
     start(tmp_path)
     trainer = make(tmp_path, logging_steps=1, save_steps=5, eval_strategy="steps", eval_steps=4, save_total_limit=3)
     trainer.train(resume_from_checkpoint=True)
@@ -247,7 +242,7 @@ def test_another_number_of_pairs_a_step_is_refused_and_another_split_of_them_is_
     assert trainer.state.global_step == 12
 
 
-def test_a_checkpoint_of_the_model_alone_cannot_be_gone_on_from(tmp_path):
+def test_a_checkpoint_of_the_model_alone_cannot_be_resumed(tmp_path):
     start(tmp_path, save_only_model=True)
     assert "checkpoint-4: holds only the model (save_only_model)" in refused(tmp_path)
 
@@ -270,7 +265,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_one_that_was_asked_for_is_refus
     assert_same(whole, resumed)
 
 
-def test_going_back_puts_the_newer_checkpoints_aside(tmp_path):
+def test_resuming_from_an_older_checkpoint_sets_the_newer_ones_aside(tmp_path):
     make(tmp_path).train()
     trainer = make(tmp_path, cut=5)
     with pytest.raises(Cut.Killed):
@@ -287,7 +282,7 @@ def test_true_wants_a_checkpoint_and_auto_does_not(tmp_path):
     assert trainer.state.global_step == 1
 
 
-def test_rows_that_were_tokenized_by_somebody_else_are_told_apart(tmp_path):
+def test_other_rows_that_came_tokenized_are_recognised(tmp_path):
     tokens = make(tmp_path / "tokens").train_dataset
     assert isinstance(tokens, Dataset)
     start(tmp_path / "run", pairs=tokens)

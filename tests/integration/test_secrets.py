@@ -1,4 +1,4 @@
-"""Tokens and passwords that a run is given are in nothing that it leaves behind: no file, no log, no traceback."""
+"""Tokens and passwords given to a run are in nothing that it leaves behind: no file, no log, no traceback."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def finished(tmp_path_factory):
     return folder, done
 
 
-def test_no_file_of_the_run_holds_one(finished):
+def test_no_file_of_the_run_holds_a_secret(finished):
     folder, _ = finished
     files = [path for path in (folder / "run").rglob("*") if path.is_file()]
     assert {"run.yaml", "events.jsonl", "README.md", "manifest.json", "trainer_state.json"} <= {p.name for p in files}
@@ -76,7 +76,7 @@ def test_there_is_no_pickle_of_the_settings(finished):
     assert not [path for path in (folder / "run").rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 
-def test_neither_stream_says_one(finished):
+def test_neither_stream_shows_a_secret(finished):
     _, done = finished
     assert not found_in(done.stdout + done.stderr)
     json.loads(done.stdout)
@@ -97,7 +97,7 @@ def test_neither_stream_says_one(finished):
     ],
     ids=range(9),
 )
-def test_no_error_and_no_traceback_says_one(finished, tmp_path, monkeypatch, capsys, flags, code):
+def test_no_error_and_no_traceback_shows_a_secret(finished, tmp_path, monkeypatch, capsys, flags, code):
     folder, _ = finished
     (folder / "cut.yaml").write_text(f"hub_token: [{FLAG}\nbeta: {{")
     monkeypatch.chdir(folder)
@@ -110,7 +110,7 @@ def test_no_error_and_no_traceback_says_one(finished, tmp_path, monkeypatch, cap
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and found_in(path.read_bytes())]
 
 
-def test_nor_does_one_that_nobody_foresaw(finished, tmp_path):
+def test_no_unforeseen_error_shows_a_secret(finished, tmp_path):
     folder, _ = finished
     options = ("--model-init-kwargs", json.dumps({"token": NESTED, "nonsense": 1, "api_key": PASSWORD}))
     done = run(folder, "train", "config.yaml", "--output-dir", tmp_path / "run", *options, "--traceback")

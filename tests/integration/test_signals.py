@@ -1,4 +1,4 @@
-"""``oddsmith train`` as batch systems, terminals and launchers end it: real processes, real signals, exit codes."""
+"""``oddsmith train`` ended by batch systems, terminals and launchers: real processes, signals and exit codes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def workshop(tmp_path_factory):
 
 @contextmanager
 def running(command: list, **options):
-    """A process whose handlers of signals are those of a terminal's; nothing of it is left behind."""
+    """A process with the signal handlers of a terminal; it and its children are killed at the end."""
     options = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment(), **options}
     process = subprocess.Popen(
         [str(word) for word in command],

@@ -1,4 +1,4 @@
-"""Training that real signals in this process ask to stop: what it finishes, what it gives up, and how it goes on."""
+"""Training stopped by real signals in this process: what it finishes, what it gives up, and how it resumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from oddsmith import ORPOConfig, ORPOTrainer, StopOnRequest
 from oddsmith.checkpoint.manifest import verify
 from oddsmith.errors import CheckpointError, ConfigError
 from oddsmith.system.signals import STOP_SIGNALS
-from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests import tiny_runs
+from tests.tiny import ragged_pairs, tiny_model
 
 STEPS_OF_AN_EPOCH = 4
 EPOCHS = {"eval_strategy": "epoch", "logging_strategy": "epoch", "save_strategy": "epoch"}
@@ -41,7 +42,7 @@ def handlers_of_a_terminal():
 
 
 class Ask(TrainerCallback):
-    """Sends this process a signal at an event of training, and gives it time to be heard.
+    """Sends this process a signal at an event of training, and waits until it is handled.
 
     Args:
         event: Such as ``on_step_begin``.
@@ -84,28 +85,17 @@ def make_trainer(folder: Path, *callbacks: TrainerCallback, **settings) -> ORPOT
     """A trainer of 8 steps in two epochs, with dropout and 6 held-out pairs in 3 batches."""
     torch.manual_seed(0)
     defaults = {
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 2,
-        "per_device_eval_batch_size": 2,
-        "learning_rate": 1e-2,
-        "max_length": 64,
-        "disable_dropout": False,
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_steps": 3,
-        "save_steps": 2,
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-    }
-    return ORPOTrainer(
+        "num_train_epochs": 2, "per_device_eval_batch_size": 2, "learning_rate": 1e-2, "max_length": 64,
+        "disable_dropout": False, "logging_steps": 3, "save_strategy": "steps", "save_steps": 2,
+        "eval_strategy": "steps", "eval_steps": 2,
+    }  # fmt: skip
+    return tiny_runs.make_trainer(
+        folder,
         tiny_model(attention_dropout=0.2),
-        args=ORPOConfig(output_dir=str(folder), **{**defaults, **settings}),
-        train_dataset=ragged_pairs(2 * STEPS_OF_AN_EPOCH),
-        eval_dataset=ragged_pairs(6, seed=1),
-        processing_class=tiny_tokenizer(),
+        2 * STEPS_OF_AN_EPOCH,
+        ragged_pairs(6, seed=1),
         callbacks=list(callbacks),
+        **{**defaults, **settings},
     )
 
 

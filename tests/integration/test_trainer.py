@@ -1,4 +1,4 @@
-"""ORPOTrainer as users of TRL and transformers meet it."""
+"""The behaviour of ORPOTrainer that users of TRL and transformers expect."""
 
 from __future__ import annotations
 
@@ -21,36 +21,18 @@ from transformers import (
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.errors import ConfigError, ModelError
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny_runs import PLAIN, make_trainer
+
+SETTINGS = {"max_steps": 3, "learning_rate": 1e-3}
 
 
-def config(folder, **more):
-    return ORPOConfig(
-        **{
-            "output_dir": str(folder),
-            "per_device_train_batch_size": 2,
-            "max_steps": 3,
-            "logging_steps": 1,
-            "learning_rate": 1e-3,
-            "bf16": False,
-            "use_cpu": True,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            **more,
-        }
-    )
+def config(folder):
+    return ORPOConfig(**{**PLAIN, **SETTINGS, "output_dir": str(folder)})
 
 
 def trainer(folder, model=None, train=12, evaluate=None, **more):
-    settings = {name: more.pop(name) for name in list(more) if name in ORPOConfig.__dataclass_fields__}
-    return ORPOTrainer(
-        model or tiny_model(),
-        config(folder, **settings),
-        train_dataset=Dataset.from_list(ragged_pairs(train, seed=1)) if isinstance(train, int) else train,
-        eval_dataset=evaluate,
-        processing_class=tiny_tokenizer(),
-        **more,
-    )
+    rows = Dataset.from_list(ragged_pairs(train, seed=1)) if isinstance(train, int) else train
+    return make_trainer(folder, model, rows, evaluate, **{**SETTINGS, **more})
 
 
 def test_loss_is_the_sum_of_its_parts_on_every_line_also_over_several_steps(tmp_path):
@@ -193,7 +175,7 @@ def test_the_model_card_and_tags(tmp_path):
     assert str(tmp_path) not in text
 
 
-def test_the_diary_is_strict_json_and_tells_the_run(tmp_path):
+def test_the_event_log_is_strict_json_and_complete(tmp_path):
     run = trainer(
         tmp_path, evaluate=ragged_pairs(3), eval_strategy="steps", eval_steps=3, save_strategy="steps", save_steps=3
     )
