@@ -116,8 +116,8 @@ CHECKPOINTS: tuple[BadInput, ...] = (
         "out/checkpoint-4: manifest.json is damaged (format 99; this version reads format 1)",
         {**RUN, **_last(MANIFEST_FILE, _manifest(format=99))}),
     BadInput("has no whole one left", "train c.yaml --resume",
-        "out: none of its checkpoints is whole (2 in out/_quarantine); put a good copy of one into the run folder, or"
-        " begin again in another folder",
+        "out: none of its checkpoints is complete (2 in out/_quarantine); put a good copy of one into the run folder,"
+        " or begin again in another folder",
         {**RUN, **_last(MANIFEST_FILE, "{"), "out/checkpoint-2/model.safetensors": _cut}),
     BadInput("goes on with another learning rate", f"train c.yaml --resume {LAST} --learning-rate 1e-4",
         "out/checkpoint-4: is of a run with other settings or data: learning_rate: 1e-06 -> 0.0001. Set them back, or"

@@ -15,10 +15,9 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from oddsmith.checkpoint.carried import read_process, write_process
-from oddsmith.checkpoint.choose import checkpoints, newest_verified, rotate
 from oddsmith.checkpoint.manifest import Manifest, begin, commit, verify
-from oddsmith.checkpoint.state import read_state, write_state
+from oddsmith.checkpoint.state import read_process, read_state, write_process, write_state
+from oddsmith.checkpoint.store import checkpoints, newest_verified, rotate
 from oddsmith.errors import CheckpointError
 from oddsmith.system.run_folder import MANIFEST_FILE, QUARANTINE_FOLDER
 from tests.fuzz.answers import answered

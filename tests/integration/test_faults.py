@@ -19,8 +19,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from oddsmith.checkpoint.choose import checkpoints
 from oddsmith.checkpoint.manifest import verify
+from oddsmith.checkpoint.store import checkpoints
 from oddsmith.cli.commands.launch import END_S, GRACE_S
 from oddsmith.errors import OutOfMemoryError
 from oddsmith.model.loading.outline import outline_model
@@ -139,8 +139,8 @@ def test_a_disk_that_becomes_full(workshop, tmp_path):
         lost = disk / "run" / f"checkpoint-{saved + 2}"
         assert line.startswith(f"error: {lost}: not saved (no space left on device): it takes ")
         assert line.endswith(
-            f"; checkpoint-{saved} is whole; make room (a smaller save_total_limit keeps fewer checkpoints), then go on"
-            " with --resume"
+            f"; checkpoint-{saved} is complete; make room (a smaller save_total_limit keeps fewer checkpoints), then go"
+            " on with --resume"
         )
         assert not lost.exists()
         remount(disk, size="8m")
@@ -181,7 +181,7 @@ def test_a_limit_on_the_size_of_files_that_is_set_while_it_runs(workshop, tmp_pa
     saved = verify(checkpoints(tmp_path / "run")[-1]).step
     assert outcome.code == 1
     assert outcome.err.endswith(
-        f"not saved (file too large); checkpoint-{saved} is whole; raise the limit on the size of files (ulimit -f),"
+        f"not saved (file too large); checkpoint-{saved} is complete; raise the limit on the size of files (ulimit -f),"
         " then go on with --resume\n"
     )
     assert_goes_on(tmp_path / "run", workshop, saved)
@@ -197,8 +197,8 @@ def test_a_folder_that_is_closed_while_it_runs(workshop, tmp_path):
     saved = verify(checkpoints(folder)[-1]).step
     assert outcome.code == 1
     assert outcome.err.endswith(
-        f"not saved (operation not permitted); checkpoint-{saved} is whole; make the folder writable, then go on with"
-        " --resume\n"
+        f"not saved (operation not permitted); checkpoint-{saved} is complete; make the folder writable, then go on"
+        " with --resume\n"
     )
     assert_goes_on(folder, workshop, saved)
 

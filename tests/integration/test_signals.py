@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from oddsmith.checkpoint.choose import checkpoints
 from oddsmith.checkpoint.manifest import verify
+from oddsmith.checkpoint.store import checkpoints
 from oddsmith.errors import Interrupted
 from oddsmith.system.signals import STOP_SIGNALS
 from oddsmith.training.stopping import StopOnRequest

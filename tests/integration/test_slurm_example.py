@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from oddsmith.checkpoint.choose import checkpoints
 from oddsmith.checkpoint.manifest import verify
+from oddsmith.checkpoint.store import checkpoints
 from oddsmith.system.signals import STOP_SIGNALS
 from tests.command import SETTINGS, environment, save_config, save_model, save_pairs
 

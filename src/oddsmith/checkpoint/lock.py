@@ -1,4 +1,4 @@
-"""One run at a time in a run folder. The system lets go of the lock when its owner dies, however it dies."""
+"""A lock on a run folder, so that one process at a time trains in it. The system releases it when its owner dies."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ..errors import ConfigError
+from ..system.files import replacing
 from ..system.run_folder import LOCK_FILE, LOCK_OWNER_FILE
 
 LOCK_FILES = frozenset({LOCK_FILE, LOCK_OWNER_FILE})
-# Processes that an owner started (of a data loader) notice its death within 5 s, and hold what it held until then.
+# Workers that a dead owner started (for data loading) exit within 5 s, and hold its lock until then.
 DEAD_OWNER_S = 15.0
 
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Hold a run folder for this process; entered again in it, this does nothing.
+    """Lock a run folder for this process; entered again, this does nothing.
 
     Args:
-        run: The run folder; it is made if it is not there, and removed at the end if nothing is in it.
+        run: The run folder; made where it does not exist, and removed at the end where it is empty.
 
     Raises:
-        ConfigError: Another process holds it; the message names it.
+        ConfigError: Another process has locked it; the message names it.
     """
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / LOCK_FILE, timeout=0, is_singleton=True)
@@ -42,14 +43,13 @@ def held(run: Path) -> Iterator[None]:
         yield
         return
     try:
-        (run / LOCK_OWNER_FILE).write_text(
-            json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8"
-        )
+        with replacing(run / LOCK_OWNER_FILE) as partial:
+            partial.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
         yield
     finally:
-        with suppress(OSError):  # the folder may be gone, or hold a run now
+        with suppress(OSError):  # the folder may be gone, or contain a run now
             (run / LOCK_OWNER_FILE).unlink(missing_ok=True)
-            # While it is still held: only who finds its owner dead waits for it.
+            # Before the release: a process waits for a lock only if its owner is dead.
             (run / LOCK_FILE).unlink(missing_ok=True)
             if not any(run.iterdir()):
                 run.rmdir()
@@ -75,7 +75,7 @@ def _acquire(lock: FileLock, run: Path) -> None:
 
 def _is_dead(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # killed, and its parent has not looked yet
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # killed, and its parent has not waited for it yet
     except psutil.NoSuchProcess:
         return True
 

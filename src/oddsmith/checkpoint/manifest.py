@@ -1,11 +1,11 @@
-"""``manifest.json``: what makes a folder a checkpoint. Needs no torch.
+"""``manifest.json``, which makes a folder a checkpoint. Needs no torch.
 
-    begin    the folder, with an empty ``manifest.json.partial`` in it: a save that is not finished
+    begin    makes the folder, with an empty ``manifest.json.partial`` in it: an unfinished save
     ...      every process writes its files
-    commit   every file reaches the disk; then the manifest, renamed into place; then the folder itself
+    commit   flushes every file to the disk, then renames the manifest into place, then flushes the folder
 
-The files are written where they stay: a folder that is renamed while other processes write into it loses files. A
-process that is killed at any moment leaves either a whole checkpoint or one that says that it was never finished.
+The files are written in their final place: a folder that is renamed while other processes write into it loses files. A
+process that is killed at any moment leaves either a complete checkpoint or an unfinished save.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,10 +27,9 @@ from ..system.strict_json import read_json, strict
 
 UNFINISHED = f"{MANIFEST_FILE}.partial"
 FORMAT = 1
-MOST_BYTES = 16 * 2**20
-MOST_DEPTH = 32
-CHUNK_BYTES = 2**20
-# What a loader might pick up although nobody vouches for it: weights, pickles, code.
+MAX_BYTES = 16 * 2**20
+MAX_DEPTH = 32
+# Files that a loader might read although the manifest does not list them: weights, pickles, code.
 LOADED_SUFFIXES = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".py"}
 )
@@ -39,16 +38,16 @@ PICKLED_SUFFIXES = LOADED_SUFFIXES - {".safetensors", ".py"}
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint holds, and of which run it is.
+    """The files of a checkpoint, and the run that saved it.
 
     Args:
         step: Optimizer steps done.
         files: Path within the checkpoint -> ``{"bytes": size, "sha256": digest}``.
-        world_size: Processes of the run that saved it.
-        pairs_per_step: Pairs of one of its optimizer steps.
-        sharded_by: ``"FSDP"`` or ``"DeepSpeed"``, which write files of their own; ``None`` for files that hold no code.
+        world_size: Number of processes.
+        pairs_per_step: Pairs of one optimizer step.
+        sharded_by: ``"FSDP"`` or ``"DeepSpeed"``, which write their own files; ``None`` for files that cannot run code.
         versions: Package -> version.
-        settings: The settings that decide on the result.
+        settings: The settings that determine the weights.
         data: Name of a dataset -> ``{"sha256": of its tokens, "pairs": number}``.
         base: Files and commit of the base model.
     """
@@ -65,34 +64,18 @@ class Manifest:
 
 
 def begin(folder: Path) -> None:
-    """Make the folder of a save, marked as not finished.
-
-    Args:
-        folder: ``RUN/checkpoint-STEP``, which is not there yet.
-
-    Raises:
-        FileExistsError: It is.
-    """
+    """Make the folder ``RUN/checkpoint-STEP``, which must not exist yet, and mark it as unfinished."""
     folder.mkdir(parents=True)
     (folder / UNFINISHED).touch()
 
 
 def commit(folder: Path, **facts: Any) -> Manifest:
-    """Make a folder a checkpoint: bring all its files to the disk, then its manifest.
+    """Make a folder a checkpoint, once all processes have written their files, by writing its manifest.
 
-    Args:
-        folder: The folder; all processes have written their files.
-        **facts: Fields of ``Manifest``, without ``files``.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        OSError: The disk is full, or the like.
+    ``facts`` are the fields of ``Manifest`` without ``files``.
     """
     names = [name for name in files_in(folder) if name != UNFINISHED]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing lets go of the interpreter
-        entries = list(pool.map(lambda name: _entry(folder / name, sync=True), names))
+    entries = _in_threads(lambda name: _entry(folder / name, sync=True), names)
     manifest = Manifest(files=dict(zip(names, entries, strict=True)), **facts)
     for inner in sorted({(folder / name).parent for name in names} - {folder}):
         flush_to_disk(inner)
@@ -106,7 +89,7 @@ def commit(folder: Path, **facts: Any) -> Manifest:
 
 
 def retract(folder: Path) -> None:
-    """Make a checkpoint an unfinished one before it is removed: a removal that is cut off leaves no half one."""
+    """Turn a checkpoint into an unfinished save, before it is removed."""
     if (folder / MANIFEST_FILE).is_file():
         os.replace(folder / MANIFEST_FILE, folder / UNFINISHED)
 
@@ -122,7 +105,7 @@ def verify(folder: Path, *, contents: bool = True) -> Manifest:
         The manifest.
 
     Raises:
-        CheckpointError: The folder is none, or not as it was written; the message says how.
+        CheckpointError: The folder is not a checkpoint, or differs from its manifest.
     """
     if folder.is_symlink():
         raise CheckpointError(f"{folder}: is a symbolic link; expected the checkpoint itself")
@@ -132,33 +115,23 @@ def verify(folder: Path, *, contents: bool = True) -> Manifest:
     found = dict.fromkeys(files_in(folder))
     missing = [name for name in manifest.files if name not in found]
     if missing:
-        raise CheckpointError(f"{folder}: {missing[0]} is missing{_and_more(missing)}")
-    _refuse_strangers(folder, manifest, list(found))
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"{folder}: {missing[0]} is missing{more}")
+    _refuse_unsafe(folder, manifest, found)
     for name, entry in manifest.files.items():
         size = (folder / name).stat().st_size
         if size != entry["bytes"]:
             raise CheckpointError(f"{folder}: {name} has {size:,} bytes; {entry['bytes']:,} were written")
     if contents:
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            entries = pool.map(lambda name: _read_entry(folder, name), manifest.files)
-            for (name, entry), present in zip(manifest.files.items(), entries, strict=True):
-                if present["sha256"] != entry["sha256"]:
-                    raise CheckpointError(f"{folder}: {name} is damaged (its SHA-256 is not the one that was written)")
+        entries = _in_threads(lambda name: _read_entry(folder, name), manifest.files)
+        for (name, entry), present in zip(manifest.files.items(), entries, strict=True):
+            if present["sha256"] != entry["sha256"]:
+                raise CheckpointError(f"{folder}: {name} is damaged (its SHA-256 is not the one that was written)")
     return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint; its files are not looked at.
-
-    Args:
-        folder: The checkpoint.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        CheckpointError: There is none, or it is none.
-    """
+    """Read the manifest of a checkpoint, and none of its files; a missing or damaged one is a ``CheckpointError``."""
     path = folder / MANIFEST_FILE
     try:
         if path.is_symlink():
@@ -166,48 +139,38 @@ def read_manifest(folder: Path) -> Manifest:
         if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would keep its reader waiting
             raise CheckpointError(f"{folder}: {MANIFEST_FILE} is no ordinary file")
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        unfinished = (folder / UNFINISHED).exists()
-        why = (
-            "its save was never finished"
-            if unfinished
-            else f"it has no {MANIFEST_FILE}, so nothing vouches for its files"
-        )
+        why = f"it has no {MANIFEST_FILE}, so nothing vouches for its files"
+        if (folder / UNFINISHED).exists():
+            why = "its save was never finished"
         raise CheckpointError(f"{folder}: is no checkpoint: {why}") from None
     except OSError as error:
         raise CheckpointError(f"{folder}: {MANIFEST_FILE} cannot be read ({error.strerror})") from error
-    if len(data) > MOST_BYTES:
-        raise CheckpointError(f"{folder}: {MANIFEST_FILE} is larger than {MOST_BYTES:,} bytes")
+    if len(data) > MAX_BYTES:
+        raise CheckpointError(f"{folder}: {MANIFEST_FILE} is larger than {MAX_BYTES:,} bytes")
     try:
         return _parsed(read_json(data.decode()))
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: {MANIFEST_FILE} is damaged ({_first_line(error)})") from None
+        raise CheckpointError(f"{folder}: {MANIFEST_FILE} is damaged ({first_line(error)})") from None
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether a folder is a save of ours that was cut off: it never was a checkpoint."""
+    """Return whether a folder is an interrupted save, which never was a checkpoint."""
     return (folder / UNFINISHED).is_file() and not (folder / MANIFEST_FILE).exists()
 
 
 def files_in(folder: Path) -> Iterator[str]:
-    """The files of a checkpoint but its manifest, as ``a/b``, sorted.
+    """Yield the files of a checkpoint except its manifest, as ``a/b``, sorted.
 
-    Args:
-        folder: The checkpoint.
-
-    Yields:
-        str: Their names within it.
-
-    Raises:
-        CheckpointError: One is a symbolic link or no ordinary file, or folders lie too deep in each other.
+    A ``CheckpointError`` refuses symbolic links, special files and folders that are nested too deeply.
     """
     yield from sorted(_walk(folder, PurePosixPath()))
 
 
 def _walk(folder: Path, inner: PurePosixPath) -> Iterator[str]:
-    if len(inner.parts) > MOST_DEPTH:
-        raise CheckpointError(f"{folder}: folders lie more than {MOST_DEPTH} deep in each other")
+    if len(inner.parts) > MAX_DEPTH:
+        raise CheckpointError(f"{folder}: folders lie more than {MAX_DEPTH} deep in each other")
     with os.scandir(folder / inner) as entries:
         for entry in entries:
             name = inner / entry.name
@@ -223,16 +186,17 @@ def _walk(folder: Path, inner: PurePosixPath) -> Iterator[str]:
 
 
 def _entry(path: Path, sync: bool = False) -> dict[str, Any]:
-    """Size and digest of a file, which reaches the disk first if ``sync``."""
-    digest = hashlib.sha256()
+    """Return size and digest of a file, and flush it to the disk before if ``sync``."""
     if sync:
         flush_to_disk(path)
     with path.open("rb") as file:
-        size = 0
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": digest}
+
+
+def _in_threads(work: Callable[[str], dict[str, Any]], names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter lock
+        yield from pool.map(work, names)
 
 
 def _read_entry(folder: Path, name: str) -> dict[str, Any]:
@@ -243,12 +207,12 @@ def _read_entry(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _parsed(fields: Any) -> Manifest:
-    """The manifest out of JSON; a ``ValueError``, ``TypeError`` or ``KeyError`` where it is none."""
+    """Return a manifest from JSON values, or raise a ``ValueError``, ``TypeError`` or ``KeyError``."""
     if fields["format"] != FORMAT:
         raise ValueError(f"format {fields['format']}; this version reads format {FORMAT}")
     manifest = Manifest(**{name: fields[name] for name in Manifest.__dataclass_fields__})
-    for name, kind in (("step", int), ("world_size", int), ("pairs_per_step", int)):
-        if not isinstance(getattr(manifest, name), kind) or isinstance(getattr(manifest, name), bool):
+    for name in ("step", "world_size", "pairs_per_step"):
+        if type(getattr(manifest, name)) is not int:
             raise TypeError(f"{name} is no number")
     for name in ("files", "versions", "settings", "data", "base"):
         if not isinstance(getattr(manifest, name), Mapping):
@@ -262,11 +226,11 @@ def _parsed(fields: Any) -> Manifest:
     return manifest
 
 
-def _refuse_strangers(folder: Path, manifest: Manifest, found: list[str]) -> None:
-    """Refuse files that a loader might read although they were not saved here, and pickles."""
+def _refuse_unsafe(folder: Path, manifest: Manifest, found: Iterable[str]) -> None:
+    """Refuse pickles, and files that a loader might read although the manifest does not list them."""
     for name in found:
         path = PurePosixPath(name)
-        # Deeper down there may be exports of this checkpoint; only adapters are looked for there.
+        # Folders inside may be exports of this checkpoint; loaders search them only for adapters.
         is_looked_for = len(path.parts) == 1 or path.name.startswith("adapter_model.")
         if name not in manifest.files and path.suffix in LOADED_SUFFIXES and is_looked_for:
             raise CheckpointError(f"{folder}: {name} was not saved with it; remove it")
@@ -274,10 +238,7 @@ def _refuse_strangers(folder: Path, manifest: Manifest, found: list[str]) -> Non
             raise CheckpointError(f"{folder}: {name} is a pickle, which can run code; expected safetensors and JSON")
 
 
-def _and_more(names: list[str]) -> str:
-    return f", and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]

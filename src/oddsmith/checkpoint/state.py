@@ -1,7 +1,10 @@
-"""Nested states (of an optimizer, of random generators) as safetensors and JSON, so that reading one runs no code.
+"""State that a resumed run needs besides weights: of optimizer and random generators, as safetensors and JSON.
 
-NAME.json          the tree: JSON as it is, and ``{"@": kind, ...}`` for what JSON has no word for
-NAME.safetensors   its tensors, by number; a tensor that stands in it twice is written once
+    NAME.json          the tree: JSON, and ``{"@": kind, ...}`` for values that JSON has no form for
+    NAME.safetensors   its tensors, by number; a tensor that occurs twice is written once
+
+Reading such files runs no code. Each process has a *rank state* in ``process-RANK``: its random states and the states
+of the trainer's parts, such as sums that are not logged yet.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -21,9 +25,10 @@ from safetensors.torch import save_file
 
 from ..errors import CheckpointError
 from ..system.strict_json import read_json
+from .manifest import Manifest, first_line
 
 TAG = "@"
-MOST_JSON_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 256 * 2**20
 
 
 def write_state(folder: Path, name: str, tree: Any) -> None:
@@ -35,7 +40,7 @@ def write_state(folder: Path, name: str, tree: Any) -> None:
         tree: Mappings, lists and tuples of tensors, arrays, numbers, texts, bytes and ``None``.
 
     Raises:
-        TypeError: It holds something else, by its place in the tree.
+        TypeError: It contains something else; the message names its place in the tree.
         OSError: It cannot be written.
     """
     tensors: dict[str, torch.Tensor] = {}
@@ -53,26 +58,25 @@ def read_state(folder: Path, name: str) -> Any:
         name: Of the files, without an ending.
 
     Returns:
-        The tree, as it was written; an enumeration's member as its value.
+        The tree as it was written, with members of enumerations as their values.
 
     Raises:
-        CheckpointError: It is not there, or not as ``write_state`` writes it.
+        CheckpointError: It is missing, or not in the form that ``write_state`` writes.
     """
     file = folder / f"{name}.json"
     try:
-        if file.stat().st_size > MOST_JSON_BYTES:
-            raise ValueError(f"larger than {MOST_JSON_BYTES:,} bytes")
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES:,} bytes")
         tree = read_json(file.read_text(encoding="utf-8"))
         return _decoded(tree, _tensors(folder / f"{name}.safetensors"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: {file.name} is missing, so a run cannot go on from here") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        why = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise CheckpointError(f"{folder}: {file.name} is damaged ({why[0][:200]})") from error
+        raise CheckpointError(f"{folder}: {file.name} is damaged ({first_line(error)})") from error
 
 
 def has_state(folder: Path, name: str) -> bool:
-    """Whether a state of this name was written."""
+    """Return whether a state of this name was written."""
     return (folder / f"{name}.json").is_file()
 
 
@@ -80,11 +84,11 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
     if not os.path.lexists(file):
         return {}
     with safe_open(file, framework="pt") as opened:
-        return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no mapping
+        return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
 
 
 def _encoded(value: Any, tensors: dict[str, torch.Tensor], known: dict[tuple, str], place: str) -> Any:
-    """A value as JSON; its tensors go into ``tensors``, those that are ``known`` by memory and shape only once."""
+    """Return a value as JSON, and add its tensors to ``tensors``: those ``known`` by memory and shape only once."""
     if isinstance(value, Enum):
         value = value.value
     if value is None or isinstance(value, bool | str | int):
@@ -114,7 +118,7 @@ def _key_of(tensor: torch.Tensor, tensors: dict[str, torch.Tensor], known: dict[
     if tensor.numel() and identity in known:
         return known[identity]
     key = str(len(tensors))
-    # A copy of its own: safetensors refuses tensors that lie in one another's memory.
+    # Copied, because safetensors refuses tensors that share memory.
     shares_memory = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
     tensors[key] = tensor.clone() if shares_memory else tensor.contiguous()
     known[identity] = key
@@ -142,3 +146,95 @@ def _decoded(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if kind == "bytes":
         return bytes.fromhex(value["value"])
     raise ValueError(f"the unknown kind {kind!r}")
+
+
+def write_process(folder: Path, rank: int, processes: int, parts: dict[str, Any]) -> None:
+    """Write a rank state.
+
+    Args:
+        folder: The checkpoint.
+        rank: Of the process.
+        processes: Number of processes.
+        parts: Name of a part of the trainer -> its state.
+
+    Raises:
+        TypeError: A part has a state that only pickling could write.
+        OSError: It cannot be written.
+    """
+    write_state(folder, f"process-{rank}", {"random": random_states(alone=processes == 1), "parts": parts})
+
+
+def read_process(folder: Path, manifest: Manifest, rank: int, processes: int) -> dict[str, Any]:
+    """Read a rank state.
+
+    Where the number of processes has changed, the sums of all old processes are divided evenly among the new ones, so
+    that their total is the same. A rank that did not exist before has no random states.
+
+    Args:
+        folder: The checkpoint.
+        manifest: Its manifest.
+        rank: Of this process.
+        processes: Number of processes now.
+
+    Returns:
+        ``{"random": states or None, "parts": name -> state}``.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
+    if processes == manifest.world_size:
+        return read_state(folder, f"process-{rank}")
+    old = [read_state(folder, f"process-{number}") for number in range(manifest.world_size)]
+    try:
+        return _redistributed(old, rank, processes)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: its process-*.json hold something else than rank states") from error
+
+
+def _redistributed(old: list[dict[str, Any]], rank: int, processes: int) -> dict[str, Any]:
+    """Return the state of one of ``processes`` ranks after all the old ones."""
+    parts = dict(old[0]["parts"])
+    # The parts that sum over the pairs of one process; all others are the same in all processes.
+    totals = [state["parts"]["meter"]["total"] for state in old]
+    known = [total for total in totals if total is not None]
+    parts["meter"] = {**parts["meter"], "total": torch.stack(known).sum(dim=0) / processes if known else None}
+    losses = [state["parts"]["loss"]["unlogged"] for state in old]  # each is logged as a mean over processes
+    parts["loss"] = {**parts["loss"], "unlogged": torch.stack(losses).mean(dim=0)}
+    return {"random": old[rank]["random"] if rank < len(old) else None, "parts": parts}
+
+
+def random_states(*, alone: bool) -> dict[str, Any]:
+    """Return the states of all random generators of this process, by name.
+
+    With ``alone`` these include the generators of all devices of the machine, otherwise only of this process's device.
+    """
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.random.get_rng_state(),
+    }
+    if torch.accelerator.is_available():
+        module = torch.get_device_module()
+        everywhere = alone and hasattr(module, "get_rng_state_all")
+        states["device"] = module.get_rng_state_all() if everywhere else [module.get_rng_state()]
+    return states
+
+
+def restore_random_states(states: dict[str, Any] | None, *, seed: int, rank: int) -> None:
+    """Set all random generators of this process to what :func:`random_states` returned.
+
+    ``None`` is for a rank that did not exist before: its generator starts from the seed of the run plus its rank.
+    """
+    if states is None:
+        torch.manual_seed(seed + rank)
+        return
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.random.set_rng_state(states["torch"])
+    devices = states.get("device")
+    if devices and torch.accelerator.is_available():
+        module = torch.get_device_module()
+        if hasattr(module, "set_rng_state_all") and len(devices) == module.device_count():
+            module.set_rng_state_all(devices)
+        else:
+            module.set_rng_state(devices[0])

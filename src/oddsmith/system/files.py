@@ -71,6 +71,15 @@ def free_bytes(place: Path) -> int:
     return shutil.disk_usage(nearest_folder(place)).free
 
 
+def in_units(size_bytes: float) -> str:
+    """Return a size in units: ``"1.2 GB"``, ``"350 MB"``, ``"12 kB"``."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size_bytes >= unit:
+            value = size_bytes / unit
+            return f"{value:.1f} {name}" if value < 10 else f"{value:,.0f} {name}"
+    return f"{size_bytes / 1e3:,.0f} kB"
+
+
 def flush_to_disk(place: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk: a power cut could leave it empty."""
     descriptor = os.open(place, os.O_RDONLY)

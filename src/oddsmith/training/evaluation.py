@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
-from ..checkpoint.carried import random_states, restore_random_states
+from ..checkpoint.state import random_states, restore_random_states
 from .resuming import CommittedCheckpoints
 from .stopping import EvaluationGivenUp, StopOnRequest
 

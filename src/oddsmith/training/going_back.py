@@ -10,9 +10,9 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 
-from ..checkpoint.choose import checkpoints, step_of
 from ..checkpoint.manifest import verify
 from ..checkpoint.state import has_state
+from ..checkpoint.store import checkpoints, step_of
 from ..errors import CheckpointError
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import Trainer
 
 from .. import __version__
-from ..checkpoint.changes import decisive, require_possible, require_unchanged
+from ..checkpoint.compatibility import decisive, require_possible, require_unchanged
 from ..checkpoint.manifest import Manifest, read_manifest
 from ..config import ORPOConfig
 from ..data.token_cache import rows_digest

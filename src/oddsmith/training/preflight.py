@@ -14,11 +14,11 @@ from ..checkpoint.space import (
     Room,
     checkpoint_size,
     file_size_limit,
-    in_units,
     measure_room,
     require_writable,
 )
 from ..errors import ConfigError
+from ..system.files import in_units
 
 logger = logging.getLogger(__name__)
 

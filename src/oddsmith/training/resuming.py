@@ -14,13 +14,12 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from ..checkpoint.carried import read_process, restore_random_states
-from ..checkpoint.changes import require_possible, require_unchanged
-from ..checkpoint.choose import checkpoints, newest_verified, set_aside, step_of
+from ..checkpoint.compatibility import require_possible, require_unchanged
 from ..checkpoint.lock import held
 from ..checkpoint.manifest import verify
 from ..checkpoint.space import require_writable
-from ..checkpoint.state import has_state, read_state
+from ..checkpoint.state import has_state, read_process, read_state, restore_random_states
+from ..checkpoint.store import checkpoints, newest_verified, set_aside, step_of
 from ..errors import CheckpointError, OddsmithError
 from ..system.run_folder import MANIFEST_FILE
 from .saving import OPTIMIZER, SCALER, SCHEDULER, SavedCheckpoints

@@ -12,10 +12,9 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from ..checkpoint.carried import write_process
-from ..checkpoint.choose import rotate, set_aside
 from ..checkpoint.manifest import begin, commit
-from ..checkpoint.state import write_state
+from ..checkpoint.state import write_process, write_state
+from ..checkpoint.store import rotate, set_aside
 from ..errors import SaveError
 from ..model.loading.quiet import no_progress_bars
 from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE

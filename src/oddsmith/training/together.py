@@ -8,8 +8,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from transformers import Trainer
 
-from ..checkpoint.choose import step_of
-from ..checkpoint.failed_save import clear_save_errors, give_back
+from ..checkpoint.store import clear_save_errors, give_back, step_of
 from ..errors import SaveError
 from .preflight import size_in_training
 

@@ -1,15 +1,19 @@
-"""The newest good checkpoint is taken, bad ones are kept aside, and only what is ours is ever removed."""
+"""The newest intact checkpoint is chosen, damaged ones are kept, only ours are removed, failed saves are explained."""
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from oddsmith.checkpoint.choose import checkpoints, newest_verified, rotate, set_aside
 from oddsmith.checkpoint.manifest import begin, commit, verify
-from oddsmith.errors import CheckpointError
+from oddsmith.checkpoint.store import checkpoints, clear_save_errors, give_back, newest_verified, rotate, set_aside
+from oddsmith.errors import CheckpointError, ConfigError, SaveError
 from tests.fault_runs import reverse_times
+from tests.faults import file_size_limit
 
 
 def make(run: Path, *steps: int) -> list[Path]:
@@ -66,7 +70,7 @@ def test_with_none_good_it_stops_now_and_at_the_next_try(tmp_path):
     for folder in make(tmp_path, 1, 2):
         damage(folder)
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="none of its checkpoints is whole \\(2 in .*_quarantine\\)"):
+        with pytest.raises(CheckpointError, match="none of its checkpoints is complete \\(2 in .*_quarantine\\)"):
             newest_verified(tmp_path, print)
     (tmp_path / "_quarantine" / "checkpoint-2" / "trainer_state.json").write_text("2")
     (tmp_path / "_quarantine" / "checkpoint-2").rename(tmp_path / "checkpoint-2")
@@ -128,3 +132,50 @@ def test_nothing_is_removed_that_is_not_ours(tmp_path):
     assert [folder.name for folder in rotate(tmp_path, 2)] == ["checkpoint-2"]
     assert {"checkpoint-0", "checkpoint-1"} < names(tmp_path)
     assert verify(elsewhere).step == 1
+
+
+def test_a_save_that_fails_says_why_what_is_left_and_what_to_do(tmp_path):
+    run = tmp_path / "run"
+    _, damaged = make(run, 2, 4)
+    damage(damaged)
+    folder = run / "checkpoint-6"
+    begin(folder)
+    limited = file_size_limit(10_000)
+    with limited, pytest.raises(SaveError) as raised, clear_save_errors(folder, lambda: 40_000):
+        save_file({"x": torch.zeros(10_000)}, folder / "model.safetensors")
+    assert str(raised.value) == (
+        f"{folder}: not saved (file too large); checkpoint-2 is complete; raise the limit on the size of files"
+        " (ulimit -f), then go on with --resume"
+    )
+    give_back(folder)
+    give_back(damaged)
+    assert sorted(place.name for place in run.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (errno.ENOSPC, "not saved .no space left on device.: it takes 1,000 TB, and .* are free there; .*make room"),
+        (errno.EDQUOT, "it takes 1,000 TB, and .* are free there; no checkpoint was saved before; make room"),
+        (errno.EROFS, "not saved .read-only file system.; no checkpoint was saved before; make the folder writable"),
+        (errno.EIO, "not saved .input/output error.; .*; look after the disk .dmesg"),
+        (errno.ESTALE, "not saved .stale file handle.; .*; the run folder was removed"),
+    ],
+)
+def test_what_the_system_may_say(tmp_path, code, expected):
+    with pytest.raises(SaveError, match=expected), clear_save_errors(tmp_path / "checkpoint-2", lambda: 10**15):
+        raise OSError(code, "...")
+
+
+def test_where_bytes_are_free_they_are_not_what_is_missing(tmp_path):
+    with pytest.raises(SaveError) as raised, clear_save_errors(tmp_path / "checkpoint-2", lambda: 1):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "are free there, though not for this user or not for one more file (quota, df -i)" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes"), ConnectionError("the hub"), ConfigError("x"), TypeError("x")]
+)
+def test_what_is_not_the_disk_s_passes(tmp_path, error):
+    with pytest.raises(type(error)), clear_save_errors(tmp_path / "checkpoint-2", lambda: 1):
+        raise error

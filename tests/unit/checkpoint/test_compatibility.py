@@ -1,4 +1,4 @@
-"""What makes a run another run is told, and what does not is not."""
+"""Differences that make it another run are reported, others are not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from oddsmith.checkpoint.changes import changes, decisive, require_possible, require_unchanged
+from oddsmith.checkpoint.compatibility import changes, decisive, require_possible, require_unchanged
 from oddsmith.checkpoint.manifest import Manifest
 from oddsmith.config import ORPOConfig
 from oddsmith.errors import CheckpointError

@@ -1,6 +1,6 @@
-"""Whether a run that goes on is the run that was saved: what differs in settings, pairs, base or processes.
+"""Check that a resumed run is the run that was saved: the same settings, pairs, base model and step size.
 
-What only watches a run (logging, saving, evaluating) or only decides how fast it is may differ freely. Needs no torch.
+Settings of logging, saving, evaluation and speed may differ freely. Needs no torch.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ DECIDING_SETTINGS = (
     "neftune_noise_alpha",
     "loss_spikes",
 )
-SHOWN = 6
+SHOWN_CHANGES = 6
 
 
 def require_possible(folder: Path, saved: Manifest, now: Manifest) -> None:
-    """Refuse what cannot be gone on with at all.
+    """Refuse a checkpoint that this run cannot continue at all.
 
     Args:
         folder: The checkpoint, for the message.
         saved: Its manifest.
-        now: What this run would write.
+        now: The manifest that this run would write.
 
     Raises:
-        CheckpointError: Its steps have another number of pairs, so that they cannot be counted on; or its files are
-            those of another kind of sharding.
+        CheckpointError: Its steps have another number of pairs, so that they are not the same data; or its files are
+            sharded in another way.
     """
     if saved.pairs_per_step != now.pairs_per_step:
         raise CheckpointError(
@@ -70,14 +70,9 @@ def require_possible(folder: Path, saved: Manifest, now: Manifest) -> None:
 
 
 def changes(saved: Manifest, now: Manifest) -> list[str]:
-    """What differs and decides on the result, a line each: ``learning_rate: 8e-06 -> 1e-05``.
+    """Return the differences that affect the weights, a line each: ``learning_rate: 8e-06 -> 1e-05``.
 
-    Args:
-        saved: The manifest of a checkpoint.
-        now: What this run would write.
-
-    Returns:
-        The lines; none where it is the same run.
+    ``saved`` is the manifest of a checkpoint, ``now`` the one that this run would write.
     """
     lines = [
         f"{name}: {_shown(saved.settings.get(name))} -> {_shown(now.settings.get(name))}"
@@ -97,21 +92,12 @@ def changes(saved: Manifest, now: Manifest) -> list[str]:
 
 
 def require_unchanged(folder: Path, saved: Manifest, now: Manifest) -> None:
-    """Refuse to go on from a checkpoint of another run.
-
-    Args:
-        folder: The checkpoint, for the message.
-        saved: Its manifest.
-        now: What this run would write.
-
-    Raises:
-        CheckpointError: Something differs; the message says what.
-    """
+    """Raise a ``CheckpointError`` that names the :func:`changes` of a run since its checkpoint, where there are any."""
     lines = changes(saved, now)
     if lines:
-        more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        more = [f"and {len(lines) - SHOWN_CHANGES} more"] if len(lines) > SHOWN_CHANGES else []
         raise CheckpointError(
-            f"{folder}: is of a run with other settings or data: {'; '.join([*lines[:SHOWN], *more])}."
+            f"{folder}: is of a run with other settings or data: {'; '.join([*lines[:SHOWN_CHANGES], *more])}."
             " Set them back, or go on all the same with --allow-changed"
         )
 

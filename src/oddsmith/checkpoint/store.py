@@ -1,0 +1,193 @@
+"""The checkpoints of a run folder: which one to resume from, which to remove, and what a failed save leaves.
+
+Names decide, never times: a clock may have been wrong, and a copy has the time of its copying. Only folders named
+``checkpoint-STEP`` are ours; all others in a run folder are left alone. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import CheckpointError, SaveError
+from ..system.files import CLOSED, explained, flush_to_disk, free_bytes, in_units, in_words
+from ..system.run_folder import QUARANTINE_FOLDER
+from .manifest import is_unfinished, retract, verify
+
+MIN_KEPT = 2
+_NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
+
+# The errors of writing a file that a SaveError explains.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+_BROKEN = (errno.EIO, errno.ENXIO, errno.ENODEV)
+_EXPLAINED = (*_NO_SPACE, errno.EFBIG, *CLOSED, *_GONE, *_BROKEN)
+
+
+def step_of(folder: Path) -> int | None:
+    """Return the step in the name of a checkpoint; ``None`` for other names."""
+    match = _NAME.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoint folders of a run by step, whether or not they are complete."""
+    if not run.is_dir():
+        return []
+    found = [(step, folder) for folder in run.iterdir() if (step := step_of(folder)) is not None]
+    return [folder for _, folder in sorted(found) if folder.is_dir()]
+
+
+def newest_verified(run: Path, report: Callable[[str], object]) -> Path | None:
+    """Return the newest checkpoint of a run that verifies, and move damaged newer ones into quarantine.
+
+    Args:
+        run: The run folder.
+        report: Called with a line for each damaged checkpoint: what is wrong with it, and where it is now.
+
+    Returns:
+        The checkpoint; ``None`` where the run never finished a save.
+
+    Raises:
+        CheckpointError: There are checkpoints, here or in quarantine, and none is intact. The user decides whether to
+            start over.
+    """
+    for folder in reversed(checkpoints(run)):
+        try:
+            manifest = verify(folder)
+            if manifest.step != step_of(folder):
+                raise CheckpointError(f"{folder}: is of step {manifest.step}; expected the step of its name")
+        except CheckpointError as error:
+            report(f"passed over {error}; it lies in {set_aside(folder)} now")
+        else:
+            return folder
+    quarantine = run / QUARANTINE_FOLDER
+    inside = quarantine.iterdir() if quarantine.is_dir() else ()
+    damaged = [folder for folder in inside if folder.is_dir() and not is_unfinished(folder)]
+    if damaged:
+        raise CheckpointError(
+            f"{run}: none of its checkpoints is complete ({len(damaged)} in {quarantine}); put a good copy of one into"
+            " the run folder, or begin again in another folder"
+        )
+    return None
+
+
+def set_aside(folder: Path) -> Path:
+    """Move a checkpoint into the quarantine of its run, and return where it is then."""
+    quarantine = folder.parent / QUARANTINE_FOLDER
+    quarantine.mkdir(exist_ok=True)
+    target, number = quarantine / folder.name, 1
+    while os.path.lexists(target):
+        number += 1
+        target = quarantine / f"{folder.name}.{number}"
+    folder.rename(target)
+    flush_to_disk(quarantine)
+    flush_to_disk(folder.parent)
+    return target
+
+
+def rotate(run: Path, limit: int | None, keep: Path | None = None) -> list[Path]:
+    """Remove the oldest checkpoints of a run beyond ``limit``.
+
+    The two newest complete ones always stay, and so does ``keep``. Folders without a manifest are left alone.
+
+    Args:
+        run: The run folder.
+        limit: How many to keep (``save_total_limit``); all where it is ``None`` or not positive.
+        keep: The best checkpoint so far.
+
+    Returns:
+        The removed folders.
+    """
+    if limit is None or limit <= 0:
+        return []
+    complete = [folder for folder in checkpoints(run) if not folder.is_symlink() and _is_complete(folder)]
+    staying = set(complete[-MIN_KEPT:])
+    staying |= {folder for folder in complete if keep is not None and folder.name == keep.name}
+    surplus = max(0, len(complete) - max(limit, MIN_KEPT))
+    removed = [folder for folder in complete if folder not in staying][:surplus]
+    for folder in removed:
+        retract(folder)  # so that an interrupted removal leaves an unfinished save, and no incomplete checkpoint
+        shutil.rmtree(folder, ignore_errors=True)
+    return removed
+
+
+def _is_complete(folder: Path) -> bool:
+    """Return whether there is a manifest and every file has its size; hashing all would take as long as saving."""
+    try:
+        return verify(folder, contents=False).step == step_of(folder)
+    except CheckpointError:
+        return False
+
+
+@contextmanager
+def clear_save_errors(folder: Path, needed_bytes: Callable[[], int]) -> Iterator[None]:
+    """Explain in one line why a checkpoint, or the final model, could not be written.
+
+    Args:
+        folder: ``RUN/checkpoint-STEP``, or the run folder for the final model.
+        needed_bytes: Returns the size of what is written; called only after an error.
+
+    Raises:
+        SaveError: The disk is full, closed, broken or gone. Other errors pass.
+    """
+
+    def explain(fault: int, error: Exception) -> None:
+        if fault in _EXPLAINED:
+            raise SaveError(_message(folder, fault, needed_bytes()), folder_is_gone=fault in _GONE) from error
+
+    with explained(explain):
+        yield
+
+
+def give_back(folder: Path) -> None:
+    """Remove the files of a save that failed, to free their space; anything but an unfinished save is left alone.
+
+    To be called when no process writes there any more.
+    """
+    if is_unfinished(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _message(folder: Path, fault: int, needed: int) -> str:
+    last = _newest_intact(folder.parent if step_of(folder) is not None else folder)
+    left = f"{last.name} is complete" if last else "no checkpoint was saved before"
+    go_on = ", then go on with --resume" if last else ""
+    space = _space(folder, needed) if fault in _NO_SPACE else ""
+    return f"{folder}: not saved ({in_words(fault)}){space}; {left}; {_what_to_do(fault)}{go_on}"
+
+
+def _space(folder: Path, needed: int) -> str:
+    begun = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if is_unfinished(folder) else 0
+    free = free_bytes(folder) + begun  # ``give_back`` removes what was begun
+    text = f": it takes {in_units(needed)}, and {in_units(free)} are free there"
+    # With enough free bytes, a quota is used up, or the number of files.
+    return text if free < needed else f"{text}, though not for this user or not for one more file (quota, df -i)"
+
+
+def _what_to_do(fault: int) -> str:
+    if fault in _NO_SPACE:
+        return "make room (a smaller save_total_limit keeps fewer checkpoints)"
+    if fault == errno.EFBIG:
+        return "raise the limit on the size of files (ulimit -f)"
+    if fault in _GONE:
+        return "the run folder was removed while the run was going on"
+    if fault in CLOSED:
+        return "make the folder writable"
+    return "look after the disk (dmesg tells more)"
+
+
+def _newest_intact(run: Path) -> Path | None:
+    """Return the newest checkpoint that verifies, and move nothing."""
+    for folder in reversed(checkpoints(run)):
+        try:
+            verify(folder)
+        except CheckpointError:
+            continue
+        return folder
+    return None
