@@ -63,13 +63,8 @@ def lines_of(path: Path) -> Iterator[str]:
                     yield part
 
 
-def read_console(path: Path) -> History:
-    """Return the history in a log; empty if no line was readable."""
-    return history_of_lines(lines_of(path), str(path))
-
-
 def history_of_lines(lines: Iterable[str], source: str = "") -> History:
-    """Return the history in the lines of a log."""
+    """Return the history in the lines of a log; empty if no line was readable."""
     reader = _ConsoleReader(source)
     for line in lines:
         reader.read(line[:MAX_LINE])

@@ -45,8 +45,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values, for ``--json`` and the event log."""
-        fields = asdict(self)
-        return {"rule": fields.pop("rule"), **fields, "verdict": str(self.verdict)}
+        return {"rule": self.rule, **asdict(self), "verdict": str(self.verdict)}
 
 
 def overall(findings: Iterable[Finding]) -> Verdict:

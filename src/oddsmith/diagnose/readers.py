@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..system.run_folder import EVENTS_FILE, TRAINER_STATE_FILE, Event
-from .console_log import MAX_LINE, lines_of, read_console, read_json_lines
+from .console_log import MAX_LINE, history_of_lines, lines_of, read_json_lines
 from .history import History, HistoryBuilder
 from .names import held_out_name, known_name
 
@@ -91,7 +91,7 @@ def _read_file(path: Path) -> History:
             return _read_event_log(path)
         if not (history := read_json_lines(path)).is_empty:
             return history
-    return read_console(path)
+    return history_of_lines(lines_of(path), str(path))
 
 
 def _json(line: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..findings import Finding, Verdict
-from ..history import History, Series
+from ..history import EMPTY, History, Series
 from ..statistics import (
     MAD_OF_NORMAL,
     MAX_POINTS,
@@ -114,10 +114,9 @@ def _held_out_rises(history: History) -> list[tuple[str, Series, float, bool]]:
     """Return the name of each held-out set, its NLL, the rise above its first value, and whether it is an anchor."""
     rises = []
     for name, found in history.held_out.items():
-        series = found.get("nll_loss", found.get("loss"))
-        finite = series.finite() if series is not None else None
-        if finite is not None and len(finite) >= 2:
-            rises.append((name, finite, float(finite.values[-1] - finite.values[0]), name == ANCHOR))
+        nll = found.get("nll_loss", found.get("loss", EMPTY)).finite()
+        if len(nll) >= 2:
+            rises.append((name, nll, float(nll.values[-1] - nll.values[0]), name == ANCHOR))
     return rises
 
 
@@ -152,17 +151,15 @@ def forgetting(history: History) -> Finding | None:
 @rule
 def over_fitting(history: History) -> Finding | None:
     """Find a training loss that goes on falling while the held-out one rises."""
-    for name, found in history.held_out.items():
+    for name, metrics in history.held_out.items():
         for metric in ("nll_loss", "loss"):
-            series = found.get(metric)
-            finding = _parted(history, name, metric, series.finite()) if series is not None else None
-            if finding is not None:
+            if name != ANCHOR and (finding := _parted(history, name, metric, metrics.get(metric, EMPTY).finite())):
                 return finding
     return None
 
 
 def _parted(history: History, name: str, metric: str, held_out: Series) -> Finding | None:
-    if len(held_out) < 3 or name == ANCHOR:
+    if len(held_out) < 3:
         return None
     lowest = int(np.argmin(held_out.values))
     after = held_out.values[lowest + 1 :]

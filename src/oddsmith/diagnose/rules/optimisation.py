@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..findings import Finding, Verdict
-from ..history import History, Series
+from ..history import EMPTY, History, Series
 from ..statistics import MAD_OF_NORMAL, MAX_POINTS, blocks, change_point, reversal, smooth, spikes, start_and_end, trend
 from .rule import held_out_key, highest_learning_rate, rate_times, rule, times
 
@@ -212,8 +212,8 @@ def _harm(history: History) -> tuple[str, int, str] | None:
             return "loss", int(loss.steps[top]), f"the loss went from {start:.2f} up to {smoothed[top]:.2f}"
     training = start_and_end(history.get("nll_loss"))
     for name, found in history.held_out.items():
-        nll = found["nll_loss"].finite() if "nll_loss" in found else None
-        if nll is None or len(nll) < 2 or nll.values[-1] <= nll.values[0] + HELD_OUT_ABOVE_START:
+        nll = found.get("nll_loss", EMPTY).finite()
+        if len(nll) < 2 or nll.values[-1] <= nll.values[0] + HELD_OUT_ABOVE_START:
             continue
         if training is None or training[1] >= nll.values[0]:  # else the pairs are memorised: over-fitting
             said = f"held out, the NLL went from {nll.values[0]:.2f} to {nll.values[-1]:.2f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..findings import Finding, Verdict
-from ..history import EPOCH, History, Series
+from ..history import EMPTY, EPOCH, History, Series
 from ..statistics import mean_interval, reversal, start_and_end, trend
 from .optimisation import usual_range
 from .rule import ANCHOR, graded, held_out_key, highest_learning_rate, rate_times, rule, softer_beta, times
@@ -42,14 +42,11 @@ def over_penalisation(history: History) -> Finding | None:
     sources = [("logps/chosen", history.training)]
     sources += [(held_out_key(name, "logps/chosen"), metrics) for name, metrics in held_out]
     for metric, metrics in sources:
-        chosen, rejected = metrics.get("logps/chosen"), metrics.get("logps/rejected")
-        if chosen is None or rejected is None:
-            continue
-        fall = _fall(chosen, few=metrics is not history.training)
-        if fall is None:
+        fall = _fall(metrics.get("logps/chosen", EMPTY), few=metrics is not history.training)
+        if fall is None or "logps/rejected" not in metrics:
             continue
         step, lost = fall
-        rejected_lost = _change_since(rejected, step)
+        rejected_lost = _change_since(metrics["logps/rejected"], step)
         verdict = graded(lost, CHOSEN_FALL_WATCH, CHOSEN_FALL_ACT)
         if verdict is None or rejected_lost > -lost:  # the rejected answers must fall by more
             continue
@@ -180,11 +177,14 @@ def _held_out_at_chance(history: History) -> tuple[str, int, Verdict, str] | Non
     pairs were new, was at chance as well.
     """
     for name, found in history.held_out.items():
-        if name == ANCHOR or "rewards/accuracies" not in found:
-            continue
-        accuracy = found["rewards/accuracies"].finite()
+        accuracy = found.get("rewards/accuracies", EMPTY).finite()
         near = np.abs(accuracy.values - CHANCE) <= CHANCE_REACH
-        if len(accuracy) < 3 or not near.all() or accuracy.values[-1] > accuracy.values[0] + CHANCE_REACH / 2:
+        if (
+            name == ANCHOR
+            or len(accuracy) < 3
+            or not near.all()
+            or accuracy.values[-1] > accuracy.values[0] + CHANCE_REACH / 2
+        ):
             continue
         top, evidence = accuracy.values.max(), f"{accuracy.values[-1]:.0%} of the held-out pairs right"
         first_epoch = _first_epoch_at_chance(history)
@@ -215,8 +215,8 @@ def accuracy_at_once(history: History) -> Finding | None:
     """Find an accuracy near 1 before anything was learned."""
     metric, first = "rewards/accuracies", None
     for name, metrics in history.held_out.items():
-        before = metrics.get("rewards/accuracies")
-        if before is not None and len(before) and before.steps[0] == 0:
+        before = metrics.get("rewards/accuracies", EMPTY)
+        if len(before) and before.steps[0] == 0:
             metric, first = held_out_key(name, "rewards/accuracies"), float(before.values[0])
             break
     accuracy = history.get("rewards/accuracies").finite()
@@ -241,10 +241,10 @@ def accuracy_at_once(history: History) -> Finding | None:
 def margin_from_length(history: History) -> Finding | None:
     """Find margins that follow from the lengths of the answers."""
     for name, found in history.held_out.items():
-        series = found.get("length_correlation")
-        if name == ANCHOR or series is None or not len(series.finite()) or history.last_step == 0:
+        series = found.get("length_correlation", EMPTY).finite()
+        if name == ANCHOR or not len(series) or history.last_step == 0:
             continue
-        first, last = series.finite().values[[0, -1]]
+        first, last = series.values[[0, -1]]
         verdict = graded(abs(last), LENGTH_WATCH, LENGTH_ACT)
         learned = len(series) == 1 or abs(last) >= abs(first) + LENGTH_GROWTH
         if verdict is None or not (learned or verdict is Verdict.ACT):
@@ -253,7 +253,7 @@ def margin_from_length(history: History) -> Finding | None:
         return Finding(
             verdict if learned else Verdict.WATCH,
             held_out_key(name, "length_correlation"),
-            int(series.finite().steps[-1]),
+            int(series.steps[-1]),
             f"correlation of length gap and margin {last:+.2f} (at the first evaluation {first:+.2f}):"
             f" length explains {last**2:.0%} of the margins",
             f"the model has largely learned that the {longer} answer is the better one",
