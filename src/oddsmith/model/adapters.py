@@ -219,16 +219,16 @@ def _keep_tied(model: PreTrainedModel, peft_config: PeftConfig) -> None:
     else:
         adapted = any(_names_any(target, tied) for target in targets)
     in_full = getattr(peft_config, "modules_to_save", None) or []
-    kept = [name for name in in_full if not _names_any(name, tied)]
+    untied = [name for name in in_full if not _names_any(name, tied)]
     embedding_name = tied[0].rpartition(".")[2]
-    if adapted or (len(kept) < len(in_full) and embedding_name != "embed_tokens"):  # the one name that PEFT ties
+    if adapted or (len(untied) < len(in_full) and embedding_name != "embed_tokens"):  # the one name that PEFT ties
         raise ModelError(
             f"{' and '.join(tied)} are one weight in this model, so an adapter on one of them cannot be merged;"
             " leave both out of the LoRA targets"
             + (f", or train them in full with lora_modules_to_save={embedding_name}" if adapted else "")
         )
-    if len(kept) < len(in_full):
-        peft_config.modules_to_save = [*kept, embedding_name]
+    if len(untied) < len(in_full):
+        peft_config.modules_to_save = [*untied, embedding_name]
         peft_config.ensure_weight_tying = True
         peft_config.modules_to_tie = peft_config.target_modules_to_tie = None
 

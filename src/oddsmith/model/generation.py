@@ -63,7 +63,7 @@ def replies(
     """
     was_training = model.training
     model.eval()
-    found = [Reply("", 0, False)] * len(prompts)
+    answers = [Reply("", 0, False)] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     end_ids = end_tokens(model, tokenizer)
     if temperature > 0:
@@ -79,11 +79,11 @@ def replies(
         for i, row in zip(chunk, new.tolist(), strict=True):
             length = next((position for position, token in enumerate(row) if token in end_ids), len(row))
             text = tokenizer.decode(row[:length], skip_special_tokens=True)
-            found[i] = Reply(text.strip(), length, length < len(row))
+            answers[i] = Reply(text.strip(), length, length < len(row))
         if on_batch:
             on_batch(start + len(chunk))
     model.train(was_training)
-    return found
+    return answers
 
 
 def stream(

@@ -158,7 +158,7 @@ def _answers(
         def report(count: int, before: int = done) -> None:
             on_stage("answer", (loaded.side, before + count, total))
 
-        found = replies(
+        replied = replies(
             loaded.model,
             loaded.tokenizer,
             [_tokens(loaded, prompts[number], answers[number]) for number in asked],
@@ -168,7 +168,7 @@ def _answers(
             batch_size=batch_size,
             on_batch=report,
         )
-        for number, (text, tokens, is_finished) in zip(asked, found, strict=True):
+        for number, (text, tokens, is_finished) in zip(asked, replied, strict=True):
             answers[number].append(ModelAnswer(text, tokens, len(text.split()), repetition(text), is_finished))
         done += len(asked)
     return answers
