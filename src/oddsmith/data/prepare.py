@@ -165,17 +165,11 @@ class RowTokenizer:
         self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int], report: DataReport
     ) -> list[dict[str, Any]]:
         """Return the kept rows of a batch; count each row in ``report`` unless it is there from an earlier epoch."""
-        kept = []
-        for number, outcome in zip(numbers, self.outcomes(columns, numbers), strict=True):
-            is_new = number >= report.rows
-            if isinstance(outcome, Dropped):
-                if is_new:
-                    report.add_dropped(number, outcome.reason)
-                continue
-            if is_new:
-                report.add_kept(number, outcome.longest_tokens, outcome.cut_sides)
-            kept.append(outcome.to_row(number))
-        return kept
+        outcomes = list(zip(numbers, self.outcomes(columns, numbers), strict=True))
+        for number, outcome in outcomes:
+            if number >= report.rows:
+                report.count(number, outcome)
+        return [outcome.to_row(number) for number, outcome in outcomes if isinstance(outcome, TokenizedPair)]
 
     def outcomes(self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> list[TokenizedPair | Dropped]:
         """Return the tokens of each row of a batch of columns, or why it is dropped."""

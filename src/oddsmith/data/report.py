@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .tokens.tokenized import Dropped, TokenizedPair
+
 SHOWN_ROWS = 8  # row numbers that a sentence names before it counts the rest
 
 
@@ -35,18 +37,16 @@ class DataReport:
     cut: dict[str, list[int]] = field(default_factory=dict)
     longest_tokens: int = 0
 
-    def add_kept(self, row: int, tokens: int, cut_sides: Sequence[str] = ()) -> None:
-        """Count a row that became a pair of at most ``tokens`` tokens a side and lost some on ``cut_sides``."""
+    def count(self, row: int, outcome: TokenizedPair | Dropped) -> None:
+        """Count one row."""
         self.rows += 1
+        if isinstance(outcome, Dropped):
+            self.dropped.setdefault(outcome.reason, []).append(row)
+            return
         self.kept += 1
-        self.longest_tokens = max(self.longest_tokens, tokens)
-        for side in cut_sides:
+        self.longest_tokens = max(self.longest_tokens, outcome.longest_tokens)
+        for side in outcome.cut_sides:
             self.cut.setdefault(side, []).append(row)
-
-    def add_dropped(self, row: int, reason: str) -> None:
-        """Count a row that was left out."""
-        self.rows += 1
-        self.dropped.setdefault(reason, []).append(row)
 
     def add(self, part: DataReport) -> None:
         """Add the counts of the rows after these."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from ...errors import DataError
 from ...system.strict_json import read_json
@@ -56,7 +56,8 @@ def read_rows(path: Path) -> Iterator[Row]:
             f"{path}: found the suffix {path.suffix or 'of no file type'!r}; expected one of {known} (or .gz)"
         )
     try:
-        with path.open("rb") if path.suffix.lower() != ".gz" else _Unpacked.open_buffered(path) as file:
+        is_gzip = path.suffix.lower() == ".gz"
+        with io.BufferedReader(_Unpacked(path), GZIP_BUFFER_BYTES) if is_gzip else path.open("rb") as file:
             yield from READERS[kind](path, file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}); write it again or unpack it") from error
@@ -83,10 +84,6 @@ class _Unpacked(io.RawIOBase):
         self._path, self._file = path, gzip.open(path, "rb")  # noqa: SIM115 - closed in close()
         self._bytes, self._limit_bytes = 0, max(MIN_GZIP_LIMIT_BYTES, MAX_GZIP_RATIO * path.stat().st_size)
 
-    @classmethod
-    def open_buffered(cls, path: Path) -> BinaryIO:
-        return cast(BinaryIO, io.BufferedReader(cls(path), GZIP_BUFFER_BYTES))
-
     def readable(self) -> bool:
         return True
 
@@ -105,7 +102,7 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
 
-def _json_lines(path: Path, file: BinaryIO) -> Iterator[Row]:
+def _json_lines(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
     offset_bytes = 0
     for number, line in enumerate(file, 1):
         text = _decoded(line, path, offset_bytes, number)
@@ -114,7 +111,7 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[Row]:
             yield _parsed_line(text.rstrip(), path, number)
 
 
-def _json_document(path: Path, file: BinaryIO) -> Iterator[Row]:
+def _json_document(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
     """Read a list of rows, an object with such a list under ``data``, one row, or JSON Lines with a wrong suffix."""
     text = _decoded(file.read(), path)
     if not text.strip():
@@ -136,7 +133,7 @@ def _json_document(path: Path, file: BinaryIO) -> Iterator[Row]:
         yield row
 
 
-def _delimited(path: Path, file: BinaryIO, *, delimiter: str) -> Iterator[Row]:
+def _delimited(path: Path, file: io.BufferedIOBase, *, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # 131,072 characters by default, less than a long conversation
     lines = csv.reader(io.StringIO(_decoded(file.read(), path), newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -173,7 +170,7 @@ def _cell(text: str) -> Any:
     return value if is_messages else text
 
 
-READERS: dict[str, Callable[[Path, BinaryIO], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, io.BufferedIOBase], Iterator[Row]]] = {
     **dict.fromkeys(JSON_LINES, _json_lines),
     ".json": _json_document,
     ".csv": partial(_delimited, delimiter=","),
