@@ -521,7 +521,7 @@ def test_what_can_be_packed_is_and_says_so(model, tmp_path, caplog):
         result = run(tmp_path, model())
     assert not warnings_in(caplog)
     (said,) = [record.getMessage() for record in caplog.records if record.funcName == "choose_path"]
-    assert said.startswith("Training on prefix forests: packed and plain batches agree to ")
+    assert said.startswith("Training on prefix forests: packed and padded batches agree to ")
     start = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])["batches"]
     assert start == {
         "layout": "prefix forest",
@@ -534,7 +534,7 @@ def test_what_can_be_packed_is_and_says_so(model, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "prefix forest: packed and plain batches agree"),
+        ([], "prefix forest: packed and padded batches agree"),
         (["--no_prefix_forest"], "padded batches: prefix_forest is off"),
     ],
 )

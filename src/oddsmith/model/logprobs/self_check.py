@@ -97,8 +97,8 @@ def check_forest(
         return Verdict(False, f"{len(calls)} of its {layers} layers have an attention that can be replaced")
     difference = _difference(packed, padded)
     if not difference <= tolerance:  # also where it is NaN
-        return Verdict(False, f"packed and plain batches differ by {difference:.2g} of the spread of log-probabilities")
-    return Verdict(True, f"packed and plain batches agree to {difference:.1g} of the spread", transform, memory_saving)
+        return Verdict(False, f"packed and padded batches differ by {difference:.2g} of the log-probabilities' spread")
+    return Verdict(True, f"packed and padded batches agree to {difference:.1g} of the spread", transform, memory_saving)
 
 
 def _obstacle(model: nn.Module) -> str | None:
