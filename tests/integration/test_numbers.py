@@ -388,6 +388,9 @@ def test_an_evaluation_with_nan_rows_has_no_result_and_does_not_end_the_run(tmp_
     ]
     assert all(event["eval_loss"] is None for event in events(tmp_path, "evaluate"))
     assert not events(tmp_path, "pairs")
+    rules = {event["rule"] for event in events(tmp_path, "finding")}
+    assert "evaluation_not_finite" in rules
+    assert "not_finite" not in rules  # the weights are sound: training does not use these rows
     assert any("evaluation without result: log-probabilities are NaN" in line for line in logged(caplog))
 
 
