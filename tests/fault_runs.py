@@ -38,7 +38,8 @@ class Run:
 
     def __init__(self, *words: object, log: Path, machine: Machine | None = None, processes: int = 1):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.killed_runs", "tests.fault_runs", "oddsmith.cli.setup.assembly"])
+        modules = ["tests.killed_runs", "tests.fault_runs", "oddsmith.cli.commands.train.assembly"]
+        context.set_forkserver_preload(modules)
         port = free_port()
         self._logs = [log.with_name(f"{log.name}-{rank}") for rank in range(processes)]
         self._all = [

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from oddsmith.checkpoint.manifest import UNFINISHED
-from oddsmith.cli.commands.train import train
+from oddsmith.cli.commands.train.command import train
 from oddsmith.system.run_folder import MANIFEST_FILE
 from tests.bad_inputs.case import CONFIG, GOOD, BadInput, Content, folder, gone, lines
 from tests.command import save_model

@@ -9,7 +9,7 @@ PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0\x90wS\xde"
 # fmt: off
 COMMANDS = (
     BadInput("misspells the command", "trian c.yaml",
-        "No such command 'trian'. Did you mean 'train'? `oddsmith --help` tells which commands and flags there are."),
+        "No such command 'trian'. Did you mean 'train'? `oddsmith --help` lists the commands and flags."),
     BadInput("checks nothing", "data check", "no dataset is given; expected oddsmith data check DATASET"),
     BadInput("checks a file that is not there", "data check pair.jsonl",
         "pair.jsonl: no such file; did you mean pairs.jsonl?"),

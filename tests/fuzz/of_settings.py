@@ -10,13 +10,12 @@ from typing import Any
 from accelerate.state import AcceleratorState, PartialState
 from hypothesis import strategies as st
 
-from oddsmith.cli.commands import compare, data_check, demo, diagnose, evaluate, export, monitor, serve, train
-from oddsmith.cli.commands.train import OPTIONS
-from oddsmith.cli.parsing.build import build
+from oddsmith.cli.commands import compare, data_check, demo, diagnose, evaluate, export, monitor, serve
+from oddsmith.cli.commands.train import command as train
+from oddsmith.cli.commands.train.run_folder import settings_text
 from oddsmith.cli.parsing.config_file import read_config
-from oddsmith.cli.parsing.resolve import Resolved, resolve
+from oddsmith.cli.parsing.resolve import Resolved, build, resolve
 from oddsmith.cli.parsing.schema import fields_for_run
-from oddsmith.cli.setup.run_folder import settings_text
 from oddsmith.errors import ConfigError
 from tests.fuzz.answers import answered
 from tests.fuzz.material import NUMBERS, TEXTS, VALUES, damaged
@@ -32,7 +31,7 @@ CONFIGS = [
     b"max_length: 1024\nmax_prompt_length: 512\nnll_on: response\nbad_rows: drop\nmax_tokens_per_microbatch: auto\n",
 ]
 _FLAGS = [*(field.flag for field in FIELDS.values()), *(f"--no-{name}" for name in FIELDS)]
-_FLAGS += [option.flag for option in OPTIONS]
+_FLAGS += [option.flag for option in train.OPTIONS]
 
 
 def as_typed(word: str) -> str:
@@ -61,7 +60,7 @@ def read_file(given: bytes) -> None:
         with answered(ConfigError):
             read_config(path)
         with answered(ConfigError):
-            resolve([str(path)], FIELDS, OPTIONS)
+            resolve([str(path)], FIELDS, train.OPTIONS)
 
 
 COMMANDS = (compare, data_check, demo, diagnose, evaluate, export, monitor, serve)
@@ -71,9 +70,9 @@ def read_words(given: list[str]) -> None:
     """Sort words of a command line into settings and flags, or refuse them."""
     for command in COMMANDS:
         with answered(ConfigError):
-            resolve(given, {}, command.OPTIONS, most_positional=2)
+            resolve(given, {}, command.OPTIONS, max_positional=2)
     with answered(ConfigError):
-        resolved = resolve(given, FIELDS, OPTIONS)
+        resolved = resolve(given, FIELDS, train.OPTIONS)
         train._wanted_checkpoint(resolved)
         train._processes(resolved)
 
@@ -101,10 +100,10 @@ def settings_given(draw: st.DrawFn) -> list[str]:
 def build_settings(given: list[str]) -> None:
     """Check settings against each other; those that pass are written down and read again unchanged."""
     with answered(ConfigError), folder() as place, _environment_restored():
-        resolved = resolve([*given, f"--output-dir={place}/run", "--use-cpu"], FIELDS, OPTIONS)
+        resolved = resolve([*given, f"--output-dir={place}/run", "--use-cpu"], FIELDS, train.OPTIONS)
         settings = build(resolved)
         (place / "run.yaml").write_text(settings_text(resolved, settings), encoding="utf-8")
-        again = resolve([str(place / "run.yaml")], FIELDS, OPTIONS)
+        again = resolve([str(place / "run.yaml")], FIELDS, train.OPTIONS)
         assert _values(again) == _values(resolved)
         assert not again.get("trust_remote_code")
 

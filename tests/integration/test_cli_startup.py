@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
 import oddsmith
+from oddsmith.cli.main import COMMANDS
 from oddsmith.cli.parsing.schema import load_fields
 from tests.command import START, environment, run_apart, run_here
 
@@ -72,10 +75,38 @@ def test_an_unknown_command_names_the_nearest(capsys):
     outcome = run_here(capsys, "trian")
     assert outcome.code == 2
     assert "Did you mean 'train'?" in outcome.err
+    assert "Did you mean" not in run_here(capsys, "xyzzy").err
+    assert run_here(capsys, "data", "chek").err == (
+        "error: No such command 'chek'. Did you mean 'check'? `oddsmith --help` lists the commands and flags.\n"
+    )
+    assert run_here(capsys, "--foo") == (
+        2,
+        "",
+        "error: No such flag --foo. `oddsmith --help` lists the commands and flags.\n",
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["data"]])
+def test_a_group_of_commands_alone_prints_its_help_on_stderr(capsys, words):
+    bare, helped = run_here(capsys, *words), run_here(capsys, *words, "--help")
+    assert (bare.code, bare.out) == (2, "")
+    assert helped == (0, bare.err, "")
+    assert run_here(capsys, *words, "-h") == helped
+    listed = {" ".join([*words, name]) for name in re.findall(r"^  ([a-z]+) ", bare.err, flags=re.MULTILINE)}
+    assert listed == ({"data check"} if words else {name for name in COMMANDS if " " not in name} | {"data"})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_function_and_its_help(capsys, name):
+    command = COMMANDS[name]
+    module = import_module(f"oddsmith.cli.commands.{command.module}")
+    assert callable(getattr(module, command.function))
+    assert module.USAGE.startswith(f"oddsmith {name} ")
+    assert " ".join(run_here(capsys, *name.split(), "--help").out.split()).startswith(f"Usage: oddsmith {name} ")
 
 
 BROKEN = """
-import oddsmith.cli.commands.train as command
+import oddsmith.cli.commands.train.command as command
 def broken(arguments):
     raise RuntimeError("the first line\\nand a second")
 command.train = broken

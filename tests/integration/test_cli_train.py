@@ -12,10 +12,9 @@ import yaml
 from safetensors.torch import load_file
 
 from oddsmith import ORPOTrainer
-from oddsmith.cli.parsing.build import build
-from oddsmith.cli.parsing.resolve import resolve
+from oddsmith.cli.commands.train.assembly import base_dtype
+from oddsmith.cli.parsing.resolve import build, resolve
 from oddsmith.cli.parsing.schema import load_fields
-from oddsmith.cli.setup.assembly import base_dtype
 from oddsmith.system.run_folder import PAIRS_FILE
 from tests.command import SETTINGS, run_apart, run_here, save_config, save_model, save_pairs
 

@@ -126,7 +126,7 @@ def test_evaluation_set_and_benchmark(capsys, tmp_path):
         ([], "no dataset is given; expected oddsmith data check DATASET"),
         (["missing.jsonl"], "missing.jsonl: no such file"),
         (["builtin:house-style", "--max-length", "9"], "--max-length counts what a model sees; name it with --model"),
-        (["builtin:house-style", "--model", "m", "--max-length", "0"], "--max-length is 0; expected a whole number"),
+        (["builtin:house-style", "--model", "m", "--max-length", "0"], "--max-length is 0; expected 1 or more"),
         (["builtin:house-style", "--fix", "a.txt"], "give a name that ends in .jsonl"),
         (["builtin:house-style", "--dataset-test-split", "x"], "name it with --eval-dataset-name"),
         (["builtin:house-style", "--limit", "9"], "unknown flag --limit"),

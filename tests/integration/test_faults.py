@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from oddsmith.checkpoint.manifest import verify
 from oddsmith.checkpoint.store import checkpoints
-from oddsmith.cli.commands.launch import END_S, GRACE_S
+from oddsmith.cli.commands.train.launch import END_S, GRACE_S
 from oddsmith.errors import OutOfMemoryError
 from oddsmith.model.loading.outline import outline_model
 from oddsmith.system.run_folder import FIRST_EVALUATION_FILE, read_events

@@ -320,7 +320,7 @@ def test_a_trained_run_has_its_report_and_its_state_in_the_terminal(capsys, tmp_
     pairs = save_pairs(tmp_path / "pairs.jsonl")
     settings = {**SETTINGS, "model_name_or_path": str(tmp_path / "model"), "dataset_name": str(pairs)}
     config = save_config(tmp_path / "run.yaml", **settings, max_steps=2, logging_steps=1, test_split_size=4)
-    trained = run_here(capsys, "train", config, "--output-dir", tmp_path / "out")
+    trained = run_here(capsys, "train", config, "--output-dir", tmp_path / "out", "--report")
     assert trained.code == 0, trained.err
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert 'id="report-data"' in report
@@ -331,3 +331,10 @@ def test_a_trained_run_has_its_report_and_its_state_in_the_terminal(capsys, tmp_
     document = json.loads(run_here(capsys, "monitor", tmp_path / "out", "--once", "--json").out)
     assert document["runs"][0]["verdict"] in ("healthy", "watch", "act")
     assert run_here(capsys, "monitor", tmp_path / "model", "--once").out == "no runs here\n"
+    file = tmp_path / "page.html"
+    written = run_here(capsys, "monitor", tmp_path / "out", "--report", file)
+    assert (written.code, written.err) == (0, f"report: {file}\n")
+    assert 'id="report-data"' in file.read_text(encoding="utf-8")
+    nothing = run_here(capsys, "monitor", tmp_path / "model", "--report", file)
+    assert (nothing.code, nothing.out) == (2, "")
+    assert nothing.err.startswith("error: --report is for one run; found none; expected oddsmith monitor RUN --report")

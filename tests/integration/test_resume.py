@@ -174,9 +174,10 @@ def test_old_checkpoints_go_and_two_and_the_best_stay(tmp_path):
 
 def test_a_run_folder_that_was_moved_keeps_its_best_model(tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "eval_loss"}
+    options["load_best_model_at_end"] = True
     start(tmp_path / "here", **options)
     (tmp_path / "here").rename(tmp_path / "there")
-    resumed = make(tmp_path / "there", load_best_model_at_end=True, **options)
+    resumed = make(tmp_path / "there", **options)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.best_model_checkpoint.startswith(str(tmp_path / "there"))
 

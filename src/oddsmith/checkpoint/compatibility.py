@@ -12,37 +12,6 @@ from typing import Any
 from ..errors import CheckpointError
 from .manifest import Manifest
 
-# Fields of ``ORPOConfig`` that decide which weights come out.
-DECIDING_SETTINGS = (
-    "beta",
-    "nll_on",
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "optim",
-    "optim_args",
-    "optim_target_modules",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "max_length",
-    "max_prompt_length",
-    "max_completion_length",
-    "seed",
-    "data_seed",
-    "train_sampling_strategy",
-    "dataloader_drop_last",
-    "bf16",
-    "fp16",
-    "disable_dropout",
-    "neftune_noise_alpha",
-    "loss_spikes",
-)
 SHOWN_CHANGES = 6
 
 
@@ -100,11 +69,6 @@ def require_unchanged(folder: Path, saved: Manifest, now: Manifest) -> None:
             f"{folder}: is of a run with other settings or data: {'; '.join([*lines[:SHOWN_CHANGES], *more])}."
             " Set them back, or go on all the same with --allow-changed"
         )
-
-
-def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide, by name, as JSON holds them."""
-    return {name: settings[name] for name in DECIDING_SETTINGS if name in settings}
 
 
 def _processes(manifest: Manifest) -> str:

@@ -1,18 +1,18 @@
-"""The main job, small: align a real 135M-parameter chat model on the CPU, and show that it worked.
+"""Align a real 135M-parameter chat model on the CPU, and measure what it learned.
 
-The pairs teach one house style (``data/style.py``): an answer of at most two sentences and forty words. The rejected
-answers are the base model's own. What is measured, before and after, on questions the training never saw:
+The pairs teach one house style (``data/builtin/style.py``): an answer of at most two sentences and forty words. The
+rejected answers are the base model's own. Measured before and after, on questions the training never saw:
 
 - how many of the model's answers keep the style,
 - ``rewards/accuracies``, ``rewards/margins`` and ``perplexity/chosen`` (metrics.py).
 
-It ends with what the run is for: one file in 4 bits, and an answer from it.
+At the end the model is written as one file in 4 bits, and answers a question from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,7 @@ FILE_TYPE = "q4_k_m"
 
 @dataclass(frozen=True)
 class Standing:
-    """How a model stands on the held-out questions.
-
-    Args:
-        answers: Its answers, in order.
-        style_share: Share of them that keep the house style.
-        accuracy: ``rewards/accuracies`` on the held-out pairs.
-        margin: ``rewards/margins``.
-        perplexity: ``perplexity/chosen``.
-    """
+    """Measurements of a model on the held-out questions: its answers, the share that keeps the style, and metrics."""
 
     answers: list[str]
     style_share: float
@@ -79,14 +71,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Deployed:
-    """The trained model as a file that llama.cpp and Ollama run.
-
-    Args:
-        path: The file.
-        size_bytes: Its size.
-        kl: How far it is from the model in 16 bits: mean KL divergence in nats a token, on a few texts.
-        answer: What it says to the first held-out question, run by llama.cpp.
-    """
+    """The trained model as a file for llama.cpp and Ollama; ``kl`` is the mean KL divergence a token from 16 bits."""
 
     path: str
     size_bytes: int
@@ -96,16 +81,7 @@ class Deployed:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The demo's outcome.
-
-    Args:
-        questions: The held-out questions.
-        before: How the model stood before training.
-        after: How it stood afterwards.
-        output_dir: The run folder.
-        deployed: The file; ``None`` where it cannot be made here, and ``not_deployed`` says why.
-        not_deployed: An optional package is missing, or another model is none that can be converted.
-    """
+    """The outcome of the demo. ``deployed`` is ``None`` where no file could be made; ``not_deployed`` then says why."""
 
     questions: list[str]
     before: Standing
@@ -113,10 +89,6 @@ class DemoResult:
     output_dir: str
     deployed: Deployed | None = None
     not_deployed: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return asdict(self)
 
 
 def run_demo(
@@ -127,18 +99,10 @@ def run_demo(
     on_stage: Callable[[str, Any], None] = lambda stage, detail: None,
     **settings: Any,
 ) -> DemoResult:
-    """Align the demo model and measure it before and after.
+    """Align the demo model (or ``model``) and measure it before and after.
 
-    Args:
-        output_dir: Run folder; the trained adapter ends up at its root.
-        model: Any other model by name.
-        callbacks: Callbacks of the trainer, such as a progress line.
-        on_stage: Called with ``("load", name)``, ``("answer", (done, of, when))``, ``("standing", (when, Standing))``,
-            ``("train", trainer)``, ``("save", folder)``, ``("deploy", folder)`` as the demo goes on.
-        **settings: Fields of ``ORPOConfig`` that replace those of ``SETTINGS``.
-
-    Returns:
-        Questions, the model's standing before and after, and the file it became.
+    ``on_stage`` gets ``("load", name)``, ``("answer", (done, of, when))``, ``("standing", (when, Standing))``,
+    ``("train", trainer)``, ``("save", folder)`` and ``("deploy", folder)``; ``settings`` replace those of ``SETTINGS``.
     """
     on_stage("load", model)
     heldout = demo_pairs("heldout")
@@ -170,7 +134,7 @@ def run_demo(
 
 
 def _deploy(run: str, question: str) -> Deployed:
-    """The adapter merged, in 4 bits, asked something in llama.cpp."""
+    """Merge the adapter, write a 4-bit file, and ask it a question in llama.cpp."""
     file = export_gguf(run, types=(FILE_TYPE,)).files[0]
     with Conversation(open_backend(file.path), Sampling(max_new_tokens=LONGEST_ANSWER_TOKENS)) as chat:
         said = "".join(chat.ask(question)).strip()

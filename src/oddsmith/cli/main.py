@@ -1,163 +1,58 @@
-"""The command ``oddsmith``: its subcommands, each loaded when it runs. Nothing here imports torch."""
+"""The command ``oddsmith``: which subcommands there are. Each module is imported when its command runs.
+
+Nothing here imports torch: help and mistakes of typing are answered at once. docs/decisions/command-line.md says why
+the command line is read by our own code.
+"""
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Collection, Sequence
-from typing import Annotated, Any
-
-import typer
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
 
 from .. import __version__
-from ..system.signals import ENDED_AT_ONCE
-from .parsing.resolve import Option
+from ..errors import UsageError
 from .terminal.console import say_error
 from .terminal.outcome import run
 
-# The words after a command reach it as they are: its flags are the settings, which Typer does not know.
-RAW: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
 
-# Click's class of its own; which Click it is depends on Typer's version.
-_USAGE_ERROR: Any = typer.BadParameter.__base__
+class Command(NamedTuple):
+    """A command and where it is.
 
-app = typer.Typer(
-    help="One-step preference alignment of language models (ORPO).",
-    epilog="`oddsmith COMMAND --help` tells more. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 a check failed,"
-    " 75 interrupted and resumable, 130 interrupted twice.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    Its module also has what ``--help`` shows: ``USAGE``, ``INTRO``, ``OPTIONS`` (its own flags) and, where settings are
+    flags of the command, ``SETTINGS_IN_HELP`` (their names, or ``None`` for all of them).
+
+    Args:
+        module: Under ``oddsmith.cli.commands``.
+        function: Takes the words after the command's name; see ``terminal.outcome.run`` for what it returns.
+        summary: One line for ``oddsmith --help``.
+    """
+
+    module: str
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("train.command", "train", "Align a model on preference pairs."),
+    "eval": Command("evaluate", "evaluate", "Measure a model on preference pairs."),
+    "demo": Command("demo", "demo", "Align a small chat model on this machine, and show the difference."),
+    "chat": Command("chat", "chat", "Talk to a model."),
+    "export": Command("export", "export", "Turn a run into an ordinary model folder, or GGUF files."),
+    "serve": Command("serve", "serve", "Serve a model to OpenAI-compatible clients."),
+    "compare": Command("compare", "compare", "Show the answers of two models side by side."),
+    "diagnose": Command("diagnose", "diagnose", "Say what is wrong with a run, ours or another trainer's."),
+    "monitor": Command("monitor", "monitor", "Watch runs on a page in the browser."),
+    "data check": Command("data_check", "data_check", "Find faults in preference pairs, before training on them."),
+}
+GROUPS = {"data": "Look at preference data."}
+HELP_FLAGS = ("--help", "--help-all", "-h")
+EXIT_CODES = (
+    "`oddsmith COMMAND --help` says more. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 a check failed,"
+    " 75 interrupted and resumable, 130 interrupted twice."
 )
-
-
-data = typer.Typer(
-    help="Look at preference data.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
-)
-app.add_typer(data, name="data")
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"oddsmith {__version__}")
-        raise typer.Exit()
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command(context_settings=RAW, add_help_option=False)
-def train(context: typer.Context) -> None:
-    """Align a model on preference pairs."""
-    from .commands import train as command
-
-    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS):
-        raise typer.Exit(run(command.train, context.args))
-
-
-@app.command(name="eval", context_settings=RAW, add_help_option=False)
-def evaluate(context: typer.Context) -> None:
-    """Measure a model on preference pairs."""
-    from .commands import evaluate as command
-
-    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, command.HELPED):
-        raise typer.Exit(run(command.evaluate, context.args))
-
-
-@app.command(context_settings=RAW, add_help_option=False)
-def demo(context: typer.Context) -> None:
-    """Align a small chat model on this machine, and show the difference."""
-    from .commands import demo as command
-
-    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
-        raise typer.Exit(run(command.demo, context.args))
-
-
-@app.command(context_settings=RAW, add_help_option=False)
-def chat(context: typer.Context) -> None:
-    """Talk to a model."""
-    from .commands import chat as command
-
-    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
-        raise typer.Exit(run(command.chat, context.args))
-
-
-@app.command(context_settings=RAW, add_help_option=False)
-def export(context: typer.Context) -> None:
-    """Make a run an ordinary model folder, or GGUF files."""
-    from .commands import export as command
-
-    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
-        raise typer.Exit(run(command.export, context.args))
-
-
-@app.command(context_settings=RAW, add_help_option=False)
-def serve(context: typer.Context) -> None:
-    """Serve a model to OpenAI-compatible clients."""
-    from .commands import serve as command
-
-    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
-        raise typer.Exit(run(command.serve, context.args))
-
-
-@app.command(context_settings=RAW, add_help_option=False)
-def compare(context: typer.Context) -> None:
-    """Show two models side by side."""
-    from .commands import compare as command
-
-    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
-        raise typer.Exit(run(command.compare, context.args))
-
-
-@data.command(name="check", context_settings=RAW, add_help_option=False)
-def data_check(context: typer.Context) -> None:
-    """Find what is wrong with preference pairs, before training on them."""
-    from .commands import data_check as command
-
-    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
-        raise typer.Exit(run(command.data_check, context.args))
-
-
-@app.command(context_settings=RAW, add_help_option=False)
-def diagnose(context: typer.Context) -> None:
-    """Say what is wrong with a run, ours or another trainer's."""
-    from .commands import diagnose as command
-
-    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
-        raise typer.Exit(run(command.diagnose, context.args))
-
-
-@app.command(context_settings=RAW, add_help_option=False)
-def monitor(context: typer.Context) -> None:
-    """Watch runs on a page in the browser."""
-    from .commands import monitor as command
-
-    if not _helped(context.args, command.USAGE, command.INTRO, command.OPTIONS, ()):
-        raise typer.Exit(run(command.monitor, context.args))
-
-
-def _helped(
-    arguments: Sequence[str],
-    usage: str,
-    intro: Sequence[str],
-    options: Sequence[Option],
-    names: Collection[str] | None = None,
-) -> bool:
-    """Print the help if it is asked for, and say whether it was."""
-    if not {"--help", "--help-all", "-h"} & set(arguments):
-        return False
-    from .parsing.help import print_help
-    from .parsing.schema import load_fields
-
-    fields = {name: field for name, field in load_fields().items() if names is None or name in names}
-    print_help(usage, intro, options, fields, everything="--help-all" in arguments or names is not None)
-    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,18 +64,72 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: Always, with the exit code.
     """
-    try:
-        code = app(args=None if arguments is None else list(arguments), prog_name="oddsmith", standalone_mode=False)
-    except _USAGE_ERROR as error:
-        text = error.format_message()
-        if error.ctx is not None and text == error.ctx.get_help():  # a group of commands without one
-            sys.stderr.write(f"{text}\n")
-        else:
-            say_error(f"{text} `oddsmith --help` tells which commands and flags there are.")
-        code = error.exit_code
-    except typer.Abort:
-        code = ENDED_AT_ONCE
-    sys.exit(code or 0)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_dispatch(words[1:] if words[:1] == ["--"] else words, group=""))
+
+
+def _dispatch(words: list[str], group: str) -> int:
+    """Run the command that the words name, or print the overview of a group (``""``: all); return the exit code."""
+    word = words[0] if words else ""
+    name = f"{group} {word}".strip()
+    if not words:
+        _print_overview(group, to_stderr=True)
+        return UsageError.exit_code
+    if word in HELP_FLAGS:
+        _print_overview(group)
+        return 0
+    if word == "--version" and not group:
+        print(f"oddsmith {__version__}")
+        return 0
+    if name in GROUPS:
+        return _dispatch(words[1:], group=name)
+    if name in COMMANDS:
+        return _run(COMMANDS[name], words[1:])
+    say_error(_unknown(word, group))
+    return UsageError.exit_code
+
+
+def _run(command: Command, words: list[str]) -> int:
+    module = import_module(f".commands.{command.module}", __package__)
+    if not set(HELP_FLAGS) & set(words):
+        return run(getattr(module, command.function), words)
+    from .parsing.help import print_help
+    from .parsing.schema import load_fields
+
+    names = getattr(module, "SETTINGS_IN_HELP", ())
+    fields = {name: field for name, field in load_fields().items() if names is None or name in names}
+    everything = "--help-all" in words or names is not None
+    print_help(module.USAGE, module.INTRO, module.OPTIONS, fields, everything)
+    return 0
+
+
+def _members(group: str) -> dict[str, str]:
+    """The commands of a group, and the groups in it: name -> summary."""
+    found = {name: command.summary for name, command in COMMANDS.items()} | GROUPS
+    start = f"{group} " if group else ""
+    inside = {name[len(start) :]: summary for name, summary in found.items() if name.startswith(start)}
+    return {name: summary for name, summary in inside.items() if " " not in name}
+
+
+def _print_overview(group: str, to_stderr: bool = False) -> None:
+    from .parsing.help import print_entries
+
+    usage = f"oddsmith {group} COMMAND ..." if group else "oddsmith COMMAND ..."
+    intro = GROUPS[group] if group else "One-step preference alignment of language models (ORPO)."
+    flags = {"--help": "Show this help and end."} | ({} if group else {"--version": "Print the version and end."})
+    parts = {"Commands": _members(group), "Flags": flags}
+    print_entries(usage, intro, parts, "" if group else EXIT_CODES, to_stderr=to_stderr)
+
+
+def _unknown(word: str, group: str) -> str:
+    """Say which command or flag does not exist, and which is like it."""
+    is_flag = word.startswith("-")
+    flags = ["--help"] if group else ["--help", "--version"]
+    known = flags if is_flag else list(_members(group))
+    nearest = difflib.get_close_matches(word, known, n=1)
+    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    what = f"No such flag {word}." if is_flag else f"No such command '{word}'."
+    return f"{what}{hint} `oddsmith --help` lists the commands and flags."
 
 
 if __name__ == "__main__":

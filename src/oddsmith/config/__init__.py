@@ -1,11 +1,24 @@
 """Settings: ``ORPOConfig`` (training), ``ModelConfig`` (model and adapter), ``ScriptArguments`` (data).
 
-Field names and meanings are those of TRL 1.16, so that its scripts and command lines move over unchanged; what is ours
-stands at the end of each class. Everything is checked here, before a model is loaded.
+Field names and meanings are those of TRL 1.16, so that its scripts and command lines move over unchanged; our own
+fields are at the end of each class. The dataclasses check everything before a model is loaded. ``catalogue`` says what
+each setting is for; the dataclasses are imported when they are first used, so that it can be read without torch.
 """
 
-from .data import ScriptArguments
-from .model import ModelConfig
-from .training import ORPOConfig
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data import ScriptArguments
+    from .model import ModelConfig
+    from .training import ORPOConfig
 
 __all__ = ["ModelConfig", "ORPOConfig", "ScriptArguments"]
+
+_HOME = {"ORPOConfig": ".training", "ModelConfig": ".model", "ScriptArguments": ".data"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)

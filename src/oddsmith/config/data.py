@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional, Union
+
+from .catalogue import with_help
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP007, UP045
 
 
+@with_help
 @dataclass
 class ScriptArguments:
     """Which data. TRL's ``ScriptArguments`` fields, and ours at the end.
@@ -23,20 +26,13 @@ class ScriptArguments:
         test_split_size: Hold out this share (below 1) or number of the rows for evaluation.
     """
 
-    dataset_name: Optional[str] = field(
-        default=None, metadata={"help": "Hub id, file (JSONL, JSON, CSV, Parquet), folder, or builtin:house-style."}
-    )
-    dataset_config: Optional[str] = field(default=None, metadata={"help": "Configuration of the hub dataset."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    dataset_streaming: bool = field(default=False, metadata={"help": "Read rows as they are needed; needs max_steps."})
+    dataset_name: Optional[str] = None
+    dataset_config: Optional[str] = None
+    dataset_train_split: str = "train"
+    dataset_test_split: str = "test"
+    dataset_streaming: bool = False
 
     # Ours.
-    datasets: Union[list[dict[str, Any]], str, None] = field(
-        default=None,
-        metadata={"help": "A mixture: a list of {path, name, split, weight}, in YAML or as JSON."},
-    )
-    eval_dataset_name: Optional[str] = field(default=None, metadata={"help": "Another dataset to evaluate on."})
-    test_split_size: Optional[float] = field(
-        default=None, metadata={"help": "Hold out this share (below 1) or number of rows for evaluation."}
-    )
+    datasets: Union[list[dict[str, Any]], str, None] = None
+    eval_dataset_name: Optional[str] = None
+    test_split_size: Optional[float] = None

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from ..errors import ConfigError
+from .catalogue import with_help
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP045
 
 
+@with_help
 @dataclass
 class ModelConfig:
     """Which model, in which precision, with which adapter. TRL's ``ModelConfig`` fields, and ours at the end.
@@ -36,51 +38,28 @@ class ModelConfig:
         ConfigError: Contradictory or impossible values.
     """
 
-    model_name_or_path: Optional[str] = field(
-        default=None,
-        metadata={"help": "Hub id, folder, GGUF file, or builtin:smollm2-135m-instruct."},
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
-    dtype: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "Weights in this type. By default float32 for full fine-tuning, the run's precision under LoRA.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
-    )
-    attn_implementation: Optional[str] = field(
-        default=None, metadata={"help": "Attention implementation of transformers, e.g. sdpa."}
-    )
-    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of the whole model."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter (alpha / r)."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapter; 0 with disable_dropout."})
-    lora_target_modules: Optional[list[str]] = field(
-        default=None, metadata={"help": "Modules that get an adapter; all linear layers by default."}
-    )
-    lora_target_parameters: Optional[list[str]] = field(
-        default=None, metadata={"help": "Bare parameters that get an adapter (experts of a mixture-of-experts model)."}
-    )
-    lora_modules_to_save: Optional[list[str]] = field(
-        default=None, metadata={"help": "Modules trained in full beside the adapter."}
-    )
-    lora_task_type: Optional[str] = field(
-        default=None, metadata={"help": "PEFT task type; follows the model by default."}
-    )
-    use_rslora: bool = field(default=False, metadata={"help": "Scale the adapter by alpha / sqrt(r)."})
-    use_dora: bool = field(default=False, metadata={"help": "Weight-decomposed LoRA."})
-    load_in_8bit: bool = field(default=False, metadata={"help": "Quantise the frozen base to 8 bits. Needs LoRA."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "Quantise the frozen base to 4 bits. Needs LoRA."})
-    bnb_4bit_quant_type: str = field(
-        default="nf4", metadata={"help": "4-bit number format.", "choices": ["fp4", "nf4"]}
-    )
-    use_bnb_nested_quant: bool = field(default=True, metadata={"help": "Quantise the quantisation constants too."})
-    bnb_4bit_quant_storage: Optional[str] = field(default=None, metadata={"help": "Type that 4-bit weights lie in."})
+    model_name_or_path: Optional[str] = None
+    model_revision: str = "main"
+    dtype: Optional[str] = field(default=None, metadata={"choices": ["auto", "bfloat16", "float16", "float32"]})
+    attn_implementation: Optional[str] = None
+    use_peft: bool = False
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_target_modules: Optional[list[str]] = None
+    lora_target_parameters: Optional[list[str]] = None
+    lora_modules_to_save: Optional[list[str]] = None
+    lora_task_type: Optional[str] = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    bnb_4bit_quant_type: str = field(default="nf4", metadata={"choices": ["fp4", "nf4"]})
+    use_bnb_nested_quant: bool = True
+    bnb_4bit_quant_storage: Optional[str] = None
 
     # Ours.
-    init_lora_weights: Optional[str] = field(
-        default=None, metadata={"help": "Initialisation of the adapter: pissa, pissa_niter_4, gaussian, olora, ..."}
-    )
+    init_lora_weights: Optional[str] = None
 
     def __post_init__(self):
         if self.load_in_8bit and self.load_in_4bit:

@@ -1,10 +1,10 @@
-"""How to train: ``ORPOConfig``."""
+"""How to train: ``ORPOConfig``, which also checks the values."""
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Optional, Union
 
 import torch
@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from ..errors import ConfigError
 from ..system.names import require_folder_name
 from ..system.precision import NO_BF16_UNIT, best_precision, emulates_bf16
+from .catalogue import with_help
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP007, UP045
@@ -20,7 +21,7 @@ from ..system.precision import NO_BF16_UNIT, best_precision, emulates_bf16
 logger = logging.getLogger(__name__)
 
 _STEPS = ("logging_steps", "save_steps", "eval_steps", "warmup_steps")
-_LEAST = {
+_MINIMUM = {
     "max_length": 2,
     "max_prompt_length": 1,
     "max_completion_length": 1,
@@ -39,13 +40,14 @@ _CHOICES = {
 }
 
 
+@with_help
 @dataclass
 class ORPOConfig(TrainingArguments):
     """Arguments of an ORPO run: all of ``transformers.TrainingArguments`` and the ones below.
 
     Defaults that differ from ``TrainingArguments``: ``learning_rate`` 1e-6 and ``logging_steps`` 10 (as in TRL),
     ``bf16`` by what the hardware can do, ``logging_nan_inf_filter`` off (a NaN is never averaged away). A
-    ``save_total_limit`` of 1 means 2: no checkpoint is removed before another one is known to be whole.
+    ``save_total_limit`` of 1 means 2: no checkpoint is removed before another one is known to be complete.
     Defaults that differ from TRL: gradient checkpointing is off, ``bf16`` as above.
 
     Args:
@@ -64,16 +66,16 @@ class ORPOConfig(TrainingArguments):
         nll_on: NLL over the chosen ``"sequence"`` (prompt + response: the paper, TRL) or its ``"response"`` alone.
         orpo_alpha: With ``orpo_beta``, another spelling of ``beta``: beta = orpo_alpha * orpo_beta.
         orpo_beta: See ``orpo_alpha``.
-        bad_rows: A row that is no preference pair (a null, an unknown role, a last turn that is not the assistant's)
-            stops the run (``"error"``) or is left out and counted (``"drop"``).
+        bad_rows: An invalid row (a null, an unknown role, a last turn that is not the assistant's) stops the run
+            (``"error"``) or is left out and counted (``"drop"``).
         prefix_forest: Compute what the sequences of a micro-batch share once and without padding, wherever the model
             can do that exactly (it is checked at the start). Off: padded batches.
         max_tokens_per_microbatch: With prefix forests, most tokens of a micro-batch; their number follows, and the
             batch sizes only say how many pairs a step has. ``"auto"``: what fits in the free memory. ``None``:
             micro-batches as the batch sizes say. The result of a step does not depend on it.
         max_skipped_steps: A step whose log-probabilities or gradient are NaN or infinite is skipped. After so many in a
-            row the run goes back to the weights of its last good checkpoint, once; the second time it stops.
-        loss_spikes: A step whose loss lies more than six standard deviations above the mean of the last 128 is told
+            row the run rolls back to the weights of its last good checkpoint, once; the second time it stops.
+        loss_spikes: A step whose loss is more than six standard deviations above the mean of the last 128 is reported
             (``"warn"``), skipped (``"skip"``) or ignored (``"ignore"``).
 
     Raises:
@@ -82,74 +84,32 @@ class ORPOConfig(TrainingArguments):
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
-    learning_rate: float = field(default=1e-6, metadata={"help": "Highest learning rate of the schedule."})
-    logging_steps: float = field(
-        default=10, metadata={"help": "Log every so many optimizer steps; below 1: this share of all steps."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave NaN losses out of the logged average. Off: a NaN is never hidden."}
-    )
-    bf16: Optional[bool] = field(
-        default=None, metadata={"help": "Compute in bf16. By default: wherever the hardware multiplies bf16."}
-    )
-    max_length: Optional[int] = field(
-        default=1024, metadata={"help": "Most tokens of a sequence (prompt + response); a longer one is cut."}
-    )
-    max_completion_length: Optional[int] = field(
-        default=None, metadata={"help": "Most tokens of a response of an encoder-decoder model (default 128 there)."}
-    )
-    beta: float = field(
-        default=0.1, metadata={"help": "Weight of the odds-ratio term: the paper's lambda, the authors' code's alpha."}
-    )
-    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
-    padding_value: Optional[int] = field(
-        default=None, metadata={"help": "Token id to pad with; the tokenizer's pad token by default."}
-    )
-    generate_during_eval: bool = field(
-        default=False, metadata={"help": "At each evaluation answer a few held-out prompts and record the answers."}
-    )
-    is_encoder_decoder: Optional[bool] = field(
-        default=None, metadata={"help": "With model_init: whether the model it returns is an encoder-decoder."}
-    )
+    learning_rate: float = 1e-6
+    logging_steps: float = 10
+    logging_nan_inf_filter: bool = False
+    bf16: Optional[bool] = None
+    max_length: Optional[int] = 1024
+    max_completion_length: Optional[int] = None
+    beta: float = 0.1
+    disable_dropout: bool = True
+    padding_value: Optional[int] = None
+    generate_during_eval: bool = False
+    is_encoder_decoder: Optional[bool] = None
     # A JSON string on the command line; transformers has made a dict of it by the end of __post_init__.
-    model_init_kwargs: Union[dict[str, Any], str, None] = field(
-        default=None, metadata={"help": "Keyword arguments of from_pretrained where the model is given by name."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Let a model from the hub run Python code of its own."}
-    )
-    dataset_num_proc: Optional[int] = field(default=None, metadata={"help": "Processes that tokenize."})
+    model_init_kwargs: Union[dict[str, Any], str, None] = None
+    trust_remote_code: bool = False
+    dataset_num_proc: Optional[int] = None
 
     # Ours.
-    max_prompt_length: Optional[int] = field(
-        default=None,
-        metadata={"help": "Where a sequence is too long, first cut its prompt from the left to this many tokens."},
-    )
-    nll_on: Literal["sequence", "response"] = field(
-        default="sequence",
-        metadata={"help": "NLL over the chosen sequence (prompt + response) or over the response alone."},
-    )
-    orpo_alpha: Optional[float] = field(
-        default=None, metadata={"help": "With orpo_beta, another spelling of beta: beta = orpo_alpha * orpo_beta."}
-    )
-    orpo_beta: Optional[float] = field(default=None, metadata={"help": "See orpo_alpha."})
-    bad_rows: Literal["error", "drop"] = field(
-        default="error", metadata={"help": "Stop at a row that is no preference pair, or leave it out and count it."}
-    )
-    prefix_forest: bool = field(
-        default=True,
-        metadata={"help": "Compute what sequences share once, without padding, where the model can do it exactly."},
-    )
-    max_tokens_per_microbatch: Union[int, str, None] = field(
-        default="auto",
-        metadata={"help": "Most tokens of a micro-batch; auto: what fits in memory; none: as the batch sizes say."},
-    )
-    max_skipped_steps: int = field(
-        default=3, metadata={"help": "So many steps of NaN in a row are skipped before the run goes back, or stops."}
-    )
-    loss_spikes: Literal["warn", "skip", "ignore"] = field(
-        default="warn", metadata={"help": "What to do with a step whose loss is far above those before it."}
-    )
+    max_prompt_length: Optional[int] = None
+    nll_on: Literal["sequence", "response"] = "sequence"
+    orpo_alpha: Optional[float] = None
+    orpo_beta: Optional[float] = None
+    bad_rows: Literal["error", "drop"] = "error"
+    prefix_forest: bool = True
+    max_tokens_per_microbatch: Union[int, str, None] = "auto"
+    max_skipped_steps: int = 3
+    loss_spikes: Literal["warn", "skip", "ignore"] = "warn"
 
     def __post_init__(self):
         if self.output_dir is not None:
@@ -166,9 +126,9 @@ class ORPOConfig(TrainingArguments):
                 " itself, and in Python StopOnRequest does"
             )
         emulated = self._resolve_precision()
-        if self.report_to is None:  # YAML's null, and what `--report-to none` is read as; transformers knows the word
+        if self.report_to is None:  # YAML's null and `--report-to none`; transformers wants the word
             self.report_to: Any = "none"
-        if self.save_total_limit == 1:  # while one is being written, and should it turn out damaged, another is there
+        if self.save_total_limit == 1:  # so that another is there while one is written, or if it is damaged
             self.save_total_limit: Any = 2
         super().__post_init__()
         if emulated and self.process_index == 0:
@@ -210,10 +170,10 @@ class ORPOConfig(TrainingArguments):
             )
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise ConfigError(f"beta is {self.beta}; expected a number from 0 upwards, such as 0.1")
-        for name, least in _LEAST.items():
+        for name, minimum in _MINIMUM.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}; expected at least {least}")
+            if value is not None and value < minimum:
+                raise ConfigError(f"{name} is {value}; expected at least {minimum}")
         if self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length:
             raise ConfigError(
                 f"max_prompt_length ({self.max_prompt_length}) leaves no room for a response"
@@ -227,13 +187,13 @@ class ORPOConfig(TrainingArguments):
         if self.logging_nan_inf_filter:
             raise ConfigError(
                 "logging_nan_inf_filter is on, which would log a NaN as the mean of other losses; leave it off: a step"
-                " with a NaN is skipped and told here, and enters no mean (max_skipped_steps)"
+                " with a NaN is skipped and reported here, and enters no mean (max_skipped_steps)"
             )
         self._check_steps()
         self._check_budget()
 
     def _check_steps(self) -> None:
-        for name in _STEPS:  # shares of all steps below 1, so that they may be fractions
+        for name in _STEPS:  # below 1 they are shares of all steps, so fractions are allowed
             value = getattr(self, name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{name} is {value}; expected a number of steps, or a share of them below 1")

@@ -12,26 +12,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from ..config.catalogue import SUMMARY_SETTINGS
 from ..system.run_folder import Event, append_event
-
-# What somebody who wants to repeat a run has to know; none of them holds a path, a name or a secret.
-TOLD_SETTINGS = (
-    "beta",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "weight_decay",
-    "max_grad_norm",
-    "max_length",
-    "max_prompt_length",
-    "nll_on",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-)
 
 
 class EventWriter(TrainerCallback):
@@ -94,7 +76,7 @@ def describe_run(model: Any, args: TrainingArguments, **more: Any) -> dict[str, 
         "parameters": total,
         "trainable_parameters": trainable,
         "precision": args.mixed_precision,
-        "settings": {name: getattr(args, name) for name in TOLD_SETTINGS if hasattr(args, name)},
+        "settings": {name: getattr(args, name) for name in SUMMARY_SETTINGS if hasattr(args, name)},
         "adapter": _describe_adapter(model, without_dropout=getattr(args, "disable_dropout", False)),
         **more,
     }

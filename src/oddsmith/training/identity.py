@@ -15,9 +15,10 @@ from peft import PeftModel
 from transformers import Trainer
 
 from .. import __version__
-from ..checkpoint.compatibility import decisive, require_possible, require_unchanged
+from ..checkpoint.compatibility import require_possible, require_unchanged
 from ..checkpoint.manifest import Manifest, read_manifest
 from ..config import ORPOConfig
+from ..config.catalogue import DECIDING_SETTINGS
 from ..data.token_cache import rows_digest
 from ..errors import CheckpointError
 from ..model.loading.adapter_base import BaseRecord, record_base
@@ -51,7 +52,7 @@ class RunIdentity(Trainer):
             pairs_per_step=self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
             sharded_by=self._sharded_by,
             versions={"oddsmith": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")},
-            settings=_as_json(decisive(args.to_dict()) | self._model_settings()),
+            settings=decisive_settings(args) | _as_json(self._model_settings()),
             data=self._data_facts,
             base={"files": self.base_record.files, "commit": self.base_record.commit},
         )
@@ -96,10 +97,16 @@ def require_same_settings(folder: Path, args: ORPOConfig, *, adapter: bool, allo
         raise CheckpointError(f"{folder}: is a checkpoint of {kind}; {cure} use_peft, or continue with its run.yaml")
     saved = read_manifest(folder)
     pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    now = replace(saved, settings=_as_json(decisive(args.to_dict())), pairs_per_step=pairs, world_size=args.world_size)
+    now = replace(saved, settings=decisive_settings(args), pairs_per_step=pairs, world_size=args.world_size)
     require_possible(folder, saved, now)
     if not allow_changed:
         require_unchanged(folder, saved, now)
+
+
+def decisive_settings(args: ORPOConfig) -> dict[str, Any]:
+    """Return the settings that decide on the weights, as JSON holds them."""
+    settings = args.to_dict()
+    return _as_json({name: settings[name] for name in DECIDING_SETTINGS if name in settings})
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from oddsmith.cli.parsing.config_file import MOST_ALIASES, MOST_BYTES, read_config
+from oddsmith.cli.parsing.config_file import MAX_ALIASES, MAX_BYTES, read_config
 from oddsmith.errors import ConfigError
 
 
@@ -111,12 +111,12 @@ def test_alias_bombs_are_refused_before_they_grow(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
     assert error(tmp_path, "\n".join(lines)) == (
-        f"config.yaml:2: more than {MOST_ALIASES} aliases (*a0); write the values out"
+        f"config.yaml:2: more than {MAX_ALIASES} aliases (*a0); write the values out"
     )
 
 
 def test_a_huge_file_is_no_settings_file(tmp_path):
-    assert "is larger than" in error(tmp_path, b"#" * (MOST_BYTES + 1))
+    assert "is larger than" in error(tmp_path, b"#" * (MAX_BYTES + 1))
 
 
 def test_a_control_character_is_named(tmp_path):

@@ -11,13 +11,13 @@ import time
 import psutil
 import pytest
 
-from oddsmith.cli.commands.launch import launch
+from oddsmith.cli.commands.train.launch import launch
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr("oddsmith.cli.commands.launch.GRACE_S", 1.0)
-    monkeypatch.setattr("oddsmith.cli.commands.launch.POLL_S", 0.02)
+    monkeypatch.setattr("oddsmith.cli.commands.train.launch.GRACE_S", 1.0)
+    monkeypatch.setattr("oddsmith.cli.commands.train.launch.POLL_S", 0.02)
 
 
 def program(code: str) -> list[str]:
@@ -66,7 +66,7 @@ def test_a_process_that_crashed_is_said_to_have(capfd):
 
 def test_a_process_that_does_not_listen_yet_when_it_is_asked_to_stop_has_nothing_to_save():
     launched = f"launch({program('time.sleep(60)')!r}, 2)"
-    starter = f"import sys; from oddsmith.cli.commands.launch import launch; sys.exit({launched})"
+    starter = f"import sys; from oddsmith.cli.commands.train.launch import launch; sys.exit({launched})"
     process = subprocess.Popen([sys.executable, "-c", starter], stderr=subprocess.PIPE, text=True)
     while len(psutil.Process(process.pid).children()) < 2:
         assert process.poll() is None
@@ -92,7 +92,9 @@ def test_a_signal_reaches_every_process_once(tmp_path):
     (folder / f"heard{{rank}}").write_text(str(len(heard)))
     sys.exit(75)
     """
-    starter = f"import sys; from oddsmith.cli.commands.launch import launch; sys.exit(launch({program(code)!r}, 2))"
+    starter = (
+        f"import sys; from oddsmith.cli.commands.train.launch import launch; sys.exit(launch({program(code)!r}, 2))"
+    )
     process = subprocess.Popen([sys.executable, "-c", starter])
     while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
         assert process.poll() is None

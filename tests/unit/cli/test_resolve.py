@@ -202,9 +202,9 @@ def test_each_dataclass_gets_its_own():
 
 
 def test_a_command_with_a_positional_word():
-    assert resolved("runs/a", "--beta", "1", most_positional=1).positional == ["runs/a"]
+    assert resolved("runs/a", "--beta", "1", max_positional=1).positional == ["runs/a"]
     with pytest.raises(ConfigError, match=r"found 'pairs\.jsonl'; expected a flag"):
-        resolved("runs/a", "pairs.jsonl", most_positional=1)
+        resolved("runs/a", "pairs.jsonl", max_positional=1)
 
 
 def test_aliases_and_hints_lead_to_settings_and_shadow_none():

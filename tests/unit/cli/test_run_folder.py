@@ -7,11 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oddsmith.cli.parsing.build import build
-from oddsmith.cli.parsing.config_file import read_config
-from oddsmith.cli.parsing.resolve import resolve
-from oddsmith.cli.parsing.schema import fields_for_run
-from oddsmith.cli.setup.run_folder import (
+from oddsmith.cli.commands.train.run_folder import (
     check_folder,
     clear_folder,
     settings_text,
@@ -19,6 +15,9 @@ from oddsmith.cli.setup.run_folder import (
     without_secrets,
     write_settings,
 )
+from oddsmith.cli.parsing.config_file import read_config
+from oddsmith.cli.parsing.resolve import build, resolve
+from oddsmith.cli.parsing.schema import fields_for_run
 from oddsmith.errors import ConfigError
 
 WORDS = ("--model-name-or-path", "m", "--dataset-name", "d", "--use-cpu", "--no-bf16")

@@ -11,8 +11,6 @@ import time
 
 import pytest
 
-from oddsmith.cli.parsing.duration import seconds_of
-from oddsmith.errors import ConfigError
 from oddsmith.system.signals import STOP_SIGNALS
 
 HEAD = """
@@ -134,32 +132,3 @@ def test_a_worker_ends_when_its_parent_says_so_and_at_nobody_elses_word():
     print(child.exitcode)
     """)
     assert done.stdout == "True\n0\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("3h50m", 13800),
-        ("45m", 2700),
-        ("90s", 90),
-        ("90", 90),
-        ("1.5s", 1.5),
-        ("1d2h", 93600),
-        ("1-02:00:00", 93600),
-        ("2-12", 216000),
-        ("3:50:00", 13800),
-        ("30:00", 1800),
-        (" 2H ", 7200),
-    ],
-)
-def test_a_time_is_read_as_people_and_slurm_write_it(text, seconds):
-    assert seconds_of(text, "--time-limit") == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0", "soon", "-5", "3h50", "5x", "1:2:3:4", "9" * 200, "nan", "inf", "1e3"])
-def test_what_is_no_time_is_refused(text):
-    if text == "3h50":  # the last unit may be left out: seconds
-        assert seconds_of(text, "--time-limit") == 3 * 3600 + 50
-        return
-    with pytest.raises(ConfigError, match="^--time-limit is .*; expected a time such as 3h50m"):
-        seconds_of(text, "--time-limit")

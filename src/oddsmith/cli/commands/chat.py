@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigError
-from ..parsing.resolve import Option, resolve
+from rich.console import Console
+
+from ...errors import ConfigError, OddsmithError
+from ..parsing.resolve import Option, resolve_word
+from ..parsing.schema import flag_of
 from ..parsing.values import number
-from ..terminal.chat_answer import show
-from ..terminal.console import quiet_libraries, say, working
+from ..terminal.console import is_live, printable, quiet_libraries, say, say_error, working
 from ..terminal.outcome import JSON, TRACEBACK
 
 if TYPE_CHECKING:
@@ -32,25 +40,21 @@ OPTIONS = (
     JSON,
     TRACEBACK,
 )
+SAMPLING: dict[str, type[int] | type[float]] = {"temperature": float, "max_new_tokens": int, "seed": int}
+PROMPT = "> "
+HELP = """\
+/system TEXT      give the model a system message; without TEXT take it away
+/temperature X    0 is greedy, higher is more varied; without X what the model's own settings say
+/reset            forget the conversation; the system message stays
+/save FILE        write the conversation as JSON
+/help             this list
+Ctrl-C stops an answer, Ctrl-D ends. A line that begins with a blank is no command."""
 
 
 def chat(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run the command.
-
-    Args:
-        arguments: The words after ``oddsmith chat``.
-
-    Returns:
-        The conversation as JSON values.
-
-    Raises:
-        ConfigError: No model, no prompt, a setting out of range, or ``--json`` in a conversation.
-    """
+    """Run ``oddsmith chat``; return the conversation as JSON values."""
     quiet_libraries()
-    resolved = resolve(arguments, {}, OPTIONS, most_positional=1)
-    if not resolved.positional:
-        raise ConfigError("no model is given; expected oddsmith chat MODEL")
-    given = resolved.options
+    name, given = resolve_word(arguments, OPTIONS, "model", "oddsmith chat MODEL")
     prompt = given.get("prompt")
     if prompt is None and not sys.stdin.isatty():
         prompt = _piped()
@@ -59,25 +63,34 @@ def chat(arguments: Sequence[str]) -> dict[str, Any]:
     if prompt is not None and not prompt.strip():
         raise ConfigError("the prompt is empty; give the question with --prompt TEXT, or pipe it in")
     numbers: dict[str, Any] = {
-        name: number(given[name], f"--{name.replace('_', '-')}", kind) for name, kind in KINDS.items() if name in given
+        option: number(given[option], flag_of(option), kind) for option, kind in SAMPLING.items() if option in given
     }
 
     with working("loading"):
         from ...inference.chat.backends import Sampling, open_backend
         from ...inference.chat.conversation import Conversation
 
-        sampling = Sampling(**numbers)
-        conversation = Conversation(open_backend(resolved.positional[0]), sampling, given.get("system"))
+        sampling = Sampling(**numbers)  # checked before the model is loaded
+        conversation = Conversation(open_backend(name), sampling, given.get("system"))
     with conversation:
+        model = conversation.backend.name
         if not conversation.backend.has_template:
-            say(f"{conversation.backend.name} has no chat template: your text is continued as it stands")
+            say(f"{model} has no chat template: your text is continued as it stands")
         if prompt is None:
-            from .chat_loop import talk
-
-            return talk(conversation)
+            _talk(conversation)
+            return {"command": "chat", "model": model, "messages": conversation.messages}
         answer = conversation.ask(prompt.strip("\n"))
-        show(answer, as_json="json" in given)
-        return {"command": "chat", "model": conversation.backend.name} | outcome(conversation, answer)
+        _show(answer, as_json="json" in given)
+        return {
+            "command": "chat",
+            "model": model,
+            "answer": answer.text,
+            "finish_reason": answer.finish_reason,
+            "prompt_tokens": answer.prompt_tokens,
+            "answer_tokens": answer.tokens,
+            "seconds": round(answer.seconds, 3),
+            "messages": conversation.messages,
+        }
 
 
 def _piped() -> str:
@@ -87,16 +100,137 @@ def _piped() -> str:
         raise ConfigError(f"what is piped in is no {error.encoding} text (byte {error.start}); pipe text in") from error
 
 
-KINDS: dict[str, type[int] | type[float]] = {"temperature": float, "max_new_tokens": int, "seed": int}
+def _show(answer: Answer, as_json: bool = False) -> None:
+    """Print an answer as it is generated: Markdown on a terminal, plain text elsewhere, nothing with ``--json``.
+
+    Ctrl-C ends the answer; a second one ends the program.
+    """
+    if answer.dropped_turns:
+        turns = "the oldest turn" if answer.dropped_turns == 1 else f"the {answer.dropped_turns} oldest turns"
+        say(f"(the conversation is longer than the model's context: {turns} forgotten)")
+    console = Console(highlight=False)
+    with _interrupting(answer):
+        if as_json:
+            for _ in answer:
+                pass
+            return
+        if console.is_terminal and not console.is_dumb_terminal:
+            from ..terminal.markdown import MarkdownStream
+
+            with MarkdownStream(console) as stream:
+                for piece in answer:
+                    stream.add(printable(piece))
+        else:
+            for piece in answer:
+                print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+            print()
+    remarks = {"length": f"(cut after {answer.tokens} tokens)", "interrupted": "(stopped)"}
+    if answer.finish_reason in remarks:
+        say(remarks[answer.finish_reason], "dim" if is_live() else "")
 
 
-def outcome(conversation: Conversation, answer: Answer) -> dict[str, Any]:
-    """What ``--json`` says of an answer."""
-    return {
-        "answer": answer.text,
-        "finish_reason": answer.finish_reason,
-        "prompt_tokens": answer.prompt_tokens,
-        "answer_tokens": answer.tokens,
-        "seconds": round(answer.seconds, 3),
-        "messages": conversation.messages,
-    }
+@contextlib.contextmanager
+def _interrupting(answer: Answer) -> Iterator[None]:
+    """Let the first Ctrl-C in the block end the answer; the next one does what it did before."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: Any) -> None:
+        answer.stop()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _talk(conversation: Conversation) -> None:
+    """Read lines and answer them, until Ctrl-D."""
+    with contextlib.suppress(ImportError):  # arrow keys edit the line; Windows' console does it itself
+        import_module("readline")
+    say(f"{conversation.backend.name}, {_temperature(conversation)}; /help lists the commands, Ctrl-D ends")
+    commands = _Commands(conversation)
+    while True:
+        try:
+            line = _read_line()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            continue  # as in a shell: the line is dropped
+        if not line.strip():
+            continue
+        try:
+            if line.startswith("/"):
+                commands.run(line)
+            else:
+                _show(conversation.ask(line.strip()))
+        except OddsmithError as error:
+            say_error(str(error))
+
+
+def _read_line() -> str:
+    if sys.stdout.isatty():
+        return input(PROMPT)
+    sys.stderr.write(PROMPT)
+    sys.stderr.flush()
+    return input()
+
+
+def _temperature(conversation: Conversation) -> str:
+    """Describe the temperature, and whether it is the model's own."""
+    chosen = conversation.sampling.temperature
+    value = conversation.backend.own_temperature if chosen is None else chosen
+    words = f"temperature {value:g}" if value > 0 else "greedy"
+    return f"{words} (the model's own settings)" if chosen is None and value > 0 else words
+
+
+class _Commands:
+    """The lines that begin with a slash."""
+
+    def __init__(self, conversation: Conversation):
+        self._conversation = conversation
+        self._written: set[Path] = set()
+        self._by_name: dict[str, Callable[[str], None]] = {
+            "/help": lambda _: say(HELP),
+            "/reset": self._reset,
+            "/system": self._system,
+            "/temperature": self._set_temperature,
+            "/save": self._save,
+        }
+
+    def run(self, line: str) -> None:
+        """Do what a line says, or raise ``ConfigError``."""
+        name, _, rest = line.strip().partition(" ")
+        if name not in self._by_name:
+            raise ConfigError(f"no command {name}; /help lists them, and a line that begins with a blank is none")
+        self._by_name[name](rest.strip())
+
+    def _reset(self, _: str) -> None:
+        self._conversation.reset()
+        say("(forgotten)")
+
+    def _system(self, text: str) -> None:
+        self._conversation.system = text or None
+        say("(system message set)" if text else "(no system message)")
+
+    def _set_temperature(self, text: str) -> None:
+        value = number(text, "/temperature", float) if text else None
+        self._conversation.sampling = replace(self._conversation.sampling, temperature=value)
+        say(f"({_temperature(self._conversation)})")
+
+    def _save(self, text: str) -> None:
+        if not text:
+            raise ConfigError("/save has no file; expected /save FILE")
+        file = Path(text).expanduser().absolute()
+        if file.exists() and file not in self._written:
+            raise ConfigError(f"{file}: is there already; expected the name of a new file")
+        document = {"model": self._conversation.backend.name, "messages": self._conversation.messages}
+        from ...export.atomic import write_file
+
+        with write_file(file, overwrite=True) as partial:
+            partial.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        self._written.add(file)
+        say(f"(saved in {file})")

@@ -1,4 +1,4 @@
-"""``oddsmith compare``: two models side by side on the same prompts."""
+"""``oddsmith compare``: show the answers of two models to the same prompts side by side."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.text import Text
 
 from ...errors import ConfigError
 from ..parsing.resolve import Option, resolve
-from ..parsing.values import number
-from ..terminal.chat_answer import CONTROL
-from ..terminal.console import is_live, quiet_libraries, say, stderr_console, working
+from ..parsing.values import number, whole_number
+from ..terminal.console import printable, quiet_libraries, say, working
+from ..terminal.counting import count_in_place
 from ..terminal.outcome import JSON, TRACEBACK
 
 if TYPE_CHECKING:
@@ -51,23 +51,13 @@ ROWS = {
     "log-odds, chosen against rejected": ("log_odds", "{:+.3f}"),
     "pairs whose chosen answer is likelier": ("prefers_chosen", "{:.0%}"),
 }
-WIDEST = 160
+MAX_WIDTH = 160
 
 
 def compare(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run the command.
-
-    Args:
-        arguments: The words after ``oddsmith compare``.
-
-    Returns:
-        The comparison as JSON values.
-
-    Raises:
-        ConfigError: Models or prompts are missing, a setting is out of range, or a file is there already.
-    """
+    """Run ``oddsmith compare``; return the comparison as JSON values."""
     quiet_libraries()
-    resolved = resolve(arguments, {}, OPTIONS, most_positional=2)
+    resolved = resolve(arguments, {}, OPTIONS, max_positional=2)
     given = resolved.options
     if len(resolved.positional) < 2:
         raise ConfigError("two models are needed; expected oddsmith compare BASE TUNED --prompts FILE")
@@ -75,9 +65,8 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
         raise ConfigError("no prompts are given; expected --prompts FILE")
     base, tuned = resolved.positional
     temperature = float(number(given.get("temperature", "0"), "--temperature", float))
-    whole = {name: int(number(given.get(name, default), _flag(name), int)) for name, default in NUMBERS.items()}
-    if whole["batch_size"] < 1:
-        raise ConfigError(f"--batch-size is {whole['batch_size']}; expected 1 or more")
+    max_new_tokens, seed = whole_number(given, "max_new_tokens", 256), whole_number(given, "seed", 0)
+    batch_size = whole_number(given, "batch_size", 16, least=1)
     _require_format(given)
 
     with working("starting"):
@@ -86,7 +75,7 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
         from ...inference.compare import files as comparison_files
         from ...inference.compare.prompts import read_prompts
 
-        sampling = Sampling(temperature, whole["max_new_tokens"], whole["seed"])
+        sampling = Sampling(temperature, max_new_tokens, seed)
         prompts = read_prompts(given["prompts"], given.get("split", "test"))
         layout = given.get("format")
         files = {"html": Path(given["html"])} if "html" in given else {}
@@ -94,18 +83,11 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
             comparison_files.check_prompts(prompts, layout)
             files |= comparison_files.evaluator_paths(base, tuned, layout, Path(given["output"]))
         _require_new(files.values(), "overwrite" in given)
-    result = comparison.compare(base, tuned, prompts, sampling=sampling, batch_size=whole["batch_size"], on_stage=_tell)
+    result = comparison.compare(base, tuned, prompts, sampling=sampling, batch_size=batch_size, on_stage=_tell)
     if "json" not in given:
         _print(result)
     _write(result, files, layout)
     return {"command": "compare", **result.to_dict(), "files": {name: str(file) for name, file in files.items()}}
-
-
-NUMBERS = {"max_new_tokens": "256", "seed": "0", "batch_size": "16"}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _require_format(given: dict[str, str]) -> None:
@@ -137,24 +119,19 @@ def _write(result: Comparison, files: dict[str, Path], layout: str | None) -> No
 
 
 def _tell(stage: str, detail: Any) -> None:
-    """A line that counts on a terminal; elsewhere only its end."""
     if stage == "load":
         say(f"loading {detail}")
         return
     side, done, total = detail
     what = "answered {} of {} questions" if stage == "answer" else "measured {} of {} pairs"
-    text = f"{side}: {what.format(done, total)}"
-    if is_live():
-        stderr_console().print(text, end="\n" if done >= total else "\r")
-    elif done >= total:
-        say(text)
+    count_in_place(f"{side}: {what.format(done, total)}", is_last=done >= total)
 
 
 def _print(result: Comparison) -> None:
     from ...inference.compare.files import short_name
 
     console = Console(highlight=False, markup=False, emoji=False)
-    console = Console(highlight=False, markup=False, emoji=False, width=min(console.width, WIDEST))
+    console = Console(highlight=False, markup=False, emoji=False, width=min(console.width, MAX_WIDTH))
     names = {"base": short_name(result.base), "tuned": short_name(result.tuned)}
     for row in result.rows:
         for turn, question in enumerate(row.prompt.questions):
@@ -198,4 +175,4 @@ def _cell(summary: Summary, attribute: str, pattern: str) -> str:
 
 
 def _text(text: str, style: str = "") -> Text:
-    return Text(CONTROL.sub("", text), style=style)
+    return Text(printable(text), style=style)

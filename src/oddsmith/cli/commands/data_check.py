@@ -1,4 +1,4 @@
-"""``oddsmith data check``: what is wrong with a dataset of preference pairs, as a table; nothing is computed here."""
+"""``oddsmith data check``: print what is wrong with a dataset of preference pairs; nothing is computed here."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
-from ..parsing.resolve import Option, resolve
-from ..parsing.values import number
+from ..parsing.resolve import Option, resolve_word
+from ..parsing.schema import flag_of
+from ..parsing.values import whole_number
 from ..terminal.console import quiet_libraries, say, working
+from ..terminal.counting import counting
 from ..terminal.data_table import print_example, print_preference, print_survey
 from ..terminal.outcome import JSON, TRACEBACK, Judged
-from ..terminal.progress_bar import counting
 
 if TYPE_CHECKING:
     from ...data.sources import FileRows, Rows
@@ -49,24 +50,9 @@ OPTIONS = (
 
 
 def data_check(arguments: Sequence[str]) -> Judged:
-    """Run the command.
-
-    Args:
-        arguments: The words after ``oddsmith data check``.
-
-    Returns:
-        What was found as JSON values, and 3 as the exit code where a check fails.
-
-    Raises:
-        ConfigError: No dataset, or a flag that cannot be followed.
-        DataError: A dataset or file is missing or unreadable.
-        ModelError: The model or its tokenizer is missing or cannot be used.
-    """
+    """Run ``oddsmith data check``; return the findings, with exit code 3 where a check fails."""
     quiet_libraries()
-    resolved = resolve(arguments, {}, OPTIONS, most_positional=1)
-    if not resolved.positional:
-        raise ConfigError("no dataset is given; expected oddsmith data check DATASET")
-    name, given = resolved.positional[0], resolved.options
+    name, given = resolve_word(arguments, OPTIONS, "dataset", "oddsmith data check DATASET")
     limits = _limits(given)
     target = Path(given["fix"]).expanduser() if "fix" in given else None
 
@@ -106,16 +92,13 @@ def data_check(arguments: Sequence[str]) -> Judged:
 
 
 def _limits(given: dict[str, str]) -> dict[str, int | None]:
-    """The numbers among the flags."""
+    """Read the flags that are numbers; all of them need ``--model``."""
     limits: dict[str, int | None] = {"max_length": None, "max_prompt_length": None, "scored_pairs": SCORED_PAIRS}
     for name in limits:
         if name in given:
-            flag, least = f"--{name.replace('_', '-')}", 0 if name == "scored_pairs" else 1
-            limits[name] = value = int(number(given[name], flag, int))
-            if value < least:
-                raise ConfigError(f"{flag} is {value}; expected a whole number from {least} on")
+            limits[name] = whole_number(given, name, 0, least=0 if name == "scored_pairs" else 1)
             if "model" not in given:
-                raise ConfigError(f"{flag} counts what a model sees; name it with --model MODEL")
+                raise ConfigError(f"{flag_of(name)} counts what a model sees; name it with --model MODEL")
     return limits
 
 

@@ -1,4 +1,4 @@
-"""``oddsmith demo``: tells what ``oddsmith.cli.demo`` does while it does it. Nothing is computed here."""
+"""``oddsmith demo``: print what ``oddsmith.cli.demo`` does while it runs. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
-from ..parsing.build import Settings
 from ..parsing.config_file import Setting
-from ..parsing.resolve import Option, Resolved, resolve
+from ..parsing.resolve import Option, Resolved, Settings, resolve
 from ..parsing.schema import fields_for_run
-from ..setup.run_folder import check_folder, clear_folder, write_settings
-from ..terminal.console import is_live, quiet_libraries, say, stderr_console
+from ..terminal.console import quiet_libraries, say
+from ..terminal.counting import count_in_place
 from ..terminal.outcome import JSON, TRACEBACK
+from .train.run_folder import check_folder, clear_folder, write_settings
 
 if TYPE_CHECKING:
     from ...training.trainer import ORPOTrainer
@@ -38,7 +38,7 @@ OPTIONS = (
     TRACEBACK,
 )
 SHOWN_QUESTIONS = 4
-WIDEST = 100
+MAX_WIDTH = 100
 
 # Row of the table -> (attribute of a standing, format).
 ROWS = {
@@ -50,17 +50,7 @@ ROWS = {
 
 
 def demo(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run the command.
-
-    Args:
-        arguments: The words after ``oddsmith demo``.
-
-    Returns:
-        The demo's outcome as JSON values.
-
-    Raises:
-        ConfigError: A setting of model or data, which the demo brings itself.
-    """
+    """Run ``oddsmith demo``; return its outcome as JSON values."""
     quiet_libraries()
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
     foreign = [given.where for name, given in resolved.settings.items() if resolved.fields[name].owner != "ORPOConfig"]
@@ -84,7 +74,7 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 class _Story:
-    """Tells what the demo is doing: facts and answers on stdout, what goes on on stderr."""
+    """Prints the stages of the demo: facts and answers on stdout, what it is doing on stderr."""
 
     def __init__(self, resolved: Resolved, folder: Path, model: str):
         self._resolved, self._folder, self._model = resolved, folder, model
@@ -94,7 +84,8 @@ class _Story:
         if stage == "load":
             say(f"loading {detail}")
         elif stage == "answer":
-            self._count(*detail)
+            done, total, when = detail
+            count_in_place(f"answered {done} of {total} held-out questions, {when} training", is_last=done >= total)
         elif stage == "standing":
             _print_answers(*detail)
         elif stage == "train":
@@ -106,16 +97,8 @@ class _Story:
         elif stage == "deploy":
             say("merging the adapter, writing a 4-bit file for llama.cpp and Ollama, and comparing them")
 
-    def _count(self, done: int, total: int, when: str) -> None:
-        """A line that counts on a terminal; elsewhere only its end."""
-        text = f"answered {done} of {total} held-out questions, {when} training"
-        if is_live():
-            stderr_console().print(text, end="\n" if done >= total else "\r")
-        elif done >= total:
-            say(text)
-
     def _write_settings(self, trainer: ORPOTrainer) -> None:
-        """Leave a ``run.yaml``, so that ``oddsmith eval`` and ``oddsmith train`` know the demo's folder for a run."""
+        """Write a ``run.yaml``, so that ``oddsmith eval`` and ``oddsmith train`` take the demo's folder as a run."""
         from ...config import ModelConfig, ScriptArguments
         from ..demo import ADAPTER, SETTINGS
 
@@ -128,7 +111,7 @@ class _Story:
 
 
 def _print_answers(when: str, standing: Standing) -> None:
-    """The model's answers to the first held-out questions."""
+    """Print the model's answers to the first held-out questions."""
     from ...data.builtin import demo_pairs
 
     print(f"\nThe model {when} training:")
@@ -137,7 +120,7 @@ def _print_answers(when: str, standing: Standing) -> None:
 
 
 def _print_answer(question: str, answer: str) -> None:
-    width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+    width = min(shutil.get_terminal_size((MAX_WIDTH, 24)).columns, MAX_WIDTH)
     print(f"\n  {question}")
     text = " ".join(answer.split())
     text += "" if text.endswith((".", "!", "?")) else " ..."
@@ -152,7 +135,7 @@ def _print_table(result: DemoResult) -> None:
 
 
 def _print_file(result: DemoResult) -> None:
-    """The file that the run became, and what it says."""
+    """Print the size and an answer of the GGUF file."""
     if result.deployed is None:
         print(f"\nNot made into a file for llama.cpp: {result.not_deployed}")
         return

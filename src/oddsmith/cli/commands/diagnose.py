@@ -1,13 +1,13 @@
-"""``oddsmith diagnose``: what is wrong with a run, how it is known, and what to change. Never loads torch."""
+"""``oddsmith diagnose``: print what is wrong with a run, the evidence, and what to change. Needs no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigError
-from ..parsing.resolve import Option, resolve
+from ..parsing.resolve import Option, resolve_word
 from ..terminal.outcome import JSON, TRACEBACK, Judged
 
 if TYPE_CHECKING:
@@ -28,16 +28,15 @@ OPTIONS = (
 ACT_EXIT_CODE = 3
 
 MARKS = {"healthy": ("ok", "green"), "watch": ("watch", "bold yellow"), "act": ("act", "bold red")}
-# What is drawn, as far as it was logged.
+HEADLINES = {
+    "healthy": "healthy: nothing here asks for a change",
+    "watch": "watch: nothing is broken yet",
+    "act": "act: something is wrong",
+}
+# The metrics that are drawn, if they were logged.
 DRAWN = (
-    "loss",
-    "nll_loss",
-    "log_odds_chosen",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-    "grad_norm",
-    "learning_rate",
+    *("loss", "nll_loss", "log_odds_chosen", "rewards/accuracies"),
+    *("logps/chosen", "logps/rejected", "grad_norm", "learning_rate"),
 )
 DRAWN_HELD_OUT = ("nll_loss", "rewards/accuracies")
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -45,31 +44,20 @@ SPARK_WIDTH = 40
 
 
 def diagnose(arguments: Sequence[str]) -> Judged:
-    """Run the command.
-
-    Args:
-        arguments: The words after ``oddsmith diagnose``.
-
-    Returns:
-        Verdict and findings as JSON values, and 3 as the exit code where the verdict is act and ``--strict`` is given.
-
-    Raises:
-        OddsmithError: There is nothing that could be read.
-    """
-    resolved = resolve(arguments, {}, OPTIONS, most_positional=1)
-    if not resolved.positional:
-        raise ConfigError("no run is given; expected oddsmith diagnose RUN (a folder, trainer_state.json or a log)")
+    """Run ``oddsmith diagnose``; return the findings, with ``--strict`` and exit code 3 if the verdict is act."""
+    usage = "oddsmith diagnose RUN (a folder, trainer_state.json or a log)"
+    name, given = resolve_word(arguments, OPTIONS, "run", usage)
     from ...diagnose.findings import Verdict, overall
     from ...diagnose.readers import read_history
     from ...diagnose.rules import judge
 
-    history = read_history(resolved.positional[0])
+    history = read_history(name)
     findings = judge(history)
     verdict = overall(findings)
     document = {"verdict": str(verdict), "findings": [finding.to_dict() for finding in findings]}
-    if "json" not in resolved.options:
+    if "json" not in given:
         _show(history, findings, str(verdict))
-    return Judged(document, ACT_EXIT_CODE if "strict" in resolved.options and verdict is Verdict.ACT else 0)
+    return Judged(document, ACT_EXIT_CODE if "strict" in given and verdict is Verdict.ACT else 0)
 
 
 def _show(history: History, findings: Sequence[Finding], verdict: str) -> None:
@@ -78,14 +66,12 @@ def _show(history: History, findings: Sequence[Finding], verdict: str) -> None:
 
     console = Console(highlight=False, markup=False, emoji=False)
     steps = "log lines" if history.steps_are_lines else "steps"
-    mark, style = MARKS[verdict]
     planned = f" of {history.steps_planned}" if history.steps_planned > history.last_step else ""
-    headline = {
-        "healthy": "healthy: nothing here asks for a change",
-        "watch": "watch: nothing is broken yet",
-        "act": "act: something is wrong",
-    }[verdict]
-    console.print(Text.assemble((headline, style), f"  ({history.source}, {history.last_step}{planned} {steps})"))
+    console.print(
+        Text.assemble(
+            (HEADLINES[verdict], MARKS[verdict][1]), f"  ({history.source}, {history.last_step}{planned} {steps})"
+        )
+    )
     for finding in findings:
         mark, style = MARKS[str(finding.verdict)]
         where = f"  from step {finding.step}" if finding.step is not None else ""
@@ -101,19 +87,12 @@ def _show(history: History, findings: Sequence[Finding], verdict: str) -> None:
     if not findings:
         console.print("       no rule had enough to go by")
     console.print()
-    for line in sparklines(history) if _can_draw(console.encoding) else ():
-        console.print(Text(line), soft_wrap=True)
+    with suppress(UnicodeEncodeError, LookupError):  # a terminal whose encoding lacks the blocks
+        BLOCKS.encode(console.encoding)
+        for line in sparklines(history):
+            console.print(Text(line), soft_wrap=True)
     if history.skipped:
         console.print(Text(f"\n{history.skipped} lines were no metrics and were passed over", style="dim"))
-
-
-def _can_draw(encoding: str) -> bool:
-    """Whether a terminal of this encoding has the blocks."""
-    try:
-        BLOCKS.encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 def _paragraph(console: Any, label: str, text: str) -> None:
@@ -130,14 +109,7 @@ def _paragraph(console: Any, label: str, text: str) -> None:
 
 
 def sparklines(history: History) -> list[str]:
-    """One line a metric: its name, its course, its first and last value.
-
-    Args:
-        history: The history.
-
-    Returns:
-        The lines; none for metrics of fewer than two points.
-    """
+    """Draw each metric that has two points or more in a line: its name, its course, its first and last value."""
     from ...diagnose.statistics import blocks
 
     lines = []

@@ -1,4 +1,4 @@
-"""``oddsmith eval``: the metrics of a model on preference pairs, as a small table."""
+"""``oddsmith eval``: measure a model on preference pairs, and print the metrics as a small table."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ...config.catalogue import CATALOGUE, EVAL_SETTINGS
 from ...errors import ConfigError, DataError
+from ...metrics import Place, shown_in
 from ...system.run_folder import SETTINGS_FILE
-from ..parsing.build import Settings, build
 from ..parsing.config_file import Setting, read_config
-from ..parsing.resolve import Resolved, resolve
+from ..parsing.resolve import Resolved, Settings, build, resolve
 from ..parsing.schema import fields_for_run
 from ..parsing.values import check
 from ..terminal.console import quiet_libraries, say, working
@@ -27,69 +28,18 @@ INTRO = (
 )
 OPTIONS = (JSON, TRACEBACK)
 # The settings that its help lists; any other is taken, too.
-HELPED = (
-    "dataset_name",
-    "dataset_config",
-    "dataset_test_split",
-    "max_length",
-    "max_prompt_length",
-    "beta",
-    "nll_on",
-    "bad_rows",
-    "per_device_eval_batch_size",
-    "bf16",
-    "use_cpu",
-    "dtype",
-    "trust_remote_code",
-)
-
-# What makes figures comparable with those of the run, and the data that it evaluated on.
-OF_THE_RUN = (
-    "beta",
-    "max_length",
-    "max_prompt_length",
-    "max_completion_length",
-    "nll_on",
-    "bad_rows",
-    "seed",
-    "use_peft",
-    "load_in_4bit",
-    "load_in_8bit",
-    "bnb_4bit_quant_type",
-    "use_bnb_nested_quant",
-)
-DATA_OF_THE_RUN = (
-    "dataset_name",
-    "dataset_config",
-    "dataset_train_split",
-    "dataset_test_split",
-    "datasets",
-    "eval_dataset_name",
-    "test_split_size",
-)
-
-# Row of the table -> (metric without its prefix, format).
-ROWS = {
-    "loss": ("loss", "{:.4f}"),
-    "nll_loss": ("nll_loss", "{:.4f}"),
-    "or_loss": ("or_loss", "{:.4f}"),
-    "accuracy": ("rewards/accuracies", "{:.1%}"),
-    "margin": ("rewards/margins", "{:.4f}"),
-    "perplexity": ("perplexity/chosen", "{:.3f}"),
+SETTINGS_IN_HELP = {
+    *("dataset_name", "dataset_config", "dataset_test_split", "max_length", "max_prompt_length", "beta", "nll_on"),
+    *("bad_rows", "per_device_eval_batch_size", "bf16", "use_cpu", "dtype", "trust_remote_code"),
 }
+# The settings of a run that say which pairs it held out.
+DATA_SETTINGS = EVAL_SETTINGS & {facts.name for facts in CATALOGUE["Data"]}
 
 
 def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run the command.
-
-    Args:
-        arguments: The words after ``oddsmith eval``.
-
-    Returns:
-        Metrics and data reports as JSON values.
-    """
+    """Run ``oddsmith eval``; return metrics and data reports as JSON values."""
     quiet_libraries()
-    resolved = resolve(arguments, fields_for_run(), OPTIONS, most_positional=1)
+    resolved = resolve(arguments, fields_for_run(), OPTIONS, max_positional=1)
     if resolved.positional:
         resolved.settings["model_name_or_path"] = Setting(resolved.positional[0], "MODEL")
     if resolved.get("model_name_or_path") is None:
@@ -105,21 +55,15 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _inherit(resolved: Resolved) -> bool:
-    """Take from a run's ``run.yaml`` what was not given.
-
-    Args:
-        resolved: The settings that were given; those of the run are added.
-
-    Returns:
-        Whether the data are those that the run held out.
-    """
+    """Add settings of a run's ``run.yaml`` that were not given; return whether it held out the pairs to measure on."""
     run = Path(str(resolved.get("model_name_or_path"))) / SETTINGS_FILE
     if not run.is_file():
         return False
     given = set(resolved.settings)
-    own_data = not given & set(DATA_OF_THE_RUN)
+    own_data = not given & DATA_SETTINGS
+    inherited = EVAL_SETTINGS if own_data else EVAL_SETTINGS - DATA_SETTINGS
     for name, setting in read_config(run).items():
-        if name not in given and name in resolved.fields and name in OF_THE_RUN + DATA_OF_THE_RUN * own_data:
+        if name in inherited - given and name in resolved.fields:
             value = check(resolved.fields[name], setting.value, setting.where)
             resolved.settings[name] = Setting(value, setting.where)
     return own_data
@@ -127,8 +71,8 @@ def _inherit(resolved: Resolved) -> bool:
 
 def _measure(settings: Settings, has_own_data: bool) -> dict[str, Any]:
     from ...system.memory_errors import clear_memory_errors
-    from ..setup.assembly import make_trainer
     from ..terminal.progress import ShowProgress
+    from .train.assembly import make_trainer
 
     rows = _rows(settings, has_own_data)
     with ShowProgress() as progress:
@@ -148,7 +92,7 @@ def _measure(settings: Settings, has_own_data: bool) -> dict[str, Any]:
 
 
 def _rows(settings: Settings, has_own_data: bool) -> Any:
-    """The rows to measure on."""
+    """Read the pairs to measure on."""
     from ...data.sources import load_datasets, load_rows
 
     data = settings.data
@@ -162,17 +106,18 @@ def _rows(settings: Settings, has_own_data: bool) -> Any:
 
 
 def _print_table(trainer: ORPOTrainer, metrics: Mapping[str, Any]) -> None:
-    """One column a dataset, one row a figure."""
+    """Print one column for each dataset and one row for each metric."""
     several = isinstance(trainer.eval_dataset, Mapping)
     columns = {name: f"eval_{name}" if several else "eval" for name in trainer.data_reports}
     widths = {name: max(10, len(name)) for name in columns}
     if several:
         print(" " * 12 + "  ".join(f"{name:>{widths[name]}}" for name in columns))
     print("pairs       " + "  ".join(f"{trainer.data_reports[name].kept:>{widths[name]},}" for name in columns))
-    for row, (key, pattern) in ROWS.items():
+    for metric in shown_in(Place.TABLE):
+        row = metric.label if "/" in metric.name else metric.name
         cells = [
-            f"{pattern.format(metrics[f'{prefix}_{key}']):>{widths[name]}}"
+            f"{metric.format.format(metrics[f'{prefix}_{metric.name}']):>{widths[name]}}"
             for name, prefix in columns.items()
-            if isinstance(metrics.get(f"{prefix}_{key}"), int | float)
+            if isinstance(metrics.get(f"{prefix}_{metric.name}"), int | float)
         ]
         print(f"{row:<12}" + "  ".join(cells))

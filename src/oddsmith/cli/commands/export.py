@@ -1,16 +1,24 @@
-"""``oddsmith export``: a run becomes an ordinary model folder, or GGUF files; each proved before it appears."""
+"""``oddsmith export``: turn a run into a model folder or GGUF files, each compared with the run before it appears."""
 
 from __future__ import annotations
 
+import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...errors import ConfigError
-from ..parsing.resolve import Option, resolve
-from ..terminal.console import quiet_libraries
+from ..parsing.resolve import Option, resolve_word
+from ..terminal.console import quiet_libraries, say
 from ..terminal.outcome import JSON, TRACEBACK
+
+if TYPE_CHECKING:
+    from ...export.divergence import Divergence
+    from ...export.gguf.export import GgufReport
+    from ...export.merge import MergeReport
 
 USAGE = "oddsmith export RUN --to merged|gguf [--output PATH] [--quantize q4_k_m,f16]"
 INTRO = (
@@ -38,44 +46,51 @@ OPTIONS = (
     JSON,
     TRACEBACK,
 )
+GGUF_OPTIONS = ("quantize", "converter")
+# The stages of a merge and of making GGUF files: what is said on stderr.
+STAGES = {
+    "merge": "merging",
+    "check": "loading it again and comparing",
+    "reference": "asking the model itself, to compare the files with",
+    "convert": "writing {}",
+    "quantise": "quantising to {}",
+    "prove": "running {} in llama.cpp and comparing",
+}
 
 
 def export(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run the command.
-
-    Args:
-        arguments: The words after ``oddsmith export``.
-
-    Returns:
-        What was made, with its proof, as JSON values.
-
-    Raises:
-        OddsmithError: Bad input, no room, or a result that is not what it was made from.
-    """
+    """Run ``oddsmith export``; return what was made, with its proof, as JSON values."""
     quiet_libraries()
-    resolved = resolve(arguments, {}, OPTIONS, most_positional=1)
-    options = resolved.options
-    if not resolved.positional:
-        raise ConfigError("no run is given; expected oddsmith export RUN --to merged|gguf")
+    name, options = resolve_word(arguments, OPTIONS, "run", "oddsmith export RUN --to merged|gguf")
     to = options.get("to")
     if to not in ("merged", "gguf"):
         found = "is missing" if to is None else f"is {to!r}"
         raise ConfigError(f"--to {found}; expected merged (a model folder) or gguf (files for llama.cpp)")
     if options.get("merge_into", "16bit") not in ("16bit", "dequantized"):
         raise ConfigError(f"--merge-into is {options['merge_into']!r}; expected 16bit or dequantized")
+    foreign = [option for option in GGUF_OPTIONS if option in options]
+    if foreign and to == "merged":
+        raise ConfigError(f"--{foreign[0]} is for --to gguf; leave it out")
+    if "push_to_hub" in options:
+        from ...export.publish import require_publishable
+
+        require_publishable(options["push_to_hub"])
     with _termination_as_interruption():
-        if to == "gguf":
-            from .export_gguf import export_gguf
+        document, folder = (_export_gguf if to == "gguf" else _export_merged)(name, options)
+        if "push_to_hub" in options:
+            from ...export.publish import publish
 
-            return export_gguf(resolved.positional[0], options)
-        from .export_merged import export_merged
-
-        return export_merged(resolved.positional[0], options)
+            say("uploading")
+            document["url"] = publish(folder, options["push_to_hub"])
+            print(f"uploaded to {document['url']}")
+    for command in document["next"]:
+        print(f"  next: {command}")
+    return document
 
 
 @contextmanager
 def _termination_as_interruption() -> Iterator[None]:
-    """Let a polite kill unwind like Ctrl-C, so that half-written files are removed."""
+    """Treat SIGTERM like Ctrl-C, so that half-written files are removed."""
 
     def stop(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -85,3 +100,122 @@ def _termination_as_interruption() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _export_merged(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
+    """Merge the adapter; returns the result as JSON values, and its folder."""
+    from ...export.merge import merge_adapter
+    from ...export.named_model import find_model
+
+    folder = Path(options["output"]).expanduser() if "output" in options else find_model(name).default_output("merged")
+    report = merge_adapter(
+        name,
+        folder,
+        dtype=options.get("dtype"),
+        merge_into="dequantized" if options.get("merge_into") == "dequantized" else "16bit",
+        overwrite="overwrite" in options,
+        title=options.get("push_to_hub"),
+        on_stage=_tell_merging,
+    )
+    print("\n".join(_merge_lines(report)))
+    path = shlex.quote(str(folder))
+    commands = [f"oddsmith chat {path}", f"oddsmith export {path} --to gguf --quantize q4_k_m"]
+    return {"command": "export", "to": "merged", **asdict(report), "next": commands}, folder
+
+
+def _export_gguf(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
+    """Make the files; returns the result as JSON values, and their folder."""
+    from ...export.gguf.export import export_gguf
+
+    report = export_gguf(
+        name,
+        types=options.get("quantize", "q4_k_m").split(","),
+        output=Path(options["output"]).expanduser() if "output" in options else None,
+        dtype=options.get("dtype"),
+        merge_into="dequantized" if options.get("merge_into") == "dequantized" else "16bit",
+        converter=Path(options["converter"]).expanduser() if "converter" in options else None,
+        overwrite="overwrite" in options,
+        on_stage=_tell_making_gguf,
+    )
+    print("\n".join(_gguf_lines(report)))
+    for file in report.files:
+        for warning in file.warnings:
+            say(f"warning: {warning}", style="yellow", hang=2)
+    folder = Path(report.modelfile).parent
+    commands = [
+        f"oddsmith chat {shlex.quote(report.files[0].path)}",
+        f"cd {shlex.quote(str(folder))} && ollama create {shlex.quote(report.title.lower())} -f Modelfile",
+    ]
+    return {"command": "export", "to": "gguf", **report.to_dict(), "next": commands}, folder
+
+
+def _tell_merging(stage: str, detail: Any) -> None:
+    if stage == "trained":
+        say(f"loading {detail.name} on its base in {detail.bits} bits, as it was trained")
+    elif stage == "load":
+        say(f"loading {detail.name}" + (f" on {detail.base}" if detail.base else ""))
+    elif stage == "write":
+        say(f"writing {detail}")
+    elif stage in STAGES:
+        say(STAGES[stage].format(detail))
+
+
+def _tell_making_gguf(stage: str, detail: Any) -> None:
+    if stage == "write":
+        say("writing the merged model, which the files are made from")
+    else:
+        _tell_merging(stage, detail)
+
+
+def _gguf_lines(report: GgufReport) -> list[str]:
+    lines = _merge_lines(report.merge)[1:] if report.merge else []
+    width = max(len(Path(file.path).name) for file in report.files)
+    lines += [
+        f"{Path(report.modelfile).parent}: {report.name} for llama.cpp and Ollama",
+        f"  {'':<{width}}  {'MB':>9}  {'KL a token':>10}  {'same next token':>15}  {'perplexity':>10}",
+    ]
+    for file in report.files:
+        found = file.proof.divergence
+        lines.append(
+            f"  {Path(file.path).name:<{width}}  {file.size_bytes / 1e6:>9,.1f}  {found.kl:>10.2g}"
+            f"  {found.same_top:>15.1%}  {found.perplexity_other:>10.2f}"
+        )
+    reference = report.files[0].proof.divergence
+    precision = "" if report.is_exact else "; computed in 16 bits, as float32 does not fit into memory"
+    lines.append(
+        f"  the model itself has perplexity {reference.perplexity:.2f} on the same {reference.tokens} tokens{precision}"
+    )
+    return lines
+
+
+def _merge_lines(report: MergeReport) -> list[str]:
+    """Format what a merge made, for reading."""
+    what = f"{report.name} merged into {report.base}" if report.base else f"{report.name}, trained whole"
+    lines = [
+        f"{report.folder}: {what}",
+        f"  {report.parameters / 1e6:,.1f} M parameters in {report.dtype}, {report.size_bytes / 1e6:,.1f} MB",
+    ]
+    if report.merged is not None:
+        lines.append(f"  merged in float32, before rounding: {_distance(report.merged)}")
+    lines.append(
+        f"  loaded again, against {'base + adapter' if report.base else 'the run'}: {_distance(report.written)}"
+        f" (at most {report.tolerance:.0e} is let pass for {report.dtype})"
+    )
+    if report.bits < 16:
+        lines += _about_quantisation(report)
+    return lines
+
+
+def _about_quantisation(report: MergeReport) -> list[str]:
+    """Say how far the model is from the one that was trained on a quantised base, and what else could be done."""
+    base = "the 16-bit base" if report.merge_into == "16bit" else f"the base that {report.bits} bits stand for"
+    if report.from_trained is None:
+        return [f"  trained on {report.bits} bits, merged into {base}; the difference: {report.trained_missing}"]
+    lines = [f"  trained on {report.bits} bits, merged into {base}: {_distance(report.from_trained)} from the trained"]
+    if report.merge_into == "16bit":
+        lines.append("    (--merge-into dequantized stays closer to what was trained)")
+    return lines
+
+
+def _distance(found: Divergence) -> str:
+    return f"KL {found.kl:.1e} a token, same next token {found.same_top:.1%}"

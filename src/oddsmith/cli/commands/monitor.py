@@ -1,4 +1,4 @@
-"""``oddsmith monitor``: runs in the browser, while they go on and afterwards."""
+"""``oddsmith monitor``: show runs in the browser, while they are trained and afterwards."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
+from ...system.files import in_words
 from ...system.run_folder import INCIDENTS
 from ..parsing.resolve import Option, resolve
-from ..parsing.values import number
-from ..terminal.console import say
+from ..parsing.values import whole_number
+from ..terminal.console import printable, say
 from ..terminal.outcome import JSON, TRACEBACK
 
 TOKEN_VARIABLE = "ODDSMITH_MONITOR_TOKEN"
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7861
-USAGE = "oddsmith monitor [RUNS ...] [--port 7861] [--once]"
+USAGE = "oddsmith monitor [RUNS ...] [--port 7861] [--once | --report FILE]"
 INTRO = (
     "Shows runs on a page in the browser: a verdict, curves, pairs, answers, settings. RUNS are run folders, folders of"
     " them, or what `oddsmith diagnose` reads; this folder by default. It only reads: a run does not notice it.",
@@ -31,35 +32,26 @@ OPTIONS = (
     ),
     Option("port", "value", "Port to listen on; 0 takes a free one. [7861]", "N"),
     Option("once", "switch", "Print the state of the runs in the terminal, and end."),
+    Option("report", "value", "Write the page of one run into a file that needs no server, and end.", "FILE.html"),
     JSON,
     TRACEBACK,
 )
-MOST_PATHS = 100
+MAX_PATHS = 100
 
 
 def monitor(arguments: Sequence[str]) -> dict[str, Any] | int:
-    """Run the command.
-
-    Args:
-        arguments: The words after ``oddsmith monitor``.
-
-    Returns:
-        0 once it was interrupted; with ``--once`` the runs as JSON values.
-
-    Raises:
-        ConfigError: An address that cannot be used, or one for other machines without a token.
-        DataError: A path is not there.
-        MissingExtraError: Its packages are not installed.
-    """
-    resolved = resolve(arguments, {}, OPTIONS, most_positional=MOST_PATHS)
+    """Run ``oddsmith monitor``; return 0, or what ``--once`` or ``--report`` made as JSON values."""
+    resolved = resolve(arguments, {}, OPTIONS, max_positional=MAX_PATHS)
     given = resolved.options
     paths = [Path(word) for word in resolved.positional or ["."]]
+    if "report" in given:
+        return _report(paths, Path(given["report"]).expanduser())
     if "once" in given:
         return _once(paths, as_json="json" in given)
     if "json" in given:
         raise ConfigError("--json belongs to --once; the page itself has no document")
     host = given.get("host", DEFAULT_HOST)
-    port = int(number(given["port"], "--port", int)) if "port" in given else DEFAULT_PORT
+    port = whole_number(given, "port", DEFAULT_PORT)
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port is {port}; expected 0 to 65535")
 
@@ -71,8 +63,28 @@ def monitor(arguments: Sequence[str]) -> dict[str, Any] | int:
     return 0
 
 
+def _report(paths: Sequence[Path], file: Path) -> dict[str, Any]:
+    """Write the page of the one run that the paths name into a file; one that is there is replaced."""
+    from ...monitor.report import write_report
+    from ...monitor.runs import Runs
+
+    runs = Runs(paths).all()
+    if len(runs) != 1:
+        found = ", ".join(str(run.path) for run in runs[:5]) or "none"
+        raise ConfigError(f"--report is for one run; found {found}; expected oddsmith monitor RUN --report FILE.html")
+    if file.is_dir() or not file.parent.is_dir():
+        what = "is a folder" if file.is_dir() else f"cannot be written: there is no folder {file.parent}"
+        raise ConfigError(f"{file}: {what}; expected the name of a file, such as report.html")
+    try:
+        write_report(runs[0].path, file)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({in_words(error.errno or 0)}); choose another place") from error
+    say(f"report: {file}")
+    return {"command": "monitor", "run": str(runs[0].path), "report": str(file)}
+
+
 def _once(paths: Sequence[Path], as_json: bool) -> dict[str, Any]:
-    """The state of the runs as they are now, in the terminal."""
+    """Print the state of the runs in the terminal."""
     from ...diagnose.findings import Verdict
     from ...monitor.runs import Run, Runs
     from .diagnose import sparklines
@@ -93,23 +105,21 @@ def _once(paths: Sequence[Path], as_json: bool) -> dict[str, Any]:
 
 
 def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
-    """A run in a few lines: where it is, what its curves do, what is wrong."""
-    from ..terminal.chat_answer import CONTROL
-
+    """Print a run in a few lines: how far it is, its curves, what is wrong."""
     verdict = "unreadable" if run["problem"] else run["verdict"]
     left = f", {run['seconds_left'] / 60:.0f} min left" if run["seconds_left"] is not None else ""
     lines = [f"{run['name']}: {verdict} ({run['state']}, step {run['step']} of {run['max_steps']}{left})", *curves]
-    told = [_counted(kind, count) for kind, count in run["happened"].items()]
+    facts = [_counted(kind, count) for kind, count in run["happened"].items()]
     if run["checkpoint"] is not None:
-        told.append(f"last checkpoint at step {run['checkpoint']}")
-    lines += [f"  {', '.join(told)}"] if told else []
+        facts.append(f"last checkpoint at step {run['checkpoint']}")
+    lines += [f"  {', '.join(facts)}"] if facts else []
     for finding in run["findings"]:
         if finding["verdict"] != "healthy":
             lines.append(f"  {finding['verdict']}: {finding['rule'].replace('_', ' ')}: {finding['evidence']}")
             lines += [f"    -> {finding['change']}"] if finding["change"] else []
     if run["problem"]:
         lines.append(f"  {run['problem']}")
-    print("\n".join(CONTROL.sub("", line) for line in lines), end="\n\n", flush=True)
+    print("\n".join(map(printable, lines)), end="\n\n", flush=True)
 
 
 def _counted(kind: str, count: int) -> str:
@@ -117,7 +127,7 @@ def _counted(kind: str, count: int) -> str:
 
 
 def _token(host: str) -> str | None:
-    """The token of the environment; an address that other machines reach needs one."""
+    """Read the token from the environment; an address that other machines reach needs one."""
     from ...monitor.security import MIN_TOKEN_CHARACTERS, is_loopback
 
     token = os.environ.get(TOKEN_VARIABLE) or None

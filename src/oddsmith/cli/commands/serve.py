@@ -6,9 +6,8 @@ import signal
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ...errors import ConfigError
-from ..parsing.resolve import Option, resolve
-from ..parsing.values import number
+from ..parsing.resolve import Option, resolve_word
+from ..parsing.values import whole_number
 from ..terminal.console import quiet_libraries, say
 from ..terminal.outcome import TRACEBACK
 
@@ -25,32 +24,19 @@ OPTIONS = (
 
 
 def serve(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: The words after ``oddsmith serve``.
-
-    Returns:
-        0, once it was interrupted.
-
-    Raises:
-        ConfigError: No model, or an address that cannot be used.
-        ServerError: The server did not start, or ended by itself.
-    """
+    """Run ``oddsmith serve``; return 0 when it was interrupted."""
     quiet_libraries()
-    resolved = resolve(arguments, {}, OPTIONS, most_positional=1)
-    if not resolved.positional:
-        raise ConfigError("no model is given; expected oddsmith serve MODEL")
-    port = int(number(resolved.options["port"], "--port", int)) if "port" in resolved.options else None
+    name, given = resolve_word(arguments, OPTIONS, "model", "oddsmith serve MODEL")
+    port = whole_number(given, "port", 0)
 
     from ...inference.serve.server import DEFAULT_HOST, DEFAULT_PORT, is_loopback, serving
 
-    host = resolved.options.get("host", DEFAULT_HOST)
+    host = given.get("host", DEFAULT_HOST)
     if not is_loopback(host):
         say(f"warning: {host} can be reached from other machines, and nobody is asked for a password", "yellow")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with serving(resolved.positional[0], host=host, port=port or DEFAULT_PORT, on_stage=_tell) as server:
+        with serving(name, host=host, port=port or DEFAULT_PORT, on_stage=_tell) as server:
             say(f"{server.model} is served at {server.url} (OpenAI-compatible); Ctrl-C ends it")
             server.wait()
     except KeyboardInterrupt:
@@ -63,5 +49,5 @@ def _tell(stage: str, detail: Any) -> None:
 
 
 def _interrupt(*_: Any) -> NoReturn:
-    """A polite request to end (from a service manager, a closed terminal) means what Ctrl-C means."""
+    """Handle SIGTERM, as service managers send it, like Ctrl-C."""
     raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Read a YAML file of settings strictly, remembering the line of each.
+"""Read a YAML file of settings strictly, with the line of each.
 
 PyYAML reads YAML 1.1, where ``1e-5`` is a text, ``no`` is false, ``010`` is eight and ``12:30`` is 750; the last of two
 equal keys silently wins, and tags and aliases can name Python objects or grow a small file without bound. Here scalars
@@ -15,9 +15,9 @@ import yaml
 
 from ...errors import ConfigError
 
-MOST_BYTES = 200_000
-MOST_ALIASES = 8
-MOST_DEPTH = 32
+MAX_BYTES = 200_000
+MAX_ALIASES = 8
+MAX_DEPTH = 32
 
 
 class Setting(NamedTuple):
@@ -49,16 +49,10 @@ for _kind, _pattern, _first in (
 
 
 def read_config(path: str | Path) -> dict[str, Setting]:
-    """The settings of a YAML file, by name (dashes made underscores), in the order of the file.
+    """Read the settings of a YAML file, by name (dashes made underscores), in the order of the file.
 
-    Args:
-        path: The file.
-
-    Returns:
-        Name -> value and place. Names and types are not checked against the known settings here.
-
-    Raises:
-        ConfigError: The file cannot be read, is no mapping of settings, or holds what the module's docstring refuses.
+    Raises ``ConfigError`` for a file that cannot be read, is no mapping of settings, or holds what the module's
+    docstring refuses. Names and types are not compared with the known settings here.
     """
     text = _read_text(Path(path))
     name = str(path)
@@ -83,13 +77,13 @@ def read_config(path: str | Path) -> dict[str, Setting]:
 def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
             f"{path}: {(error.strerror or str(error)).lower()}; expected a YAML file of settings"
         ) from error
-    if len(data) > MOST_BYTES:
-        raise ConfigError(f"{path}: is larger than {MOST_BYTES:,} bytes; expected a short YAML file of settings")
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path}: is larger than {MAX_BYTES:,} bytes; expected a short YAML file of settings")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -98,7 +92,7 @@ def _read_text(path: Path) -> str:
 
 
 def _check_events(text: str, name: str) -> None:
-    """Refuse tags, many aliases, deep nesting and what is no character, while nothing has been built from them yet."""
+    """Refuse tags, many aliases, deep nesting and unusable characters, before anything is built from them."""
     aliases = depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         line = _line(event)
@@ -106,17 +100,17 @@ def _check_events(text: str, name: str) -> None:
         if tag is not None:
             raise ConfigError(f"{name}:{line}: found the tag {_short_tag(tag)}; plain values need no tag, remove it")
         aliases += isinstance(event, yaml.AliasEvent)
-        if aliases > MOST_ALIASES:
+        if aliases > MAX_ALIASES:
             anchor = getattr(event, "anchor", "")
-            raise ConfigError(f"{name}:{line}: more than {MOST_ALIASES} aliases (*{anchor}); write the values out")
+            raise ConfigError(f"{name}:{line}: more than {MAX_ALIASES} aliases (*{anchor}); write the values out")
         if isinstance(event, yaml.ScalarEvent) and (found := _UNUSABLE.search(event.value)):
             raise ConfigError(f"{name}:{line}: found {found[0]!r}, which no file name can have; remove it")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        if depth > MOST_DEPTH:
-            raise ConfigError(f"{name}:{line}: nested more than {MOST_DEPTH} levels deep")
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{name}:{line}: nested more than {MAX_DEPTH} levels deep")
 
 
 def _short_tag(tag: str) -> str:
@@ -124,7 +118,7 @@ def _short_tag(tag: str) -> str:
 
 
 def _pairs(node: yaml.MappingNode, name: str, normalize: bool = False) -> dict[str, tuple[yaml.Node, int]]:
-    """Key -> (value node, line) of a mapping; a key that stands there twice is an error."""
+    """Return key -> (value node, line) of a mapping; refuse a key that is given twice."""
     found: dict[str, tuple[yaml.Node, int]] = {}
     for key_node, value_node in node.value:
         line = _line(key_node)
@@ -138,8 +132,8 @@ def _pairs(node: yaml.MappingNode, name: str, normalize: bool = False) -> dict[s
 
 
 def _value(node: yaml.Node, name: str, depth: int = 0) -> Any:
-    """The Python value of a node."""
-    if depth > MOST_DEPTH:  # an alias inside its own anchor
+    """Return the Python value of a node."""
+    if depth > MAX_DEPTH:  # an alias inside its own anchor
         raise ConfigError(f"{name}:{_line(node)}: a value contains itself")
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, name, depth + 1) for item in node.value]

@@ -1,4 +1,4 @@
-"""The help of the commands whose flags are the settings: grouped, common ones first, fitted to the terminal."""
+"""The help of the commands: flags, then settings by group, the common ones first, fitted to the terminal."""
 
 from __future__ import annotations
 
@@ -8,73 +8,73 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from .layout import GROUPS
 from .resolve import Option
 from .schema import Field
 
-WIDEST = 120
+MAX_WIDTH = 120
 FLAG_COLUMNS = 34
+COMMAND_COLUMNS = 14
 
-_METAVARS = {"int": "N", "float": "X", "str": "TEXT", "list": "A B ...", "dict": "JSON", "list[dict]": "JSON"}
+_METAVARS = {"dict": "JSON", "list[dict]": "JSON", "list": "A B ...", "str": "TEXT", "float": "X", "int": "N"}
+
+
+class _Page:
+    """Prints paragraphs and entries in two columns, wrapped to the width of the terminal."""
+
+    def __init__(self, columns: int, to_stderr: bool = False):
+        self.console = Console(highlight=False, markup=False, emoji=False, stderr=to_stderr)
+        self.width, self.columns = min(self.console.width, MAX_WIDTH), columns
+
+    def paragraph(self, text: str, style: str = "") -> None:
+        self.console.print(Text(textwrap.fill(text, self.width), style=style), soft_wrap=True)
+
+    def section(self, title: str, entries: Mapping[str, str]) -> None:
+        """Print a heading and under it ``  --beta X      Weight of the odds-ratio term ...`` for each entry."""
+        self.console.print()
+        self.console.print(Text(title, style="bold"))
+        for term, text in entries.items():
+            name, _, metavar = term.partition(" ")
+            left = Text.assemble("  ", (name, "cyan"), " ", metavar)
+            if len(left) >= self.columns:
+                self.console.print(left, soft_wrap=True)
+                left = Text()
+            left.pad_right(self.columns - len(left))
+            for line in textwrap.wrap(text, self.width - self.columns) or [""]:
+                self.console.print(left + Text(line), soft_wrap=True)
+                left = Text(" " * self.columns)
+
+
+def print_entries(
+    usage: str, intro: str, sections: Mapping[str, Mapping[str, str]], end: str, to_stderr: bool = False
+) -> None:
+    """Print the help of a group of commands; on stderr as the answer to a command line that cannot be run."""
+    page = _Page(COMMAND_COLUMNS, to_stderr)
+    page.paragraph(f"Usage: {usage}", "bold")
+    page.console.print()
+    page.paragraph(intro)
+    for title, entries in sections.items():
+        page.section(title, entries)
+    if end:
+        page.console.print()
+        page.paragraph(end)
 
 
 def print_help(
-    usage: str,
-    intro: Sequence[str],
-    options: Iterable[Option],
-    fields: Mapping[str, Field],
-    everything: bool,
+    usage: str, intro: Sequence[str], options: Iterable[Option], fields: Mapping[str, Field], everything: bool
 ) -> None:
-    """Print a command's help on stdout.
-
-    Args:
-        usage: The command line in short.
-        intro: Paragraphs.
-        options: Flags of the command itself.
-        fields: The settings that are its flags.
-        everything: List all of them; else the common ones.
-    """
-    console = Console(highlight=False, markup=False, emoji=False)
-    width = min(console.width, WIDEST)
-
-    def paragraph(text: str, style: str = "") -> None:
-        console.print(Text(textwrap.fill(text, width), style=style), soft_wrap=True)
-
-    paragraph(f"Usage: {usage}", "bold")
+    """Print the help of a command on stdout; with ``everything`` all settings of ``fields``, else the common ones."""
+    page = _Page(FLAG_COLUMNS)
+    page.paragraph(f"Usage: {usage}", "bold")
     for text in intro:
-        console.print()
-        paragraph(text)
-    console.print()
-    console.print(Text("Command", style="bold"))
-    for option in options:
-        _print_entry(console, f"{option.flag} {option.metavar}".strip(), option.help, width)
-    left_out = 0
-    for group in GROUPS:
-        members = [field for field in fields.values() if field.group == group]
-        shown = [field for field in members if field.common or everything]
-        left_out += len(members) - len(shown)
-        if shown:
-            console.print()
-            console.print(Text(group, style="bold"))
-        for field in shown:
-            _print_entry(console, _flag(field), _description(field), width)
-    if left_out:
-        console.print()
-        paragraph(f"{left_out} more settings, all of transformers' among them: --help-all")
-
-
-def _print_entry(console: Console, flag: str, text: str, width: int) -> None:
-    """``  --beta X      Weight of the odds-ratio term ...``, wrapped under itself."""
-    lines = textwrap.wrap(text, width - FLAG_COLUMNS)
-    name, _, metavar = flag.partition(" ")
-    left = Text.assemble("  ", (name, "cyan"), " ", metavar)
-    if len(left) >= FLAG_COLUMNS:
-        console.print(left, soft_wrap=True)
-        left = Text()
-    left.pad_right(FLAG_COLUMNS - len(left))
-    for line in lines or [""]:
-        console.print(left + Text(line), soft_wrap=True)
-        left = Text(" " * FLAG_COLUMNS)
+        page.console.print()
+        page.paragraph(text)
+    page.section("Command", {f"{option.flag} {option.metavar}".strip(): option.help for option in options})
+    shown = [field for field in fields.values() if field.common or everything]
+    for group in dict.fromkeys(field.group for field in shown):
+        page.section(group, {_flag(field): _description(field) for field in shown if field.group == group})
+    if len(shown) < len(fields):
+        page.console.print()
+        page.paragraph(f"{len(fields) - len(shown)} more settings, all of transformers' among them: --help-all")
 
 
 def _flag(field: Field) -> str:
@@ -82,22 +82,18 @@ def _flag(field: Field) -> str:
         return f"--no-{field.flag[2:]}" if field.default is True else field.flag
     if field.choices and len("|".join(field.choices)) <= FLAG_COLUMNS - len(field.flag) - 4:
         return f"{field.flag} {'|'.join(field.choices)}"
-    kind = next((kind for kind in ("dict", "list[dict]", "list", "str", "float", "int") if kind in field.types), "str")
-    return f"{field.flag} {_METAVARS[kind]}"
+    return f"{field.flag} {next((_METAVARS[kind] for kind in _METAVARS if kind in field.types), 'TEXT')}"
 
 
 def _description(field: Field) -> str:
-    """Help, the choices that did not fit beside the flag, and the default in brackets."""
+    """The help, the choices that did not fit beside the flag, and the default in brackets."""
     text = field.help
     if field.choices and not _flag(field).endswith("|".join(field.choices)):
-        text += (
-            f" One of {', '.join(field.choices)}."
-            if len(field.choices) < 9
-            else (f" Such as {', '.join(field.choices[:5])}, ...")
-        )
-    if field.types == ("bool",):
-        return f"{text} [on; this switches it off]" if field.default is True else text
+        few = len(field.choices) < 9
+        text += f" One of {', '.join(field.choices)}." if few else f" Such as {', '.join(field.choices[:5])}, ..."
     default = field.default
+    if field.types == ("bool",):
+        return f"{text} [on; this switches it off]" if default is True else text
     if default is None or default == "" or default == []:
         return text
     return f"{text} [{default:g}]" if isinstance(default, float) else f"{text} [{default}]"

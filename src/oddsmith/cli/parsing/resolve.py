@@ -1,4 +1,4 @@
-"""From a command line to settings: defaults, then the YAML file, then the flags, and where each value came from.
+"""Read a command line into settings: defaults, then the YAML file, then the flags, with the origin of each value.
 
     oddsmith train [CONFIG.yaml] [--any-setting value | --any-setting=value | --switch | --no-switch]
 
@@ -9,14 +9,18 @@ A flag may use dashes or underscores. A list takes several values (``--lora-targ
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import ConfigError
 from .config_file import Setting, read_config
-from .schema import Field
+from .schema import Field, flag_of
 from .values import FALSE_WORDS, TRUE_WORDS, check, from_flag
+
+if TYPE_CHECKING:
+    from ...config import ModelConfig, ORPOConfig, ScriptArguments
 
 # Names that mean a setting of another name. The value is the same.
 ALIASES = {"torch_dtype": "dtype"}
@@ -60,17 +64,17 @@ class Option:
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return flag_of(self.name)
 
 
 @dataclass
 class Resolved:
-    """The outcome of a command line.
+    """The settings and flags of a command line.
 
     Args:
-        settings: Name -> value and origin (``config.yaml:12`` or ``--beta``) of everything that was given.
+        settings: Name -> value and origin (``config.yaml:12`` or ``--beta``) of every setting that was given.
         options: Name -> text of the command's own flags; ``""`` where none was given with it.
-        positional: What stood there without a flag, other than the configuration file.
+        positional: The words without a flag, other than the configuration file.
         fields: The known settings.
     """
 
@@ -80,15 +84,15 @@ class Resolved:
     fields: Mapping[str, Field] = field(repr=False)
 
     def get(self, name: str) -> Any:
-        """The value of a setting, its default where none was given."""
+        """Return the value of a setting, its default where none was given."""
         return self.settings[name].value if name in self.settings else self.fields[name].default
 
     def of(self, owner: str) -> dict[str, Any]:
-        """The given values of one dataclass, as its keyword arguments."""
+        """Return the given values of one dataclass, as its keyword arguments."""
         return {name: given.value for name, given in self.settings.items() if self.fields[name].owner == owner}
 
     def changed(self) -> dict[str, Setting]:
-        """What was given and differs from the default, in the order of the help."""
+        """Return what was given and differs from the default, in the order of the help."""
         return {
             name: self.settings[name]
             for name, known in self.fields.items()
@@ -96,35 +100,75 @@ class Resolved:
         }
 
 
+class Settings(NamedTuple):
+    """The dataclasses of a run."""
+
+    orpo: ORPOConfig
+    model: ModelConfig
+    data: ScriptArguments
+
+
 def resolve(
-    arguments: Sequence[str], fields: Mapping[str, Field], options: Iterable[Option] = (), most_positional: int = 0
+    arguments: Sequence[str], fields: Mapping[str, Field], options: Iterable[Option] = (), max_positional: int = 0
 ) -> Resolved:
-    """Read a command line.
+    """Read a command line; every value is checked, and remembers where it was given.
 
-    Args:
-        arguments: The words after the command's name.
-        fields: The known settings.
-        options: The command's own flags.
-        most_positional: How many words without a flag it takes; 0: one, which is the configuration file.
-
-    Returns:
-        Settings and options with their origins.
-
-    Raises:
-        ConfigError: An unknown flag or setting, a value of the wrong type, a second configuration file.
+    ``max_positional`` is how many words without a flag the command takes; with 0 it takes one, the configuration file.
+    Raises ``ConfigError`` for an unknown flag or setting, a value of the wrong type, a second configuration file.
     """
     words = _Words(arguments, fields, {option.name: option for option in options})
     words.read()
-    configs = words.configs + ([] if most_positional else words.positional)
+    configs = words.configs + ([] if max_positional else words.positional)
     if len(configs) > 1:
         raise ConfigError(f"found {' and '.join(configs)}; expected one configuration file, and flags after it")
-    if most_positional and len(words.positional) > most_positional:
+    if max_positional and len(words.positional) > max_positional:
         example = "--dataset-name" if fields else next(iter(words.options_known.values())).flag
-        raise ConfigError(f"found {words.positional[most_positional]!r}; expected a flag such as {example} there")
+        raise ConfigError(f"found {words.positional[max_positional]!r}; expected a flag such as {example} there")
     settings = _read_file(configs[0], fields, words.options_known) if configs else {}
     settings.update(words.settings)
     _require_typed(settings)
-    return Resolved(settings, words.options, words.positional if most_positional else [], fields)
+    return Resolved(settings, words.options, words.positional if max_positional else [], fields)
+
+
+def resolve_word(
+    arguments: Sequence[str], options: Iterable[Option], what: str, usage: str
+) -> tuple[str, dict[str, str]]:
+    """Read the command line of a command that takes one word and no settings; return the word and the flags.
+
+    ``what`` the word names (``"model"``) and the ``usage`` of the command are for the message if it is missing.
+    """
+    resolved = resolve(arguments, {}, options, max_positional=1)
+    if not resolved.positional:
+        raise ConfigError(f"no {what} is given; expected {usage}")
+    return resolved.positional[0], resolved.options
+
+
+def build(resolved: Resolved) -> Settings:
+    """Make the dataclasses, which check ranges and contradictions; an error ends with where the values were given."""
+    from ...config import ModelConfig, ORPOConfig, ScriptArguments
+
+    try:
+        settings = Settings(
+            ORPOConfig(**resolved.of("ORPOConfig")),
+            ModelConfig(**resolved.of("ModelConfig")),
+            ScriptArguments(**resolved.of("ScriptArguments")),
+        )
+        if settings.data.dataset_streaming and settings.orpo.max_steps <= 0:
+            raise ConfigError(
+                "dataset_streaming does not know how many rows there are; set max_steps, the run's length"
+            )
+        return settings
+    except ConfigError as error:
+        raise ConfigError(_with_origin(str(error), resolved)) from error
+    except (ValueError, TypeError, ArithmeticError, ImportError, OSError) as error:  # transformers' own checks
+        raise ConfigError(_with_origin(" ".join(str(error).split()) or type(error).__name__, resolved)) from error
+
+
+def _with_origin(message: str, resolved: Resolved) -> str:
+    """Add the origins of the settings that a message names."""
+    words = dict.fromkeys(re.findall(r"\w+", message))
+    places = [f"{word}: {resolved.settings[word].where}" for word in words if word in resolved.settings]
+    return f"{message} ({', '.join(places)})" if places else message
 
 
 class _Words:
@@ -170,7 +214,7 @@ class _Words:
             raise ConfigError(f"unknown flag {flag}; {_suggestion(name, candidates, dashes=True)}")
 
     def _values(self, known: Field, flag: str) -> list[str]:
-        """The words that belong to a setting's flag."""
+        """Take the words that belong to a setting's flag."""
         if "bool" in known.types:
             following = self._peek()
             takes = following is not None and (
@@ -197,7 +241,7 @@ class _Words:
         return self._one_value(flag)
 
     def _peek(self) -> str | None:
-        """The next word if it is no flag."""
+        """Return the next word if it is no flag."""
         word = self.arguments[self.position] if self.position < len(self.arguments) else None
         return None if word is not None and word.startswith("--") else word
 
@@ -214,7 +258,7 @@ def _is_config(word: str) -> bool:
 
 
 def _read_file(path: str, fields: Mapping[str, Field], options: Mapping[str, Option]) -> dict[str, Setting]:
-    """The settings of a configuration file, each checked against what it may be."""
+    """Read a configuration file, and check each value."""
     settings: dict[str, Setting] = {}
     for key, given in read_config(path).items():
         name = ALIASES.get(key, key)
@@ -229,7 +273,7 @@ def _read_file(path: str, fields: Mapping[str, Field], options: Mapping[str, Opt
 
 
 def _require_typed(settings: Mapping[str, Setting]) -> None:
-    """Refuse a file that allows a model to run code: what a stranger sends must not decide that."""
+    """Refuse a file that allows a model to run code: only the user at the keyboard may."""
     given = settings.get(TYPED_ONLY)
     if given is not None and given.value and not given.where.startswith("--"):
         raise ConfigError(
@@ -244,14 +288,14 @@ def _require_typed(settings: Mapping[str, Setting]) -> None:
 
 
 def _keys_inside(value: Any) -> set[str]:
-    """The keys of nested mappings and lists."""
+    """Return the keys of nested mappings and lists."""
     if isinstance(value, dict):
         return {str(key).replace("-", "_") for key in value}.union(*map(_keys_inside, value.values()))
     return set().union(*map(_keys_inside, value)) if isinstance(value, list) else set()
 
 
 def _suggestion(name: str, candidates: Iterable[str], dashes: bool = False) -> str:
-    """A helpful end of the sentence "unknown ...;"."""
+    """Return the end of the sentence "unknown ...;": what was probably meant."""
     candidates = list(candidates)
     has_settings = "model_name_or_path" in candidates  # a command's own few flags are all of them otherwise
     hint = HINTS.get(name) if has_settings else None

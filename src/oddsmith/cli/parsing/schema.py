@@ -1,8 +1,8 @@
-"""The settings as data: every field of the three dataclasses, readable without importing torch.
+"""Describe every setting as data: name, type, default, help; readable without importing torch.
 
 ``schema.json`` is generated (``python -m oddsmith.cli.parsing.schema``) and checked in; a test holds it to the
-dataclasses. It describes the fields for one version of transformers. Under another version a run reads the dataclasses
-themselves, so that a setting which that version has, or lacks, is known; the help then still shows the file.
+dataclasses and to ``config/catalogue.py``. It describes the fields for one version of transformers. With another
+version a run reads the dataclasses instead, as that version may have other settings; the help still shows the file.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .layout import GROUPS, PREFIXES, WORDS
+from ...config.catalogue import COMMON, GROUPS, OTHER, SETTINGS
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 
-# An object of accelerate, which neither YAML nor a flag can express.
+# An object of accelerate, which neither YAML nor a flag can hold.
 NOT_SETTABLE = frozenset({"parallelism_config"})
-# Where a text is the path of a JSON file. In every other mapping a text would be a mistake.
+# Mappings that may also be given as the path of a JSON file.
 PATH_OR_MAPPING = frozenset({"accelerator_config", "deepspeed", "fsdp_config"})
 
 _SIMPLE = {bool: "bool", int: "int", float: "float", str: "str", dict: "dict"}
@@ -56,17 +56,22 @@ class Field:
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return flag_of(self.name)
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a setting or option, with dashes."""
+    return "--" + name.replace("_", "-")
 
 
 def load_fields() -> dict[str, Field]:
-    """The settings of the checked-in file, for the help."""
+    """Read the checked-in file, for the help."""
     entries = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))["fields"]
     return {e["name"]: Field(**{**e, "types": tuple(e["types"]), "choices": tuple(e["choices"])}) for e in entries}
 
 
 def fields_for_run() -> dict[str, Field]:
-    """The settings of the installed transformers; the file where its version is the one the file was made with."""
+    """Return the settings of the installed transformers; from the file where it describes this version."""
     made_with = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))["transformers"]
     return load_fields() if made_with == version("transformers") else describe()
 
@@ -75,56 +80,42 @@ def describe() -> dict[str, Field]:
     """Read the settings from the dataclasses. Imports torch."""
     from ...config import ModelConfig, ORPOConfig, ScriptArguments
 
-    places = _places()
     found: dict[str, Field] = {}
     for owner in (ORPOConfig, ModelConfig, ScriptArguments):
         hints = get_type_hints(owner)
         for field in dataclasses.fields(owner):
             if field.name not in NOT_SETTABLE:
-                found[field.name] = _field(owner, field, hints[field.name], places)
-    order = list(places)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in places else len(order)))
+                found[field.name] = _field(owner, field, hints[field.name])
+    order = list(SETTINGS)
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in SETTINGS else len(order)))
 
 
-def _places() -> dict[str, tuple[str, bool]]:
-    """Name -> (group, common) of the settings that the layout names, in its order."""
-    return {
-        name: (group, common)
-        for group, parts in GROUPS.items()
-        for names, common in zip(parts, (True, False), strict=True)
-        for name in names
-    }
-
-
-def _field(owner: type, field: dataclasses.Field, hint: Any, places: dict[str, tuple[str, bool]]) -> Field:
-    prefixed = next((group for prefix, group in PREFIXES.items() if field.name.startswith(prefix)), "Other")
-    group, common = places.get(field.name, (prefixed, False))
+def _field(owner: type, field: dataclasses.Field, hint: Any) -> Field:
+    facts = SETTINGS.get(field.name)
     kinds, nullable, choices = _read_type(hint)
     if field.metadata.get("const") is True:  # `--fsdp` alone, as well as `--fsdp full_shard`
         kinds.add("bool")
     if "dict" in kinds and field.name not in PATH_OR_MAPPING:
         kinds.discard("str")
-    described = field.metadata.get("help", "")
     default = field.default_factory() if callable(field.default_factory) else field.default
     return Field(
         name=field.name,
         owner=owner.__name__,
-        group=group,
-        common=common,
+        group=GROUPS.get(field.name, OTHER),
+        common=facts is not None and COMMON in facts.traits,
         types=tuple(sorted(kinds)),
         nullable=nullable,
         default=default.value if isinstance(default, Enum) else default,
-        help=WORDS.get(field.name)
-        or (described if field.name in vars(owner)["__annotations__"] else _first_sentence(described)),
+        help=(facts.help if facts else "") or _first_sentence(field.metadata.get("help", "")),
         choices=tuple(field.metadata.get("choices") or choices),
     )
 
 
 def _read_type(hint: Any) -> tuple[set[str], bool, list[str]]:
-    """Kinds of value that a type annotation allows, whether None is one, and the texts it is limited to."""
+    """Return the kinds of value that a type annotation allows, whether None is allowed, and the allowed texts."""
     kinds: set[str] = set()
     nullable, choices = False, []
-    for part in _union_members(hint):
+    for part in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
         if part is type(None):
             nullable = True
         elif get_origin(part) is Literal:
@@ -144,10 +135,6 @@ def _read_type(hint: Any) -> tuple[set[str], bool, list[str]]:
     return kinds, nullable, choices
 
 
-def _union_members(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
 def _first_sentence(text: str) -> str:
     sentence = " ".join(text.replace("`", "").split()).split(". ")[0].split(" (e.g.")[0].strip()
     return sentence if not sentence or sentence.endswith(".") else sentence + "."
@@ -159,7 +146,7 @@ def main() -> None:
 
 
 def as_json(fields: dict[str, Field], transformers_version: str) -> str:
-    """The file's text: one setting a line, so that a change of one is a change of one line."""
+    """Format the file: one setting a line, so that a change of one is a change of one line."""
     lines = ",\n".join(json.dumps(dataclasses.asdict(field), ensure_ascii=False) for field in fields.values())
     return f'{{"transformers": "{transformers_version}", "fields": [\n{lines}\n]}}\n'
 

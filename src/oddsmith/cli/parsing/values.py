@@ -1,7 +1,7 @@
-"""One value of one setting: read from the texts of a flag, or checked as YAML gave it.
+"""Read one value: of a setting, from the words of a flag or from YAML; a number or a duration of a command's own flag.
 
-No conversion guesses. A number for a text, a fraction for a whole number, NaN, or a text outside the choices is an
-error that says where the value stands, what was found and what was expected.
+No conversion guesses. A number for a text, a fraction for a whole number, NaN, or a text that is not one of the choices
+is an error that says where the value is, what was found and what was expected.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import difflib
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ...errors import ConfigError
 from ...system.strict_json import read_json
-from .schema import Field
+from .schema import Field, flag_of
 
 TRUE_WORDS = frozenset({"true", "yes", "on", "1"})
 FALSE_WORDS = frozenset({"false", "no", "off", "0"})
@@ -29,47 +30,32 @@ _EXPECTED = {
     "dict": "a mapping",
     "list[dict]": "a list of mappings",
 }
-MOST_WHOLE = 10**18  # what a configuration file takes for a whole number, and more than any setting means
-MOST_NAMED = 12  # choices that a message names
+MAX_INTEGER = 10**18  # the largest whole number that a configuration file may hold, and more than any setting means
+MAX_CHOICES_NAMED = 12
 _PLAIN_WORD = re.compile(r"[\w.\-]+")
+
+_UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE)
+_DAYS_AND_CLOCK = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")  # Slurm's days-hours[:minutes[:seconds]]
+_CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+)")  # [hours:]minutes:seconds
+_SECONDS = (86400, 3600, 60, 1)
 
 
 def from_flag(field: Field, texts: list[str], where: str) -> Any:
-    """The value that the texts after a flag spell.
+    """Read the value of a setting from the words after its flag: none for a switch, several for a list.
 
-    Args:
-        field: The setting.
-        texts: What follows the flag: nothing for a switch, several texts for a list.
-        where: The flag as it was typed, for the message.
-
-    Returns:
-        A value of one of the types of ``field``.
-
-    Raises:
-        ConfigError: The texts spell no such value.
+    ``where`` is the flag as it was typed, for the message.
     """
     if not texts:
         return True
     if len(texts) == 1:
-        parsed = _parse(field, texts[0])
-        return check(field, parsed, where, typed=texts[0])
+        return check(field, _parse(field, texts[0]), where, typed=texts[0])
     return check(field, [part for text in texts for part in _split(text)], where)
 
 
 def check(field: Field, value: Any, where: str, typed: str | None = None) -> Any:
-    """The value itself if the setting takes it; a lone text for a list becomes a list of one.
+    """Check that a setting takes a value, and return what to set; a single text for a list becomes a list of one.
 
-    Args:
-        field: The setting.
-        value: What YAML or :func:`from_flag` made of it.
-        where: File and line, or the flag, for the message.
-        typed: The text it was read from, if it was a text.
-
-    Returns:
-        The value to set.
-
-    Raises:
-        ConfigError: The setting does not take it.
+    ``where`` is the file and line, or the flag, for the message; ``typed`` is the text that the value was read from.
     """
     accepted, result = _accept(field, value)
     if accepted and not (field.choices and isinstance(result, str) and result not in field.choices):
@@ -83,18 +69,10 @@ def check(field: Field, value: Any, where: str, typed: str | None = None) -> Any
 
 
 def expected(field: Field, near: str = "") -> str:
-    """What a setting takes, in words.
-
-    Args:
-        field: The setting.
-        near: What was given; of many choices those like it are named.
-
-    Returns:
-        The words.
-    """
+    """Say what a setting takes; where it has many choices, only those that are like ``near``."""
     if field.choices:
         words = [repr(choice) for choice in field.choices]
-        if len(words) > MOST_NAMED:
+        if len(words) > MAX_CHOICES_NAMED:
             alike = difflib.get_close_matches(near, field.choices, n=3, cutoff=0.5) or field.choices[:3]
             words = [*map(repr, alike), f"another of {len(words)} (`oddsmith train --help-all` names all)"]
         text = " or ".join(words) if len(words) < 3 else "one of " + ", ".join(words)
@@ -103,7 +81,7 @@ def expected(field: Field, near: str = "") -> str:
 
 
 def _parse(field: Field, text: str) -> Any:
-    """A text in the first of the types that can read it; the text itself where none can."""
+    """Read a text as the first of the setting's types that it fits; return the text itself if it fits none."""
     lowered = text.lower()
     if field.nullable and lowered in NULL_WORDS and text not in field.choices:
         return None
@@ -126,13 +104,13 @@ def _parse(field: Field, text: str) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """``a,b`` as its parts; anything that looks like a pattern stays whole."""
+    """Split ``a,b`` into its parts; leave anything that looks like a pattern as it is."""
     parts = [part.strip() for part in text.split(",")]
     return parts if all(_PLAIN_WORD.fullmatch(part) for part in parts) else [text]
 
 
 def _accept(field: Field, value: Any) -> tuple[bool, Any]:
-    """Whether a setting takes a value, and as what."""
+    """Return whether a setting takes a value, and the value to set."""
     if value is None:
         return field.nullable, None
     if isinstance(value, bool):
@@ -151,7 +129,7 @@ def _accept(field: Field, value: Any) -> tuple[bool, Any]:
 
 
 def _accept_number(field: Field, value: int | float) -> tuple[bool, int | float]:
-    if isinstance(value, int) and abs(value) < MOST_WHOLE:
+    if isinstance(value, int) and abs(value) < MAX_INTEGER:
         return bool({"int", "float"} & set(field.types)), value
     try:
         return "float" in field.types and not math.isnan(value), float(value)
@@ -168,7 +146,7 @@ def _accept_text(field: Field, text: str) -> tuple[bool, Any]:
 
 
 def _found(value: Any) -> str:
-    """A value as a message shows it, with its kind where that is what is wrong."""
+    """Describe a value for a message, with its kind where the kind is what is wrong."""
     if value is None:
         return "empty (null)"
     if isinstance(value, bool):
@@ -183,20 +161,33 @@ def _found(value: Any) -> str:
 
 
 def number(text: str, where: str, kind: type[int] | type[float]) -> int | float:
-    """A number that was typed in.
-
-    Args:
-        text: As it was typed.
-        where: Flag or command, for the message.
-        kind: Which numbers are meant.
-
-    Returns:
-        The number.
-
-    Raises:
-        ConfigError: It is none.
-    """
+    """Read a number that was typed; ``where`` is the flag or command, for the message."""
     try:
         return kind(text)
     except ValueError:
         raise ConfigError(f"{where} is {text!r}; expected a {'whole ' if kind is int else ''}number") from None
+
+
+def whole_number(given: Mapping[str, str], name: str, default: int, least: int | None = None) -> int:
+    """Read the whole number after a command's own flag; ``least`` is the smallest that it takes."""
+    value = int(number(given[name], flag_of(name), int)) if name in given else default
+    if least is not None and value < least:
+        raise ConfigError(f"{flag_of(name)} is {value}; expected {least} or more")
+    return value
+
+
+def seconds_of(text: str, where: str) -> float:
+    """Read a duration: ``3h50m``, ``1d``, ``45m``, ``90s``, ``90`` (seconds), ``30:00``, ``3:50:00`` or ``1-02:00:00``.
+
+    ``where`` is the flag, for the message.
+    """
+    stripped = text.strip()
+    clock = _CLOCK.fullmatch(stripped)
+    found = ("0", *clock.groups()) if clock else ()
+    if not found:
+        match = _DAYS_AND_CLOCK.fullmatch(stripped) or _UNITS.fullmatch(stripped)
+        found = match.groups() if match and len(stripped) < 100 else ()
+    seconds = sum(float(number or 0) * unit for number, unit in zip(found, _SECONDS, strict=False))
+    if seconds <= 0:
+        raise ConfigError(f"{where} is {text[:40]!r}; expected a time such as 3h50m, 45m, 90s, 3:50:00 or 1-02:00:00")
+    return seconds

@@ -1,9 +1,10 @@
-"""What the command says: plain sentences on stderr, results on stdout; one voice of however many processes."""
+"""Print messages on stderr, from one of the processes of a run alone; results go to stdout with ``print``."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import textwrap
 import warnings
@@ -16,29 +17,37 @@ from rich.text import Text
 
 from ...model.loading.quiet import hush_dependencies
 
+# Characters that could move the cursor or worse, if a model or a file has them and they reach a terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Remove the characters that steer a terminal."""
+    return _CONTROL.sub("", text)
+
 
 @cache
 def stderr_console() -> Console:
-    """The console of all talk. One for the process, so that lines printed beside a live line do not tear it."""
+    """Return the console for all messages: one for the process, so that they do not break up a live line."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def is_live() -> bool:
-    """Whether stderr is a terminal that can redraw a line."""
+    """Return whether stderr is a terminal that can redraw a line."""
     console = stderr_console()
     return console.is_terminal and not console.is_dumb_terminal
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks: the first of a distributed run, or the only one."""
+    """Return whether this process prints: the first of a distributed run, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str = "", style: str = "", hang: int = 0) -> None:
-    """Print on stderr; the other processes of a run stay silent.
+    """Print on stderr, from the main process only.
 
     Args:
-        text: One line or several. A terminal gets them wrapped, a file as they are.
+        text: One line or several. They are wrapped on a terminal, but not in a file.
         style: Style of rich, e.g. ``"bold"``.
         hang: Columns that the rest of a wrapped line is indented by.
     """
@@ -52,13 +61,13 @@ def say(text: str = "", style: str = "", hang: int = 0) -> None:
 
 
 def say_error(text: str, label: str = "error", style: str = "bold red") -> None:
-    """Print an error on stderr; every process may."""
+    """Print an error on stderr, from any process."""
     stderr_console().print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=not is_live())
 
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Show on a terminal what is being done; elsewhere stay silent."""
+    """Show a spinner on a terminal while the block runs; print nothing elsewhere."""
     if is_live() and is_main_process():
         with stderr_console().status(what, spinner="dots"):
             yield
@@ -67,7 +76,7 @@ def working(what: str) -> Iterator[None]:
 
 
 class _Warnings(logging.Handler):
-    """What our own modules warn of, said as everything else is; else it would tear a line that is drawn just then."""
+    """Prints the warnings of our own modules like other messages, so that they do not break up a live line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.funcName == "choose_path":  # the banner has a line for it
@@ -79,13 +88,13 @@ _WARNINGS = _Warnings(logging.WARNING)
 
 
 def quiet_libraries() -> None:
-    """Let the libraries speak only of errors, and draw no bars where nobody watches them. We say our own warnings.
+    """Keep back the libraries' warnings, and their progress bars where there is no terminal; print our own warnings.
 
-    To be called before they are imported: some speak at their import.
+    Call it before the libraries are imported: some print at their import.
     """
     hush_dependencies()
     logging.getLogger(__package__.partition(".")[0]).addHandler(_WARNINGS)
-    if not sys.warnoptions:  # what libraries tell each other about their next versions
+    if not sys.warnoptions:  # about their next versions, for other libraries
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""How ``oddsmith data check`` shows what it found: a table, an example with its loss mask, the surprising pairs."""
+"""Print the findings of ``oddsmith data check``: a table, an example with its loss mask, the surprising pairs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from ...model.preference import Preference
 
 STYLES = {"pass": "green", "warn": "bold yellow", "fail": "bold red"}
-WIDEST = 120
+MAX_WIDTH = 120
 INDENT = " " * 8
 SHOWN_CHARACTERS = 700  # of each part of the example, half of them from its end
 SHOWN_SURPRISES = 20
-LEARNED = ("[", "]")  # around what is learned, where there are no colours
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127, *range(0x80, 0xA0))}
 SIDE_STYLES = {"chosen": "green", "rejected": "red"}
 
@@ -74,13 +73,14 @@ def print_preference(model: str, found: Preference) -> None:
         _line(console, Text(f"  row {pair.row}  log-odds {pair.log_odds:+.2f}", style="bold"))
         for part in ("prompt", "chosen", "rejected"):
             text = " ".join(_visible(getattr(pair, part)).split())
-            width = min(console.width, WIDEST) - 14
+            width = min(console.width, MAX_WIDTH) - 14
             shown = textwrap.shorten(text, width, placeholder=" ...") if " " in text else text[:width]
             _line(console, Text.assemble(f"    {part:<9} ", (shown, SIDE_STYLES.get(part, "dim"))))
 
 
 def _print_finding(console: Console, finding: Finding) -> None:
-    share = f" {finding.count:,} ({_percent(finding.share)})" if finding.count else ""
+    percent = f"{finding.share:.1%}" if finding.share >= 0.0005 else "below 0.1%"
+    share = f" {finding.count:,} ({percent})" if finding.count else ""
     head = Text.assemble((f"  {finding.verdict:<6}", STYLES[finding.verdict]), f"{finding.check:<38}{share}".rstrip())
     _line(console, head)
     if finding.found and (finding.verdict != "pass" or not finding.count):
@@ -94,10 +94,6 @@ def _print_finding(console: Console, finding: Finding) -> None:
     _paragraph(console, f"-> {finding.fix}")
 
 
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.0005 else "below 0.1%"
-
-
 def _print_skipped(console: Console, skipped: dict[str, str]) -> None:
     for flag in dict.fromkeys(skipped.values()):
         checks = [check for check, needed in skipped.items() if needed == flag]
@@ -107,7 +103,7 @@ def _print_skipped(console: Console, skipped: dict[str, str]) -> None:
 def _print_block(console: Console, name: str, parts: Iterable[Text]) -> None:
     _line(console, Text(f"  {name}", style="bold"))
     for line in Text.assemble(*parts).split("\n", allow_blank=True):
-        wrapped = line.wrap(console, max(20, min(console.width, WIDEST) - 4)) if line.plain else [line]
+        wrapped = line.wrap(console, max(20, min(console.width, MAX_WIDTH) - 4)) if line.plain else [line]
         for piece in wrapped:
             _line(console, Text("    ") + piece)
 
@@ -117,7 +113,7 @@ def _marked(console: Console, side: str, segments: Iterable[Segment], *, is_mask
     for segment in segments:
         text = _shortened(segment.text)
         if segment.is_learned and is_masked and not _has_colours(console):
-            text = LEARNED[0] + text + LEARNED[1]
+            text = f"[{text}]"
         parts.append(Text(text, style=SIDE_STYLES[side] if segment.is_learned else "dim"))
     return parts
 
@@ -131,12 +127,12 @@ def _shortened(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """The text with what would steer a terminal written out: data may hold anything."""
+    """Write out the characters that would steer a terminal."""
     return text.translate(CONTROL)
 
 
 def _paragraph(console: Console, text: str, indent: str = INDENT, style: str = "") -> None:
-    width = min(console.width, WIDEST)
+    width = min(console.width, MAX_WIDTH)
     _line(
         console,
         Text(textwrap.fill(_visible(text), width, initial_indent=indent, subsequent_indent=indent), style=style),

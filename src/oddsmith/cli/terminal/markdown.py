@@ -63,14 +63,7 @@ class MarkdownStream:
 
 
 def split_finished(text: str) -> tuple[str, str]:
-    """Split Markdown where nothing that follows can change how the first part looks.
-
-    Args:
-        text: Markdown that may go on.
-
-    Returns:
-        The finished blocks (empty if there are none) and the rest.
-    """
+    """Split Markdown where nothing that follows can change how the first part looks; return both parts."""
     lines = text.split("\n")
     in_fence, cut = False, 0
     for number, line in enumerate(lines[:-1]):

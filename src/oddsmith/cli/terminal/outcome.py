@@ -1,6 +1,6 @@
-"""From what happened to what the shell gets: an exit code, one or two lines on stderr, one JSON document on stdout.
+"""Turn the result or error of a command into an exit code, a line or two on stderr, and a JSON document on stdout.
 
-0 done | 1 failed while running | 2 bad usage or bad input | 3 a gate said no | 75 interrupted, can be resumed |
+0 done | 1 failed while running | 2 bad usage or bad input | 3 a check failed | 75 interrupted, can be resumed |
 130 interrupted twice
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -21,21 +21,16 @@ from ...system.signals import ENDED_AT_ONCE, NothingTrained
 from ..parsing.resolve import Option
 from .console import is_main_process, say_error
 
-# What torch raises in a process of a distributed run whose peer is gone; gloo raises a mere RuntimeError.
+# What torch raises in a distributed run when another process is gone; gloo only raises a RuntimeError.
 LOST_PEER = ("DistBackendError", "DistNetworkError")
 
-# Flags that every command has; they are read here and in `run`, before anything can go wrong.
+# Flags of every command; `run` looks for them itself, so that they also work where the command line is wrong.
 JSON = Option("json", "switch", "Print the result as one JSON document on stdout, and nothing else there.")
 TRACEBACK = Option("traceback", "switch", "Show where in the code an error came from.")
 
 
 class Judged(NamedTuple):
-    """The result of a command that judges something, and the exit code that says how.
-
-    Args:
-        document: The result as JSON values.
-        exit_code: 0, or 3 where the answer is no.
-    """
+    """The result of a command that judges something, and its exit code: 0, or 3 where the answer is no."""
 
     document: dict[str, Any]
     exit_code: int
@@ -45,20 +40,15 @@ Command = Callable[[Sequence[str]], "dict[str, Any] | Judged | int"]
 
 
 def run(command: Command, arguments: Sequence[str]) -> int:
-    """Run a command to its exit code.
+    """Run a command on the words after its name, and return its exit code.
 
-    Args:
-        command: Takes the words after its name; returns its result, its judgement, or the exit code of processes that
-            it started.
-        arguments: Those words.
-
-    Returns:
-        The exit code. Errors that nobody foresaw are not caught: they end in :func:`_say_unforeseen`.
+    Unforeseen errors are not caught: they end in :func:`_say_unforeseen`.
     """
     as_json, with_traceback = JSON.flag in arguments, TRACEBACK.flag in arguments
     sys.excepthook = _trace_unforeseen if with_traceback else _say_unforeseen
     try:
-        with _stdout_for_json(as_json), clear_memory_errors(ANY_CURE):
+        # While a JSON document is to be printed on stdout, what libraries print goes to stderr.
+        with redirect_stdout(sys.stderr) if as_json else nullcontext(), clear_memory_errors(ANY_CURE):
             result = command(arguments)
     except (OddsmithError, NothingTrained, KeyboardInterrupt) as error:
         if with_traceback:
@@ -73,7 +63,7 @@ def run(command: Command, arguments: Sequence[str]) -> int:
 
 
 def _say_how_it_ended(error: OddsmithError | NothingTrained | KeyboardInterrupt, as_json: bool) -> int:
-    """Say why a command ended; returns its exit code."""
+    """Print why a command ended; return its exit code."""
     kind = type(error).__name__
     if isinstance(error, OddsmithError):
         text, exit_code = str(error), error.exit_code
@@ -90,16 +80,6 @@ def _say_how_it_ended(error: OddsmithError | NothingTrained | KeyboardInterrupt,
     return exit_code
 
 
-@contextmanager
-def _stdout_for_json(as_json: bool) -> Iterator[None]:
-    """Send what libraries print on stdout to stderr while a JSON document is owed there."""
-    if not as_json:
-        yield
-        return
-    with redirect_stdout(sys.stderr):
-        yield
-
-
 def _print_json(document: dict[str, Any]) -> None:
     from ...system.strict_json import strict
 
@@ -107,7 +87,7 @@ def _print_json(document: dict[str, Any]) -> None:
 
 
 def _trace(error: BaseException) -> None:
-    """The traceback of an error; what its frames and causes quote may hold a secret."""
+    """Print the traceback of an error, with secrets masked: frames and causes may quote one."""
     print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
@@ -116,7 +96,7 @@ def _trace_unforeseen(kind: type[BaseException], error: BaseException, trace: Tr
 
 
 def _say_unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """One line instead of a traceback, for errors that should not have happened."""
+    """Print one line instead of a traceback, for errors that should not have happened."""
     first_line = next(iter(str(error).strip().splitlines()), "")
     if kind.__name__ in LOST_PEER or ("gloo" in first_line and "peer" in first_line):
         say_error("another process of this run is gone; it, or whoever started it, says why")

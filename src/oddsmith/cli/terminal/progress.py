@@ -1,4 +1,4 @@
-"""How far a run is: one live line on a terminal, one plain line a log elsewhere.
+"""Show how far a run is: one live line on a terminal, one plain line for each log elsewhere.
 
 120/1500  8%  loss 2.314  nll 2.201  or 0.712  accuracy 55%  margin 0.012  1,234 tokens/s  3:20 left
 """
@@ -6,31 +6,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from datetime import timedelta
 from typing import Any
 
 from rich.console import Console, ConsoleOptions
 from rich.live import Live
 from rich.text import Text
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
+from ...metrics import Metric, Place, shown_in
 from .console import is_live, is_main_process, say, stderr_console
 
 REFRESH_PER_SECOND = 4
 
-# Log key -> (name in the line, format), in the order of the line.
-FIGURES = {
-    "loss": ("loss", "{:.3f}"),
-    "nll_loss": ("nll", "{:.3f}"),
-    "or_loss": ("or", "{:.3f}"),
-    "rewards/accuracies": ("accuracy", "{:.0%}"),
-    "rewards/margins": ("margin", "{:.3g}"),
-    "tokens_per_second": ("", "{:,.0f} tokens/s"),
-}
-MEASURED = tuple(key for key in FIGURES if key != "tokens_per_second")  # of the model rather than of the machine
-# What goes first where a terminal is too narrow for all.
-DROP_FIRST = ("tokens_per_second", "or_loss", "nll_loss", "rewards/margins", "percent", "rewards/accuracies")
+PROGRESS_METRICS = shown_in(Place.PROGRESS)
+SPEED = "tokens_per_second"  # says something of the machine, not of the model: only the live line has it
+MODEL_METRICS = [metric for metric in PROGRESS_METRICS if metric.name != SPEED]
+# What a narrow terminal leaves out, in this order; "8%" goes between metrics, see Metric.drop.
+_DROPS = {metric.name: metric.drop for metric in PROGRESS_METRICS if metric.drop} | {"percent": 5}
+DROP_ORDER = sorted(_DROPS, key=_DROPS.__getitem__)
 
 
 class ProgressLine:
@@ -44,26 +39,27 @@ class ProgressLine:
         self._paused_s = 0.0
 
     def parts(self) -> dict[str, str]:
-        """Everything there is to say, by key, in the order of the line."""
+        """Return all parts of the line, by key, in their order."""
         found = {"step": f"{self.step}/{self.steps}", "percent": f"{self.step / self.steps:.0%}"} if self.steps else {}
         if self.doing:
             return found | {"doing": self.doing}
-        found |= figures(self.logs, names=FIGURES)
+        found |= figures(self.logs, metrics=PROGRESS_METRICS)
         remaining = self.remaining_s()
         return found | ({"left": f"{clock(remaining)} left"} if remaining is not None else {})
 
     def text(self, width: int | None = None) -> str:
-        """The line, at most ``width`` characters wide if that is possible."""
+        """Return the line, at most ``width`` characters wide if that is possible."""
         found = self.parts()
-        for key in (None, *DROP_FIRST):
-            found.pop(key or "", None)
-            line = "  ".join(found.values())
+        line = "  ".join(found.values())
+        for key in DROP_ORDER:
             if width is None or len(line) <= width:
                 break
+            found.pop(key, None)
+            line = "  ".join(found.values())
         return line
 
     def remaining_s(self) -> float | None:
-        """Seconds until the last step at the pace so far; ``None`` before the first step."""
+        """Return the seconds until the last step at the pace so far; ``None`` before the first step."""
         done = self.step - self.first_step
         if not done or not self.steps:
             return None
@@ -78,10 +74,9 @@ class ProgressLine:
 
 
 class ShowProgress(TrainerCallback):
-    """Shows a run while it is entered and a callback of its trainer. Only the main process shows anything.
+    """Shows a run, as a context manager and a callback of its trainer. Only the main process shows anything.
 
-    Args:
-        before: Called when training begins, before the first line is drawn.
+    ``before`` is called when training begins, before the first line is drawn.
     """
 
     def __init__(self, before: Callable[[TrainerState], object] = lambda state: None) -> None:
@@ -98,34 +93,23 @@ class ShowProgress(TrainerCallback):
     def __exit__(self, *exception: object) -> None:
         self._end_live()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._before(state)
         self._training, self.line = True, ProgressLine(state.max_steps, state.global_step)
         self._start_live()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._end_evaluation()
         self.line.step = state.global_step
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
         self.line.logs = logs
         if self._live is None:
             say("step " + self.line.text())
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._start_live()
         self._evaluating_since = self._evaluating_since or time.monotonic()
         self._batches += 1
@@ -133,23 +117,14 @@ class ShowProgress(TrainerCallback):
         total = f" of {len(loader)}" if isinstance(loader, Sized) else ""
         self.line.doing = f"evaluating: batch {self._batches}{total}"
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self._end_evaluation()
         for line in evaluation_lines(metrics or {}) if self._training else ():
             say(f"step {state.global_step}  {line}", "bold")
         if state.global_step >= state.max_steps:
             self._end_live()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._end_live()
 
     def _start_live(self) -> None:
@@ -171,24 +146,21 @@ class ShowProgress(TrainerCallback):
 
 
 def evaluation_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Evaluation metrics in a line a dataset: ``eval  loss 2.101  nll 2.012  ...``."""
+    """Format the metrics of an evaluation, one line a dataset: ``eval  loss 2.101  nll 2.012  ...``."""
     sets = [key.removesuffix("_loss") for key in metrics if key.endswith("_loss") and key[:-5] + "_nll_loss" in metrics]
-    lines = []
-    for name in sets:
-        lines.append(f"{name}  {'  '.join(figures(metrics, f'{name}_').values())}")
-    return lines
+    return [f"{name}  {'  '.join(figures(metrics, f'{name}_').values())}" for name in sets]
 
 
-def figures(metrics: Mapping[str, Any], prefix: str = "", names: Collection[str] = MEASURED) -> dict[str, str]:
-    """The figures of a log line as they are shown, by key."""
+def figures(logs: Mapping[str, Any], prefix: str = "", metrics: Iterable[Metric] = MODEL_METRICS) -> dict[str, str]:
+    """Format the metrics of a log line, by name; those that were not logged are left out."""
     return {
-        key: f"{FIGURES[key][0]} {FIGURES[key][1].format(metrics[prefix + key])}".strip()
-        for key in names
-        if isinstance(metrics.get(prefix + key), int | float)
+        metric.name: f"{metric.label} {metric.progress_format.format(logs[prefix + metric.name])}".strip()
+        for metric in metrics
+        if isinstance(logs.get(prefix + metric.name), int | float)
     }
 
 
 def clock(seconds: float) -> str:
-    """``0:07``, ``12:05``, ``1:02:03``, ``2 days, 1:02:03``."""
+    """Format a duration: ``0:07``, ``12:05``, ``1:02:03``, ``2 days, 1:02:03``."""
     text = str(timedelta(seconds=round(seconds)))
     return text.removeprefix("0:").removeprefix("0") if text.startswith("0:0") else text.removeprefix("0:")

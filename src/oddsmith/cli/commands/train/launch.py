@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ...system.parent_process import end_with_parent
-from ...system.signals import RESUMABLE, STOP_SIGNALS, NothingTrained
-from ..terminal.console import say_error
+from ....system.parent_process import end_with_parent
+from ....system.signals import RESUMABLE, STOP_SIGNALS, NothingTrained
+from ...terminal.console import say_error
 
 POLL_S = 0.1
 GRACE_S = 5.0  # for the others to fail by themselves: the first process then says why, as all do
@@ -35,15 +35,9 @@ OUT_OF_MEMORY = (
 
 
 def launch(command: Sequence[str], processes: int) -> int:
-    """Run a command in several processes and wait for them.
+    """Run a command in several processes, wait for them, and say what went wrong.
 
-    Args:
-        command: The program and its arguments.
-        processes: How many.
-
-    Returns:
-        The exit code of the first process, or of the one that was killed or failed alone; it is said then what killed
-        it, or what its last lines were.
+    Returns the exit code of the first process, or of the one that was killed or failed alone.
     """
     with TemporaryDirectory(prefix="oddsmith-") as folder:
         logs = [Path(folder) / f"process-{rank}.log" for rank in range(processes)]
@@ -72,14 +66,14 @@ def launch(command: Sequence[str], processes: int) -> int:
 
 
 def end_with_launcher() -> None:
-    """In a process that :func:`launch` started: stop as on SIGTERM when the launcher is gone, however it ended."""
+    """Stop as on SIGTERM when the launcher is gone, in a process that :func:`launch` started."""
     launcher = os.environ.pop(LAUNCHER, None)
     if launcher is not None:
         end_with_parent(int(launcher))
 
 
 def _environments(processes: int) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rank and environment of each process."""
+    """Yield the rank and environment of each process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -112,14 +106,10 @@ def _start(command: Sequence[str], rank: int, environment: dict[str, str], log: 
 
 
 def _wait(children: Sequence[subprocess.Popen]) -> int | None:
-    """Wait until all have ended, or one has failed and the grace for the others is over.
+    """Wait until all have ended, or one has failed and ``GRACE_S`` is over; return the rank of the process to blame.
 
-    Args:
-        children: The processes, by rank.
-
-    Returns:
-        The process to blame: one that was killed, as the others then fail for want of it; else 0 if the first failed by
-        itself, else the first to fail. ``None`` if none failed.
+    That is one that was killed, as the others then fail because of it; else 0 if the first process failed by itself;
+    else the first to fail; ``None`` if none failed.
     """
     while True:
         codes = [child.poll() for child in children]
@@ -139,7 +129,7 @@ def _wait(children: Sequence[subprocess.Popen]) -> int | None:
 
 @contextmanager
 def _signals_passed_on(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
-    """Pass every request to stop on to every process; yields those that were passed on so far."""
+    """Pass every request to stop on to every process; yield those that were passed on so far."""
     passed_on: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
@@ -159,7 +149,7 @@ def _signals_passed_on(children: Sequence[subprocess.Popen]) -> Iterator[list[in
 
 
 def _end(children: Sequence[subprocess.Popen]) -> None:
-    """End what still runs."""
+    """End the processes that still run."""
     for child in children:
         if child.poll() is None:
             child.terminate()

@@ -1,4 +1,4 @@
-"""A bar that counts on a terminal; elsewhere a plain line now and then."""
+"""Show how much of a piece of work is done, by counting. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .console import is_live, is_main_process, say, stderr_console
 
-LINE_EVERY_S = 10.0
+LINE_EVERY_S = 10.0  # where there is no terminal
 
 
 @contextmanager
 def counting(doing: str, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show how far some work is.
+    """Count on a bar on a terminal; elsewhere print a plain line now and then.
 
     Args:
         doing: What is done, such as ``"checking"``.
@@ -47,3 +47,11 @@ def counting(doing: str, what: str, total: int | None) -> Iterator[Callable[[int
             say(f"{doing}: {done:,}{f' of {total:,}' if total is not None else ''} {what}")
 
     yield count_up
+
+
+def count_in_place(text: str, is_last: bool) -> None:
+    """Print a count over the one before it on a terminal; elsewhere print only the last one."""
+    if is_live():
+        stderr_console().print(text, end="\n" if is_last else "\r")
+    elif is_last:
+        say(text)

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerState
 
-from ... import __version__
-from ...data.report import counted
-from ..parsing.build import Settings
-from .progress import clock, evaluation_lines, figures
+from .... import __version__
+from ....data.report import counted
+from ...parsing.resolve import Settings
+from ...terminal.progress import clock, evaluation_lines, figures
 
 if TYPE_CHECKING:
-    from ...training.trainer import ORPOTrainer
+    from ....training.trainer import ORPOTrainer
 
 # Files at the root of a run folder that hold what was trained.
 WEIGHT_FILES = ("adapter_model*", "model*.safetensors", "model*.safetensors.index.json")
 
 
 def banner(trainer: ORPOTrainer, settings: Settings, state: TrainerState) -> list[str]:
-    """The facts of a run before its first step, in aligned lines."""
+    """Format the facts of a run before its first step, in aligned lines."""
     data = [line for report in trainer.data_reports.values() for line in report.lines()]
     facts = {
         "model": [f"{settings.model.model_name_or_path}: {_parameters(trainer, settings)}"],
@@ -40,7 +40,7 @@ def banner(trainer: ORPOTrainer, settings: Settings, state: TrainerState) -> lis
 
 
 def _parameters(trainer: ORPOTrainer, settings: Settings) -> str:
-    """``134.5 M parameters, 4.9 M trainable (3.63%): LoRA of rank 16 on 4-bit weights``."""
+    """Format ``134.5 M parameters, 4.9 M trainable (3.63%): LoRA of rank 16 on 4-bit weights``."""
     model: Any = trainer.model
     if hasattr(model, "get_nb_trainable_parameters"):
         trainable, total = model.get_nb_trainable_parameters()
@@ -73,23 +73,14 @@ def _steps(trainer: ORPOTrainer, state: TrainerState) -> list[str]:
 
 
 def precision(settings: Settings) -> str:
-    """The number format of the run, with its reason."""
+    """Format the number format of the run, with its reason."""
     orpo = settings.orpo
     name = "bf16" if orpo.bf16 else "fp16" if orpo.fp16 else "float32"
     return f"{name}: {orpo.precision_reason}"
 
 
 def result(trainer: ORPOTrainer, settings: Settings, seconds: float) -> dict[str, Any]:
-    """The outcome of a run, as JSON values.
-
-    Args:
-        trainer: After training and saving.
-        settings: The settings of the run.
-        seconds: From the first step to the last saved file.
-
-    Returns:
-        What ``--json`` prints.
-    """
+    """Collect the outcome of a run as JSON values; ``seconds`` is from the first step to the last saved file."""
     folder = Path(settings.orpo.output_dir)
     history = trainer.state.log_history
     evaluations = [entry for entry in history if any(key.startswith("eval_") for key in entry)]
@@ -112,7 +103,7 @@ def result(trainer: ORPOTrainer, settings: Settings, seconds: float) -> dict[str
 
 
 def result_lines(document: dict[str, Any]) -> list[str]:
-    """The outcome of a run for reading."""
+    """Format the outcome of a run for reading."""
     memory = f"{document['peak_memory_bytes'] / 2**30:.2f} GiB of {document['peak_memory_of']} memory at most"
     lines = ["", f"done: {document['steps']:,} steps in {clock(document['seconds'])}, {memory}"]
     if document["metrics"]:
@@ -128,7 +119,7 @@ def result_lines(document: dict[str, Any]) -> list[str]:
 
 
 def _best(evaluations: list[dict[str, Any]], settings: Settings) -> dict[str, Any] | None:
-    """The best evaluation: by ``metric_for_best_model``, else by the lowest loss."""
+    """Return the best evaluation: by ``metric_for_best_model``, else by the lowest loss."""
     wanted = settings.orpo.metric_for_best_model or "loss"
     key = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
     sign = -1.0 if settings.orpo.greater_is_better else 1.0
@@ -148,7 +139,7 @@ def _next_commands(trainer: ORPOTrainer, settings: Settings) -> list[str]:
 
 
 def peak_memory() -> tuple[int, str]:
-    """The most memory this process has held, in bytes, and of what: the device's, or resident on the host."""
+    """Return the most memory this process has held, in bytes, and where: ``"device"`` or ``"resident"``."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated(), "device"
     import resource  # not on Windows

@@ -1,4 +1,4 @@
-"""The run folder's beginning: may it be used, and which settings made it (``run.yaml``)."""
+"""Check that a folder may become a run folder, and write the settings of the run into it (``run.yaml``)."""
 
 from __future__ import annotations
 
@@ -11,28 +11,21 @@ from typing import Any
 
 import yaml
 
-from ... import __version__
-from ...checkpoint.lock import LOCK_FILES
-from ...errors import ConfigError
-from ...system.run_folder import SETTINGS_FILE
-from ...system.secrets import SECRET_NAME, masked, without_secrets
-from ..parsing.build import Settings
-from ..parsing.resolve import TYPED_ONLY, Resolved
+from .... import __version__
+from ....checkpoint.lock import LOCK_FILES
+from ....errors import ConfigError
+from ....system.run_folder import SETTINGS_FILE
+from ....system.secrets import SECRET_NAME, masked, without_secrets
+from ...parsing.resolve import TYPED_ONLY, Resolved, Settings
 
 _PLAIN_TEXT = re.compile(r"[A-Za-z_][\w./:+-]*")
 _WORDS_OF_YAML = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a run folder that holds something, unless the run goes on there or may replace it.
+    """Refuse a folder that is not empty, unless a run continues there or may be replaced.
 
-    Args:
-        folder: ``output_dir``.
-        resume: A run there is to be continued.
-        overwrite: A run there is to be replaced.
-
-    Raises:
-        ConfigError: It is a file, or not empty, or what is to be replaced is no run folder.
+    A folder without ``run.yaml`` is never replaced, as it is no run folder.
     """
     there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
     if there.exists() and not there.is_dir():
@@ -50,7 +43,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove everything in a run folder but its lock; only in one that :func:`check_folder` has let pass."""
+    """Remove everything in a run folder but its lock; only in one that :func:`check_folder` accepted."""
     if not (folder / SETTINGS_FILE).is_file():
         return
     for entry in folder.iterdir():
@@ -63,7 +56,7 @@ def clear_folder(folder: Path) -> None:
 
 
 def write_settings(folder: Path, resolved: Resolved, settings: Settings) -> None:
-    """Write ``run.yaml``: what was given, each with its origin, then the defaults; secrets left out.
+    """Write ``run.yaml``: what was given, each with its origin, then the defaults; secrets are masked.
 
     The file is a configuration file itself: ``oddsmith train run.yaml --output-dir ANOTHER`` repeats the run.
     """
@@ -72,7 +65,7 @@ def write_settings(folder: Path, resolved: Resolved, settings: Settings) -> None
 
 
 def settings_text(resolved: Resolved, settings: Settings) -> str:
-    """The text of ``run.yaml``."""
+    """Format ``run.yaml``."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "peft", "datasets"))
     lines = [
         f"# Oddsmith {__version__} ({versions}, Python {platform.python_version()})",
@@ -107,7 +100,7 @@ def _line(name: str, value: Any, remark: str) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's writer; texts that any YAML reader might take for something else are quoted."""
+    """PyYAML's writer, which quotes texts that any YAML reader might take for something else."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -119,6 +112,6 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def to_yaml(value: Any) -> str:
-    """A value on one line of YAML."""
+    """Format a value on one line of YAML."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)
     return text.removesuffix("...\n").strip()

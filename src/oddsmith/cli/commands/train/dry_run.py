@@ -8,37 +8,24 @@ from typing import Any
 
 from transformers import TrainerState
 
-from ...checkpoint.space import Room, measure_room, require_writable
-from ...data.report import counted
-from ...data.sources import is_local, load_datasets
-from ...model.adapters import get_peft_config
-from ...model.loading.models import load_tokenizer
-from ...model.loading.outline import outline_model
-from ...model.loading.place import locate
-from ...system.secrets import without_secrets
-from ...training.preflight import require_room, saves_to_come, size_in_training
-from ..parsing.build import Settings
-from ..parsing.resolve import Resolved
-from ..setup.assembly import base_dtype
-from ..setup.run_folder import to_yaml
-from ..terminal.console import say, working
-from ..terminal.summary import precision
+from ....checkpoint.space import Room, measure_room, require_writable
+from ....data.report import counted
+from ....data.sources import is_local, load_datasets
+from ....model.adapters import get_peft_config
+from ....model.loading.models import load_tokenizer
+from ....model.loading.outline import outline_model
+from ....model.loading.place import locate
+from ....system.secrets import without_secrets
+from ....training.preflight import require_room, saves_to_come, size_in_training
+from ...parsing.resolve import Resolved, Settings
+from ...terminal.console import say, working
+from .assembly import base_dtype
+from .run_folder import to_yaml
+from .summary import precision
 
 
 def show(resolved: Resolved, settings: Settings, processes: int) -> dict[str, Any]:
-    """Print every setting that is not a default with its origin, and the size of the run.
-
-    Args:
-        resolved: The settings with their origins.
-        settings: The same as dataclasses.
-        processes: How many processes the run would have.
-
-    Returns:
-        The same as JSON values.
-
-    Raises:
-        UsageError: Model or dataset is not there.
-    """
+    """Print the settings that are not defaults and the size of the run; return the same as JSON values."""
     locate(str(settings.model.model_name_or_path))
     changed = {
         name: {"value": without_secrets(name, given.value)[0], "origin": given.where}
@@ -74,7 +61,7 @@ def show(resolved: Resolved, settings: Settings, processes: int) -> dict[str, An
 
 
 def _room(settings: Settings, steps: int | None) -> Room | None:
-    """What the run will write, and what is free for it; ``None`` where the model is not here to be looked at."""
+    """Measure what the run will write and what is free for it; ``None`` where the model is not on this machine."""
     orpo, chosen, _ = settings
     run, name = Path(str(orpo.output_dir)), str(chosen.model_name_or_path)
     require_writable(run)
@@ -94,7 +81,7 @@ def _room(settings: Settings, steps: int | None) -> Room | None:
 
 
 def _local_rows(settings: Settings) -> int | None:
-    """Number of training rows, where they lie on this machine."""
+    """Count the training rows, if they are on this machine."""
     data = settings.data
     mixed = [part.get("path") for part in data.datasets or [] if isinstance(part, dict)]
     if data.dataset_streaming or not all(is_local(str(name)) for name in mixed or [data.dataset_name]):

@@ -1,47 +1,49 @@
-"""From settings to a trainer: rows -> tokens -> model -> ORPOTrainer. Weights come last: all else can fail sooner."""
+"""Make a trainer from settings: rows -> tokens -> model -> ORPOTrainer. Weights are loaded last: the rest can fail."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerState,
+)
 
-from ...data.prepare import prepare
-from ...data.sources import load_datasets
-from ...data.tokens.pair_tokenizer import PairTokenizer
-from ...errors import ConfigError
-from ...model.adapters import get_peft_config, get_quantization_config
-from ...model.loading.models import load_model, load_tokenizer
-from ...model.loading.place import is_gguf, locate
-from ...model.loading.setup import default_dtype
-from ...system.memory_errors import clear_memory_errors
-from ...training.trainer import ORPOTrainer
-from ..parsing.build import Settings
-from ..terminal.console import is_live, is_main_process, working
+from ....data.prepare import prepare
+from ....data.sources import load_datasets
+from ....data.tokens.pair_tokenizer import PairTokenizer
+from ....errors import ConfigError
+from ....model.adapters import get_peft_config, get_quantization_config
+from ....model.loading.models import load_model, load_tokenizer
+from ....model.loading.place import is_gguf, locate
+from ....model.loading.setup import default_dtype
+from ....system.memory_errors import clear_memory_errors
+from ....training.trainer import ORPOTrainer
+from ...parsing.resolve import Resolved, Settings
+from ...terminal.console import is_live, is_main_process, working
+from .run_folder import write_settings
 
 if TYPE_CHECKING:
-    from ...data.report import DataReport
+    from ....data.report import DataReport
 
-ROWS_WITH_A_BAR = 5_000
+MIN_ROWS_FOR_A_BAR = 5_000
 
 
 def make_trainer(
     settings: Settings, train_rows: Any, eval_rows: Any, callbacks: list[TrainerCallback] | None = None
 ) -> ORPOTrainer:
-    """Tokenize the rows, load the model, and wire them.
+    """Tokenize the rows, load the model, and make the trainer, which gets the reports of both datasets.
 
-    Args:
-        settings: The settings of the run.
-        train_rows: Rows to train on; ``None`` only to evaluate.
-        eval_rows: Rows to evaluate on, several sets by name, or ``None``.
-        callbacks: Callbacks of the trainer.
-
-    Returns:
-        The trainer, with the reports of both datasets.
+    ``train_rows`` is ``None`` only to evaluate; ``eval_rows`` may be several sets by name, or ``None``.
     """
     orpo, chosen, _ = settings
     name = str(chosen.model_name_or_path)
@@ -72,7 +74,7 @@ def make_trainer(
 
 
 def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
-    """The model; ``model_init_kwargs`` beats the other settings."""
+    """Load the model; ``model_init_kwargs`` beats the other settings."""
     orpo, chosen, _ = settings
     options: dict[str, Any] = {
         "dtype": base_dtype(settings),
@@ -87,7 +89,7 @@ def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
 
 
 def read_rows(settings: Settings) -> tuple[Any, Any]:
-    """The rows to train and to evaluate on; the latter ``None`` where the settings ask for no evaluation."""
+    """Read the rows to train and to evaluate on; the latter ``None`` where the settings ask for no evaluation."""
     orpo, _, data = settings
     holds_out = data.eval_dataset_name is not None or data.test_split_size is not None
     with working("reading the pairs"):
@@ -95,7 +97,7 @@ def read_rows(settings: Settings) -> tuple[Any, Any]:
 
 
 def base_dtype(settings: Settings) -> torch.dtype | str:
-    """The type of the weights that are loaded: the one asked for (``"auto"``: as stored), or ``default_dtype``."""
+    """Return the type to load the weights in: the given one (``"auto"``: as stored), or ``default_dtype``."""
     given = settings.model.dtype
     if given is not None:
         return given if given == "auto" else getattr(torch, given)
@@ -110,7 +112,7 @@ def _tokenized(
     is_encoder_decoder: bool,
     reports: dict[str, DataReport],
 ) -> tuple[Any, Any]:
-    """Both datasets as tokens; their reports go into ``reports``."""
+    """Tokenize both datasets; their reports go into ``reports``."""
     orpo = settings.orpo
     pair_tokenizer = PairTokenizer.from_settings(tokenizer, orpo, is_encoder_decoder=is_encoder_decoder)
 
@@ -131,8 +133,8 @@ def _tokenized(
 
 @contextmanager
 def _tokenizing(rows: Any) -> Iterator[None]:
-    """Show on a terminal that pairs are tokenized; the bar of ``datasets`` where it takes long, and is watched."""
-    if isinstance(rows, Sized) and len(rows) >= ROWS_WITH_A_BAR and is_live() and is_main_process():
+    """Show on a terminal that pairs are tokenized; with many rows by the progress bar of ``datasets``."""
+    if isinstance(rows, Sized) and len(rows) >= MIN_ROWS_FOR_A_BAR and is_live() and is_main_process():
         yield
         return
     shown = not datasets.are_progress_bars_disabled()
@@ -146,7 +148,7 @@ def _tokenizing(rows: Any) -> Iterator[None]:
 
 
 def _is_encoder_decoder(settings: Settings) -> bool:
-    """Whether the model reads the prompt in an encoder, as far as its configuration tells before it is loaded."""
+    """Return whether the model is an encoder-decoder, as far as its configuration says before it is loaded."""
     place = locate(str(settings.model.model_name_or_path))
     if is_gguf(place):
         return False
@@ -163,3 +165,15 @@ def _check_devices(settings: Settings) -> None:
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() and not orpo.use_cpu else None
     if devices is not None and orpo.world_size > 1 and orpo.local_process_index >= devices:
         raise ConfigError(f"more processes than the {devices} devices here; give at most --num-processes {devices}")
+
+
+class WriteSettings(TrainerCallback):
+    """Writes ``run.yaml`` when training begins, after all checks that could refuse the run."""
+
+    def __init__(self, resolved: Resolved, settings: Settings):
+        self._resolved, self._settings = resolved, settings
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Write it, on the main process alone."""
+        if state.is_world_process_zero:
+            write_settings(Path(args.output_dir), self._resolved, self._settings)

@@ -1,0 +1,1 @@
+"""``oddsmith train``, from the command line to the finished run folder."""
