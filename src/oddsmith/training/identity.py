@@ -24,7 +24,10 @@ from ..errors import CheckpointError
 from ..model.loading.adapter_base import BaseRecord, record_base
 from ..model.loading.place import is_adapter_folder
 
-ADAPTER_SETTINGS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "bias")
+ADAPTER_SETTINGS = (
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "bias"),
+    *("target_parameters", "init_lora_weights"),  # PiSSA's start is taken out of the base's weights
+)
 STREAMED_ROWS = 4  # of a stream, to tell it from another
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig
 from transformers import HfArgumentParser
 
 from oddsmith.cli.parsing.schema import SCHEMA_FILE
@@ -26,7 +27,7 @@ from oddsmith.config.catalogue import (
     SUMMARY_SETTINGS,
     own_fields,
 )
-from oddsmith.training.identity import decisive_settings
+from oddsmith.training.identity import ADAPTER_SETTINGS, decisive_settings
 
 OWNERS = (ORPOConfig, ModelConfig, ScriptArguments)
 FIELDS = {field.name: owner for owner in OWNERS for field in dataclasses.fields(owner)}
@@ -78,6 +79,14 @@ def test_a_setting_of_model_or_data_is_compared_by_what_it_makes():
     free = {name for name, owner in FIELDS.items() if owner is not ORPOConfig and SETTINGS[name].effect is FREE}
     assert free == {"attn_implementation", "lora_task_type"}
     assert not {name for name, owner in FIELDS.items() if owner is not ORPOConfig} & set(DECIDING_SETTINGS)
+
+
+def test_a_checkpoint_records_the_settings_of_the_adapter_that_decide():
+    adapter = {name for name in FIELDS if name.startswith(("lora_", "use_rslora", "use_dora", "init_lora"))}
+    decisive = {name for name in adapter if SETTINGS[name].effect is BY_RESULT}
+    recorded = {*ADAPTER_SETTINGS, "target_modules"}
+    assert {name for name in decisive if not {name, name.removeprefix("lora_")} & recorded} == set()
+    assert recorded <= set(LoraConfig().to_dict())
 
 
 def test_a_checkpoint_records_the_values_of_the_settings_that_decide(tmp_path):
