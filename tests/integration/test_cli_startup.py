@@ -16,8 +16,6 @@ from oddsmith.cli.main import COMMANDS
 from oddsmith.cli.parsing.schema import load_fields
 from tests.command import START, environment, run_apart, run_here
 
-COMMANDS = ("train", "eval", "demo", "chat", "serve", "data check", "compare", "diagnose", "monitor")
-
 
 @pytest.mark.parametrize(
     "words", ["--help", "--version", "train --help-all", *(f"{command} --help" for command in COMMANDS)]
