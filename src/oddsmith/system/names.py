@@ -1,4 +1,4 @@
-"""Names of folders that are written to: none that another program takes for a flag, a device or the end of a line."""
+"""Check the names of folders to write: other programs must not take one for a flag or the end of a line."""
 
 from __future__ import annotations
 
@@ -6,49 +6,36 @@ from pathlib import Path
 
 from ..errors import ConfigError
 
-# Names that Windows keeps for devices, with any suffix; a folder made elsewhere cannot be copied there.
-RESERVED = frozenset(("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))))
-LONGEST_NAME_BYTES = 240  # 255 on most file systems, of which a file that is being written adds some
-LONGEST_PATH_BYTES = 3800  # 4096 on Linux, of which the files in it need some
+MAX_NAME_BYTES = 240  # 255 on most file systems; a file that is being written has a suffix
+MAX_PATH_BYTES = 3800  # 4096 on Linux, less the names of the files in the folder
 
 
 def require_folder_name(path: str | Path, setting: str) -> None:
-    """Refuse a path that cannot be a folder everywhere, or that would be taken for something else.
+    """Raise a ``ConfigError`` for a path with a name that is invisible, too long, or looks like a flag.
 
-    Folders that are there already may be called as they like.
-
-    Args:
-        path: As it was given.
-        setting: What it is for, for the message.
-
-    Raises:
-        ConfigError: What is wrong with it, and what to do.
+    Names of folders that exist already are not checked. ``setting`` is that of the path, for the message.
     """
     text = str(path)
     if not text.strip():
         raise ConfigError(f"{setting} is empty; expected the name of a folder")
     odd = [char for char in text if not char.isprintable()]
     if odd:
-        raise ConfigError(f"{setting} holds {odd[0]!r}, a character that nobody sees; remove it")
-    if len(text.encode(errors="replace")) > LONGEST_PATH_BYTES:
-        raise ConfigError(f"{setting} is longer than {LONGEST_PATH_BYTES:,} bytes; choose a shorter path")
-    whole = Path(text).expanduser()
-    for place in (whole, *whole.parents):
+        raise ConfigError(f"{setting} holds {odd[0]!r}, an invisible character; remove it")
+    if len(text.encode(errors="replace")) > MAX_PATH_BYTES:
+        raise ConfigError(f"{setting} is longer than {MAX_PATH_BYTES:,} bytes; choose a shorter path")
+    full = Path(text).expanduser()
+    for place in (full, *full.parents):
         name = place.name
-        wrong = None if len(name.encode()) <= LONGEST_NAME_BYTES and place.exists() else _wrong_with(name)
+        wrong = None if len(name.encode()) <= MAX_NAME_BYTES and place.exists() else _wrong_with(name)
         if wrong:
             raise ConfigError(f"{setting} {text!r}: the name {name!r} {wrong}; choose another")
 
 
 def _wrong_with(name: str) -> str | None:
-    if name in ("", ".", ".."):
-        return None
     if name.startswith("-"):
         return "begins with a dash, so that other programs take it for a flag"
-    if name != name.rstrip(". ") or name != name.lstrip():
-        return "begins or ends with a space, or ends with a dot, which some systems cut off"
-    if name.partition(".")[0].lower() in RESERVED:
-        return "is that of a device on Windows"
-    if len(name.encode()) > LONGEST_NAME_BYTES:
-        return f"is longer than {LONGEST_NAME_BYTES} bytes"
+    if name != name.strip():
+        return "begins or ends with a space"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"is longer than {MAX_NAME_BYTES} bytes"
     return None
