@@ -8,10 +8,10 @@
     │   ├── ModelError                a model or tokenizer: missing, unsuitable, unknown adapter target
     │   ├── CheckpointError           a checkpoint to resume from: missing, damaged, or of another run
     │   └── MissingExtraError         an optional dependency; the message is the install command
-    ├── SaveError                     a checkpoint could not be written; the one before it is whole
+    ├── SaveError                     a checkpoint could not be written; the one before it is complete
     ├── OutOfMemoryError              a ``MemoryError``: of the machine, or of the device
-    ├── ExportError                   an export failed: no room for it, or its result is not what it was made from
-    ├── ServerError                   a server that was started did not answer, or ended by itself
+    ├── ExportError                   an export failed: no room for it, or its result differs from its source
+    ├── ServerError                   a server that was started did not answer, or ended
     ├── NonFiniteError                a log-probability became NaN or infinite while training
     └── Interrupted                   exit code 75  stopped on request; the run can be resumed
 
@@ -22,19 +22,15 @@ from __future__ import annotations
 
 from .system.secrets import masked
 
-# Characters of a message that are shown from its beginning and from its end; what is between is left out.
+# Characters of a long message that are shown from its beginning and from its end.
 SHOWN_BEGINNING, SHOWN_END = 1_000, 400
 
 
 def showable(message: str) -> str:
-    """A message as a terminal may show it: it quotes files and names, which may hold anything.
+    """Return a message as a terminal may show it, as it may quote any file or name.
 
-    Args:
-        message: The message.
-
-    Returns:
-        The same on one line, without secrets, with escapes in place of control characters and of halves of characters,
-        and without its middle where it is longer than anybody reads.
+    It is on one line, without secrets, with escapes for control characters and halves of surrogate pairs, and without
+    its middle where it is very long.
     """
     message = masked(" ".join(line.strip() for line in message.strip().split("\n")))
     if len(message) > SHOWN_BEGINNING + SHOWN_END:
@@ -105,7 +101,7 @@ class MissingExtraError(UsageError, ImportError):
 
 
 class SaveError(OddsmithError):
-    """A checkpoint could not be written. What it had begun is no checkpoint; the last one before it is whole.
+    """A checkpoint could not be written. Its files are no checkpoint; the last one before it is complete.
 
     Args:
         message: Why, what is left, and what to do.
@@ -122,11 +118,11 @@ class OutOfMemoryError(OddsmithError, MemoryError):
 
 
 class ExportError(OddsmithError):
-    """An export could not be written, or what was written does not compute what it was made from."""
+    """An export could not be written, or does not compute the same as its source."""
 
 
 class ServerError(OddsmithError):
-    """A server that was started did not come up, or ended by itself; the message has its last words."""
+    """A server that was started did not come up, or ended; the message has the end of its output."""
 
 
 class NonFiniteError(OddsmithError):

@@ -16,7 +16,7 @@ from oddsmith.data.sources.mixture import parse_mixture, row_counts
 from oddsmith.data.sources.splits import Split
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.errors import ConfigError, DataError, RowError
-from oddsmith.system.strict_json import MOST_DEPTH
+from oddsmith.system.strict_json import MAX_DEPTH
 from tests.fuzz.answers import answered, require_json
 from tests.fuzz.material import NUMBERS, SCALARS, TEXTS, VALUES, damaged, nested
 from tests.fuzz.target import Target, folder
@@ -64,7 +64,7 @@ CELLS = st.one_of(
     TEXTS,
     st.lists(MESSAGES, max_size=4),
     VALUES,
-    nested(MOST_DEPTH),
+    nested(MAX_DEPTH),
     nested(900).map(json.dumps),
     st.lists(TEXTS, min_size=2, max_size=2),
 )

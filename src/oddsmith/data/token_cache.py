@@ -1,6 +1,6 @@
 """Keep tokenized rows from one start of a program to the next, found again by a digest of what they were made of.
 
-    CACHE/tokens/KEY.tokens     an Arrow stream, then the SHA-256 of KEY and stream; CACHE: see system/cache.py
+    CACHE/tokens/KEY.tokens     an Arrow stream, then the SHA-256 of KEY and stream; CACHE: see ``cache_folder``
 
 KEY is a digest of everything that decides on the tokens, so no file is ever out of date; files that are no longer used
 are removed when the cache is full. A file with a wrong checksum is ignored and written anew. Nothing is unpickled. Rows
@@ -29,8 +29,7 @@ from filelock import FileLock
 
 from .. import __version__
 from ..system import strict_json
-from ..system.cache import cache_folder
-from ..system.files import replacing
+from ..system.files import cache_folder, replacing
 from .tokens.pair_tokenizer import PairTokenizer
 from .tokens.pieces import is_library_alone
 

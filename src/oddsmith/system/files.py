@@ -1,4 +1,4 @@
-"""What can be written where, and what kept something from being written: for run folders and exports alike."""
+"""Write files atomically, and explain why a file cannot be written: for run folders and exports."""
 
 from __future__ import annotations
 
@@ -17,31 +17,23 @@ from ..errors import OddsmithError
 
 logger = logging.getLogger(__name__)
 
-# The disk, the user's share of it, or the size that a file may have.
+# A full disk or quota, or a limit on the size of files.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# A folder that may not be written, or a disk that cannot be.
+# A folder or disk that may not be written.
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
-# How the Rust libraries end what the system told them: safetensors in an error of its own, tokenizers in a bare
-# ``Exception``; both drop the number.
+# How Rust libraries end a message of the system: safetensors in its own error class, tokenizers in a bare
+# ``Exception``; neither has an ``errno``.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def write_fault(error: BaseException) -> int | None:
-    """What the system said against writing a file.
-
-    Args:
-        error: What Python, safetensors or tokenizers raised; what it was raised from or during counts as well.
-
-    Returns:
-        A number of ``errno``; ``None`` where the system said nothing.
-    """
+    """Return the ``errno`` of an error of Python, safetensors or tokenizers, or of its causes; ``None`` without any."""
     for link in error_chain(error):
         if isinstance(link, OSError) and link.errno is not None:
             return link.errno
-        told = _RUST_ERROR.search(str(link))
-        if told:
-            return int(told[1])
+        if match := _RUST_ERROR.search(str(link)):
+            return int(match[1])
     return None
 
 
@@ -56,18 +48,29 @@ def error_chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def in_words(fault: int) -> str:
-    """A number of ``errno`` as it stands in a sentence: ``"no space left on device"``."""
+    """Return the words for an ``errno``, in lower case: ``"no space left on device"``."""
     words = os.strerror(fault)
     return words[0].lower() + words[1:]
 
 
+def cache_folder() -> Path:
+    """Return the folder for files that can be made again, such as converted models and tokenized rows.
+
+    It is ``$ODDSMITH_CACHE``, else ``$XDG_CACHE_HOME/oddsmith``, else ``~/.cache/oddsmith``, and may not exist.
+    """
+    if chosen := os.environ.get("ODDSMITH_CACHE"):
+        return Path(chosen).expanduser()
+    user_cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user_cache) if user_cache else Path.home() / ".cache") / "oddsmith"
+
+
 def nearest_folder(place: Path) -> Path:
-    """The folder itself, or the nearest above it that is there."""
+    """Return the folder itself, or the nearest existing one above it."""
     return next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.is_dir())
 
 
 def free_bytes(place: Path) -> int:
-    """What this user may still write on the file system of a place, which need not exist yet."""
+    """Return how much this user may still write on the file system of a place, which need not exist yet."""
     return shutil.disk_usage(nearest_folder(place)).free
 
 
@@ -81,7 +84,7 @@ def in_units(size_bytes: float) -> str:
 
 
 def flush_to_disk(place: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk: a power cut could leave it empty."""
+    """Wait until the content of a file, or the list of names of a folder, is on the disk, safe from a power cut."""
     descriptor = os.open(place, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -91,17 +94,17 @@ def flush_to_disk(place: Path) -> None:
 
 @contextmanager
 def replacing(target: Path, *, mode: int = 0o666) -> Iterator[Path]:
-    """Write a file so that it appears complete or not at all: the one place for "write beside, then rename".
+    """Write a file so that it appears complete or not at all: in a partial file beside it, which is then renamed.
 
         with replacing(run / "report.html") as partial:
             partial.write_text(page)
 
-    Whatever ends the block early removes what was written. Two processes that write the same target do not disturb
-    each other: each has a file of its own, and the last rename wins.
+    An exception in the block removes the partial file. Two processes that write the same target do not interfere: each
+    has its own partial file, and the last rename wins.
 
     Args:
-        target: The file; one that is there is replaced, and a symbolic link is replaced rather than followed.
-        mode: Permissions of a new file, less the umask; ``0o600`` for what only its owner may read.
+        target: The file; an existing file is replaced, and a symbolic link is replaced rather than followed.
+        mode: Permissions of a new file, less the umask; ``0o600`` for files that only the owner may read.
 
     Yields:
         Path: An empty file beside it, in the same folder.
@@ -121,11 +124,11 @@ def replacing(target: Path, *, mode: int = 0o666) -> Iterator[Path]:
 def replacing_folder(target: Path) -> Iterator[Path]:
     """Write a folder so that it appears complete or not at all: ``replacing`` for folders.
 
-    Whatever ends the block early removes what was written, and the next call removes what a killed process left. The
-    caller holds a lock: all processes that write the same target write to ``NAME.partial``.
+    An exception in the block removes the partial folder, and the next call one that a killed process left. The caller
+    holds a lock, because all processes that write the same target write to ``NAME.partial``.
 
     Args:
-        target: The folder; its parent exists. A folder that is there is replaced.
+        target: The folder; its parent exists. An existing folder is replaced.
 
     Yields:
         Path: An empty folder beside it.
@@ -137,11 +140,11 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
-                # safetensors lets only the owner read its files; a server of another user may have to.
+                # safetensors makes its files readable by the owner alone; a server of another user may need them.
                 file.chmod(partial.stat().st_mode & 0o666)
                 flush_to_disk(file)
         is_there = target.exists()
-        if is_there:  # a folder cannot be renamed onto one that holds files
+        if is_there:  # a folder cannot be renamed onto a folder with files
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         try:
@@ -158,17 +161,15 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(explain: Callable[[int, Exception], None]) -> Iterator[None]:
-    """Let somebody say in words what the system says against writing. Errors of ours pass as they are.
+    """Call ``explain`` with the ``errno`` of an error of writing and the error, to raise one of ours.
 
-    Args:
-        explain: Gets the number of ``errno`` and the error it was found in, and raises one of ours; if it returns,
-            the error goes on.
+    Where it returns, the error is raised on; so are errors of ours.
     """
     try:
         yield
     except OddsmithError:
         raise
-    except Exception as error:  # tokenizers raises nothing narrower; what is not the disk's goes on
+    except Exception as error:  # tokenizers raises nothing narrower; errors without an errno are raised on
         fault = write_fault(error)
         if fault is not None:
             explain(fault, error)
@@ -177,23 +178,23 @@ def explained(explain: Callable[[int, Exception], None]) -> Iterator[None]:
 
 @contextmanager
 def dispensable(place: Path, consequence: str) -> Iterator[None]:
-    """Let a run go on where a file that is only looked at cannot be written; that is said once for each place.
+    """Warn, once for each place, where a file that a run does not need cannot be written, and let the run continue.
 
     Args:
-        place: The file, or what it belongs to.
+        place: The file, or its folder.
         consequence: What follows from it, for the warning.
     """
     try:
         yield
     except MemoryError:
-        _say_once(f"{place}: not written (out of memory); {consequence}")
-    except Exception as error:  # a writer may raise nothing narrower; what is not the disk's goes on
+        _warn_once(f"{place}: not written (out of memory); {consequence}")
+    except Exception as error:  # as in ``explained``
         fault = write_fault(error)
         if fault is None:
             raise
-        _say_once(f"{place}: not written ({in_words(fault)}); {consequence}")
+        _warn_once(f"{place}: not written ({in_words(fault)}); {consequence}")
 
 
 @cache
-def _say_once(warning: str) -> None:
+def _warn_once(warning: str) -> None:
     logger.warning(warning)

@@ -1,4 +1,4 @@
-"""Which number format this machine computes in best, and why: one answer, one sentence."""
+"""Choose the number format in which this machine computes fastest, with the reason in one sentence."""
 
 from __future__ import annotations
 
@@ -12,23 +12,17 @@ NO_BF16_UNIT = "this CPU has neither AVX512-BF16 nor AMX"
 
 
 class Precision(NamedTuple):
-    """A number format (``"bf16"`` or ``"fp32"``) with the reason for it, fit for one printed line."""
+    """A number format (``"bf16"`` or ``"fp32"``) with the reason for it, as one line to print."""
 
     name: str
     reason: str
 
 
 def best_precision(use_cpu: bool = False) -> Precision:
-    """bf16 where the hardware multiplies it, float32 elsewhere.
+    """Return bf16 where the hardware multiplies it, float32 elsewhere; with ``use_cpu`` as if without accelerator.
 
     On a CPU bf16 needs AVX512-BF16 or AMX (Arm: the bf16 extension): without either it is emulated, and several times
     slower than float32. On NVIDIA it needs compute capability 8.0 (Ampere).
-
-    Args:
-        use_cpu: Answer for the CPU even where there is an accelerator.
-
-    Returns:
-        The format and the reason.
     """
     if not use_cpu and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
@@ -52,7 +46,7 @@ def emulates_bf16(use_cpu: bool = False) -> bool:
 
 
 def _cpu_bf16_unit() -> str | None:
-    """Name of the CPU's bf16 matrix instructions; ``None`` without any, or where torch may not use them."""
+    """Return the name of the CPU's bf16 matrix instructions; ``None`` without, or where torch may not use them."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _proc_cpuinfo_flags()
     if capabilities.get("bf16"):
         return "Arm BF16"
@@ -63,7 +57,7 @@ def _cpu_bf16_unit() -> str | None:
 
 
 def _proc_cpuinfo_flags() -> dict[str, bool]:
-    """CPU flags as Linux lists them, for torch before 2.12; empty on other systems."""
+    """Return the CPU flags that Linux lists, for torch before 2.12; none on other systems."""
     if platform.system() != "Linux":
         return {}
     with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
-"""Secrets in what is said and written: tokens, passwords, keys are shown as ``***``.
+"""Keep tokens, passwords and keys out of messages and files.
 
-Settings whose name says that they are secret are left out where settings are written (``without_secrets``). Texts that
-quote something (errors, tracebacks, names of datasets) are searched for what can be told from its look (``masked``).
+``without_secrets`` removes settings with secret names before settings are written. ``masked`` replaces secrets of a
+recognisable form by ``***`` in texts that quote something: errors, tracebacks, names of datasets.
 """
 
 from __future__ import annotations
@@ -14,42 +14,33 @@ MASK = "***"
 SECRET_NAME = re.compile(
     r"(^|[_-])(token|secret|password|passwd|api_?key|access_key|authorization|credentials?)$", re.IGNORECASE
 )
-# One slash is left where a URL was taken for a path.
+# One slash is left of a URL that was treated as a path.
 IN_A_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*:/{1,2})[^/\s'\"@]+@", re.IGNORECASE)
 OF_THE_HUB = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 IN_JSON = re.compile(
     r"""(["'][\w-]*(?:token|secret|password|passwd|api_?key|authorization)\\?["']\s*:\s*\\?["'])[^"'\\]+""",
     re.IGNORECASE,
 )
-LEAST_CHARACTERS = 8  # of a secret in the environment; a shorter one would hide common words
+MIN_CHARACTERS = 8  # of a secret in the environment; masking shorter ones would hide common words
 
 
 def masked(text: str) -> str:
-    """A text without the secrets that it quotes.
+    """Return a text with ``***`` for the secrets in it.
 
-    Args:
-        text: Any text.
-
-    Returns:
-        The same with ``***`` for tokens of the hub, user and password of a URL, what JSON in it calls a token, a
-        password or a key, and the values of this process's environment variables that bear such a name.
+    These are tokens of the hub, user and password of a URL, JSON fields named token, password or key, and the values of
+    environment variables with such a name.
     """
     for name, value in os.environ.items():
-        if len(value) >= LEAST_CHARACTERS and SECRET_NAME.search(name):
+        if len(value) >= MIN_CHARACTERS and SECRET_NAME.search(name):
             text = text.replace(value, MASK)
     text = IN_A_URL.sub(rf"\g<1>{MASK}@", text)
     return IN_JSON.sub(rf"\g<1>{MASK}", OF_THE_HUB.sub(MASK, text))
 
 
 def without_secrets(name: str, value: Any) -> tuple[Any, bool]:
-    """A setting as it may be written down.
+    """Return a setting's value with ``None`` for each secret in it and ``***`` in texts, and whether it had any.
 
-    Args:
-        name: Its name.
-        value: Its value, possibly with others inside.
-
-    Returns:
-        The value with null for each secret in it and ``***`` within texts, and whether there was one.
+    The value may be nested.
     """
     if value is not None and SECRET_NAME.search(name):
         return None, True

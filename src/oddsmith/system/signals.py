@@ -1,8 +1,8 @@
 """Requests to stop: SIGTERM, SIGUSR1, SIGINT and SIGHUP. The first is remembered, the second ends the process at once.
 
-A handler written in Python runs when the main thread comes back to the interpreter, and a thread that waits for another
-process of its run may never come back. So a thread of its own hears the signals, through the socket into which Python
-writes the number of each as it arrives.
+A signal handler in Python runs when the main thread returns to the interpreter, and a thread that waits for another
+process of its run may never return. So a separate thread receives the signals, from a socket to which Python writes the
+number of each signal as it arrives.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-# Windows has only two of them.
-NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
-STOP_SIGNALS = tuple(signal.Signals[name] for name in NAMES if hasattr(signal, name))
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
-# A batch system signals every process of a job, and a launcher among them passes the signal on: that is one request.
+# A batch system signals every process of a job, and a launcher among them forwards the signal: that is one request.
 SAME_REQUEST_S = 1.0
-# For a main thread that is to end at once to do so by itself, and to leave the terminal in order.
+# The time that the main thread has to end the process itself, and to restore the terminal.
 AT_ONCE_S = 5.0
 AGAIN_S = 0.05
+PARENT_CHECK_S = 1.0
 
 RESUMABLE, ENDED_AT_ONCE = 75, 130  # exit codes
 
 
 class NothingTrained(SystemExit):
-    """Ends a process that was asked to stop before its first step, with the exit code of a run that can go on."""
+    """Ends a process that was asked to stop before its first step, with the exit code of a run that can be resumed."""
 
     def __init__(self, signal_name: str):
         super().__init__(RESUMABLE)
@@ -43,20 +42,20 @@ class NothingTrained(SystemExit):
 
 
 class StopSignals:
-    """Hears requests to stop while it is entered, which only the main thread can do.
+    """Receives requests to stop inside a ``with`` block of the main thread.
 
     Until :meth:`remember` is called there is nothing to save: a request raises ``NothingTrained`` in the main thread.
-    From then on ``heard`` tells of it. A second one raises ``KeyboardInterrupt`` there, and where the main thread does
-    not leave the block within ``AT_ONCE_S``, ends the process with exit code 130.
+    From then on ``heard`` names the first signal. A second request raises ``KeyboardInterrupt`` in the main thread, and
+    ends the process with exit code 130 if the block is not left within ``AT_ONCE_S``.
 
-    SIGHUP is not listened to where it was ignored before, as under ``nohup``. A forked process hears what it did before
-    the block was entered.
+    SIGHUP stays ignored where it was ignored before, as under ``nohup``. A forked process has the handlers from before
+    the block.
     """
 
     def __init__(self) -> None:
         self.heard: str | None = None  # the name of the first signal
         self._heard_at = 0.0
-        self._at_once = False  # there was a second
+        self._at_once = False  # there was a second request
         self._raised: set[type[BaseException]] = set()  # in the main thread, each once
         self._tell: Callable[[str], None] | None = None
         self._before: dict[int, Any] = {}
@@ -90,23 +89,22 @@ class StopSignals:
         self._mouth.close()
 
     def remember(self, tell: Callable[[str], None]) -> None:
-        """From now on there is something to save, so that the first request is only remembered.
+        """From now on only remember the first request, as there is something to save.
 
-        Args:
-            tell: Called with the name of its signal, in another thread.
+        ``tell`` is called with the name of its signal, in another thread.
         """
         self._tell = tell
-        if self._end is not None and not self._at_once:  # a request came this very moment
+        if self._end is not None and not self._at_once:  # a request came just now
             self._end.cancel()
 
     def _leave(self) -> None:
-        """Hear what was heard before."""
+        """Restore the handlers from before."""
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, and possibly late."""
+        """Handle a signal in the main thread, possibly late."""
         if self._at_once and KeyboardInterrupt not in self._raised:
             self._raised.add(KeyboardInterrupt)
             raise KeyboardInterrupt
@@ -115,7 +113,7 @@ class StopSignals:
             raise NothingTrained(signal.Signals(number).name)
 
     def _listen(self) -> None:
-        """In a thread of its own, as the signals arrive."""
+        """Receive the signals as they arrive, in a separate thread."""
         number = 0
         while True:
             is_missed = self._at_once and KeyboardInterrupt not in self._raised
@@ -124,7 +122,7 @@ class StopSignals:
             try:
                 heard = self._ear.recv(1)[0]
             except TimeoutError:
-                # What the main thread sleeps or waits in ends with a signal, but not with one that came just before.
+                # A signal interrupts the main thread's sleep or wait, unless it came just before that began.
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
                 continue
             if heard == 0:
@@ -142,7 +140,7 @@ class StopSignals:
             if self._tell is None:
                 self._end_after(AT_ONCE_S, RESUMABLE)
             else:
-                with suppress(OSError):  # nobody may be there to read it
+                with suppress(OSError):  # stderr may be closed
                     self._tell(self.heard)
         elif now - self._heard_at >= SAME_REQUEST_S and not self._at_once:
             self._at_once = True
@@ -156,7 +154,7 @@ class StopSignals:
         self._end.start()
 
     def _let_go_of_lost_terminals(self) -> None:
-        """A closed terminal makes every line that is written to it an error, and there is still something to save."""
+        """Redirect output from closed terminals to nowhere: an error of writing would end the run before it saves."""
         for fd in self._terminals:
             if not os.isatty(fd):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -169,7 +167,7 @@ _fork = threading.local()
 
 
 def _hold_signals() -> None:
-    """A signal that comes while a process is forked is for whoever it is sent to, and not lost in between."""
+    """Block signals during a fork, so that none is lost and each reaches the process it was sent to."""
     _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if _listening is not None else None
 
 
@@ -179,7 +177,7 @@ def _go_on_in_parent() -> None:
 
 
 def _go_on_in_child() -> None:
-    """Else the end of a worker, which is asked to end by SIGTERM, would be heard in its parent as a request to stop."""
+    """Restore the handlers in a forked process: SIGTERM to a worker would otherwise stop the run of its parent."""
     global _listening
     if _listening is not None:
         _listening._leave()
@@ -187,28 +185,38 @@ def _go_on_in_child() -> None:
     _go_on_in_parent()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_hold_signals, after_in_parent=_go_on_in_parent, after_in_child=_go_on_in_child)
+os.register_at_fork(before=_hold_signals, after_in_parent=_go_on_in_parent, after_in_child=_go_on_in_child)
 
 
 def leave_stopping_to_parent(worker: int = 0) -> None:
-    """Make a process that works for another one end only when that one says so: ``worker_init_fn`` of data loaders.
+    """Let only its parent stop a worker process: ``worker_init_fn`` of data loaders; the number makes no difference.
 
     A batch system or a launcher (torchrun) signals the workers as well. Without this they would end in the middle of
     the step that is to be finished, and the run with an error.
-
-    Args:
-        worker: Number of the worker, which makes no difference.
     """
     for number in STOP_SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # elsewhere the sender of a signal cannot be known
+    if sys.platform == "linux":  # other systems do not name the sender of a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_parent_says, daemon=True).start()
+        threading.Thread(target=_end_with_sigterm_of_parent, daemon=True).start()
 
 
-def _end_when_parent_says() -> None:
+def _end_with_sigterm_of_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """Send this process SIGTERM as soon as its parent has ended, however that ended.
+
+    ``parent`` is the process id of the parent, which may have ended already; by default that of the current parent.
+    """
+    threading.Thread(target=_wait_for, args=(os.getppid() if parent is None else parent,), daemon=True).start()
+
+
+def _wait_for(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os.kill(os.getpid(), signal.SIGTERM)

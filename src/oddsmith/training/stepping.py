@@ -16,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from ..config import ORPOConfig
 from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.paths import ForestPath, PaddedPath, choose_path
-from ..system.memory_errors import clear_memory_errors
+from ..system.memory import clear_memory_errors
 from .guard.steps import GuardedSteps
 from .meter import EvaluationMeter, TrainingMeter, pair_sums
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from oddsmith.system.files import dispensable, flush_to_disk, free_bytes, in_words, nearest_folder, write_fault
+from oddsmith.system.files import (
+    cache_folder,
+    dispensable,
+    flush_to_disk,
+    free_bytes,
+    in_words,
+    nearest_folder,
+    write_fault,
+)
 from tests.tiny import tiny_tokenizer
 
 
@@ -67,3 +76,20 @@ def test_a_file_that_is_only_looked_at_ends_no_run_and_is_spoken_of_once(tmp_pat
     assert caplog.messages == [f"{tmp_path / 'card'}: not written (no such file or directory); the card is older"]
     with pytest.raises(KeyError), dispensable(tmp_path / "card", "the card is older"):
         raise KeyError("a mistake of ours")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"ODDSMITH_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, Path("/a")),
+        ({"XDG_CACHE_HOME": "/b"}, Path("/b/oddsmith")),
+        ({}, Path.home() / ".cache/oddsmith"),
+        ({"ODDSMITH_CACHE": "~/models"}, Path.home() / "models"),
+    ],
+)
+def test_where_the_cache_is(environment, expected, monkeypatch):
+    for name in ("ODDSMITH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == expected

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from oddsmith.system.strict_json import MOST_DEPTH, read_json, strict
+from oddsmith.system.strict_json import MAX_DEPTH, read_json, strict
 
 
 def test_sound_json_is_read():
@@ -16,9 +16,9 @@ def test_sound_json_is_read():
 
 
 def test_as_deep_as_schemas_are_and_no_deeper():
-    assert read_json("[" * MOST_DEPTH + "]" * MOST_DEPTH)
-    for depth in (MOST_DEPTH + 1, 900, 100_000):
-        with pytest.raises(json.JSONDecodeError, match=f"nested more than {MOST_DEPTH} levels deep"):
+    assert read_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+    for depth in (MAX_DEPTH + 1, 900, 100_000):
+        with pytest.raises(json.JSONDecodeError, match=f"nested more than {MAX_DEPTH} levels deep"):
             read_json("[" * depth + "]" * depth)
 
 

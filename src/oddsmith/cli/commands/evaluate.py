@@ -70,7 +70,7 @@ def _inherit(resolved: Resolved) -> bool:
 
 
 def _measure(settings: Settings, has_own_data: bool) -> dict[str, Any]:
-    from ...system.memory_errors import clear_memory_errors
+    from ...system.memory import clear_memory_errors
     from ..terminal.progress import ShowProgress
     from .train.assembly import make_trainer
 

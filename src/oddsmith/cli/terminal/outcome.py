@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from ...errors import Interrupted, OddsmithError
-from ...system.memory_errors import ANY_CURE, clear_memory_errors
+from ...system.memory import OTHER_FIX, clear_memory_errors
 from ...system.secrets import masked
 from ...system.signals import ENDED_AT_ONCE, NothingTrained
 from ..parsing.resolve import Option
@@ -48,7 +48,7 @@ def run(command: Command, arguments: Sequence[str]) -> int:
     sys.excepthook = _trace_unforeseen if with_traceback else _say_unforeseen
     try:
         # While a JSON document is to be printed on stdout, what libraries print goes to stderr.
-        with redirect_stdout(sys.stderr) if as_json else nullcontext(), clear_memory_errors(ANY_CURE):
+        with redirect_stdout(sys.stderr) if as_json else nullcontext(), clear_memory_errors(OTHER_FIX):
             result = command(arguments)
     except (OddsmithError, NothingTrained, KeyboardInterrupt) as error:
         if with_traceback:

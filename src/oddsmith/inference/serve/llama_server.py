@@ -7,7 +7,7 @@ import threading
 
 import xllamacpp
 
-from ...system.parent_process import end_with_parent
+from ...system.signals import end_with_parent
 
 
 def main(file: str, host: str, port: str, name: str) -> None:

@@ -10,7 +10,7 @@ import sys
 from transformers.cli.transformers import app
 
 from ...data.templates.environment import guard_chat_templates
-from ...system.parent_process import end_with_parent
+from ...system.signals import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent()

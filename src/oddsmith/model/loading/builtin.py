@@ -17,8 +17,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from ...errors import ModelError
-from ...system.cache import cache_folder
-from ...system.files import replacing_folder
+from ...system.files import cache_folder, replacing_folder
 
 PREFIX = "builtin:"
 

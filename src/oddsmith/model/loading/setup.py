@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...config import ORPOConfig
 from ...errors import ConfigError, ModelError
-from ...system.memory_errors import clear_memory_errors
+from ...system.memory import clear_memory_errors
 from ...system.precision import NO_BF16_UNIT, emulates_bf16
 from ..adapters import add_adapter
 from .models import load_model, load_tokenizer

@@ -26,7 +26,7 @@ from ....model.adapters import get_peft_config, get_quantization_config
 from ....model.loading.models import load_model, load_tokenizer
 from ....model.loading.place import is_gguf, locate
 from ....model.loading.setup import default_dtype
-from ....system.memory_errors import clear_memory_errors
+from ....system.memory import clear_memory_errors
 from ....training.trainer import ORPOTrainer
 from ...parsing.resolve import Resolved, Settings
 from ...terminal.console import is_live, is_main_process, working

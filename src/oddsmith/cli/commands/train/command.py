@@ -19,7 +19,7 @@ from ....checkpoint.lock import held
 from ....checkpoint.space import require_writable
 from ....errors import ConfigError, Interrupted
 from ....system.files import dispensable
-from ....system.memory_errors import clear_memory_errors
+from ....system.memory import clear_memory_errors
 from ....system.names import require_folder_name
 from ....system.run_folder import REPORT_FILE, SETTINGS_FILE
 from ....system.signals import StopSignals

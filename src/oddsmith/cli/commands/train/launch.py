@@ -19,8 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ....system.parent_process import end_with_parent
-from ....system.signals import RESUMABLE, STOP_SIGNALS, NothingTrained
+from ....system.signals import RESUMABLE, STOP_SIGNALS, NothingTrained, end_with_parent
 from ...terminal.console import say_error
 
 POLL_S = 0.1

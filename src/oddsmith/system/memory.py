@@ -1,4 +1,4 @@
-"""Memory that runs out, of the machine or of the device, said in one line with what to do. Needs no torch."""
+"""Explain in one line that the memory of the machine or the device ran out, and what to do. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from contextlib import contextmanager
 
 from ..errors import OddsmithError, OutOfMemoryError
 
-TRAINING_CURE = (
+TRAINING_FIX = (
     "lower per_device_train_batch_size (and raise gradient_accumulation_steps), lower max_length, or add"
     " gradient_checkpointing, use_peft or load_in_4bit"
 )
-ANY_CURE = "close other programs, or take a smaller model or less data"
+OTHER_FIX = "close other programs, or take a smaller model or less data"
 
 # "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate
-# 40000000000 bytes. Error code 12 (Cannot allocate memory)", on Windows "not enough memory"; "unable to mmap 6301764052
-# bytes from file <model.safetensors>: Cannot allocate memory (12)"; "can't start new thread".
+# 40000000000 bytes. Error code 12 (Cannot allocate memory)"; "unable to mmap 6301764052 bytes from file
+# <model.safetensors>: Cannot allocate memory (12)"; "can't start new thread".
 _SHORTAGE = re.compile(r"DefaultCPUAllocator|Cannot allocate memory|can't start new thread")
 _ASKED_BYTES = re.compile(r"(?:tried to allocate|unable to mmap) (\d+) bytes")
 
 
 @contextmanager
-def clear_memory_errors(cure: str = TRAINING_CURE, *, device: bool = True) -> Iterator[None]:
-    """Say what to do where memory is too small.
+def clear_memory_errors(fix: str = TRAINING_FIX, *, device: bool = True) -> Iterator[None]:
+    """Raise an ``OutOfMemoryError`` of ours for a lack of memory.
 
     Args:
-        cure: What to do.
-        device: Whether torch's own ``OutOfMemoryError`` of a device is said so too. Callers of the library catch that
-            one, and it is plain already; what a CPU's memory brings forth is not.
+        fix: What to do, for the message.
+        device: Whether also for torch's own ``OutOfMemoryError`` of a device. Users of the library catch that error,
+            and its message is clear; those for a lack of CPU memory are not.
 
     Raises:
-        OutOfMemoryError: Instead of ``MemoryError``, or an ``OSError`` or torch's ``RuntimeError`` of that kind.
+        OutOfMemoryError: Instead of a ``MemoryError``, or an ``OSError`` or ``RuntimeError`` of that kind.
     """
     try:
         yield
@@ -41,7 +41,7 @@ def clear_memory_errors(cure: str = TRAINING_CURE, *, device: bool = True) -> It
         what = _what_ran_out(error)
         if what is None or (what.startswith("the device") and not device):
             raise
-        raise OutOfMemoryError(f"{what}; {cure}") from error
+        raise OutOfMemoryError(f"{what}; {fix}") from error
 
 
 def _what_ran_out(error: Exception) -> str | None:

@@ -1,4 +1,4 @@
-"""Memory that runs out is said in one line; but two these errors are the real ones, brought about here."""
+"""A lack of memory is explained in one line; all but two of these errors are real ones."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from oddsmith.errors import OutOfMemoryError
-from oddsmith.system.memory_errors import clear_memory_errors
+from oddsmith.system.memory import clear_memory_errors
 
-CURE = "lower per_device_train_batch_size (and raise gradient_accumulation_steps), lower max_length"
+FIX = "lower per_device_train_batch_size (and raise gradient_accumulation_steps), lower max_length"
 
 
 def on_device():
@@ -26,11 +26,11 @@ def mapped():
     ("ask", "expected"),
     [
         (lambda: torch.empty(10**15), "this machine is out of memory (4,000,000.0 GB were asked for); lower"),
-        (lambda: bytearray(10**15), f"this machine is out of memory; {CURE}"),
-        (lambda: np.empty(10**15), f"this machine is out of memory; {CURE}"),
-        (lambda: mmap.mmap(-1, 2**60), f"this machine is out of memory; {CURE}"),
-        (mapped, f"this machine is out of memory (6.3 GB were asked for); {CURE}"),
-        (on_device, f"the device is out of memory; {CURE}"),
+        (lambda: bytearray(10**15), f"this machine is out of memory; {FIX}"),
+        (lambda: np.empty(10**15), f"this machine is out of memory; {FIX}"),
+        (lambda: mmap.mmap(-1, 2**60), f"this machine is out of memory; {FIX}"),
+        (mapped, f"this machine is out of memory (6.3 GB were asked for); {FIX}"),
+        (on_device, f"the device is out of memory; {FIX}"),
     ],
     ids=["torch", "Python", "NumPy", "mmap", "safetensors", "device"],
 )
