@@ -5,23 +5,33 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests of one file stay in one process, because they share what the file has trained or exported.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/unit/batching tests/equivalence \
+	tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz test-kills test-browser chromium lint format bench
+.PHONY: help setup demo test test-slow test-older-cpus fuzz test-kills test-browser chromium lint format bench
 
 help: ## list these targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-15s %s\n", $$1, $$2 }'
 
 setup: $(READY) ## install everything into .venv (about two minutes; again only when the requirements change)
 
 demo: $(READY) ## align a real chat model on the CPU and show the difference
 	$(BIN)/oddsmith demo
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -m "not slow"
+test: $(READY) ## run the tests, in WORKERS (2) processes
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY) ## run the exhaustive variants of the tests
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
+
+# torch and oneDNN use no AVX-512, then torch no AVX2 either; bf16 counts as emulated (system/precision.py).
+test-older-cpus: $(READY) ## run the numerical tests as on two kinds of CPU without AVX-512
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" $(NUMERICAL)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" $(NUMERICAL)
 
 fuzz: $(READY) ## give every reader new broken input for MINUTES (60)
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),60)

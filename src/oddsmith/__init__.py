@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from .training.trainer import ORPOTrainer
 
 __version__ = "0.1.0"
+
+NOT_ON_WINDOWS = "Oddsmith runs on Linux and macOS; on Windows, install it inside WSL (https://aka.ms/wsl)"
 
 # Name -> module. Loaded on first use, so that `import oddsmith` and `oddsmith --help` never wait for torch.
 _HOME = {
@@ -39,6 +42,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'oddsmith' has no attribute {name!r}")
+    if sys.platform == "win32":
+        raise ImportError(NOT_ON_WINDOWS)
     return getattr(import_module(_HOME[name], __name__), name)
 
 

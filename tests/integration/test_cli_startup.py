@@ -33,6 +33,14 @@ def test_help_and_version_load_nothing_heavy(words):
     assert done.out.rstrip().endswith("LOADED []")
 
 
+@pytest.mark.parametrize("code", ["import oddsmith.cli.main", "from oddsmith import ORPOTrainer"])
+def test_windows_is_refused_in_one_line(code):
+    run = run_apart(start=[sys.executable, "-c", f"import sys; sys.platform = 'win32'\n{code}"])
+    assert run.code == 1
+    assert run.err.splitlines()[-1] in (f"error: {oddsmith.NOT_ON_WINDOWS}", f"ImportError: {oddsmith.NOT_ON_WINDOWS}")
+    assert ("Traceback" in run.err) == ("cli" not in code)
+
+
 def test_help_takes_less_than_half_a_second():
     """Of processor time, which is what it takes on a machine with nothing else to do."""
 

@@ -79,7 +79,7 @@ def test_each_kind_of_adapter_computes_the_same_merged(base, tmp_path, kind):
     assert report.written.kl <= MAX_KL["float32"] == report.tolerance
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", None])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow), "float32", None])
 def test_weights_are_the_float32_sum_rounded_once(base, run, tmp_path, dtype):
     report = merge_adapter(str(run), tmp_path / "merged", dtype=dtype)
     assert report.dtype == (dtype or "bfloat16")

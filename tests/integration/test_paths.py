@@ -196,7 +196,12 @@ def test_they_agree_in_bfloat16_within_its_rounding(tmp_path):
             assert line[name] == pytest.approx(other[name], rel=2**-5), name
 
 
-def test_they_agree_over_a_4_bit_base(tmp_path):
+@pytest.mark.parametrize(
+    "checkpointing",
+    [{}, pytest.param(NOT_REENTRANT, marks=pytest.mark.slow), pytest.param(REENTRANT, marks=pytest.mark.slow)],
+    ids=["plain", "checkpoints", "reentrant"],
+)
+def test_they_agree_over_a_4_bit_base(checkpointing, tmp_path):
     pytest.importorskip("bitsandbytes")
     from oddsmith import ModelConfig, get_quantization_config
     from oddsmith.model.loading.models import load_model
@@ -204,12 +209,12 @@ def test_they_agree_over_a_4_bit_base(tmp_path):
     tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
     four_bit = get_quantization_config(ModelConfig(use_peft=True, load_in_4bit=True, dtype="float32"))
     runs = []
-    for settings in ({"prefix_forest": False}, {}, NOT_REENTRANT, REENTRANT):
+    for settings in ({"prefix_forest": False}, checkpointing):
         base = load_model(str(tmp_path / "base"), dtype=torch.float32, quantization_config=four_bit)
         runs.append(run(tmp_path / "run", base, peft=lora(), learning_rate=0.01, **settings))
-    assert [one.trainer.path.name for one in runs] == ["padded batches"] + 3 * ["prefix forest"]
-    for one in runs[1:]:
-        assert_same(one, runs[0], 1e-5)
+    padded, packed = runs
+    assert [one.trainer.path.name for one in runs] == ["padded batches", "prefix forest"]
+    assert_same(packed, padded, 1e-5)
 
 
 def test_evaluations_agree_and_so_do_predictions(tmp_path):
@@ -270,7 +275,9 @@ def test_workers_collate_packed_rows_ahead(tmp_path):
 # ---- Resuming
 
 
-@pytest.mark.parametrize("budget", [None, 150, "auto"])
+@pytest.mark.parametrize(
+    "budget", [pytest.param(None, marks=pytest.mark.slow), pytest.param(150, marks=pytest.mark.slow), "auto"]
+)
 def test_a_run_resumed_in_mid_epoch_goes_on_exactly(budget, tmp_path):
     settings = {
         "rows": 22,

@@ -82,17 +82,22 @@ def assert_same(one: ORPOTrainer, other: ORPOTrainer) -> None:
     [
         {},
         {"peft": LORA, "disable_dropout": False},
-        {"eval_strategy": "epoch", "save_steps": 3, "gradient_accumulation_steps": 2},
         {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "eval_on_start": True},
-        {
-            "optim": "adafactor",
-            "lr_scheduler_type": "reduce_lr_on_plateau",
-            "eval_strategy": "epoch",
-            "logging_steps": 1,
-        },
-        {"max_steps": 7},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"eval_strategy": "epoch", "save_steps": 3, "gradient_accumulation_steps": 2},
+                {
+                    "optim": "adafactor",
+                    "lr_scheduler_type": "reduce_lr_on_plateau",
+                    "eval_strategy": "epoch",
+                    "logging_steps": 1,
+                },
+                {"max_steps": 7},
+            )
+        ),
     ],
-    ids=["full", "LoRA with dropout", "evaluated at epochs", "best model", "another optimizer", "ends in mid-epoch"],
+    ids=["full", "LoRA with dropout", "best model", "evaluated at epochs", "another optimizer", "ends in mid-epoch"],
 )
 @pytest.mark.parametrize("cut", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path, options, cut):
