@@ -14,6 +14,7 @@ import pytest
 import trl
 
 import oddsmith
+from oddsmith.config import catalogue
 
 with warnings.catch_warnings(action="ignore"):  # it warns that its place may change
     import trl.experimental.orpo as trl_orpo
@@ -77,6 +78,13 @@ def test_every_setting_of_ours_is_documented(name):
     documented = documented_names(settings) | set(re.findall(r"``(\w+)``", settings.__doc__))
     assert {field.name for field in ours} <= documented
     assert [field.name for field in ours if not field.metadata.get("help")] == []
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_says_whether_it_decides_on_the_weights(name):
+    """Inherited ones, too: a new version of transformers may bring one."""
+    missing = {field.name for field in dataclasses.fields(getattr(oddsmith, name))} - set(catalogue.SETTINGS)
+    assert not missing, f"add {missing} to config/catalogue.py with decides(...), by_result(...) or free(...)"
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -23,16 +23,11 @@ class Command(NamedTuple):
 
     Its module also has what ``--help`` shows: ``USAGE``, ``INTRO``, ``OPTIONS`` (its own flags) and, where settings are
     flags of the command, ``SETTINGS_IN_HELP`` (their names, or ``None`` for all of them).
-
-    Args:
-        module: Under ``oddsmith.cli.commands``.
-        function: Takes the words after the command's name; see ``terminal.outcome.run`` for what it returns.
-        summary: One line for ``oddsmith --help``.
     """
 
-    module: str
-    function: str
-    summary: str
+    module: str  # under oddsmith.cli.commands
+    function: str  # takes the words after the command's name; terminal.outcome.run says what it returns
+    summary: str  # one line for `oddsmith --help`
 
 
 COMMANDS = {

@@ -46,18 +46,11 @@ COMMON, SUMMARY, EVAL = Trait
 
 
 class Facts(NamedTuple):
-    """What is known about one setting, beside its type and default.
-
-    Args:
-        effect: Whether it decides on the weights.
-        name: Its name in Python and YAML.
-        help: One line for the help. Empty: the first sentence of transformers' own.
-        traits: Where else it is used.
-    """
+    """What is known about one setting, beside its type and default."""
 
     effect: Effect
     name: str
-    help: str = ""
+    help: str = ""  # one line; where empty, the help shows the first sentence of transformers' own
     traits: Trait = Trait.NONE
 
 

@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ...errors import ConfigError
 from ..parsing.resolve import Option, resolve
 from ..parsing.values import number, whole_number
-from ..terminal.console import printable, quiet_libraries, say, working
+from ..terminal.console import printable, quiet_libraries, say, stdout_console, working
 from ..terminal.counting import count_in_place
 from ..terminal.outcome import JSON, TRACEBACK
 
 if TYPE_CHECKING:
-    from ...inference.compare.comparison import Comparison, PromptResult, Summary
+    from ...inference.compare.comparison import Comparison, PromptResult
 
 USAGE = "oddsmith compare BASE TUNED --prompts FILE [--html FILE] [--format alpaca_eval|mt_bench --output FOLDER]"
 INTRO = (
@@ -130,8 +129,7 @@ def _tell(stage: str, detail: Any) -> None:
 def _print(result: Comparison) -> None:
     from ...inference.compare.files import short_name
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    console = Console(highlight=False, markup=False, emoji=False, width=min(console.width, MAX_WIDTH))
+    console = stdout_console(MAX_WIDTH)
     names = {"base": short_name(result.base), "tuned": short_name(result.tuned)}
     for row in result.rows:
         for turn, question in enumerate(row.prompt.questions):
@@ -153,9 +151,9 @@ def _print(result: Comparison) -> None:
         table.add_column(_text(name), justify="right", overflow="fold")
     summaries = result.summaries
     for label, (attribute, pattern) in ROWS.items():
-        cells = [_cell(summaries[side], attribute, pattern) for side in names]
-        if all(cells):
-            table.add_row(label, *cells)
+        values = [getattr(summaries[side], attribute) for side in names]
+        if None not in values:
+            table.add_row(label, *map(pattern.format, values))
     console.print(table)
     sys.stdout.flush()
 
@@ -167,11 +165,6 @@ def _figures(result: PromptResult, turn: int) -> str:
     parts += [] if answer.is_finished else ["cut"]
     parts += [f"log-odds {result.log_odds:+.3f}"] if result.log_odds is not None and turn == 0 else []
     return ", ".join(parts)
-
-
-def _cell(summary: Summary, attribute: str, pattern: str) -> str:
-    value = getattr(summary, attribute)
-    return "" if value is None else pattern.format(value)
 
 
 def _text(text: str, style: str = "") -> Text:

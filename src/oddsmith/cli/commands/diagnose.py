@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from ..parsing.resolve import Option, resolve_word
+from ..terminal.console import stdout_console
 from ..terminal.outcome import JSON, TRACEBACK, Judged
 
 if TYPE_CHECKING:
@@ -61,10 +65,7 @@ def diagnose(arguments: Sequence[str]) -> Judged:
 
 
 def _show(history: History, findings: Sequence[Finding], verdict: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = stdout_console()
     steps = "log lines" if history.steps_are_lines else "steps"
     planned = f" of {history.steps_planned}" if history.steps_planned > history.last_step else ""
     console.print(
@@ -96,10 +97,6 @@ def _show(history: History, findings: Sequence[Finding], verdict: str) -> None:
 
 
 def _paragraph(console: Any, label: str, text: str) -> None:
-    import textwrap
-
-    from rich.text import Text
-
     indent = " " * 7
     width = min(console.width, 110)
     wrapped = textwrap.fill(

@@ -48,19 +48,12 @@ HINTS = {
 
 @dataclass(frozen=True)
 class Option:
-    """A flag of a command itself, beside the settings.
+    """A flag of a command itself, beside the settings."""
 
-    Args:
-        name: With underscores.
-        kind: ``"switch"`` (no value), ``"value"`` (one), ``"optional"`` (none or one).
-        help: One sentence.
-        metavar: What the help calls the value.
-    """
-
-    name: str
-    kind: str
+    name: str  # with underscores
+    kind: str  # "switch" (no value), "value" (one) or "optional" (none or one)
     help: str
-    metavar: str = ""
+    metavar: str = ""  # what the help calls the value
 
     @property
     def flag(self) -> str:
@@ -69,19 +62,12 @@ class Option:
 
 @dataclass
 class Resolved:
-    """The settings and flags of a command line.
+    """The settings and flags of a command line."""
 
-    Args:
-        settings: Name -> value and origin (``config.yaml:12`` or ``--beta``) of every setting that was given.
-        options: Name -> text of the command's own flags; ``""`` where none was given with it.
-        positional: The words without a flag, other than the configuration file.
-        fields: The known settings.
-    """
-
-    settings: dict[str, Setting]
-    options: dict[str, str]
-    positional: list[str]
-    fields: Mapping[str, Field] = field(repr=False)
+    settings: dict[str, Setting]  # what was given: name -> value and origin (``config.yaml:12`` or ``--beta``)
+    options: dict[str, str]  # the command's own flags that were given: name -> text, "" without one
+    positional: list[str]  # words without a flag, other than the configuration file
+    fields: Mapping[str, Field] = field(repr=False)  # the known settings
 
     def get(self, name: str) -> Any:
         """Return the value of a setting, its default where none was given."""

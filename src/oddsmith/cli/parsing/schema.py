@@ -30,29 +30,17 @@ _SIMPLE = {bool: "bool", int: "int", float: "float", str: "str", dict: "dict"}
 
 @dataclass(frozen=True)
 class Field:
-    """One setting.
-
-    Args:
-        name: Its name in Python and YAML; a flag may spell it with dashes.
-        owner: Dataclass that has it: ``ORPOConfig``, ``ModelConfig`` or ``ScriptArguments``.
-        group: Heading of the help.
-        common: Whether the short help lists it.
-        types: What it takes, of ``bool``, ``int``, ``float``, ``str``, ``list`` (of texts), ``dict``, ``list[dict]``.
-        nullable: Whether it takes null.
-        default: Its default.
-        help: One sentence.
-        choices: The texts it takes; any where empty.
-    """
+    """One setting."""
 
     name: str
-    owner: str
-    group: str
-    common: bool
-    types: tuple[str, ...]
+    owner: str  # the name of its dataclass
+    group: str  # heading of the help
+    common: bool  # whether the short help lists it
+    types: tuple[str, ...]  # what it takes, of: bool, int, float, str, list (of texts), dict, list[dict]
     nullable: bool
     default: Any
     help: str
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # the texts it takes; any where empty
 
     @property
     def flag(self) -> str:

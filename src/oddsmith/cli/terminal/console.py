@@ -26,6 +26,14 @@ def printable(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
+def stdout_console(max_width: int | None = None) -> Console:
+    """Return a console for results, at most ``max_width`` columns wide, that prints texts as they are."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if max_width is not None:
+        console.width = min(console.width, max_width)
+    return console
+
+
 @cache
 def stderr_console() -> Console:
     """Return the console for all messages: one for the process, so that they do not break up a live line."""

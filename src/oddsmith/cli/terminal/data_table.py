@@ -6,12 +6,14 @@ import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
 from ...data.report import SHOWN_ROWS, counted
+from .console import stdout_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ...data.checks.catalogue import Finding
     from ...data.checks.example import Example, Segment
     from ...data.checks.survey import Survey
@@ -28,7 +30,7 @@ SIDE_STYLES = {"chosen": "green", "rejected": "red"}
 
 def print_survey(name: str, found: Survey) -> None:
     """Print the findings on stdout: what fails first, what passes in one line each."""
-    console = _console()
+    console = stdout_console()
     formats = ", ".join(
         f"{kind} {count:,}" if len(found.formats) > 1 else kind for kind, count in found.formats.items()
     )
@@ -47,7 +49,7 @@ def print_survey(name: str, found: Survey) -> None:
 
 def print_example(example: Example) -> None:
     """Print a pair as the model sees it, with what is learned in colour (or in brackets) and the rest dimmed."""
-    console = _console()
+    console = stdout_console()
     mark = "in colour" if _has_colours(console) else "in [brackets]"
     what = f"what is learned {mark}" if example.is_tokenized else "as its row has it; with --model as the model sees it"
     _line(console, Text(f"\nrow {example.row}, {what}", style="bold"))
@@ -58,7 +60,7 @@ def print_example(example: Example) -> None:
 
 def print_preference(model: str, found: Preference) -> None:
     """Print how much a model has to learn, and the pairs that surprise it most."""
-    console = _console()
+    console = stdout_console()
     _line(console, Text(f"\n{model} on {counted(found.pairs, 'pair')}", style="bold"))
     _line(
         console,
@@ -145,7 +147,3 @@ def _line(console: Console, text: Text) -> None:
 
 def _has_colours(console: Console) -> bool:
     return console.color_system is not None and not console.no_color
-
-
-def _console() -> Console:
-    return Console(highlight=False, markup=False, emoji=False)

@@ -40,7 +40,9 @@ def launch(command: Sequence[str], processes: int) -> int:
     """
     with TemporaryDirectory(prefix="oddsmith-") as folder:
         logs = [Path(folder) / f"process-{rank}.log" for rank in range(processes)]
-        children = [_start(command, rank, environment, logs[rank]) for rank, environment in _environments(processes)]
+        children = [
+            _start(command, rank, environment, logs[rank]) for rank, environment in enumerate(_environments(processes))
+        ]
         try:
             with _signals_passed_on(children) as passed_on:
                 blamed = _wait(children)
@@ -71,27 +73,20 @@ def end_with_launcher() -> None:
         end_with_parent(int(launcher))
 
 
-def _environments(processes: int) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the rank and environment of each process."""
+def _environments(processes: int) -> list[dict[str, str]]:
+    """Return the environment of each process, as ``torchrun`` would make it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    for rank in range(processes):
-        yield (
-            rank,
-            {
-                "OMP_NUM_THREADS": str(threads),
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                LAUNCHER: str(os.getpid()),
-            },
-        )
+    shared = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+        **os.environ,
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        LAUNCHER: str(os.getpid()),
+    }
+    return [shared | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(processes)]
 
 
 def _start(command: Sequence[str], rank: int, environment: dict[str, str], log: Path) -> subprocess.Popen:
