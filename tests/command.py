@@ -14,7 +14,7 @@ import pytest
 
 from oddsmith.cli.main import main
 
-from .tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from .tiny import CHATML, ragged_pairs, tiny_model, tiny_tokenizer
 
 START = [sys.executable, "-m", "oddsmith.cli.main"]
 # The precision is fixed, so that every machine computes the same.
@@ -29,11 +29,10 @@ class Outcome(NamedTuple):
     err: str
 
 
-def save_model(folder: Path, chat_template: str | None = None, **overrides) -> Path:
-    """Write a tiny model and its tokenizer into a folder."""
-    tiny_model(**overrides).save_pretrained(folder)
-    tokenizer = tiny_tokenizer(chat_template) if chat_template is not None else tiny_tokenizer()
-    tokenizer.save_pretrained(folder)
+def save_model(folder: Path, chat_template: str | None = CHATML, *, model=None, tokenizer=None, **overrides) -> Path:
+    """Write a model and a tokenizer into a folder, tiny ones by default."""
+    (model or tiny_model(**overrides)).save_pretrained(folder)
+    (tokenizer or tiny_tokenizer(chat_template)).save_pretrained(folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,6 +28,15 @@ def small_files():
     """Limit the size of files to 64 KiB, as on a full disk."""
     with file_size_limit(65536):
         yield
+
+
+@pytest.fixture(scope="session")
+def benchmarks():
+    """The folder of the benchmarks, from which their modules can be imported."""
+    folder = Path(__file__).parent.parent / "benchmarks"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
 
 
 @pytest.fixture

@@ -15,13 +15,31 @@ from pathlib import Path
 import torch
 
 from oddsmith.cli.main import main
-from tests.command import Outcome
+from tests.command import SETTINGS, Outcome, save_config, save_model, save_pairs
 from tests.killed_runs import free_port, rank_environment, redirect_output
 from tests.kills import committed
 
 POLL_S = 0.001
 ENDS_WITHIN_S = 120.0
 DAY_S = 86_400.0
+
+
+def save_config_with_dropout(folder: Path, **settings) -> Path:
+    """Write a configuration, with its model and pairs, of a run with dropout that saves every two steps."""
+    return save_config(
+        folder / "config.yaml",
+        **SETTINGS,
+        model_name_or_path=str(save_model(folder / "model", attention_dropout=0.1)),
+        dataset_name=str(save_pairs(folder / "pairs.jsonl", count=24)),
+        test_split_size=0.25,
+        gradient_accumulation_steps=2,
+        disable_dropout=False,
+        save_steps=2,
+        logging_steps=3,
+        eval_strategy="steps",
+        eval_steps=3,
+        **settings,
+    )
 
 
 @dataclass(frozen=True)

@@ -12,28 +12,17 @@ from tests.tiny import tiny_tokenizer
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A template and what is known about it.
+    """A chat template, and what the tests expect of it."""
 
-    Args:
-        name: The model family it is taken from.
-        template: The Jinja text.
-        special: The added tokens of its tokenizer.
-        end_of_turn: The token that ends an assistant's turn; None where EOS must be appended.
-        tail: What the template writes after the end of turn.
-        bos, eos: Of the tokenizer.
-        has_system: Whether it takes a system turn.
-        response: The text of a last answer, without the end of turn.
-    """
-
-    name: str
+    name: str  # the model family that it is taken from
     template: str
-    special: tuple[str, ...]
-    end_of_turn: str | None
-    tail: str
+    special: tuple[str, ...]  # the added tokens of its tokenizer
+    end_of_turn: str | None  # the token that ends an assistant's turn; None where EOS must be appended
+    tail: str  # what the template writes after the end of turn
     bos: str | None
     eos: str
-    has_system: bool = True
-    response: Callable[[str], str] = str
+    has_system: bool = True  # whether it takes a system turn
+    response: Callable[[str], str] = str  # the text of a last answer, without the end of turn
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A byte-level tokenizer that writes this format; its pad token is its EOS."""

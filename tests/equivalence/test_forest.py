@@ -28,17 +28,9 @@ from tests.tiny import SMALL, tiny_tokenizer
 
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LATENT = {
-    "n_routed_experts": 4,
-    "n_group": 2,
-    "topk_group": 1,
-    "kv_lora_rank": 16,
-    "q_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-    "first_k_dense_replace": 1,
-    "num_key_value_heads": 4,
-}
+    "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8, "v_head_dim": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4,
+}  # fmt: skip
 EXACT = {
     "llama": {"attention_bias": True},
     "mistral": {"sliding_window": 5},

@@ -56,14 +56,7 @@ STRANGERS = ("optimizer.pt", "modeling.py", "pytorch_model.bin", "notes.txt", "a
 
 
 class Fault(NamedTuple):
-    """Something done to a checkpoint.
-
-    Args:
-        step: Of which checkpoint.
-        kind: What is done.
-        file: To which file.
-        content: What it then holds, where that is what is done.
-    """
+    """A fault in one file of the checkpoint of a step; ``content`` is what a rewritten file holds."""
 
     step: int
     kind: str

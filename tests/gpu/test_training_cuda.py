@@ -11,7 +11,6 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.batching.collate import PairCollator, trl_features
 from oddsmith.batching.forest import forest_batch
 from oddsmith.model.logprobs.attention import forest_attention_in
@@ -21,6 +20,7 @@ from oddsmith.model.logprobs.padded import pair_logps
 from oddsmith.model.logprobs.self_check import check_forest
 from tests.equivalence.test_forest import EXACT, loss_and_gradients, model_of, rows_of
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny_runs import make_trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -44,30 +44,15 @@ def small_model(dtype=torch.float32, **overrides):
 
 
 def trainer_of(folder, *, forest, adapter=False, bf16=True, pairs=None, model=None, callbacks=None, **settings):
-    return ORPOTrainer(
+    fixed = {"per_device_train_batch_size": 4, "max_steps": 3, "learning_rate": 1e-3, "beta": 0.3, "use_cpu": False}
+    order = {"bf16": bf16, "tf32": False, "prefix_forest": forest, "train_sampling_strategy": "sequential"}
+    return make_trainer(
+        folder,
         model or small_model(torch.bfloat16 if adapter and bf16 else torch.float32),
-        args=ORPOConfig(
-            **{
-                "output_dir": str(folder),
-                "per_device_train_batch_size": 4,
-                "max_steps": 3,
-                "learning_rate": 1e-3,
-                "beta": 0.3,
-                "bf16": bf16,
-                "tf32": False,
-                "prefix_forest": forest,
-                "train_sampling_strategy": "sequential",
-                "logging_steps": 1,
-                "save_strategy": "no",
-                "report_to": "none",
-                "disable_tqdm": True,
-                **settings,
-            }
-        ),
-        train_dataset=Dataset.from_list(pairs or ragged_pairs(12)),
-        processing_class=tiny_tokenizer(),
+        Dataset.from_list(pairs or ragged_pairs(12)),
         peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0) if adapter else None,
         callbacks=callbacks,
+        **{**fixed, **order, **settings},
     )
 
 

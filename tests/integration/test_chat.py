@@ -96,8 +96,7 @@ def test_a_gguf_file_answers(capsys, tmp_path):
     pytest.importorskip("cyllama")
     model = tiny_model(seed=CLEAR_SEED, hidden_size=64, vocab_size=258)
     file = write_gguf(tmp_path / "tiny.gguf", model, tiny_tokenizer(), merges=["Ā ā"])
-    model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_model(tmp_path / "model", model=model)
     words = ("--prompt", "Hi", "--max-new-tokens", 8)
     folder, gguf = (run_here(capsys, "chat", place, *words) for place in (tmp_path / "model", file))
     assert folder == gguf
@@ -105,8 +104,7 @@ def test_a_gguf_file_answers(capsys, tmp_path):
 
 
 def test_a_model_without_a_template_says_so(capsys, tmp_path):
-    tiny_model().save_pretrained(tmp_path)
-    tiny_tokenizer(None).save_pretrained(tmp_path)
+    save_model(tmp_path, chat_template=None)
     outcome = run_here(capsys, "chat", tmp_path, "--prompt", "Once", "--max-new-tokens", 8)
     assert outcome.code == 0
     assert outcome.err.startswith(f"{tmp_path} has no chat template: your text is continued as it stands\n")
@@ -145,9 +143,7 @@ def endless(tmp_path):
     model = tiny_model(max_position_embeddings=100_000)
     with torch.no_grad():
         model.lm_head.weight[257] = 0
-    model.save_pretrained(tmp_path / "endless")
-    tiny_tokenizer().save_pretrained(tmp_path / "endless")
-    return tmp_path / "endless"
+    return save_model(tmp_path / "endless", model=model)
 
 
 def test_a_conversation_in_a_terminal(model, tmp_path):
@@ -214,8 +210,7 @@ def test_a_model_cannot_write_control_codes_to_a_terminal(tmp_path):
         model.lm_head.weight.zero_()
         model.lm_head.weight[tokenizer.convert_tokens_to_ids("ě")] = 1  # byte 0x1b in the byte-level alphabet
         model.model.norm.weight.fill_(0)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    save_model(tmp_path, model=model, tokenizer=tokenizer)
     with Terminal("chat", tmp_path, "--prompt", "Hi", "--max-new-tokens", 4) as terminal:
         terminal.wait_for("cut after 4 tokens")
     assert "\x1b\x1b" not in terminal.raw

@@ -157,8 +157,7 @@ def test_repetition_is_the_share_of_four_word_sequences_said_before(text, expect
 
 
 def test_a_base_without_a_template_is_asked_with_the_tuned_model_s(base, tmp_path):
-    tiny_model().save_pretrained(tmp_path / "plain")
-    tiny_tokenizer(None).save_pretrained(tmp_path / "plain")
+    save_model(tmp_path / "plain", chat_template=None)
     (row,) = compare(str(tmp_path / "plain"), str(base), [Prompt(0, [user("Hi")])], sampling=Sampling(0.0, 6)).rows
     assert row.base == row.tuned
 

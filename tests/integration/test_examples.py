@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.command import run_apart, save_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -19,8 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def model_and_data(tmp_path_factory):
     """A model folder and a data folder as a hub dataset of implicit-prompt conversations lies on disk."""
     folder = tmp_path_factory.mktemp("inputs")
-    tiny_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_model(folder / "model")
     (folder / "data").mkdir()
     for split, count in (("train", 12), ("test", 4)):
         with open(folder / "data" / f"{split}.jsonl", "w", encoding="utf-8") as file:
@@ -34,11 +32,8 @@ def model_and_data(tmp_path_factory):
 
 def run(command, cwd):
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    done = run_apart(*command, start=[sys.executable], cwd=cwd, env=environment)
+    assert done.code == 0, done.err[-3000:]
 
 
 def test_the_quick_start_runs_with_the_import_changed(model_and_data, tmp_path):
@@ -53,16 +48,8 @@ def test_trl_s_script_runs_with_trl_s_command_line(model_and_data, tmp_path):
     model, data = model_and_data
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", EXAMPLES / "scripts" / "orpo.py"]
     options = ["--model_name_or_path", model, "--dataset_name", data, "--num_train_epochs", "1"]
-    more = [
-        "--logging_steps",
-        "25",
-        "--output_dir",
-        tmp_path / "out",
-        "--eval_strategy",
-        "epoch",
-        "--logging_first_step",
-    ]
-    adapter = ["--use_peft", "--lora_r", "4", "--learning_rate", "1e-3"]
+    more = ["--logging_steps", "25", "--output_dir", tmp_path / "out", "--eval_strategy", "epoch"]
+    adapter = ["--logging_first_step", "--use_peft", "--lora_r", "4", "--learning_rate", "1e-3"]
     run([*launch, *options, *more, *adapter], tmp_path)
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
     logged = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]

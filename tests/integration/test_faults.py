@@ -25,8 +25,8 @@ from oddsmith.cli.commands.train.launch import END_S, GRACE_S
 from oddsmith.errors import OutOfMemoryError
 from oddsmith.model.loading.outline import outline_model
 from oddsmith.system.run_folder import FIRST_EVALUATION_FILE, read_events
-from tests.command import SETTINGS, START, environment, run_apart, save_config, save_model, save_pairs
-from tests.fault_runs import Machine, Run, reverse_times
+from tests.command import START, environment, run_apart, save_model
+from tests.fault_runs import Machine, Run, reverse_times, save_config_with_dropout
 from tests.faults import memory_group, remount, small_disk
 from tests.killed_runs import LORA, trainer_of
 from tests.kills import committed, differences, outputs_of
@@ -39,20 +39,7 @@ GB = 10**9
 def workshop(tmp_path_factory):
     """A configuration of 12 steps with dropout that saves every two of them, and what it leaves undisturbed."""
     folder = tmp_path_factory.mktemp("faults")
-    save_config(
-        folder / "config.yaml",
-        **SETTINGS,
-        model_name_or_path=str(save_model(folder / "model", attention_dropout=0.1)),
-        dataset_name=str(save_pairs(folder / "pairs.jsonl", count=24)),
-        test_split_size=0.25,
-        max_steps=STEPS,
-        gradient_accumulation_steps=2,
-        disable_dropout=False,
-        save_steps=2,
-        logging_steps=3,
-        eval_strategy="steps",
-        eval_steps=3,
-    )
+    save_config_with_dropout(folder, max_steps=STEPS)
     outcome = train(folder, folder / "undisturbed").end()
     assert outcome.code == 0, outcome.err
     return folder

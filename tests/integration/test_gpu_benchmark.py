@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def gpu():
-    """The script as a module, with its folder in the path as when it runs."""
-    sys.path.insert(0, str(BENCHMARKS))
+def gpu(benchmarks):
     with pytest.MonkeyPatch.context() as patch:
         module = importlib.import_module("gpu")
         patch.setattr(module, "device_name", lambda: "")
         yield module
-    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

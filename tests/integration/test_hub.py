@@ -12,7 +12,8 @@ import pytest
 from peft import LoraConfig
 
 from oddsmith.model.adapters import add_adapter
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.command import save_model
+from tests.tiny import tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -78,8 +79,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     base = tiny_model()
     for revision in ("main", "v2"):
-        base.save_pretrained(folder / "me" / f"model@{revision}")
-        tiny_tokenizer().save_pretrained(folder / "me" / f"model@{revision}")
+        save_model(folder / "me" / f"model@{revision}", model=base)
     base.name_or_path, base.revision = "me/model", "v2"
     add_adapter(base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).save_pretrained(
         folder / "me" / "adapter@main"
@@ -120,27 +120,18 @@ def test_an_adapter_brings_its_base_in_its_revision(found):
     assert found["base revision"] == "v2"
 
 
+MESSAGES = {
+    "me/model@v3": "has no revision 'v3' on the hub; check model_revision",
+    "me/empty@main": "holds no model (config.json) and no adapter (adapter_config.json) on the hub; expected one"
+    " of them",
+    "me/gated@main": "is a gated model; accept its terms at https://huggingface.co/me/gated, then log in with:"
+    " hf auth login",
+    "me/nothing@main": "is neither a folder here nor a model on the hub; check the spelling, or log in with"
+    " `hf auth login` if it is private",
+}
+
+
 @pytest.mark.parametrize("load", ["load_model", "load_tokenizer"])
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("me/model@v3", "me/model: has no revision 'v3' on the hub; check model_revision"),
-        (
-            "me/empty@main",
-            "me/empty: holds no model (config.json) and no adapter (adapter_config.json) on the hub;"
-            " expected one of them",
-        ),
-        (
-            "me/gated@main",
-            "me/gated: is a gated model; accept its terms at https://huggingface.co/me/gated,"
-            " then log in with: hf auth login",
-        ),
-        (
-            "me/nothing@main",
-            "me/nothing: is neither a folder here nor a model on the hub; check the spelling,"
-            " or log in with `hf auth login` if it is private",
-        ),
-    ],
-)
-def test_what_is_said(found, load, name, message):
-    assert found[f"{load} {name}"] == message
+@pytest.mark.parametrize("name", MESSAGES)
+def test_error_messages(found, load, name):
+    assert found[f"{load} {name}"] == f"{name.partition('@')[0]}: {MESSAGES[name]}"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import SETTINGS, START, environment, run_apart, save_config, save_model, save_pairs
+from tests.command import START, environment, run_apart
+from tests.fault_runs import save_config_with_dropout
 from tests.killed_runs import LORA, STREAM
 from tests.kills import Outputs, Trials, committed, differences, outputs_of, steps_saved
 
@@ -28,8 +29,17 @@ def test_a_killed_run_ends_like_the_undisturbed_one(variant, aims, tmp_path):
     assert len(trial.kills) == len(aims)
 
 
-def test_the_command_goes_on_from_where_it_was_killed(tmp_path):
-    folder, words = tmp_path / "killed", ["train", str(config(tmp_path)), "--output-dir"]
+@pytest.fixture
+def config(tmp_path) -> Path:
+    """A run of 18 steps."""
+    return save_config_with_dropout(tmp_path, num_train_epochs=4)
+
+
+def test_the_command_goes_on_from_where_it_was_killed(config, tmp_path):
+    folder, words = (
+        tmp_path / "killed",
+        ["train", str(config), "--output-dir"],
+    )
     assert run_apart(*words, tmp_path / "undisturbed").code == 0
     killed = subprocess.Popen([*START, *words, str(folder)], stderr=subprocess.DEVNULL, env=environment())
     wait_for_save(killed, folder, after=4)
@@ -44,10 +54,16 @@ def test_the_command_goes_on_from_where_it_was_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_under_torchrun_too(tmp_path):
+def test_under_torchrun_too(config, tmp_path):
     """torchrun ends the other process when one is killed; started again, both go on."""
     torchrun = [START[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, *START[1:], "train", str(config(tmp_path)), "--output-dir"]
+    command = [
+        *torchrun,
+        *START[1:],
+        "train",
+        str(config),
+        "--output-dir",
+    ]
     quiet = {"stderr": subprocess.DEVNULL, "env": environment()}
     assert subprocess.run([*command, str(tmp_path / "undisturbed")], **quiet, timeout=200).returncode == 0
     folder = tmp_path / "killed"
@@ -58,24 +74,6 @@ def test_under_torchrun_too(tmp_path):
     assert launcher.wait(60) == 1
     assert subprocess.run([*command, str(folder), "--resume", "auto"], **quiet, timeout=200).returncode == 0
     assert list(differences(outputs_of(folder), outputs_of(tmp_path / "undisturbed"))) == []
-
-
-def config(folder: Path) -> Path:
-    """A run of 18 steps with dropout that saves every two of them."""
-    return save_config(
-        folder / "config.yaml",
-        **SETTINGS,
-        model_name_or_path=str(save_model(folder / "model", attention_dropout=0.1)),
-        dataset_name=str(save_pairs(folder / "pairs.jsonl", count=24)),
-        test_split_size=0.25,
-        num_train_epochs=4,
-        gradient_accumulation_steps=2,
-        disable_dropout=False,
-        save_steps=2,
-        logging_steps=3,
-        eval_strategy="steps",
-        eval_steps=3,
-    )
 
 
 def wait_for_save(process: subprocess.Popen, folder: Path, after: int) -> None:

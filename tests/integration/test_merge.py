@@ -185,8 +185,7 @@ def test_an_encoder_decoder_model(tmp_path):
         vocab_size=264, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0,
         pad_token_id=257, eos_token_id=257,
     )  # fmt: skip
-    T5ForConditionalGeneration(settings).save_pretrained(tmp_path / "base")
-    tiny_tokenizer(chat_template=None).save_pretrained(tmp_path / "base")
+    save_model(tmp_path / "base", chat_template=None, model=T5ForConditionalGeneration(settings))
     model = add_adapter(load_model(str(tmp_path / "base")), LoraConfig(r=2, target_modules="all-linear")).eval()
     randomise(model)
     model.save_pretrained(tmp_path / "adapter")
@@ -204,8 +203,7 @@ def test_experts_that_are_bare_parameters(tmp_path):
         vocab_size=264, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1, initializer_range=0.2,
     )  # fmt: skip
-    MixtralForCausalLM(settings).save_pretrained(tmp_path / "base")
-    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    save_model(tmp_path / "base", model=MixtralForCausalLM(settings))
     experts = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
     config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=experts, task_type="CAUSAL_LM")
     model = add_adapter(load_model(str(tmp_path / "base")), config).eval()
@@ -375,8 +373,7 @@ def test_a_model_that_was_written_wrong_never_appears(run, monkeypatch):
 def test_weights_that_float16_cannot_hold(tmp_path):
     model = tiny_model()
     model.model.embed_tokens.weight.data *= 1e6
-    model.save_pretrained(tmp_path / "base")
-    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    save_model(tmp_path / "base", model=model)
     with pytest.raises(ExportError, match="too large for its type; try --dtype bfloat16"):
         merge_adapter(str(tmp_path / "base"), tmp_path / "merged", dtype="float16")
     assert not (tmp_path / "merged").exists()

@@ -23,7 +23,7 @@ from oddsmith import ORPOTrainer
 from oddsmith.checkpoint.manifest import verify
 from oddsmith.errors import NonFiniteError
 from oddsmith.system.run_folder import read_events
-from tests.command import run_here, run_two_processes, save_config, save_rows
+from tests.command import run_here, run_two_processes, save_config, save_model, save_rows
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 from tests.tiny_runs import make_trainer
 
@@ -61,12 +61,6 @@ def broken_model(**overrides):
     with torch.no_grad():
         model.get_input_embeddings().weight[tiny_tokenizer()(BROKEN).input_ids[0]] = math.nan
     return model
-
-
-def save_broken_model(folder):
-    broken_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    return folder / "model"
 
 
 def broken_rows(count=12, bad=(BAD_ROW,)):
@@ -304,7 +298,8 @@ def test_a_resumed_run_remembers_what_was_tried(tmp_path):
 
 
 def test_without_a_checkpoint_the_command_stops_with_the_rows_in_one_line(tmp_path, capsys):
-    model, pairs = save_broken_model(tmp_path), save_rows(tmp_path / "pairs.jsonl", broken_rows(4, bad=range(4)))
+    model = save_model(tmp_path / "model", model=broken_model())
+    pairs = save_rows(tmp_path / "pairs.jsonl", broken_rows(4, bad=range(4)))
     settings = {"per_device_train_batch_size": 2, "max_steps": 6, "bf16": False, "use_cpu": True, "report_to": "none"}
     file = save_config(tmp_path / "run.yaml", **settings)
     places = ("--model-name-or-path", model, "--dataset-name", pairs, "--output-dir", tmp_path / "run")
@@ -395,7 +390,8 @@ def test_an_evaluation_with_nan_rows_has_no_result_and_does_not_end_the_run(tmp_
 
 
 def test_measuring_alone_ends_with_the_rows_instead_of_a_table_of_nan(tmp_path, capsys):
-    model, pairs = save_broken_model(tmp_path), save_rows(tmp_path / "pairs.jsonl", broken_rows(6))
+    model = save_model(tmp_path / "model", model=broken_model())
+    pairs = save_rows(tmp_path / "pairs.jsonl", broken_rows(6))
     done = run_here(capsys, "eval", model, "--dataset-name", pairs, "--use-cpu")
     assert (done.code, done.out) == (1, "")
     assert "error: log-probabilities are NaN or infinite for dataset row 4; look at these rows, and" in done.err

@@ -179,16 +179,9 @@ def test_a_compiled_model_agrees(tmp_path, monkeypatch):
 
 def test_they_agree_in_bfloat16_within_its_rounding(tmp_path):
     """As LoRA runs where the hardware multiplies bf16: a frozen bf16 base, a float32 adapter, autocast."""
+    settings = {"peft": lora(), "bf16": True, "learning_rate": 0.01}
     packed, padded = (
-        run(
-            tmp_path / str(on),
-            tiny_model(dtype=torch.bfloat16),
-            peft=lora(),
-            bf16=True,
-            learning_rate=0.01,
-            prefix_forest=on,
-        )
-        for on in (True, False)
+        run(tmp_path / str(on), tiny_model(dtype=torch.bfloat16), prefix_forest=on, **settings) for on in (True, False)
     )
     assert packed.trainer.path.name == "prefix forest"
     for line, other in zip(packed.lines[:-1], padded.lines[:-1], strict=True):
@@ -279,14 +272,8 @@ def test_workers_collate_packed_rows_ahead(tmp_path):
     "budget", [pytest.param(None, marks=pytest.mark.slow), pytest.param(150, marks=pytest.mark.slow), "auto"]
 )
 def test_a_run_resumed_in_mid_epoch_goes_on_exactly(budget, tmp_path):
-    settings = {
-        "rows": 22,
-        "num_train_epochs": 2,
-        "optim": "adamw_torch",
-        "learning_rate": 1e-3,
-        "max_tokens_per_microbatch": budget,
-        "save_steps": 8,  # of 6 an epoch
-    }
+    settings = {"rows": 22, "num_train_epochs": 2, "optim": "adamw_torch", "learning_rate": 1e-3}
+    settings |= {"max_tokens_per_microbatch": budget, "save_steps": 8}  # an epoch has 6 steps
     whole = run(tmp_path / "whole", **settings)
     stop = StopAfter(8)
     run(tmp_path / "part", **settings | {"save_strategy": "steps"}, callbacks=[stop])

@@ -44,12 +44,8 @@ def handlers_of_a_terminal():
 class Ask(TrainerCallback):
     """Sends this process a signal at an event of training, and waits until it is handled.
 
-    Args:
-        event: Such as ``on_step_begin``.
-        step: Steps done by then.
-        number: The signal.
-        count: At which of the events with so many steps done.
-        pauses_s: After each signal; one entry a signal.
+    It does so at the ``count``-th ``event``, such as ``on_step_begin``, with ``step`` steps done, once for each entry
+    of ``pauses_s``: the seconds to wait after it.
     """
 
     def __init__(

@@ -5,30 +5,22 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.command import save_model
+from tests.tiny import ragged_pairs, tiny_model
 
 
 @pytest.fixture(scope="module")
-def versus_trl():
-    """The script as a module, with its folder in the path as when it runs."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("versus_trl")
-    sys.path.remove(str(BENCHMARKS))
+def versus_trl(benchmarks):
+    return importlib.import_module("versus_trl")
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(vocab_size=264).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 def in_this_process(module, request, answer):
