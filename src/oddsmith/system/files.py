@@ -124,14 +124,9 @@ def replacing(target: Path, *, mode: int = 0o666) -> Iterator[Path]:
 def replacing_folder(target: Path) -> Iterator[Path]:
     """Write a folder so that it appears complete or not at all: ``replacing`` for folders.
 
-    An exception in the block removes the partial folder, and the next call one that a killed process left. The caller
-    holds a lock, because all processes that write the same target write to ``NAME.partial``.
-
-    Args:
-        target: The folder; its parent exists. An existing folder is replaced.
-
-    Yields:
-        Path: An empty folder beside it.
+    Yields an empty folder beside the target; the parent exists, and an existing target is replaced. An exception in the
+    block removes the partial folder, and the next call one that a killed process left. The caller holds a lock, because
+    all processes that write the same target write to ``NAME.partial``.
     """
     partial, old = (target.with_name(target.name + suffix) for suffix in (".partial", ".replaced"))
     shutil.rmtree(partial, ignore_errors=True)
@@ -180,9 +175,7 @@ def explained(explain: Callable[[int, Exception], None]) -> Iterator[None]:
 def dispensable(place: Path, consequence: str) -> Iterator[None]:
     """Warn, once for each place, where a file that a run does not need cannot be written, and let the run continue.
 
-    Args:
-        place: The file, or its folder.
-        consequence: What follows from it, for the warning.
+    ``place`` is the file or its folder, ``consequence`` what follows, for the warning.
     """
     try:
         yield

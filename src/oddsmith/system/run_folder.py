@@ -89,15 +89,9 @@ INCIDENTS: dict[str, Incident] = {
 
 
 def append_event(folder: str | Path, event: Event, step: int, **fields: Any) -> None:
-    """Append one event to the event log of a run folder.
+    """Append an event to the event log of a run folder; NaN and infinity in its fields become ``null``.
 
     A log that cannot be written does not end the run: a warning says that it has a gap.
-
-    Args:
-        folder: The run folder.
-        event: Its kind.
-        step: Optimizer steps done.
-        **fields: What else it says; NaN and infinity become ``null``.
     """
     line = json.dumps(strict({"event": event, "time": time.time(), "step": step, **fields}), allow_nan=False)
     file = Path(folder) / EVENTS_FILE
@@ -106,25 +100,18 @@ def append_event(folder: str | Path, event: Event, step: int, **fields: Any) -> 
 
 
 def _append_line(file: Path, line: str) -> None:
-    """Append a line, on a line of its own even after one that a full disk or a power cut left without its end."""
+    """Append a line, after a line break where a full disk or a power cut left the last line incomplete."""
     with file.open("ab+", buffering=0) as opened:
         end = opened.seek(0, os.SEEK_END)
         opened.seek(max(0, end - 1))
         is_cut = opened.read(1) not in (b"", b"\n")
         data = b"\n" * is_cut + line.encode() + b"\n"
-        while data:  # a disk that becomes full takes a part, and says why when it is asked to take the rest
+        while data:  # a disk that becomes full writes a part, and raises the error at the next write
             data = data[opened.write(data) :]
 
 
 def read_events(folder: str | Path) -> list[dict[str, Any]]:
-    """Read the event log of a run folder; lines that are not whole, as after a power cut, are left out.
-
-    Args:
-        folder: The run folder.
-
-    Returns:
-        Its events in order; none where there is no event log.
-    """
+    """Read the events of a run folder in order; incomplete lines, as after a power cut, are left out."""
     file = Path(folder) / EVENTS_FILE
     if not file.is_file():
         return []

@@ -57,58 +57,58 @@ class StopSignals:
         self._heard_at = 0.0
         self._at_once = False  # there was a second request
         self._raised: set[type[BaseException]] = set()  # in the main thread, each once
-        self._tell: Callable[[str], None] | None = None
-        self._before: dict[int, Any] = {}
+        self._report: Callable[[str], None] | None = None
+        self._handlers: dict[int, Any] = {}
         self._wakeup_before = -1
         self._terminals: list[int] = []
         self._end: threading.Timer | None = None
 
     def __enter__(self) -> StopSignals:
-        global _listening
-        self._ear, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
+        global _active
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
         self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
-        self._wakeup_before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        self._wakeup_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._hear)
+                self._handlers[number] = signal.signal(number, self._on_signal)
         self._thread = threading.Thread(target=self._listen, name="stop signals", daemon=True)
         self._thread.start()
-        _listening = self
+        _active = self
         return self
 
     def __exit__(self, *exception: object) -> None:
-        global _listening
-        _listening = None
-        self._leave()
-        self._mouth.send(b"\0")
+        global _active
+        _active = None
+        self._restore()
+        self._sender.send(b"\0")
         self._thread.join()
         if self._end is not None:
             self._end.cancel()
-        self._ear.close()
-        self._mouth.close()
+        self._receiver.close()
+        self._sender.close()
 
-    def remember(self, tell: Callable[[str], None]) -> None:
+    def remember(self, report: Callable[[str], None]) -> None:
         """From now on only remember the first request, as there is something to save.
 
-        ``tell`` is called with the name of its signal, in another thread.
+        ``report`` is called with the name of its signal, in another thread.
         """
-        self._tell = tell
+        self._report = report
         if self._end is not None and not self._at_once:  # a request came just now
             self._end.cancel()
 
-    def _leave(self) -> None:
+    def _restore(self) -> None:
         """Restore the handlers from before."""
         signal.set_wakeup_fd(self._wakeup_before)
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal in the main thread, possibly late."""
         if self._at_once and KeyboardInterrupt not in self._raised:
             self._raised.add(KeyboardInterrupt)
             raise KeyboardInterrupt
-        if self._tell is None and not self._raised:
+        if self._report is None and not self._raised:
             self._raised.add(NothingTrained)
             raise NothingTrained(signal.Signals(number).name)
 
@@ -117,43 +117,43 @@ class StopSignals:
         number = 0
         while True:
             is_missed = self._at_once and KeyboardInterrupt not in self._raised
-            is_missed |= self.heard is not None and self._tell is None and not self._raised
-            self._ear.settimeout(AGAIN_S if is_missed else None)
+            is_missed |= self.heard is not None and self._report is None and not self._raised
+            self._receiver.settimeout(AGAIN_S if is_missed else None)
             try:
-                heard = self._ear.recv(1)[0]
+                received = self._receiver.recv(1)[0]
             except TimeoutError:
                 # A signal interrupts the main thread's sleep or wait, unless it came just before that began.
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
                 continue
-            if heard == 0:
+            if received == 0:
                 return
-            if heard in self._before:
-                number = heard
-                self._take(number)
+            if received in self._handlers:
+                number = received
+                self._receive(number)
 
-    def _take(self, number: int) -> None:
+    def _receive(self, number: int) -> None:
         now = time.monotonic()
         if signal.Signals(number).name == "SIGHUP":
-            self._let_go_of_lost_terminals()
+            self._release_closed_terminals()
         if self.heard is None:
             self.heard, self._heard_at = signal.Signals(number).name, now
-            if self._tell is None:
-                self._end_after(AT_ONCE_S, RESUMABLE)
+            if self._report is None:
+                self._end_soon(RESUMABLE)
             else:
                 with suppress(OSError):  # stderr may be closed
-                    self._tell(self.heard)
+                    self._report(self.heard)
         elif now - self._heard_at >= SAME_REQUEST_S and not self._at_once:
             self._at_once = True
-            self._end_after(AT_ONCE_S, ENDED_AT_ONCE)
+            self._end_soon(ENDED_AT_ONCE)
 
-    def _end_after(self, seconds: float, exit_code: int) -> None:
+    def _end_soon(self, exit_code: int) -> None:
         if self._end is not None:
             self._end.cancel()
-        self._end = threading.Timer(seconds, os._exit, (exit_code,))
+        self._end = threading.Timer(AT_ONCE_S, os._exit, (exit_code,))
         self._end.daemon = True
         self._end.start()
 
-    def _let_go_of_lost_terminals(self) -> None:
+    def _release_closed_terminals(self) -> None:
         """Redirect output from closed terminals to nowhere: an error of writing would end the run before it saves."""
         for fd in self._terminals:
             if not os.isatty(fd):
@@ -162,30 +162,30 @@ class StopSignals:
                 os.close(nowhere)
 
 
-_listening: StopSignals | None = None
+_active: StopSignals | None = None
 _fork = threading.local()
 
 
-def _hold_signals() -> None:
+def _block_signals() -> None:
     """Block signals during a fork, so that none is lost and each reaches the process it was sent to."""
-    _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if _listening is not None else None
+    _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if _active is not None else None
 
 
-def _go_on_in_parent() -> None:
+def _after_fork_in_parent() -> None:
     if _fork.mask is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
 
 
-def _go_on_in_child() -> None:
+def _after_fork_in_child() -> None:
     """Restore the handlers in a forked process: SIGTERM to a worker would otherwise stop the run of its parent."""
-    global _listening
-    if _listening is not None:
-        _listening._leave()
-        _listening = None
-    _go_on_in_parent()
+    global _active
+    if _active is not None:
+        _active._restore()
+        _active = None
+    _after_fork_in_parent()
 
 
-os.register_at_fork(before=_hold_signals, after_in_parent=_go_on_in_parent, after_in_child=_go_on_in_child)
+os.register_at_fork(before=_block_signals, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def leave_stopping_to_parent(worker: int = 0) -> None:
