@@ -94,7 +94,11 @@ class AccessControl:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_own(hosts[0]):
             return PlainTextResponse("the monitor is not called that; use the address it printed", 403)
-        if not _same_origin(headers, hosts[0]) or not _is_asked_for(headers, scope["path"]):
+        own_origins = [f"{scheme}://{hosts[0].lower()}" for scheme in ("http", "https")]
+        if headers.get("origin", own_origins[0]).lower() not in own_origins:
+            return PlainTextResponse("not from another site", 403)
+        # A link on any site may open the page itself; only the page may ask for its files and data.
+        if scope["path"] != "/" and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return PlainTextResponse("not from another site", 403)
         return None
 
@@ -146,14 +150,3 @@ def _host_name(host: str) -> str | None:
         return name if bracket and (not rest or rest[1:].isdigit()) else None
     name, _, port = host.partition(":")
     return name if name and (not port or port.isdigit()) else None
-
-
-def _same_origin(headers: Headers, host: str) -> bool:
-    """Return whether a request has no Origin, or that of the monitor's own page."""
-    origin = headers.get("origin")
-    return origin is None or origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
-
-
-def _is_asked_for(headers: Headers, path: str) -> bool:
-    """Return whether the page asks, or the page itself is opened, which a link anywhere may do."""
-    return path == "/" or headers.get("sec-fetch-site", "none") in ("same-origin", "none")
