@@ -13,15 +13,12 @@ SHOWN_ROWS = 8  # row numbers that a sentence names before it counts the rest
 
 @dataclass
 class DataReport:
-    """The counts of one dataset. Row numbers count from 0.
+    """The counts of one dataset: rows read, pairs kept. Row numbers count from 0.
 
     Args:
-        source: Name of the dataset, e.g. ``"train"``.
         format: Recognised format of its rows; several are joined with ``" + "``.
         max_length: Most tokens a sequence may have; None: no limit.
         is_stream: Whether rows are read while training, so that the numbers grow.
-        rows: Rows read.
-        kept: Pairs to train or evaluate on.
         dropped: Numbers of the rows left out, by reason.
         cut: Numbers of the kept rows that lost tokens, by side: ``"prompt"``, ``"chosen"``, ``"rejected"``.
         longest_tokens: Tokens of the longest kept sequence, after cutting (encoder-decoder: of the encoder's).

@@ -24,11 +24,7 @@ def kind_of(value: Any) -> str:
 
 
 def checked_text(value: Any, where: str, reason: str) -> str:
-    """Return the value if it is text; else raise a ``RowError``.
-
-    The error is counted under ``"null value"``, or under ``reason`` where the value is something else. ``where`` is
-    the column or the path in the row.
-    """
+    """Return the value if it is text; else raise a ``RowError`` with the reason ``"null value"``, or ``reason``."""
     if value is None:
         raise RowError("null value", f"{where} is null; expected text")
     if not isinstance(value, str):

@@ -37,9 +37,7 @@ class Split:
     """A named part of a dataset, or a slice of it.
 
     Args:
-        name: Its name.
-        start, stop: The slice as it was written: a row number, a share such as ``"10%"``, or None; negative ones
-            count from the end.
+        start, stop: The slice: a row number, a share such as ``"10%"``, or None; negative ones count from the end.
     """
 
     name: str
