@@ -64,6 +64,11 @@ def log_odds(logp_B: Tensor) -> Tensor:
     return logp_B - log1mexp(logp_B)
 
 
+def pair_log_odds(logp_chosen_B: Tensor, logp_rejected_B: Tensor) -> Tensor:
+    """``log_odds(chosen) - log_odds(rejected)``: the log of the odds ratio of each pair, of either sign (Eq. 5). [B]"""
+    return log_odds(logp_chosen_B) - log_odds(logp_rejected_B)
+
+
 def odds_ratio_loss(logp_chosen_B: Tensor, logp_rejected_B: Tensor) -> Tensor:
     """``L_OR = -log sigmoid(log_odds(chosen) - log_odds(rejected))`` of each pair (Eq. 7).
 
@@ -74,7 +79,7 @@ def odds_ratio_loss(logp_chosen_B: Tensor, logp_rejected_B: Tensor) -> Tensor:
     Returns:
         Shape [B], one value a pair, not reduced.
     """
-    return -F.logsigmoid(log_odds(logp_chosen_B) - log_odds(logp_rejected_B))
+    return -F.logsigmoid(pair_log_odds(logp_chosen_B, logp_rejected_B))
 
 
 def orpo_loss(

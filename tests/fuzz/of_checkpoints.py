@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from oddsmith.checkpoint.manifest import Manifest, begin, commit, verify
-from oddsmith.checkpoint.state import read_process, read_state, write_process, write_state
+from oddsmith.checkpoint.rank_state import load_part, read_rank_state, write_rank_state
+from oddsmith.checkpoint.state import read_state, write_state
 from oddsmith.checkpoint.store import checkpoints, newest_verified, rotate
 from oddsmith.errors import CheckpointError
 from oddsmith.system.run_folder import MANIFEST_FILE, QUARANTINE_FOLDER
+from oddsmith.training.guard import StepJudge
+from oddsmith.training.meter import QUANTITIES, TrainingMeter
 from tests.fuzz.answers import answered
 from tests.fuzz.material import SNIPPETS, VALUES, damaged
 from tests.fuzz.target import Target, folder
@@ -34,12 +37,19 @@ def _save(place: Path, step: int) -> None:
     moments = {"step": torch.tensor(4.0), "exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3)}
     write_state(place, "optimizer", {"state": {0: moments}, "param_groups": [{"lr": 1e-6, "betas": (0.9, 0.999)}]})
     write_state(place, "scheduler", {"last_epoch": step, "_last_lr": [1e-6]})
-    parts = {"meter": {"total": torch.ones(5)}, "loss": {"unlogged": torch.tensor(0.5)}, "guard": {"losses": [1.0]}}
-    write_process(place, 0, 1, parts)
+    write_rank_state(place, 0, 1, _parts())
     (place / "config.json").write_text('{"model_type": "llama"}')
     (place / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": [{"loss": 1.0}]}))
     facts: dict[str, Any] = {"settings": {"beta": 0.1}, "data": {"train": {"sha256": "a", "pairs": 4}}}
     commit(place, step=step, world_size=1, pairs_per_step=2, versions={"torch": "2"}, **facts)
+
+
+def _parts() -> dict[str, Any]:
+    """Parts of a trainer, with something to keep."""
+    meter, judge = TrainingMeter(), StepJudge()
+    meter.load_state_dict({**meter.state_dict(), "total": torch.ones(len(QUANTITIES), dtype=torch.float64)})
+    judge.judge(1.0, finite=True)
+    return {"meter": meter, "guard": judge}
 
 
 @cache
@@ -125,7 +135,10 @@ def _read(checkpoint: Path) -> None:
         assert not list(checkpoint.glob("*.pt"))
         for processes in (1, 2):
             with answered(CheckpointError):
-                read_process(checkpoint, manifest, 0, processes)
+                parts = _parts()
+                state = read_rank_state(checkpoint, manifest, 0, processes, parts)
+                for name, part in parts.items():
+                    load_part(checkpoint, state, name, part)
     for name in STATES:
         if (checkpoint / f"{name}.json").is_fifo() or (checkpoint / f"{name}.safetensors").is_fifo():
             continue  # what verifies has none, and reading one would wait for its writer

@@ -48,7 +48,7 @@ def trainer_of(folder, rows, model=None, evaluate=None, *, peft=None, **more):
     return make_trainer(folder, model, Dataset.from_list(rows), evaluate, peft_config=peft, **{**SETTINGS, **more})
 
 
-LOGGERS = ("oddsmith.training.guard.steps", "oddsmith.training.going_back")
+LOGGERS = ("oddsmith.training.guard", "oddsmith.training.checkpointing")
 
 
 def logged(caplog):
@@ -442,7 +442,7 @@ def train_as_one_of_two(folder: Path) -> None:
         max_steps=12, logging_steps=2, ddp_backend="gloo",
     )  # fmt: skip
     trainer.train()
-    found = {"weights": weights(trainer), "lines": lines(trainer), "guard": trainer._guard.state()}
+    found = {"weights": weights(trainer), "lines": lines(trainer), "guard": trainer.guard.state_dict()}
     torch.save(found, folder / f"{rank}.pt")
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.state.destroy_process_group()

@@ -1,10 +1,9 @@
-"""State that a resumed run needs besides weights: of optimizer and random generators, as safetensors and JSON.
+"""Write and read nested states (of an optimizer, of random generators) as safetensors and JSON.
 
     NAME.json          the tree: JSON, and ``{"@": kind, ...}`` for values that JSON has no form for
     NAME.safetensors   its tensors, by number; a tensor that occurs twice is written once
 
-Reading such files runs no code. Each process has a *rank state* in ``process-RANK``: its random states and the states
-of the trainer's parts, such as sums that are not logged yet.
+Reading such files runs no code.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -25,7 +23,7 @@ from safetensors.torch import save_file
 
 from ..errors import CheckpointError
 from ..system.strict_json import read_json
-from .manifest import Manifest, first_line
+from .manifest import first_line
 
 TAG = "@"
 MAX_JSON_BYTES = 256 * 2**20
@@ -146,95 +144,3 @@ def _decoded(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if kind == "bytes":
         return bytes.fromhex(value["value"])
     raise ValueError(f"the unknown kind {kind!r}")
-
-
-def write_process(folder: Path, rank: int, processes: int, parts: dict[str, Any]) -> None:
-    """Write a rank state.
-
-    Args:
-        folder: The checkpoint.
-        rank: Of the process.
-        processes: Number of processes.
-        parts: Name of a part of the trainer -> its state.
-
-    Raises:
-        TypeError: A part has a state that only pickling could write.
-        OSError: It cannot be written.
-    """
-    write_state(folder, f"process-{rank}", {"random": random_states(alone=processes == 1), "parts": parts})
-
-
-def read_process(folder: Path, manifest: Manifest, rank: int, processes: int) -> dict[str, Any]:
-    """Read a rank state.
-
-    Where the number of processes has changed, the sums of all old processes are divided evenly among the new ones, so
-    that their total is the same. A rank that did not exist before has no random states.
-
-    Args:
-        folder: The checkpoint.
-        manifest: Its manifest.
-        rank: Of this process.
-        processes: Number of processes now.
-
-    Returns:
-        ``{"random": states or None, "parts": name -> state}``.
-
-    Raises:
-        CheckpointError: It is missing or damaged.
-    """
-    if processes == manifest.world_size:
-        return read_state(folder, f"process-{rank}")
-    old = [read_state(folder, f"process-{number}") for number in range(manifest.world_size)]
-    try:
-        return _redistributed(old, rank, processes)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: its process-*.json hold something else than rank states") from error
-
-
-def _redistributed(old: list[dict[str, Any]], rank: int, processes: int) -> dict[str, Any]:
-    """Return the state of one of ``processes`` ranks after all the old ones."""
-    parts = dict(old[0]["parts"])
-    # The parts that sum over the pairs of one process; all others are the same in all processes.
-    totals = [state["parts"]["meter"]["total"] for state in old]
-    known = [total for total in totals if total is not None]
-    parts["meter"] = {**parts["meter"], "total": torch.stack(known).sum(dim=0) / processes if known else None}
-    losses = [state["parts"]["loss"]["unlogged"] for state in old]  # each is logged as a mean over processes
-    parts["loss"] = {**parts["loss"], "unlogged": torch.stack(losses).mean(dim=0)}
-    return {"random": old[rank]["random"] if rank < len(old) else None, "parts": parts}
-
-
-def random_states(*, alone: bool) -> dict[str, Any]:
-    """Return the states of all random generators of this process, by name.
-
-    With ``alone`` these include the generators of all devices of the machine, otherwise only of this process's device.
-    """
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.random.get_rng_state(),
-    }
-    if torch.accelerator.is_available():
-        module = torch.get_device_module()
-        everywhere = alone and hasattr(module, "get_rng_state_all")
-        states["device"] = module.get_rng_state_all() if everywhere else [module.get_rng_state()]
-    return states
-
-
-def restore_random_states(states: dict[str, Any] | None, *, seed: int, rank: int) -> None:
-    """Set all random generators of this process to what :func:`random_states` returned.
-
-    ``None`` is for a rank that did not exist before: its generator starts from the seed of the run plus its rank.
-    """
-    if states is None:
-        torch.manual_seed(seed + rank)
-        return
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.random.set_rng_state(states["torch"])
-    devices = states.get("device")
-    if devices and torch.accelerator.is_available():
-        module = torch.get_device_module()
-        if hasattr(module, "set_rng_state_all") and len(devices) == module.device_count():
-            module.set_rng_state_all(devices)
-        else:
-            module.set_rng_state(devices[0])

@@ -1,9 +1,4 @@
-"""``events.jsonl``: the run's diary in its folder, one strict JSON object a line, only ever appended to.
-
-Every line has ``event`` (``start``, ``log``, ``evaluate``, ``pairs``, ``samples``, ``finding``, ``skipped``, ``spike``,
-``rolled_back``, ``not_finite``, ``checkpoint``, ``end``), ``time`` (seconds since 1970, UTC) and ``step`` (optimizer
-steps done; of a step that is skipped, its own number). Numbers that JSON has no word for become ``null``.
-"""
+"""Write the event log while transformers' ``Trainer`` runs; its format is in ``system/run_folder.py``."""
 
 from __future__ import annotations
 
@@ -17,7 +12,7 @@ from ..system.run_folder import Event, append_event
 
 
 class EventWriter(TrainerCallback):
-    """Writes the diary while transformers' ``Trainer`` runs, on the main process alone.
+    """Write the event log, on the main process only.
 
     Args:
         describe: Returns what the ``start`` event says about model, data and settings.

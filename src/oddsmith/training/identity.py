@@ -1,18 +1,20 @@
-"""Of which run a checkpoint is: the facts that its manifest states, and that a run which goes on is compared by."""
+"""State which run a checkpoint belongs to: the facts in its manifest, with which a resumed run is compared."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from transformers import Trainer
+from torch import nn
+from transformers import TrainerState
 
 from .. import __version__
 from ..checkpoint.compatibility import require_possible, require_unchanged
@@ -28,43 +30,57 @@ ADAPTER_SETTINGS = (
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "bias"),
     *("target_parameters", "init_lora_weights"),  # PiSSA's start is taken out of the base's weights
 )
-STREAMED_ROWS = 4  # of a stream, to tell it from another
+DIGESTED_STREAM_ROWS = 4  # the first rows of a stream tell it from another
 
 
-class RunIdentity(Trainer):
-    """The part of the trainer that says which run this is."""
+class IdentifiedRun(Protocol):
+    """What a ``RunIdentity`` needs of the run."""
 
     args: ORPOConfig
+    state: TrainerState
+    accelerator: Accelerator
+    model: nn.Module
+    train_dataset: Any
+    eval_dataset: Any
+    pairs_per_step: int
+    sharded_by: str | None
+
+
+class RunIdentity:
+    """The facts that tell a run from another: settings, data and base model.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: IdentifiedRun):
+        self._run = run
 
     @cached_property
-    def base_record(self) -> BaseRecord:
-        """What will tell the base of this run from another. Made when training starts: later it may be replaced."""
-        return record_base(self.accelerator.unwrap_model(self.model))
+    def base(self) -> BaseRecord:
+        """What tells the base of this run from another. Made when training starts: later it may be replaced."""
+        return record_base(self._run.accelerator.unwrap_model(self._run.model))
 
-    @property
-    def _sharded_by(self) -> str | None:
-        return "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
-
-    def _manifest(self) -> Manifest:
-        """What a checkpoint of this run says of it; no files yet."""
-        args = self.args
+    def manifest(self) -> Manifest:
+        """Return the manifest of a checkpoint of this run as it is now, without files."""
+        run = self._run
         return Manifest(
-            step=self.state.global_step,
+            step=run.state.global_step,
             files={},
-            world_size=args.world_size,
-            pairs_per_step=self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            sharded_by=self._sharded_by,
+            world_size=run.args.world_size,
+            pairs_per_step=run.pairs_per_step,
+            sharded_by=run.sharded_by,
             versions={"oddsmith": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")},
-            settings=decisive_settings(args) | _as_json(self._model_settings()),
-            data=self._data_facts,
-            base={"files": self.base_record.files, "commit": self.base_record.commit},
+            settings=decisive_settings(run.args) | _as_json(self._model_settings()),
+            data=self._data,
+            base={"files": self.base.files, "commit": self.base.commit},
         )
 
     def _model_settings(self) -> dict[str, Any]:
-        model = self.accelerator.unwrap_model(self.model)
+        model = self._run.accelerator.unwrap_model(self._run.model)
         settings: dict[str, Any] = {
             "dtype": str(model.dtype).removeprefix("torch."),
-            "quantization": self.base_record.quantization,
+            "quantization": self.base.quantization,
         }
         if isinstance(model, PeftModel):
             adapter = model.active_peft_config.to_dict()
@@ -74,16 +90,19 @@ class RunIdentity(Trainer):
         return settings
 
     @cached_property
-    def _data_facts(self) -> dict[str, dict[str, Any]]:
-        """The datasets, told by their tokens; of a stream, by the first of them."""
-        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
-        return {name: _told(rows) for name, rows in {"train": self.train_dataset, **sets}.items() if rows is not None}
+    def _data(self) -> dict[str, dict[str, Any]]:
+        """The datasets by name."""
+        eval_dataset = self._run.eval_dataset
+        sets = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
+        return {
+            name: _digest(rows) for name, rows in {"train": self._run.train_dataset, **sets}.items() if rows is not None
+        }
 
 
 def require_same_settings(folder: Path, args: ORPOConfig, *, adapter: bool, allow_changed: bool) -> None:
-    """Refuse settings that are not those of a checkpoint, before anything is loaded.
+    """Refuse settings that differ from those of a checkpoint, before anything is loaded.
 
-    Pairs and base model are compared once they are there (``CommittedCheckpoints.train``).
+    Data and base model are compared when they are loaded (``CheckpointManager.training``).
 
     Args:
         folder: The checkpoint.
@@ -92,12 +111,11 @@ def require_same_settings(folder: Path, args: ORPOConfig, *, adapter: bool, allo
         allow_changed: Whether settings may differ where that is possible at all.
 
     Raises:
-        CheckpointError: They differ, or the checkpoint is one of a whole model and an adapter is to be trained, or the
-            other way round.
+        CheckpointError: They differ, or one of both trains the whole model and the other an adapter.
     """
     if is_adapter_folder(folder) != adapter:
-        kind, cure = ("the whole model", "leave out") if adapter else ("an adapter", "add")
-        raise CheckpointError(f"{folder}: is a checkpoint of {kind}; {cure} use_peft, or continue with its run.yaml")
+        kind, fix = ("the whole model", "leave out") if adapter else ("an adapter", "add")
+        raise CheckpointError(f"{folder}: is a checkpoint of {kind}; {fix} use_peft, or continue with its run.yaml")
     saved = read_manifest(folder)
     pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     now = replace(saved, settings=decisive_settings(args), pairs_per_step=pairs, world_size=args.world_size)
@@ -113,14 +131,15 @@ def decisive_settings(args: ORPOConfig) -> dict[str, Any]:
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON holds them, to be compared with what was read from a manifest."""
+    """Return settings as JSON holds them, to be compared with what was read from a manifest."""
     return json.loads(json.dumps(settings, default=str))
 
 
-def _told(rows: Dataset | IterableDataset | Sequence) -> dict[str, Any]:
-    """Digest and number of rows; the number of a stream is not known."""
+def _digest(rows: Dataset | IterableDataset | Sequence) -> dict[str, Any]:
+    """Return digest and number of tokenized rows; of a stream, the digest of its first rows."""
     if isinstance(rows, Dataset):
         return {"sha256": rows_digest(rows), "pairs": len(rows)}
     if isinstance(rows, IterableDataset):
-        return {"sha256": rows_digest(Dataset.from_list(list(rows.take(STREAMED_ROWS)))), "pairs": None}
+        first = Dataset.from_list(list(rows.take(DIGESTED_STREAM_ROWS)))
+        return {"sha256": rows_digest(first), "pairs": None}
     return {}

@@ -1,13 +1,13 @@
-"""What is measured, in which unit, under which name. The names are TRL's where TRL has one.
+"""Compute the metrics of ``metrics.py`` from the log-probabilities of micro-batches.
 
-All quantities of a training log line are averaged over the optimizer steps since the last line, as ``loss`` is: each
-step's value is exact over its pairs (a mean over pairs; over tokens for the NLL), whatever its split, so that
-``loss = nll_loss + beta * or_loss`` on every line. An evaluation averages once over its whole set.
+A training log line averages every quantity over the optimizer steps since the last line, as ``loss`` is averaged. The
+value of a step is exact over its pairs (a mean over pairs; over tokens for the NLL), however the step was split, so
+``loss = nll_loss + beta * or_loss`` holds on every line. An evaluation averages once over its whole set.
 
 ``logits/chosen`` and ``logits/rejected``, which TRL logs, are left out: a mean of raw logits over vocabulary, positions
 and padding says nothing, and needs the full logits in memory.
 
-Shape suffixes: B pairs of a micro-batch, P pairs of a set, Q quantities, K tokens of an answer that are kept.
+Shape suffixes: B pairs of a micro-batch, P pairs of a set, Q quantities, K tokens of a response that are kept.
 """
 
 from __future__ import annotations
@@ -24,33 +24,32 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import TrainerCallback, TrainerState
 
-from ..loss import log_odds
+from ..loss import odds_ratio_loss, pair_log_odds
 from ..model.logprobs.padded import PairLogps
 
 # Sums over pairs, divided by the number of pairs of the step or the set.
 PAIR_QUANTITIES = ("or_loss", "logp_chosen", "logp_rejected", "accuracy", "log_odds", "aux_loss")
 # "nll" is divided by NLL target tokens; the rest stay sums.
 QUANTITIES = (*PAIR_QUANTITIES, "nll", "nll_tokens", "pairs", "chosen_nll", "chosen_tokens", "tokens")
-# What the lengths of responses follow from.
+# The columns that give the lengths of both responses.
 LENGTH_COLUMNS = ["chosen_end", "chosen_prompt_tokens", "rejected_end", "rejected_prompt_tokens"]
-LEAST_CORRELATED_PAIRS = 8
+MIN_CORRELATED_PAIRS = 8
 
 
 def pair_sums(logps: PairLogps, batch: Mapping[str, Tensor]) -> Tensor:
-    """Sums over the pairs of a micro-batch that count, [Q] in the order of ``QUANTITIES``, detached.
+    """Sum every quantity over the pairs of a micro-batch that count, detached: [Q] in the order of ``QUANTITIES``.
 
-    Units: nats for log-probabilities and losses, 1 for accuracy. float64, because thousands of them are added.
+    Log-probabilities and losses are in nats, accuracy is 0 or 1. float64, because thousands of them are added.
     """
     dtype = torch.float32 if logps.nll_sum_B.device.type == "mps" else torch.float64  # mps has no float64
     chosen_B, rejected_B = logps.logp_chosen_B.detach().to(dtype), logps.logp_rejected_B.detach().to(dtype)
-    odds_B = log_odds(chosen_B) - log_odds(rejected_B)
     aux = chosen_B.new_zeros(()) if logps.aux_loss is None else logps.aux_loss.detach().to(dtype)
     values = {
-        "or_loss": -F.logsigmoid(odds_B),
+        "or_loss": odds_ratio_loss(chosen_B, rejected_B),
         "logp_chosen": chosen_B,
         "logp_rejected": rejected_B,
         "accuracy": (chosen_B > rejected_B).to(dtype),
-        "log_odds": odds_B,
+        "log_odds": pair_log_odds(chosen_B, rejected_B),
         "aux_loss": aux.expand_as(chosen_B),
         "nll": logps.nll_sum_B.detach().to(dtype),
         "nll_tokens": logps.nll_tokens_B.to(dtype),
@@ -64,7 +63,7 @@ def pair_sums(logps: PairLogps, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def divide(sums_Q: Tensor, num_pairs: Tensor | float, num_nll_tokens: Tensor | float) -> Tensor:
-    """Pair quantities over the number of pairs, ``nll`` over the number of NLL tokens; the rest stay sums. [Q]"""
+    """Divide pair quantities by the number of pairs and ``nll`` by the number of NLL tokens; the rest stay sums. [Q]"""
     divisor_Q = torch.ones_like(sums_Q)
     divisor_Q[: len(PAIR_QUANTITIES)] = num_pairs
     divisor_Q[QUANTITIES.index("nll")] = num_nll_tokens
@@ -72,9 +71,9 @@ def divide(sums_Q: Tensor, num_pairs: Tensor | float, num_nll_tokens: Tensor | f
 
 
 def named_metrics(values_Q: Tensor, beta: float, router_loss: bool = False) -> dict[str, float]:
-    """Metrics under their public names, from what :func:`divide` made (averaged over steps in training)."""
+    """Name what :func:`divide` returned (averaged over steps in training) as ``metrics.py`` does."""
     value = dict(zip(QUANTITIES, values_Q.tolist(), strict=True))
-    perplexity = _exp(value["chosen_nll"] / value["chosen_tokens"])
+    chosen_nll = value["chosen_nll"] / value["chosen_tokens"]
     metrics = {
         "nll_loss": value["nll"],
         "or_loss": value["or_loss"],
@@ -86,31 +85,27 @@ def named_metrics(values_Q: Tensor, beta: float, router_loss: bool = False) -> d
         "logps/rejected": value["logp_rejected"],
         "log_odds_chosen": value["log_odds"],
         "log_odds_ratio": -value["or_loss"],
-        "perplexity/chosen": perplexity,
+        "perplexity/chosen": exp(chosen_nll) if chosen_nll < 700 else inf,
     }
     return metrics | ({"aux_loss": value["aux_loss"]} if router_loss else {})
 
 
-def _exp(x: float) -> float:
-    return exp(x) if x < 700 else inf
-
-
 def length_correlation(rows: Mapping[str, Sequence[int]], logps: Tensor) -> float | None:
-    """How far the margin of a pair follows from its lengths alone: near 1 or -1 the model may have learned only those.
+    """Correlate the length difference of pairs with their margin; near 1 or -1 the model may have learned only length.
 
     Pearson's correlation, over the pairs of an evaluation, of ``chosen tokens - rejected tokens`` and
-    ``logp_w - logp_l``. Both are responses' own: prompts do not count.
+    ``logp_w - logp_l``. Prompts do not count.
 
     Args:
         rows: The columns ``LENGTH_COLUMNS`` of the pairs.
         logps: ``[pairs, 2]``, what :meth:`EvaluationMeter.read` returns.
 
     Returns:
-        The correlation, -1 to 1; ``None`` for fewer than ``LEAST_CORRELATED_PAIRS`` pairs or where either is constant.
+        The correlation, -1 to 1; ``None`` for fewer than ``MIN_CORRELATED_PAIRS`` pairs or where either is constant.
     """
     chosen_end, chosen_start, rejected_end, rejected_start = (torch.tensor(rows[name]) for name in LENGTH_COLUMNS)
     chosen, rejected = chosen_end - chosen_start, rejected_end - rejected_start
-    if len(chosen) != len(logps) or len(logps) < LEAST_CORRELATED_PAIRS:
+    if len(chosen) != len(logps) or len(logps) < MIN_CORRELATED_PAIRS:
         return None
     both_2P = torch.stack([(chosen - rejected).double(), (logps[:, 0] - logps[:, 1]).double()])
     if (both_2P.std(dim=1) == 0).any():
@@ -119,17 +114,19 @@ def length_correlation(rows: Mapping[str, Sequence[int]], logps: Tensor) -> floa
 
 
 def memory_gib() -> float:
-    """Memory of this process in GiB: the most it has held of its GPU, or its resident memory where it has none."""
+    """Return the most GiB this process has held of its GPU; without a GPU, its resident memory now."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() / 2**30
     return psutil.Process().memory_info().rss / 2**30
 
 
 class TrainingMeter(TrainerCallback):
-    """Collects the micro-batches of a process between two log lines, and the seconds its steps took.
+    """Sum the micro-batches of this process between two log lines, and the seconds its steps took.
 
-    As a callback of the trainer it keeps its own clock: the time of evaluations and saves does not count.
+    As a callback of the trainer it keeps its own clock, so that evaluations and saves do not count.
     """
+
+    state_version = 1
 
     def __init__(self) -> None:
         self._total_Q: Tensor | None = None
@@ -139,52 +136,62 @@ class TrainingMeter(TrainerCallback):
         self._skipped_steps = 0
 
     def add(self, sums_Q: Tensor, batch: Mapping[str, Tensor]) -> None:
-        """Add a micro-batch: its sums, as a share of its step's averages."""
+        """Add what :func:`pair_sums` returned for a micro-batch, as a share of the averages of its step."""
         share_Q = divide(sums_Q, batch["num_pairs"], batch["num_nll_tokens"])
         self._total_Q = share_Q if self._total_Q is None else self._total_Q.to(share_Q.device) + share_Q
 
-    def state(self) -> dict[str, Any]:
-        """What was added so far: for :meth:`restore`, which takes back what is added after this call."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums so far, with the names of the quantities, so that another version can read them."""
         return {
+            "quantities": list(QUANTITIES),
             "total": self._total_Q,
             "seconds": self._seconds,
             "last_step": self._last_step,
             "skipped_steps": self._skipped_steps,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to an earlier :meth:`state`, or take up that of a run that was interrupted."""
+    def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
+        """Go back to an earlier :meth:`state_dict`, or continue the sums of an interrupted run.
+
+        Sums of a version with other quantities are dropped: the first log line then averages the steps since the
+        checkpoint.
+        """
+        if list(state.get("quantities", QUANTITIES)) != list(QUANTITIES):
+            return
         self._total_Q, self._seconds = state["total"], state["seconds"]
         self._last_step, self._skipped_steps = state["last_step"], state["skipped_steps"]
-        self._skipped_steps = state["skipped_steps"]
 
-    def leave_out_step(self, before: dict[str, Any]) -> None:
-        """Take a step that is skipped out of the averages; ``before`` is the :meth:`state` in which it began."""
-        self.restore(before)
+    @staticmethod
+    def redistribute(states: Sequence[Mapping[str, Any]], world_size: int) -> dict[str, Any]:
+        """Spread the sums of all former ranks evenly over ``world_size`` ranks, so that their total stays."""
+        totals = [state["total"] for state in states if state["total"] is not None]
+        return {**states[0], "total": torch.stack(totals).sum(dim=0) / world_size if totals else None}
+
+    def leave_out_step(self, before: Mapping[str, Any]) -> None:
+        """Remove a skipped step from the averages; ``before`` is the :meth:`state_dict` at its beginning."""
+        self.load_state_dict(before)
         self._last_step += 1
         self._skipped_steps += 1
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Start at the first step, or where a checkpoint was taken."""
-        self._total_Q, self._seconds, self._last_step, self._skipped_steps = None, 0.0, state.global_step, 0
+        """Start at the first step, or at that of the checkpoint."""
+        self._start_interval(state.global_step)
         self._mark = time.perf_counter()
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """An optimizer step is done: its seconds count."""
+        """Count the seconds of an optimizer step."""
         now = time.perf_counter()
         self._seconds += now - self._mark
         self._mark = now
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """The time of an evaluation does not count."""
+        """Leave out the time of an evaluation."""
         self._mark = time.perf_counter()
 
-    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Nor does that of a save."""
-        self._mark = time.perf_counter()
+    on_save = on_evaluate
 
     def read(self, step: int, beta: float, reduce: Callable[[Tensor], Tensor], router_loss: bool) -> dict[str, float]:
-        """Metrics since the last call, over all processes, and start anew.
+        """Return the metrics since the last call, over all processes, and start a new interval.
 
         Args:
             step: Optimizer steps done so far.
@@ -193,61 +200,89 @@ class TrainingMeter(TrainerCallback):
             router_loss: Whether the model has one.
 
         Returns:
-            The metrics by name; nothing where no micro-batch was seen.
+            The metrics by name; nothing where no micro-batch was added.
         """
         if self._total_Q is None:
             return {}
         total_Q = reduce(self._total_Q)
-        steps = max(step - self._last_step, 1)
         mean_Q = total_Q.clone()
-        mean_Q[: QUANTITIES.index("nll") + 1] /= steps
+        mean_Q[: QUANTITIES.index("nll") + 1] /= max(step - self._last_step, 1)
         metrics = named_metrics(mean_Q, beta, router_loss)
         if self._seconds > 0:
-            for name, per_second in (("tokens", "tokens_per_second"), ("pairs", "pairs_per_second")):
-                metrics[per_second] = total_Q[QUANTITIES.index(name)].item() / self._seconds
+            for name in ("tokens", "pairs"):
+                metrics[f"{name}_per_second"] = total_Q[QUANTITIES.index(name)].item() / self._seconds
         if self._skipped_steps:
             metrics["skipped_steps"] = self._skipped_steps
-        self._total_Q, self._seconds, self._last_step, self._skipped_steps = None, 0.0, step, 0
+        self._start_interval(step)
         return metrics | {"memory_gib": memory_gib()}
+
+    def _start_interval(self, step: int) -> None:
+        self._total_Q, self._seconds, self._last_step, self._skipped_steps = None, 0.0, step, 0
 
 
 class EvaluatedPairs(NamedTuple):
-    """What an evaluation found of each pair, in the order of the dataset.
+    """What an evaluation measured of each pair, in the order of the dataset.
 
     Args:
-        logps_P2: Mean log-probability of chosen and rejected, nats a token, float32.
-        tokens_P2K: Log-probability of the first K tokens of both, float16, on the CPU; 0 behind the end.
+        logps_P2: Mean log-probability of chosen and rejected, nats per token, float32.
+        tokens_P2K: Log-probability of the first K tokens of both, float16, on the CPU; 0 after the end.
+        nll_P: Mean NLL of the target tokens of each chosen sequence, nats per token, float32; ``None`` where it was
+            not kept.
     """
 
     logps_P2: Tensor
     tokens_P2K: Tensor
+    nll_P: Tensor | None = None
+
+    def losses(self, beta: float) -> Tensor:
+        """Return ``NLL + beta * L_OR`` of each pair by itself. [P]"""
+        if self.nll_P is None:
+            raise ValueError("the NLL of these pairs was not kept")
+        return self.nll_P + beta * odds_ratio_loss(self.logps_P2[:, 0], self.logps_P2[:, 1])
 
 
 class EvaluationMeter:
-    """Collects one evaluation of a process: sums, and the log-probabilities of each pair.
+    """Collect one evaluation of this process: sums, and the log-probabilities of each pair.
 
     Args:
-        kept_tokens: Of how many tokens of an answer the log-probabilities are kept (K).
+        kept_tokens: For how many tokens of a response the log-probabilities are kept (K).
     """
 
     def __init__(self, kept_tokens: int = 0) -> None:
         self._kept_tokens = kept_tokens
         self._sums_Q: Tensor | None = None
-        self._pairs: list[tuple[int, float, float, np.ndarray]] = []
+        self._pairs: list[tuple[int, float, float, float, np.ndarray]] = []
+        self._loss_sum, self._loss_weight = 0.0, 0.0
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of this process so far."""
+        return len(self._pairs)
 
     def add(self, sums_Q: Tensor, logps: PairLogps, batch: Mapping[str, Tensor]) -> None:
         """Add a micro-batch."""
         self._sums_Q = sums_Q if self._sums_Q is None else self._sums_Q + sums_Q
-        if batch["weight"][0] > 0:  # a filler's pairs belong to another process
+        if batch["weight"][0] > 0:  # a filler repeats pairs of another process
             kept_SK = logps.response_logp_SL[:, : self._kept_tokens]
             kept_SK = F.pad(kept_SK, (0, self._kept_tokens - kept_SK.shape[1])).to("cpu", torch.float16)
             self._pairs += zip(
                 batch["position"].tolist(),
                 logps.logp_chosen_B.tolist(),
                 logps.logp_rejected_B.tolist(),
-                torch.stack(kept_SK.chunk(2), dim=1).numpy(),  # a tensor's view would be sent with all it is a view of
+                (logps.nll_sum_B / logps.nll_tokens_B).tolist(),
+                torch.stack(kept_SK.chunk(2), dim=1).numpy(),  # gathering a view of a tensor would send all of it
                 strict=True,
             )
+
+    def add_loss(self, loss: Tensor, num_pairs: Tensor | float) -> None:
+        """Add the loss of a loader item, which belongs to an evaluation step of ``num_pairs`` over all processes."""
+        self._loss_sum += float(loss) * float(num_pairs)
+        self._loss_weight += float(num_pairs)
+
+    def mean_loss(self, reduce: Callable[[Tensor], Tensor]) -> float:
+        """Return the mean over pairs of the losses that were added; for a loss that is not ours."""
+        total, weight = reduce(torch.tensor([self._loss_sum, self._loss_weight])).tolist()
+        return total / weight if weight else nan
 
     def read(
         self,
@@ -256,7 +291,7 @@ class EvaluationMeter:
         reduce: Callable[[Tensor], Tensor],
         gather: Callable[[list], list],
     ) -> tuple[dict[str, float], EvaluatedPairs]:
-        """Metrics over the whole set and all processes, and its pairs.
+        """Return the metrics over the whole set and all processes, and the pairs.
 
         Args:
             beta: Weight of the odds-ratio term.
@@ -276,23 +311,18 @@ class EvaluationMeter:
         loss = metrics["nll_loss"] + beta * metrics["or_loss"]
         if aux_coefficient is not None:
             loss += aux_coefficient * metrics["aux_loss"]
-        if not sums_Q.isfinite().all():  # a mean without the pairs that are no numbers would be of another set
+        if not sums_Q.isfinite().all():  # a mean without the pairs that are NaN or infinite would be of another set
             loss, metrics = nan, dict.fromkeys(metrics, nan)
         return {"loss": loss} | metrics, pairs
 
     def pairs(self, gather: Callable[[list], list]) -> EvaluatedPairs:
-        """The pairs of all processes.
-
-        Args:
-            gather: Concatenates lists over processes.
-
-        Returns:
-            Them, in the order of the dataset.
-        """
+        """Return the pairs of all processes in the order of the dataset; ``gather`` concatenates lists over them."""
         found = sorted(gather(self._pairs), key=lambda pair: pair[0])
         if not found:
-            return EvaluatedPairs(torch.zeros(0, 2), torch.zeros(0, 2, self._kept_tokens, dtype=torch.float16))
+            no_tokens = torch.zeros(0, 2, self._kept_tokens, dtype=torch.float16)
+            return EvaluatedPairs(torch.zeros(0, 2), no_tokens, torch.zeros(0))
         return EvaluatedPairs(
-            torch.tensor([logps for _, *logps, _ in found]),
+            torch.tensor([[chosen, rejected] for _, chosen, rejected, *_ in found]),
             torch.from_numpy(np.stack([kept_2K for *_, kept_2K in found])),
+            torch.tensor([nll for *_, nll, _ in found]),
         )

@@ -1,4 +1,4 @@
-"""What stands in the way of saving is said before the first step, and not after the first thousand."""
+"""Refuse a run whose checkpoints cannot be saved before its first step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Preflight(TrainerCallback):
-    """Looks for room before training starts, in every process, so that all end where there is none."""
+    """Check the disk before training starts, in every process, so that all end if there is no room."""
 
     def on_train_begin(
         self,
@@ -36,7 +36,7 @@ class Preflight(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Refuse a run that cannot be saved; warn of one that can be saved only at first."""
+        """Refuse a run that cannot be saved; warn if only its first checkpoints can be."""
         run = Path(args.output_dir)
         require_writable(run)
         size = size_in_training(args, state, model, processing_class, optimizer)
@@ -49,18 +49,7 @@ class Preflight(TrainerCallback):
 def size_in_training(
     args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any, optimizer: Any
 ) -> CheckpointSize:
-    """What a checkpoint of a trainer takes, the one that the run ends with.
-
-    Args:
-        args: Its settings.
-        state: Its state, which knows how many steps there will be.
-        model: Its model.
-        tokenizer: What it saves beside the model.
-        optimizer: Its optimizer.
-
-    Returns:
-        The parts.
-    """
+    """Return the bytes of the last checkpoint of a run, which has the longest history of logs."""
     return checkpoint_size(
         model,
         tokenizer,
@@ -73,15 +62,7 @@ def size_in_training(
 
 
 def saves_to_come(args: TrainingArguments, state: TrainerState) -> int:
-    """How many checkpoints a run will still write, at most.
-
-    Args:
-        args: Settings.
-        state: The trainer's state, with its steps.
-
-    Returns:
-        The number.
-    """
+    """Return how many checkpoints a run will still write, at most."""
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     steps = state.max_steps - state.global_step
     if strategy == "no" or steps <= 0:
@@ -93,17 +74,9 @@ def saves_to_come(args: TrainingArguments, state: TrainerState) -> int:
 
 
 def require_room(run: Path, room: Room) -> str | None:
-    """Refuse a run that cannot be saved; warn of one that can be saved only at first.
+    """Refuse a run that cannot be saved; return a warning if only its first checkpoints can be.
 
-    Args:
-        run: The run folder.
-        room: What it will write, and what is free.
-
-    Returns:
-        The warning.
-
-    Raises:
-        ConfigError: Not even one checkpoint and the final model fit, or a file may not become that large.
+    ``ConfigError`` if not even one checkpoint and the final model fit, or a file may not become that large.
     """
     least = room.size.final_bytes + (sum(room.size) if room.wanted else 0)
     if room.free < least:

@@ -1,4 +1,4 @@
-"""Stopping a run in time: on a signal, or before a time limit; after the step, with a checkpoint to go on from."""
+"""Stop a run on a signal or before a time limit: after the step, with a checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..system.signals import STOP_SIGNALS, StopSignals
 logger = logging.getLogger(__name__)
 
 TIME_LIMIT = "the time limit"
-# Processes tell each other why they stop by the place in this list.
+# Processes agree on a reason by its index in this list.
 REASONS = (*(number.name for number in STOP_SIGNALS), TIME_LIMIT)
 
-# Part of a time limit that is kept free beside the longest step and the longest save seen: for the first save, of which
-# nothing is known yet, and for the process to end.
+# The share of a time limit that is kept free beside the longest step and the longest save so far: for the first save,
+# whose duration is not known yet, and for the process to end.
 SPARE_SHARE = 0.02
-LEAST_SPARE_S = 1.0
+MIN_SPARE_S = 1.0
 
 
 class EvaluationGivenUp(Exception):
-    """Leaves an evaluation that is not waited for; ``evaluating.InterruptibleEvaluation`` takes it up again."""
+    """Ends an evaluation early; the resumed run makes up for it (see ``evaluation.py``)."""
 
 
 class StopOnRequest(TrainerCallback):
-    """Stops the training that it is a callback of, while it is entered: on a signal, or before a time limit.
+    """Stop the training that has this callback on a signal, or before a time limit.
 
-    The step is finished, an evaluation is given up after its batch (and made up for when the run goes on), and a
+    The step is finished, an evaluation is given up after its batch (and made up for when the run resumes), and a
     checkpoint is written. A second signal ends the process at once, by ``KeyboardInterrupt``. ::
 
         with StopOnRequest(time_limit_s=3.5 * 3600) as stop:
@@ -41,14 +41,14 @@ class StopOnRequest(TrainerCallback):
         if stop.stopped:  # "SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP" or "the time limit"
             sys.exit(75)
 
-    The processes of a distributed run may hear a signal in different steps, so they agree after each step.
+    The processes of a distributed run may receive a signal in different steps, so they agree after each step.
 
     Args:
-        time_limit_s: Stop so many seconds after ``started_at``, early enough for a step and a save as long as the
-            longest so far. At least one step is made. ``None``: no limit.
-        started_at: When the time began to count, by ``time.monotonic()``; now by default.
+        time_limit_s: Stop this many seconds after ``started_at``, early enough for one more step and a save as long as
+            the longest so far. At least one step is made. ``None``: no limit.
+        started_at: When the time starts to count, by ``time.monotonic()``; now by default.
         signals: An entered ``StopSignals`` to listen to, instead of one of its own.
-        tell: Called with a line when a request was heard, in another thread.
+        tell: Called with a line when a request is received, in another thread.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class StopOnRequest(TrainerCallback):
             control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Called after the step at which training stops, though the epoch may not be over."""
+        """Do nothing more at the end of an epoch that the stop has cut short."""
         if self.stopped and not float(state.epoch or 0.5).is_integer():
             control.should_log = control.should_evaluate = control.should_save = False
 
@@ -119,20 +119,20 @@ class StopOnRequest(TrainerCallback):
         self._tell(f"{signal_name}: stopping after this step, with a checkpoint{known}; {again} ends at once")
 
     def _lap(self) -> float:
-        """Seconds since the last call."""
+        """Return the seconds since the last call."""
         before, self._lap_at = self._lap_at, time.monotonic()
         return self._lap_at - before
 
     def _wanted(self) -> str | None:
-        """Why this process wants to stop."""
+        """Return why this process wants to stop."""
         if self._signals.heard is not None or self._time_limit_s is None:
             return self._signals.heard
-        spare_s = max(SPARE_SHARE * self._time_limit_s, LEAST_SPARE_S)
+        spare_s = max(SPARE_SHARE * self._time_limit_s, MIN_SPARE_S)
         needed_s = self._longest_step_s + self._longest_save_s + spare_s
         return TIME_LIMIT if self._lap_at - self._started_at + needed_s > self._time_limit_s else None
 
     def _agreed(self, args: TrainingArguments) -> bool:
-        """Whether any process wants to stop, and why; of several reasons, the same one in all."""
+        """Return whether any process wants to stop; all processes set the same reason."""
         wanted = self.stopped or self._wanted()
         if args.world_size > 1 and torch.distributed.is_initialized():
             code = torch.tensor(REASONS.index(wanted) if wanted else -1, device=args.device)

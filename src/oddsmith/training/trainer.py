@@ -1,22 +1,30 @@
-"""ORPOTrainer: transformers' ``Trainer`` with the batches, the loss and the metrics of ORPO.
+"""ORPOTrainer: transformers' ``Trainer`` with the batches, the loss and the metrics of ORPO. It is made of parts.
 
-What is ours is elsewhere; this file wires it:
+    data/ -> tokenized rows -> batching/ -> micro-batches -> model/logprobs -> loss.orpo_loss -> meter -> event log
 
-    data/ -> prepared rows -> batching/ -> micro-batches -> model/logps -> loss.orpo_loss -> metrics
+    stepper               step.py            micro-batches of a step, packed or padded, within the memory
+    meter                 meter.py           metrics of a log line and of an evaluation
+    guard                 guard.py           skips steps that are NaN or infinite, reports spikes, rolls back
+    checkpoints           checkpointing.py   saves, resumes, rolls back
+    deferred_evaluation   evaluation.py      an evaluation that was given up because the run is to stop
+    recorder              recorder.py        held-out pairs, answers, the model card
 
-Optimizers, schedulers, checkpoints, DDP, FSDP, DeepSpeed, trackers and hub are transformers' and accelerate's.
+Optimizers, schedules, DDP, FSDP, DeepSpeed, trackers and the hub are transformers' and accelerate's. What the parts
+need of transformers' private state has a public name in ``transformers_adapter.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
     DataCollator,
@@ -28,7 +36,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..batching.collate import PairCollator
+from ..batching.collate import PairCollator, trl_features
 from ..batching.loader import LoaderFactory, PlannedDataset, StreamedBatches
 from ..batching.plan import StepShape
 from ..config import ORPOConfig
@@ -37,22 +45,34 @@ from ..data.report import DataReport
 from ..data.tokens.pair_tokenizer import PairTokenizer
 from ..errors import ConfigError
 from ..loss import orpo_loss
+from ..model.loading.adapter_base import BaseRecord
+from ..model.loading.place import is_adapter_folder
 from ..model.loading.setup import ready_model, resolve_model, resolve_tokenizer
-from ..model.logprobs.paths import ForestPath, PaddedPath
-from .evaluation import InterruptibleEvaluation
+from ..model.logprobs.padded import PairLogps
+from ..model.logprobs.paths import ForestPath, PaddedPath, choose_path
+from ..system.memory_errors import clear_memory_errors
+from .checkpointing import CheckpointManager
+from .epochs import EpochSetter
+from .evaluation import DeferredEvaluation, user_metrics
 from .events import EventWriter, describe_run
+from .guard import StepGuard
+from .held_out_pairs import tokens_kept
+from .identity import RunIdentity
 from .live_diagnosis import Watch
-from .meter import LENGTH_COLUMNS, EvaluationMeter, TrainingMeter, length_correlation, pair_sums
-from .passes import CountedPasses, PassFollower
+from .meter import LENGTH_COLUMNS, EvaluatedPairs, EvaluationMeter, TrainingMeter, length_correlation, pair_sums
 from .preflight import Preflight
-from .records import BeginRecords, RunRecords
-from .stepping import MicroBatchSteps, counts_of
+from .recorder import Recorder
+from .step import Path as MicroBatchPath
+from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
+from .transformers_adapter import LossSums, TransformersAdapter
 
 
-class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvaluation):
-    """Aligns a language model on pairs (prompt, chosen, rejected) in one step, without a reference model.
+class ORPOTrainer(TransformersAdapter):
+    """Align a language model on pairs (prompt, chosen, rejected) in one step, without a reference model.
 
-    Takes the arguments of TRL's ``ORPOTrainer`` in TRL's order, so a script moves over by changing one import.
+    Takes the arguments of TRL's ``ORPOTrainer`` in TRL's order, so a script moves over by changing one import. A
+    subclass may override transformers' public methods; where a method is overridden that gets batches, they are padded
+    and have TRL's names.
 
     Args:
         model: A model, or its name: hub id, folder, GGUF file, ``builtin:smollm2-135m-instruct``.
@@ -67,17 +87,17 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvalu
         optimizers: Optimizer and scheduler to use instead of those ``args`` names.
         preprocess_logits_for_metrics: Applied to the predictions before ``compute_metrics``.
         peft_config: Train this adapter instead of the model.
-        compute_metrics: Gets an ``EvalPrediction``: ``predictions`` [pairs, 2] holds the mean log-probabilities of
-            chosen and rejected, ``label_ids`` [pairs] is 0 (chosen is the right one).
+        compute_metrics: Gets an ``EvalPrediction``, see ``evaluation.user_metrics``.
 
     Raises:
-        ConfigError: Settings that contradict each other.
+        ConfigError: Settings that contradict each other, or that cannot work here.
         ModelError: A model or tokenizer that cannot be used.
         DataError: A dataset without usable pairs.
     """
 
     # The loss is divided by the counts of the whole optimizer step here; transformers must not divide it again.
     loss_is_scaled_for_ga = True
+    _tag_names: ClassVar[list[str]] = ["oddsmith", "orpo"]
 
     def __init__(
         self,
@@ -95,28 +115,26 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvalu
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
     ):
         args = args or ORPOConfig(output_dir="tmp_trainer")
+        require_one_device(args)
         set_seed(args.seed)  # an adapter starts from random weights
-        self.args, self._peft_config = args, peft_config
+        self.args, self.peft_config = args, peft_config
         tokenizer = resolve_tokenizer(processing_class, model, args)
         model = resolve_model(model, args, model_init=model_init, adapter=peft_config is not None)
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder if model else args.is_encoder_decoder)
         self.pair_tokenizer = PairTokenizer.from_settings(tokenizer, args, is_encoder_decoder=self.is_encoder_decoder)
         self.data_reports: dict[str, DataReport] = {}
-        train_dataset = self._prepared(train_dataset, "train")
+        train_dataset = self.prepare_rows(train_dataset, "train")
         if isinstance(eval_dataset, Mapping):
-            eval_dataset = {name: self._prepared(rows, name) for name, rows in eval_dataset.items()}
+            eval_dataset = {name: self.prepare_rows(rows, name) for name, rows in eval_dataset.items()}
         else:
-            eval_dataset = self._prepared(eval_dataset, "eval")
-        given = (args.padding_value, tokenizer.pad_token_id, 0)  # any token will do, see PairCollator
-        self._pad_token_id = next(token for token in given if token is not None)
-        self._meter, self._evaluation = TrainingMeter(), EvaluationMeter()
-        self._assignments: Any = None  # what plans the training batches, once there is a loader
-        self._watched = []
-        self._carried = {"meter": self._meter}
+            eval_dataset = self.prepare_rows(eval_dataset, "eval")
+        candidates = (args.padding_value, tokenizer.pad_token_id, 0)  # any token will do, see PairCollator
+        self.pad_token_id = next(token for token in candidates if token is not None)
+        own_callbacks = self._make_parts()
         super().__init__(
             model=ready_model(model, args, peft_config) if model else None,
             args=args,
-            data_collator=data_collator or PairCollator(self._pad_token_id),
+            data_collator=data_collator or PairCollator(self.pad_token_id),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -124,28 +142,61 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvalu
             # Read by transformers before 5.19 instead of loss_is_scaled_for_ga; compute_loss below never calls it.
             compute_loss_func=orpo_loss,
             compute_metrics=compute_metrics,
-            callbacks=[
-                *(Preflight(), PassFollower(self), self._meter),
-                *(EventWriter(self._describe), BeginRecords(self), Watch()),
-                *(callbacks or []),
-            ],
+            callbacks=[*own_callbacks, *(callbacks or [])],
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        self.add_callback(self.guard)  # after the callbacks of the user, which may ask for a save
+        self.recorder.require_possible()
+        self.stepper = Stepper(
+            self.accelerator,
+            self.meter,
+            self.guard,
+            padded_path=lambda: self.padded_path,
+            choose_path=self._choose_path,
+            automatic=args.max_tokens_per_microbatch == "auto",
+        )
+        self.checkpoints = CheckpointManager(
+            self,
+            self.identity,
+            {
+                "loss": self.loss_sums,
+                "layout": self.stepper,
+                "meter": self.meter,
+                "guard": self.guard,
+                "evaluation": self.deferred_evaluation,
+            },
+        )
         config = self.model.config
-        self._router_loss = bool(getattr(config, "output_router_logits", False))
-        self._router_coefficient = float(getattr(config, "router_aux_loss_coef", 0.0)) if self._router_loss else 0.0
+        self.router_loss = bool(getattr(config, "output_router_logits", False))
+        self.router_coefficient = float(getattr(config, "router_aux_loss_coef", 0.0)) if self.router_loss else 0.0
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
 
+    def _make_parts(self) -> list[TrainerCallback]:
+        """Make the parts that transformers' constructor needs as callbacks, and return these in their order."""
+        self.meter, self.evaluation_meter = TrainingMeter(), EvaluationMeter()
+        self.loss_sums, self.deferred_evaluation = LossSums(self), DeferredEvaluation()
+        self.identity, self.recorder = RunIdentity(self), Recorder(self)
+        self.guard = StepGuard(self, self.meter, lambda *arguments: self.checkpoints.roll_back(*arguments))
+        events = EventWriter(self._describe)
+        return [Preflight(), EpochSetter(lambda: self.stepper.plan), self.meter, events, self.recorder, Watch()]
+
     # ---- Model and data
 
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        self._chosen_path = None
-        return ready_model(super().call_model_init(trial), self.args, self._peft_config)
+    @property
+    def base_record(self) -> BaseRecord:
+        """What tells the base of this run from another."""
+        return self.identity.base
 
-    def _prepared(self, rows: Any, source: str) -> Any:
-        """Rows as tokens, and their report; rows that are tokens already stay as they are."""
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Make the model of a trial, with its adapter."""
+        if hasattr(self, "stepper"):
+            self.stepper.forget_path()
+        return ready_model(super().call_model_init(trial), self.args, self.peft_config)
+
+    def prepare_rows(self, rows: Any, source: str) -> Any:
+        """Tokenize rows and keep their report under ``source``; rows that are tokens already stay as they are."""
         if rows is None or "chosen_end" in (getattr(rows, "column_names", None) or ()):
             return rows
         prepared = prepare(
@@ -154,9 +205,35 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvalu
         self.data_reports[source] = prepared.report
         return prepared.dataset
 
-    def _loaders(
-        self, path: ForestPath | PaddedPath, rows: Any, micro_batch_size: int, accumulation: int = 1
-    ) -> LoaderFactory:
+    @property
+    def path(self) -> MicroBatchPath:
+        """How micro-batches are laid out and computed in training and evaluation; chosen when first needed."""
+        return self.stepper.path
+
+    @property
+    def padded_path(self) -> PaddedPath:
+        """The path of any batch under TRL's names, wherever it comes from."""
+        return PaddedPath(
+            self.data_collator, self.pad_token_id, self.args.nll_on, self.is_encoder_decoder, self.router_loss
+        )
+
+    def _choose_path(self) -> MicroBatchPath:
+        hooks = ("compute_loss", "training_step", "prediction_step")
+        return choose_path(
+            self.model,
+            self.args,
+            self.processing_class,
+            self.padded_path,
+            overridden=[name for name in hooks if self.is_overridden(name)],
+            precision=self.compute_loss_context_manager,
+            least=lambda number: min(gather_object([number])),
+        )
+
+    def is_overridden(self, name: str) -> bool:
+        """Return whether a subclass, or an assignment to this object, replaces one of the methods here."""
+        return getattr(getattr(self, name), "__func__", None) is not getattr(ORPOTrainer, name)
+
+    def _loaders(self, path: MicroBatchPath, rows: Any, micro_batch_size: int, accumulation: int = 1) -> LoaderFactory:
         args = self.args
         return LoaderFactory(
             rows,
@@ -173,15 +250,17 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvalu
         )
 
     def get_train_dataloader(self) -> DataLoader:
-        """The pairs of an epoch, step by step: laid out as ``path`` says while training, padded for anybody else."""
+        """Return the pairs of an epoch, step by step: laid out as ``path`` says while training, padded otherwise."""
         if self.train_dataset is None:
             raise ConfigError("train_dataset is missing; give the pairs to train on")
         args = self.args
-        if self.is_in_train:
-            self._take_up_layout()
+        if self.is_in_train and self.checkpoints.is_resumed:
+            self.checkpoints.restore_part("layout")
         path = self.path if self.is_in_train else self.padded_path
-        factory = self._loaders(path, self.train_dataset, self._train_batch_size, args.gradient_accumulation_steps)
-        loader, self._assignments = factory.training(
+        factory = self._loaders(
+            path, self.train_dataset, self.pairs_per_micro_batch, accumulation=args.gradient_accumulation_steps
+        )
+        loader, self.stepper.plan = factory.training(
             seed=args.seed if args.data_seed is None else args.data_seed,
             shuffle=args.train_sampling_strategy != "sequential",
             drop_last=args.dataloader_drop_last,
@@ -189,19 +268,73 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvalu
         return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Every pair once, padded; ``evaluation_loop`` lays the same rows out as ``path`` says."""
+        """Return every pair once, padded; ``evaluation_loop`` lays the same rows out as ``path`` says."""
         name = eval_dataset if isinstance(eval_dataset, str) else "eval"
         if eval_dataset is None or isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset] if eval_dataset else self.eval_dataset
         if eval_dataset is None:
             raise ConfigError("eval_dataset is missing; give the pairs to evaluate on")
-        rows = self._prepared(eval_dataset, name)
+        rows = self.prepare_rows(eval_dataset, name)
         return self._loaders(self.padded_path, rows, self.args.eval_batch_size).evaluation()
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Return the same for a dataset to predict."""
         return self.get_eval_dataloader(test_dataset)
 
-    # ---- Loss and metrics
+    # ---- Training
+
+    def train(
+        self,
+        resume_from_checkpoint: str | Path | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+        *,
+        allow_changed: bool = False,
+    ) -> Any:
+        """Train, from the beginning or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: A checkpoint; ``True`` for the newest complete one of ``output_dir``; ``"auto"`` for
+                the same, or the beginning where the run never finished a save.
+            trial: Of a hyperparameter search.
+            ignore_keys_for_eval: Passed on to evaluations.
+            allow_changed: Resume although settings, pairs or base differ from those of the checkpoint.
+
+        Returns:
+            transformers' ``TrainOutput``.
+
+        Raises:
+            CheckpointError: No checkpoint is complete, or the one asked for is not, or it belongs to another run.
+            ConfigError: Another process trains in ``output_dir``.
+            SaveError: A checkpoint could not be written.
+            OutOfMemoryError: The memory of this machine is too small.
+        """
+        self.loss_sums.begin()
+        self.guard.begin()
+        self.deferred_evaluation.begin()
+        self.stepper.plan = None
+        with (
+            clear_memory_errors(device=False),
+            self.checkpoints.training(resume_from_checkpoint, allow_changed=allow_changed) as folder,
+        ):
+            return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """Return the items of a step; none when all steps are done, as in a run resumed from its last checkpoint."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True  # which a step would have said
+            return [], None
+        items, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self.stepper.with_step_counts(items), num_items
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Run the forward and backward passes of a loader item: of none, one or several micro-batches."""
+        forward_backward = super().training_step
+        return self.stepper.train(
+            model, inputs, lambda model, micro_batch: forward_backward(model, micro_batch, num_items_in_batch)
+        )
 
     def compute_loss(
         self,
@@ -210,15 +343,14 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvalu
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """This micro-batch's share of the loss of its optimizer step (see ``loss.orpo_loss``).
+        """Compute this micro-batch's share of the loss of its optimizer step (see ``loss.orpo_loss``).
 
-        Multiplied by the number of processes, because DDP, FSDP and DeepSpeed average gradients over them.
+        It is multiplied by the number of processes, because DDP, FSDP and DeepSpeed average gradients over them.
         """
-        path = self.path if "forest" in inputs else self.padded_path
-        logps = path.logps(model, inputs)
-        if "weight" not in inputs:  # collated by somebody else: a step of its own
-            inputs = {**inputs, **counts_of(logps)}
-        self._watch(logps, inputs)
+        if is_foreign(inputs):  # nobody counted its step: it is a step by itself
+            inputs = with_counts(inputs, *pair_counts(inputs, self.padded_path))
+        logps = self.stepper.logps(model, inputs)
+        self.guard.watch(logps, inputs)
         weight_B = inputs["weight"].to(logps.nll_sum_B.dtype)
         loss = orpo_loss(
             (logps.nll_sum_B * weight_B).sum(),
@@ -230,11 +362,39 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvalu
             weight_B=weight_B,
         ).loss
         if logps.aux_loss is not None:
-            loss = loss + self._router_coefficient * logps.aux_loss * (weight_B.sum() / inputs["num_pairs"])
+            loss = loss + self.router_coefficient * logps.aux_loss * (weight_B.sum() / inputs["num_pairs"])
         if model.training:
-            self._meter.add(pair_sums(logps, inputs), inputs)
+            self.meter.add(pair_sums(logps, inputs), inputs)
         loss = loss * self.accelerator.num_processes
         return (loss, logps) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Estimate the operations of an item from its tokens."""
+        names = (
+            {"prompt_input_ids"} if self.is_encoder_decoder else {"input_ids", "chosen_input_ids", "rejected_input_ids"}
+        )
+        ids = [batch[name].flatten() for batch in micro_batches_of(inputs) for name in names & batch.keys()]
+        return super().floating_point_ops({self.model.main_input_name: torch.cat(ids)}) if ids else 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log ``logs``, and with a training loss the metrics since the last one."""
+        if "loss" in logs:
+            logs |= self.meter.read(self.state.global_step, self.args.beta, self._sum, self.router_loss)
+            if self.guard.is_norm_invalid:
+                logs.pop("grad_norm", None)
+        if "train_loss" in logs:  # of the whole run, not only of the steps since a resume
+            logs["train_loss"] = self.loss_sums.mean_of_run()
+        super().log(logs, start_time)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
+
+    # ---- Evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, as transformers does; if the memory of this machine is too small, one line says so."""
+        with clear_memory_errors(device=False):
+            return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(
         self,
@@ -244,46 +404,136 @@ class ORPOTrainer(MicroBatchSteps, RunRecords, CountedPasses, InterruptibleEvalu
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Evaluate, averaging once over the whole set (transformers averages means of batches)."""
-        if isinstance(dataloader.dataset, PlannedDataset | StreamedBatches) and isinstance(self.path, ForestPath):
-            dataloader = self._loaders(self.path, dataloader.dataset.rows, self.args.eval_batch_size).evaluation()
-        self._evaluation = EvaluationMeter(self._tokens_kept(dataloader.dataset))
-        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        metrics, pairs = self._evaluation.read(
-            self.args.beta, self._router_coefficient if self._router_loss else None, self._sum, gather_object
-        )
-        if isinstance(dataloader.dataset, PlannedDataset):
-            lengths = dataloader.dataset.rows.select_columns(LENGTH_COLUMNS)[:]
-            correlation = length_correlation(lengths, pairs.logps_P2)
+        """Evaluate, averaging once over the whole set (transformers averages means of batches).
+
+        ``NonFiniteError`` if rows have no finite log-probabilities and the model is only measured, not trained.
+        """
+        dataset: Any = dataloader.dataset
+        if isinstance(dataset, PlannedDataset | StreamedBatches) and isinstance(self.path, ForestPath):
+            dataloader = self._loaders(self.path, dataset.rows, self.args.eval_batch_size).evaluation()
+        self.evaluation_meter = EvaluationMeter(self.recorder.tokens_kept(dataset))
+        self.guard.forget_micro_batches()
+        loss_only = prediction_loss_only if self.is_overridden("prediction_step") else True
+        # transformers would look for one main input in every item; the user's metrics are computed below.
+        included, self.args.include_for_metrics = self.args.include_for_metrics, []
+        try:
+            output = super().evaluation_loop(dataloader, description, loss_only, ignore_keys, metric_key_prefix)
+        finally:
+            self.args.include_for_metrics = included
+        self.guard.end_evaluation(is_training=self.train_dataset is not None)
+        coefficient = self.router_coefficient if self.router_loss else None
+        metrics, pairs = self.evaluation_meter.read(self.args.beta, coefficient, self._sum, gather_object)
+        if self.is_overridden("compute_loss"):
+            metrics["loss"] = self.evaluation_meter.mean_loss(self._sum)
+        rows = dataset.rows if isinstance(dataset, PlannedDataset) else None
+        if rows is not None and len(pairs.logps_P2):
+            correlation = length_correlation(rows.select_columns(LENGTH_COLUMNS)[:], pairs.logps_P2)
             metrics |= {} if correlation is None else {"length_correlation": correlation}
-            self._record_pairs(dataloader.dataset.rows, pairs, metric_key_prefix)
-        logps, labels = pairs.logps_P2, torch.zeros(len(pairs.logps_P2), dtype=torch.long)
-        if self.compute_metrics is not None:
-            if self.preprocess_logits_for_metrics is not None:
-                logps = self.preprocess_logits_for_metrics(logps, labels)
-            metrics |= self.compute_metrics(EvalPrediction(predictions=logps.numpy(), label_ids=labels.numpy()))
+            self.recorder.record_pairs(rows, pairs, metric_key_prefix)
+        predictions, labels = output.predictions, output.label_ids
+        if predictions is None:  # else a subclass's prediction_step returned its own
+            predictions, labels, own = self._predictions(pairs, rows)
+            metrics |= own
         for name, value in metrics.items():
             output.metrics[name if name.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{name}"] = value
         if self.args.generate_during_eval:
-            self._record_answers(dataloader, metric_key_prefix)
-        return EvalLoopOutput(logps.numpy(), labels.numpy(), output.metrics, len(labels))
+            self.recorder.record_answers(dataloader, metric_key_prefix)
+        return EvalLoopOutput(predictions, labels, output.metrics, output.num_samples)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log ``logs``, and with a training loss the metrics since the last one."""
-        if "loss" in logs:
-            logs |= self._meter.read(self.state.global_step, self.args.beta, self._sum, self._router_loss)
-        super().log(logs, start_time)
+    def _predictions(self, pairs: EvaluatedPairs, rows: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """Return predictions [P, 2], labels [P] and the user's metrics of the pairs of an evaluation."""
+        labels = torch.zeros(len(pairs.logps_P2), dtype=torch.long)
+        if self.compute_metrics is None:
+            return pairs.logps_P2.numpy(), labels.numpy(), {}
+        if self.preprocess_logits_for_metrics is not None:
+            pairs = pairs._replace(logps_P2=self.preprocess_logits_for_metrics(pairs.logps_P2, labels))
+        prompts = None
+        if "inputs" in self.args.include_for_metrics and rows is not None:
+            prompts = [trl_features(row, self.is_encoder_decoder)["prompt_input_ids"] for row in rows]
+        return pairs.logps_P2.numpy(), labels.numpy(), user_metrics(self.compute_metrics, pairs, prompts, self.args)
 
-    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.reduce(tensor, reduction="sum")
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """Compute the loss of a loader item, and add its pairs to the evaluation."""
+        micro_batches, total, num_pairs = micro_batches_of(inputs), torch.zeros((), device=self.args.device), 1.0
+        with torch.no_grad(), self.compute_loss_context_manager(), self.stepper.around(model, inputs):
+            for micro_batch in micro_batches:
+                if is_foreign(micro_batch):
+                    counts = pair_counts(micro_batch, self.padded_path)
+                    micro_batch = with_counts(micro_batch, *counts, first=self.evaluation_meter.num_pairs)
+                micro_batch = self.prepare_inputs(micro_batch)
+                loss, logps = self.compute_loss(model, micro_batch, return_outputs=True)
+                if isinstance(logps, PairLogps):
+                    self.evaluation_meter.add(pair_sums(logps, micro_batch), logps, micro_batch)
+                total += loss
+                num_pairs = micro_batch.get("num_pairs", 1.0)  # of the evaluation step that the item belongs to
+        if micro_batches and self.is_overridden("compute_loss"):
+            self.evaluation_meter.add_loss(total, num_pairs)
+        return total, None, None
+
+    def measure(self, model: nn.Module, rows: Any) -> EvaluatedPairs:
+        """Compute the log-probabilities of tokenized rows, shared out over all processes."""
+        meter = EvaluationMeter(tokens_kept(len(rows)))
+        loader = self._loaders(self.path, rows, self.args.eval_batch_size).evaluation()
+        with torch.no_grad(), self.compute_loss_context_manager(), self.path.around(model):
+            for batch in map(self.prepare_inputs, chain.from_iterable(map(micro_batches_of, loader))):
+                logps = self.path.logps(model, batch)
+                meter.add(pair_sums(logps, batch), logps, batch)
+        return meter.pairs(gather_object)
+
+    # ---- Saving and describing
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model into ``output_dir``, the run folder by default; ``SaveError`` if that fails."""
+        with self.checkpoints.explaining(Path(output_dir or self.args.output_dir)):
+            super().save_model(output_dir, _internal_call)
+
+    def after_saving_model(self, folder: Path) -> None:
+        """Put the record of its base, and a card with the run's figures in place of PEFT's, beside an adapter."""
+        if is_adapter_folder(folder):
+            self.base_record.save(folder)
+            self.create_model_card(folder=folder)
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        folder: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the model card ``README.md``, with the picture of the curves so far.
+
+        Args:
+            model_name: Name of the model; the folder's by default.
+            dataset_name: Hub id of the pairs.
+            tags: Hub tags beside ``orpo`` and ``oddsmith``.
+            folder: Where to; the run folder by default.
+            **kwargs: What transformers passes on to its own cards; not needed here.
+        """
+        place = Path(folder or self.args.output_dir)
+        self.recorder.write_card(place, model_name=model_name, dataset_name=dataset_name, tags=tags)
 
     def _describe(self) -> dict[str, Any]:
+        """Return what the ``start`` event says about model, data and settings."""
+        path = self.stepper.training_path
         return describe_run(
             self.model,
             self.args,
             base=asdict(self.base_record),
             data={name: report.to_dict() for name, report in self.data_reports.items()},
-            batches={"layout": self.path.name, "reason": self.path.reason, "max_tokens": self.path.max_tokens},
+            batches={"layout": path.name, "reason": path.reason, "max_tokens": path.max_tokens},
             beta=self.args.beta,
-            pairs_per_step=self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            pairs_per_step=self.pairs_per_step,
+        )
+
+
+def require_one_device(args: ORPOConfig) -> None:
+    """Refuse several GPUs in one process: ``DataParallel`` cannot scatter packed rows, and loses exactness."""
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"this process sees {args.n_gpu} GPUs, which transformers would use by DataParallel; start one process per"
+            f" GPU (oddsmith train --num-processes {args.n_gpu}, or accelerate launch --num_processes {args.n_gpu}"
+            " SCRIPT), or show it one (CUDA_VISIBLE_DEVICES=0)"
         )

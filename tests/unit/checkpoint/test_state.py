@@ -11,8 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oddsmith.checkpoint.manifest import Manifest
-from oddsmith.checkpoint.state import read_process, read_state, write_process, write_state
+from oddsmith.checkpoint.state import read_state, write_state
 from oddsmith.errors import CheckpointError
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
@@ -108,20 +107,3 @@ def test_a_missing_state_and_damaged_tensors_are_refused(tmp_path):
 def test_the_json_is_strict(tmp_path):
     write_state(tmp_path, "x", {"worst": float("inf")})
     assert json.loads((tmp_path / "x.json").read_text()) == {"worst": {"@": "float", "value": "inf"}}
-
-
-def test_sums_of_two_processes_are_dealt_out_among_three(tmp_path):
-    for rank, (total, loss) in enumerate([([2.0, 4.0], 1.0), ([4.0, 8.0], 3.0)]):
-        parts = {"meter": {"total": torch.tensor(total)}, "loss": {"unlogged": torch.tensor(loss)}}
-        write_process(tmp_path, rank, 2, parts)
-    states = [read_process(tmp_path, Manifest(step=1, files={}, world_size=2), rank, 3) for rank in range(3)]
-    assert sum(each["parts"]["meter"]["total"] for each in states).tolist() == [6.0, 12.0]
-    assert [each["parts"]["loss"]["unlogged"].item() for each in states] == [2.0, 2.0, 2.0]
-    assert [each["random"] is None for each in states] == [False, False, True]
-
-
-@pytest.mark.parametrize("state", [None, [], {}, {"parts": None}, {"parts": {"meter": 1}}, {"parts": ["meter"]}])
-def test_something_else_than_rank_states_is_refused(tmp_path, state):
-    write_state(tmp_path, "process-0", state)
-    with pytest.raises(CheckpointError, match="hold something else than rank states"):
-        read_process(tmp_path, Manifest(step=1, files={}, world_size=1), 0, 2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oddsmith.training.guard.judge import LEAST_STEPS, SIGMAS, WINDOW_STEPS, Decision, StepGuard
+from oddsmith.training.guard import MIN_STEPS, SIGMAS, WINDOW_STEPS, Decision, StepJudge
 
 TRAIN, WARN, SKIP, ROLL_BACK, STOP = Decision
 
@@ -23,7 +23,7 @@ steps = st.lists(
 )
 
 
-def quiet(guard: StepGuard, count: int = WINDOW_STEPS) -> StepGuard:
+def quiet(guard: StepJudge, count: int = WINDOW_STEPS) -> StepJudge:
     """After steps with losses 1.9 and 2.1 in turn: mean 2, standard deviation 0.1."""
     for number in range(count):
         assert guard.judge(2.1 if number % 2 else 1.9, True) is TRAIN
@@ -31,40 +31,40 @@ def quiet(guard: StepGuard, count: int = WINDOW_STEPS) -> StepGuard:
 
 
 def test_steps_that_are_not_finite_are_skipped_then_the_run_goes_back_once_then_it_stops():
-    guard = StepGuard(max_skipped_steps=3)
+    guard = StepJudge(max_skipped_steps=3)
     bad = [guard.judge(nan, False) for _ in range(6)]
     assert bad == [SKIP, SKIP, ROLL_BACK, SKIP, SKIP, STOP]
 
 
 def test_a_good_step_ends_a_row():
-    guard = StepGuard(max_skipped_steps=2)
+    guard = StepJudge(max_skipped_steps=2)
     assert [guard.judge(2.0, good) for good in (False, True, False, True)] == [SKIP, TRAIN, SKIP, TRAIN]
-    assert guard.not_finite_in_a_row == 0
+    assert guard.non_finite_in_a_row == 0
 
 
 def test_with_one_step_allowed_the_run_goes_back_at_once():
-    guard = StepGuard(max_skipped_steps=1)
+    guard = StepJudge(max_skipped_steps=1)
     assert [guard.judge(nan, False), guard.judge(nan, False)] == [ROLL_BACK, STOP]
 
 
 def test_the_usual_loss_is_mean_and_standard_deviation_of_the_window():
-    usual = quiet(StepGuard()).usual()
+    usual = quiet(StepJudge()).usual()
     assert usual.mean == pytest.approx(2)
     assert usual.deviation == pytest.approx(0.1 * sqrt(WINDOW_STEPS / (WINDOW_STEPS - 1)))
 
 
 @pytest.mark.parametrize(("loss", "decision"), [(2.59, TRAIN), (2.61, WARN), (1e30, WARN), (0.0, TRAIN)])
 def test_six_standard_deviations_above_the_mean_is_a_spike(loss, decision):
-    assert quiet(StepGuard()).judge(loss, True) is decision
+    assert quiet(StepJudge()).judge(loss, True) is decision
 
 
 def test_nothing_is_a_spike_before_there_is_something_to_compare_with():
-    assert quiet(StepGuard(), LEAST_STEPS - 1).judge(100, True) is TRAIN
-    assert quiet(StepGuard(), LEAST_STEPS).judge(100, True) is WARN
+    assert quiet(StepJudge(), MIN_STEPS - 1).judge(100, True) is TRAIN
+    assert quiet(StepJudge(), MIN_STEPS).judge(100, True) is WARN
 
 
 def test_losses_that_are_all_alike_make_no_spike_of_rounding():
-    guard = StepGuard()
+    guard = StepJudge()
     for _ in range(WINDOW_STEPS):
         guard.judge(2.0, True)
     assert guard.judge(2.0000002, True) is TRAIN
@@ -72,26 +72,26 @@ def test_losses_that_are_all_alike_make_no_spike_of_rounding():
 
 
 def test_a_spike_is_told_once_and_the_next_one_again():
-    guard = quiet(StepGuard())
+    guard = quiet(StepJudge())
     assert [guard.judge(loss, True) for loss in (9, 9, 2, 9)] == [WARN, TRAIN, TRAIN, WARN]
 
 
 def test_one_mad_loss_does_not_blind_the_guard():
-    guard = quiet(StepGuard())
+    guard = quiet(StepJudge())
     assert guard.judge(1e9, True) is WARN
     quiet(guard, 20)
     assert guard.judge(3.5, True) is WARN
 
 
 def test_a_level_that_stays_becomes_the_usual_one():
-    guard = quiet(StepGuard())
+    guard = quiet(StepJudge())
     for _ in range(60):
         guard.judge(4.0, True)
     assert guard.usual().highest > 4.0
 
 
 def test_spikes_are_skipped_where_that_was_asked_for_and_trained_on_when_they_stay():
-    guard = quiet(StepGuard(max_skipped_steps=3, loss_spikes="skip"))
+    guard = quiet(StepJudge(max_skipped_steps=3, loss_spikes="skip"))
     before = guard.usual()
     assert [guard.judge(9.0, True) for _ in range(3)] == [SKIP, SKIP, SKIP]
     assert guard.usual() == before
@@ -99,27 +99,27 @@ def test_spikes_are_skipped_where_that_was_asked_for_and_trained_on_when_they_st
 
 
 def test_spikes_are_ignored_where_that_was_asked_for():
-    assert quiet(StepGuard(loss_spikes="ignore")).judge(1e9, True) is TRAIN
+    assert quiet(StepJudge(loss_spikes="ignore")).judge(1e9, True) is TRAIN
 
 
 @given(steps, st.integers(1, 4), st.sampled_from(["warn", "skip", "ignore"]), st.integers(0, 300))
 def test_a_guard_that_is_stored_anywhere_goes_on_as_if_it_had_not_been(told, most, spikes, cut):
-    whole = StepGuard(most, spikes)
+    whole = StepJudge(most, spikes)
     expected = [whole.judge(*step) for step in told]
-    first, second = StepGuard(most, spikes), StepGuard(most, spikes)
+    first, second = StepJudge(most, spikes), StepJudge(most, spikes)
     found = [first.judge(*step) for step in told[:cut]]
-    second.restore(json.loads(json.dumps(first.state(), allow_nan=False)))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
     assert found + [second.judge(*step) for step in told[cut:]] == expected
 
 
 @given(steps, st.integers(1, 4), st.sampled_from(["warn", "skip", "ignore"]))
 def test_what_is_not_finite_is_never_trained_on_and_never_remembered(told, most, spikes):
-    guard, in_a_row, ways_back = StepGuard(most, spikes), 0, 0
+    guard, in_a_row, ways_back = StepJudge(most, spikes), 0, 0
     for loss, finite in told:
         decision = guard.judge(loss, finite)
         assert (decision in (TRAIN, WARN)) <= finite
-        assert all(0 <= old < inf for old in guard.state()["losses"])
-        assert len(guard.state()["losses"]) <= WINDOW_STEPS
+        assert all(0 <= old < inf for old in guard.state_dict()["losses"])
+        assert len(guard.state_dict()["losses"]) <= WINDOW_STEPS
         in_a_row = 0 if finite or decision is ROLL_BACK else in_a_row + 1
         assert (decision is STOP) == (not finite and ways_back > 0 and in_a_row >= most)
         ways_back += decision is ROLL_BACK

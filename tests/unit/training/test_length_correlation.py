@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oddsmith import ORPOConfig, ORPOTrainer
-from oddsmith.training.meter import LEAST_CORRELATED_PAIRS, length_correlation
+from oddsmith.training.meter import MIN_CORRELATED_PAIRS, length_correlation
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
 COUNT = 10
@@ -35,7 +35,7 @@ def test_constants_and_few_pairs_have_no_correlation():
     flat = torch.zeros(COUNT, 2)
     assert length_correlation(lengths([5] * COUNT, [5] * COUNT), torch.rand(COUNT, 2)) is None
     assert length_correlation(lengths(list(range(1, COUNT + 1)), [5] * COUNT), flat) is None
-    few = LEAST_CORRELATED_PAIRS - 1
+    few = MIN_CORRELATED_PAIRS - 1
     assert length_correlation(lengths(list(range(1, few + 1)), [5] * few), torch.rand(few, 2)) is None
 
 

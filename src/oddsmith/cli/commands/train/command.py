@@ -188,15 +188,15 @@ def _checkpoint(wanted: str | None, settings: Settings, allow_changed: bool) -> 
     This is done before rows or a model are loaded. ``wanted`` is ``"auto"``, a path, or ``None``.
     """
     from ....model.loading.place import is_adapter_folder
+    from ....training.checkpointing import choose_checkpoint
     from ....training.identity import require_same_settings
-    from ....training.resuming import choose_checkpoint
 
     folder = Path(str(settings.orpo.output_dir))
     settings.orpo.resume_from_checkpoint = None
     if wanted is None:
         return None
     with working("verifying the checkpoint"):
-        last = choose_checkpoint(wanted if wanted == "auto" else Path(wanted), folder, tell=_warn)
+        last = choose_checkpoint(wanted if wanted == "auto" else Path(wanted), folder, warn=_warn)
     if last is None:
         say(f"no checkpoint in {folder} yet: starting from the beginning")
         return None

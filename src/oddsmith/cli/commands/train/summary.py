@@ -64,7 +64,7 @@ def _count(number: int) -> str:
 
 def _steps(trainer: ORPOTrainer, state: TrainerState) -> list[str]:
     args = trainer.args
-    micro, accumulation, processes = trainer._train_batch_size, args.gradient_accumulation_steps, args.world_size
+    micro, accumulation, processes = trainer.pairs_per_micro_batch, args.gradient_accumulation_steps, args.world_size
     epochs = f" in {counted(state.num_train_epochs, 'epoch')}" if args.max_steps <= 0 else ""
     return [
         f"{counted(state.max_steps, 'step')}{epochs} of {counted(micro * accumulation * processes, 'pair')} each",

@@ -13,17 +13,18 @@ from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.loss import log_odds
 from oddsmith.model.loading.models import load_model, load_tokenizer
 from oddsmith.system.run_folder import FIRST_EVALUATION_FILE, PAIRS_FILE, read_events
-from oddsmith.training.first_evaluation import tokens_kept
-from oddsmith.training.meter import EvaluatedPairs
-from oddsmith.training.pair_records import (
+from oddsmith.training.held_out_pairs import (
     BINS,
-    MOST_LENGTHS,
-    PAIRS_A_KIND,
-    PairRecorder,
-    pieces,
+    MAX_LENGTHS,
+    PAIRS_PER_KIND,
+    HeldOutPairs,
+    pairs_to_inspect,
     snapshot,
-    telling_pairs,
+    token_texts,
+    tokens_kept,
 )
+from oddsmith.training.meter import EvaluatedPairs
+from oddsmith.training.recorder import Recorder
 from tests.command import save_model
 from tests.tiny import ragged_pairs, tiny_tokenizer
 from tests.tiny_runs import SETTINGS, train_run
@@ -48,17 +49,17 @@ def test_one_pair_has_no_deviation():
     assert snapshot(torch.tensor([[-1.0, -2.0]]))["log_odds"]["deviation"] == 0.0
 
 
-def test_the_telling_pairs():
+def test_the_pairs_to_inspect():
     before = torch.tensor([-1.0, 2.0, 0.5, -3.0, 1.0])
     now = torch.tensor([1.0, -1.0, -0.1, 0.5, 2.0])
-    assert telling_pairs(now, before) == {"worst": [1, 2, 3, 0, 4], "flipped": [3, 0], "forgotten": [1, 2]}
-    assert telling_pairs(now, None) == {"worst": [1, 2, 3, 0, 4], "flipped": [], "forgotten": []}
+    assert pairs_to_inspect(now, before) == {"worst": [1, 2, 3, 0, 4], "flipped": [3, 0], "forgotten": [1, 2]}
+    assert pairs_to_inspect(now, None) == {"worst": [1, 2, 3, 0, 4], "flipped": [], "forgotten": []}
 
 
 def test_pieces_put_together_are_the_text():
     tokenizer = tiny_tokenizer()
     ids = tokenizer("naïve 🙂 words")["input_ids"]
-    found = pieces(tokenizer, ids)
+    found = token_texts(tokenizer, ids)
     assert len(found) == len(ids)
     assert "".join(found) == tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -76,17 +77,17 @@ def recorded(folder: Path) -> dict:
 
 def test_what_is_written_is_bounded(tmp_path):
     rows = Rows([pair_row() for _ in range(1000)])
-    recorder = PairRecorder(tmp_path, tiny_tokenizer())
+    recorder = HeldOutPairs(tmp_path, tiny_tokenizer())
     for step in (0, 5):
-        assert recorder.take("eval", step, rows, evaluated(1000, seed=step)) == []  # the base is known: step 0
+        assert recorder.add("eval", step, rows, evaluated(1000, seed=step)) == []  # the base is known: step 0
         recorder.write("eval", {})
     found = recorded(tmp_path)["eval"]
     assert (found["step"], found["first_step"], found["compared_with"]) == (5, 0, 0)
-    assert len(found["lengths"]) <= MOST_LENGTHS
+    assert len(found["lengths"]) <= MAX_LENGTHS
     assert found["lengths"][0][0] == 1
     now, then = evaluated(1000, seed=5), evaluated(1000, seed=0)
     for kind in ("worst", "flipped", "forgotten"):
-        assert len(found["inspected"][kind]) == PAIRS_A_KIND
+        assert len(found["inspected"][kind]) == PAIRS_PER_KIND
         for pair in found["inspected"][kind]:
             change = (now.tokens_P2K.float() - then.tokens_P2K.float())[pair["row"], 0, :3]
             assert pair["chosen"]["change"] == pytest.approx(change.tolist(), abs=1e-3)
@@ -98,14 +99,14 @@ def test_what_is_written_is_bounded(tmp_path):
 
 
 def test_a_first_evaluation_of_a_trained_model_is_compared_with_the_base_if_that_can_be_computed(tmp_path):
-    rows, recorder = Rows([pair_row() for _ in range(3)]), PairRecorder(tmp_path, tiny_tokenizer())
+    rows, recorder = Rows([pair_row() for _ in range(3)]), HeldOutPairs(tmp_path, tiny_tokenizer())
     first, second = evaluated(3), evaluated(3, seed=1)
-    assert recorder.take("eval", 5, rows, first) == [0, 1, 2]
+    assert recorder.add("eval", 5, rows, first) == [0, 1, 2]
     recorder.write("eval", {})
     found = recorded(tmp_path)["eval"]
     assert found["compared_with"] == 5
     assert "change" not in found["inspected"]["worst"][0]["chosen"]  # with itself
-    assert recorder.take("eval", 10, rows, second) == [0, 1, 2]
+    assert recorder.add("eval", 10, rows, second) == [0, 1, 2]
     recorder.write("eval", dict(enumerate(evaluated(3, seed=2).tokens_P2K)))
     found = recorded(tmp_path)["eval"]
     assert (found["first_step"], found["compared_with"]) == (5, 0)
@@ -113,25 +114,25 @@ def test_a_first_evaluation_of_a_trained_model_is_compared_with_the_base_if_that
     change = second.tokens_P2K.float() - evaluated(3, seed=2).tokens_P2K.float()
     assert worst["chosen"]["change"] == pytest.approx(change[worst["row"], 0, :3].tolist(), abs=1e-3)
     assert worst["before"] == pytest.approx((first.logps_P2[:, 0] - first.logps_P2[:, 1])[worst["row"]].item())
-    assert recorder.take("eval", 15, rows, second) == []  # known by now
+    assert recorder.add("eval", 15, rows, second) == []  # known by now
 
 
 def test_the_first_evaluation_outlives_an_interruption_and_no_new_beginning(tmp_path):
     rows = Rows([pair_row() for _ in range(9)])
-    before = PairRecorder(tmp_path, tiny_tokenizer())
+    before = HeldOutPairs(tmp_path, tiny_tokenizer())
     before.begin(0)
-    before.take("eval", 5, rows, evaluated(9))
-    resumed = PairRecorder(tmp_path, tiny_tokenizer())
+    before.add("eval", 5, rows, evaluated(9))
+    resumed = HeldOutPairs(tmp_path, tiny_tokenizer())
     resumed.begin(7)
-    resumed.take("eval", 10, rows, evaluated(9, seed=1))
+    resumed.add("eval", 10, rows, evaluated(9, seed=1))
     resumed.write("eval", {})
     margins = (lambda pairs: pairs.logps_P2[:, 0] - pairs.logps_P2[:, 1])(evaluated(9))
     worst = recorded(tmp_path)["eval"]["inspected"]["worst"][0]
     assert (recorded(tmp_path)["eval"]["first_step"], worst["before"]) == (5, margins[worst["row"]].item())
     for step, others in ((3, rows), (7, Rows([{**pair_row(), "chosen_end": 4}] * 9)), (0, rows)):
-        anew = PairRecorder(tmp_path, tiny_tokenizer())
+        anew = HeldOutPairs(tmp_path, tiny_tokenizer())
         anew.begin(step)  # before it was, of other pairs, or from the start
-        anew.take("eval", 10, others, evaluated(9, seed=1))
+        anew.add("eval", 10, others, evaluated(9, seed=1))
         anew.write("eval", {})
         assert recorded(tmp_path)["eval"]["first_step"] == 10
 
@@ -139,7 +140,7 @@ def test_the_first_evaluation_outlives_an_interruption_and_no_new_beginning(tmp_
 @pytest.mark.parametrize("content", [b"", b"\xff" * 50, b"PK\x03\x04cut", b"\x80\x04K\x01."])
 def test_a_first_evaluation_that_is_not_readable_ends_no_run(tmp_path, caplog, content):
     (tmp_path / FIRST_EVALUATION_FILE).write_bytes(content)
-    recorder = PairRecorder(tmp_path, tiny_tokenizer())
+    recorder = HeldOutPairs(tmp_path, tiny_tokenizer())
     recorder.begin(5)
     assert "not readable" in caplog.text
 
@@ -151,10 +152,10 @@ def test_of_a_large_set_less_of_each_answer_is_kept():
 def test_files_that_cannot_be_written_end_no_run(tmp_path, caplog):
     for name in (PAIRS_FILE, FIRST_EVALUATION_FILE):
         (tmp_path / name).mkdir()
-    recorder = PairRecorder(tmp_path, tiny_tokenizer())
-    recorder.take("eval", 0, Rows([pair_row()]), evaluated(1))
+    recorder = HeldOutPairs(tmp_path, tiny_tokenizer())
+    recorder.add("eval", 0, Rows([pair_row()]), evaluated(1))
     recorder.write("eval", {})
-    assert "not written (Is a directory); the monitor shows older pairs" in caplog.text
+    assert "not written (is a directory); the monitor shows older pairs" in caplog.text
     assert f"{FIRST_EVALUATION_FILE}: not written" in caplog.text
 
 
@@ -202,7 +203,7 @@ def test_computing_the_base_moves_no_random_number(tmp_path, monkeypatch):
     base, dropout = save_model(tmp_path / "base"), {"lora": {"lora_dropout": 0.3}, "disable_dropout": False}
     with_it = train_run(base, tmp_path / "with", **dropout, **OFTEN)
     assert recorded(with_it)["eval"]["compared_with"] == 0
-    monkeypatch.setattr(ORPOTrainer, "_has_base_at_hand", False)
+    monkeypatch.setattr(Recorder, "_can_remove_adapter", False)
     without = train_run(base, tmp_path / "without", **dropout, **OFTEN)
     assert recorded(without)["eval"]["compared_with"] == 1
     assert losses_of(with_it) == losses_of(without)

@@ -1,0 +1,177 @@
+"""Write and read what each process keeps in a checkpoint: its random states, and the states of the trainer's parts.
+
+    process-RANK.json, .safetensors     {"version", "random", "parts": {name: {"version", "state"}}}
+
+A part says itself what it keeps (:class:`CheckpointPart`). The version of its state belongs to the part: an older state
+is the part's to migrate, a newer one is refused here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..errors import CheckpointError
+from .manifest import Manifest
+from .state import read_state, write_state
+
+VERSION = 2  # 1 had no version, and the states of the parts without theirs
+
+
+class CheckpointPart(Protocol):
+    """A part of the trainer that continues in a resumed run.
+
+    A part whose state sums over the pairs of its own process also has ``redistribute(states, world_size)``: it turns
+    the states of all former ranks into that of each of ``world_size`` ranks. All other states are equal on all ranks.
+    """
+
+    state_version: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, of tensors, numbers, texts, lists and mappings."""
+
+    def load_state_dict(self, state: Mapping[str, Any], version: int) -> None:
+        """Continue from a state that this version or an older one of the part returned."""
+
+
+@dataclass
+class RankState:
+    """What one process kept.
+
+    Args:
+        random: The states of its random generators; ``None`` for a rank that did not exist then.
+        parts: Name of a part -> version and state.
+    """
+
+    random: dict[str, Any] | None = None
+    parts: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+
+
+def file_name(rank: int) -> str:
+    """Return the name of a process's state, without an ending."""
+    return f"process-{rank}"
+
+
+def write_rank_state(folder: Path, rank: int, world_size: int, parts: Mapping[str, CheckpointPart]) -> None:
+    """Write the state of a process into a checkpoint; ``TypeError`` if only pickling could write it."""
+    states = {name: {"version": part.state_version, "state": part.state_dict()} for name, part in parts.items()}
+    tree = {"version": VERSION, "random": random_states(all_devices=world_size == 1), "parts": states}
+    write_state(folder, file_name(rank), tree)
+
+
+def read_rank_state(
+    folder: Path, manifest: Manifest, rank: int, world_size: int, parts: Mapping[str, CheckpointPart]
+) -> RankState:
+    """Read the state of a process from a checkpoint, redistributed if there were more or fewer processes then.
+
+    Args:
+        folder: The checkpoint.
+        manifest: Its manifest.
+        rank: Of this process.
+        world_size: How many processes there are now.
+        parts: The parts of this trainer; states of other names are left out.
+
+    Returns:
+        The states of the parts, and the random states.
+
+    Raises:
+        CheckpointError: It is missing or damaged, or a newer version wrote it.
+    """
+    if world_size == manifest.world_size:
+        return _read(folder, rank, parts)
+    ranks = [_read(folder, number, parts) for number in range(manifest.world_size)]
+    state = RankState(ranks[rank].random if rank < len(ranks) else None, ranks[0].parts)
+    for name, part in parts.items():
+        redistribute = getattr(part, "redistribute", None)
+        if redistribute is not None and name in state.parts:
+            version = state.parts[name][0]
+            with _explained(folder, name):
+                state.parts[name] = version, redistribute([old.parts[name][1] for old in ranks], world_size)
+    return state
+
+
+def load_part(folder: Path, state: RankState, name: str, part: CheckpointPart) -> None:
+    """Continue a part from what a checkpoint kept of it; a part that the checkpoint does not know starts anew.
+
+    ``CheckpointError`` if the state has another shape than this part writes.
+    """
+    if name in state.parts:
+        version, content = state.parts[name]
+        with _explained(folder, name):
+            part.load_state_dict(content, version)
+
+
+def _read(folder: Path, rank: int, parts: Mapping[str, CheckpointPart]) -> RankState:
+    tree = read_state(folder, file_name(rank))
+    with _explained(folder, "what it keeps"):
+        version = tree.get("version", 1)
+        stored = {name: content for name, content in tree["parts"].items() if name in parts}
+        if version == 1:
+            stored = {name: {"version": 1, "state": content} for name, content in stored.items()}
+        found = {name: (int(content["version"]), dict(content["state"])) for name, content in stored.items()}
+        newer = [name for name, (number, _) in found.items() if number > parts[name].state_version]
+        if version > VERSION or newer:
+            raise CheckpointError(
+                f"{folder}: was written by a newer version of oddsmith ({', '.join(newer) or 'process state'}); install"
+                " that version to go on from here"
+            )
+        return RankState(dict(tree["random"]), found)
+
+
+@contextmanager
+def _explained(folder: Path, what: str) -> Iterator[None]:
+    """Turn what a state of another shape raises into a ``CheckpointError``."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
+        raise CheckpointError(
+            f"{folder}: process-*.json hold something else than this version writes ({what}: {reason})"
+        ) from error
+
+
+def random_states(*, all_devices: bool) -> dict[str, Any]:
+    """Return the states of all random generators of this process, by generator.
+
+    ``all_devices`` includes every device of the machine, otherwise only the current one of this process.
+    """
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.random.get_rng_state(),
+    }
+    if torch.accelerator.is_available():
+        module = torch.get_device_module()
+        everywhere = all_devices and hasattr(module, "get_rng_state_all")
+        states["device"] = module.get_rng_state_all() if everywhere else [module.get_rng_state()]
+    return states
+
+
+def restore_random_states(states: dict[str, Any] | None, *, seed: int, rank: int) -> None:
+    """Set all random generators of this process.
+
+    Args:
+        states: What :func:`random_states` returned; ``None`` for a rank that did not exist then.
+        seed: Of the run, for such a rank.
+        rank: Of this process.
+    """
+    if states is None:
+        torch.manual_seed(seed + rank)
+        return
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.random.set_rng_state(states["torch"])
+    devices = states.get("device")
+    if devices and torch.accelerator.is_available():
+        module = torch.get_device_module()
+        if hasattr(module, "set_rng_state_all") and len(devices) == module.device_count():
+            module.set_rng_state_all(devices)
+        else:
+            module.set_rng_state(devices[0])

@@ -1,0 +1,425 @@
+"""Save, resume and roll back a run: a checkpoint is complete or does not exist, a resumed run ends like any other.
+
+What lies in a checkpoint, and how it is verified, is in the room ``checkpoint/``; here it meets the trainer. A save
+that fails in one process fails in all, with its reason, so that no process waits for the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import CallbackHandler, ExportableState
+
+from ..checkpoint.compatibility import require_possible, require_unchanged
+from ..checkpoint.lock import held
+from ..checkpoint.manifest import begin, commit, verify
+from ..checkpoint.rank_state import (
+    CheckpointPart,
+    RankState,
+    load_part,
+    random_states,
+    read_rank_state,
+    restore_random_states,
+    write_rank_state,
+)
+from ..checkpoint.space import require_writable
+from ..checkpoint.state import has_state, read_state, write_state
+from ..checkpoint.store import checkpoints, clear_save_errors, give_back, newest_verified, rotate, set_aside, step_of
+from ..config import ORPOConfig
+from ..errors import CheckpointError, OddsmithError, SaveError
+from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE
+from .identity import RunIdentity
+from .preflight import size_in_training
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+OPTIMIZER, SCHEDULER, SCALER = "optimizer", "scheduler", "scaler"
+# What only a resumed run needs; people who download the model do not.
+STATE_FILES = [f"{OPTIMIZER}.*", f"{SCHEDULER}.*", f"{SCALER}.*", "process-*", TRAINER_STATE_FILE, MANIFEST_FILE]
+Result = TypeVar("Result")
+
+
+class CheckpointedRun(Protocol):
+    """What a ``CheckpointManager`` needs of the run that it saves and resumes."""
+
+    args: ORPOConfig
+    state: TrainerState
+    control: TrainerControl
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Any
+    lr_scheduler: Any
+    processing_class: Any
+    callback_handler: CallbackHandler
+    sharded_by: str | None
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this process writes what only one writes."""
+
+    def write_model(self, folder: Path) -> None:
+        """Write the model and the tokenizer."""
+
+    def write_sharded_states(self, folder: Path) -> None:
+        """Write optimizer and scheduler as FSDP and DeepSpeed do."""
+
+    def load_model_and_optimizer(self, folder: Path) -> None:
+        """Load what a checkpoint holds of the model, the optimizer and the schedule, in place."""
+
+
+class CheckpointManager:
+    """Save, resume and roll back a run.
+
+    Args:
+        run: The run.
+        identity: Says which run it is.
+        parts: Name -> a part of the trainer that continues in a resumed run.
+    """
+
+    def __init__(self, run: CheckpointedRun, identity: RunIdentity, parts: Mapping[str, CheckpointPart]):
+        self._run, self._identity, self._parts = run, identity, parts
+        self._resumed: tuple[Path, RankState] | None = None
+        self._restored: set[str] = set()
+        self._saved_step: int | None = None
+
+    # ---- Resuming
+
+    @contextmanager
+    def training(self, wanted: str | Path | bool | None, *, allow_changed: bool) -> Iterator[Path | None]:
+        """Hold the run folder while a training goes on, and choose the checkpoint that it resumes from.
+
+        Args:
+            wanted: A checkpoint; ``True`` for the newest complete one of ``output_dir``; ``"auto"`` for the same, or
+                the beginning where the run never finished a save; ``None`` for the beginning.
+            allow_changed: Resume although settings, pairs or base differ from those of the checkpoint.
+
+        Yields:
+            Path | None: The checkpoint; ``None`` for the beginning.
+
+        Raises:
+            CheckpointError: No checkpoint is complete, or the one asked for is not, or it belongs to another run.
+            ConfigError: Another process trains in ``output_dir``.
+        """
+        run_folder, args = Path(self._run.args.output_dir), self._run.args
+        self._resumed, self._restored, self._saved_step = None, set(), None
+        self._run.callback_handler.remove_callback(SaveTiming)
+        self._run.callback_handler.add_callback(SaveTiming(self))  # after all others, which may ask for a save
+        require_writable(run_folder)
+        with held(run_folder) if self._run.is_world_process_zero() else nullcontext():
+            folder = choose_checkpoint(wanted, run_folder, logger.warning) if wanted else None
+            evaluates_on_start = args.eval_on_start
+            if folder is not None:
+                on_main_process(lambda: self._require_of_this_run(folder, allow_changed))
+                manifest = verify(folder, contents=False)
+                state = read_rank_state(folder, manifest, args.process_index, args.world_size, self._parts)
+                self._resumed = folder, state
+                args.eval_on_start = False  # the start was long ago
+            try:
+                yield folder
+            finally:
+                args.eval_on_start = evaluates_on_start
+
+    def _require_of_this_run(self, folder: Path, allow_changed: bool) -> None:
+        """Refuse a checkpoint of another run, and set aside those that this run will replace."""
+        saved, now = verify(folder, contents=False), self._identity.manifest()
+        if not has_state(folder, SCHEDULER) and saved.sharded_by is None:
+            raise CheckpointError(f"{folder}: holds only the model (save_only_model), so a run cannot go on from it")
+        require_possible(folder, saved, now)
+        if not allow_changed:
+            require_unchanged(folder, saved, now)
+        for later in checkpoints(Path(self._run.args.output_dir)):
+            if (step_of(later) or 0) > saved.step:
+                logger.warning("%s is newer than where this run goes on; it lies in %s now", later, set_aside(later))
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether this training continues from a checkpoint."""
+        return self._resumed is not None
+
+    def restore_part(self, name: str) -> None:
+        """Continue one part of the trainer from the checkpoint, once."""
+        if self._resumed is not None and name not in self._restored:
+            self._restored.add(name)
+            load_part(*self._resumed, name, self._parts[name])
+
+    def restore_parts(self) -> None:
+        """Continue all parts of the trainer from the checkpoint; transformers has just set its own sums to zero."""
+        for name in self._parts:
+            self.restore_part(name)
+
+    def restore_callbacks(self) -> None:
+        """Continue callbacks that transformers exports, such as ``EarlyStoppingCallback``, and find the best model."""
+        if self._resumed is None:
+            return
+        self._locate_best(Path(self._run.args.output_dir))
+        for callback in self._run.callback_handler.callbacks:
+            stored = self._run.state.stateful_callbacks.get(type(callback).__name__)
+            if isinstance(callback, ExportableState) and isinstance(stored, dict):
+                vars(callback).update(stored.get("attributes", {}))
+
+    def restore_random_states(self) -> None:
+        """Set the random generators as they were at the checkpoint."""
+        if self._resumed is not None:
+            self.set_random_states(self._resumed[1].random)
+
+    def random_states(self) -> dict[str, Any]:
+        """Return the states of the random generators now."""
+        return random_states(all_devices=self._run.args.world_size == 1)
+
+    def set_random_states(self, states: dict[str, Any] | None) -> None:
+        """Set the random generators to earlier states."""
+        restore_random_states(states, seed=self._run.args.seed, rank=self._run.args.process_index)
+
+    def load_optimizer(self, folder: Path) -> None:
+        """Load the states of optimizer and schedule, which are not sharded."""
+        self._run.optimizer.load_state_dict(read_state(folder, OPTIMIZER))
+        self._run.lr_scheduler.load_state_dict(read_state(folder, SCHEDULER))
+
+    def load_scaler(self, folder: Path) -> None:
+        """Load the state of fp16's loss scaler, if there is one."""
+        if self._run.accelerator.scaler is not None and has_state(folder, SCALER):
+            self._run.accelerator.scaler.load_state_dict(read_state(folder, SCALER))
+
+    # ---- Saving
+
+    def save(self, folder: Path) -> bool:
+        """Save a checkpoint; it is complete when this returns.
+
+        Args:
+            folder: ``RUN/checkpoint-STEP``.
+
+        Returns:
+            Whether it was saved now; a step is saved once.
+
+        Raises:
+            SaveError: It could not be written. Nothing of it stays.
+        """
+        if self._saved_step == self._run.state.global_step:
+            return False
+        try:
+            self._save(folder)
+        except SaveError as error:
+            if not error.folder_is_gone:
+                raise
+            logger.warning("%s was removed while the run goes on; it is made anew", folder.parent)
+            self._save(folder)
+        self._saved_step = self._run.state.global_step
+        return True
+
+    def rotate(self, run_folder: Path) -> None:
+        """Remove the oldest checkpoints beyond ``save_total_limit``; the best one stays."""
+        if self._run.args.should_save:
+            best = self._run.state.best_model_checkpoint
+            rotate(run_folder, self._run.args.save_total_limit, keep=None if best is None else Path(best))
+
+    def _save(self, folder: Path) -> None:
+        self._on_main(folder, lambda: self._begin(folder))
+        self._together(folder, lambda: self._write(folder))
+        self._locate_best(folder.parent)
+        self._on_main(folder, lambda: self._commit(folder))
+
+    def _begin(self, folder: Path) -> None:
+        if folder.exists():
+            logger.warning("%s was there before; it lies in %s now", folder, set_aside(folder))
+        begin(folder)
+
+    def _write(self, folder: Path) -> None:
+        run = self._run
+        run.write_model(folder)
+        if run.args.save_only_model:
+            return
+        if run.sharded_by is not None:
+            run.write_sharded_states(folder)
+        elif run.args.should_save:
+            write_state(folder, OPTIMIZER, run.optimizer.state_dict())
+            write_state(folder, SCHEDULER, run.lr_scheduler.state_dict())
+        if run.accelerator.scaler is not None and run.args.should_save:
+            write_state(folder, SCALER, run.accelerator.scaler.state_dict())
+        write_rank_state(folder, run.args.process_index, run.args.world_size, self._parts)
+
+    def _commit(self, folder: Path) -> None:
+        run = self._run
+        for callback in (*run.callback_handler.callbacks, run.control):
+            if isinstance(callback, ExportableState):
+                run.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        run.state.save_to_json(str(folder / TRAINER_STATE_FILE))
+        facts = {name: value for name, value in vars(self._identity.manifest()).items() if name != "files"}
+        commit(folder, **facts)
+
+    def _locate_best(self, run_folder: Path) -> None:
+        """Set where the best checkpoint is now; a run folder may have been moved."""
+        if self._run.state.best_global_step:
+            best = run_folder / f"checkpoint-{self._run.state.best_global_step}"
+            self._run.state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+    @contextmanager
+    def explaining(self, folder: Path) -> Iterator[None]:
+        """Turn an error of the disk into a ``SaveError`` that says in one line why a folder could not be written."""
+        with clear_save_errors(folder, lambda: self._needed_bytes(folder)):
+            yield
+
+    def _needed_bytes(self, folder: Path) -> int:
+        run = self._run
+        model = run.accelerator.unwrap_model(run.model)
+        size = size_in_training(run.args, run.state, model, run.processing_class, run.optimizer)
+        return size.final_bytes if step_of(folder) is None else sum(size)
+
+    def _on_main(self, folder: Path, act: Callable[[], None]) -> None:
+        self._together(folder, act if self._run.args.should_save else lambda: None)
+
+    def _together(self, folder: Path, act: Callable[[], None]) -> None:
+        """Do something for a checkpoint in every process; if it fails in one, nothing of the checkpoint stays."""
+        failure = None
+        try:
+            with self.explaining(folder):
+                act()
+        except SaveError as error:
+            failure = error
+        except (OSError, TypeError) as error:
+            failure = SaveError(f"{folder}: not saved: {error}")
+            failure.__cause__ = error
+        failures = [one for one in gather_object([failure and (str(failure), failure.folder_is_gone)]) if one]
+        if failures:
+            if self._run.args.should_save:
+                give_back(folder)
+            failure = failure or SaveError(failures[0][0])
+            failure.folder_is_gone = any(is_gone for _, is_gone in failures)
+            raise failure
+
+    # ---- Rolling back
+
+    def roll_back(self, last_step: int, is_good: Callable[[], bool]) -> Path | None:
+        """Load weights and optimizer of the newest good checkpoint, in place; all processes have to call this.
+
+        The schedule of the learning rate and the data stay where they are: the run ends when it was to end.
+
+        Args:
+            last_step: No checkpoint after this step.
+            is_good: Whether the weights that are in place now will do; if not, an older checkpoint is tried.
+
+        Returns:
+            The checkpoint; ``None`` if there is none.
+        """
+        run = self._run
+        folders = [f for f in checkpoints(Path(run.args.output_dir)) if (step_of(f) or 0) <= last_step]
+        schedule = run.lr_scheduler.state_dict()
+        for folder in _from_main_process(folders[::-1]):
+            if not _from_main_process(run.is_world_process_zero() and _is_complete(folder)):
+                continue
+            run.load_model_and_optimizer(folder)
+            run.lr_scheduler.load_state_dict(schedule)
+            for group, learning_rate in zip(run.optimizer.param_groups, run.lr_scheduler.get_last_lr(), strict=True):
+                group["lr"] = learning_rate
+            if is_good():
+                return folder
+        return None
+
+    def best_is_complete(self) -> bool:
+        """Verify the best checkpoint before it is loaded at the end; warn if it cannot be."""
+        try:
+            verify(Path(str(self._run.state.best_model_checkpoint)))
+        except CheckpointError as error:
+            logger.warning("The best checkpoint cannot be loaded (%s); the model stays that of the last step.", error)
+            return False
+        return True
+
+
+class SaveTiming(TrainerCallback):
+    """Restore the parts when training begins, and put off the save at the last step of an epoch.
+
+    Saved before what the end of the epoch brings, an evaluation or log line there would be missing in a resumed run.
+
+    Args:
+        checkpoints: The manager.
+    """
+
+    def __init__(self, checkpoints: CheckpointManager):
+        self._checkpoints = checkpoints
+        self._save_is_due = False
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Continue the parts."""
+        self._checkpoints.restore_parts()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Put off the save of an epoch's last step."""
+        if control.should_save and float(state.epoch or 0.5).is_integer():
+            control.should_save, self._save_is_due = False, True
+        return control
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Make it."""
+        control.should_save, self._save_is_due = control.should_save or self._save_is_due, False
+        return control
+
+
+def choose_checkpoint(wanted: str | Path | bool, run: Path, warn: Callable[[str], object]) -> Path | None:
+    """Choose the checkpoint to resume from; the main process chooses and verifies it for all.
+
+    Args:
+        wanted: As of :meth:`CheckpointManager.training`.
+        run: The run folder.
+        warn: Called with a line for each checkpoint that is passed over.
+
+    Returns:
+        The checkpoint; ``None`` for the beginning.
+
+    Raises:
+        CheckpointError: None is complete, or the one asked for is not.
+    """
+
+    def choose() -> Path | None:
+        if not isinstance(wanted, bool) and wanted != AUTO:
+            folder = Path(wanted)
+            inner = checkpoints(folder)
+            if inner and not (folder / MANIFEST_FILE).exists():
+                raise CheckpointError(
+                    f"{folder}: is a run, not a checkpoint; give {inner[-1]}, or --resume alone for the newest that is"
+                    " whole"
+                )
+            verify(folder)
+            return folder
+        newest = newest_verified(run, warn)
+        if newest is None and wanted is True:
+            raise CheckpointError(f"{run}: holds no checkpoint to resume from; leave out resume_from_checkpoint")
+        return newest
+
+    return on_main_process(choose)
+
+
+def on_main_process(act: Callable[[], Result]) -> Result:
+    """Do something in the main process alone; every process returns its result, or raises its error."""
+    state = PartialState()
+    answer: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            answer[0] = act()
+        except OddsmithError as error:
+            answer[1] = error
+    if state.num_processes > 1:
+        broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
+def _from_main_process(value: Any) -> Any:
+    return broadcast_object_list([value])[0]
+
+
+def _is_complete(folder: Path) -> bool:
+    """Return whether a checkpoint verifies and has the state of an optimizer."""
+    try:
+        manifest = verify(folder)
+    except CheckpointError as error:
+        logger.warning(f"passed over {error}")
+        return False
+    return manifest.sharded_by is not None or has_state(folder, OPTIMIZER)

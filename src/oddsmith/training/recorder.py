@@ -1,0 +1,178 @@
+"""Record what a run leaves for its readers: held-out pairs, answers to held-out prompts, and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerState
+
+from ..batching.collate import trl_features
+from ..batching.loader import PlannedDataset
+from ..config import ORPOConfig
+from ..errors import ConfigError
+from ..model.generation import answer
+from ..system.files import dispensable
+from ..system.run_folder import CARD_FILE, read_events
+from .card import CardFacts, write_card
+from .events import record_answers
+from .held_out_pairs import HeldOutPairs, tokens_kept
+from .meter import EvaluatedPairs
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+class RecordedRun(Protocol):
+    """What a ``Recorder`` needs of the run it records."""
+
+    args: ORPOConfig
+    state: TrainerState
+    accelerator: Accelerator
+    model: nn.Module
+    processing_class: Any
+    train_dataset: Any
+    eval_dataset: Any
+    is_encoder_decoder: bool
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this process writes."""
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return a loader over an evaluation set."""
+
+    def measure(self, model: nn.Module, rows: Any) -> EvaluatedPairs:
+        """Compute the log-probabilities of tokenized rows, shared out over all processes."""
+
+
+class Recorder(TrainerCallback):
+    """Write the records of a run. As a callback it stands behind ``EventWriter``, whose event log it continues.
+
+    Args:
+        run: The run.
+
+    Raises:
+        ConfigError: Answers are wanted of a model whose weights are sharded.
+    """
+
+    def __init__(self, run: RecordedRun):
+        self._run = run
+
+    def require_possible(self) -> None:
+        """Refuse ``generate_during_eval`` where no process has a model that it can generate with."""
+        if self._run.args.generate_during_eval and self._run.accelerator.distributed_type in SHARDED:
+            raise ConfigError(
+                "generate_during_eval is on, but the weights are sharded over processes"
+                f" ({self._run.accelerator.distributed_type.value}), so no process can generate; turn it off, and run"
+                " oddsmith compare on a checkpoint"
+            )
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Record the answers of the untrained model, unless its first evaluation does so."""
+        run = self._run
+        self._pairs.begin(state.global_step)
+        if state.global_step > 0 or args.eval_on_start or not args.generate_during_eval or run.eval_dataset is None:
+            return
+        several = isinstance(run.eval_dataset, Mapping)
+        for name in run.eval_dataset if several else [None]:
+            self.record_answers(run.get_eval_dataloader(name), f"eval_{name}" if several else "eval")
+
+    # ---- Evaluations
+
+    @cached_property
+    def _pairs(self) -> HeldOutPairs:
+        return HeldOutPairs(self._run.args.output_dir, self._run.processing_class)
+
+    @property
+    def _is_active(self) -> bool:
+        """Whether evaluations are recorded for the monitor: not where a model is only measured."""
+        return self._run.train_dataset is not None
+
+    def tokens_kept(self, dataset: Any) -> int:
+        """Return for how many tokens of a response an evaluation keeps the log-probabilities."""
+        return tokens_kept(len(dataset)) if self._is_active and isinstance(dataset, PlannedDataset) else 0
+
+    def record_pairs(self, rows: Any, pairs: EvaluatedPairs, prefix: str) -> None:
+        """Record the margins of an evaluation and the texts of the pairs worth reading; all processes have to call it.
+
+        After an evaluation with NaN or infinity the monitor keeps showing the pairs before it.
+        """
+        if not self._is_active or not pairs.logps_P2.isfinite().all():
+            return
+        is_main = self._run.is_world_process_zero()
+        wanted = [self._pairs.add(prefix, self._run.state.global_step, rows, pairs) if is_main else []]
+        base: dict[int, Tensor] = {}
+        if self._can_remove_adapter:
+            broadcast_object_list(wanted)
+            if wanted[0]:
+                base = dict(zip(wanted[0], self._tokens_under_base(rows.select(wanted[0])), strict=True))
+        if is_main:
+            self._pairs.write(prefix, base)
+
+    @property
+    def _can_remove_adapter(self) -> bool:
+        """Whether the base is at hand: under an adapter, and not sharded over processes."""
+        model = self._run.accelerator.unwrap_model(self._run.model)
+        return isinstance(model, PeftModel) and self._run.accelerator.distributed_type not in SHARDED
+
+    def _tokens_under_base(self, rows: Any) -> Tensor:
+        """Return the log-probabilities of the responses' tokens without the adapter. [P, 2, K]
+
+        The random states stay as they are: whether this is computed depends on what was interrupted.
+        """
+        model: Any = self._run.accelerator.unwrap_model(self._run.model)
+        with torch.random.fork_rng(devices=[]), model.disable_adapter():
+            return self._run.measure(model, rows).tokens_P2K
+
+    def record_answers(self, dataloader: DataLoader, prefix: str) -> None:
+        """Record the answers to the first held-out prompts in the event log and in trackers that draw tables."""
+        run = self._run
+        if not run.is_world_process_zero():
+            return
+        rows = islice(iter(getattr(dataloader.dataset, "rows", ())), run.args.eval_batch_size)
+        prompts = [trl_features(row, run.is_encoder_decoder)["prompt_input_ids"] for row in rows]
+        answers = answer(run.accelerator.unwrap_model(run.model), run.processing_class, prompts)
+        texts = run.processing_class.batch_decode(prompts, skip_special_tokens=True)
+        record_answers(run.args, run.state.global_step, prefix, list(zip(texts, answers, strict=True)))
+
+    # ---- The model card
+
+    def write_card(
+        self,
+        folder: Path,
+        *,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
+        """Write the model card into a folder, with the picture of the curves so far; only the main process does.
+
+        Args:
+            folder: The run folder, a checkpoint or an adapter's folder.
+            model_name: Name of the model; that of the run folder by default.
+            dataset_name: Hub id of the pairs.
+            tags: Hub tags beside ``orpo`` and ``oddsmith``.
+        """
+        run = self._run
+        if not run.is_world_process_zero():
+            return
+        model: Any = run.model
+        facts = CardFacts(
+            model_name or Path(run.args.output_dir).resolve().name,
+            kind="adapter" if isinstance(run.accelerator.unwrap_model(model), PeftModel) else "model",
+            base_model=getattr(model.config, "_name_or_path", None),
+            datasets=[dataset_name] if dataset_name else (),
+            tags=[tags] if isinstance(tags, str) else tags or (),
+            has_chat_template=run.processing_class.chat_template is not None,
+            is_encoder_decoder=run.is_encoder_decoder,
+        )
+        with dispensable(folder / CARD_FILE, "the model is saved all the same"):
+            write_card(folder, facts, read_events(run.args.output_dir))

@@ -1,0 +1,240 @@
+"""Compute one optimizer step: micro-batch by micro-batch, packed or padded, within the memory there is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor, nn
+
+from ..batching.collate import IGNORED
+from ..model.logprobs.padded import PairLogps
+from ..model.logprobs.paths import ForestPath, PaddedPath
+from .meter import TrainingMeter
+
+logger = logging.getLogger(__name__)
+
+Path = ForestPath | PaddedPath
+
+
+class LossRecorder(Protocol):
+    """Who has to know of the micro-batches of a step: the ``StepGuard``."""
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Add the loss of a loader item."""
+
+    def forget_micro_batches(self) -> None:
+        """Forget the micro-batches, which are computed again."""
+
+
+class Stepper:
+    """Train on the items of a data loader: none, one or several micro-batches each.
+
+    Args:
+        accelerator: Of the run.
+        meter: Collects the metrics; set back when an item is computed again.
+        guard: Collects the losses.
+        padded_path: Returns the path for batches of tensors under TRL's names, wherever they come from.
+        choose_path: Chooses the path of this run; called once, when it is first needed.
+        automatic: Whether the number of tokens of a micro-batch follows from the free memory.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        meter: TrainingMeter,
+        guard: LossRecorder,
+        padded_path: Callable[[], PaddedPath],
+        choose_path: Callable[[], Path],
+        *,
+        automatic: bool,
+    ):
+        self._accelerator, self._meter, self._guard = accelerator, meter, guard
+        self._padded_path, self._choose_path = padded_path, choose_path
+        self._is_automatic = automatic
+        self._path: Path | None = None
+        self.plan: Any = None  # the sampler or stream that plans the training batches; None for a loader not of ours
+
+    @property
+    def path(self) -> Path:
+        """How micro-batches are laid out and computed in training and evaluation."""
+        if self._path is None:
+            self._path = self._choose_path()
+        return self._path
+
+    @property
+    def training_path(self) -> Path:
+        """The path of the training batches; padded for a loader that is not ours."""
+        if self.plan is None:
+            return replace(self._padded_path(), reason="get_train_dataloader is overridden")
+        return self.path
+
+    def forget_path(self) -> None:
+        """Choose the path anew when it is next needed: the model is another one."""
+        self._path = None
+
+    def path_of(self, micro_batch: Mapping[str, Any]) -> Path:
+        """Return the path that made a micro-batch."""
+        return self.path if "forest" in micro_batch else self._padded_path()
+
+    def logps(self, model: nn.Module, micro_batch: Mapping[str, Any]) -> PairLogps:
+        """Compute the log-probabilities of a micro-batch."""
+        return self.path_of(micro_batch).logps(model, micro_batch)
+
+    def around(self, model: nn.Module, item: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """Return the context in which the micro-batches of an item are computed."""
+        micro_batches = micro_batches_of(item)
+        return self.path_of(micro_batches[0]).around(model) if micro_batches else nullcontext()
+
+    def train(
+        self, model: nn.Module, item: dict[str, Any], train_micro_batch: Callable[[nn.Module, dict[str, Any]], Tensor]
+    ) -> Tensor:
+        """Run the forward and backward passes of an item, in smaller micro-batches if the memory runs out.
+
+        Args:
+            model: The model, wrapped.
+            item: What the loader returned.
+            train_micro_batch: Runs the forward and backward pass of one micro-batch; returns its loss.
+
+        Returns:
+            The loss of the item: its share of the loss of its step, times the number of processes.
+        """
+        before = self._meter.state_dict()
+        while True:
+            try:
+                return self._train_micro_batches(model, item, train_micro_batch)
+            except torch.OutOfMemoryError:
+                # Other processes would wait for gradients that do not come.
+                is_alone = self._accelerator.distributed_type == DistributedType.NO
+                max_tokens = self.path.halved(item.get("loaded")) if is_alone and "loaded" in item else None
+                if max_tokens is None:
+                    raise
+            model.zero_grad()  # all gradients of the step are of this item (see ``items.assignments``)
+            self._meter.load_state_dict(before)
+            self._guard.forget_micro_batches()
+            item = self.path.batch_maker.divided(item["loaded"], max_tokens, self.path.measure)
+            self.plan.shape = replace(self.plan.shape, max_tokens=max_tokens)
+            clear_device_cache(garbage_collection=True)
+
+    def _train_micro_batches(
+        self, model: nn.Module, item: dict[str, Any], train_micro_batch: Callable[[nn.Module, dict[str, Any]], Tensor]
+    ) -> Tensor:
+        micro_batches = micro_batches_of(item)
+        loss = torch.zeros((), device=self._accelerator.device)
+        with self.around(model, item):
+            for number, micro_batch in enumerate(micro_batches, start=1):
+                with self._more_to_come(model) if number < len(micro_batches) else nullcontext():
+                    loss += train_micro_batch(model, micro_batch)
+        self._guard.add_loss(loss)
+        return loss
+
+    @contextmanager
+    def _more_to_come(self, model: nn.Module) -> Iterator[None]:
+        """Keep gradients from being exchanged, and DeepSpeed from making its optimizer step."""
+        state = self._accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with self._accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(before)
+
+    def with_step_counts(self, items: list[Any]) -> list[Any]:
+        """Give the batches of a loader that is not ours the counts of their whole optimizer step.
+
+        The loss is normalised by the pairs and NLL tokens of the step, over all its batches and processes. Our own
+        loaders know them from the plan; what does not look like pairs stays as it is.
+        """
+        foreign = [item for item in items if is_foreign(item)]
+        if not foreign:
+            return items
+        path = self._padded_path()
+        counts = torch.tensor([pair_counts(item, path) for item in foreign], device=self._accelerator.device).sum(dim=0)
+        if self._accelerator.num_processes > 1:
+            counts = self._accelerator.reduce(counts, reduction="sum")
+        num_pairs, num_nll_tokens = counts.tolist()
+        return [with_counts(item, num_pairs, num_nll_tokens) if is_foreign(item) else item for item in items]
+
+    # ---- The part of a checkpoint
+
+    state_version = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how micro-batches are made: how a step is split decides on the last digits of its sums."""
+        return {"name": self.training_path.name, "max_tokens": self.training_path.max_tokens}
+
+    def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
+        """Make micro-batches of as many tokens as before, unless that number was not chosen automatically."""
+        path, before = self.path, state["max_tokens"]
+        if before is None or path.max_tokens in (None, before) or not self._is_automatic:
+            return
+        if path.max_tokens < before / 2:
+            logger.warning(
+                "Less memory is free than before (%s tokens a micro-batch, then %s): the last digits may differ.",
+                path.max_tokens,
+                before,
+            )
+        else:
+            path.max_tokens = before
+
+
+def is_foreign(item: Any) -> bool:
+    """Return whether a batch of pairs comes from a loader that is not ours, which counts nothing."""
+    return isinstance(item, Mapping) and "chosen_labels" in item and "weight" not in item
+
+
+def pair_counts(batch: Mapping[str, Any], path: PaddedPath) -> tuple[int, int]:
+    """Count the pairs and the NLL target tokens of a batch under TRL's names."""
+    labels_BT = batch["chosen_labels"]
+    if path.is_encoder_decoder:
+        return len(labels_BT), int((labels_BT != IGNORED).sum())
+    # The first token has no prediction and is never a target.
+    is_target_BT = labels_BT != IGNORED if path.nll_on == "response" else batch["chosen_attention_mask"] == 1
+    return len(labels_BT), int(is_target_BT[:, 1:].sum())
+
+
+def with_counts(batch: Mapping[str, Any], num_pairs: float, num_nll_tokens: float, first: int = 0) -> dict[str, Any]:
+    """Add what ``BatchMaker`` adds to a micro-batch; ``first`` is the position of its first pair."""
+    labels_BT = batch["chosen_labels"]
+    position_B = first + torch.arange(len(labels_BT), device=labels_BT.device)
+    return {
+        **batch,
+        "weight": torch.ones(len(labels_BT), device=labels_BT.device),
+        "row": position_B,
+        "position": position_B,
+        "num_pairs": torch.tensor(float(num_pairs), device=labels_BT.device),
+        "num_nll_tokens": torch.tensor(float(num_nll_tokens), device=labels_BT.device),
+    }
+
+
+def micro_batches_of(item: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the micro-batches of what a loader returned, which may be one itself (see ``batching/items.py``)."""
+    return item["micro_batches"] if "micro_batches" in item else [dict(item)]
+
+
+def input_tokens(item: Mapping[str, Any], *, padding: bool) -> int:
+    """Count the tokens that the model computes for an item, padding included or not; a packed prompt counts once."""
+    total = 0
+    for batch in micro_batches_of(item):
+        if "forest" in batch:  # has no padding
+            total += batch["input_ids"].numel()
+            continue
+        names = (
+            ["prompt"] if "prompt_input_ids" in batch and "chosen_input_ids" not in batch else ["chosen", "rejected"]
+        )
+        for name in names:
+            if f"{name}_input_ids" in batch:
+                ids_BT, mask_BT = batch[f"{name}_input_ids"], batch[f"{name}_attention_mask"]
+                total += ids_BT.numel() if padding else int(mask_BT.sum())
+        if names == ["prompt"]:
+            labels = [batch["chosen_labels"], batch["rejected_labels"]]
+            total += sum(one_BT.numel() if padding else int((one_BT != IGNORED).sum()) for one_BT in labels)
+    return total

@@ -1,0 +1,325 @@
+"""The one module that names private attributes of transformers' ``Trainer`` (and of accelerate).
+
+Where transformers has a public hook, the parts of the trainer use it. Where it has none, a short override stands here
+and hands over to a part. ``tests/unit/training/test_transformers_adapter.py`` fails with the name of whatever a new
+version of transformers lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import upload_folder
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import PushInProgress
+
+from ..batching.loader import StreamedBatches
+from ..config import ORPOConfig
+from ..model.loading.quiet import no_progress_bars
+from .checkpointing import STATE_FILES, CheckpointManager
+from .epochs import stream_position
+from .evaluation import DeferredEvaluation
+from .step import Stepper, input_tokens
+from .stopping import EvaluationGivenUp, StopOnRequest
+
+# What this module overrides or calls, by name, so that a test can look for each in the installed transformers.
+PRIVATE_METHODS = (
+    "_determine_best_metric",
+    "_evaluate",
+    "_finalize_training",
+    "_get_grad_norm",
+    "_get_output_dir",
+    "_init_training_state",
+    "_load_best_model",
+    "_load_from_checkpoint",
+    "_load_optimizer_and_scheduler",
+    "_load_rng_state",
+    "_load_scaler",
+    "_prepare_inputs",
+    "_push_from_checkpoint",
+    "_run_epoch",
+    "_save",
+    "_save_checkpoint",
+    "_save_optimizer_and_scheduler",
+    "_track_num_input_tokens",
+)
+PRIVATE_ATTRIBUTES = (
+    "_globalstep_last_logged",
+    "_initial_global_step",
+    "_total_loss_scalar",
+    "_tr_loss",
+    "_train_batch_size",
+)
+
+
+class TransformersAdapter(Trainer):
+    """transformers' ``Trainer`` whose private hooks hand over to parts, and whose private state has public names."""
+
+    args: ORPOConfig
+    checkpoints: CheckpointManager
+    deferred_evaluation: DeferredEvaluation
+    stepper: Stepper
+    gradient_norm: Tensor | float | None = None  # of the step that is about to be made, before clipping
+    push_in_progress: Any
+
+    # ---- Private state under public names
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs of one optimizer step, over all processes."""
+        return self.pairs_per_micro_batch * self.args.gradient_accumulation_steps * self.args.world_size
+
+    @property
+    def pairs_per_micro_batch(self) -> int:
+        """Pairs of a loader item of this process."""
+        return self._train_batch_size
+
+    @property
+    def sharded_by(self) -> str | None:
+        """What shards the weights over processes: ``"FSDP"``, ``"DeepSpeed"`` or nothing."""
+        return "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
+
+    def prepare_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device of this process."""
+        return self._prepare_inputs(batch)
+
+    def loss_sum(self) -> Tensor:
+        """Return a copy of the sum of losses that are not logged yet."""
+        return self._tr_loss.clone()
+
+    def skip_optimizer_step(self, loss_sum: Tensor) -> None:
+        """Let the optimizer and the schedule make no step, set the sum of losses back, and count the step nowhere."""
+        self._tr_loss.copy_(loss_sum)
+        self._globalstep_last_logged += 1
+        self._initial_global_step += 1
+        self.optimizer._is_overflow = True  # accelerate's: if it is set, the schedule makes no step
+        self.accelerator.gradient_state._set_sync_gradients(False)  # the optimizer's step() does nothing
+        if self.accelerator.scaler is not None:  # it expects an update after each unscaling; its scale stays
+            self.accelerator.scaler.update(self.accelerator.scaler.get_scale())
+
+    # ---- Steps and epochs
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """Keep the norm for the guard: no public hook is given the norm before clipping."""
+        self.gradient_norm = super()._get_grad_norm(model, grad_norm)
+        self.optimizer._is_overflow = False  # of the last step; a skipped step does not clear it
+        return self.gradient_norm
+
+    def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
+        counted = self.args.include_num_input_tokens_seen
+        if counted not in ("no", False):
+            tokens = torch.tensor(input_tokens(inputs, padding=counted != "non_padding"), device=self.args.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, reduction="sum"))
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, num_epochs: int, *arguments: Any
+    ) -> tuple[int, int]:
+        epochs, items = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, *arguments)
+        self._initial_global_step = self.state.global_step  # transformers before 5.19 does not set it
+        self.checkpoints.restore_callbacks()
+        if isinstance(self.stepper.plan, StreamedBatches) and not self.args.ignore_data_skip:
+            return stream_position(self.state, self.args, max_steps, num_epochs)
+        return epochs, items
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.deferred_evaluation.is_due and not self.control.should_training_stop:
+            self._load_rng_state(kwargs["resume_from_checkpoint"])
+            self._make_up_for_evaluation(kwargs["trial"], kwargs["ignore_keys_for_eval"])
+            self.deferred_evaluation.random_states = self.checkpoints.random_states()
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.deferred_evaluation.is_due and not self.is_stopped:  # after the last step no epoch was left to run
+            self._make_up_for_evaluation(trial, None)
+        if not self.is_unfinished:
+            return super()._finalize_training(trial, *args, **kwargs)
+        # The best model is loaded when all is done; and a total limit of 1 would remove the checkpoint just made.
+        best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None
+        try:
+            return super()._finalize_training(trial, *args, **kwargs)
+        finally:
+            self.state.best_model_checkpoint = best
+
+    # ---- Evaluation
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a ``StopOnRequest`` among the callbacks has stopped this training."""
+        callbacks = self.callback_handler.callbacks
+        return any(isinstance(callback, StopOnRequest) and callback.stopped for callback in callbacks)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether training was stopped, and steps or an evaluation are still to be made."""
+        return self.is_stopped and (self.state.global_step < self.state.max_steps or self.deferred_evaluation.is_due)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        random_states, logged = self.checkpoints.random_states(), len(self.state.log_history)
+        try:
+            metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        except EvaluationGivenUp:
+            self.checkpoints.set_random_states(random_states)
+            del self.state.log_history[logged:]  # of several datasets, those that were finished
+            self.deferred_evaluation.is_due = True
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+        self.deferred_evaluation.is_due = False
+        return metrics
+
+    def _make_up_for_evaluation(self, trial: Any, ignore_keys: Any) -> None:
+        metrics = self._evaluate(trial, ignore_keys)
+        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if not self.deferred_evaluation.is_due and self._determine_best_metric(metrics, trial) and checkpoint.is_dir():
+            self.state.best_model_checkpoint = str(checkpoint)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        if self.deferred_evaluation.is_due:
+            return True  # which only means that a checkpoint is written
+        return super()._determine_best_metric(metrics=metrics, trial=trial)
+
+    # ---- Saving
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_folder = Path(self._get_output_dir(trial=trial))
+        folder = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.create_model_card()
+        if trial is None:
+            self.store_flos()
+        if self.checkpoints.save(folder):
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(folder))
+            self.checkpoints.rotate(run_folder)
+
+    def write_model(self, folder: Path) -> None:
+        """Write the model and the tokenizer of a checkpoint."""
+        self.save_model(str(folder), _internal_call=True)
+
+    def write_sharded_states(self, folder: Path) -> None:
+        """Write optimizer and scheduler as FSDP and DeepSpeed do."""
+        super()._save_optimizer_and_scheduler(str(folder))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write model and tokenizer; transformers would add its settings as a pickle, with the hub's token in it."""
+        folder = output_dir or self.args.output_dir
+        is_gathered = getattr(self, "is_distributed_loading_by_transformers", False)  # from all processes
+        if not (self.args.should_save or is_gathered):
+            return
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        with no_progress_bars():
+            model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
+        if self.args.should_save:
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            self.after_saving_model(Path(folder))
+
+    def after_saving_model(self, folder: Path) -> None:
+        """Add to a saved model what belongs to it; called on the main process."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload a complete checkpoint: its model as the repository's, and all of it if ``hub_strategy`` says so."""
+        strategy = self.args.hub_strategy
+        is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if is_busy and not self.args.hub_always_push:
+            return
+        common: dict[str, Any] = {
+            "repo_id": self.hub_model_id,
+            "folder_path": checkpoint_folder,
+            "token": self.args.hub_token,
+            "revision": self.args.hub_revision,
+            "run_as_future": True,
+        }
+        message = f"Training in progress, step {self.state.global_step}"
+        jobs = [upload_folder(commit_message=message, ignore_patterns=STATE_FILES, **common)]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
+            jobs.append(upload_folder(commit_message=f"{message}, checkpoint", path_in_repo=name, **common))
+        if is_busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    # ---- Loading
+
+    def load_model_and_optimizer(self, folder: Path) -> None:
+        """Load what a checkpoint holds of the model, the optimizer and the schedule, in place."""
+        self._load_from_checkpoint(str(folder), self.model_wrapped if self.is_fsdp_enabled else None)
+        self._load_optimizer_and_scheduler(str(folder))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.sharded_by is not None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            self.checkpoints.load_optimizer(Path(checkpoint))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.checkpoints.load_scaler(Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        states, self.deferred_evaluation.random_states = self.deferred_evaluation.random_states, None
+        if states is None:
+            self.checkpoints.restore_random_states()
+        else:  # an evaluation was made up for, and its random numbers have been drawn since the checkpoint
+            self.checkpoints.set_random_states(states)
+
+    def _load_best_model(self) -> None:
+        if self.checkpoints.best_is_complete():
+            super()._load_best_model()
+
+
+class LossSums:
+    """The sums from which transformers computes the logged loss, as a part of a checkpoint.
+
+    Args:
+        trainer: Whose sums they are.
+    """
+
+    state_version = 1
+
+    def __init__(self, trainer: TransformersAdapter):
+        self._trainer = trainer
+        self._steps_before = 0  # steps of this run before it was resumed whose losses count
+
+    def begin(self) -> None:
+        """Start counting: a training begins."""
+        self._steps_before = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run whose losses count."""
+        return self._steps_before + self._trainer.state.global_step - self._trainer._initial_global_step
+
+    def mean_of_run(self) -> float:
+        """Return ``train_loss``: the mean loss of the whole run, the steps before a resume included."""
+        return self._trainer._total_loss_scalar / max(self.num_steps, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums."""
+        return {
+            "unlogged": self._trainer._tr_loss,
+            "logged": self._trainer._total_loss_scalar,
+            "last_logged_step": self._trainer._globalstep_last_logged,
+            "steps": self.num_steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
+        """Continue the sums, which transformers has just set to zero."""
+        trainer = self._trainer
+        trainer._tr_loss = state["unlogged"].to(trainer.args.device)
+        trainer._total_loss_scalar = state["logged"]
+        trainer._globalstep_last_logged = state["last_logged_step"]
+        self._steps_before = state["steps"]
+
+    @staticmethod
+    def redistribute(states: Sequence[Mapping[str, Any]], world_size: int) -> dict[str, Any]:
+        """Give every rank the mean of the sums of all former ranks: the loss is logged as a mean over ranks."""
+        return {**states[0], "unlogged": torch.stack([state["unlogged"] for state in states]).mean(dim=0)}
