@@ -49,7 +49,9 @@ class PairCollator:
     pad_token_id: int
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Stack features from :func:`trl_features` into tensors [B, T], int64."""
+        """Stack features from :func:`trl_features`, or tokenized rows, into tensors [B, T], int64."""
+        if "chosen_end" in features[0]:  # rows of a trainer's dataset, in a data loader of the user's own
+            features = [trl_features(row, bool(row.get("prompt_input_ids"))) for row in features]
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
         return {key: padded([feature[key] for feature in features], fill[key.split("_", 1)[1]]) for key in features[0]}
 

@@ -1,0 +1,297 @@
+"""What people override or pass in transformers' Trainer works here: by really subclassing or passing it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith.errors import ConfigError
+from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+
+METRICS = {"nll_loss", "rewards/margins", "log_odds_ratio"}
+
+
+def make(folder, kind=ORPOTrainer, **more):
+    """A trainer of a tiny model on twelve pairs, four held out."""
+    settings = {name: more.pop(name) for name in list(more) if name in ORPOConfig.__dataclass_fields__}
+    args = ORPOConfig(
+        **{
+            "output_dir": str(folder),
+            "per_device_train_batch_size": 2,
+            "per_device_eval_batch_size": 2,
+            "max_steps": 3,
+            "logging_steps": 1,
+            "learning_rate": 1e-3,
+            "bf16": False,
+            "use_cpu": True,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "train_sampling_strategy": "sequential",
+            **settings,
+        }
+    )
+    return kind(
+        **{
+            "model": None if "model_init" in more else tiny_model(),
+            "args": args,
+            "train_dataset": Dataset.from_list(ragged_pairs(12, seed=1)),
+            "eval_dataset": Dataset.from_list(ragged_pairs(4, seed=2)),
+            "processing_class": tiny_tokenizer(),
+            **more,
+        }
+    )
+
+
+def losses(trainer) -> list[float]:
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Losses of three steps, and the metrics of an evaluation after them, of a trainer that nobody touched."""
+    trainer = make(tmp_path_factory.mktemp("plain"))
+    return losses(trainer), trainer.evaluate()
+
+
+class OwnTrainLoader(ORPOTrainer):
+    def get_train_dataloader(self):
+        return DataLoader(self.train_dataset, batch_size=2, collate_fn=self.data_collator)
+
+
+class OwnEvalLoader(ORPOTrainer):
+    def get_eval_dataloader(self, eval_dataset=None):
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        return DataLoader(rows, batch_size=3, collate_fn=self.data_collator)
+
+
+class WrappedLoader(ORPOTrainer):
+    def get_train_dataloader(self):
+        self.asked = True
+        return super().get_train_dataloader()
+
+
+class TestDataLoaders:
+    @pytest.mark.parametrize("settings", [{}, {"prefix_forest": False}], ids=["packed", "padded"])
+    def test_own_training_batches_give_the_same_losses(self, tmp_path, plain, settings):
+        trainer = make(tmp_path, OwnTrainLoader, **settings)
+        assert losses(trainer) == pytest.approx(plain[0], rel=1e-5)
+        assert trainer.state.log_history[0].keys() >= METRICS
+
+    def test_own_training_batches_are_normalised_over_the_accumulated_step(self, tmp_path):
+        ours = losses(make(tmp_path / "ours", max_steps=2, gradient_accumulation_steps=3))
+        theirs = losses(make(tmp_path / "theirs", OwnTrainLoader, max_steps=2, gradient_accumulation_steps=3))
+        assert theirs == pytest.approx(ours, rel=1e-5)
+
+    def test_own_training_batches_resume(self, tmp_path):
+        settings = {"save_strategy": "steps", "save_steps": 1}
+        through = losses(make(tmp_path / "through", OwnTrainLoader, **settings))
+        make(tmp_path / "cut", OwnTrainLoader, **settings, callbacks=[StopAt(2)]).train()
+        resumed = make(tmp_path / "cut", OwnTrainLoader, **settings)
+        resumed.train(resume_from_checkpoint=True)
+        assert [line["loss"] for line in resumed.state.log_history if "loss" in line] == through
+
+    @pytest.mark.parametrize("settings", [{}, {"prefix_forest": False}], ids=["packed", "padded"])
+    def test_own_evaluation_batches_give_the_same_metrics(self, tmp_path, plain, settings):
+        trainer = make(tmp_path, OwnEvalLoader, eval_strategy="steps", eval_steps=3, **settings)
+        trainer.train()
+        metrics = next(line for line in trainer.state.log_history if "eval_loss" in line)
+        for name in ("eval_loss", *(f"eval_{name}" for name in METRICS)):
+            assert metrics[name] == pytest.approx(plain[1][name], rel=1e-5)
+
+    def test_a_loader_that_is_only_wrapped_stays_packed(self, tmp_path, plain):
+        trainer = make(tmp_path, WrappedLoader)
+        assert losses(trainer) == plain[0]
+        assert trainer.asked
+        assert trainer.path.name == "prefix forest"
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+class DoubledLoss(ORPOTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        assert "chosen_input_ids" in inputs  # TRL's names, padded
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        return (2 * loss, outputs) if return_outputs else 2 * loss
+
+
+class LossOfTheirOwn(ORPOTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(input_ids=inputs["chosen_input_ids"], labels=inputs["chosen_labels"])
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+class CountingSteps(ORPOTrainer):
+    trained = predicted = 0
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        assert "chosen_input_ids" in inputs
+        self.trained += 1
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        self.predicted += 1
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+
+class TestMethods:
+    def test_compute_loss_on_top_of_ours(self, tmp_path, plain):
+        trainer = make(tmp_path, DoubledLoss, max_steps=1)
+        assert losses(trainer) == pytest.approx([2 * plain[0][0]], rel=1e-5)
+        whole = {
+            "per_device_eval_batch_size": 4
+        }  # a loss that is not ours is averaged over batches, as in transformers
+        untrained = make(tmp_path / "untrained", **whole).evaluate()
+        metrics = make(tmp_path / "doubled", DoubledLoss, **whole).evaluate()
+        assert metrics["eval_loss"] == pytest.approx(2 * untrained["eval_loss"], rel=1e-5)
+        assert metrics["eval_nll_loss"] == pytest.approx(untrained["eval_nll_loss"], rel=1e-5)
+
+    def test_compute_loss_without_ours(self, tmp_path):
+        trainer = make(tmp_path, LossOfTheirOwn, eval_strategy="steps", eval_steps=3)
+        assert all(np.isfinite(losses(trainer)))
+        metrics = next(line for line in trainer.state.log_history if "eval_loss" in line)
+        assert np.isfinite(metrics["eval_loss"])
+
+    def test_training_step_and_prediction_step(self, tmp_path, plain):
+        trainer = make(tmp_path, CountingSteps, eval_strategy="steps", eval_steps=3)
+        assert losses(trainer) == pytest.approx(plain[0], rel=1e-5)
+        assert (trainer.trained, trainer.predicted) == (3, 2)
+
+    def test_create_optimizer(self, tmp_path):
+        class WithSGD(ORPOTrainer):
+            def create_optimizer(self, model=None):
+                self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.args.learning_rate)
+                return self.optimizer
+
+        trainer = make(tmp_path, WithSGD)
+        losses(trainer)
+        assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD)
+
+    def test_log_and_evaluate(self, tmp_path):
+        class Talkative(ORPOTrainer):
+            def log(self, logs, start_time=None):
+                super().log({**logs, "mine": 1.0}, start_time)
+
+            def evaluate(self, *args, **kwargs):
+                return {**super().evaluate(*args, **kwargs), "eval_mine": 2.0}
+
+        trainer = make(tmp_path, Talkative, eval_strategy="steps", eval_steps=3, metric_for_best_model="mine")
+        trainer.train()
+        assert all(line["mine"] == 1.0 for line in trainer.state.log_history)
+        assert trainer.state.log_history[0].keys() >= METRICS
+        assert trainer.state.best_metric == 2.0
+
+
+class TestEvaluation:
+    def test_predict(self, tmp_path):
+        trainer = make(tmp_path)
+        predicted = trainer.predict(Dataset.from_list(ragged_pairs(4, seed=2)))
+        assert predicted.predictions.shape == (4, 2)
+        assert predicted.metrics["test_loss"] == pytest.approx(trainer.evaluate()["eval_loss"])
+
+    def test_another_prefix_is_one_event(self, tmp_path):
+        trainer = make(tmp_path)
+        trainer.train()
+        assert {"test_loss", "test_rewards/margins"} <= trainer.evaluate(metric_key_prefix="test").keys()
+        events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+        assert [event["event"] for event in events if "test_loss" in event] == ["evaluate"]
+
+    def test_compute_metrics_gets_losses_and_prompts(self, tmp_path):
+        seen = {}
+
+        def compute(prediction):
+            seen.update(losses=prediction.losses, inputs=prediction.inputs, predictions=prediction.predictions)
+            return {"mean": float(prediction.losses.mean())}
+
+        trainer = make(
+            tmp_path, compute_metrics=compute, include_for_metrics=["inputs", "loss"], per_device_eval_batch_size=4
+        )
+        metrics = trainer.evaluate()
+        assert seen["losses"].shape == (4,)
+        assert metrics["eval_mean"] == pytest.approx(seen["losses"].mean())
+        prompt = trainer.eval_dataset[0]["chosen_input_ids"][: trainer.eval_dataset[0]["chosen_prompt_tokens"]]
+        assert seen["inputs"][0][: len(prompt)].tolist() == prompt
+        assert set(seen["inputs"][0][len(prompt) :].tolist()) <= {-100}
+
+    def test_batch_eval_metrics(self, tmp_path):
+        calls = []
+
+        def compute(prediction, compute_result):
+            calls.append((len(prediction.predictions), compute_result))
+            return {"pairs": sum(count for count, _ in calls)} if compute_result else {}
+
+        trainer = make(tmp_path, compute_metrics=compute, batch_eval_metrics=True, per_device_eval_batch_size=3)
+        assert trainer.evaluate()["eval_pairs"] == 4
+        assert calls == [(3, False), (1, True)]
+
+    def test_early_stopping(self, tmp_path):
+        trainer = make(
+            tmp_path,
+            callbacks=[EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=100.0)],
+            max_steps=9,
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="steps",
+            save_steps=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="rewards/margins",
+        )
+        trainer.train()
+        assert trainer.state.global_step == 2
+
+    def test_the_best_is_saved(self, tmp_path):
+        trainer = make(
+            tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="best", metric_for_best_model="loss"
+        )
+        trainer.train()
+        assert trainer.state.best_model_checkpoint is not None
+        assert (tmp_path / f"checkpoint-{trainer.state.best_global_step}" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("counted", ["all", "non_padding"])
+@pytest.mark.parametrize("settings", [{}, {"prefix_forest": False}], ids=["packed", "padded"])
+def test_input_tokens_are_counted(tmp_path, counted, settings):
+    trainer = make(tmp_path, include_num_input_tokens_seen=counted, per_device_train_batch_size=3, **settings)
+    trainer.train()
+    rows = trainer.train_dataset.select(range(9))
+    without_padding = sum(rows["chosen_end"]) + sum(rows["rejected_end"])
+    seen = trainer.state.num_input_tokens_seen
+    if settings:
+        assert seen == without_padding if counted == "non_padding" else seen > without_padding
+    else:
+        assert 0 < seen < without_padding  # a shared prompt is computed once
+    assert trainer.state.log_history[-2]["num_input_tokens_seen"] == seen
+
+
+def test_hyperparameter_search(tmp_path):
+    pytest.importorskip("optuna")
+    trainer = make(tmp_path, model_init=lambda: tiny_model(), is_encoder_decoder=False)
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2)},
+        n_trials=2,
+        direction="minimize",
+        backend="optuna",
+        compute_objective=lambda metrics: metrics["eval_loss"],
+    )
+    assert best.run_id in ("0", "1")
+    assert 1e-4 <= best.hyperparameters["learning_rate"] <= 1e-2
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ORPOConfig, "n_gpu", property(lambda args: 2))
+    with pytest.raises(ConfigError, match=r"sees 2 GPUs.*--num-processes 2.*CUDA_VISIBLE_DEVICES=0"):
+        make(tmp_path)
