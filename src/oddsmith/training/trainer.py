@@ -50,7 +50,7 @@ from ..model.loading.place import is_adapter_folder
 from ..model.loading.setup import ready_model, resolve_model, resolve_tokenizer
 from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.paths import ForestPath, PaddedPath, choose_path
-from ..system.memory_errors import clear_memory_errors
+from ..system.memory import clear_memory_errors
 from .checkpointing import CheckpointManager
 from .epochs import EpochSetter
 from .evaluation import DeferredEvaluation, user_metrics
