@@ -15,15 +15,9 @@ from oddsmith.monitor.report import write_report
 HISTORIES = Path(__file__).parents[1] / "histories"
 SETS = ("eval", "eval_other")
 ATTACKS = (
-    "<img src=x onerror=alert(1)>",
-    "</script><script>alert(2)</script>",
-    "<svg onload=alert(3)>",
-    "<a href='javascript:alert(4)'>x</a>",
-    "{{7*7}}${alert(5)}",
-    "\u202egnol\u2066",
-    "\x1b[31mred\x07",
-    "]]><!--",
-)
+    "<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "<svg onload=alert(3)>",
+    "<a href='javascript:alert(4)'>x</a>", "{{7*7}}${alert(5)}", "\u202egnol\u2066", "\x1b[31mred\x07", "]]><!--",
+)  # fmt: skip
 
 
 def history(name: str) -> list[str]:

@@ -36,10 +36,7 @@ def config(tmp_path) -> Path:
 
 
 def test_the_command_goes_on_from_where_it_was_killed(config, tmp_path):
-    folder, words = (
-        tmp_path / "killed",
-        ["train", str(config), "--output-dir"],
-    )
+    folder, words = (tmp_path / "killed", ["train", str(config), "--output-dir"])
     assert run_apart(*words, tmp_path / "undisturbed").code == 0
     killed = subprocess.Popen([*START, *words, str(folder)], stderr=subprocess.DEVNULL, env=environment())
     wait_for_save(killed, folder, after=4)
@@ -57,13 +54,7 @@ def test_the_command_goes_on_from_where_it_was_killed(config, tmp_path):
 def test_under_torchrun_too(config, tmp_path):
     """torchrun ends the other process when one is killed; started again, both go on."""
     torchrun = [START[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [
-        *torchrun,
-        *START[1:],
-        "train",
-        str(config),
-        "--output-dir",
-    ]
+    command = [*torchrun, *START[1:], "train", str(config), "--output-dir"]
     quiet = {"stderr": subprocess.DEVNULL, "env": environment()}
     assert subprocess.run([*command, str(tmp_path / "undisturbed")], **quiet, timeout=200).returncode == 0
     folder = tmp_path / "killed"

@@ -22,15 +22,9 @@ from tests.command import SETTINGS, START, environment, run_here, save_config, s
 HISTORIES = Path(__file__).parents[1] / "histories"
 TOKEN = "a1b2c3d4e5f6a7b8c9d0"
 ROUTES = (
-    "/",
-    "/app.js",
-    "/style.css",
-    "/plotly.min.js",
-    "/api/runs",
-    "/api/changes",
-    "/api/runs/x/series",
+    "/", "/app.js", "/style.css", "/plotly.min.js", "/api/runs", "/api/changes", "/api/runs/x/series",
     "/api/runs/x/details",
-)
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -124,19 +118,10 @@ def test_bodies_and_long_requests_are_refused(runs):
 
 
 PATHS_OUT = (
-    "/../secret.txt",
-    "/..%2fsecret.txt",
-    "/%2e%2e/secret.txt",
-    "//etc/passwd",
-    "/%2fetc%2fpasswd",
-    "/page/../runs.py",
-    "/..\\secret.txt",
-    "/app.js%00.html",
-    "/api/runs/..%2f..%2fsecret.txt/series",
-    "/api/runs/%2fetc%2fpasswd/details",
-    "/server.py",
-    "/events.jsonl",
-)
+    "/../secret.txt", "/..%2fsecret.txt", "/%2e%2e/secret.txt", "//etc/passwd", "/%2fetc%2fpasswd", "/page/../runs.py",
+    "/..\\secret.txt", "/app.js%00.html", "/api/runs/..%2f..%2fsecret.txt/series", "/api/runs/%2fetc%2fpasswd/details",
+    "/server.py", "/events.jsonl",
+)  # fmt: skip
 
 
 def test_no_path_leads_out(runs):

@@ -245,16 +245,9 @@ def test_encoder_decoder_models_train_on_the_plain_path(tmp_path):
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_the_router_loss_of_a_mixture_of_experts_counts_once_and_is_logged(tmp_path, family):
     sizes = {
-        "vocab_size": 264,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "num_experts_per_tok": 2,
-        "output_router_logits": True,
-        "router_aux_loss_coef": 0.5,
-    }
+        "vocab_size": 264, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_experts_per_tok": 2, "output_router_logits": True, "router_aux_loss_coef": 0.5,
+    }  # fmt: skip
     if family == "mixtral":
         moe = MixtralConfig(**sizes, num_local_experts=4)
     else:
