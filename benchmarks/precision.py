@@ -1,6 +1,7 @@
 """Measure how long a step takes in bf16 and in float32, on this CPU and as on one without AVX-512.
 
     python benchmarks/precision.py --data pairs.jsonl [--only avx2/lora/float32 ...]
+    python benchmarks/precision.py --products           (single layers, in CPU time; see INSTRUCTION_SETS)
 
 Each case is a process: an instruction set that torch and oneDNN may use, what is trained, and the precision.
 ``bf16-emulated`` is what ``bf16: true`` did before Oddsmith computed in float32 on such CPUs; it is given
@@ -70,6 +71,27 @@ def measure(trained: str, precision: str, data: str, pairs: int, steps: int) -> 
         ).train()  # fmt: skip
 
 
+def products() -> None:
+    """Print the CPU milliseconds that one layer (512 tokens, 576 -> 1536) takes forward and backward, on one thread."""
+    import bitsandbytes
+    import torch
+
+    torch.set_num_threads(1)
+    weight = torch.randn(1536, 576)
+    for dtype in (torch.bfloat16, torch.float32):
+        plain = torch.nn.Linear(576, 1536, bias=False, dtype=dtype).requires_grad_(False)
+        packed = bitsandbytes.nn.Linear4bit(576, 1536, bias=False, compute_dtype=dtype, quant_type="nf4")
+        packed.load_state_dict({"weight": weight})
+        for name, layer in (("16 or 32 bits", plain), ("4 bits", packed.to("cpu"))):
+            inputs = torch.randn(512, 576, dtype=dtype, requires_grad=True)
+            times_ms = []
+            for _ in range(6):
+                started_s = time.process_time()
+                layer(inputs).sum().backward()
+                times_ms.append(1e3 * (time.process_time() - started_s))
+            print(f"| {name} | {str(dtype).removeprefix('torch.')} | {min(times_ms):.1f} |", flush=True)
+
+
 def run_case(case: str, options: argparse.Namespace) -> str:
     """Run one case in a process; return seconds and CPU seconds a step."""
     instructions, trained, precision = case.split("/")
@@ -96,15 +118,19 @@ def main() -> None:
     cases = [f"{i}/{t}/{p}" for i in INSTRUCTION_SETS for t in TRAINED for p in PRECISIONS
              if (i, p) != ("native", "bf16-emulated")]  # fmt: skip
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", required=True, help="preference pairs, JSONL")
+    parser.add_argument("--data", help="preference pairs, JSONL")
     parser.add_argument("--pairs", type=int, default=4, help="pairs a step")
     parser.add_argument("--steps", type=int, default=1, help="timed steps")
     parser.add_argument("--limit", type=int, default=420, help="seconds a case may take")
     parser.add_argument("--only", nargs="+", default=cases, metavar="CASE", help="such as avx2/lora/bf16")
+    parser.add_argument("--products", action="store_true", help="measure single layers instead")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         measure(*options.measure, options.data, options.pairs, options.steps)
+        return
+    if options.products:
+        products()
         return
     print("| instructions / trained / precision | s a step | CPU s a step |\n|---|---|---|")
     for case in options.only:
