@@ -43,6 +43,8 @@ def held(run: Path) -> Iterator[None]:
         yield
         return
     try:
+        for leftover in run.glob(f"{LOCK_OWNER_FILE}.*.partial"):  # of an owner that was killed just then
+            leftover.unlink(missing_ok=True)
         with replacing(run / LOCK_OWNER_FILE) as partial:
             partial.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
         yield
