@@ -25,14 +25,16 @@ from oddsmith.model.logprobs.memory_saving.forwards import mlp_forward, norm_for
 from oddsmith.model.logprobs.memory_saving.operations import (
     ACTIVATIONS,
     SILU,
+    Recomputed,
     Scale,
     Weights,
     add_branch,
     gated_product,
     linear,
+    mark_recomputable,
     rms_norm,
+    what_to_save,
 )
-from oddsmith.model.logprobs.memory_saving.recompute import Recomputed, mark_recomputable, what_to_save
 from tests.tiny import SMALL, tiny_model
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}

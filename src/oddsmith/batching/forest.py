@@ -38,16 +38,13 @@ class Path(NamedTuple):
         start: First row of the path.
         end: One past its last row.
         ancestors: Runs of rows ``(start, end)`` from the root to the token before ``start``, in depth order.
+        depth: Number of ancestors, which is the depth of the first token of the path.
     """
 
     start: int
     end: int
     ancestors: tuple[tuple[int, int], ...]
-
-    @property
-    def depth(self) -> int:
-        """Return the number of ancestors, which is the depth of the first token of the path."""
-        return sum(end - start for start, end in self.ancestors)
+    depth: int
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: a key of caches
@@ -142,7 +139,10 @@ def _layout(starts: list[int], ancestors: list[np.ndarray], rows_of: Sequence[np
         # A subtree ends with the largest last row of the sequences through it.
         subtree_end_T[rows] = np.maximum(subtree_end_T[rows], rows[-1] + 1)
     ends = [*starts[1:], total]
-    paths = [Path(start, end, _runs(above)) for start, end, above in zip(starts, ends, ancestors, strict=True)]
+    paths = [
+        Path(start, end, _runs(above), depth=len(above))
+        for start, end, above in zip(starts, ends, ancestors, strict=True)
+    ]
     keys = [np.concatenate([above, np.arange(p.start, p.end)]) for p, above in zip(paths, ancestors, strict=True)]
     return ForestLayout(
         paths=tuple(paths),

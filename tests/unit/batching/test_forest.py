@@ -35,7 +35,7 @@ def test_the_example_of_the_module():
     assert ids.tolist() == [P, Q, C, D, E, F, G, H]
     assert layout.depth_T.tolist() == [0, 1, 2, 3, 4, 3, 2, 3]
     assert [rows.tolist() for rows in rows_of] == [[0, 1, 2, 3, 4], [0, 1, 6, 7], [0, 1, 2, 5], [0, 1, 2, 3, 4]]
-    assert layout.paths == (Path(0, 5, ()), Path(5, 6, ((0, 3),)), Path(6, 8, ((0, 2),)))
+    assert layout.paths == (Path(0, 5, (), 0), Path(5, 6, ((0, 3),), 3), Path(6, 8, ((0, 2),), 2))
     assert [path.depth for path in layout.paths] == [0, 3, 2]
     assert layout.subtree_end_T.tolist() == [8, 8, 6, 5, 5, 6, 8, 8]
     assert layout.key_row_K.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 0, 1, 6, 7]
@@ -67,14 +67,14 @@ def test_a_sequence_that_goes_on_where_another_ends_makes_no_new_path():
     ids, rows_of, layout = pack([np.array([1, 2, 3, 4]), np.array([1, 2])])
     assert ids.tolist() == [1, 2, 3, 4]
     assert rows_of[1].tolist() == [0, 1]
-    assert layout.paths == (Path(0, 4, ()),)
+    assert layout.paths == (Path(0, 4, (), 0),)
 
 
 def test_sequences_that_share_nothing_are_trees_of_their_own():
     ids, _, layout = pack([np.array([5, 6]), np.array([3, 4]), np.array([5, 6])])
     assert ids.tolist() == [3, 4, 5, 6]
     assert layout.depth_T.tolist() == [0, 1, 0, 1]
-    assert layout.paths == (Path(0, 2, ()), Path(2, 4, ()))
+    assert layout.paths == (Path(0, 2, (), 0), Path(2, 4, (), 0))
 
 
 @given(sequences)

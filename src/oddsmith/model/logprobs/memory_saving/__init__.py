@@ -1,7 +1,6 @@
 """Layers that save less for the backward pass, and read and write memory less often.
 
-operations.py   RMSNorm, act(gate) * up, a linear layer with its LoRA branch
-recompute.py    tensors that are computed again instead of being saved
+operations.py   RMSNorm, act(gate) * up, a linear layer with its LoRA branch; recomputing instead of saving
 forwards.py     which module of transformers and PEFT each operation can replace, found by trying
 """
 

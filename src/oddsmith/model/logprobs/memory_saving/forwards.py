@@ -1,4 +1,4 @@
-"""Forwards that replace those of transformers' and PEFT's modules by ``operations.py``.
+"""Choose which modules of transformers and PEFT run a forward of ``operations.py``.
 
 One function per kind of module: it inspects the module, tries on a small copy of it whether our forward gives the same
 values and gradients as the module's own, and returns our forward or ``None``. A forward checks its conditions again at
@@ -8,20 +8,27 @@ each call, and calls the module's own forward where they do not hold.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .operations import ACTIVATIONS, Activation, Scale, Weights, add_branch, gated_product, linear, rms_norm
-
-Forward = Callable[..., Tensor]
-
-# What autocast casts; it leaves float64 alone.
-AT_MOST_SINGLE = {torch.float32, torch.bfloat16, torch.float16}
-
+from .operations import (
+    ACTIVATIONS,
+    Activation,
+    Forward,
+    Scale,
+    forward_linear,
+    forward_lora,
+    forward_lora_4bit,
+    forward_mlp,
+    forward_norm,
+    is_hooked,
+    is_plain,
+    only_adapter,
+    rms_norm,
+)
 
 # ---- RMSNorm
 
@@ -29,17 +36,10 @@ AT_MOST_SINGLE = {torch.float32, torch.bfloat16, torch.float16}
 def norm_forward(module: Any) -> Forward | None:
     """Replace RMSNorm modules, found by their class's name, that match one ``Scale`` to the last bit of bf16."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if not type(module).__name__.endswith("RMSNorm") or not _is_plain(weight) or eps is None:
+    if not type(module).__name__.endswith("RMSNorm") or not is_plain(weight) or eps is None:
         return None
     scale = next((scale for scale in Scale if _normalises(module, eps, scale)), None)
-    return None if scale is None else partial(_norm, module, module.forward, eps, scale)
-
-
-def _norm(module: Any, own: Forward, eps: float, scale: Scale, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    usual = not args and not kwargs and x.dtype in AT_MOST_SINGLE and _is_plain(module.weight)
-    if not usual or torch.compiler.is_compiling():
-        return own(x, *args, **kwargs)
-    return rms_norm(x, module.weight, eps, scale)
+    return None if scale is None else partial(forward_norm, module, module.forward, eps, scale)
 
 
 def _normalises(module: Any, eps: float, scale: Scale) -> bool:
@@ -62,23 +62,16 @@ def _normalises(module: Any, eps: float, scale: Scale) -> bool:
 
 def linear_forward(layer: Any) -> Forward | None:
     """Replace linear layers that are trained, or whose weight autocast casts."""
-    return partial(_linear, layer, layer.forward) if type(layer) is nn.Linear and _is_plain(layer.weight) else None
-
-
-def _linear(layer: Any, own: Forward, x: Tensor) -> Tensor:
-    weight, bias = layer.weight, layer.bias
-    dtype = _product_dtype(x, weight)
-    nothing_to_save = not weight.requires_grad and weight.dtype == dtype
-    if dtype is None or nothing_to_save or not _is_plain(weight) or torch.compiler.is_compiling():
-        return own(x)
-    return linear(x, Weights(weight, bias), dtype)
+    return (
+        partial(forward_linear, layer, layer.forward) if type(layer) is nn.Linear and is_plain(layer.weight) else None
+    )
 
 
 def lora_forward(layer: Any) -> Forward | None:
     """Replace PEFT's LoRA layers over a plain linear layer, or a bitsandbytes 4-bit one."""
     kind = f"{type(layer).__module__}.{type(layer).__name__}"  # by name: bitsandbytes may not be installed
     plain = kind == "peft.tuners.lora.layer.Linear" and type(layer.base_layer) is nn.Linear
-    adapter = _only_adapter(layer) if plain or kind == "peft.tuners.lora.bnb.Linear4bit" else None
+    adapter = only_adapter(layer) if plain or kind == "peft.tuners.lora.bnb.Linear4bit" else None
     if adapter is None:
         return None
     base, A, B, x, grad = _random((6, 8), (2, 8), (6, 2), (3, 8), (3, 6))
@@ -90,53 +83,7 @@ def lora_forward(layer: Any) -> Forward | None:
         lora_dropout=nn.ModuleDict(),
     )
     probe.lora_dropout[adapter] = nn.Identity()
-    return _checked(_lora if plain else _lora_4bit, layer, probe, x, grad)
-
-
-def _lora(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    adapter, base = None if args or kwargs else _only_adapter(layer), layer.base_layer
-    if adapter is None or type(base) is not nn.Linear or _is_hooked(base) or not _is_plain(base.weight):
-        return own(x, *args, **kwargs)
-    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    dtype = _product_dtype(x, base.weight, A, B)
-    if dtype is None:
-        return own(x)
-    return linear(x, Weights(base.weight, base.bias, A, B, layer.scaling[adapter]), dtype)
-
-
-def _lora_4bit(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    adapter = None if args or kwargs else _only_adapter(layer)
-    if adapter is None:
-        return own(x, *args, **kwargs)
-    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    if x.dtype != _product_dtype(x, A, B):
-        return own(x)
-    return add_branch(layer.base_layer(x), x, A, B, layer.scaling[adapter])
-
-
-def _only_adapter(layer: Any) -> str | None:
-    """Return the name of the one active adapter, if all it does is to add s (x A^T) B^T."""
-    if torch.compiler.is_compiling() or layer.disable_adapters or layer.merged:
-        return None
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
-    if len(active) != 1 or active[0] in getattr(layer, "lora_variant", ()):
-        return None
-    lora_A, lora_B, dropout = (modules[active[0]] for modules in (layer.lora_A, layer.lora_B, layer.lora_dropout))
-    if layer.training and getattr(dropout, "p", 0.0) > 0:
-        return None
-    for part in (lora_A, lora_B):
-        if part.bias is not None or type(part) is not nn.Linear or _is_hooked(part) or not _is_plain(part.weight):
-            return None
-    return active[0]
-
-
-def _product_dtype(x: Tensor, *weights: Tensor) -> torch.dtype | None:
-    """Return the dtype of the layer's products: autocast's, or the one that all tensors have; otherwise ``None``."""
-    device = x.device.type
-    dtypes = {tensor.dtype for tensor in (x, *weights)}
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device) if dtypes <= AT_MOST_SINGLE else None
-    return x.dtype if len(dtypes) == 1 else None
+    return _checked(forward_lora if plain else forward_lora_4bit, layer, probe, x, grad)
 
 
 # ---- Gated MLPs
@@ -156,22 +103,13 @@ def mlp_forward(module: Any) -> Forward | None:
     inputs = {"gate_up_proj": torch.cat([gate, up])} if fused else {"gate_proj": gate, "up_proj": up}
     weights = inputs | {"down_proj": down}
     probe = _small_copy(module, **{name: _linear_of(weight) for name, weight in weights.items()})
-    return _checked(partial(_mlp, activation, fused), module, probe, x, grad)
-
-
-def _mlp(
-    activation: Activation, fused: bool, module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any
-) -> Tensor:
-    if args or kwargs or torch.compiler.is_compiling():
-        return own(x, *args, **kwargs)
-    gate, up = module.gate_up_proj(x).chunk(2, dim=-1) if fused else (module.gate_proj(x), module.up_proj(x))
-    return module.down_proj(gated_product(gate, up, activation))
+    return _checked(partial(forward_mlp, activation, fused), module, probe, x, grad)
 
 
 def _activation(module: nn.Module) -> Activation | None:
     """Return the activation of ours that equals the module between -12 and 12."""
     points = torch.linspace(-12, 12, 2001, device="cpu")
-    values = None if _is_hooked(module) or next(module.parameters(), None) is not None else _try(module, points)
+    values = None if is_hooked(module) or next(module.parameters(), None) is not None else _try(module, points)
     if values is None or values.shape != points.shape:
         return None
     return next(
@@ -180,19 +118,6 @@ def _activation(module: nn.Module) -> Activation | None:
 
 
 # ---- Inspecting and trying a module
-
-
-def _is_plain(weight: Any) -> bool:
-    """Return whether a parameter holds its values: not quantised, not sharded, not managed by DeepSpeed."""
-    if type(weight) is not nn.Parameter or hasattr(weight, "ds_id"):
-        return False
-    return not weight.is_meta and weight.numel() > 0
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Return whether hooks rely on the module being called: DeepSpeed and accelerate load weights in them."""
-    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return any(hooks) or "forward" in vars(module)
 
 
 def _small_copy(module: nn.Module, **children: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ every trainable weight. Here:
 
     rms_norm        saves its input and one number a row
     gated_product   saves gate and up
-    linear          saves its input at most once, or what ``recompute.py`` makes it of, and x A^T
+    linear          saves its input at most once, or what it is recomputed from, and x A^T
     add_branch      saves the same; the base's product is bitsandbytes' (4-bit weights)
 
 Shape letters: N rows (all dimensions but the last), D inputs or width, O outputs, R rank.
@@ -22,10 +22,66 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .recompute import Recomputed, mark_recomputable, what_to_save
+# ---- Recomputing instead of saving
+#
+# A normalised input, or act(gate) * up, is cheap to compute and as large as any activation; the tensors it is computed
+# from, its sources, are saved anyway. So the operation that makes such a tensor marks it with its sources, and a layer
+# that would save the tensor saves the sources instead:
+#
+#     rms_norm            returns y, marked with (x, weight, 1 / rms)
+#     q, k and v_proj     find the mark on their input y: each saves (x, weight, 1 / rms), the same three tensors
+#     backward            the first of the three layers computes y again, the last one drops it
+#
+# A view, a dropout or another layer in between loses the mark without harm: the tensor itself is saved then.
+
+_ATTRIBUTE = "_oddsmith_recomputed"
+
+
+class Recomputed:
+    """A tensor that is computed again when its first reader asks for it, and held until its last reader has."""
+
+    def __init__(self, make: Callable[..., Tensor]):
+        """``make`` computes it from its sources: the same bits as the first time."""
+        self._make = make
+        self._readers = 0
+        self._value: Tensor | None = None
+
+    def expect_reader(self) -> None:
+        """Announce, in the forward pass, one more :meth:`read` in the backward pass."""
+        self._readers += 1
+
+    def read(self, *sources: Tensor) -> Tensor:
+        """Return the tensor, in the backward pass; it must not be written to.
+
+        A second backward pass over the same graph has no announced readers and computes it again each time.
+        """
+        value = self._make(*sources) if self._value is None else self._value
+        self._readers -= 1
+        self._value = value if self._readers > 0 else None
+        return value
+
+
+def mark_recomputable(y: Tensor, recomputed: Recomputed, *sources: Tensor) -> None:
+    """Note on a tensor how to compute it from tensors that the graph saves anyway."""
+    versions = [tensor._version for tensor in (y, *sources)]
+    setattr(y, _ATTRIBUTE, (recomputed, [tensor.detach() for tensor in sources], versions))
+
+
+def what_to_save(x: Tensor) -> tuple[Recomputed | None, list[Tensor]]:
+    """Return what a layer saves to have its input x again in the backward pass: how to compute it, and from what.
+
+    That is ``None`` and x itself where x carries no mark, or x or a source has been written to since. Otherwise a
+    reader has been announced.
+    """
+    recomputed, sources, versions = getattr(x, _ATTRIBUTE, (None, [], []))
+    if recomputed is None or versions != [tensor._version for tensor in (x, *sources)]:
+        return None, [x.detach()]
+    recomputed.expect_reader()
+    return recomputed, sources
+
 
 # ---- RMSNorm
 
@@ -293,3 +349,100 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
         return None, *others
     x = sources[0] if ctx.recomputed is None else ctx.recomputed.read(*sources)
     return _rows(x, ctx.dtype), *others
+
+
+# ---- The forwards of modules, which call the module's own forward where their conditions do not hold
+
+Forward = Callable[..., Tensor]
+
+# What autocast casts; it leaves float64 alone.
+AT_MOST_SINGLE = {torch.float32, torch.bfloat16, torch.float16}
+
+
+def forward_norm(module: Any, own: Forward, eps: float, scale: Scale, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Run an RMSNorm module."""
+    usual = not args and not kwargs and x.dtype in AT_MOST_SINGLE and is_plain(module.weight)
+    if not usual or torch.compiler.is_compiling():
+        return own(x, *args, **kwargs)
+    return rms_norm(x, module.weight, eps, scale)
+
+
+def forward_linear(layer: Any, own: Forward, x: Tensor) -> Tensor:
+    """Run a linear layer that is trained, or whose weight autocast casts."""
+    weight, bias = layer.weight, layer.bias
+    dtype = _product_dtype(x, weight)
+    nothing_to_save = not weight.requires_grad and weight.dtype == dtype
+    if dtype is None or nothing_to_save or not is_plain(weight) or torch.compiler.is_compiling():
+        return own(x)
+    return linear(x, Weights(weight, bias), dtype)
+
+
+def forward_lora(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Run a LoRA layer over a plain linear layer."""
+    adapter, base = None if args or kwargs else only_adapter(layer), layer.base_layer
+    if adapter is None or type(base) is not nn.Linear or is_hooked(base) or not is_plain(base.weight):
+        return own(x, *args, **kwargs)
+    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    dtype = _product_dtype(x, base.weight, A, B)
+    if dtype is None:
+        return own(x)
+    return linear(x, Weights(base.weight, base.bias, A, B, layer.scaling[adapter]), dtype)
+
+
+def forward_lora_4bit(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Run a LoRA layer over a 4-bit one."""
+    adapter = None if args or kwargs else only_adapter(layer)
+    if adapter is None:
+        return own(x, *args, **kwargs)
+    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    if x.dtype != _product_dtype(x, A, B):
+        return own(x)
+    return add_branch(layer.base_layer(x), x, A, B, layer.scaling[adapter])
+
+
+def only_adapter(layer: Any) -> str | None:
+    """Return the name of the one active adapter, if all it does is to add s (x A^T) B^T."""
+    if torch.compiler.is_compiling() or layer.disable_adapters or layer.merged:
+        return None
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(active) != 1 or active[0] in getattr(layer, "lora_variant", ()):
+        return None
+    lora_A, lora_B, dropout = (modules[active[0]] for modules in (layer.lora_A, layer.lora_B, layer.lora_dropout))
+    if layer.training and getattr(dropout, "p", 0.0) > 0:
+        return None
+    for part in (lora_A, lora_B):
+        if part.bias is not None or type(part) is not nn.Linear or is_hooked(part) or not is_plain(part.weight):
+            return None
+    return active[0]
+
+
+def _product_dtype(x: Tensor, *weights: Tensor) -> torch.dtype | None:
+    """Return the dtype of the layer's products: autocast's, or the one that all tensors have; otherwise ``None``."""
+    device = x.device.type
+    dtypes = {tensor.dtype for tensor in (x, *weights)}
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device) if dtypes <= AT_MOST_SINGLE else None
+    return x.dtype if len(dtypes) == 1 else None
+
+
+def forward_mlp(
+    activation: Activation, fused: bool, module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Run a gated MLP."""
+    if args or kwargs or torch.compiler.is_compiling():
+        return own(x, *args, **kwargs)
+    gate, up = module.gate_up_proj(x).chunk(2, dim=-1) if fused else (module.gate_proj(x), module.up_proj(x))
+    return module.down_proj(gated_product(gate, up, activation))
+
+
+def is_plain(weight: Any) -> bool:
+    """Return whether a parameter holds its values: not quantised, not sharded, not managed by DeepSpeed."""
+    if type(weight) is not nn.Parameter or hasattr(weight, "ds_id"):
+        return False
+    return not weight.is_meta and weight.numel() > 0
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether hooks rely on the module being called: DeepSpeed and accelerate load weights in them."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(hooks) or "forward" in vars(module)
