@@ -99,7 +99,7 @@ def _run(command: Command, words: list[str]) -> int:
 
 
 def _members(group: str) -> dict[str, str]:
-    """The commands of a group, and the groups in it: name -> summary."""
+    """Return the commands of a group, and the groups in it: name -> summary."""
     found = {name: command.summary for name, command in COMMANDS.items()} | GROUPS
     start = f"{group} " if group else ""
     inside = {name[len(start) :]: summary for name, summary in found.items() if name.startswith(start)}

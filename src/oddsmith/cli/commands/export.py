@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ..parsing.resolve import Option, resolve_word
 from ..terminal.console import quiet_libraries, say
-from ..terminal.outcome import JSON, TRACEBACK
+from ..terminal.outcome import JSON, TRACEBACK, termination_as_interruption
 
 if TYPE_CHECKING:
     from ...export.divergence import Divergence
@@ -47,9 +45,11 @@ OPTIONS = (
     TRACEBACK,
 )
 GGUF_OPTIONS = ("quantize", "converter")
-# The stages of a merge and of making GGUF files: what is said on stderr.
+# The stages of a merge and of making GGUF files, as they are printed on stderr.
 STAGES = {
     "merge": "merging",
+    "write": "writing {}",
+    "merged": "writing the merged model, which the files are made from",
     "check": "loading it again and comparing",
     "reference": "asking the model itself, to compare the files with",
     "convert": "writing {}",
@@ -75,7 +75,7 @@ def export(arguments: Sequence[str]) -> dict[str, Any]:
         from ...export.publish import require_publishable
 
         require_publishable(options["push_to_hub"])
-    with _termination_as_interruption():
+    with termination_as_interruption():
         document, folder = (_export_gguf if to == "gguf" else _export_merged)(name, options)
         if "push_to_hub" in options:
             from ...export.publish import publish
@@ -88,22 +88,8 @@ def export(arguments: Sequence[str]) -> dict[str, Any]:
     return document
 
 
-@contextmanager
-def _termination_as_interruption() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that half-written files are removed."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _export_merged(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
-    """Merge the adapter; returns the result as JSON values, and its folder."""
+    """Merge the adapter; return the result as JSON values, and its folder."""
     from ...export.merge import merge_adapter
     from ...export.named_model import find_model
 
@@ -115,7 +101,7 @@ def _export_merged(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any
         merge_into="dequantized" if options.get("merge_into") == "dequantized" else "16bit",
         overwrite="overwrite" in options,
         title=options.get("push_to_hub"),
-        on_stage=_tell_merging,
+        on_stage=_tell,
     )
     print("\n".join(_merge_lines(report)))
     path = shlex.quote(str(folder))
@@ -124,7 +110,7 @@ def _export_merged(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any
 
 
 def _export_gguf(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
-    """Make the files; returns the result as JSON values, and their folder."""
+    """Make the files; return the result as JSON values, and their folder."""
     from ...export.gguf.export import export_gguf
 
     report = export_gguf(
@@ -135,7 +121,7 @@ def _export_gguf(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any],
         merge_into="dequantized" if options.get("merge_into") == "dequantized" else "16bit",
         converter=Path(options["converter"]).expanduser() if "converter" in options else None,
         overwrite="overwrite" in options,
-        on_stage=_tell_making_gguf,
+        on_stage=lambda stage, detail: _tell("merged" if stage == "write" else stage, detail),
     )
     print("\n".join(_gguf_lines(report)))
     for file in report.files:
@@ -149,22 +135,13 @@ def _export_gguf(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any],
     return {"command": "export", "to": "gguf", **report.to_dict(), "next": commands}, folder
 
 
-def _tell_merging(stage: str, detail: Any) -> None:
+def _tell(stage: str, detail: Any) -> None:
     if stage == "trained":
         say(f"loading {detail.name} on its base in {detail.bits} bits, as it was trained")
     elif stage == "load":
         say(f"loading {detail.name}" + (f" on {detail.base}" if detail.base else ""))
-    elif stage == "write":
-        say(f"writing {detail}")
     elif stage in STAGES:
         say(STAGES[stage].format(detail))
-
-
-def _tell_making_gguf(stage: str, detail: Any) -> None:
-    if stage == "write":
-        say("writing the merged model, which the files are made from")
-    else:
-        _tell_merging(stage, detail)
 
 
 def _gguf_lines(report: GgufReport) -> list[str]:

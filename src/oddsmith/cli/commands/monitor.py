@@ -109,7 +109,10 @@ def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
     verdict = "unreadable" if run["problem"] else run["verdict"]
     left = f", {run['seconds_left'] / 60:.0f} min left" if run["seconds_left"] is not None else ""
     lines = [f"{run['name']}: {verdict} ({run['state']}, step {run['step']} of {run['max_steps']}{left})", *curves]
-    facts = [_counted(kind, count) for kind, count in run["happened"].items()]
+    facts = [
+        f"{count} {INCIDENTS[kind].one if count == 1 else INCIDENTS[kind].several}"
+        for kind, count in run["happened"].items()
+    ]
     if run["checkpoint"] is not None:
         facts.append(f"last checkpoint at step {run['checkpoint']}")
     lines += [f"  {', '.join(facts)}"] if facts else []
@@ -120,10 +123,6 @@ def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
     if run["problem"]:
         lines.append(f"  {run['problem']}")
     print("\n".join(map(printable, lines)), end="\n\n", flush=True)
-
-
-def _counted(kind: str, count: int) -> str:
-    return f"{count} {INCIDENTS[kind].one if count == 1 else INCIDENTS[kind].several}"
 
 
 def _token(host: str) -> str | None:
@@ -144,5 +143,5 @@ def _token(host: str) -> str | None:
 
 
 def _tell(address: str) -> None:
-    with suppress(OSError):  # where nothing more can be written, the page can still be looked at
+    with suppress(OSError):  # stderr may be closed; the page works all the same
         say(f"the monitor is at {address}; Ctrl-C ends it")

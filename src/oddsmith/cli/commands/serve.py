@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from ..parsing.resolve import Option, resolve_word
 from ..parsing.values import whole_number
 from ..terminal.console import quiet_libraries, say
-from ..terminal.outcome import TRACEBACK
+from ..terminal.outcome import TRACEBACK, termination_as_interruption
 
 USAGE = "oddsmith serve MODEL [--host 127.0.0.1] [--port 8080]"
 INTRO = (
@@ -34,9 +33,11 @@ def serve(arguments: Sequence[str]) -> int:
     host = given.get("host", DEFAULT_HOST)
     if not is_loopback(host):
         say(f"warning: {host} can be reached from other machines, and nobody is asked for a password", "yellow")
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with serving(name, host=host, port=port or DEFAULT_PORT, on_stage=_tell) as server:
+        with (
+            termination_as_interruption(),
+            serving(name, host=host, port=port or DEFAULT_PORT, on_stage=_tell) as server,
+        ):
             say(f"{server.model} is served at {server.url} (OpenAI-compatible); Ctrl-C ends it")
             server.wait()
     except KeyboardInterrupt:
@@ -46,8 +47,3 @@ def serve(arguments: Sequence[str]) -> int:
 
 def _tell(stage: str, detail: Any) -> None:
     say({"merge": f"merging {detail} into its base", "start": f"loading {detail}"}[stage])
-
-
-def _interrupt(*_: Any) -> NoReturn:
-    """Handle SIGTERM, as service managers send it, like Ctrl-C."""
-    raise KeyboardInterrupt

@@ -98,7 +98,9 @@ def _check_events(text: str, name: str) -> None:
         line = _line(event)
         tag = getattr(event, "tag", None)
         if tag is not None:
-            raise ConfigError(f"{name}:{line}: found the tag {_short_tag(tag)}; plain values need no tag, remove it")
+            raise ConfigError(
+                f"{name}:{line}: found the tag {tag.replace(_TAG, '!!')}; plain values need no tag, remove it"
+            )
         aliases += isinstance(event, yaml.AliasEvent)
         if aliases > MAX_ALIASES:
             anchor = getattr(event, "anchor", "")
@@ -111,10 +113,6 @@ def _check_events(text: str, name: str) -> None:
             depth -= 1
         if depth > MAX_DEPTH:
             raise ConfigError(f"{name}:{line}: nested more than {MAX_DEPTH} levels deep")
-
-
-def _short_tag(tag: str) -> str:
-    return "!!" + tag.removeprefix(_TAG) if tag.startswith(_TAG) else tag
 
 
 def _pairs(node: yaml.MappingNode, name: str, normalize: bool = False) -> dict[str, tuple[yaml.Node, int]]:

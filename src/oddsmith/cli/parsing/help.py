@@ -1,4 +1,4 @@
-"""The help of the commands: flags, then settings by group, the common ones first, fitted to the terminal."""
+"""Print the help of the commands: flags, then settings by group, the common ones first, fitted to the terminal."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _flag(field: Field) -> str:
 
 
 def _description(field: Field) -> str:
-    """The help, the choices that did not fit beside the flag, and the default in brackets."""
+    """Return the help, the choices that did not fit beside the flag, and the default in brackets."""
     text = field.help
     if field.choices and not _flag(field).endswith("|".join(field.choices)):
         few = len(field.choices) < 9

@@ -30,7 +30,7 @@ _EXPECTED = {
     "dict": "a mapping",
     "list[dict]": "a list of mappings",
 }
-MAX_INTEGER = 10**18  # the largest whole number that a configuration file may hold, and more than any setting means
+MAX_INTEGER = 10**18  # whole numbers of a configuration file are below it; no setting needs more
 MAX_CHOICES_NAMED = 12
 _PLAIN_WORD = re.compile(r"[\w.\-]+")
 

@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ...errors import Interrupted, OddsmithError
 from ...system.memory import OTHER_FIX, clear_memory_errors
@@ -45,7 +46,7 @@ def run(command: Command, arguments: Sequence[str]) -> int:
     Unforeseen errors are not caught: they end in :func:`_say_unforeseen`.
     """
     as_json, with_traceback = JSON.flag in arguments, TRACEBACK.flag in arguments
-    sys.excepthook = _trace_unforeseen if with_traceback else _say_unforeseen
+    sys.excepthook = (lambda kind, error, trace: _trace(error)) if with_traceback else _say_unforeseen
     try:
         # While a JSON document is to be printed on stdout, what libraries print goes to stderr.
         with redirect_stdout(sys.stderr) if as_json else nullcontext(), clear_memory_errors(OTHER_FIX):
@@ -60,6 +61,20 @@ def run(command: Command, arguments: Sequence[str]) -> int:
     if as_json and is_main_process():
         _print_json(document)
     return exit_code
+
+
+@contextmanager
+def termination_as_interruption() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C in the block, so that what is half done is cleaned up."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say_how_it_ended(error: OddsmithError | NothingTrained | KeyboardInterrupt, as_json: bool) -> int:
@@ -89,10 +104,6 @@ def _print_json(document: dict[str, Any]) -> None:
 def _trace(error: BaseException) -> None:
     """Print the traceback of an error, with secrets masked: frames and causes may quote one."""
     print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-
-
-def _trace_unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    _trace(error)
 
 
 def _say_unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -66,7 +66,8 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     quiet_libraries()
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
     _require_names(resolved)
-    processes, time_limit_s, is_dry = _processes(resolved), _time_limit_s(resolved), "dry_run" in resolved.options
+    processes, limit, is_dry = _processes(resolved), resolved.options.get("time_limit"), "dry_run" in resolved.options
+    time_limit_s = None if limit is None else seconds_of(limit, "--time-limit")
     folder = Path(resolved.get("output_dir"))
     if not is_dry and is_main_process():
         resume, overwrite = _wanted_checkpoint(resolved) is not None, "overwrite_output_dir" in resolved.options
@@ -114,11 +115,6 @@ def _processes(resolved: Resolved) -> int:
     if not text.isdecimal() or len(text) > 4 or int(text) < 1:
         raise ConfigError(f"--num-processes is {text!r}; expected a whole number from 1 upwards")
     return int(text)
-
-
-def _time_limit_s(resolved: Resolved) -> float | None:
-    text = resolved.options.get("time_limit")
-    return None if text is None else seconds_of(text, "--time-limit")
 
 
 def _wanted_checkpoint(resolved: Resolved) -> str | None:

@@ -1,4 +1,4 @@
-"""``--dry-run``: what a run would do, told without loading weights."""
+"""``--dry-run``: print what a run would do, without loading weights."""
 
 from __future__ import annotations
 

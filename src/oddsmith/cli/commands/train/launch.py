@@ -1,6 +1,6 @@
 """``--num-processes N``: the same command N times, as the processes of one distributed run on this machine.
 
-Each gets the environment that ``torchrun`` would give it. torchrun itself ends in a traceback of its own and with exit
+Each gets the environment that ``torchrun`` would give it. torchrun itself prints its own traceback and returns exit
 code 1 whenever a process exits with anything but 0, and ends processes 30 seconds after a signal. Here exit code and
 message are those of the process, a signal is passed on once, and there is time to save. When one process dies the
 others are ended within ``GRACE_S + END_S``; when the launcher dies they stop as on SIGTERM, with a checkpoint.

@@ -1,4 +1,4 @@
-"""What is said before and after training: the banner, and the result in words and as JSON values."""
+"""Format what is printed before and after training: the banner, and the result in words and as JSON values."""
 
 from __future__ import annotations
 
