@@ -17,9 +17,13 @@ from ..errors import ConfigError
 from ..system.files import replacing
 from ..system.run_folder import LOCK_FILE, LOCK_OWNER_FILE
 
-LOCK_FILES = frozenset({LOCK_FILE, LOCK_OWNER_FILE})
 # Workers that a dead owner started (for data loading) exit within 5 s, and hold its lock until then.
 DEAD_OWNER_S = 15.0
+
+
+def is_lock_file(file: Path) -> bool:
+    """Return whether a file in a run folder belongs to its lock, also a partial one of an owner that was killed."""
+    return file.name == LOCK_FILE or file.name.startswith(LOCK_OWNER_FILE)
 
 
 @contextmanager

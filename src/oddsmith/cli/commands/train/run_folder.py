@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from .... import __version__
-from ....checkpoint.lock import LOCK_FILES
+from ....checkpoint.lock import is_lock_file
 from ....errors import ConfigError
 from ....system.run_folder import SETTINGS_FILE
 from ....system.secrets import SECRET_NAME, masked, without_secrets
@@ -31,7 +31,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if there.exists() and not there.is_dir():
         what = "is a file" if there == folder else f"cannot be made: {there} is a file"
         raise ConfigError(f"output_dir {folder} {what}; expected a folder, or the name of a new one")
-    if not folder.is_dir() or resume or {file.name for file in folder.iterdir()} <= LOCK_FILES:
+    if not folder.is_dir() or resume or all(map(is_lock_file, folder.iterdir())):
         return
     if not (folder / SETTINGS_FILE).is_file():
         raise ConfigError(f"output_dir {folder} is not empty and holds no run ({SETTINGS_FILE}); choose another folder")
@@ -47,7 +47,7 @@ def clear_folder(folder: Path) -> None:
     if not (folder / SETTINGS_FILE).is_file():
         return
     for entry in folder.iterdir():
-        if entry.name in LOCK_FILES:
+        if is_lock_file(entry):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
