@@ -62,15 +62,9 @@ class CheckpointedRun(Protocol):
     callback_handler: CallbackHandler
     sharded_by: str | None
 
-    def is_world_process_zero(self) -> bool:
-        """Whether this process writes what only one writes."""
-
-    def write_model(self, folder: Path) -> None:
-        """Write the model and the tokenizer."""
-
-    def write_sharded_states(self, folder: Path) -> None:
-        """Write optimizer and scheduler as FSDP and DeepSpeed do."""
-
+    def is_world_process_zero(self) -> bool: ...  # whether this process writes what only one writes
+    def write_model(self, folder: Path) -> None: ...  # write the model and the tokenizer
+    def write_sharded_states(self, folder: Path) -> None: ...  # write optimizer and scheduler as FSDP and DeepSpeed do
     def load_model_and_optimizer(self, folder: Path) -> None:
         """Load what a checkpoint holds of the model, the optimizer and the schedule, in place."""
 
@@ -94,19 +88,9 @@ class CheckpointManager:
 
     @contextmanager
     def training(self, wanted: str | Path | bool | None, *, allow_changed: bool) -> Iterator[Path | None]:
-        """Hold the run folder while a training goes on, and choose the checkpoint that it resumes from.
+        """Hold the run folder during a training, and yield the checkpoint that it resumes from, if any.
 
-        Args:
-            wanted: A checkpoint; ``True`` for the newest complete one of ``output_dir``; ``"auto"`` for the same, or
-                the beginning where the run never finished a save; ``None`` for the beginning.
-            allow_changed: Resume although settings, pairs or base differ from those of the checkpoint.
-
-        Yields:
-            Path | None: The checkpoint; ``None`` for the beginning.
-
-        Raises:
-            CheckpointError: No checkpoint is complete, or the one asked for is not, or it belongs to another run.
-            ConfigError: Another process trains in ``output_dir``.
+        The arguments and errors are those of :meth:`ORPOTrainer.train`.
         """
         run_folder, args = Path(self._run.args.output_dir), self._run.args
         self._resumed, self._restored, self._saved_step = None, set(), None
@@ -191,16 +175,9 @@ class CheckpointManager:
     # ---- Saving
 
     def save(self, folder: Path) -> bool:
-        """Save a checkpoint; it is complete when this returns.
+        """Save the checkpoint ``RUN/checkpoint-STEP``, complete when this returns; return whether it was saved now.
 
-        Args:
-            folder: ``RUN/checkpoint-STEP``.
-
-        Returns:
-            Whether it was saved now; a step is saved once.
-
-        Raises:
-            SaveError: It could not be written. Nothing of it stays.
+        A step is saved once. ``SaveError`` if it could not be written; nothing of it stays then.
         """
         if self._saved_step == self._run.state.global_step:
             return False
@@ -364,16 +341,8 @@ class SaveTiming(TrainerCallback):
 def choose_checkpoint(wanted: str | Path | bool, run: Path, warn: Callable[[str], object]) -> Path | None:
     """Choose the checkpoint to resume from; the main process chooses and verifies it for all.
 
-    Args:
-        wanted: As of :meth:`CheckpointManager.training`.
-        run: The run folder.
-        warn: Called with a line for each checkpoint that is passed over.
-
-    Returns:
-        The checkpoint; ``None`` for the beginning.
-
-    Raises:
-        CheckpointError: None is complete, or the one asked for is not.
+    ``wanted`` is that of :meth:`ORPOTrainer.train`; ``None`` is returned for the beginning. ``warn`` is called with a
+    line for each checkpoint that is skipped. ``CheckpointError`` if none is complete, or the one asked for is not.
     """
 
     def choose() -> Path | None:

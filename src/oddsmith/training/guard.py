@@ -250,12 +250,8 @@ class GuardedRun(Protocol):
     accelerator: Accelerator
     gradient_norm: Tensor | float | None  # of the step that is about to be made, before clipping
 
-    def is_world_process_zero(self) -> bool:
-        """Whether this process writes the event log."""
-
-    def loss_sum(self) -> Tensor:
-        """Return a copy of the sum of losses that are not logged yet."""
-
+    def is_world_process_zero(self) -> bool: ...  # whether this process writes the event log
+    def loss_sum(self) -> Tensor: ...  # return a copy of the sum of losses that are not logged yet
     def skip_optimizer_step(self, loss_sum: Tensor) -> None:
         """Let the optimizer and the schedule make no step, and set the sum of losses back."""
 

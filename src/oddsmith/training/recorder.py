@@ -43,12 +43,8 @@ class RecordedRun(Protocol):
     eval_dataset: Any
     is_encoder_decoder: bool
 
-    def is_world_process_zero(self) -> bool:
-        """Whether this process writes."""
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Return a loader over an evaluation set."""
-
+    def is_world_process_zero(self) -> bool: ...  # whether this process writes
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader: ...  # return a loader over an evaluation set
     def measure(self, model: nn.Module, rows: Any) -> EvaluatedPairs:
         """Compute the log-probabilities of tokenized rows, shared out over all processes."""
 

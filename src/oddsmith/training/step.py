@@ -27,11 +27,8 @@ Path = ForestPath | PaddedPath
 class LossRecorder(Protocol):
     """Who has to know of the micro-batches of a step: the ``StepGuard``."""
 
-    def add_loss(self, loss: Tensor) -> None:
-        """Add the loss of a loader item."""
-
-    def forget_micro_batches(self) -> None:
-        """Forget the micro-batches, which are computed again."""
+    def add_loss(self, loss: Tensor) -> None: ...  # add the loss of a loader item
+    def forget_micro_batches(self) -> None: ...  # forget the micro-batches, which are computed again
 
 
 class Stepper:
