@@ -18,10 +18,7 @@ from oddsmith.batching.plan import (
 )
 
 shapes = st.builds(
-    StepShape,
-    micro_batch_size=st.integers(1, 5),
-    accumulation=st.integers(1, 4),
-    processes=st.integers(1, 4),
+    StepShape, micro_batch_size=st.integers(1, 5), accumulation=st.integers(1, 4), processes=st.integers(1, 4)
 )
 budgets = st.builds(
     StepShape,

@@ -10,13 +10,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback, TrainerState
 
 from oddsmith import ORPOConfig, ORPOTrainer
-from oddsmith.checkpoint.space import (
-    CheckpointSize,
-    Room,
-    checkpoint_size,
-    checkpoints_at_once,
-    require_writable,
-)
+from oddsmith.checkpoint.space import CheckpointSize, Room, checkpoint_size, checkpoints_at_once, require_writable
 from oddsmith.errors import ConfigError, SaveError
 from oddsmith.model.adapters import add_adapter
 from oddsmith.system.files import in_units

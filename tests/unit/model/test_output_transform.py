@@ -37,10 +37,7 @@ KNOWN = {
     "cohere2": ({"logit_scale": 0.25}, OutputTransform(0.25)),
     "granite": ({"logits_scaling": 4.0}, OutputTransform(0.25)),
     "hyperclovax": ({"logits_scaling": 4.0}, OutputTransform(4.0)),
-    "minicpm3": (
-        {"dim_model_base": 4, "q_lora_rank": 8, "kv_lora_rank": 8},
-        OutputTransform(),
-    ),
+    "minicpm3": ({"dim_model_base": 4, "q_lora_rank": 8, "kv_lora_rank": 8}, OutputTransform()),
 }
 
 

@@ -15,10 +15,7 @@ TRAIN, WARN, SKIP, ROLL_BACK, STOP = Decision
 
 # (loss, whether it is finite)
 steps = st.lists(
-    st.one_of(
-        st.tuples(st.floats(0, 20), st.just(True)),
-        st.tuples(st.sampled_from([nan, inf, 1.0]), st.just(False)),
-    ),
+    st.one_of(st.tuples(st.floats(0, 20), st.just(True)), st.tuples(st.sampled_from([nan, inf, 1.0]), st.just(False))),
     max_size=300,
 )
 

@@ -256,11 +256,7 @@ def test_a_run_that_goes_on_still_knows_how_it_began(tmp_path):
 
 def test_answers_of_the_untrained_model_are_there_without_an_evaluation_before(tmp_path):
     folder = train_run(
-        save_model(tmp_path / "base"),
-        tmp_path / "run",
-        eval_strategy="steps",
-        eval_steps=2,
-        generate_during_eval=True,
+        save_model(tmp_path / "base"), tmp_path / "run", eval_strategy="steps", eval_steps=2, generate_during_eval=True
     )
     events = read_events(folder)
     answered = [event for event in events if event["event"] == "samples"]

@@ -45,13 +45,7 @@ FAULTY = {
     catalogue.PROMPT_TOO_LONG: (CHATML, 100, None, [chat(user("long " * 20)), chat(HI)], [0]),
     catalogue.ANSWER_CUT: (CHATML, 100, None, [chat(user("And?"), rejected="long " * 20)] * 9, range(9)),
     catalogue.PROMPT_CUT: (CHATML, 100, 50, [chat(user("long " * 20))] * 9, range(9)),
-    catalogue.TURN_ENDS: (
-        CHATML,
-        None,
-        None,
-        [chat(HI), chat(HI, rejected="One<|im_end|> and two."), TOOL_TURNS],
-        [1],
-    ),
+    catalogue.TURN_ENDS: (CHATML, None, None, [chat(HI), chat(HI, rejected="One<|im_end|> and two."), TOOL_TURNS], [1]),
     catalogue.NO_TURN_END: (ENDLESS, None, None, [chat(HI)], [0]),
     catalogue.DOUBLE_BOS: (
         CHATML,
