@@ -1,7 +1,5 @@
 """Run the real command on tiny models, in this process or in another."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

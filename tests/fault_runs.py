@@ -1,7 +1,5 @@
 """Run the command in processes that can be held at a checkpoint, under limits of the machine."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import resource

@@ -1,7 +1,5 @@
 """Faults of machines: small disks, limits on files, control groups without memory."""
 
-from __future__ import annotations
-
 import os
 import resource
 import shutil

@@ -1,7 +1,5 @@
 """llama.cpp's converter and quantiser from other packages on PyPI, to compare with."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import subprocess

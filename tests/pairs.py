@@ -1,7 +1,5 @@
 """Pairs, messages and tokenizers that the tests of the data path share."""
 
-from __future__ import annotations
-
 import functools
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -1,7 +1,5 @@
 """Small chat templates with the peculiarities of the well-known ones, and a tokenizer for each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Tiny real models and tokenizers, made on the spot: no downloads, a few milliseconds each."""
 
-from __future__ import annotations
-
 import random
 
 import torch

@@ -1,7 +1,5 @@
 """A tiny random model of every family that is converted to GGUF, with tokenizers of both kinds."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

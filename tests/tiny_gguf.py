@@ -1,7 +1,5 @@
 """Write the tiny models as GGUF files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from gguf import GGUFWriter, TokenType

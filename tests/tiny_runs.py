@@ -1,7 +1,5 @@
 """Train tiny models for two steps with the real trainer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A hub on this machine that accepts uploads."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator

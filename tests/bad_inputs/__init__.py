@@ -3,8 +3,6 @@
 python -m tests.bad_inputs > docs/errors.md
 """
 
-from __future__ import annotations
-
 from tests.bad_inputs import checkpoints, commands, data, models, pairs, settings, together
 from tests.bad_inputs.case import BadInput
 

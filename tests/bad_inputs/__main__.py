@@ -1,7 +1,5 @@
 """Print docs/errors.md: ``python -m tests.bad_inputs > docs/errors.md``."""
 
-from __future__ import annotations
-
 from tests.bad_inputs import GROUPS
 from tests.bad_inputs.case import CONFIG
 

@@ -1,7 +1,5 @@
 """One mistake of a user: the files in the folder, the command, the error message."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Checkpoints that cannot be gone on from."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

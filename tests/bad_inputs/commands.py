@@ -1,7 +1,5 @@
 """The commands beside ``train``."""
 
-from __future__ import annotations
-
 from tests.bad_inputs.case import BadInput, folder, lines
 
 PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0\x90wS\xde"

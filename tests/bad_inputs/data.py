@@ -1,7 +1,5 @@
 """Datasets: where they are, and what their files hold."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tests.bad_inputs.case import CONFIG, GOOD, BadInput, Content, folder, lines

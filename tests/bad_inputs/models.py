@@ -1,7 +1,5 @@
 """Models, tokenizers, chat templates and adapters."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pairs that are none."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tests.bad_inputs.case import GOOD, BadInput, Content, lines, twice

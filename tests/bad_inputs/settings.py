@@ -1,7 +1,5 @@
 """Settings: in a file, and as flags."""
 
-from __future__ import annotations
-
 from tests.bad_inputs.case import CONFIG, BadInput, Content, folder
 
 ALIASES = "a: &a [x, x]\n" + "".join(f"b{i}: [*a, *a, *a, *a]\n" for i in range(4))

@@ -1,7 +1,5 @@
 """Settings against each other, and the run folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.bad_inputs.case import BadInput

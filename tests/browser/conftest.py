@@ -1,7 +1,5 @@
 """A real Chromium in front of the real monitor; without one these tests say so and are passed over."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import subprocess

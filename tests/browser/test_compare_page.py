@@ -1,7 +1,5 @@
 """The page of a comparison in a browser: in light and dark colours, on a phone."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The monitor's page as a person uses it: live, overlaid, inspected, attacked, by keyboard, on a phone."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

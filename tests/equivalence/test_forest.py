@@ -3,8 +3,6 @@
 Models whose layers look at their neighbours in other ways are recognised by the self-check.
 """
 
-from __future__ import annotations
-
 import functools
 from contextlib import nullcontext
 

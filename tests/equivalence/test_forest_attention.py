@@ -1,7 +1,5 @@
 """Tree attention against its dense reference, and that against each sequence on its own: values and gradients."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -3,8 +3,6 @@
 The kernels themselves are compared in ``tests/gpu``.
 """
 
-from __future__ import annotations
-
 import inspect
 
 import numpy as np

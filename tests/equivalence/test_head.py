@@ -1,7 +1,5 @@
 """The head without logits against all logits and plain autograd: values, every gradient, operations and memory."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Memory-saving layers against the modules they replace: values, gradients, what is saved, what happens to a model."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Log-probabilities of pairs against a plain reference: full logits, one sequence at a time, no padding."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

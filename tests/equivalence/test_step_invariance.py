@@ -1,8 +1,6 @@
 """A step's result does not depend on how its pairs are split over micro-batches, accumulation and processes, nor on
 whether they are packed."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Plain strings become the tokens that TRL's ORPOTrainer makes of them."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import datasets

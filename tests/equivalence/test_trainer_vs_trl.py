@@ -1,7 +1,5 @@
 """The trainer against TRL 1.16 as an oracle: same model, same rows, one micro-batch a step, float32."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from datasets import Dataset

@@ -4,8 +4,6 @@ A failure is printed with its smallest example, which is kept under ``.hypothesi
 it. The exit code is 1 if there was one.
 """
 
-from __future__ import annotations
-
 import argparse
 import faulthandler
 import sys

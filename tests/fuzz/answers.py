@@ -1,7 +1,5 @@
 """Check what a reader returns or raises, for any input."""
 
-from __future__ import annotations
-
 import json
 import re
 import resource

@@ -1,7 +1,5 @@
 """Input for the targets: sound files with faults in them, and values of every kind."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Checkpoints: their manifest, their states, and which of a run is taken."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Rows of preference data: files of them, the rows themselves, and the names that datasets are asked for by."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from functools import cache

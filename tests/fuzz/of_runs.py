@@ -1,7 +1,5 @@
 """Run folders and logs, ours and other trainers': the event log, the page, the diagnosis."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

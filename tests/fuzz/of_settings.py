@@ -1,7 +1,5 @@
 """Settings: YAML files, words of a command line, and both together as a run uses them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A reader under test and its input."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """All targets by name."""
 
-from __future__ import annotations
-
 from tests.fuzz import of_checkpoints, of_rows, of_runs, of_settings
 from tests.fuzz.target import Target
 

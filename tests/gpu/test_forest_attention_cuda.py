@@ -1,7 +1,5 @@
 """Each kernel against the whole mask in float64: values and gradients, over types, windows, head sizes and forests."""
 
-from __future__ import annotations
-
 import warnings
 from functools import partial
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """Training on a GPU: packed rows against padded batches, models that the self-check admits, memory that runs out."""
 
-from __future__ import annotations
-
 import logging
 from contextlib import nullcontext
 

@@ -1,7 +1,5 @@
 """Every row of docs/errors.md: one line says what is wrong and what to do, and nothing is changed or lost."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """The model card of a run and of what is exported from it: true, valid, useful, and without secrets."""
 
-from __future__ import annotations
-
 import re
 import socket
 import sys

@@ -1,7 +1,5 @@
 """``oddsmith chat``: one answer, a conversation in a real terminal, and errors."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """``oddsmith export --to merged``: what it prints and writes, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

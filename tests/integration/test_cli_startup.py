@@ -1,7 +1,5 @@
 """What must answer at once, and what the command says of itself."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

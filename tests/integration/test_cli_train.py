@@ -1,7 +1,5 @@
 """``oddsmith train`` and ``oddsmith eval`` on a tiny model: what they write and print."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``oddsmith compare``: answers and figures of two real models, the page, and the files for evaluators."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

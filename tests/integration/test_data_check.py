@@ -1,7 +1,5 @@
 """``oddsmith data check``: its table, exit codes, JSON and cleaned sets; without a model torch is not loaded."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """``oddsmith diagnose`` on recorded runs, while a run is written, and without torch."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """TRL's quick-start and TRL's script, as their users run them, on a tiny model in a folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """What people override or pass in transformers' Trainer works here: by really subclassing or passing it."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Inputs at the edge, through the real trainer: the run goes on with finite numbers, or stops with one clear line."""
 
-from __future__ import annotations
-
 import math
 import os
 import resource

@@ -3,8 +3,6 @@
 Every fault is the real one, in a process of its own: a small disk, a limit of the system, a folder that is removed.
 """
 
-from __future__ import annotations
-
 import json
 import resource
 import shutil

@@ -1,7 +1,5 @@
 """The benchmark for a GPU, at toy size on the CPU: both works, each trainer, tables and what it finds wrong."""
 
-from __future__ import annotations
-
 import importlib
 import json
 

@@ -3,8 +3,6 @@
 `make test-kills` does the same over all variants of tests/killed_runs.py, with as many kills as asked for.
 """
 
-from __future__ import annotations
-
 import subprocess
 import time
 from pathlib import Path

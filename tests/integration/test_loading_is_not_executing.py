@@ -3,8 +3,6 @@
 Every folder here holds Python that would leave a file behind if it were ever imported or unpickled.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Merge an adapter into an ordinary model folder: what it computes, what it holds, and what is refused."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

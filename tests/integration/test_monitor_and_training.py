@@ -1,7 +1,5 @@
 """A run is not affected when its monitor is killed, frozen or has a full disk."""
 
-from __future__ import annotations
-
 import json
 import resource
 import signal

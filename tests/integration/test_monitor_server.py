@@ -1,7 +1,5 @@
 """The monitor over HTTP: what it answers, and to whom it does not."""
 
-from __future__ import annotations
-
 import json
 import signal
 import socket

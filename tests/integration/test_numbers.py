@@ -4,8 +4,6 @@ Faults are made in the run itself: a weight that becomes NaN, a row with a NaN e
 one of two processes.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math

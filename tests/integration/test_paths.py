@@ -1,7 +1,5 @@
 """The two paths through the trainer: packed and padded runs agree, and each run takes the right path."""
 
-from __future__ import annotations
-
 import functools
 import json
 import logging

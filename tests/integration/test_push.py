@@ -1,7 +1,5 @@
 """Upload checkpoints and the finished run to the hub: complete, without states of training, without secrets."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """A run resumes exactly from a complete checkpoint of the same run, and refuses any other."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tokens and passwords given to a run are in nothing that it leaves behind: no file, no log, no traceback."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

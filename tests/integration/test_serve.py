@@ -1,7 +1,5 @@
 """``oddsmith serve``: OpenAI's own client uses both servers; they end on request, and errors are clear."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """``oddsmith train`` ended by batch systems, terminals and launchers: real processes, signals and exit codes."""
 
-from __future__ import annotations
-
 import json
 import os
 import pty

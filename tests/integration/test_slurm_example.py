@@ -1,7 +1,5 @@
 """The batch script of ``examples/slurm``: real bash, real training; ``srun`` and ``scontrol`` as Slurm's would act."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Training stopped by real signals in this process: what it finishes, what it gives up, and how it resumes."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """The behaviour of ORPOTrainer that users of TRL and transformers expect."""
 
-from __future__ import annotations
-
 import json
 import math
 

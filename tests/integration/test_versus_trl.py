@@ -1,7 +1,5 @@
 """The comparison with TRL, at toy size: a tiny random model, short pairs, two steps."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

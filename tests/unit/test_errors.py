@@ -1,7 +1,5 @@
 """A message quotes what a file holds, and a file may hold anything."""
 
-from __future__ import annotations
-
 import pytest
 
 from oddsmith.errors import DataError, MissingExtraError, RowError

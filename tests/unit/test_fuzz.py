@@ -1,7 +1,5 @@
 """Whatever a reader is given, it reads or refuses in words: the same few examples each time (`make fuzz`: new ones)."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 

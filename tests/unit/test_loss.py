@@ -1,7 +1,5 @@
 """The loss: the contract's table of values and gradients, its numerics, and that shares of a step add up."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The metric catalogue: it holds what is logged, the documentation prints it, and an entry in it is on the page."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the package offers by name, and that it is TRL's interface with ours added to it."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import re

@@ -1,7 +1,5 @@
 """The packed row: the example of its module by hand, and what holds for any sequences."""
 
-from __future__ import annotations
-
 from itertools import accumulate, pairwise
 
 import numpy as np

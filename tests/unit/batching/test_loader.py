@@ -1,7 +1,5 @@
 """What loaders hand over: micro-batches dealt to transformers' loop, and divided where memory runs out."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -1,7 +1,5 @@
 """StepPlan: a pure function that loses no pair, balances tokens and can jump."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

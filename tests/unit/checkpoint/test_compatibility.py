@@ -1,7 +1,5 @@
 """Differences that make it another run are reported, others are not."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One process at a time in a run folder, and a dead one holds nothing."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """A checkpoint is what its manifest says, to the bit; everything else is none, with the reason."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

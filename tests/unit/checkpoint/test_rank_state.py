@@ -1,7 +1,5 @@
 """The states of ranks are redistributed to another number of ranks, migrated, or refused with a reason."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How large a checkpoint becomes, against real ones; and what is said where there is no room for it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

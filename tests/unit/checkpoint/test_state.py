@@ -1,7 +1,5 @@
 """Nested states come back as they were written, rank states are redistributed, and anything else is refused."""
 
-from __future__ import annotations
-
 import json
 import random
 

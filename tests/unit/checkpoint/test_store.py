@@ -1,7 +1,5 @@
 """The newest intact checkpoint is chosen, damaged ones are kept, only ours are removed, failed saves are explained."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """From rows to a dataset of tokens and the account of every row."""
 
-from __future__ import annotations
-
 import datasets
 import pytest
 

@@ -1,7 +1,5 @@
 """Work spread over processes: the order of results, errors, and that no process is left behind."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """Chat templates that would take all the time or memory there is, and what ordinary ones lose by the guard: nothing."""
 
-from __future__ import annotations
-
 import time
 import tracemalloc
 

@@ -1,7 +1,5 @@
 """Tokens that are found again: only where nothing that decides on them has changed, and never a wrong file."""
 
-from __future__ import annotations
-
 import os
 import resource
 import stat

@@ -1,7 +1,5 @@
 """What a history holds, for comparisons in tests."""
 
-from __future__ import annotations
-
 from oddsmith.diagnose.history import History
 
 

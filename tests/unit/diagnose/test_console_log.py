@@ -4,8 +4,6 @@ The lines are in the format of the sources named beside them; the figures are th
 """
 
 # ruff: noqa: E501  log lines are as long as they are
-from __future__ import annotations
-
 import math
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a history derives from the metrics that were logged."""
 
-from __future__ import annotations
-
 import pytest
 
 from oddsmith.diagnose.history import History, HistoryBuilder

@@ -1,7 +1,5 @@
 """Names of metrics in any spelling, and those of held-out sets."""
 
-from __future__ import annotations
-
 from oddsmith.diagnose.names import held_out_name, known_name
 from oddsmith.metrics import BY_NAME
 

@@ -1,7 +1,5 @@
 """Event logs, states and CSV exports; and anything at all without a crash."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """Every rule fires on a history made for it, and stays silent on one that is well."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

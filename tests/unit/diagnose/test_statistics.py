@@ -1,7 +1,5 @@
 """Trends, turns, changes of level and spikes, against values worked out by hand and the certainty they promise."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

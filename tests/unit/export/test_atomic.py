@@ -1,7 +1,5 @@
 """Exports appear whole or not at all: what stands in the way, what a full disk says, what an interruption leaves."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

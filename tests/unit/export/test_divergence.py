@@ -1,7 +1,5 @@
 """The distance between two models on the built-in texts, against values by hand."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Conversations: the tokens of the prompt, the streamed answer, the turns that are kept, and the end of an answer."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

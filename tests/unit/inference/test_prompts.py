@@ -1,7 +1,5 @@
 """Prompts of a comparison: from text, JSONL, pairs of any format and MT-Bench's file; invalid rows are refused."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

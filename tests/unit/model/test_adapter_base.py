@@ -1,7 +1,5 @@
 """An adapter is loaded only on the base that it was trained on; without a record every base is accepted."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -1,7 +1,5 @@
 """A model without weights has the shapes and types of the one that will be trained."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

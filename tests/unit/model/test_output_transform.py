@@ -1,7 +1,5 @@
 """What models do to their logits after the head, against the models themselves."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a model prefers among pairs, against the formula; which pairs are scored; and what cannot be scored."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The token budget of micro-batches: what autograd saves is counted, and the budget stays within the free memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import psutil

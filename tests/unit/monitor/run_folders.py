@@ -1,7 +1,5 @@
 """Run folders for the tests of the monitor."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files of a run folder are read incrementally, bounded, and without following links."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """One run as the page sees it: unmoved by anything that stands in its folder."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

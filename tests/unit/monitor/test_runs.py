@@ -1,7 +1,5 @@
 """Which runs the monitor finds, and when it reads them again."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

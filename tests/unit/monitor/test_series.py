@@ -1,7 +1,5 @@
 """A page gets a bounded number of points, and only those that are new to it."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

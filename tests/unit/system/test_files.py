@@ -1,7 +1,5 @@
 """Why something could not be written, whoever says so; and where there is room."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A lack of memory is explained in one line; all but two of these errors are real ones."""
 
-from __future__ import annotations
-
 import mmap
 
 import numpy as np

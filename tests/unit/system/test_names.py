@@ -1,7 +1,5 @@
 """Names of run folders and exports that look like flags, are invisible or too long; and nothing is written for them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What is a secret by its look or its name, and what is not."""
 
-from __future__ import annotations
-
 import pytest
 
 from oddsmith.errors import DataError

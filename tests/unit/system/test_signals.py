@@ -1,7 +1,5 @@
 """Who hears a request to stop, how many requests two signals are, and what a stuck process does."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """JSON that others wrote, and values that JSON has no word for."""
 
-from __future__ import annotations
-
 import json
 import math
 

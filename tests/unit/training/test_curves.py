@@ -1,7 +1,5 @@
 """The picture of a run: what is drawn, where, and from which lines of the diary."""
 
-from __future__ import annotations
-
 import re
 import xml.etree.ElementTree as ElementTree
 

@@ -1,7 +1,5 @@
 """The diary: every line stands alone, and none of them ends a run."""
 
-from __future__ import annotations
-
 import json
 
 from oddsmith.system.run_folder import EVENTS_FILE, append_event, read_events

@@ -1,7 +1,5 @@
 """What becomes of a step: decided by its loss, by whether its numbers are finite, and by the steps before it."""
 
-from __future__ import annotations
-
 import json
 from math import inf, nan, sqrt
 

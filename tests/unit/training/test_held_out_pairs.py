@@ -1,7 +1,5 @@
 """What an evaluation leaves of its pairs, derived by hand, and bounded."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``eval_length_correlation``: how far a pair's margin follows from the lengths of its answers."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The parts of the trainer, each by itself: no Trainer, only what its interface asks for."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """transformers' private names: each exists in the installed version, and one module alone uses them."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

@@ -1,7 +1,5 @@
 """The demo's pairs: their number, form, style and separation; and the script that makes the rejected answers."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """The house style of the demo: what keeps it, what breaks it, and how sentences and words are counted."""
 
-from __future__ import annotations
-
 import pytest
 
 from oddsmith.data.builtin.style import MAX_WORDS, keeps_style, sentences_in, style_faults, word_count

@@ -1,7 +1,5 @@
 """What counts as a refusal, an echo, repetition, a control token, personal data and a wrong order of roles."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

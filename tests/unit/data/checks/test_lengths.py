@@ -1,7 +1,5 @@
 """Length bias is Cohen's d or one rule of length, and needs enough pairs."""
 
-from __future__ import annotations
-
 import random
 import statistics
 

@@ -1,7 +1,5 @@
 """Every check of preference pairs finds what it is named for, at the right rows, and nothing in good pairs."""
 
-from __future__ import annotations
-
 import json
 
 import datasets

@@ -1,7 +1,5 @@
 """The checks that need a tokenizer: what template and truncation make of pairs."""
 
-from __future__ import annotations
-
 import pytest
 
 from oddsmith.data.checks import catalogue

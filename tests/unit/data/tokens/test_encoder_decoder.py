@@ -1,7 +1,5 @@
 """Pairs for an encoder-decoder model: the prompt for the encoder, the answers as labels of the decoder."""
 
-from __future__ import annotations
-
 import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast

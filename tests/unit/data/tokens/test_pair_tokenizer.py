@@ -1,7 +1,5 @@
 """From preference pairs to tokens: what is rendered, what is learned, what is refused or dropped."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

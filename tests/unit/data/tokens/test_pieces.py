@@ -1,7 +1,5 @@
 """Texts tokenized in pieces have the ids of the whole texts, whatever the tokenizer does at a beginning or an end."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest

@@ -1,7 +1,5 @@
 """What is cut from a pair that is too long, and what is never lost."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
