@@ -32,45 +32,28 @@ from .collate import SIDES, padded
 
 
 class Path(NamedTuple):
-    """A run of tokens without a branch, and the rows of its ancestors.
+    """A run of tokens without a branch, and the rows of its ancestors."""
 
-    Args:
-        start: First row of the path.
-        end: One past its last row.
-        ancestors: Runs of rows ``(start, end)`` from the root to the token before ``start``, in depth order.
-        depth: Number of ancestors, which is the depth of the first token of the path.
-    """
-
-    start: int
-    end: int
-    ancestors: tuple[tuple[int, int], ...]
-    depth: int
+    start: int  # first row of the path
+    end: int  # one past its last row
+    ancestors: tuple[tuple[int, int], ...]  # runs of rows (start, end) from the root to the token before ``start``
+    depth: int  # number of ancestors, which is the depth of the first token of the path
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: a key of caches
 class ForestLayout:
-    """Which token attends to which in a packed row.
+    """Which token attends to which in a packed row."""
 
-    Args:
-        paths: The paths, in the order of their rows; together they are the whole row.
-        depth_T: Depth of each token, int64.
-        subtree_end_T: One past the last row below each token, int64.
-        key_row_K: Rows of the keys of all paths one after another, ancestors first, int64. K is at most the number of
-            tokens before sharing.
-        query_ends_P: 0 and one past the last row of each path, int32.
-        key_ends_P: 0 and the same in ``key_row_K``, int32.
-        longest_path: Number of tokens of the longest path.
-        longest_keys: Largest number of keys of a path.
-    """
-
-    paths: tuple[Path, ...]
-    depth_T: Tensor
-    subtree_end_T: Tensor
+    paths: tuple[Path, ...]  # in the order of their rows; together they are the whole row
+    depth_T: Tensor  # depth of each token, int64
+    subtree_end_T: Tensor  # one past the last row below each token, int64
+    # Rows of the keys of all paths one after another, ancestors first, int64; K is at most the number of tokens before
+    # sharing
     key_row_K: Tensor
-    query_ends_P: Tensor
-    key_ends_P: Tensor
-    longest_path: int
-    longest_keys: int
+    query_ends_P: Tensor  # 0 and one past the last row of each path, int32
+    key_ends_P: Tensor  # 0 and the same in ``key_row_K``, int32
+    longest_path: int  # number of tokens of the longest path
+    longest_keys: int  # largest number of keys of a path
 
     def to(self, device: torch.device) -> ForestLayout:
         """Return the same layout with its tensors on ``device``."""

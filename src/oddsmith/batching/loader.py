@@ -74,14 +74,11 @@ class BatchMaker:
     Adds to what ``tensors_of`` makes of a micro-batch: ``weight`` float [B] (0 for fillers), ``row`` int [B] (row
     numbers in the source), ``position`` int [B] (in the dataset), ``num_pairs`` and ``num_nll_tokens`` (scalars, of the
     whole step).
-
-    Args:
-        tensors_of: Makes the tensors of some rows: ``collate.PaddedTensors`` or ``forest.forest_batch``.
-        one_each: Every item is one micro-batch, and only its tensors are returned. Otherwise an item is
-            ``{"micro_batches": [...], "loaded": LoadedRows}``.
     """
 
-    tensors_of: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+    tensors_of: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]  # ``PaddedTensors`` or ``forest_batch``
+    # Whether every item is the tensors of one micro-batch; otherwise it is ``{"micro_batches": [...], "loaded":
+    # LoadedRows}``
     one_each: bool = False
 
     def __call__(self, loaded: LoadedRows) -> dict[str, Any]:
@@ -183,23 +180,15 @@ class StreamedBatches(IterableDataset):
 
 @dataclass
 class LoaderFactory:
-    """Makes the data loaders of one process over one dataset.
+    """Makes the data loaders of one process over one dataset."""
 
-    Args:
-        rows: Tokenized rows: a map-style ``datasets.Dataset`` or a stream.
-        shape: Sizes of a step.
-        process: Rank of this process.
-        batch_maker: Makes the tensors.
-        measure: Columns of tokenized rows -> their lengths.
-        options: Keyword arguments of ``DataLoader`` (workers and the like). A stream is read in this process, because
-            every worker would read all of it.
-    """
-
-    rows: Any
+    rows: Any  # tokenized rows: a map-style ``datasets.Dataset`` or a stream
     shape: StepShape
-    process: int
+    process: int  # rank of this process
     batch_maker: BatchMaker
-    measure: Callable[[Mapping[str, Sequence[int]]], Lengths]
+    measure: Callable[[Mapping[str, Sequence[int]]], Lengths]  # columns of tokenized rows -> their lengths
+    # Keyword arguments of ``DataLoader`` (workers and the like). A stream is read in this process, because every worker
+    # would read all of it.
     options: dict[str, Any]
 
     def training(

@@ -25,20 +25,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class StepShape:
-    """How many pairs a full optimizer step has, and how they are split.
+    """How many pairs a full optimizer step has, and how they are split."""
 
-    Args:
-        micro_batch_size: Pairs of a micro-batch (``per_device_train_batch_size``).
-        accumulation: Micro-batches a process computes for one step (``gradient_accumulation_steps``).
-        processes: World size.
-        max_tokens: Token budget of a micro-batch. It then determines the number of micro-batches, and
-            ``micro_batch_size`` and ``accumulation`` only the number of pairs of a step. A longer pair forms a
-            micro-batch alone.
-    """
-
-    micro_batch_size: int
-    accumulation: int
-    processes: int
+    micro_batch_size: int  # pairs of a micro-batch (``per_device_train_batch_size``)
+    accumulation: int  # micro-batches a process computes for one step (``gradient_accumulation_steps``)
+    processes: int  # world size
+    # Token budget of a micro-batch. It then determines the number of micro-batches, and ``micro_batch_size`` and
+    # ``accumulation`` only the number of pairs of a step. A longer pair forms a micro-batch alone.
     max_tokens: int | None = None
 
     @property
@@ -49,29 +42,20 @@ class StepShape:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Pairs that one process computes at once.
+    """Pairs that one process computes at once."""
 
-    Args:
-        pairs: Their positions in the dataset.
-        is_filler: The pairs have weight 0. They are computed by a process that has no others in a short last step, so
-            that the collective operations of all processes match.
-    """
-
-    pairs: tuple[int, ...]
+    pairs: tuple[int, ...]  # their positions in the dataset
+    # The pairs have weight 0. They are computed by a process that has no others in a short last step, so that the
+    # collective operations of all processes match.
     is_filler: bool = False
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One optimizer step.
+    """One optimizer step."""
 
-    Args:
-        pairs: Positions in the dataset of all pairs of the step.
-        micro_batches: ``micro_batches[process]`` are that process's micro-batches; all processes have equally many.
-    """
-
-    pairs: tuple[int, ...]
-    micro_batches: tuple[tuple[MicroBatch, ...], ...]
+    pairs: tuple[int, ...]  # positions in the dataset of all pairs of the step
+    micro_batches: tuple[tuple[MicroBatch, ...], ...]  # of each process; all processes have equally many
 
 
 class Lengths(NamedTuple):

@@ -56,16 +56,11 @@ TOKEN_COLUMNS: dict[str, Any] = {
 
 @dataclass
 class PreparedData:
-    """Tokens to train or evaluate on.
+    """Tokens to train or evaluate on."""
 
-    Args:
-        dataset: One row a pair, as ``TokenizedPair.to_row`` makes it; ``row`` is the row's number in the source.
-            ``prompt_input_ids`` is for encoder-decoder models. A stream stays a stream.
-        report: What became of every row. That of a stream grows as it is read, in the process that reads it.
-    """
-
+    # One row a pair, as ``TokenizedPair.to_row`` makes it; a stream stays a stream
     dataset: datasets.Dataset | datasets.IterableDataset
-    report: DataReport
+    report: DataReport  # of every row; that of a stream grows as it is read, in the process that reads it
 
 
 def prepare(

@@ -13,26 +13,18 @@ SHOWN_ROWS = 8  # row numbers that a sentence names before it counts the rest
 
 @dataclass
 class DataReport:
-    """The counts of one dataset: rows read, pairs kept. Row numbers count from 0.
-
-    Args:
-        format: Recognised format of its rows; several are joined with ``" + "``.
-        max_length: Most tokens a sequence may have; None: no limit.
-        is_stream: Whether rows are read while training, so that the numbers grow.
-        dropped: Numbers of the rows left out, by reason.
-        cut: Numbers of the kept rows that lost tokens, by side: ``"prompt"``, ``"chosen"``, ``"rejected"``.
-        longest_tokens: Tokens of the longest kept sequence, after cutting (encoder-decoder: of the encoder's).
-    """
+    """The counts of one dataset: rows read, pairs kept. Row numbers count from 0."""
 
     source: str
-    format: str
-    max_length: int | None = None
-    is_stream: bool = False
+    format: str  # recognised format of its rows; several are joined with ``" + "``
+    max_length: int | None = None  # most tokens a sequence may have; None: no limit
+    is_stream: bool = False  # whether rows are read while training, so that the numbers grow
     rows: int = 0
     kept: int = 0
-    dropped: dict[str, list[int]] = field(default_factory=dict)
+    dropped: dict[str, list[int]] = field(default_factory=dict)  # numbers of the rows left out, by reason
+    # Numbers of the kept rows that lost tokens, by side: ``"prompt"``, ``"chosen"``, ``"rejected"``
     cut: dict[str, list[int]] = field(default_factory=dict)
-    longest_tokens: int = 0
+    longest_tokens: int = 0  # tokens of the longest kept sequence, after cutting (encoder-decoder: of the encoder's)
 
     def count(self, row: int, outcome: TokenizedPair | Dropped) -> None:
         """Count one row."""

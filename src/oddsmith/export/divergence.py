@@ -37,23 +37,14 @@ USABLE_MEMORY = 0.9
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far one model is from another, over all tokens of the texts.
-
-    Args:
-        tokens: Number of tokens.
-        kl: Mean KL divergence per token, in nats.
-        kl_max: The largest KL divergence of a single token.
-        same_top: Share of the tokens after which both models find the same token most likely.
-        perplexity: exp of the mean negative log-likelihood of the texts under the reference.
-        perplexity_other: The same under the other model.
-    """
+    """How far one model is from another, over all tokens of the texts."""
 
     tokens: int
-    kl: float
-    kl_max: float
-    same_top: float
-    perplexity: float
-    perplexity_other: float
+    kl: float  # mean KL divergence per token, in nats
+    kl_max: float  # of a single token
+    same_top: float  # share of the tokens after which both models find the same token most likely
+    perplexity: float  # of the texts under the reference: exp of their mean negative log-likelihood
+    perplexity_other: float  # under the other model
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

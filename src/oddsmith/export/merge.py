@@ -54,45 +54,26 @@ SENTENCEPIECE_FILE = "tokenizer.model"
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What was merged, and how close the result is.
+    """What was merged, and how close the result is."""
 
-    Args:
-        name: What was merged, as it was given.
-        folder: Where the model is now.
-        base: Name of the base; ``None`` for a model that was trained whole.
-        dtype: Type of the weights.
-        merge_into: The base that was merged into.
-        parameters: Number of parameters.
-        size_bytes: Size of the weights.
-        compute_dtype: Type in which everything was compared.
-        merged: The merged model before the cast, against base + adapter; ``None`` where nothing was merged.
-        written: The model loaded again from the folder, against base + adapter.
-        tolerance: The largest KL of ``written`` that passes.
-        bits: Bits per weight of the base in training.
-        from_trained: The model loaded again, against the model as it was trained, where that is another one;
-            ``None`` also where it cannot be loaded here (``trained_missing`` says why).
-        trained_missing: Why the model as trained could not be measured.
-        is_tied: Whether embedding and head are one weight.
-        end_tokens: Ids of the tokens that end an answer.
-        seconds: Duration of the export.
-    """
-
-    name: str
-    folder: str
-    base: str | None
-    dtype: str
-    merge_into: str
+    name: str  # of the run or model, as given by the user
+    folder: str  # where the merged model is
+    base: str | None  # name of the base; ``None`` for a model that was trained whole
+    dtype: str  # of the weights
+    merge_into: str  # the base that was merged into
     parameters: int
-    size_bytes: int
-    compute_dtype: str
-    merged: Divergence | None
-    written: Divergence
-    tolerance: float
-    bits: int
+    size_bytes: int  # of the weights
+    compute_dtype: str  # type in which everything was compared
+    merged: Divergence | None  # merged model before the cast, against base + adapter; ``None``: nothing was merged
+    written: Divergence  # the model loaded again from the folder, against base + adapter
+    tolerance: float  # the largest KL of ``written`` that passes
+    bits: int  # bits per weight of the base in training
+    # The model loaded again, against the model on its quantised base; ``None`` without such a base, or where it could
+    # not be loaded
     from_trained: Divergence | None
-    trained_missing: str | None
-    is_tied: bool
-    end_tokens: list[int]
+    trained_missing: str | None  # why it could not be loaded
+    is_tied: bool  # whether embedding and head are one weight
+    end_tokens: list[int]  # ids of the tokens that end an answer
     seconds: float
 
 

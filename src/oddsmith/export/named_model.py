@@ -19,23 +19,14 @@ from ..system.run_folder import EVENTS_FILE
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model that was found by its name and is not loaded yet.
+    """A model that was found by its name and is not loaded yet."""
 
-    Args:
-        name: As it was given.
-        place: The folder or GGUF file, or the id on the hub.
-        kind: An adapter, a whole model, or a GGUF file.
-        base: Name of an adapter's base.
-        record: What was recorded about that base when the adapter was trained.
-        run: The run folder, with its event log, where the model lies in one.
-    """
-
-    name: str
-    place: str
+    name: str  # as given by the user
+    place: str  # the folder or GGUF file, or the id on the hub
     kind: Literal["adapter", "model", "gguf"]
-    base: str | None = None
-    record: BaseRecord | None = None
-    run: Path | None = None
+    base: str | None = None  # name of an adapter's base
+    record: BaseRecord | None = None  # what was recorded about that base when the adapter was trained
+    run: Path | None = None  # the run folder, with its event log, where the model lies in one
 
     @property
     def quantization(self) -> dict[str, Any] | None:

@@ -27,25 +27,15 @@ MODEL, EVALUATION, BENCHMARK = "--model", "--eval-dataset-name", "--benchmark"
 
 @dataclass(frozen=True)
 class Check:
-    """A check that every row passes or not.
+    """A check that every row passes or not."""
 
-    Args:
-        name: Short name, in the table and in JSON.
-        warn_share: Share of the rows from which on it warns; ``ANY``: one row is enough.
-        fail_share: Share of the rows from which on it fails; ``NEVER``: it only warns.
-        meaning: How the fault affects the training.
-        fix: What to do about it.
-        drops: Whether a cleaned set leaves such rows out.
-        needs: The flag of ``oddsmith data check`` without which the check cannot be made; empty for none.
-    """
-
-    name: str
-    warn_share: float
-    fail_share: float
-    meaning: str
-    fix: str
-    drops: bool = False
-    needs: str = ""
+    name: str  # short name, in the table and in JSON
+    warn_share: float  # share of the rows from which on it warns; ``ANY``: one row is enough
+    fail_share: float  # share of the rows from which on it fails; ``NEVER``: it only warns
+    meaning: str  # how the fault affects the training
+    fix: str  # what to do about it
+    drops: bool = False  # whether a cleaned set leaves such rows out
+    needs: str = ""  # the flag of ``oddsmith data check`` without which the check cannot be made; empty for none
 
     def verdict(self, count: int, total: int) -> Verdict:
         """Return the verdict on ``count`` faulty rows of ``total``; ``"pass"`` whenever there is none."""
@@ -71,27 +61,16 @@ Hit = tuple[Check, str]  # a check that a row does not pass, and the faulty part
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check.
+    """The outcome of one check."""
 
-    Args:
-        check: Its name.
-        verdict: pass, warn or fail.
-        count: Number of faulty rows.
-        share: Their share of all rows.
-        rows: The first few of them, counted from 0.
-        found: What was found, in numbers; may be empty.
-        meaning: How the fault affects the training.
-        fix: What to do about it.
-    """
-
-    check: str
+    check: str  # name of the check
     verdict: Verdict
-    count: int
-    share: float
-    rows: tuple[int, ...]
-    found: str
-    meaning: str
-    fix: str
+    count: int  # number of faulty rows
+    share: float  # of all rows
+    rows: tuple[int, ...]  # the first few of them, counted from 0
+    found: str  # what was found, in numbers; may be empty
+    meaning: str  # how the fault affects the training
+    fix: str  # what to do about it
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

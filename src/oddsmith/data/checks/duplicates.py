@@ -26,20 +26,12 @@ BANDS = 16
 
 
 class Fingerprint(NamedTuple):
-    """What is kept of a pair for comparisons.
+    """What is kept of a pair for comparisons."""
 
-    Args:
-        prompt: Digest of the prompt.
-        answers: Digest of the prompt and both answers in alphabetical order.
-        is_swapped: Whether the rejected answer is the first of the two: the same in repeated pairs, and different in
-            conflicting ones.
-        minhash: Sketch of the prompt's word triples.
-    """
-
-    prompt: int
-    answers: int
-    is_swapped: bool
-    minhash: Any
+    prompt: int  # digest of the prompt
+    answers: int  # digest of the prompt and both answers in alphabetical order
+    is_swapped: bool  # rejected is the first of the two: the same in repeated pairs, different in conflicting ones
+    minhash: Any  # sketch of the prompt's word triples
 
     @classmethod
     def of(cls, texts: PairTexts) -> Fingerprint:

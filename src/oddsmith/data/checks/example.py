@@ -25,21 +25,13 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """A pair with its loss mask.
-
-    Args:
-        row: Its number.
-        prompt: The common beginning of both sides.
-        chosen, rejected: What follows it.
-        is_tokenized: Whether the texts are decoded from the tokens of the training; otherwise they are those of the
-            row.
-    """
+    """A pair with its loss mask."""
 
     row: int
-    prompt: str
+    prompt: str  # the common beginning of both sides
     chosen: tuple[Segment, ...]
     rejected: tuple[Segment, ...]
-    is_tokenized: bool
+    is_tokenized: bool  # whether the texts are decoded from tokens; otherwise they are those of the row
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -50,15 +42,9 @@ class Example:
 def first_example(
     rows: Rows | FileRows, left_out: Collection[int], pair_tokenizer: PairTokenizer | None = None
 ) -> Example | None:
-    """Return the first pair that stays.
+    """Return the first pair among the rows whose numbers are not ``left_out``; None where no pair is left.
 
-    Args:
-        rows: The rows.
-        left_out: Numbers of the rows that are left out.
-        pair_tokenizer: Renders and tokenizes it as the training will; None shows the texts of the row.
-
-    Returns:
-        The pair; None where no pair is left.
+    It is rendered and tokenized as in training; without a tokenizer the texts are those of the row.
     """
     for number, row in numbered_rows(rows):
         if number in left_out:

@@ -36,23 +36,14 @@ SHOWN_PARTS = 4  # parts of a finding that are named before the rest is only cou
 
 @dataclass(frozen=True)
 class Survey:
-    """The result of all checks of a dataset.
+    """The result of all checks of a dataset."""
 
-    Args:
-        rows: Number of rows read.
-        formats: How many rows have each format.
-        findings: One for each check that could be made, in the order of the catalogue.
-        skipped: Names of the checks that could not be made, with the flag that they need.
-        left_out: Numbers of the rows that a cleaned set leaves out, by the first check that drops them.
-        kept: Number of rows that the training keeps; None without a tokenizer.
-    """
-
-    rows: int
-    formats: dict[str, int]
-    findings: list[Finding]
-    skipped: dict[str, str]
-    left_out: dict[str, list[int]] = field(repr=False)
-    kept: int | None = None
+    rows: int  # number of rows read
+    formats: dict[str, int]  # how many rows have each format
+    findings: list[Finding]  # one for each check that could be made, in the order of the catalogue
+    skipped: dict[str, str]  # names of the checks that could not be made, with the flag that they need
+    left_out: dict[str, list[int]] = field(repr=False)  # numbers of rows to drop, by the first check that drops them
+    kept: int | None = None  # number of rows that the training keeps; None without a tokenizer
 
     @property
     def verdict(self) -> Verdict:
@@ -128,25 +119,15 @@ def survey(
 
 @dataclass
 class Tally:
-    """What the checks found in some rows.
+    """What the checks found in some rows."""
 
-    Args:
-        rows: Number of rows read.
-        hits: Numbers of the faulty rows, by check and part (a side, a reason, ...).
-        formats: How many rows have each format.
-        characters: Lengths of the answers.
-        tokens: The same in tokens, of the pairs that are kept; only with a tokenizer.
-        kept: Number of rows that the training keeps; only with a tokenizer.
-        fingerprints: Row numbers and fingerprints of the pairs.
-    """
-
-    rows: int = 0
-    hits: dict[tuple[Check, str], list[int]] = field(default_factory=dict)
-    formats: Counter[str] = field(default_factory=Counter)
-    characters: LengthSums = field(default_factory=LengthSums)
-    tokens: LengthSums = field(default_factory=LengthSums)
-    kept: int = 0
-    fingerprints: list[tuple[int, Fingerprint]] = field(default_factory=list)
+    rows: int = 0  # number of rows read
+    hits: dict[tuple[Check, str], list[int]] = field(default_factory=dict)  # faulty rows, by check and part
+    formats: Counter[str] = field(default_factory=Counter)  # how many rows have each format
+    characters: LengthSums = field(default_factory=LengthSums)  # lengths of the answers
+    tokens: LengthSums = field(default_factory=LengthSums)  # the same in tokens, of the kept pairs
+    kept: int = 0  # number of rows that the training keeps; only with a tokenizer
+    fingerprints: list[tuple[int, Fingerprint]] = field(default_factory=list)  # with the row numbers of the pairs
 
     def hit(self, row: int, hits: Iterable[Hit]) -> None:
         """Count a row that does not pass some checks."""

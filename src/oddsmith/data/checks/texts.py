@@ -12,16 +12,10 @@ MAX_WORD_CHARACTERS = 20  # longer on average: a script without spaces between w
 
 @dataclass(frozen=True)
 class PairTexts:
-    """The texts of a pair.
-
-    Args:
-        prompt: The whole prompt, its messages joined by line breaks.
-        question: What the answers respond to: the last message of the user, or the whole prompt where that is text.
-        chosen, rejected: The answers, their messages joined by line breaks.
-    """
+    """The texts of a pair; messages are joined by line breaks."""
 
     prompt: str
-    question: str
+    question: str  # the last message of the user, or the whole prompt where that is text
     chosen: str
     rejected: str
 

@@ -41,21 +41,13 @@ TEXT_KEYS = ("response", "completion", "content", "text")
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """A prompt and two answers to it.
+    """A prompt, the preferred answer to it, and another answer."""
 
-    Args:
-        prompt: Text, or messages with ``role`` and ``content``.
-        chosen: The preferred answer: text, or the messages after the prompt, the last of them the assistant's.
-        rejected: The other answer, likewise.
-        tools: Functions that the model may call, as JSON schemas, for the chat template.
-        template_kwargs: Further variables of the chat template.
-    """
-
-    prompt: str | list[Message]
-    chosen: str | list[Message]
+    prompt: str | list[Message]  # text, or messages with ``role`` and ``content``
+    chosen: str | list[Message]  # text, or the messages after the prompt, the last of them the assistant's
     rejected: str | list[Message]
-    tools: list[Any] | None = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    tools: list[Any] | None = None  # functions that the model may call, as JSON schemas, for the chat template
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # further variables of the chat template
 
     @property
     def is_conversational(self) -> bool:

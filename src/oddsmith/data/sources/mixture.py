@@ -40,19 +40,12 @@ MAX_WEIGHT = 1e300
 
 @dataclass(frozen=True)
 class Part:
-    """One dataset of a mixture.
+    """One dataset of a mixture."""
 
-    Args:
-        path: Hub id, file, folder, or ``builtin:house-style``.
-        name: Configuration of a hub dataset.
-        split: Split, or a slice of one; by default the training split.
-        weight: Relative share of the mixture's rows; give every part one, or none.
-    """
-
-    path: str
-    name: str | None = None
-    split: str | None = None
-    weight: float | None = None
+    path: str  # hub id, file, folder, or ``builtin:house-style``
+    name: str | None = None  # configuration of a hub dataset
+    split: str | None = None  # split, or a slice of one; by default the training split
+    weight: float | None = None  # relative share of the mixture's rows; give every part one, or none
 
 
 def parse_mixture(entries: Any) -> list[Part]:

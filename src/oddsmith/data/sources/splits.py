@@ -34,13 +34,10 @@ NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "sta
 
 @dataclass(frozen=True)
 class Split:
-    """A named part of a dataset, or a slice of it.
-
-    Args:
-        start, stop: The slice: a row number, a share such as ``"10%"``, or None; negative ones count from the end.
-    """
+    """A named part of a dataset, or a slice of it."""
 
     name: str
+    # The slice: a row number, a share such as ``"10%"``, or None; negative ones count from the end
     start: str | None = None
     stop: str | None = None
 

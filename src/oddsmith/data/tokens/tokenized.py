@@ -35,27 +35,18 @@ class Dropped:
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """The tokens of one pair.
+    """The tokens of one pair."""
 
-    Args:
-        chosen_ids, rejected_ids: Prompt and response. Encoder-decoder: the decoder's labels alone.
-        chosen_prompt_tokens, rejected_prompt_tokens: Length of the prompt part; may differ by a merge at its end.
-            Encoder-decoder: 0.
-        chosen_end, rejected_end: One past the last target, which is the end-of-turn token unless it was cut off.
-        prompt_cut, chosen_cut, rejected_cut: Whether prompt tokens, chosen or rejected targets were cut off.
-        prompt_ids: The encoder's input; empty for other models.
-    """
-
-    chosen_ids: list[int]
+    chosen_ids: list[int]  # prompt and response; encoder-decoder: the decoder's labels alone
     rejected_ids: list[int]
-    chosen_prompt_tokens: int
-    rejected_prompt_tokens: int
-    chosen_end: int
+    chosen_prompt_tokens: int  # length of the prompt; encoder-decoder: 0
+    rejected_prompt_tokens: int  # may differ by a merge at the end of the prompt
+    chosen_end: int  # one past the last target, which is the end-of-turn token unless it was cut off
     rejected_end: int
-    prompt_cut: bool = False
-    chosen_cut: bool = False
+    prompt_cut: bool = False  # whether prompt tokens were cut off
+    chosen_cut: bool = False  # whether targets were cut off
     rejected_cut: bool = False
-    prompt_ids: tuple[int, ...] = ()
+    prompt_ids: tuple[int, ...] = ()  # the encoder's input; empty for other models
 
     @property
     def longest_tokens(self) -> int:

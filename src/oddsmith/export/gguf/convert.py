@@ -60,21 +60,13 @@ IGNORED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the new file.
+    """One tensor of the new file."""
 
-    Args:
-        name: Its name in llama.cpp.
-        shape: Its shape in torch.
-        file: The safetensors file that holds it; ``None`` where it is computed.
-        source: Its name there.
-        source_type: ``"f32"``, ``"f16"`` or ``"bf16"``.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    file: Path | None
-    source: str
-    source_type: str
+    name: str  # in llama.cpp
+    shape: tuple[int, ...]  # in torch
+    file: Path | None  # the safetensors file that holds it; ``None`` where it is computed
+    source: str  # its name in that file
+    source_type: str  # ``"f32"``, ``"f16"`` or ``"bf16"``
 
     @property
     def stays_float32(self) -> bool:
@@ -87,23 +79,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Conversion:
-    """The plan of a conversion.
+    """The plan of a conversion."""
 
-    Args:
-        title: What the file calls the model.
-        settings: The model's settings.
-        family: Its family.
-        vocabulary: Its tokenizer.
-        tensors: The tensors of the new file, in order.
-        stored: The encoding that keeps the matrices as they are stored; f32 where they are of several types.
-    """
-
-    title: str
+    title: str  # what the file calls the model
     settings: Settings
     family: Family
     vocabulary: Vocabulary
-    tensors: list[Tensor]
-    stored: str
+    tensors: list[Tensor]  # of the new file, in order
+    stored: str  # the encoding that keeps the matrices as they are stored; f32 where they are of several types
 
 
 def plan_conversion(folder: Path, *, title: str, source: str) -> Conversion:

@@ -37,45 +37,26 @@ MODELFILE = "Modelfile"
 
 @dataclass(frozen=True)
 class GgufFile:
-    """One file that was written.
+    """One file that was written."""
 
-    Args:
-        type: A key of ``FILE_TYPES``.
-        path: Where it is.
-        size_bytes: Its size.
-        proof: The comparison with the model.
-        warnings: What the user should read before relying on it.
-        seconds: Time to write it, open it and run it.
-    """
-
-    type: str
+    type: str  # a key of ``FILE_TYPES``
     path: str
     size_bytes: int
-    proof: Proof
-    warnings: list[str]
-    seconds: float
+    proof: Proof  # the comparison with the model
+    warnings: list[str]  # what the user should read before relying on it
+    seconds: float  # time to write it, open it and run it
 
 
 @dataclass(frozen=True)
 class GgufReport:
-    """What was exported.
+    """What was exported."""
 
-    Args:
-        name: The model, as it was given.
-        title: What the files call the model.
-        files: In the order they were asked for.
-        modelfile: Path of the Modelfile for Ollama.
-        merge: How an adapter was merged; ``None`` where nothing was merged.
-        is_exact: Whether the model that they were compared with was computed in float32.
-        seconds: Duration of the export.
-    """
-
-    name: str
-    title: str
-    files: list[GgufFile]
-    modelfile: str
-    merge: MergeReport | None
-    is_exact: bool
+    name: str  # of the model, as given by the user
+    title: str  # what the files call the model
+    files: list[GgufFile]  # in the order they were asked for
+    modelfile: str  # path
+    merge: MergeReport | None  # how an adapter was merged; ``None`` where nothing was merged
+    is_exact: bool  # whether the files were compared with the model in float32
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:

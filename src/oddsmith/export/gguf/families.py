@@ -24,24 +24,16 @@ Settings = Mapping[str, Any]  # config.json as transformers understands it, ``Pr
 
 @dataclass(frozen=True)
 class Family:
-    """What is particular to a family.
+    """What is particular to a family."""
 
-    Args:
-        architecture: llama.cpp's name for it.
-        write_settings: Writes its settings; ``write_common`` for most.
-        permutes_heads: Whether the rows of q and k are reordered as llama.cpp rotates them; see ``interleave_heads``.
-        norm_offset: Added to the weights of every norm (Gemma computes with 1 + weight).
-        rope_types: The kinds of ``rope_parameters`` that can be expressed.
-        extra_tensors: Computes tensors from the settings, with their names.
-        refusal: Returns what llama.cpp would get wrong with these settings, or ``None``.
-    """
-
-    architecture: MODEL_ARCH
-    write_settings: Callable[[GGUFWriter, Settings], None]
-    permutes_heads: bool = False
-    norm_offset: float = 0.0
-    rope_types: tuple[str, ...] = ("default", "linear", "yarn")
+    architecture: MODEL_ARCH  # llama.cpp's name for it
+    write_settings: Callable[[GGUFWriter, Settings], None]  # writes its settings; ``write_common`` for most
+    permutes_heads: bool = False  # whether rows of q and k are reordered; see ``interleave_heads``
+    norm_offset: float = 0.0  # added to the weights of every norm (Gemma computes with 1 + weight)
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn")  # those that can be expressed
+    # Computes tensors from the settings, with their names
     extra_tensors: Callable[[Settings], Iterator[tuple[str, torch.Tensor]]] = lambda settings: iter(())
+    # Returns what llama.cpp would get wrong with these settings, or ``None``
     refusal: Callable[[Settings], str | None] = lambda settings: None
 
 

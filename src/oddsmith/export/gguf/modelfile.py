@@ -34,23 +34,14 @@ _WITH_SYSTEM: tuple[Turns, ...] = tuple((("system", "Be brief."), *turns) for tu
 
 @dataclass(frozen=True)
 class ChatPattern:
-    """The text that a simple chat template writes around the contents.
+    """The text that a simple chat template writes around the contents."""
 
-    Args:
-        opening: At the start of a conversation without a system turn; without a begin token that is added anyway.
-        system: Before and after a system turn; ``None`` where the template takes none.
-        user_before: Before a question.
-        user_after: After a question, with the opening of the answer.
-        lead: Before the text of an earlier answer.
-        answer_after: After an earlier answer.
-    """
-
-    opening: str
-    system: tuple[str, str] | None
-    user_before: str
-    user_after: str
-    lead: str
-    answer_after: str
+    opening: str  # at the start of a conversation without a system turn; without a begin token that is added anyway
+    system: tuple[str, str] | None  # before and after a system turn; ``None`` where the template takes none
+    user_before: str  # before a question
+    user_after: str  # after a question, with the opening of the answer
+    lead: str  # before the text of an earlier answer
+    answer_after: str  # after an earlier answer
 
     def render(self, turns: Turns) -> str:
         """Render a conversation that ends with a question."""

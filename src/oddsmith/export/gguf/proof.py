@@ -21,38 +21,23 @@ MAX_KL_IN_16_BITS = 2e-2
 
 @dataclass(frozen=True)
 class Reference:
-    """The model that files are made from, on the texts.
-
-    Args:
-        tokenizer: Its tokenizer.
-        ids: Tokens of the texts.
-        logits: Its logits, float32 ``[T, V]`` per text.
-        exact: Whether it was computed in float32.
-    """
+    """The model that files are made from, on the texts."""
 
     tokenizer: PreTrainedTokenizerBase
-    ids: list[list[int]]
-    logits: list[torch.Tensor]
-    exact: bool
+    ids: list[list[int]]  # tokens of the texts
+    logits: list[torch.Tensor]  # float32 ``[T, V]`` per text
+    exact: bool  # whether the logits were computed in float32
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How a file compares with the model.
-
-    Args:
-        divergence: Distance between the logits.
-        most_kl: The largest KL that is expected.
-        texts_cut_otherwise: Number of texts that llama.cpp splits into other tokens than the model's tokenizer.
-        texts: Number of texts that were compared.
-        begins: Whether llama.cpp puts the begin token in front of a text.
-    """
+    """How a file compares with the model."""
 
     divergence: Divergence
-    most_kl: float
-    texts_cut_otherwise: int
-    texts: int
-    begins: bool
+    most_kl: float  # the largest KL that is expected
+    texts_cut_otherwise: int  # number of texts that llama.cpp splits into other tokens than the model's tokenizer
+    texts: int  # number of all texts
+    begins: bool  # whether llama.cpp puts the begin token in front of a text
 
     def warnings(self, name: str) -> list[str]:
         """Return what the user should read before relying on a file of the type ``name``, in sentences."""

@@ -22,17 +22,11 @@ from .llama_cpp import available_processors, load_cyllama, logged_errors
 
 @dataclass(frozen=True)
 class FileType:
-    """A type that a file can be exported in.
-
-    Args:
-        number: Its number in llama.cpp.
-        bits: Mean bits per weight, scales included, for models with rows that 256 divides.
-        max_kl: Mean KL divergence per token from the 16-bit model, in nats, above which the export warns.
-    """
+    """A type that a file can be exported in."""
 
     number: LlamaFileType
-    bits: float
-    max_kl: float
+    bits: float  # mean bits per weight, scales included, for models with rows that 256 divides
+    max_kl: float  # mean KL divergence per token from the 16-bit model, in nats, above which the export warns
 
 
 MAX_KL_UNQUANTISED = 1e-3  # above it the export of an unquantised file fails

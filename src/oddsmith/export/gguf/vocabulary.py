@@ -50,29 +50,17 @@ COMPARABLE = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file holds of a tokenizer.
+    """What a GGUF file holds of a tokenizer."""
 
-    Args:
-        kind: ``"gpt2"`` or ``"llama"``.
-        pre: llama.cpp's name of the pre-tokenizer.
-        tokens: The token of each row of the embedding.
-        types: Its type.
-        scores: Its score, in a SentencePiece vocabulary.
-        special: Ids of special tokens, merges and the chat template, as the ``gguf`` package reads them.
-        end_id: The token that ends an answer, if there is one.
-        begins: Whether the begin token is put in front of a text.
-        adds_space: Whether a space is put in front of a text; ``None`` leaves it to llama.cpp.
-    """
-
-    kind: str
-    pre: str
-    tokens: list[str]
+    kind: str  # ``"gpt2"`` or ``"llama"``
+    pre: str  # llama.cpp's name of the pre-tokenizer
+    tokens: list[str]  # the token of each row of the embedding
     types: list[TokenType]
-    scores: list[float] | None
-    special: SpecialVocab
-    end_id: int | None
-    begins: bool
-    adds_space: bool | None
+    scores: list[float] | None  # in a SentencePiece vocabulary
+    special: SpecialVocab  # ids of special tokens, merges and the chat template, as the ``gguf`` package reads them
+    end_id: int | None  # the token that ends an answer, if there is one
+    begins: bool  # whether the begin token is put in front of a text
+    adds_space: bool | None  # whether a space is put in front of a text; ``None`` leaves it to llama.cpp
 
     def write(self, writer: GGUFWriter) -> None:
         """Write the vocabulary into the header of a file."""

@@ -28,21 +28,12 @@ DEFAULT_MAX_NEW_TOKENS = 512
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn.
+    """How answers are drawn; a value out of range raises ``ConfigError``."""
 
-    Args:
-        temperature: 0 takes the likeliest token each time; ``None`` follows the model's own generation settings, and
-            takes the likeliest where it has none.
-        max_new_tokens: Length at which an answer is cut.
-        seed: The same conversation with the same seed gets the same answer.
-
-    Raises:
-        ConfigError: A value is out of range.
-    """
-
+    # 0 takes the likeliest token each time; ``None`` follows the model's generation settings, and is 0 without any
     temperature: float | None = None
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
-    seed: int = 0
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS  # length at which an answer is cut
+    seed: int = 0  # the same conversation with the same seed gets the same answer
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0 <= self.temperature <= 100:
