@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig
 
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.model.loading.models import load_model, load_tokenizer
+from oddsmith.system import precision
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 
 # On the CPU in float32, with nothing reported or saved.
@@ -54,7 +56,10 @@ def train_run(base: Path | str, folder: Path, lora: dict[str, Any] | None = None
         adapter = LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora})
     held_out, tokenizer = ragged_pairs(3, seed=1), load_tokenizer(str(base))
     settings = {**SETTINGS, **settings}
-    trainer = make_trainer(folder, model, 6, held_out, tokenizer=tokenizer, peft_config=adapter, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        if "dtype" in options:  # a base in bfloat16 stays in it, also on a CPU that emulates it
+            patch.setattr(precision, "_cpu_bf16_unit", lambda: "AVX512-BF16")
+        trainer = make_trainer(folder, model, 6, held_out, tokenizer=tokenizer, peft_config=adapter, **settings)
     trainer.train()
     trainer.evaluate()
     if lora is not None:  # a few steps change an adapter little; losing it in a merge has to show

@@ -13,6 +13,7 @@ from oddsmith import ORPOTrainer
 from oddsmith.cli.commands.train.assembly import base_dtype
 from oddsmith.cli.parsing.resolve import build, resolve
 from oddsmith.cli.parsing.schema import load_fields
+from oddsmith.system import precision
 from oddsmith.system.run_folder import PAIRS_FILE
 from tests.command import SETTINGS, run_apart, run_here, save_config, save_model, save_pairs
 
@@ -257,5 +258,6 @@ def test_too_little_memory_says_what_to_lower(train, monkeypatch):
         (["--dtype", "auto"], "auto"),
     ],
 )
-def test_the_type_of_the_weights(words, dtype):
+def test_the_type_of_the_weights(words, dtype, monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_bf16_unit", lambda: "AVX512-BF16")
     assert base_dtype(build(resolve(["--use-cpu", *words], load_fields()))) == dtype
