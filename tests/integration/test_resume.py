@@ -132,7 +132,8 @@ def test_early_stopping_counts_on(tmp_path):
 
 def test_micro_batches_are_made_as_before(tmp_path):
     start(tmp_path, max_tokens_per_microbatch="auto")
-    budget = json.loads((tmp_path / "checkpoint-4" / "process-0.json").read_text())["parts"]["layout"]["max_tokens"]
+    kept = json.loads((tmp_path / "checkpoint-4" / "process-0.json").read_text())["parts"]["layout"]
+    budget = kept["state"]["max_tokens"]
     resumed = make(tmp_path, max_tokens_per_microbatch="auto")
     resumed.path.max_tokens = int(budget * 1.5)  # more memory is free now
     resumed.train(resume_from_checkpoint=True)
