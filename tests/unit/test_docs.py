@@ -51,10 +51,20 @@ def test_each_dotted_name_exists(page):
         assert is_module or re.search(rf"\b(def|class) {attribute}\b", source), name
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_each_link_to_a_file_leads_somewhere(page):
-    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text_of(page))
-    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+def test_each_link_leads_somewhere(page):
+    wrong = []
+    for link, anchor in re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)", text_of(page)):
+        target = (ROOT / page).parent / link if link else ROOT / page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            wrong.append(f"{link}#{anchor}")
+    assert not wrong
 
 
 def test_the_page_on_the_architecture_lists_what_each_room_may_import():
