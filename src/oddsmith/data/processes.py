@@ -6,7 +6,7 @@ here, and a process without a reader fails to write. The pools of the standard l
 (``multiprocessing.Pool`` waits for ever for a process that was killed, ``ProcessPoolExecutor`` leaves its processes
 behind when it is killed itself).
 
-Where fork is not safe (Windows, macOS) new processes start: the work must be picklable there, and the main module needs
+Where fork is not safe (macOS) new processes start: the work must be picklable there, and the main module needs
 its ``if __name__ == "__main__"``.
 """
 

@@ -232,7 +232,7 @@ def available_processors() -> int:
     limit = os.environ.get("OMP_NUM_THREADS", "")
     if limit.isdecimal() and int(limit) > 0:
         return int(limit)
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 

@@ -137,9 +137,8 @@ def require_free(host: str, port: int) -> None:
             f"host {host!r}: no such address ({error.strerror}); expected one such as 127.0.0.1"
         ) from error
     with socket.socket(family, kind, protocol) as probe:
-        # As servers do on Unix, where a port may be waiting for stray packets after its last server has ended.
-        if os.name == "posix":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # As servers do, because a port may be waiting for stray packets after its last server has ended.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as error:
