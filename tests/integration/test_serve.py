@@ -157,7 +157,7 @@ def test_bad_input_is_one_clear_line(capsys, gguf, words, message):
 def test_an_address_that_others_reach_is_warned_about(capsys, gguf):
     outcome = run_here(capsys, "serve", gguf, "--host", "192.0.2.1")  # no address of any machine
     assert outcome.code == 2
-    assert outcome.err.startswith("warning: 192.0.2.1 can be reached from other machines, and nobody is asked for a")
+    assert outcome.err.startswith("warning: 192.0.2.1 can be reached from other machines, and no password is asked")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line. On Windows it ends here, before a module is loaded that needs POSIX."""
+"""Exit with a clear message on Windows, before a module is imported that needs POSIX."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""The command ``oddsmith``: which subcommands there are. Each module is imported when its command runs.
+"""List the subcommands of ``oddsmith``, and run one of them; its module is imported only then.
 
-Nothing here imports torch: help and mistakes of typing are answered at once. docs/decisions/command-line.md says why
-the command line is read by our own code.
+Nothing here imports torch, so that help and typing mistakes are answered at once. docs/decisions/command-line.md says
+why the command line is read by our own code.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .terminal.outcome import run
 
 
 class Command(NamedTuple):
-    """A command and where it is.
+    """The module and function of a command.
 
-    Its module also has what ``--help`` shows: ``USAGE``, ``INTRO``, ``OPTIONS`` (its own flags) and, where settings are
-    flags of the command, ``SETTINGS_IN_HELP`` (their names, or ``None`` for all of them).
+    The module also defines what ``--help`` shows: ``USAGE``, ``INTRO``, ``OPTIONS`` (its own flags) and, where settings
+    are flags of the command, ``SETTINGS_IN_HELP`` (their names, or ``None`` for all of them).
     """
 
     module: str  # under oddsmith.cli.commands
@@ -51,14 +51,7 @@ EXIT_CODES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the command ``oddsmith``.
-
-    Args:
-        arguments: The words after ``oddsmith``; those of this process by default.
-
-    Raises:
-        SystemExit: Always, with the exit code.
-    """
+    """Run the command that the words after ``oddsmith`` name (``sys.argv`` by default), and exit with its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(_dispatch(words[1:] if words[:1] == ["--"] else words, group=""))
 

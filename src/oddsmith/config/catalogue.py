@@ -1,9 +1,9 @@
-"""The setting catalogue: every setting with its group in the help, its help, and whether it decides on the weights.
+"""List every setting with its group in the help, its help, and its effect on the weights. Needs no torch.
 
 The help, ``schema.json``, the comparison of a resumed run with its checkpoint, the ``start`` event, the model card and
-``oddsmith eval`` read this table; it can be read without torch. A setting of ours is a field of one of the dataclasses
-beside this module; all others are fields of ``transformers.TrainingArguments``. A test fails for a field without entry.
-The facts are not ``metadata`` of the fields, because ``HfArgumentParser`` passes all of it on to ``argparse``.
+``oddsmith eval`` read this table. Our settings are fields of the dataclasses beside this module; all others are fields
+of ``transformers.TrainingArguments``. A test fails for a field without an entry. The facts are not ``metadata`` of the
+fields, because ``HfArgumentParser`` passes all of that on to ``argparse``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Settings = TypeVar("Settings", bound=type)
 
 
 class Effect(Enum):
-    """What a setting has to do with the weights that come out; so whether it may change when a run is resumed.
+    """The effect of a setting on the trained weights, and so whether it may change when a run is resumed.
 
-    DECIDES: The value is compared with the checkpoint's, and a change is refused.
-    BY_RESULT: It decides through something that is compared itself: the tokens of the pairs, the files and type of the
-    base model, the adapter, the number of pairs of a step. A dataset that was renamed is the same dataset.
-    FREE: Logging, saving, evaluating, speed, memory; the weights may differ by rounding at most.
+    DECIDES: The setting itself is compared with that in the checkpoint, and a change is refused.
+    BY_RESULT: Its result is compared instead: the tokens of the pairs, the files and type of the base model, the
+    adapter, the number of pairs of a step. So a dataset may be renamed.
+    FREE: It may change: logging, saving, evaluation, speed, memory. The weights differ by rounding at most.
     """
 
     DECIDES = auto()
@@ -46,7 +46,7 @@ COMMON, SUMMARY, EVAL = Trait
 
 
 class Facts(NamedTuple):
-    """What is known about one setting, beside its type and default."""
+    """The facts about one setting, beside its type and default."""
 
     effect: Effect
     name: str
@@ -62,18 +62,14 @@ def each(make: Callable[[str], Facts], names: str) -> tuple[Facts, ...]:
     return tuple(map(make, names.split()))
 
 
-OTHER = "Other"  # also gets the settings of a version of transformers that this table does not have
+OTHER = "Other"  # includes settings of other versions of transformers, which this table lacks
 
 ORPO = (
     decides(
-        "beta",
-        "Weight of the odds-ratio term: the paper's lambda, the authors' code's alpha.",
-        COMMON | SUMMARY | EVAL,
+        "beta", "Weight of the odds-ratio term: the paper's lambda, the authors' code's alpha.", COMMON | SUMMARY | EVAL
     ),
     decides(
-        "max_length",
-        "Most tokens of a sequence (prompt + response); a longer one is cut.",
-        COMMON | SUMMARY | EVAL,
+        "max_length", "Most tokens of a sequence (prompt + response); a longer one is cut.", COMMON | SUMMARY | EVAL
     ),
     decides(
         "max_prompt_length",
@@ -87,9 +83,7 @@ ORPO = (
     ),
     by_result("bad_rows", "Stop at an invalid row, or leave it out and count it.", COMMON | EVAL),
     decides(
-        "max_completion_length",
-        "Most tokens of a response of an encoder-decoder model (default 128 there).",
-        EVAL,
+        "max_completion_length", "Most tokens of a response of an encoder-decoder model (default 128 there).", EVAL
     ),
     by_result("orpo_alpha", "With orpo_beta, another spelling of beta: beta = orpo_alpha * orpo_beta."),
     by_result("orpo_beta", "See orpo_alpha."),
@@ -169,9 +163,7 @@ TRAINING = (
     decides("bf16", "Compute in bf16. By default: wherever the hardware multiplies bf16.", COMMON),
     free("use_cpu", "Train on the CPU even where there is an accelerator.", COMMON),
     decides(
-        "seed",
-        "Seed of everything random: order of the pairs, adapter weights, dropout.",
-        COMMON | SUMMARY | EVAL,
+        "seed", "Seed of everything random: order of the pairs, adapter weights, dropout.", COMMON | SUMMARY | EVAL
     ),
     free("prefix_forest", "Compute what sequences share once, without padding, where the model can do it exactly."),
     decides(

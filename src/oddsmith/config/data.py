@@ -1,4 +1,4 @@
-"""Which pairs."""
+"""Define the settings of the preference pairs: ``ScriptArguments``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .catalogue import with_help
 @with_help
 @dataclass
 class ScriptArguments:
-    """Which data. TRL's ``ScriptArguments`` fields, and ours at the end.
+    """The settings of the data: the fields of TRL's ``ScriptArguments``, and ours at the end.
 
     Args:
         dataset_name: Hub id, file (JSONL, JSON, CSV, Parquet), folder, or ``builtin:house-style``.

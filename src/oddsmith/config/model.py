@@ -1,4 +1,4 @@
-"""Which model, and which adapter."""
+"""Define the settings of the model and the adapter: ``ModelConfig``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .catalogue import with_help
 @with_help
 @dataclass
 class ModelConfig:
-    """Which model, in which precision, with which adapter. TRL's ``ModelConfig`` fields, and ours at the end.
+    """The settings of model, precision and adapter: the fields of TRL's ``ModelConfig``, and ours at the end.
 
     Args:
         model_name_or_path: Hub id, folder, GGUF file, or ``builtin:smollm2-135m-instruct``.

@@ -1,4 +1,4 @@
-"""How to train: ``ORPOConfig``, which also checks the values."""
+"""Define and check the settings of the training: ``ORPOConfig``."""
 
 from __future__ import annotations
 
@@ -128,14 +128,14 @@ class ORPOConfig(TrainingArguments):
         emulated = self._resolve_precision()
         if self.report_to is None:  # YAML's null and `--report-to none`; transformers wants the word
             self.report_to: Any = "none"
-        if self.save_total_limit == 1:  # so that another is there while one is written, or if it is damaged
+        if self.save_total_limit == 1:  # a second one is there while one is written, or if one is damaged
             self.save_total_limit: Any = 2
         super().__post_init__()
         if emulated and self.process_index == 0:
             logger.warning("float32: %s", BF16_EMULATED)
 
     def _resolve_precision(self) -> bool:
-        """Decide on ``bf16`` and say why; return whether it was asked for on a CPU that would have to emulate it."""
+        """Set ``bf16`` and the reason for it; return whether it was asked for on a CPU that must emulate it."""
         self.precision_reason = "set by hand"
         if self.bf16 is None:
             best = best_precision(use_cpu=bool(self.use_cpu))

@@ -42,16 +42,10 @@ TOTAL_NAMES = ("total_steps", "max_steps")
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """Read the lines of a text of any size, without colours.
+    """Yield the lines of a text of any size that are not blank, without colours.
 
     A carriage return ends a line too, because progress bars use it. Of a line longer than ``MAX_LINE`` only the
-    beginning is returned.
-
-    Args:
-        path: The file; bytes that are not UTF-8 are replaced.
-
-    Yields:
-        str: Each line that is not blank.
+    beginning is read. Bytes that are not UTF-8 are replaced.
     """
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         while line := file.readline(MAX_LINE):
@@ -87,7 +81,7 @@ def read_json_lines(path: Path) -> History:
 
 
 class _ConsoleReader:
-    """Reads a log line by line; keeps the last progress bar, the last table head, and a dict that is still open."""
+    """Reads a log line by line; keeps the last progress bar, the last table head, and an incomplete dict."""
 
     def __init__(self, source: str):
         self.builder = HistoryBuilder(source)
@@ -130,7 +124,7 @@ class _ConsoleReader:
         return self._last_step
 
     def _read_records(self, line: str) -> None:
-        """Read the dicts in a line; one that does not end in it goes on in the next."""
+        """Read the dicts in a line, and keep an incomplete one for the next line."""
         text = f"{self._open}\n{line}" if self._open else line[line.index("{") :]
         self._open = ""
         *records, rest = re.split(r"(?<=\})", text)

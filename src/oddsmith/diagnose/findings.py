@@ -1,4 +1,4 @@
-"""The result of a rule: a verdict, the evidence, what it means, and what to change."""
+"""Define the result of a rule: a verdict, the evidence, what it means, and what to change."""
 
 from __future__ import annotations
 
@@ -17,31 +17,21 @@ class Verdict(StrEnum):
 
     @property
     def severity(self) -> int:
-        """0 for healthy, 2 for act."""
+        """Return 0 for healthy, 1 for watch, 2 for act."""
         return list(Verdict).index(self)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding.
-
-    Args:
-        verdict: How bad it is.
-        metric: The metric that shows it, by its name in ``metrics.py``; behind ``eval_`` if it is held-out.
-        step: The first optimizer step that shows it; ``None`` for the whole run.
-        evidence: Values, and what they are compared with.
-        meaning: What that says about the model.
-        change: What to do, with a number if there is one; empty for healthy findings.
-        rule: Name of the rule; ``rules.rule`` fills it in.
-    """
+    """One finding."""
 
     verdict: Verdict
-    metric: str
-    step: int | None
-    evidence: str
-    meaning: str
-    change: str = ""
-    rule: str = ""
+    metric: str  # the metric that shows it, by its name in metrics.py; behind eval_ if it is held-out
+    step: int | None  # the first optimizer step that shows it; None for the whole run
+    evidence: str  # values, and what they are compared with
+    meaning: str  # what that says about the model
+    change: str = ""  # what to do, with a number if there is one; empty for healthy findings
+    rule: str = ""  # name of the rule; rules.judge fills it in
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values, for ``--json`` and the event log."""

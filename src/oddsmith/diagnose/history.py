@@ -1,4 +1,4 @@
-"""The metrics of a run over its steps, under our names, whoever logged them."""
+"""Collect the metrics of a run over its steps, under our names, from the logs of any trainer."""
 
 from __future__ import annotations
 
@@ -13,20 +13,15 @@ from .names import held_out_name, known_name
 MAX_LOGP = -1e-6  # of log(p / (1 - p)), p the mean token probability; the loss has the same bound
 MAX_STEP = 10**12
 MIN_MEAN_LOGP = -50.0  # lower ones are sums over tokens, not means
-EPOCH = "epoch"  # says when, and is no result
+EPOCH = "epoch"  # logged beside the metrics, and not a result
 
 
 @dataclass(frozen=True)
 class Series:
-    """One metric over the run.
+    """One metric over the run."""
 
-    Args:
-        steps: [P] optimizer steps, ascending.
-        values: [P] NaN where the source has NaN, or ``null`` for a number that JSON cannot hold.
-    """
-
-    steps: np.ndarray
-    values: np.ndarray
+    steps: np.ndarray  # [P] optimizer steps, ascending
+    values: np.ndarray  # [P] NaN where the source has NaN, or ``null`` for a number that JSON cannot hold
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -53,26 +48,17 @@ EMPTY = Series(np.zeros(0), np.zeros(0))
 
 @dataclass
 class History:
-    """A run as the rules see it.
+    """The metrics and settings of a run that the rules judge."""
 
-    Args:
-        source: Where it was read, for messages.
-        training: Metric -> series.
-        held_out: Name of an evaluation set (``""`` for the only one) -> metric -> series.
-        settings: Those that are known of ``beta``, ``learning_rate``, ``max_steps``, ``warmup_steps``,
-            ``parameters``, ``trainable_parameters``, ``adapter``.
-        skipped: Number of lines without a metric.
-        finished: Whether the run is known to have ended.
-        steps_are_lines: Whether the source has no steps, so that log lines are counted instead.
-    """
-
-    source: str = ""
-    training: dict[str, Series] = field(default_factory=dict)
-    held_out: dict[str, dict[str, Series]] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    skipped: int = 0
-    finished: bool = True
-    steps_are_lines: bool = False
+    source: str = ""  # where it was read, for messages
+    training: dict[str, Series] = field(default_factory=dict)  # metric -> series
+    held_out: dict[str, dict[str, Series]] = field(
+        default_factory=dict
+    )  # set ("" for the only one) -> metric -> series
+    settings: dict[str, Any] = field(default_factory=dict)  # those of readers.USED_SETTINGS that are known
+    skipped: int = 0  # lines without a metric
+    finished: bool = True  # whether the run is known to have ended
+    steps_are_lines: bool = False  # the source has no steps, so log lines are counted instead
 
     def get(self, name: str) -> Series:
         """Return a training metric; an empty series if it was not logged."""
@@ -85,24 +71,24 @@ class History:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no metric."""
+        """Return whether there is no metric."""
         return self.training.keys() <= {EPOCH} and not self.held_out
 
     @property
     def last_step(self) -> int:
-        """The last step with a logged metric."""
+        """Return the last step with a logged metric."""
         groups = (self.training, *self.held_out.values())
         return int(max((series.steps[-1] for group in groups for series in group.values() if len(series)), default=0))
 
     @property
     def steps_planned(self) -> int:
-        """Steps of the whole run if they are known, else the last step."""
+        """Return the steps of the whole run if they are known, else the last step."""
         planned = self.setting("max_steps")
         return int(planned) if planned is not None and planned > 0 else self.last_step
 
     @property
     def trains_adapter(self) -> bool | None:
-        """Whether an adapter is trained; ``None`` if the source does not say."""
+        """Return whether an adapter is trained; ``None`` if the source does not say."""
         if "adapter" in self.settings:
             return bool(self.settings["adapter"])
         trained, total = self.setting("trainable_parameters"), self.setting("parameters")
@@ -118,15 +104,9 @@ class HistoryBuilder:
         self._held_out: dict[str, dict[str, dict[int, float]]] = {}
 
     def add(self, step: int, values: Mapping[str, Any], null_is_nan: bool = False) -> bool:
-        """Add the metrics that were logged at a step.
+        """Add the metrics among values that were logged at a step; return whether there were any but the epoch.
 
-        Args:
-            step: The step; nothing is added for an impossible one.
-            values: Names and values as the source has them; those that are no metrics are left out.
-            null_is_nan: Whether ``None`` stands for a number that is not finite, rather than for nothing.
-
-        Returns:
-            Whether there was a metric among them, apart from the epoch.
+        Nothing is added for an impossible step. ``null_is_nan`` says that ``None`` stands for NaN or infinity.
         """
         if not 0 <= step <= MAX_STEP:
             return False
@@ -195,11 +175,10 @@ def as_number(value: Any, null_is_nan: bool = False) -> float | None:
 
 
 def _settle_log_odds(metrics: dict[str, Series]) -> None:
-    """Put ``log_odds_chosen`` and ``log_odds_ratio`` under their right names.
+    """Move the log of the odds ratio to ``log_odds_chosen``, where a trainer logged it as ``log_odds_ratio``.
 
-    The first is the log of the odds ratio, of either sign; the second its log-sigmoid, never above 0 (TRL's names).
-    Some trainers call the first what TRL calls the second. A value above 0 decides; without one, the
-    log-probabilities do.
+    In TRL ``log_odds_chosen`` is the log of the odds ratio, and ``log_odds_ratio`` its log-sigmoid, which is never
+    above 0. So a value above 0 decides which of them was logged; without one, the log-probabilities do.
     """
     ratio, odds = metrics.get("log_odds_ratio"), metrics.get("log_odds_chosen")
     if ratio is None:

@@ -10,7 +10,7 @@
 | ``rewards/chosen``, ... | ``rewards / chosen`` | the table of Unsloth's and Hugging Face's notebooks |
 | ``loss``, ``eval_loss`` | ``Training Loss``, ``Validation Loss`` | the same |
 | any | ``train/...``, ``eval/...`` | W&B, TensorBoard |
-| ``log_odds_chosen``, ``log_odds_ratio`` | either under the other's name | told apart by their values: history.py |
+| ``log_odds_chosen``, ``log_odds_ratio`` | either under the other's name | history.py compares their values |
 """
 
 from __future__ import annotations
@@ -45,13 +45,9 @@ def known_name(raw: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def held_out_name(raw: str) -> tuple[str, str] | None:
-    """Split the name of a held-out metric: ``eval_anchor_nll_loss`` -> ``("anchor", "nll_loss")``.
+    """Split the name of a held-out metric into set and metric: ``eval_anchor_nll_loss`` -> ``("anchor", "nll_loss")``.
 
-    Args:
-        raw: Its name in the source.
-
-    Returns:
-        The name of the evaluation set, empty if there is one set, and our name of the metric; ``None`` if it is none.
+    The set is empty if there is only one. The result is ``None`` for other names.
     """
     name = _normalised(raw)
     if name == "validation_loss":
@@ -64,7 +60,7 @@ def held_out_name(raw: str) -> tuple[str, str] | None:
     for metric in sorted([*BY_NAME, *ALIASES], key=len, reverse=True):
         if rest.endswith(f"_{metric}"):
             held_out = rest[: -len(metric) - 1]
-            # The name comes from a file that anybody may have written, and is printed.
+            # The name comes from an untrusted file, and is printed.
             return re.sub(r"[^\w.@+-]", "?", held_out)[:80], ALIASES.get(metric, metric)
     return None
 

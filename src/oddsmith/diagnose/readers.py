@@ -30,17 +30,10 @@ _STEP_COLUMNS = ("train/global_step", "step", "global_step", "_step")
 
 
 def read_history(path: str | Path) -> History:
-    """Read what was logged in a run.
+    """Read the metrics of a run; ``DataError`` if the path is not there or has no metric.
 
-    Args:
-        path: A run folder of any trainer, or one of its files: our ``events.jsonl``, ``trainer_state.json``, a console
-            log, LLaMA-Factory's ``trainer_log.jsonl``, a CSV export; or a folder of CSV exports.
-
-    Returns:
-        The history.
-
-    Raises:
-        DataError: There is nothing there, or no metric in it.
+    The path is a run folder of any trainer, or one of its files: our ``events.jsonl``, ``trainer_state.json``, a
+    console log, LLaMA-Factory's ``trainer_log.jsonl``, a CSV export; or a folder of CSV exports.
     """
     path = Path(path)
     try:
@@ -95,7 +88,7 @@ def _read_file(path: Path) -> History:
 
 
 def _json(line: str) -> Any:
-    """Return the value of a line of JSON; ``None`` if it is none."""
+    """Return the value of a line of JSON; ``None`` for other lines."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -132,7 +125,7 @@ def history_of_events(events: Iterable[Mapping[str, Any]]) -> History:
 
 
 class EventLogHistory:
-    """A history that grows with the event log. ``null`` in the log stands for a number that was not finite."""
+    """Collects a history event by event. ``null`` in the event log stands for NaN or infinity."""
 
     def __init__(self, source: str = ""):
         self._builder = HistoryBuilder(source)
@@ -160,7 +153,7 @@ class EventLogHistory:
         return self._builder.build()
 
 
-# ---- trainer_state.json, which every trainer built on transformers' leaves: TRL, Axolotl, Unsloth, ours
+# ---- trainer_state.json, which all trainers built on that of transformers write: TRL, Axolotl, Unsloth, ours
 
 
 def _read_state(path: Path) -> History:
@@ -196,7 +189,6 @@ def _read_state(path: Path) -> History:
 
 
 def _read_tables(paths: Iterable[Path], source: str) -> History:
-    """Read CSV files into one history."""
     builder = HistoryBuilder(source)
     csv.field_size_limit(MAX_LINE)
     for path in paths:

@@ -27,7 +27,7 @@ MIN_TREND_POINTS = 5  # fewer cannot reach 95% in a Mann-Kendall test
 
 @dataclass(frozen=True)
 class Trend:
-    """How a series moves from its first step to its last."""
+    """The change of a series from its first step to its last."""
 
     change: float  # Theil-Sen slope times the number of steps
     low: float  # of the 95% interval of the change
@@ -38,12 +38,12 @@ class Trend:
 
     @property
     def rises(self) -> bool:
-        """Whether it rises, at 95%."""
+        """Return whether it rises, at 95%."""
         return self.z > Z_95 and self.low > 0
 
     @property
     def falls(self) -> bool:
-        """Whether it falls, at 95%."""
+        """Return whether it falls, at 95%."""
         return self.z < -Z_95 and self.high < 0
 
 
@@ -92,11 +92,11 @@ def _inflation(series: Series) -> float:
     return (1 + lag_1) / (1 - lag_1)
 
 
-def blocks(series: Series, most: int) -> Series:
-    """Return the means of at most ``most`` blocks of neighbours."""
-    if len(series) <= most:
+def blocks(series: Series, max_blocks: int) -> Series:
+    """Return the means of at most ``max_blocks`` blocks of neighbours."""
+    if len(series) <= max_blocks:
         return series
-    edges = np.linspace(0, len(series), most + 1).astype(int)
+    edges = np.linspace(0, len(series), max_blocks + 1).astype(int)
     parts = [slice(a, b) for a, b in pairwise(edges)]
     return Series(
         np.array([series.steps[part].mean() for part in parts]),
@@ -126,16 +126,16 @@ class Reversal:
 
     @property
     def change(self) -> float:
-        """From the turn to the end."""
+        """Return the change from the turn to the end."""
         return self.end - self.turn
 
 
 def reversal(series: Series, upward: bool) -> Reversal | None:
     """Find a turn for the worse that is more than noise.
 
-    The turn is the extreme of the running median, and any series seems to come back from its extreme; so 99.9%
-    significance is asked for, at least eight points, and a change of twice the noise. ``upward`` says that rising is
-    the bad direction.
+    The turn is the extreme of the running median. Every series moves back from its extreme, so the turn needs 99.9%
+    significance, at least eight points, and a change of twice the noise. ``upward`` says that rising is the bad
+    direction.
     """
     finite, sign = blocks(series.finite(), MAX_POINTS), 1 if upward else -1
     if len(finite) < MIN_REVERSAL_POINTS:

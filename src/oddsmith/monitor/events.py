@@ -1,7 +1,6 @@
-"""What a run records beside its curves: incidents, checkpoints, answers and held-out pairs.
+"""Collect what a run records beside its curves: incidents, checkpoints, answers and held-out pairs.
 
-The values come from files that anybody may have written. They are brought into the shape that the page expects, and
-everything else in them is left out.
+The values come from untrusted files. They are converted to the shape that the page expects; all else is left out.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from .files import read_bytes
 MAX_SNAPSHOTS = 400  # evaluations with margins; beyond, every second one is dropped
 MAX_SETS = 50  # evaluation sets
 MAX_MARKS = 100  # incidents in the list; all are counted
-MAX_ROWS = 8  # named by an incident
+MAX_ROWS = 8  # row numbers in the text of an incident
 MAX_PAIRS_BYTES = 8_000_000
 MAX_PAIRS, MAX_TOKENS, MAX_CHARACTERS = 50, 2000, 20_000
 PAIR_KINDS = ("worst", "flipped", "forgotten")
 
 
 class RunEvents:
-    """Collects them event by event. Steps that a resumed run repeats count once."""
+    """Collects incidents, checkpoints and answers event by event. Steps that a resumed run repeats count once."""
 
     def __init__(self) -> None:
         self.snapshots: list[dict[str, Any]] = []  # margins of the held-out pairs, one an evaluation
@@ -72,17 +71,17 @@ class RunEvents:
 
     @property
     def marks(self) -> list[dict[str, Any]]:
-        """The last incidents: ``kind``, ``step`` and ``text``."""
+        """Return the last incidents: ``kind``, ``step`` and ``text``."""
         return list(self._marks)
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of incidents of each kind."""
+        """Return the number of incidents of each kind."""
         return {kind: count for kind, count in self._counts.items() if count > 0}
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """The first and the last answers of each set."""
+        """Return the first and the last answers of each set."""
         return [{"set": name, "first": answers[0], "last": answers[-1]} for name, answers in self._answers.items()]
 
 
@@ -134,12 +133,12 @@ def text(value: Any, max_characters: int = MAX_CHARACTERS) -> str:
     return value[:max_characters].encode("utf-8", errors="replace").decode("utf-8") if isinstance(value, str) else ""
 
 
-def _numbers(values: Any, most: int = MAX_TOKENS) -> list[float | None]:
-    return [number(value) for value in values[:most]] if isinstance(values, list) else []
+def _numbers(values: Any, limit: int = MAX_TOKENS) -> list[float | None]:
+    return [number(value) for value in values[:limit]] if isinstance(values, list) else []
 
 
-def _dicts(values: Any, most: int) -> list[dict[str, Any]]:
-    return [value for value in values[:most] if isinstance(value, dict)] if isinstance(values, list) else []
+def _dicts(values: Any, limit: int) -> list[dict[str, Any]]:
+    return [value for value in values[:limit] if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 def _clean_snapshot(event: dict[str, Any]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ CHUNK_BYTES = 4_000_000
 def open_plain(path: Path) -> int | None:
     """Open a regular file and return its descriptor; ``None`` for a link, a pipe, a device, or nothing at all."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         return None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -35,11 +35,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 class Tail:
-    """Reads a growing file line by line, each line once, when it is complete.
-
-    Args:
-        path: The file; it need not exist yet.
-    """
+    """Reads a growing file, which need not exist yet, line by line: each line once, when it is complete."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -61,11 +57,7 @@ class Tail:
         return fresh
 
     def new_lines(self) -> Iterator[bytes]:
-        """Read the lines that were completed since the last call.
-
-        Yields:
-            bytes: Each line without its end.
-        """
+        """Yield the lines that were completed since the last call, without their ends."""
         descriptor = open_plain(self.path)
         if descriptor is None:
             return

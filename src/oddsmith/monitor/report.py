@@ -1,4 +1,4 @@
-"""The monitor's page as HTML: as the server sends it, and as a report with the data of runs in one file."""
+"""Make the monitor's page: as the server sends it, and as a report with the data of runs in one HTML file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,7 @@ _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 
 
 def plotly_script() -> Path:
-    """Find ``plotly.min.js`` in Plotly's installed wheel, without importing Plotly.
-
-    Returns:
-        The file.
-
-    Raises:
-        MissingExtraError: Plotly is not installed.
-    """
+    """Find ``plotly.min.js`` in the installed wheel, without importing it; ``MissingExtraError`` without Plotly."""
     found = importlib.util.find_spec("plotly")
     script = Path(found.origin).parent / "package_data" / "plotly.min.js" if found and found.origin else None
     if script is None or not script.is_file():
@@ -62,14 +55,9 @@ def page_html() -> str:
 
 
 def write_report(folder: Path, file: Path) -> None:
-    """Write the page with the data of one run into a file; a file that is there is replaced.
+    """Write the page with the data of one run into an HTML file, and replace an existing file.
 
-    Args:
-        folder: The run folder, or a file that ``oddsmith diagnose`` reads.
-        file: The HTML file to write.
-
-    Raises:
-        MissingExtraError: Plotly is not installed.
+    ``folder`` is the run folder, or a file that ``oddsmith diagnose`` reads.
     """
     run = Run(folder)
     run.refresh()

@@ -1,4 +1,4 @@
-"""One run as the page sees it, read from its folder as far as it has come."""
+"""Read one run from its folder, as far as it has come, and describe it for the page."""
 
 from __future__ import annotations
 
@@ -24,23 +24,19 @@ from .series import GrowingSeries
 MAX_BEFORE_START = 200  # events of evaluations of the untrained model
 MAX_SETTINGS_BYTES = 1_000_000
 STALLED_SECONDS = 600.0  # a run that wrote nothing for so long is not called running any more
-JUDGED_SHARE = 20.0  # the rules may take one part in so many of the time of a running run
-RATE_LINES = 20  # log lines that the speed of the run is taken from
+JUDGED_SHARE = 20.0  # while a run goes on, the rules take at most one part in so many of the time
+RATE_LINES = 20  # log lines over which the speed of the run is measured
 _SETTING = re.compile(r"^([A-Za-z_]\w*): (.*?)(?:  # .*)?$")
 
 
 class Run:
-    """One run, ours or another trainer's; :meth:`refresh` reads what is new.
-
-    Args:
-        path: A run folder, or a file that ``oddsmith diagnose`` reads.
-    """
+    """One run, ours or another trainer's, in a run folder or a file; :meth:`refresh` reads what is new."""
 
     def __init__(self, path: Path):
         self.path = path
         self.id = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
         self.version = 0  # grows with everything new
-        self.generation = 0  # grows when points that a page may have are no longer right
+        self.generation = 0  # grows when points that a page may already show have changed
         log = path / EVENTS_FILE if path.is_dir() else path
         self._tail = Tail(log) if _is_event_log(log) else None
         self._stamps: tuple[tuple[Path, int, int], ...] | None = None
@@ -48,11 +44,11 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name on the page."""
+        """Return the name on the page."""
         return self.path.name if self.path.is_dir() else f"{self.path.parent.name}/{self.path.name}"
 
     def _forget(self) -> None:
-        """Start anew, because another run begins in the same place."""
+        """Reset everything, because another run begins in the same place."""
         self.generation += 1
         self.training: dict[str, GrowingSeries] = {}
         self.held_out: dict[str, dict[str, GrowingSeries]] = {}
@@ -108,7 +104,7 @@ class Run:
             self._note(event)
 
     def _note(self, event: dict[str, Any]) -> None:
-        """Take from an event everything that is no curve."""
+        """Record from an event everything but the curves."""
         kind, step = event["event"], event["step"]
         if kind in (Event.LOG, Event.START, Event.END):
             self._before_start = []
@@ -168,7 +164,7 @@ class Run:
 
     @property
     def history(self) -> History:
-        """The run as the rules see it."""
+        """Return the history that the rules judge."""
         return History(
             source=str(self.path),
             training={name: series.whole for name, series in self.training.items()},
@@ -180,7 +176,7 @@ class Run:
         )
 
     def findings(self) -> list[dict[str, Any]]:
-        """Return the findings of ``oddsmith diagnose`` so far; of a running run they may be a little old."""
+        """Return the findings of ``oddsmith diagnose`` so far; while the run goes on they may be a little old."""
         began = time.monotonic()
         if self._judged_version != self.version and (self.finished or began >= self._judge_again):
             history = self.history
@@ -225,16 +221,9 @@ class Run:
         return max(0.0, (history.steps_planned - last) * (now - began) / (last - first))
 
     def series(self, after: int | None, generation: int | None, first: float, last: float) -> dict[str, Any]:
-        """Return the curves, or only what is new to a page.
+        """Return the curves from step ``first`` to ``last``, or only the points that are new since version ``after``.
 
-        Args:
-            after: The version that the page has; ``None`` for everything.
-            generation: The generation that the page has; of another it gets everything.
-            first: The first step.
-            last: The last step.
-
-        Returns:
-            ``version``, ``generation``, ``complete`` (not only what is new), ``training`` and ``held_out``.
+        A page with an old ``generation`` gets everything, and then ``complete`` is true.
         """
         known = after if generation == self.generation else None
         return {
@@ -246,7 +235,7 @@ class Run:
         }
 
     def details(self) -> dict[str, Any]:
-        """Return everything that is no curve: findings, settings, pairs, answers, incidents."""
+        """Return everything but the curves: findings, settings, pairs, answers, incidents."""
         settings_file = self.path / SETTINGS_FILE
         has_settings = self.path.is_dir() and settings_file.is_file()
         return {

@@ -1,4 +1,4 @@
-"""The runs that the page may show, found again as new ones begin."""
+"""Find the runs that the page shows, and look for new ones."""
 
 from __future__ import annotations
 
@@ -18,13 +18,9 @@ REFRESH_SECONDS = 0.5
 
 
 class Runs:
-    """The runs at some paths, by their id. Safe to use from several threads.
+    """The runs at some paths (run folders, files, folders of run folders), by their id. Safe to use from threads.
 
-    Args:
-        paths: Run folders, files, or folders that hold run folders.
-
-    Raises:
-        DataError: One of them is not there.
+    ``DataError`` if a path does not exist.
     """
 
     def __init__(self, paths: Sequence[Path]):
@@ -39,7 +35,7 @@ class Runs:
         self.refresh()
 
     def refresh(self) -> int:
-        """Read what is new, at most every ``REFRESH_SECONDS``; return a number that grows whenever there was any."""
+        """Read what is new, at most every ``REFRESH_SECONDS``; return a version, which grows with anything new."""
         with self._lock:
             if time.monotonic() >= self._next:
                 known = {run.path: run for run in self._runs.values()}

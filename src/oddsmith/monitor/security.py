@@ -55,10 +55,7 @@ def is_loopback(host: str) -> bool:
 class AccessControl:
     """ASGI middleware that refuses the requests above and adds the security headers to every answer.
 
-    Args:
-        app: The application behind it.
-        host: The address that the monitor listens on.
-        token: The token that is asked for; ``None`` for none, on loopback only.
+    ``host`` is the address that the monitor listens on, ``token`` the required one; ``None`` for none, on loopback.
     """
 
     def __init__(self, app: ASGIApp, host: str, token: str | None):
@@ -71,7 +68,7 @@ class AccessControl:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
-            return  # nothing here speaks WebSocket
+            return  # there are no WebSockets here
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

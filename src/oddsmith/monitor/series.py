@@ -1,4 +1,4 @@
-"""The points of a metric that a page gets: a bounded number of any range, or only those that are new to it."""
+"""Select the points of a metric for a page: a bounded number from a range of steps, or only those that are new."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..diagnose.history import Series
 MAX_POINTS = 2000
 
 
-def thin(steps: np.ndarray, values: np.ndarray, most: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the lowest and the highest point of each stretch, or its first if all are NaN: at most ``most`` (even)."""
-    if len(steps) <= most:
+def thin(steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the lowest and the highest point of each stretch, or its first if all are NaN: at most ``limit`` (even)."""
+    if len(steps) <= limit:
         return steps, values
-    edges = np.linspace(0, len(steps), most // 2 + 1).astype(int)
+    edges = np.linspace(0, len(steps), limit // 2 + 1).astype(int)
     kept: list[int] = []
     for first, end in pairwise(edges):
         part = values[first:end]
@@ -30,7 +30,7 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = MAX_POINTS) -> tuple
 
 
 class GrowingSeries:
-    """One metric of a run; remembers its length at each version of the run, so that a page gets what came after."""
+    """One metric of a run, with its length at each version of the run, so that a page gets only later points."""
 
     def __init__(self) -> None:
         self._steps, self._values = np.zeros(64), np.zeros(64)
@@ -40,7 +40,7 @@ class GrowingSeries:
 
     @property
     def whole(self) -> Series:
-        """All points."""
+        """Return all points."""
         return Series(self._steps[: self._length], self._values[: self._length])
 
     def append(self, added: Series, version: int) -> bool:
@@ -67,16 +67,10 @@ class GrowingSeries:
         return cut
 
     def view(self, after: int | None = None, first: float = -math.inf, last: float = math.inf) -> dict[str, Any] | None:
-        """Return points for a page, thinned.
+        """Return the points from step ``first`` to ``last`` for a page, at most ``MAX_POINTS``; ``None`` without any.
 
-        Args:
-            after: The version that the page has; ``None`` for all points.
-            first: The first step.
-            last: The last step.
-
-        Returns:
-            ``steps``, ``values`` (``None`` for NaN and infinity), and whether points were left out (``thinned``);
-            ``None`` if nothing is new.
+        ``after`` is the version that the page has; ``None`` for all points. The result has ``steps``, ``values``
+        (``None`` for NaN and infinity), and whether points were left out (``thinned``).
         """
         start = 0
         if after is not None:

@@ -1,4 +1,4 @@
-"""The monitor's server: the page, its files and its data. It answers GET, and only the routes listed here."""
+"""Serve the monitor's page, its files and its data. The server answers GET, and only the routes listed here."""
 
 from __future__ import annotations
 
@@ -35,18 +35,10 @@ HEARTBEAT_SECONDS = 15.0
 def serve_monitor(
     paths: Sequence[Path], *, host: str, port: int, token: str | None, on_ready: Callable[[str], None]
 ) -> None:
-    """Serve until the process is interrupted.
+    """Serve the runs at some paths until the process is interrupted; port 0 takes a free one.
 
-    Args:
-        paths: Run folders, files, or folders that hold run folders.
-        host: Address to listen on.
-        port: Port; 0 takes a free one.
-        token: The token that visitors need; ``None`` for none.
-        on_ready: Called with the address of the page once it can be opened.
-
-    Raises:
-        ConfigError: The address cannot be used.
-        DataError: A path is not there.
+    Visitors need the ``token``, if there is one. ``on_ready`` is called with the address of the page once it can be
+    opened. ``ConfigError`` if the address cannot be used, ``DataError`` if a path does not exist.
     """
     app = make_app(paths, host=host, token=token)
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
@@ -104,7 +96,7 @@ def _file(path: Path) -> Callable[[Request], Any]:
 
 
 class _Api:
-    """The data of the page. Files are read in threads, so that a slow disk does not block other requests."""
+    """Answers requests for the data of the page. Files are read in threads, so a slow disk blocks no other request."""
 
     def __init__(self, runs: Runs):
         self._runs = runs
@@ -153,7 +145,7 @@ class _Api:
 
 
 def _json(document: Any) -> Response:
-    """Return a document as strict JSON, in which a NaN would be a fault of ours; 404 for ``None``."""
+    """Return a document as strict JSON, without NaN and infinity; 404 for ``None``."""
     if document is None:
         return PlainTextResponse("no such run", 404)
     return Response(json.dumps(document, allow_nan=False), media_type="application/json")

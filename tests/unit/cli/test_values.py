@@ -10,9 +10,9 @@ from oddsmith.errors import ConfigError
 
 def test_a_whole_number_has_a_default_and_a_least():
     assert whole_number({}, "batch_size", 16) == 16
-    assert whole_number({"batch_size": "4"}, "batch_size", 16, least=1) == 4
+    assert whole_number({"batch_size": "4"}, "batch_size", 16, minimum=1) == 4
     with pytest.raises(ConfigError, match="^--batch-size is 0; expected 1 or more$"):
-        whole_number({"batch_size": "0"}, "batch_size", 16, least=1)
+        whole_number({"batch_size": "0"}, "batch_size", 16, minimum=1)
     with pytest.raises(ConfigError, match="^--batch-size is '1.5'; expected a whole number$"):
         whole_number({"batch_size": "1.5"}, "batch_size", 16)
 

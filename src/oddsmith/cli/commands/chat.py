@@ -131,7 +131,7 @@ def _show(answer: Answer, as_json: bool = False) -> None:
 
 @contextlib.contextmanager
 def _interrupting(answer: Answer) -> Iterator[None]:
-    """Let the first Ctrl-C in the block end the answer; the next one does what it did before."""
+    """Let the first Ctrl-C in the block end the answer; the next one has its usual effect."""
     before = signal.getsignal(signal.SIGINT)
 
     def stop(*_: Any) -> None:
@@ -147,7 +147,7 @@ def _interrupting(answer: Answer) -> Iterator[None]:
 
 def _talk(conversation: Conversation) -> None:
     """Read lines and answer them, until Ctrl-D."""
-    with contextlib.suppress(ImportError):  # arrow keys edit the line; Windows' console does it itself
+    with contextlib.suppress(ImportError):  # lets arrow keys edit the line; some builds of Python lack it
         import_module("readline")
     say(f"{conversation.backend.name}, {_temperature(conversation)}; /help lists the commands, Ctrl-D ends")
     commands = _Commands(conversation)
@@ -180,7 +180,7 @@ def _read_line() -> str:
 
 
 def _temperature(conversation: Conversation) -> str:
-    """Describe the temperature, and whether it is the model's own."""
+    """Describe the temperature, and say whether it comes from the model's generation settings."""
     chosen = conversation.sampling.temperature
     value = conversation.backend.own_temperature if chosen is None else chosen
     words = f"temperature {value:g}" if value > 0 else "greedy"
@@ -188,7 +188,7 @@ def _temperature(conversation: Conversation) -> str:
 
 
 class _Commands:
-    """The lines that begin with a slash."""
+    """The commands of the chat, in lines that begin with a slash."""
 
     def __init__(self, conversation: Conversation):
         self._conversation = conversation
@@ -202,7 +202,7 @@ class _Commands:
         }
 
     def run(self, line: str) -> None:
-        """Do what a line says, or raise ``ConfigError``."""
+        """Run the command in a line; ``ConfigError`` if there is no such command."""
         name, _, rest = line.strip().partition(" ")
         if name not in self._by_name:
             raise ConfigError(f"no command {name}; /help lists them, and a line that begins with a blank is none")

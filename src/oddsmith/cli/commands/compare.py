@@ -65,7 +65,7 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     base, tuned = resolved.positional
     temperature = float(number(given.get("temperature", "0"), "--temperature", float))
     max_new_tokens, seed = whole_number(given, "max_new_tokens", 256), whole_number(given, "seed", 0)
-    batch_size = whole_number(given, "batch_size", 16, least=1)
+    batch_size = whole_number(given, "batch_size", 16, minimum=1)
     _require_format(given)
 
     with working("starting"):
@@ -82,7 +82,7 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
             comparison_files.check_prompts(prompts, layout)
             files |= comparison_files.evaluator_paths(base, tuned, layout, Path(given["output"]))
         _require_new(files.values(), "overwrite" in given)
-    result = comparison.compare(base, tuned, prompts, sampling=sampling, batch_size=batch_size, on_stage=_tell)
+    result = comparison.compare(base, tuned, prompts, sampling=sampling, batch_size=batch_size, on_stage=_say_stage)
     if "json" not in given:
         _print(result)
     _write(result, files, layout)
@@ -98,7 +98,7 @@ def _require_format(given: dict[str, str]) -> None:
 
 
 def _require_new(files: Any, overwrite: bool) -> None:
-    """Refuse before minutes of answers what could not be written after them."""
+    """Refuse files that could not be written, before minutes are spent on answers."""
     for file in files:
         if file.is_dir():
             raise ConfigError(f"{file}: is a folder; expected the name of a file")
@@ -117,7 +117,7 @@ def _write(result: Comparison, files: dict[str, Path], layout: str | None) -> No
         say(f"written: {file}")
 
 
-def _tell(stage: str, detail: Any) -> None:
+def _say_stage(stage: str, detail: Any) -> None:
     if stage == "load":
         say(f"loading {detail}")
         return

@@ -96,7 +96,7 @@ def _limits(given: dict[str, str]) -> dict[str, int | None]:
     limits: dict[str, int | None] = {"max_length": None, "max_prompt_length": None, "scored_pairs": SCORED_PAIRS}
     for name in limits:
         if name in given:
-            limits[name] = whole_number(given, name, 0, least=0 if name == "scored_pairs" else 1)
+            limits[name] = whole_number(given, name, 0, minimum=0 if name == "scored_pairs" else 1)
             if "model" not in given:
                 raise ConfigError(f"{flag_of(name)} counts what a model sees; name it with --model MODEL")
     return limits

@@ -80,7 +80,7 @@ class _Story:
         self._resolved, self._folder, self._model = resolved, folder, model
 
     def tell(self, stage: str, detail: Any) -> None:
-        """The demo's ``on_stage``."""
+        """Print a stage; ``run_demo`` calls this as its ``on_stage``."""
         if stage == "load":
             say(f"loading {detail}")
         elif stage == "answer":
@@ -105,7 +105,7 @@ class _Story:
         names = {"model_name_or_path": self._model, "output_dir": str(self._folder), "dataset_name": PAIRS}
         for name, value in {**names, **ADAPTER, **SETTINGS}.items():
             self._resolved.settings.setdefault(name, Setting(value, "the demo"))
-        # The trainer's own settings: a second ORPOConfig would take accelerate's state away from it.
+        # The trainer's own settings: a second ORPOConfig would reset the state that accelerate shares with it.
         settings = Settings(trainer.args, ModelConfig(**ADAPTER), ScriptArguments(dataset_name=PAIRS))
         write_settings(self._folder, self._resolved, settings)
 

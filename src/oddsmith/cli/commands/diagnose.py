@@ -24,11 +24,7 @@ INTRO = (
     " run folder of any trainer, trainer_state.json, a pasted console log (TRL, Unsloth, Axolotl, LLaMA-Factory), our"
     " events.jsonl, or CSV exports of W&B and TensorBoard. Every rule: docs/diagnose.md.",
 )
-OPTIONS = (
-    Option("strict", "switch", "Exit with 3 where the verdict is act."),
-    JSON,
-    TRACEBACK,
-)
+OPTIONS = (Option("strict", "switch", "Exit with 3 where the verdict is act."), JSON, TRACEBACK)
 ACT_EXIT_CODE = 3
 
 MARKS = {"healthy": ("ok", "green"), "watch": ("watch", "bold yellow"), "act": ("act", "bold red")}
@@ -86,14 +82,14 @@ def _show(history: History, findings: Sequence[Finding], verdict: str) -> None:
             if text:
                 _paragraph(console, label, text)
     if not findings:
-        console.print("       no rule had enough to go by")
+        console.print("       no rule had enough values to judge")
     console.print()
     with suppress(UnicodeEncodeError, LookupError):  # a terminal whose encoding lacks the blocks
         BLOCKS.encode(console.encoding)
         for line in sparklines(history):
             console.print(Text(line), soft_wrap=True)
     if history.skipped:
-        console.print(Text(f"\n{history.skipped} lines were no metrics and were passed over", style="dim"))
+        console.print(Text(f"\n{history.skipped} lines without metrics were skipped", style="dim"))
 
 
 def _paragraph(console: Any, label: str, text: str) -> None:
@@ -106,7 +102,7 @@ def _paragraph(console: Any, label: str, text: str) -> None:
 
 
 def sparklines(history: History) -> list[str]:
-    """Draw each metric that has two points or more in a line: its name, its course, its first and last value."""
+    """Draw each metric with two points or more in a line: its name, its curve, its first and last value."""
     from ...diagnose.statistics import blocks
 
     lines = []

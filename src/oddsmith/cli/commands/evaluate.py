@@ -27,12 +27,12 @@ INTRO = (
     " pairs out for evaluation, these pairs; flags beat them.",
 )
 OPTIONS = (JSON, TRACEBACK)
-# The settings that its help lists; any other is taken, too.
+# The settings that the help lists; all others are accepted too.
 SETTINGS_IN_HELP = {
     *("dataset_name", "dataset_config", "dataset_test_split", "max_length", "max_prompt_length", "beta", "nll_on"),
     *("bad_rows", "per_device_eval_batch_size", "bf16", "use_cpu", "dtype", "trust_remote_code"),
 }
-# The settings of a run that say which pairs it held out.
+# The settings of a run that determine its held-out pairs.
 DATA_SETTINGS = EVAL_SETTINGS & {facts.name for facts in CATALOGUE["Data"]}
 
 

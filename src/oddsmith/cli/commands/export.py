@@ -59,7 +59,7 @@ STAGES = {
 
 
 def export(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run ``oddsmith export``; return what was made, with its proof, as JSON values."""
+    """Run ``oddsmith export``; return the result and its comparison with the run as JSON values."""
     quiet_libraries()
     name, options = resolve_word(arguments, OPTIONS, "run", "oddsmith export RUN --to merged|gguf")
     to = options.get("to")
@@ -101,7 +101,7 @@ def _export_merged(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any
         merge_into="dequantized" if options.get("merge_into") == "dequantized" else "16bit",
         overwrite="overwrite" in options,
         title=options.get("push_to_hub"),
-        on_stage=_tell,
+        on_stage=_say_stage,
     )
     print("\n".join(_merge_lines(report)))
     path = shlex.quote(str(folder))
@@ -121,7 +121,7 @@ def _export_gguf(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any],
         merge_into="dequantized" if options.get("merge_into") == "dequantized" else "16bit",
         converter=Path(options["converter"]).expanduser() if "converter" in options else None,
         overwrite="overwrite" in options,
-        on_stage=lambda stage, detail: _tell("merged" if stage == "write" else stage, detail),
+        on_stage=lambda stage, detail: _say_stage("merged" if stage == "write" else stage, detail),
     )
     print("\n".join(_gguf_lines(report)))
     for file in report.files:
@@ -135,7 +135,7 @@ def _export_gguf(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any],
     return {"command": "export", "to": "gguf", **report.to_dict(), "next": commands}, folder
 
 
-def _tell(stage: str, detail: Any) -> None:
+def _say_stage(stage: str, detail: Any) -> None:
     if stage == "trained":
         say(f"loading {detail.name} on its base in {detail.bits} bits, as it was trained")
     elif stage == "load":
@@ -184,7 +184,7 @@ def _merge_lines(report: MergeReport) -> list[str]:
 
 
 def _about_quantisation(report: MergeReport) -> list[str]:
-    """Say how far the model is from the one that was trained on a quantised base, and what else could be done."""
+    """Format the distance from the model that was trained on a quantised base, and the alternative."""
     base = "the 16-bit base" if report.merge_into == "16bit" else f"the base that {report.bits} bits stand for"
     if report.from_trained is None:
         return [f"  trained on {report.bits} bits, merged into {base}; the difference: {report.trained_missing}"]

@@ -40,7 +40,7 @@ MAX_PATHS = 100
 
 
 def monitor(arguments: Sequence[str]) -> dict[str, Any] | int:
-    """Run ``oddsmith monitor``; return 0, or what ``--once`` or ``--report`` made as JSON values."""
+    """Run ``oddsmith monitor``; return 0, or the result of ``--once`` or ``--report`` as JSON values."""
     resolved = resolve(arguments, {}, OPTIONS, max_positional=MAX_PATHS)
     given = resolved.options
     paths = [Path(word) for word in resolved.positional or ["."]]
@@ -57,14 +57,14 @@ def monitor(arguments: Sequence[str]) -> dict[str, Any] | int:
 
     from ...monitor.server import serve_monitor
 
-    with suppress(KeyboardInterrupt):  # uvicorn ends in order, then raises what asked for it
-        serve_monitor(paths, host=host, port=port, token=_token(host), on_ready=_tell)
+    with suppress(KeyboardInterrupt):  # uvicorn shuts down on Ctrl-C, then raises this
+        serve_monitor(paths, host=host, port=port, token=_token(host), on_ready=_say_address)
     say("ended")
     return 0
 
 
 def _report(paths: Sequence[Path], file: Path) -> dict[str, Any]:
-    """Write the page of the one run that the paths name into a file; one that is there is replaced."""
+    """Write the page of the one run that the paths name into a file, and replace an existing file."""
     from ...monitor.report import write_report
     from ...monitor.runs import Runs
 
@@ -105,7 +105,7 @@ def _once(paths: Sequence[Path], as_json: bool) -> dict[str, Any]:
 
 
 def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
-    """Print a run in a few lines: how far it is, its curves, what is wrong."""
+    """Print a run in a few lines: its progress, its curves, and the findings."""
     verdict = "unreadable" if run["problem"] else run["verdict"]
     left = f", {run['seconds_left'] / 60:.0f} min left" if run["seconds_left"] is not None else ""
     lines = [f"{run['name']}: {verdict} ({run['state']}, step {run['step']} of {run['max_steps']}{left})", *curves]
@@ -126,7 +126,7 @@ def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
 
 
 def _token(host: str) -> str | None:
-    """Read the token from the environment; an address that other machines reach needs one."""
+    """Read the token from the environment; require one for an address that other machines can reach."""
     from ...monitor.security import MIN_TOKEN_CHARACTERS, is_loopback
 
     token = os.environ.get(TOKEN_VARIABLE) or None
@@ -142,6 +142,6 @@ def _token(host: str) -> str | None:
     return token
 
 
-def _tell(address: str) -> None:
+def _say_address(address: str) -> None:
     with suppress(OSError):  # stderr may be closed; the page works all the same
         say(f"the monitor is at {address}; Ctrl-C ends it")

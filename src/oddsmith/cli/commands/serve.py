@@ -23,7 +23,7 @@ OPTIONS = (
 
 
 def serve(arguments: Sequence[str]) -> int:
-    """Run ``oddsmith serve``; return 0 when it was interrupted."""
+    """Run ``oddsmith serve`` until it is interrupted; return 0."""
     quiet_libraries()
     name, given = resolve_word(arguments, OPTIONS, "model", "oddsmith serve MODEL")
     port = whole_number(given, "port", 0)
@@ -32,11 +32,11 @@ def serve(arguments: Sequence[str]) -> int:
 
     host = given.get("host", DEFAULT_HOST)
     if not is_loopback(host):
-        say(f"warning: {host} can be reached from other machines, and nobody is asked for a password", "yellow")
+        say(f"warning: {host} can be reached from other machines, and no password is asked for", "yellow")
     try:
         with (
             termination_as_interruption(),
-            serving(name, host=host, port=port or DEFAULT_PORT, on_stage=_tell) as server,
+            serving(name, host=host, port=port or DEFAULT_PORT, on_stage=_say_stage) as server,
         ):
             say(f"{server.model} is served at {server.url} (OpenAI-compatible); Ctrl-C ends it")
             server.wait()
@@ -45,5 +45,5 @@ def serve(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _tell(stage: str, detail: Any) -> None:
+def _say_stage(stage: str, detail: Any) -> None:
     say({"merge": f"merging {detail} into its base", "start": f"loading {detail}"}[stage])

@@ -22,13 +22,13 @@ from .values import FALSE_WORDS, TRUE_WORDS, check, from_flag
 if TYPE_CHECKING:
     from ...config import ModelConfig, ORPOConfig, ScriptArguments
 
-# Names that mean a setting of another name. The value is the same.
+# Other accepted names of settings.
 ALIASES = {"torch_dtype": "dtype"}
 
-# The setting that only the person at the keyboard can turn on.
+# The setting that only the command line can turn on, never a file.
 TYPED_ONLY = "trust_remote_code"
 
-# What people try first, or know from elsewhere, and what it is called here. Named in the message, not accepted.
+# Wrong names that users try, and the right ones: suggested in the message, not accepted.
 HINTS = {
     "alpha": "beta",
     "batch_size": "per_device_train_batch_size",
@@ -97,7 +97,7 @@ class Settings(NamedTuple):
 def resolve(
     arguments: Sequence[str], fields: Mapping[str, Field], options: Iterable[Option] = (), max_positional: int = 0
 ) -> Resolved:
-    """Read a command line; every value is checked, and remembers where it was given.
+    """Read a command line; check every value, and record where it was given.
 
     ``max_positional`` is how many words without a flag the command takes; with 0 it takes one, the configuration file.
     Raises ``ConfigError`` for an unknown flag or setting, a value of the wrong type, a second configuration file.
@@ -259,7 +259,7 @@ def _read_file(path: str, fields: Mapping[str, Field], options: Mapping[str, Opt
 
 
 def _require_typed(settings: Mapping[str, Setting]) -> None:
-    """Refuse a file that allows a model to run code: only the user at the keyboard may."""
+    """Refuse a file that allows a model to run code; only a flag on the command line may."""
     given = settings.get(TYPED_ONLY)
     if given is not None and given.value and not given.where.startswith("--"):
         raise ConfigError(
@@ -281,7 +281,7 @@ def _keys_inside(value: Any) -> set[str]:
 
 
 def _suggestion(name: str, candidates: Iterable[str], dashes: bool = False) -> str:
-    """Return the end of the sentence "unknown ...;": what was probably meant."""
+    """Word the end of the message "unknown ...;": the name that was probably meant."""
     candidates = list(candidates)
     has_settings = "model_name_or_path" in candidates  # a command's own few flags are all of them otherwise
     hint = HINTS.get(name) if has_settings else None

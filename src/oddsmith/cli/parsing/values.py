@@ -1,7 +1,7 @@
 """Read one value: of a setting, from the words of a flag or from YAML; a number or a duration of a command's own flag.
 
-No conversion guesses. A number for a text, a fraction for a whole number, NaN, or a text that is not one of the choices
-is an error that says where the value is, what was found and what was expected.
+Nothing is converted by guessing: a number for a text, a fraction for a whole number, NaN, or a text that is not one of
+the choices is an error that says where the value is, what was found and what was expected.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _accept_text(field: Field, text: str) -> tuple[bool, Any]:
 
 
 def _found(value: Any) -> str:
-    """Describe a value for a message, with its kind where the kind is what is wrong."""
+    """Describe a value for a message, with its kind where the kind may be wrong."""
     if value is None:
         return "empty (null)"
     if isinstance(value, bool):
@@ -168,11 +168,11 @@ def number(text: str, where: str, kind: type[int] | type[float]) -> int | float:
         raise ConfigError(f"{where} is {text!r}; expected a {'whole ' if kind is int else ''}number") from None
 
 
-def whole_number(given: Mapping[str, str], name: str, default: int, least: int | None = None) -> int:
-    """Read the whole number after a command's own flag; ``least`` is the smallest that it takes."""
+def whole_number(given: Mapping[str, str], name: str, default: int, minimum: int | None = None) -> int:
+    """Read the whole number after a command's own flag, and refuse one below ``minimum``."""
     value = int(number(given[name], flag_of(name), int)) if name in given else default
-    if least is not None and value < least:
-        raise ConfigError(f"{flag_of(name)} is {value}; expected {least} or more")
+    if minimum is not None and value < minimum:
+        raise ConfigError(f"{flag_of(name)} is {value}; expected {minimum} or more")
     return value
 
 

@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 
 
 def stdout_console(max_width: int | None = None) -> Console:
-    """Return a console for results, at most ``max_width`` columns wide, that prints texts as they are."""
+    """Return a console for results, at most ``max_width`` columns wide, that prints texts unchanged."""
     console = Console(highlight=False, markup=False, emoji=False)
     if max_width is not None:
         console.width = min(console.width, max_width)
@@ -52,12 +52,9 @@ def is_main_process() -> bool:
 
 
 def say(text: str = "", style: str = "", hang: int = 0) -> None:
-    """Print on stderr, from the main process only.
+    """Print lines on stderr, from the main process only; a terminal wraps them, and indents the rest by ``hang``.
 
-    Args:
-        text: One line or several. They are wrapped on a terminal, but not in a file.
-        style: Style of rich, e.g. ``"bold"``.
-        hang: Columns that the rest of a wrapped line is indented by.
+    ``style`` is a style of rich, such as ``"bold"``.
     """
     if not is_main_process():
         return
@@ -102,7 +99,7 @@ def quiet_libraries() -> None:
     """
     hush_dependencies()
     logging.getLogger(__package__.partition(".")[0]).addHandler(_WARNINGS)
-    if not sys.warnoptions:  # about their next versions, for other libraries
+    if not sys.warnoptions:  # these announce changes that only authors of libraries can act on
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -15,15 +15,10 @@ LINE_EVERY_S = 10.0  # where there is no terminal
 
 @contextmanager
 def counting(doing: str, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Count on a bar on a terminal; elsewhere print a plain line now and then.
+    """Show a count as a bar on a terminal, elsewhere as a plain line now and then.
 
-    Args:
-        doing: What is done, such as ``"checking"``.
-        what: What is counted, such as ``"rows"``.
-        total: How many there are; None where that is not known.
-
-    Yields:
-        Callable[[int], None]: To be called with how many were done since the last call.
+    Yields a function to call with the number done since the last call. ``doing`` is a verb (``"checking"``), ``what``
+    the things that are counted (``"rows"``), and ``total`` is ``None`` where it is not known.
     """
     if is_live() and is_main_process():
         columns = (

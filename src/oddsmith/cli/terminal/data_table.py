@@ -29,7 +29,7 @@ SIDE_STYLES = {"chosen": "green", "rejected": "red"}
 
 
 def print_survey(name: str, found: Survey) -> None:
-    """Print the findings on stdout: what fails first, what passes in one line each."""
+    """Print the findings on stdout: first those that fail, last those that pass, in one line each."""
     console = stdout_console()
     formats = ", ".join(
         f"{kind} {count:,}" if len(found.formats) > 1 else kind for kind, count in found.formats.items()
@@ -40,8 +40,9 @@ def print_survey(name: str, found: Survey) -> None:
         for finding in found.findings:
             if finding.verdict == verdict:
                 _print_finding(console, finding)
-    if found.skipped:
-        _print_skipped(console, found.skipped)
+    for flag in dict.fromkeys(found.skipped.values()):
+        checks = [check for check, needed in found.skipped.items() if needed == flag]
+        _paragraph(console, f"not checked without {flag}: {', '.join(checks)}", indent="  ", style="dim")
     verdicts = [finding.verdict for finding in found.findings]
     summary = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("fail", "warn", "pass"))
     _line(console, Text.assemble("\n", (found.verdict, STYLES[found.verdict]), f"  ({summary})"))
@@ -94,12 +95,6 @@ def _print_finding(console: Console, finding: Finding) -> None:
         _paragraph(console, f"row{'s' * (finding.count > 1)} {', '.join(map(str, finding.rows))}{more}")
     _paragraph(console, f"{finding.meaning}.")
     _paragraph(console, f"-> {finding.fix}")
-
-
-def _print_skipped(console: Console, skipped: dict[str, str]) -> None:
-    for flag in dict.fromkeys(skipped.values()):
-        checks = [check for check, needed in skipped.items() if needed == flag]
-        _paragraph(console, f"not checked without {flag}: {', '.join(checks)}", indent="  ", style="dim")
 
 
 def _print_block(console: Console, name: str, parts: Iterable[Text]) -> None:

@@ -1,4 +1,4 @@
-"""Markdown as it arrives: finished blocks are printed for good, the one being written is redrawn in place."""
+"""Print Markdown while it arrives: finished blocks for good, the unfinished one redrawn in place."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ from rich.live import Live
 from rich.markdown import Markdown
 
 FENCE = re.compile(r"^\s*(```|~~~)")
-# What goes on with the block above it although a blank line is between them: an item of a list, an indented line; and
-# what has come so far of a line that might become one.
+# Lines that continue the block above a blank line: items of a list and indented lines, and beginnings of lines that may
+# become one of them.
 GOES_ON = re.compile(r"\s|[-*+](\s|$)|\d+([.)](\s|$)|$)")
 REDRAWS_PER_SECOND = 10
 
 
 class MarkdownStream:
-    """Prints pieces of Markdown on a terminal. A context manager, for one answer.
-
-    Args:
-        console: Where to print; a terminal.
-    """
+    """Prints pieces of Markdown on a terminal; a context manager for one answer."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -51,7 +47,7 @@ class MarkdownStream:
         self._live.update(Markdown("\n".join(lines)))
 
     def _print(self, block: str) -> None:
-        """Replace what is redrawn by what stays."""
+        """End the live display, and print a finished block."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -31,7 +31,7 @@ TRACEBACK = Option("traceback", "switch", "Show where in the code an error came 
 
 
 class Judged(NamedTuple):
-    """The result of a command that judges something, and its exit code: 0, or 3 where the answer is no."""
+    """The result of a command that checks something, and its exit code: 0, or 3 where the check failed."""
 
     document: dict[str, Any]
     exit_code: int
@@ -65,7 +65,7 @@ def run(command: Command, arguments: Sequence[str]) -> int:
 
 @contextmanager
 def termination_as_interruption() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C in the block, so that what is half done is cleaned up."""
+    """Handle SIGTERM like Ctrl-C in the block, so that unfinished files are removed and servers stopped."""
 
     def stop(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt

@@ -21,15 +21,15 @@ from .console import is_live, is_main_process, say, stderr_console
 REFRESH_PER_SECOND = 4
 
 PROGRESS_METRICS = shown_in(Place.PROGRESS)
-SPEED = "tokens_per_second"  # says something of the machine, not of the model: only the live line has it
+SPEED = "tokens_per_second"  # describes the machine, not the model: only the live line has it
 MODEL_METRICS = [metric for metric in PROGRESS_METRICS if metric.name != SPEED]
-# What a narrow terminal leaves out, in this order; "8%" goes between metrics, see Metric.drop.
+# The parts that a narrow terminal leaves out, in this order; the percentage goes between metrics, see Metric.drop.
 _DROPS = {metric.name: metric.drop for metric in PROGRESS_METRICS if metric.drop} | {"percent": 5}
 DROP_ORDER = sorted(_DROPS, key=_DROPS.__getitem__)
 
 
 class ProgressLine:
-    """The line itself: a renderable that leaves out what does not fit the width."""
+    """The progress line: a renderable that leaves out what does not fit the width."""
 
     def __init__(self, steps: int, first_step: int = 0):
         self.steps, self.step, self.first_step = steps, first_step, first_step
@@ -66,7 +66,7 @@ class ProgressLine:
         return (time.monotonic() - self.started_at - self._paused_s) / done * (self.steps - self.step)
 
     def pause(self, seconds: float) -> None:
-        """Leave so many seconds (an evaluation) out of the pace."""
+        """Leave the seconds of an evaluation out of the pace."""
         self._paused_s += seconds
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:

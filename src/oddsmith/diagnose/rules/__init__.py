@@ -1,4 +1,4 @@
-"""All rules; importing this package registers them."""
+"""Register all rules when this package is imported."""
 
 from . import language, optimisation, preference
 from .rule import RULES, judge

@@ -150,7 +150,7 @@ def zero_loss(history: History) -> Finding | None:
 
 @rule
 def throughput_drop(history: History) -> Finding | None:
-    """Find a run that has become slower and stays so."""
+    """Find a run that has become slower for good."""
     speed = history.get("tokens_per_second")
     found = change_point(speed)
     if found is None or found.p > THROUGHPUT_P or found.before <= 0:
@@ -225,7 +225,7 @@ def _harm(history: History) -> tuple[str, int, str] | None:
 
 
 def _took_larger_steps(history: History, step: float) -> bool:
-    """Return whether the run did well with a higher rate before a step: harm from there on has another cause."""
+    """Return whether the run had a higher rate for long before a step, so that later harm has another cause."""
     rate = history.get("learning_rate").finite().until(step)
     return len(rate) > 0 and int((rate.values > HARMLESS_ABOVE * rate.values[-1]).sum()) >= MIN_POINTS
 

@@ -30,7 +30,7 @@ AT_ONCE_SHARE = 0.05
 
 # Correlation of length gap and margin: its square is the share of the margins' variance that length explains.
 LENGTH_WATCH, LENGTH_ACT = 0.6, 0.8
-# What is there before training comes from the data and is not learned.
+# The correlation before training comes from the data; only a growth beyond it is learned.
 LENGTH_GROWTH = 0.1
 
 

@@ -1,4 +1,4 @@
-"""The registry of rules, and the advice that several of them give. A rule maps a history to one finding or to none."""
+"""Register rules, and word the advice that several of them give. A rule maps a history to one finding or to none."""
 
 from __future__ import annotations
 

@@ -148,14 +148,14 @@ def _tokenizing(rows: Any) -> Iterator[None]:
 
 
 def _is_encoder_decoder(settings: Settings) -> bool:
-    """Return whether the model is an encoder-decoder, as far as its configuration says before it is loaded."""
+    """Return whether the configuration says that the model is an encoder-decoder, before the model is loaded."""
     place = locate(str(settings.model.model_name_or_path))
     if is_gguf(place):
         return False
     source = {"revision": settings.model.model_revision, "trust_remote_code": settings.orpo.trust_remote_code}
     try:
         return bool(AutoConfig.from_pretrained(place, **source).is_encoder_decoder)
-    except (OSError, ValueError):  # an adapter, or nothing that can be loaded; loading tells
+    except (OSError, ValueError):  # an adapter, or something that cannot be loaded; loading it gives the error
         return False
 
 
@@ -174,6 +174,6 @@ class WriteSettings(TrainerCallback):
         self._resolved, self._settings = resolved, settings
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Write it, on the main process alone."""
+        """Write the file, on the main process alone."""
         if state.is_world_process_zero:
             write_settings(Path(args.output_dir), self._resolved, self._settings)

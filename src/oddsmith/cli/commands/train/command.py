@@ -76,7 +76,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     if "report" in resolved.options and not is_dry:
         from ....monitor.report import plotly_script
 
-        plotly_script()  # refuse before hours of training what could not be written after them
+        plotly_script()  # fails without the extra `monitor`: better now than after hours of training
     if processes > 1 and "RANK" not in os.environ and not is_dry:
         return launch([sys.executable, "-m", "oddsmith.cli.main", "train", *arguments], processes)
     if is_dry:
@@ -172,7 +172,7 @@ def _how_it_stopped(trainer: ORPOTrainer, reason: str) -> str:
 
 
 def _leave_together(trainer: ORPOTrainer) -> None:
-    """Wait for the other processes: gloo may abort one that is still connected to a process that has ended."""
+    """Wait for the other processes, because gloo may abort a process when a peer of its has ended."""
     if trainer.accelerator.num_processes > 1:
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.state.destroy_process_group()

@@ -23,8 +23,8 @@ from ....system.signals import RESUMABLE, STOP_SIGNALS, NothingTrained, end_with
 from ...terminal.console import say_error
 
 POLL_S = 0.1
-GRACE_S = 5.0  # for the others to fail by themselves: the first process then says why, as all do
-END_S = 15.0  # between asking a process to end and ending it
+GRACE_S = 5.0  # for the other processes to fail by themselves, so that rank 0 can print the error
+END_S = 15.0  # between SIGTERM and SIGKILL
 SHOWN_LINES = 5
 LAUNCHER = "ODDSMITH_LAUNCHER"  # in the environment of the processes: the process id of the launcher
 OUT_OF_MEMORY = (
@@ -51,7 +51,7 @@ def launch(command: Sequence[str], processes: int) -> int:
         if blamed is None:
             return 0
         code = children[blamed].returncode
-        if -code in passed_on:  # it did not listen yet
+        if -code in passed_on:  # the signal came before the process could handle it
             say_error(str(NothingTrained(signal.Signals(-code).name)), "interrupted", "bold yellow")
             return RESUMABLE
         if code < 0:
@@ -67,7 +67,7 @@ def launch(command: Sequence[str], processes: int) -> int:
 
 
 def end_with_launcher() -> None:
-    """Stop as on SIGTERM when the launcher is gone, in a process that :func:`launch` started."""
+    """Stop as on SIGTERM when the launcher has ended, in a process that :func:`launch` started."""
     launcher = os.environ.pop(LAUNCHER, None)
     if launcher is not None:
         end_with_parent(int(launcher))
@@ -90,7 +90,7 @@ def _environments(processes: int) -> list[dict[str, str]]:
 
 
 def _start(command: Sequence[str], rank: int, environment: dict[str, str], log: Path) -> subprocess.Popen:
-    """Start one process. Only the first shares the terminal; its own process group keeps Ctrl-C from it."""
+    """Start one process in a process group of its own, where Ctrl-C does not reach it; only rank 0 has the terminal."""
     if rank == 0:
         return subprocess.Popen(command, env=environment, process_group=0)
     with log.open("wb") as file:
@@ -100,10 +100,10 @@ def _start(command: Sequence[str], rank: int, environment: dict[str, str], log: 
 
 
 def _wait(children: Sequence[subprocess.Popen]) -> int | None:
-    """Wait until all have ended, or one has failed and ``GRACE_S`` is over; return the rank of the process to blame.
+    """Wait until all have ended, or ``GRACE_S`` after one has failed; return the rank of the process to blame.
 
-    That is one that was killed, as the others then fail because of it; else 0 if the first process failed by itself;
-    else the first to fail; ``None`` if none failed.
+    A killed process is to blame, because the others fail in consequence; else rank 0 if it failed; else the first
+    that failed. The result is ``None`` if none failed.
     """
     while True:
         codes = [child.poll() for child in children]
@@ -123,7 +123,7 @@ def _wait(children: Sequence[subprocess.Popen]) -> int | None:
 
 @contextmanager
 def _signals_passed_on(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
-    """Pass every request to stop on to every process; yield those that were passed on so far."""
+    """Pass each signal to stop on to every process; yield the list of those passed on so far."""
     passed_on: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
