@@ -44,7 +44,7 @@ def trl_features(row: Mapping[str, Any], is_encoder_decoder: bool = False) -> di
 
 @dataclass
 class PairCollator:
-    """Pads the features of some pairs on the right; any ``pad_token_id`` will do, as it never affects the result."""
+    """Pad the features of some pairs on the right; any ``pad_token_id`` will do, as it never affects the result."""
 
     pad_token_id: int
 
@@ -58,7 +58,7 @@ class PairCollator:
 
 @dataclass
 class PaddedTensors:
-    """Turns tokenized rows into padded tensors, with ``PairCollator`` or any collator written for TRL's columns."""
+    """Turn tokenized rows into padded tensors, with ``PairCollator`` or any collator written for TRL's columns."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     is_encoder_decoder: bool = False

@@ -1,6 +1,6 @@
 """Pack the sequences of a micro-batch into one row, a prefix forest, in which common beginnings occur once.
 
-Two pairs, the second with the same prompt as the first, whose answers begin alike ("The" = c):
+Two pairs; their prompts begin with p q, and three of their answers with c:
 
     pair 0: p q c d e   chosen        row       p q c d e f g h
             p q c f     rejected      depth     0 1 2 3 4 3 2 3
@@ -78,12 +78,8 @@ def pack(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray],
     In lexicographic order each sequence shares its longest common beginning with its neighbour, so each one adds to the
     forest the tokens that it does not share with the one before, and the rows are in depth-first order.
 
-    Args:
-        sequences: Token ids of each sequence, int, none empty.
-
-    Returns:
-        ``(ids_T, rows_of_sequence, layout)``: token ids of the row, int64; for each sequence the rows of its tokens,
-        int64; and the layout.
+    ``sequences`` are token ids, int, none empty. Return the token ids of the row, int64 [T], for each sequence the rows
+    of its tokens, int64, and the layout.
     """
     order = sorted(range(len(sequences)), key=lambda s: np.asarray(sequences[s], dtype=">i4").tobytes())
     rows_of: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(sequences)
@@ -158,8 +154,7 @@ def forest_batch(rows: Sequence[Mapping[str, Any]], nll_on: str) -> dict[str, An
         ``input_ids`` and ``position_ids`` int64 [1, T]; ``forest``, the layout; ``position_E`` (ascending) and
         ``target_E``: the position that predicts a token, and the token, int64; ``response_entry_SL`` and
         ``nll_entry_BL``: the entries of each response and of each pair's NLL, int64, padded with E;
-        ``response_tokens_S``, ``nll_tokens_B`` and
-        ``tokens_B`` (tokens of both sequences, before sharing), int64.
+        ``response_tokens_S``, ``nll_tokens_B`` and ``tokens_B`` (tokens of both sequences, before sharing), int64.
     """
     sequences = [np.asarray(row[f"{side}_input_ids"])[: row[f"{side}_end"]] for side in SIDES for row in rows]
     prompt_tokens = [row[f"{side}_prompt_tokens"] for side in SIDES for row in rows]

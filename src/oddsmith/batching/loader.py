@@ -69,7 +69,7 @@ def assignments(plan: StepPlan, process: int, num_nll_tokens: int, shape: StepSh
 
 @dataclass
 class BatchMaker:
-    """Turns the rows of an assignment into tensors.
+    """Turn the rows of an assignment into tensors.
 
     Adds to what ``tensors_of`` makes of a micro-batch: ``weight`` float [B] (0 for fillers), ``row`` int [B] (row
     numbers in the source), ``position`` int [B] (in the dataset), ``num_pairs`` and ``num_nll_tokens`` (scalars, of the
@@ -180,7 +180,7 @@ class StreamedBatches(IterableDataset):
 
 @dataclass
 class LoaderFactory:
-    """Makes the data loaders of one process over one dataset."""
+    """Make the data loaders of one process over one dataset."""
 
     rows: Any  # tokenized rows: a map-style ``datasets.Dataset`` or a stream
     shape: StepShape
@@ -194,10 +194,10 @@ class LoaderFactory:
     def training(
         self, *, seed: int, shuffle: bool, drop_last: bool
     ) -> tuple[DataLoader, TrainingAssignments | StreamedBatches]:
-        """Return a loader for training, and the sampler or stream behind it, on which to set ``epoch``.
+        """Return a loader for training, and its sampler or stream; set the attribute ``epoch`` of that before an epoch.
 
-        The order is drawn from the seed and the number of the epoch. Without a short last step (``drop_last``) not a
-        single step may be left: a ``ConfigError``.
+        The order is drawn from the seed and the number of the epoch. Where ``drop_last`` leaves no step at all, raise
+        ``ConfigError``.
         """
         if self._is_stream():
             stream = StreamedBatches(self, drop_last)

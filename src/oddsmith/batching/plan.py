@@ -74,17 +74,10 @@ def lengths_of(
 ) -> Lengths:
     """Return the lengths of pairs from the columns of a tokenized dataset (or one row of it).
 
-    The first token of a sequence has no prediction, so it is no NLL target. In an encoder-decoder model the decoder
-    begins with a start token, so that every response token is a target.
-
-    Args:
-        columns: ``chosen_end``, ``rejected_end``, ``chosen_prompt_tokens``.
-        nll_on: ``"sequence"`` or ``"response"``.
-        is_encoder_decoder: Whether the rows are those of an encoder-decoder model.
-        shared_prompt: Whether the prompt of a pair is computed once for both of its sequences.
-
-    Returns:
-        The lengths.
+    ``columns`` are ``chosen_end``, ``rejected_end`` and ``chosen_prompt_tokens``; ``nll_on`` is ``"sequence"`` or
+    ``"response"``. With a ``shared_prompt`` the prompt of a pair is computed, and counted, once. The first token of a
+    sequence has no prediction, so it is no NLL target. In an encoder-decoder model the decoder begins with a start
+    token, so that every response token is a target.
     """
     chosen, rejected = np.asarray(columns["chosen_end"]), np.asarray(columns["rejected_end"])
     prompt = np.asarray(columns["chosen_prompt_tokens"])

@@ -1,4 +1,4 @@
-"""Tokenize the rows of a dataset, and report what became of every row.
+"""Tokenize the rows of a dataset, and report which rows are kept, dropped and cut.
 
     rows -> formats.to_pair -> PairTokenizer.render -> PairTokenizer.encode -> one row of tokens a pair
 
@@ -110,7 +110,11 @@ def prepare(
         rows = _dataset(pa.table({JSON_COLUMN: pa.array([_as_json(row) for row in rows], pa.string())}))
     table = cached(token_key(rows, pair_tokenizer, bad_rows), lambda: _tokenized(rows, tokenize, num_proc))
     report.add(DataReport(source, report.format, **json.loads(table.schema.metadata[REPORT])))
-    _require_pairs(report, (2 if source == "train" else 1) if min_pairs is None else min_pairs)
+    minimum = (2 if source == "train" else 1) if min_pairs is None else min_pairs
+    if report.kept < minimum:
+        found = f"{counted(report.kept, 'usable pair')} in {counted(report.rows, 'row')}"
+        dropped = f" (dropped {report.dropped_in_words()})" if report.dropped else ""
+        raise DataError(f"{source}: {found}{dropped}; expected at least {minimum}")
     return PreparedData(_dataset(table.replace_schema_metadata(None)), report)
 
 
@@ -127,13 +131,6 @@ def _recognised_format(rows: Any, source: str, bad_rows: str) -> str:
     raise problem or DataError(f"{source}: the dataset is empty; expected rows with a prompt and two answers")
 
 
-def _require_pairs(report: DataReport, minimum: int) -> None:
-    if report.kept < minimum:
-        found = f"{counted(report.kept, 'usable pair')} in {counted(report.rows, 'row')}"
-        dropped = f" (dropped {report.dropped_in_words()})" if report.dropped else ""
-        raise DataError(f"{report.source}: {found}{dropped}; expected at least {minimum}")
-
-
 def _located(error: RowError, number: int, source: str, bad_rows: str) -> RowError:
     """Add dataset and row number to an error and, where invalid rows stop the run, how to leave them out."""
     hint = "; bad_rows=drop leaves such rows out" if bad_rows == "error" else ""
@@ -142,7 +139,7 @@ def _located(error: RowError, number: int, source: str, bad_rows: str) -> RowErr
 
 @dataclass
 class RowTokenizer:
-    """Tokenize batches of rows of ``source``, with what ``prepare`` calls ``bad_rows``; can be sent to a process."""
+    """Tokenize batches of rows, in this process or another one; fields are arguments of ``prepare``."""
 
     pair_tokenizer: PairTokenizer
     bad_rows: str
@@ -184,7 +181,7 @@ class RowTokenizer:
 
     @property
     def features(self) -> datasets.Features:
-        """The columns of the result and their types."""
+        """Return the columns of the result and their types."""
         return datasets.Features(
             TOKEN_COLUMNS | ({"prompt_input_ids": IDS} if self.pair_tokenizer.is_encoder_decoder else {})
         )
@@ -244,7 +241,7 @@ def _tokenized_stream(
 
 
 def _dataset(table: pa.Table) -> datasets.Dataset:
-    """Make a dataset of a table; a random fingerprint saves computing one that is never looked up."""
+    """Make a dataset of a table, with a random fingerprint: computing one takes time, and nothing looks it up."""
     return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
 
 
@@ -253,7 +250,7 @@ def _as_json(row: Any) -> str:
 
 
 def _json_value(value: Any) -> Any:
-    """Return the JSON form of a value that JSON cannot hold, or null, which is an error only where it matters."""
-    if inspect.isfunction(value):  # a tool
+    """Return a function as the schema of a tool, an array as a list, and anything else as null."""
+    if inspect.isfunction(value):
         return get_json_schema(value)
     return value.tolist() if hasattr(value, "tolist") else None

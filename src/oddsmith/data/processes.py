@@ -1,4 +1,4 @@
-"""Spread work over several processes that are forked, so that they share what this process has in memory.
+"""Spread work over several processes, forked so that they share the memory of this one.
 
 Process k of n makes the results k, k + n, k + 2n, ... and sends each through its own pipe. A pipe holds little, so that
 no process runs far ahead of the reader. If one process ends early, all end: a pipe that closes too early is an error
@@ -74,7 +74,7 @@ def parallel_shares(produce: Produce[Result], processes: int, advice: str = "") 
         Result: All of them, in their order.
 
     Raises:
-        OddsmithError: As ``produce`` raised it; or a process was killed or failed, after it wrote why to stderr.
+        OddsmithError: As ``produce`` raised it; or a process was killed, or failed with a traceback on stderr.
     """
     if processes < 2:
         yield from produce(0, 1)
@@ -86,8 +86,8 @@ def parallel_shares(produce: Produce[Result], processes: int, advice: str = "") 
             except (EOFError, OSError):
                 process.join()
                 raise OddsmithError(
-                    f"a process that works on the rows ended with exit code {process.exitcode} (see above for what it"
-                    f" said; -9: killed, as when memory runs out){advice}"
+                    f"a process that works on the rows ended with exit code {process.exitcode} (see its"
+                    f" output above; -9: killed, as when memory runs out){advice}"
                 ) from None
             if isinstance(result, OddsmithError):
                 raise result
@@ -121,7 +121,7 @@ def _started(produce: Produce[Result], processes: int) -> Iterator[list[Child]]:
 
 
 def _run(produce: Produce[Result], share: int, shares: int, sending: Connection, inherited: Connection | None) -> None:
-    """Send the results of one share; runs in a process that was started."""
+    """Send the results of one share, in a process that was started."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the process that started this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and not by a handler inherited with the fork
     gc.freeze()  # collecting what was inherited would take time, and copy its memory

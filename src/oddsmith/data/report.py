@@ -1,4 +1,4 @@
-"""Count what became of the rows of a dataset, and report it: kept, dropped and why, cut and where."""
+"""Count the rows of a dataset that are kept, dropped (and why) and cut (and where), and report the counts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DataReport:
 
     @property
     def dropped_rows(self) -> int:
-        """Number of rows left out."""
+        """Return the number of rows left out."""
         return sum(map(len, self.dropped.values()))
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import re
 MAX_SENTENCES = 2
 MAX_WORDS = 40
 
-# These are always followed by more of the same sentence ...
+# Abbreviations that never end a sentence ...
 _NEVER_LAST = frozenset({"mr", "mrs", "ms", "dr", "prof", "st", "mt", "vs", "e.g", "i.e", "approx"})
-# ... and these may be the last word of a sentence: the next word's case decides.
+# ... and those that may end one: the case of the next word decides.
 _MAYBE_LAST = frozenset({"etc", "a.m", "p.m", "jr", "sr", "u.s", "u.k", "inc", "ltd", "co", "no"})
 
 # Typographic quotes and dashes count as the plain ones.
@@ -69,9 +69,17 @@ def sentences_in(text: str) -> list[str]:
     A sentence ends at ``.``, ``!``, ``?`` or an ellipsis (closing quotes and brackets included) before a space, and at
     the end of every line, with or without a mark. Decimals (``3.5``), times (``5 p.m. on Monday``), titles
     (``Dr. Brown``), initials (``J. K. Rowling``), list numbers (``1. Sleep``) and speech inside a sentence
-    (``"Why?" she asked.``) end none. A line without a letter or digit is no sentence.
+    (``"Why?" she asked.``) do not end a sentence. A line without a letter or digit is no sentence.
     """
-    return [sentence for line in text.translate(_PLAIN).splitlines() for sentence in _sentences_of_line(line)]
+    pieces = []
+    for line in text.translate(_PLAIN).splitlines():
+        start = 0
+        for stop in _STOP.finditer(line):
+            if _ends_sentence(line[start : stop.start()], stop, line[stop.end() :].lstrip()):
+                pieces.append(line[start : stop.end()])
+                start = stop.end()
+        pieces.append(line[start:])
+    return [piece.strip() for piece in pieces if _WORD.search(piece)]
 
 
 def word_count(text: str) -> int:
@@ -104,16 +112,6 @@ def style_faults(answer: str) -> list[str]:
 def keeps_style(answer: str) -> bool:
     """Return whether an answer keeps the house style, i.e. ``style_faults`` finds nothing."""
     return not style_faults(answer)
-
-
-def _sentences_of_line(line: str) -> list[str]:
-    pieces, start = [], 0
-    for stop in _STOP.finditer(line):
-        if _ends_sentence(line[start : stop.start()], stop, line[stop.end() :].lstrip()):
-            pieces.append(line[start : stop.end()])
-            start = stop.end()
-    pieces.append(line[start:])
-    return [piece.strip() for piece in pieces if _WORD.search(piece)]
 
 
 def _ends_sentence(before: str, stop: re.Match[str], after: str) -> bool:

@@ -1,7 +1,7 @@
-"""Every check of a dataset: its name, from which share of the rows on it warns or fails, what it means, what to do.
+"""List the checks of a dataset: name, shares of faulty rows from which on a check warns and fails, meaning and fix.
 
-Where no source is named the shares are a judgement: a fault that only removes rows from the training fails from
-``COSTLY`` on, a fault that teaches the wrong thing from ``HARMFUL`` on, and what may be intended never fails.
+Where no source is named, the shares are our judgement: a fault that only removes rows from the training fails from
+``COSTLY`` on, a fault that teaches the wrong thing from ``HARMFUL`` on, and a property that may be intended only warns.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ EMPTY_PROMPT = Check(
     "empty prompts",
     ANY,
     NEVER,
-    "the last question is blank, so the answers answer nothing",
+    "the last question is blank, so there is nothing to answer",
     "fill in the prompt",
 )
 IDENTICAL = Check(
@@ -142,7 +142,8 @@ SIMILAR_PROMPTS = Check(
     "near-duplicate prompts",
     NOTABLE,
     NEVER,
-    "at least 80% of its word triples are those of an earlier prompt (by MinHash): less variety than rows",
+    "at least 80% of its word triples are those of an earlier prompt (by MinHash), so there is less variety than the"
+    " number of rows suggests",
     "keep one of each group, or hold out whole groups",
 )
 CONFLICTS = Check(
@@ -201,9 +202,9 @@ ROLES = Check(
     "roles that do not alternate",
     ANY,
     NEVER,
-    "two turns in a row by the same speaker, an answer before a question, or a system message in the middle; strict"
+    "two turns in a row with the same role, an answer before a question, or a system message in the middle; strict"
     " chat templates refuse it",
-    "join such turns, or check with --model whether the template takes them",
+    "join such turns, or check with --model whether the template accepts them",
 )
 PERSONAL_DATA = Check(
     "personal data and keys",
@@ -225,7 +226,7 @@ BENCHMARK_OVERLAP = Check(
     "text of the benchmark",
     ANY,
     HARMFUL,
-    "a run of 13 words of the benchmark stands in the prompt or the chosen answer, so its scores would say nothing",
+    "a run of 13 words of the benchmark occurs in the prompt or the chosen answer, so its scores would mean nothing",
     "leave these rows out (--fix)",
     drops=True,
     needs=BENCHMARK,
@@ -295,8 +296,8 @@ TURN_ENDS = Check(
     "end of turn inside an answer",
     ANY,
     HARMFUL,
-    "an answer holds the end-of-turn token before its end: the model learns to go on after it has stopped",
-    "give each turn a message of its own and no control tokens; leave such rows out (--fix)",
+    "an answer contains the end-of-turn token before its end: the model learns to continue after that token",
+    "write each turn as a separate message without control tokens, or leave such rows out (--fix)",
     drops=True,
     needs=MODEL,
 )

@@ -23,34 +23,24 @@ def require_new_file(target: Path) -> None:
 
 
 def write_cleaned(rows: Rows | FileRows, left_out: Collection[int], target: Path) -> int:
-    """Write the rows that stay as JSON Lines.
+    """Write the rows that are not ``left_out`` (row numbers) as JSON Lines, and return how many were written.
 
-    Args:
-        rows: All rows.
-        left_out: Numbers of the rows to leave out.
-        target: The file; see ``require_new_file``.
-
-    Returns:
-        How many rows were written.
-
-    Raises:
-        DataError: No row is left, or the file cannot be written.
+    Where no row is left, or the file cannot be written, raise ``DataError``.
     """
+
+    def json_value(value: Any) -> Any:  # arrays as lists, dates as text
+        return value.tolist() if hasattr(value, "tolist") else str(value)
+
     written = 0
     try:
         with replacing(target) as partial:
             with partial.open("w", encoding="utf-8") as file:
                 for number, row in numbered_rows(rows):
                     if number not in left_out:
-                        file.write(json.dumps(row, ensure_ascii=False, default=_json_value) + "\n")
+                        file.write(json.dumps(row, ensure_ascii=False, default=json_value) + "\n")
                         written += 1
             if not written:
                 raise DataError(f"{target}: no row is left, so nothing was written; repair the rows instead")
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror or error}); write elsewhere") from error
     return written
-
-
-def _json_value(value: Any) -> Any:
-    """Return a value that JSON has no form for as one that it has: arrays as lists, dates as text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

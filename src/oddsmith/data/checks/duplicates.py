@@ -1,8 +1,8 @@
 """Find rows that are alike: repeated or conflicting pairs, the same or nearly the same prompt.
 
-A process that reads rows makes a fingerprint of each pair (about 700 bytes, however long the texts are), and one place
-compares these in the order of the rows. Texts are compared without case and extra spaces. Of a group of similar prompts
-only the first is searched, so that a thousand prompts from one template take no more time than others.
+The processes that read rows make a fingerprint of each pair (about 700 bytes, however long the texts are), and the
+main process compares these in the order of the rows. Texts are compared without case and extra spaces. Of a group of
+similar prompts only the first is searched, so that a thousand prompts from one template take no more time than others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BANDS = 16
 
 
 class Fingerprint(NamedTuple):
-    """What is kept of a pair for comparisons."""
+    """The part of a pair that comparisons need."""
 
     prompt: int  # digest of the prompt
     answers: int  # digest of the prompt and both answers in alphabetical order
@@ -75,13 +75,13 @@ class PromptIndex:
         return pair.prompt in self._digests
 
     def has_similar(self, pair: Fingerprint) -> bool:
-        """Return whether a prompt was added before of which the similarity is at least ``SIMILAR``."""
+        """Return whether a prompt was added before that has a similarity of at least ``SIMILAR``."""
         return any(
             self._sketches[number].jaccard(pair.minhash) >= SIMILAR for number in self._buckets.query(pair.minhash)
         )
 
     def add(self, pair: Fingerprint) -> bool:
-        """Add a prompt, and return whether a similar one was there, which then stands for both in searches."""
+        """Add a prompt; return whether a similar one was there, which is then found in place of both."""
         is_similar = self.has_similar(pair)
         self._digests.add(pair.prompt)
         if not is_similar:
@@ -91,7 +91,7 @@ class PromptIndex:
 
 
 class Duplicates:
-    """Compares every row with the rows before it, and with the prompts of the evaluation set where there is one."""
+    """A comparison of every row with the rows before it, and with the prompts of an evaluation set if there is one."""
 
     def __init__(self, evaluation: PromptIndex | None = None):
         self._evaluation = evaluation
@@ -99,14 +99,9 @@ class Duplicates:
         self._pairs: dict[int, tuple[int, bool]] = {}  # digest of the answers -> first row with it, its is_swapped
 
     def compare(self, row: int, pair: Fingerprint) -> list[tuple[Check, int]]:
-        """Compare a row with those before it.
+        """Compare a row with those before it; return the checks it fails, with the number of the faulty row.
 
-        Args:
-            row: Its number.
-            pair: Its fingerprint.
-
-        Returns:
-            Checks with the faulty row: this one, or an earlier one that conflicts with it.
+        That is the row itself or, of two that conflict, each.
         """
         hits = []
         evaluation = self._evaluation

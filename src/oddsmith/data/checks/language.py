@@ -56,17 +56,15 @@ def language_of(text: str) -> str | None:
     text = text[:READ_CHARACTERS]
     if sum(map(str.isalpha, text)) < MIN_LETTERS and not _is_dense(text):
         return None
-    if _is_plain_english(text):
+    is_latin = len(text.encode()) < 1.1 * len(text)  # no English sentence within a text of another script
+    if is_latin and len(ENGLISH.findall(text)) >= ENGLISH_SHARE * len(text.split()) > 0:
         return "en"
-    ranked = [(ALIKE.get(language, language), probability) for language, probability in _identifier().rank(text)]
+    ranked = [
+        (ALIKE.get(language, language), probability) for language, probability in language_identifier().rank(text)
+    ]
     likeliest = ranked[0][0]
     probability = sum(probability for language, probability in ranked[:RANKED] if language == likeliest)
     return likeliest if probability >= MIN_PROBABILITY else None
-
-
-def _is_plain_english(text: str) -> bool:
-    is_latin = len(text.encode()) < 1.1 * len(text)  # not an English sentence within a text of another script
-    return is_latin and len(ENGLISH.findall(text)) >= ENGLISH_SHARE * len(text.split()) > 0
 
 
 def _is_dense(text: str) -> bool:
@@ -76,12 +74,8 @@ def _is_dense(text: str) -> bool:
 
 
 @cache
-def _identifier() -> Any:
+def language_identifier() -> Any:
+    """Load the model that recognises languages, once; processes that are forked afterwards share it."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # takes half a second
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-def load_languages() -> None:
-    """Load the model that recognises languages, once: processes that are forked afterwards share it."""
-    _identifier()

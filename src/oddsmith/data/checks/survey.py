@@ -1,7 +1,7 @@
-"""All checks of a dataset: several processes read and check rows, and one place compares them with each other.
+"""Run all checks of a dataset: several processes read and check rows, and the main process compares rows.
 
     process k of n     reads batches k, k + n, ... of the rows, checks each row -> Tally of a batch
-    one place          adds the tallies up in the order of the rows, compares fingerprints -> findings, dropped rows
+    main process       adds the tallies up in the order of the rows, compares fingerprints -> findings, dropped rows
 
 Memory: the rows of one batch in each process, and about a kilobyte a pair for the comparison.
 """
@@ -23,7 +23,7 @@ from .benchmark import Benchmark
 from .catalogue import Check, Finding, Hit, Verdict, worst
 from .content import content_hits
 from .duplicates import Duplicates, Fingerprint, PromptIndex
-from .language import language_hits, load_languages
+from .language import language_hits, language_identifier
 from .lengths import LengthSums
 from .texts import PairTexts
 
@@ -98,7 +98,7 @@ def survey(
         from .token_checks import TokenChecks  # imports torch, like the tokenizer
 
         checker.token_checks = TokenChecks(pair_tokenizer)
-    load_languages()  # before the processes start, so that they share the model
+    language_identifier()  # before the processes start, so that they share the model
     duplicates = Duplicates(None if evaluation is None else _prompt_index(evaluation, processes))
     total = Tally()
     for part in parallel_shares(partial(_tallies, rows, checker), processes):
@@ -119,7 +119,7 @@ def survey(
 
 @dataclass
 class Tally:
-    """What the checks found in some rows."""
+    """The findings of the checks in some rows."""
 
     rows: int = 0  # number of rows read
     hits: dict[tuple[Check, str], list[int]] = field(default_factory=dict)  # faulty rows, by check and part
@@ -130,7 +130,7 @@ class Tally:
     fingerprints: list[tuple[int, Fingerprint]] = field(default_factory=list)  # with the row numbers of the pairs
 
     def hit(self, row: int, hits: Iterable[Hit]) -> None:
-        """Count a row that does not pass some checks."""
+        """Count a row under the checks that it fails."""
         for key in hits:
             rows = self.hits.setdefault(key, [])
             if not rows or rows[-1] != row:
@@ -149,7 +149,7 @@ class Tally:
 
 @dataclass
 class RowChecker:
-    """Makes the checks that look at one row, in the process that reads it."""
+    """Run the checks that look at one row, in the process that reads it."""
 
     benchmark: Benchmark | None = None
     token_checks: TokenChecks | None = None

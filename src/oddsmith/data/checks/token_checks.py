@@ -1,6 +1,6 @@
 """Checks that need a tokenizer: what its chat template, its control tokens and ``max_length`` do to a pair.
 
-The tokens are those of the training, made by the same code (``data.tokenize``).
+The tokens are those of the training, made by the same code (``tokens.pair_tokenizer``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REASONS: dict[str, Check] = {
 
 
 class TokenChecks:
-    """Tokenizes pairs as the training will, and finds the faults that only tokens show."""
+    """Tokenize pairs as the training will, and find the faults that only tokens show."""
 
     def __init__(self, pair_tokenizer: PairTokenizer):
         self.pair_tokenizer = pair_tokenizer
@@ -38,17 +38,9 @@ class TokenChecks:
     def check(
         self, pairs: Sequence[PreferencePair], texts: Sequence[PairTexts]
     ) -> Iterator[tuple[list[Hit], TokenizedPair | None]]:
-        """Tokenize and check some pairs.
+        """Yield the faults of each pair, and its tokens unless it is dropped; ``texts`` are those of the pairs.
 
-        Args:
-            pairs: The pairs.
-            texts: Their texts.
-
-        Yields:
-            tuple[list[Hit], TokenizedPair | None]: For each pair its faults, and its tokens unless it is dropped.
-
-        Raises:
-            ModelError: The tokenizer lacks a chat template or an EOS token that is needed.
+        A tokenizer without a chat template or an EOS token that is needed is a ``ModelError``.
         """
         found: list[list[Hit]] = [[] for _ in pairs]
         rendered: list[RenderedPair | Dropped] = []

@@ -1,4 +1,4 @@
-"""From a row, however its dataset writes it, to a ``PreferencePair``.
+"""Turn rows of all known formats into ``PreferencePair``s.
 
 Every message about the content of a row is raised here, as a ``RowError`` or, for unknown columns, a ``DataError``:
 

@@ -1,11 +1,11 @@
-"""Read the messages of a conversation in every way in which datasets write them.
+"""Read the messages of a conversation in the forms that datasets use.
 
     {"role": "user", "content": "Hi"}                                  as chat templates read it
     {"role": "user", "content": [{"type": "text", "text": "Hi"}]}      content in parts
     {"from": "human", "value": "Hi"}                                   ShareGPT
 
-all become the first. Keys beside role and content (``tool_calls``, ``name``, ``reasoning_content``, ...) are left to
-the template and are kept, unless they are null.
+all become the first. Other keys (``tool_calls``, ``name``, ``reasoning_content``, ...) are kept for the template,
+unless they are null.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 SYSTEM_ROLES = ("system", "developer")
 
-# Names of the roles in ShareGPT files. Source: the dataset formats of LLaMA-Factory and FastChat.
-SPEAKERS = {
+# Roles by their names in ShareGPT files. Source: the dataset formats of LLaMA-Factory and FastChat.
+SHAREGPT_ROLES = {
     "human": "user",
     "prompter": "user",
     "gpt": "assistant",
@@ -60,7 +60,7 @@ def _to_message(value: Any, where: str) -> Message:
         role, content = _checked_role(value["role"], where), value.get("content")
         others = {key: without_nulls(item) for key, item in value.items() if key not in ("role", "content")}
     elif value.get("from") is not None:
-        role, content, others = _checked_role(value["from"], where, SPEAKERS), value.get("value"), {}
+        role, content, others = _checked_role(value["from"], where, SHAREGPT_ROLES), value.get("value"), {}
     else:
         keys = ", ".join(map(str, value)) or "none"
         raise RowError(
@@ -77,8 +77,8 @@ def _checked_role(role: Any, where: str, synonyms: Mapping[str, str] = MappingPr
     name = synonyms.get(role, role) if isinstance(role, str) else role
     if name in ROLES:
         return name
-    nearest = get_close_matches(str(role).lower(), [*ROLES, *SPEAKERS], n=1)
-    hint = f"; did you mean {SPEAKERS.get(nearest[0], nearest[0])!r}?" if nearest else ""
+    nearest = get_close_matches(str(role).lower(), [*ROLES, *SHAREGPT_ROLES], n=1)
+    hint = f"; did you mean {SHAREGPT_ROLES.get(nearest[0], nearest[0])!r}?" if nearest else ""
     raise RowError("unknown role", f"{where} has the role {role!r}; expected one of {', '.join(ROLES)}{hint}")
 
 

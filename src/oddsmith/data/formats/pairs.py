@@ -1,4 +1,4 @@
-"""Turn a row, however its dataset writes it, into a ``PreferencePair``.
+"""Turn a row of any known format into a ``PreferencePair``.
 
 A format is recognised by its columns, the first of these that fits; other columns are ignored:
 
@@ -51,12 +51,12 @@ class PreferencePair:
 
     @property
     def is_conversational(self) -> bool:
-        """Whether prompt and answers are messages, to be rendered by a chat template."""
+        """Return whether prompt and answers are messages, to be rendered by a chat template."""
         return not isinstance(self.prompt, str)
 
 
 def to_pair(row: Row) -> PreferencePair:
-    """Return the preference pair in a row; a ``RowError`` says why there is none, with a reason to count."""
+    """Return the preference pair of a row; an invalid row raises a ``RowError`` with a reason to count."""
     known = _recognise(row)
     if known is None:
         raise RowError("missing column", _unknown_columns(row))

@@ -1,14 +1,14 @@
 """Split dialogues written as plain text: Anthropic's HH transcripts, and two texts that begin with the same prompt.
 
-Where a row has no prompt column, the prompt is the beginning of both texts. It is not all that they share, because
-answers may begin alike too. So the shared text is cut back to a turn boundary:
+Where a row has no prompt column, the prompt is the beginning of both texts. Answers may begin alike too, so the shared
+text is cut back to a turn boundary:
 
     chosen    "Q: Which is bigger?\\nA: The sun is."       shared "Q: Which is bigger?\\nA: The "
     rejected  "Q: Which is bigger?\\nA: The moon is."      prompt "Q: Which is bigger?\\nA:"
 
 A boundary is the end of the last marker in the shared text that hands over to the answering side (``ANSWER_MARKER``);
 without one, its last line break, because an answer never begins in the middle of a line. If the first lines of both
-answers are the same, they become part of the prompt: they say nothing about the preference. Where there is neither
+answers are the same, they become part of the prompt, because they express no preference. Where there is neither
 marker nor line break, prompt and answers cannot be separated.
 """
 
@@ -45,8 +45,8 @@ def is_hh_dialogue(text: str) -> bool:
 def parse_hh_dialogue(text: str) -> list[Message]:
     """Return the turns of an HH transcript as messages of user and assistant.
 
-    Blanks around a turn are dropped. Two turns in a row by the same speaker (in about one transcript of 200) become
-    one of two paragraphs: chat templates want speakers to alternate.
+    Blanks around a turn are dropped. Two turns in a row with the same role (in about one transcript of 200) are joined
+    as two paragraphs, because chat templates require alternating roles.
 
     Source: Bai et al., "Training a Helpful and Harmless Assistant", arXiv 2204.05862; the data of anthropics/hh-rlhf.
     """

@@ -93,15 +93,9 @@ class FileRows:
 
 
 def batches(rows: Rows | FileRows, share: int = 0, shares: int = 1) -> Iterator[tuple[int, list[Any]]]:
-    """Read rows in batches of ``BATCH_ROWS``, all of them or one of several shares.
+    """Yield the number of the first row of each batch of ``BATCH_ROWS``, and its rows as plain Python values.
 
-    Args:
-        rows: The rows.
-        share: Which share.
-        shares: How many shares there are; share k of n has the batches k, k + n, k + 2n, ...
-
-    Yields:
-        tuple[int, list[Any]]: Number of the first row, and the rows, as plain Python values.
+    Share k of n has the batches k, k + n, k + 2n, ...
     """
     if not isinstance(rows, list | FileRows):
         rows = rows.with_format(None)

@@ -1,6 +1,6 @@
 """Find the part of a dataset that ``train``, ``test[:100]`` or ``train[10%:]`` names, and the files that hold it.
 
-The name of a file tells its split, as on the hub:
+The split of a file follows from its name, as on the hub:
 
     train-00000-of-00003.parquet    train       a shard: the text before the number
     test_prefs.jsonl                test_prefs  the whole name, and also test
@@ -28,7 +28,7 @@ WORDS = {
 SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}(?:-\w+)?")
 SPLIT = re.compile(r"(?P<name>\w[\w.-]*)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
-# Files beside the data that have a suffix of data.
+# Files in a folder of data that have a suffix of data.
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 
 
@@ -53,7 +53,7 @@ class Split:
 
     @property
     def is_slice(self) -> bool:
-        """Whether only some rows of the named part are meant."""
+        """Return whether only some rows of the named part are meant."""
         return self.start is not None or self.stop is not None
 
     def rows_of(self, total: int) -> range:

@@ -1,1 +1,1 @@
-"""Chat templates are programs by strangers: here they run in a sandbox with limits on work, time and size."""
+"""Run chat templates, which are untrusted programs, in a sandbox with limits on work, time and size."""

@@ -37,7 +37,7 @@ OPERATORS: dict[type[nodes.BinExpr], str] = {nodes.Mul: "multiplied", nodes.Pow:
 OPERATIONS = frozenset(("joined", "sliced", "made", *OPERATORS.values()))
 HOOKS = OPERATIONS | {"spend"}  # what compiled templates call on their environment
 METHODS_OF_MAPPINGS = frozenset(dir(dict))
-# Errors of Python that a template can cause, besides Jinja's own.
+# Python errors that a template can cause, besides Jinja's.
 ERRORS_OF_TEMPLATES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, SyntaxError)
 
 
@@ -56,7 +56,7 @@ class _GuardedTemplate(Template):
 
 
 class _DirectCalls(CodeGenerator):
-    """Compiles calls of our operations without the sandbox's checks."""
+    """Compile calls of our operations without the sandbox's checks."""
 
     def visit_Call(self, node: nodes.Call, frame: Frame, **kwargs: Any) -> None:  # type: ignore[override]
         if not isinstance(node.node, nodes.EnvironmentAttribute) or node.node.name not in HOOKS:
@@ -99,7 +99,7 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         self.globals.pop("lipsum", None)
         names: dict[str, Any] = self.globals
         names["strftime_now"] = operations.guarded_date(names["strftime_now"])
-        # The repr of Jinja's own would write all that is inside it.
+        # Jinja's repr of a namespace writes everything inside it.
         names["namespace"] = type("Namespace", (names["namespace"],), {"__repr__": object.__repr__})
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
@@ -150,7 +150,7 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Guards(NodeTransformer):
-    """Adds the guards to a parsed template."""
+    """Add the guards to a parsed template."""
 
     def __init__(self, environment: GuardedEnvironment):
         self.environment = environment

@@ -47,7 +47,7 @@ class PairTokenizer:
     Args:
         tokenizer: The tokenizer, with its chat template where there are conversations.
         max_length: Most tokens of prompt + response; None: no limit. Encoder-decoder: most tokens of the prompt.
-        max_prompt_length: What the prompt of a pair that is too long is cut down to; None never cuts a prompt.
+        max_prompt_length: Length to which the prompt of a pair that is too long is cut; None never cuts a prompt.
         is_encoder_decoder: Whether the model reads the prompt in an encoder.
         max_completion_length: Most tokens of a response of an encoder-decoder model (None: 128); else without effect.
     """

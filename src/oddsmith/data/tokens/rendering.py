@@ -80,7 +80,7 @@ class Renderer:
 
     @property
     def end_of_turn(self) -> str | None:
-        """The token with which the template ends an assistant's turn; None where it only writes plain text.
+        """Return the token with which the template ends an assistant's turn; None where it only writes plain text.
 
         It is the first added token after the answer of a short conversation, rendered once for each template. Without
         a template, or with one that cannot render that conversation, a ``ModelError`` is raised.
@@ -94,7 +94,7 @@ class Renderer:
     def _render_conversation(self, pair: PreferencePair, prompt: list[Message]) -> list[Rendering]:
         self._require_template()
         options = {"tools": pair.tools or None, **pair.template_kwargs}
-        openings: dict[str, str] = {}  # the prompt's text by the role that speaks next: as a rule one for both sides
+        openings: dict[str, str] = {}  # the prompt's text by the role of the next turn, usually the same for both sides
         renderings = []
         for response in cast(tuple[list[Message], ...], (pair.chosen, pair.rejected)):
             role = response[0]["role"]
@@ -111,10 +111,10 @@ class Renderer:
         return renderings
 
     def _apply(self, messages: Sequence[Message], **options: Any) -> str:
-        """Render messages; if the template refuses them, its own words become a ``RowError``."""
+        """Render messages; a refusal of the template becomes a ``RowError`` with the template's message."""
         try:
             return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-        except LimitReached as error:  # never a row's fault alone, and not to be tried again on the next
+        except LimitReached as error:  # the template is at fault, not the row: do not try the next one
             raise ModelError(
                 f"chat template of {tokenizer_name(self.tokenizer)}: {error}; such a template is damaged or hostile,"
                 " set another (tokenizer.chat_template)"
@@ -153,7 +153,7 @@ class Renderer:
 
 
 def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the name or folder that a tokenizer came from, else its class."""
+    """Return the name or folder that a tokenizer was loaded from, else its class."""
     return repr(tokenizer.name_or_path) if tokenizer.name_or_path else type(tokenizer).__name__
 
 

@@ -1,4 +1,4 @@
-"""Hold what becomes of a preference pair, its tokens or the reason to leave it out, and cut tokens to ``max_length``.
+"""Hold the tokens of a preference pair, or the reason to drop it, and cut tokens to ``max_length``.
 
 The prompt is cut first, from the left, then the answers, from the right:
 
@@ -50,12 +50,12 @@ class TokenizedPair:
 
     @property
     def longest_tokens(self) -> int:
-        """Tokens of the longest sequence that ``max_length`` bounds: prompt + response, or the encoder's prompt."""
+        """Return the length of the longest sequence that ``max_length`` bounds: a side, or the encoder's prompt."""
         return len(self.prompt_ids) or max(len(self.chosen_ids), len(self.rejected_ids))
 
     @property
     def cut_sides(self) -> list[str]:
-        """Which of ``"prompt"``, ``"chosen"``, ``"rejected"`` lost tokens."""
+        """Return which of ``"prompt"``, ``"chosen"``, ``"rejected"`` lost tokens."""
         cut = {"prompt": self.prompt_cut, "chosen": self.chosen_cut, "rejected": self.rejected_cut}
         return [side for side, is_cut in cut.items() if is_cut]
 
@@ -82,11 +82,11 @@ class Tokens(NamedTuple):
 
     @property
     def target_tokens(self) -> int:
-        """Number of targets. The first token of a sequence has no prediction, so it is no target."""
+        """Return the number of targets. The first token of a sequence has no prediction, so it is no target."""
         return self.end - max(self.prompt_tokens, 1)
 
     def without_left(self, cut_tokens: int, *, kept_tokens: int = 0) -> Tokens:
-        """Remove ``cut_tokens`` of the prompt, behind its first ``kept_tokens``."""
+        """Remove ``cut_tokens`` of the prompt, after its first ``kept_tokens``."""
         cut_tokens = max(0, min(cut_tokens, self.prompt_tokens - kept_tokens))
         ids = self.ids[:kept_tokens] + self.ids[kept_tokens + cut_tokens :]
         return Tokens(ids, self.prompt_tokens - cut_tokens, self.end - cut_tokens)
@@ -108,7 +108,7 @@ def cut_pair(
 
     If the targets of either side reach beyond ``max_length``, both prompts lose the same number of tokens, so that they
     still begin alike: as many as bring the longer one down to ``max_prompt_length`` (None: prompts are not cut). A
-    leading BOS stays, and counts; there is never a second one behind it. A prompt may still fill ``max_length``: then
+    leading BOS stays, and counts; a second one right after it is left out. A prompt may still fill ``max_length``: then
     no target is left.
     """
     if max_length is None:
