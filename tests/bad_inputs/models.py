@@ -141,7 +141,7 @@ MODELS = (
         " where you trust them: load the model in transformers, then save_pretrained writes safetensors",
         {WEIGHTS: gone, "model/pytorch_model.bin": b"PK"}),
     BadInput("gives a model with code of its own", "train c.yaml",
-        "model: runs Python code of its own; read that code, then give --trust-remote-code on the command line (in"
+        "model: needs its own Python code; read that code, then give --trust-remote-code on the command line (in"
         " Python: trust_remote_code=True)",
         _changed("model/config.json", model_type="mine", auto_map=CODE)),
     BadInput("gives damaged weights", "train c.yaml",
@@ -210,7 +210,7 @@ ADAPTERS = (
         " file or a hub id (base_model_name_or_path in its adapter_config.json)",
         {"model": _adapter(base_model_name_or_path="./base")}),
     BadInput("gives an adapter of an unknown kind", "train c.yaml",
-        "model: its adapter_config.json is none that PEFT ... knows ('LORE')",
+        "model: its adapter_config.json cannot be read by PEFT ... ('LORE')",
         {"model": _adapter(peft_type="LORE", base_model_name_or_path="m")}),
     BadInput("damages adapter_config.json", "train c.yaml",
         "model: its adapter_config.json is damaged (...); fetch or copy it again", {"model/adapter_config.json": "{"}),

@@ -102,7 +102,7 @@ class TestCodeInAFolder:
 
     def test_else_one_line_says_how_it_is_allowed(self, folder):
         change(folder / "config.json", auto_map=OWN_MAP, model_type="own", architectures=["Own"])
-        with pytest.raises(ModelError, match="runs Python code of its own; read that code, then give --trust-remote"):
+        with pytest.raises(ModelError, match="needs its own Python code; read that code, then give --trust-remote"):
             load_model(str(folder))
 
     def test_a_tokenizer_class_of_its_own(self, folder):
@@ -219,7 +219,7 @@ class TestAdapters:
         one, other = tmp_path / "one", tmp_path / "other"
         adapter_on(other, one)
         adapter_on(one, other)
-        with pytest.raises(ModelError, match="its base is an adapter that stands on it"):
+        with pytest.raises(ModelError, match="it and its base are adapters that name each other"):
             load_model(str(one))
 
     def test_a_base_with_code(self, folder, tmp_path):

@@ -449,9 +449,9 @@ class Watching(ORPOTrainer):
 
 FALLBACKS: dict[str, tuple[dict[str, Any], str]] = {
     "switched off": ({"prefix_forest": False}, "prefix_forest is off"),
-    "collator": ({"data_collator": Collator(257)}, "Collator makes them"),
-    "compute_loss": ({"subclass": Regularised}, "compute_loss may expect them"),
-    "training_step": ({"subclass": Watching}, "training_step may expect them"),
+    "collator": ({"data_collator": Collator(257)}, "the collator Collator makes padded batches"),
+    "compute_loss": ({"subclass": Regularised}, "compute_loss may expect padded batches"),
+    "training_step": ({"subclass": Watching}, "training_step may expect padded batches"),
     "encoder-decoder": ({"model": t5}, "it is an encoder-decoder"),
     "dropout": ({"model": gpt2, "disable_dropout": False}, "dropout is on"),
     "dropout in attention": (
@@ -462,7 +462,7 @@ FALLBACKS: dict[str, tuple[dict[str, Any], str]] = {
     "noise": ({"neftune_noise_alpha": 5}, "neftune_noise_alpha"),
     "router loss": (
         {"model": functools.partial(mixtral, output_router_logits=True, router_aux_loss_coef=0.1)},
-        "its router loss counts every copy of a token",
+        "its router loss depends on how many sequences share a token",
     ),
     "prompt tuning": (
         {"peft": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)},

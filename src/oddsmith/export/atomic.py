@@ -1,7 +1,7 @@
-"""Files and folders of an export: each appears complete or not at all, and replaces nothing unasked.
+"""Write files and folders of an export: each appears complete or not at all, and replaces nothing unless asked to.
 
-``system.files`` writes them beside their place and renames them. Added here: what is in the way is refused before the
-work begins, one export at a time writes to a place, and what the disk says becomes one line.
+``system.files`` writes under a temporary name and renames. Here, a target that exists is refused before the work
+begins, only one export at a time writes to it, and errors of the disk become one line.
 """
 
 from __future__ import annotations
@@ -17,24 +17,17 @@ from ..errors import ConfigError, ExportError
 from ..system.files import CLOSED, FULL, explained, free_bytes, in_words, replacing, replacing_folder
 from ..system.names import require_folder_name
 
-# Lies in every folder that an export has written, so that --overwrite removes nothing else.
+# In every folder that an export has written, so that --overwrite removes nothing else.
 RECORD_FILE = "export.json"
 
 
 @contextmanager
 def write_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Write a new folder, which appears when the block ends without an error.
+    """Yield an empty folder, which becomes ``target`` when the block ends without an error.
 
-    Args:
-        target: Where it appears; missing folders above it are made.
-        overwrite: Whether an earlier export there (with its ``export.json``) may be replaced.
-
-    Yields:
-        Path: The empty folder to write into.
-
-    Raises:
-        ConfigError: ``target`` is a file, lies below one, holds something, or is being written by another export.
-        ExportError: The disk is full, or cannot be written.
+    Missing folders above it are made; ``overwrite`` replaces an earlier export (with its ``export.json``). Raise
+    ``ConfigError`` where ``target`` is a file, lies below one, holds something, or is being written by another export,
+    and ``ExportError`` where the disk is full or cannot be written.
     """
     _refuse_file_above(target)
     if target.exists() and not target.is_dir():
@@ -50,18 +43,11 @@ def write_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def write_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Write a new file, which appears when the block ends without an error.
+    """Yield an empty file, which becomes ``target`` when the block ends without an error.
 
-    Args:
-        target: Where it appears; missing folders above it are made.
-        overwrite: Whether a file there may be replaced.
-
-    Yields:
-        Path: An empty file to write to.
-
-    Raises:
-        ConfigError: ``target`` is a folder, lies below a file, is there already, or is being written by another export.
-        ExportError: The disk is full, or cannot be written.
+    Missing folders above it are made; ``overwrite`` replaces a file. Raise ``ConfigError`` where ``target`` is a
+    folder, lies below a file, is there already, or is being written by another export, and ``ExportError`` as
+    ``write_folder`` does.
     """
     _refuse_file_above(target)
     if target.is_dir():
@@ -87,7 +73,7 @@ def require_space(place: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def clear_write_errors(target: Path) -> Iterator[None]:
-    """Raise ``ExportError`` with one line for what the disk says against writing to ``target``."""
+    """Turn an error of writing to ``target`` (disk full, no permission) into an ``ExportError`` of one line."""
 
     def explain(fault: int, error: Exception) -> None:
         why = in_words(fault)

@@ -1,4 +1,4 @@
-"""Measure how far apart two forms of one model are, on a few texts that come with Oddsmith.
+"""Measure the distance between two forms of one model, on a few texts that come with Oddsmith.
 
     KL(reference || other) = sum over the vocabulary of p (log p - log q), in float64; mean and maximum over tokens
 
@@ -37,7 +37,7 @@ USABLE_MEMORY = 0.9
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far one model is from another, over all tokens of the texts."""
+    """The distance of one model from another, over all tokens of the texts."""
 
     tokens: int
     kl: float  # mean KL divergence per token, in nats

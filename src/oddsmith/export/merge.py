@@ -5,7 +5,7 @@
     cast, written, loaded again -> the same logits       KL at most MAX_KL[dtype], or the export fails
 
 An adapter that was trained on a 4-bit base is another function on the 16-bit base. The caller chooses which of the two
-it is merged into; the distance to the model as it was trained is measured.
+it is merged into; the distance to the model on its quantised base is measured.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SENTENCEPIECE_FILE = "tokenizer.model"
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What was merged, and how close the result is."""
+    """The result of a merge, and its distance from the original."""
 
     name: str  # of the run or model, as given by the user
     folder: str  # where the merged model is
@@ -222,12 +222,8 @@ def write_model_folder(
 ) -> None:
     """Write weights, configuration, generation settings, tokenizer and chat template, for ``from_pretrained``.
 
-    Args:
-        model: The model; its weights are cast in place.
-        tokenizer: Its tokenizer.
-        folder: An empty folder.
-        dtype: Type of the weights.
-        end_tokens: Ids that end an answer: the one that a run has taught may not be among those of the base.
+    The weights are cast to ``dtype`` in place. ``end_tokens`` are the ids that end an answer: a run may have taught one
+    that the base's settings lack.
     """
     cast_parameters(model, dtype)
     model.config.dtype = dtype

@@ -1,4 +1,4 @@
-"""What a model's name stands for: an adapter and its base, a whole model, or a GGUF file."""
+"""Find the model that a name stands for: an adapter and its base, a whole model, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class NamedModel:
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        """bitsandbytes' settings, where an adapter was trained on a quantised base."""
+        """Return bitsandbytes' settings, where an adapter was trained on a quantised base."""
         return self.record.quantization if self.record else None
 
     @property
     def bits(self) -> int:
-        """Bits per weight of the base while the adapter was trained: 4, 8, or 16 for everything above."""
+        """Return the bits per weight of the base in training: 4, 8, or 16 for everything above."""
         if not self.quantization:
             return 16
         return 4 if self.quantization.get("load_in_4bit") else 8

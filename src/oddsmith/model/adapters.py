@@ -75,19 +75,11 @@ def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | N
 
 
 def add_adapter(model: PreTrainedModel, peft_config: PeftConfig, *, gradient_checkpointing: bool = False) -> PeftModel:
-    """Freeze a model and add a trainable adapter to it, in place.
+    """Freeze a model, quantised or not, and add a trainable adapter to it in place.
 
-    Args:
-        model: The base, quantised or not.
-        peft_config: The adapter; it is not changed, so that it can be used again.
-        gradient_checkpointing: Whether activations will be recomputed; that needs an input with a gradient, which
-            frozen embeddings do not give.
-
-    Returns:
-        The model with its adapter. Adapter weights are float32, also over a bf16 or quantised base.
-
-    Raises:
-        ModelError: The model has an adapter already, a target does not exist, or the two do not fit together.
+    Adapter weights are float32, also over a bf16 or quantised base; ``peft_config`` is not changed.
+    ``gradient_checkpointing`` needs an input with a gradient, which frozen embeddings do not give, and adds one. Raise
+    ``ModelError`` where the model has an adapter already, a target does not exist, or the two do not fit together.
     """
     if not isinstance(peft_config, PeftConfig):
         raise ModelError(
@@ -197,8 +189,8 @@ def _check_initialisation(model: PreTrainedModel, peft_config: PeftConfig) -> No
     start = str(getattr(peft_config, "init_lora_weights", None))
     if start.startswith(("pissa", "corda")) and getattr(model, "is_quantized", False):
         raise ModelError(
-            f"init_lora_weights={start!r} takes the adapter's start out of the base's weights, and quantised ones"
-            " cannot give it up; leave init_lora_weights or the quantisation out"
+            f"init_lora_weights={start!r} subtracts the adapter's initial value from the base's weights, which is not"
+            " possible with quantised weights; leave init_lora_weights or the quantisation out"
         )
 
 

@@ -28,17 +28,21 @@ def merge_weights(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
         kind = model.active_peft_config.peft_type
         kind = getattr(kind, "value", kind)
         raise ModelError(f"a {kind} adapter cannot be merged; only changes of weights can (LoRA, DoRA, IA3, ...)")
-    _separate_what_is_adapted(model.get_base_model())
+    _untie_adapted(model.get_base_model())
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.float()
             module.merge()
             module.to(dtype)
     with warnings.catch_warnings():
-        # Each layer says "already merged", and that embedding and head are two now: both are intended.
+        # Each layer warns "already merged", and that embedding and head are two weights now: both are intended.
         warnings.simplefilter("ignore")
         merged = model.merge_and_unload()
-    _state_whether_tied(merged)
+    # The configuration has to state whether the weights are tied, or an untied head would not be saved.
+    if getattr(merged.config, "tie_word_embeddings", False) and not is_tied(merged):
+        merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
+    if not getattr(merged.config, "tie_word_embeddings", False):
+        merged.all_tied_weights_keys = merged.get_expanded_tied_weights_keys(all_submodels=False)
     return merged
 
 
@@ -54,7 +58,7 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _separate_what_is_adapted(base: PreTrainedModel) -> None:
+def _untie_adapted(base: PreTrainedModel) -> None:
     """Give a tied head its own weight if LoRA changes the head or the embedding."""
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     if not is_tied(base) or not (isinstance(embedding, BaseTunerLayer) or isinstance(head, BaseTunerLayer)):
@@ -62,11 +66,3 @@ def _separate_what_is_adapted(base: PreTrainedModel) -> None:
     plain = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
     plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
     base.config.get_text_config().tie_word_embeddings = base.config.tie_word_embeddings = False
-
-
-def _state_whether_tied(merged: PreTrainedModel) -> None:
-    """Write into the configuration whether the weights are tied; else an untied head would not be saved."""
-    if getattr(merged.config, "tie_word_embeddings", False) and not is_tied(merged):
-        merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
-    if not getattr(merged.config, "tie_word_embeddings", False):
-        merged.all_tied_weights_keys = merged.get_expanded_tied_weights_keys(all_submodels=False)

@@ -1,6 +1,6 @@
-"""Measure what a model prefers before it is trained: how much is there to learn, and in which pairs?
+"""Measure what a model prefers before it is trained: how much there is to learn, and from which pairs.
 
-The pairs of the lowest log-odds surprise the model most: it has to learn them, or their sides are mixed up.
+Pairs of low log-odds surprise the model: it has to learn them, or their two answers are swapped.
 """
 
 from __future__ import annotations

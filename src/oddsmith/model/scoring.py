@@ -35,15 +35,10 @@ class PairScore(NamedTuple):
 def score_pairs(
     model: PreTrainedModel, pairs: Sequence[tuple[int, TokenizedPair]], *, batch_size: int
 ) -> Iterator[list[PairScore]]:
-    """Score pairs batch by batch, the longest pairs first: what does not fit into memory fails at once.
+    """Yield the scores of pairs batch by batch, the longest first: a batch that does not fit into memory fails at once.
 
-    Args:
-        model: A causal or encoder-decoder model in evaluation mode; it computes on the device that it is on.
-        pairs: Row number and tokens of each pair.
-        batch_size: Pairs of a batch.
-
-    Yields:
-        list[PairScore]: The scores of one batch. They are NaN or infinite where the model's log-probabilities are.
+    ``model`` is in evaluation mode, ``pairs`` are row numbers with tokens. Scores are NaN or infinite where the model's
+    log-probabilities are.
     """
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     pad_token_id = 0  # any token will do: masks come from lengths

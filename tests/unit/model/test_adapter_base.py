@@ -66,7 +66,7 @@ def test_another_base_under_the_same_name_is_refused(adapter, base):
         load_model(str(adapter))
     assert str(error.value) == (
         f"{adapter}: its base {base} differs in model.safetensors from the one that it was trained on;"
-        f" put that one back, or remove {RECORD_FILE} beside the adapter to use this one all the same"
+        f" restore that base, or remove {RECORD_FILE} beside the adapter to use this one anyway"
     )
     (adapter / RECORD_FILE).unlink()
     load_model(str(adapter))

@@ -86,7 +86,7 @@ class TestWhatComesBack:
         stored = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**stored, **settings, "architectures": ["Own"]}))
         (tmp_path / "own.py").write_text(source)
-        with pytest.raises(ModelError, match="Python code of its own; read that code, then give --trust-remote-code"):
+        with pytest.raises(ModelError, match="its own Python code; read that code, then give --trust-remote-code"):
             load_model(str(tmp_path))
         assert type(load_model(str(tmp_path), trust_remote_code=True)).__name__ == "Own"
 

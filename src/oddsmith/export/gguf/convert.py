@@ -153,16 +153,9 @@ def _plan_tensors(folder: Path, settings: Settings, family: Family, source: str)
 
 
 def write_gguf(plan: Conversion, path: Path, encoding: str) -> None:
-    """Write a GGUF file.
+    """Write a GGUF file; ``encoding`` is ``"f32"``, ``"f16"`` or ``"bf16"``, for everything but vectors and norms.
 
-    Args:
-        plan: From ``plan_conversion``.
-        path: The file.
-        encoding: ``"f32"``, ``"f16"`` or ``"bf16"``, for everything but vectors and norms.
-
-    Raises:
-        ExportError: A weight is too large for float16.
-        OSError: The disk is full, or cannot be written.
+    Raise ``ExportError`` where a weight is too large for float16, and ``OSError`` where the file cannot be written.
     """
     kind = ENCODINGS[encoding]
     writer = GGUFWriter(path, MODEL_ARCH_NAMES[plan.family.architecture])

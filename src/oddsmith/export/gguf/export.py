@@ -115,7 +115,8 @@ def export_gguf(
         # Entered first and left last, so that a place that cannot be written to costs no merge.
         partials = {kind: stack.enter_context(write_file(targets[kind], overwrite=overwrite)) for kind in wanted}
         modelfile = targets[wanted[0]].with_name(MODELFILE)
-        partial_modelfile = stack.enter_context(write_file(modelfile, overwrite=overwrite or _is_ours(modelfile)))
+        is_ours = modelfile.is_file() and modelfile.read_text(encoding="utf-8", errors="replace").startswith(MARK)
+        partial_modelfile = stack.enter_context(write_file(modelfile, overwrite=overwrite or is_ours))
         scratch = Path(
             stack.enter_context(
                 TemporaryDirectory(prefix=".oddsmith-", dir=modelfile.parent, ignore_cleanup_errors=True)
@@ -143,9 +144,9 @@ def export_gguf(
 
 
 class _FileWriter:
-    """Writes the files of one model. The unquantised file that quantised ones are made from is written once.
+    """Write the files of one model. The unquantised file that quantised ones are made from is written once.
 
-    That file keeps the weights as they are stored: no number is rounded twice, and none is too large for its type.
+    That file has the type of the stored weights: nothing is rounded twice, and no weight is too large for its type.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class _FileWriter:
         self._written[kind] = path
 
     def _run_converter(self, kind: str, path: Path) -> None:
-        """Run llama.cpp's script in a process of its own; it takes only file names that end in .gguf as they are."""
+        """Run llama.cpp's script in a new process; it changes names of files that do not end in .gguf."""
         target = self.scratch / f"converted-{kind}.gguf"
         command = [sys.executable, str(self.converter), str(self.folder), "--outfile", str(target)]
         command += ["--outtype", kind, "--model-name", self.title]
@@ -200,7 +201,7 @@ class _FileWriter:
 
 
 def _title(source: NamedModel) -> str:
-    """Return what the model is called in file names and in the files: the run's name without its place."""
+    """Return the model's name in file names and in the files: the run's name without its folder."""
     path = Path(source.name).expanduser()
     if path.exists():
         path = path.resolve()
@@ -219,11 +220,6 @@ def _targets(source: NamedModel, title: str, wanted: Sequence[str], output: Path
         return {wanted[0]: output}
     folder = output or source.default_output("gguf")
     return {kind: folder / f"{title}-{kind.upper()}.gguf" for kind in wanted}
-
-
-def _is_ours(modelfile: Path) -> bool:
-    """Return whether a Modelfile was written by Oddsmith and may be replaced for other types."""
-    return modelfile.is_file() and modelfile.read_text(encoding="utf-8", errors="replace").startswith(MARK)
 
 
 def _refuse_unknown_family(source: NamedModel) -> None:

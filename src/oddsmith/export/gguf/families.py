@@ -1,4 +1,4 @@
-"""The model families that can be converted: how each is written, and what llama.cpp assumes about it.
+"""List the model families that can be converted: how each is written, and what llama.cpp assumes about it.
 
 Each family is written as llama.cpp's own converter writes it. What llama.cpp does not read from the file, such as the
 pattern of Gemma's layers, is checked here: a model that differs is refused instead of converted wrongly.
@@ -24,7 +24,7 @@ Settings = Mapping[str, Any]  # config.json as transformers understands it, ``Pr
 
 @dataclass(frozen=True)
 class Family:
-    """What is particular to a family."""
+    """How a family is written, and which of its models are refused."""
 
     architecture: MODEL_ARCH  # llama.cpp's name for it
     write_settings: Callable[[GGUFWriter, Settings], None]  # writes its settings; ``write_common`` for most
@@ -144,7 +144,7 @@ def _write_phi3(writer: GGUFWriter, settings: Settings) -> None:
     _copy(writer, settings, "block_count", "head_count", "head_count_kv", "layer_norm_rms_eps")
     writer.add_rope_dimension_count(_phi3_rotated_dimensions(settings))
     writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_sliding_window(settings.get("sliding_window") or 0)  # 0 tells Phi-4 from Phi-3
+    writer.add_sliding_window(settings.get("sliding_window") or 0)  # 0 distinguishes Phi-4 from Phi-3
     if rope.get("long_factor"):
         original = settings["original_max_position_embeddings"]
         scale = settings["max_position_embeddings"] / original
@@ -195,7 +195,7 @@ def _silu_refusal(settings: Settings) -> str | None:
 def _smollm3_refusal(settings: Settings) -> str | None:
     expected = [int((layer + 1) % 4 != 0) for layer in range(settings["num_hidden_layers"])]
     if list(settings["no_rope_layers"]) != expected:
-        return "every fourth layer goes without rope there"
+        return "every fourth layer has no rotary embedding there"
     return _silu_refusal(settings)
 
 
@@ -217,9 +217,9 @@ def _gemma_refusal(settings: Settings, *, period: int, layers_of_27b: int) -> st
 
 def _gemma2_refusal(settings: Settings) -> str | None:
     if rope_of(settings).get("rope_theta") != 10000.0:
-        return "its rope_theta is 10000 always"
+        return "its rope_theta is always 10000"
     if not settings["attn_logit_softcapping"] or not settings["final_logit_softcapping"]:
-        return "it caps attention scores and logits always"
+        return "it always caps attention scores and logits"
     return _gemma_refusal(settings, period=2, layers_of_27b=46)
 
 
@@ -236,7 +236,7 @@ def _gemma3_refusal(settings: Settings) -> str | None:
 def _phi3_refusal(settings: Settings) -> str | None:
     rope = rope_of(settings)
     if rope.get("long_factor") and len(rope["long_factor"]) != _phi3_rotated_dimensions(settings) // 2:
-        return f"it wants {_phi3_rotated_dimensions(settings) // 2} factors of LongRoPE"
+        return f"it expects {_phi3_rotated_dimensions(settings) // 2} factors of LongRoPE"
     return _silu_refusal(settings)
 
 

@@ -38,7 +38,7 @@ def load_cyllama(what: str = "running a GGUF file") -> Any:
 
 
 class GgufModel:
-    """A GGUF file that is open in llama.cpp, for one conversation or measurement at a time. A context manager.
+    """An open GGUF file in llama.cpp, for one conversation or measurement at a time; a context manager.
 
     Args:
         path: The ``.gguf`` file.
@@ -100,13 +100,13 @@ class GgufModel:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """Keys and values of the file as text, without lists."""
+        """Return keys and values of the file as text, without lists."""
         metadata = self._model.metadata
         return metadata() if callable(metadata) else metadata  # a method in cyllama 0.2.18
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja text of the chat template, if the file has one."""
+        """Return the Jinja text of the chat template, if the file has one."""
         return self.metadata.get("tokenizer.chat_template")
 
     def tokenize(self, text: str, *, special: bool = True, begin: bool = False) -> list[int]:
@@ -242,7 +242,7 @@ def _load(library: Any, path: Path) -> Any:
     class Model(library.LlamaModel):
         @property
         def n_vocab(self) -> int:
-            """The attribute that ``get_logits_ith`` of cyllama 0.2.18 reads, and its model lacks."""
+            """Provide the attribute that ``get_logits_ith`` of cyllama 0.2.18 reads, and its model lacks."""
             return self.get_vocab().n_vocab
 
     with logged_errors(library) as errors:

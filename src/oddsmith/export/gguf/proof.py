@@ -31,7 +31,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Proof:
-    """How a file compares with the model."""
+    """The comparison of a file with the model."""
 
     divergence: Divergence
     most_kl: float  # the largest KL that is expected
@@ -68,22 +68,12 @@ def make_reference(folder: Path) -> Reference:
 
 
 def prove(path: Path, name: str, reference: Reference) -> Proof:
-    """Open a file, run it on the texts, and compare.
+    """Open a file of the type ``name``, run it on the texts, and compare its logits with the model's.
 
-    Args:
-        path: The file.
-        name: Its type.
-        reference: The model.
-
-    Returns:
-        The comparison.
-
-    Raises:
-        ExportError: An unquantised file computes something else than the model, or a quantised one NaN or infinite
-            logits.
-        ModelError: llama.cpp cannot open it.
+    Raise ``ExportError`` where an unquantised file computes something else than the model, or a quantised one gives NaN
+    or infinite logits, and ``ModelError`` where llama.cpp cannot open the file.
     """
-    # No longer a context than the texts: by its length llama.cpp decides which factors of LongRoPE it takes.
+    # The context is as long as the texts, because llama.cpp chooses the factors of LongRoPE by its length.
     longest = max(map(len, reference.ids))
     with GgufModel(path, context_length=longest) as model:
         found = divergence(reference.logits, lambda ids: torch.from_numpy(model.logits(ids)), reference.ids)

@@ -63,17 +63,9 @@ def is_quantised(name: str) -> bool:
 
 
 def quantise(source: Path, target: Path, name: str) -> None:
-    """Quantise a GGUF file.
+    """Quantise an unquantised GGUF file into a new one of the type ``name``.
 
-    Args:
-        source: An unquantised file.
-        target: The new file.
-        name: A quantised type of ``FILE_TYPES``.
-
-    Raises:
-        MissingExtraError: ``cyllama`` is not installed.
-        ExportError: llama.cpp refuses.
-        OSError: The disk is full.
+    Raise ``ExportError`` where llama.cpp refuses, and ``OSError`` where the disk is full.
     """
     library = load_cyllama("quantising")
     parameters = library.LlamaModelQuantizeParams()
@@ -84,6 +76,6 @@ def quantise(source: Path, target: Path, name: str) -> None:
             library.model_quantize(str(source), str(target), parameters)
         except (RuntimeError, ValueError) as error:
             reason = errors[0] if errors else str(error)
-            if "iostream error" in reason:  # all that C++ says about a failed write
+            if "iostream error" in reason:  # the whole message of a failed write in C++
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
             raise ExportError(f"{target.name}: llama.cpp cannot quantise to {name}: {reason}") from error

@@ -3,7 +3,7 @@
 llama.cpp calls the two kinds of vocabulary by their first users:
 
     gpt2    byte-level BPE: merges, and the name of a pre-tokenizer (Llama 3, Qwen, SmolLM, newer Mistral)
-    llama   SentencePiece: scores instead of merges, bytes as tokens of their own (Llama 2, Mistral, Gemma, Phi-3)
+    llama   SentencePiece: scores instead of merges, a token for each byte (Llama 2, Mistral, Gemma, Phi-3)
 
 Both are read from ``tokenizer.json``. transformers 5 no longer saves a ``tokenizer.model`` with its scores, so they are
 derived from the merges: llama.cpp joins the pair with the highest score first, so the token that is merged first gets
@@ -50,7 +50,7 @@ COMPARABLE = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file holds of a tokenizer."""
+    """The tokenizer in a GGUF file."""
 
     kind: str  # ``"gpt2"`` or ``"llama"``
     pre: str  # llama.cpp's name of the pre-tokenizer
@@ -79,20 +79,11 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int, source: str) -> Vocabulary:
-    """Read the tokenizer of a model folder.
+    """Read the tokenizer of a model folder, with its ``tokenizer.json``.
 
-    Args:
-        folder: The folder, with its ``tokenizer.json``.
-        tokenizer: The tokenizer in it.
-        rows: Rows of the embedding. Those without a token are padding.
-        source: Name of the model, for messages.
-
-    Returns:
-        The vocabulary.
-
-    Raises:
-        ModelError: The tokenizer is of another kind, has more tokens than the embedding has rows, or splits text in a
-            way that llama.cpp has no name for.
+    ``rows`` are those of the embedding; rows without a token are padding. ``source`` is the model's name, for messages.
+    Raise ``ModelError`` for a tokenizer of another kind, with more tokens than the embedding has rows, or one that
+    splits text in a way that llama.cpp has no name for.
     """
     otherwise = "use llama.cpp's own script for it: --converter PATH/TO/convert_hf_to_gguf.py"
     if not tokenizer.is_fast:
@@ -114,6 +105,7 @@ def read_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int,
             )
         tokens, types = _byte_level_tokens(tokenizer, rows)
         scores, kind, pre, special = None, "gpt2", name, SpecialVocab(folder, load_merges=True, n_vocab=rows)
+    end = end_of_turn(tokenizer)
     return Vocabulary(
         kind=kind,
         pre=pre,
@@ -121,7 +113,7 @@ def read_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int,
         types=types,
         scores=scores,
         special=special,
-        end_id=_end_id(tokenizer),
+        end_id=tokenizer.eos_token_id if end is None else tokenizer.convert_tokens_to_ids(end),
         begins=tokenizer.bos_token_id is not None and tokenizer.encode("a")[0] == tokenizer.bos_token_id,
         adds_space=_adds_space(backend, chats=bool(tokenizer.chat_template)) if kind == "llama" else None,
     )
@@ -135,12 +127,6 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return Renderer(tokenizer).end_of_turn
     except ModelError:
         return None
-
-
-def _end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of the token that ends an assistant's turn, or without a chat template a text."""
-    end = end_of_turn(tokenizer)
-    return tokenizer.eos_token_id if end is None else tokenizer.convert_tokens_to_ids(end)
 
 
 @cache

@@ -28,7 +28,7 @@ DEFAULT_MAX_NEW_TOKENS = 512
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn; a value out of range raises ``ConfigError``."""
+    """Settings of drawing answers; a value out of range raises ``ConfigError``."""
 
     # 0 takes the likeliest token each time; ``None`` follows the model's generation settings, and is 0 without any
     temperature: float | None = None
@@ -47,7 +47,7 @@ class Sampling:
 class ChatBackend(Protocol):
     """A model that answers."""
 
-    name: str  # that the user gave
+    name: str  # as given by the user
     has_template: bool  # otherwise texts are continued as they stand
     context_tokens: int | None  # limit of prompt and answer together, if the model states one
     own_temperature: float  # of the model's own generation settings, 0 for greedy
@@ -161,7 +161,7 @@ class GgufBackend:
 
 @contextmanager
 def _clear_refusal(name: str) -> Iterator[None]:
-    """Turn what a chat template raises into a ``ModelError`` with the template's own words."""
+    """Turn a refusal of a chat template into a ``ModelError`` with the template's message."""
     try:
         yield
     except (TemplateError, TypeError, ValueError) as error:

@@ -51,7 +51,7 @@ class Conversation:
 
     @property
     def messages(self) -> list[Message]:
-        """The system message and all turns, as messages with role and content."""
+        """Return the system message and all turns, as messages with role and content."""
         messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         for question, answer in self.turns:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

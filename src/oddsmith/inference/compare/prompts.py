@@ -38,12 +38,12 @@ class Prompt:
 
     @property
     def before(self) -> list[Message]:
-        """The messages before the first question: a system message, earlier turns."""
+        """Return the messages before the first question: a system message, earlier turns."""
         return [] if isinstance(self.opening, str) else self.opening[:-1]
 
     @property
     def questions(self) -> list[str]:
-        """The user's message of each turn."""
+        """Return the user's message of each turn."""
         first = self.opening if isinstance(self.opening, str) else self.opening[-1]["content"]
         return [first, *self.follow_ups]
 
@@ -93,7 +93,7 @@ def _prompt(number: int, row: Mapping[str, Any]) -> Prompt:
     while messages and messages[-1]["role"] == "assistant":  # the answer that the dataset has
         messages.pop()
     if not messages or not messages[-1]["content"].strip():
-        raise RowError("empty prompt", f"{column} says nothing; expected a question")
+        raise RowError("empty prompt", f"{column} is blank; expected a question")
     return Prompt(number, messages, row=row)
 
 

@@ -48,7 +48,7 @@ LLAMA_CPP = (sys.executable, "-P", "-m", "oddsmith.inference.serve.llama_server"
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers: the ``base_url`` for clients, the model's name in requests, the process and its output."""
+    """A running server: the ``base_url`` for clients, the model's name in requests, the process and its output."""
 
     url: str
     model: str
@@ -106,7 +106,9 @@ def serving(
             # Started in the folder above, so that the model's name is that of its folder and no path of this machine.
             folder = Path(place).absolute().parent if Path(place).is_dir() else None
             model = Path(place).absolute().name if folder else place
-            with suppress(OSError):  # else its list of models, which looks into the hub's cache, is an error 500
+            with suppress(
+                OSError
+            ):  # transformers serve looks for models there, and answers with an error 500 if it is missing
                 Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
             dtype = "auto" if best_precision().name == "bf16" else "float32"
             command = [*TRANSFORMERS, model, "--host", host, "--port", str(port), "--dtype", dtype]
@@ -137,7 +139,7 @@ def require_free(host: str, port: int) -> None:
             f"host {host!r}: no such address ({error.strerror}); expected one such as 127.0.0.1"
         ) from error
     with socket.socket(family, kind, protocol) as probe:
-        # As servers do, because a port may be waiting for stray packets after its last server has ended.
+        # As servers do, because a port stays reserved for a while after its last server has ended.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)

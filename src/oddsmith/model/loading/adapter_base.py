@@ -1,6 +1,6 @@
-"""Find the base model of an adapter, and notice that it is not the one that the adapter was trained on.
+"""Find the base model of an adapter, and check that the adapter was trained on it.
 
-``adapter_config.json`` names the base. ``base_model.json`` beside it records which one it was:
+``adapter_config.json`` names the base. ``base_model.json``, in the same folder, describes its files in training:
 
     {"commit": the base's on the hub, or null,
      "files": {"model.safetensors": {"bytes": 538090408, "sha256": of its beginning and of 64 blocks spread evenly}},
@@ -36,7 +36,7 @@ WEIGHTS = "model*.safetensors"
 def find_base(name: str, revision: str = "main") -> tuple[str, str] | None:
     """Return name and revision of the base of an adapter; ``None`` where ``name`` is a model itself.
 
-    Raise ``ModelError`` where nothing is there, or an adapter with a base that cannot be found.
+    Raise ``ModelError`` where nothing is there, or the base of an adapter cannot be found.
     """
     place = locate(name)
     if is_gguf(place):
@@ -76,7 +76,7 @@ def _read_adapter_settings(place: str, **options: Any) -> PeftConfig:
     except json.JSONDecodeError as error:
         raise ModelError(f"{place}: its {ADAPTER_SETTINGS} is damaged ({error}); fetch or copy it again") from error
     except (KeyError, TypeError) as error:  # PEFT looks up what the file says, and builds from it
-        found = f"its {ADAPTER_SETTINGS} is none that PEFT {version('peft')} knows"
+        found = f"its {ADAPTER_SETTINGS} cannot be read by PEFT {version('peft')}"
         raise ModelError(f"{place}: {found} ({error})") from error
 
 
@@ -143,7 +143,8 @@ def read_base_record(place: str, revision: str = "main") -> BaseRecord | None:
         known = {name: fields[name] for name in BaseRecord.__dataclass_fields__ if name in fields}
         return BaseRecord(**known)
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{file}: is damaged ({error}); copy it again, or remove it to go without") from error
+        advice = "copy it again, or remove it, so that the base is not checked"
+        raise ModelError(f"{file}: is damaged ({error}); {advice}") from error
 
 
 def require_same_base(name: str, record: BaseRecord, base: str, revision: str = "main") -> None:
@@ -156,19 +157,15 @@ def require_same_base(name: str, record: BaseRecord, base: str, revision: str = 
     was = f" (trained on commit {record.commit}, this is {commit})" if record.commit and record.commit != commit else ""
     raise ModelError(
         f"{name}: its base {base} differs{where} from the one that it was trained on{was};"
-        f" put that one back, or remove {RECORD_FILE} beside the adapter to use this one all the same"
+        f" restore that base, or remove {RECORD_FILE} beside the adapter to use this one anyway"
     )
 
 
 def fingerprint(name: str, revision: str = "main") -> tuple[dict[str, dict[str, Any]], str | None]:
-    """Fingerprint a model's files of weights without reading all of them.
+    """Return size and fingerprint of a model's files of weights by name, and the commit on the hub.
 
-    Args:
-        name: Folder, GGUF file, ``builtin:...``, or a hub id that is in the cache.
-        revision: Branch, tag or commit on the hub.
-
-    Returns:
-        File name -> size and fingerprint, and the commit on the hub. Nothing where the model is not on this disk.
+    The files are not read completely. ``name`` is a folder, GGUF file, ``builtin:...``, or a hub id. There are no files
+    where the model is not on this disk.
     """
     try:
         place = Path(locate(name))

@@ -50,7 +50,7 @@ def check_gguf(path: Path) -> None:
 
 
 class _Header:
-    """One pass over the header of an open file."""
+    """Read the header of an open file once, from start to end."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
@@ -126,7 +126,7 @@ class _Header:
     def _text(self, what: str) -> bytes:
         (length,) = self._numbers("<Q")
         if length > MAX_NAME_BYTES:
-            raise self._damaged(f"{what} is said to have {length:,} bytes")
+            raise self._damaged(f"{what} claims {length:,} bytes")
         return self._take(length)
 
     def _skip_text(self) -> None:
@@ -142,22 +142,20 @@ class _Header:
         return struct.unpack(layout, self._take(struct.calcsize(layout)))
 
     def _take(self, count: int) -> bytes:
-        self.position += count
-        if self.position > self.size:
-            raise self._cut_off("the header")
+        self._advance(count, "the header")
         return self.file.read(count)
 
     def _skip(self, count: int, what: str) -> None:
-        self.position += count
-        if self.position > self.size:
-            raise self._cut_off(f"{what} in the header")
+        self._advance(count, f"{what} in the header")
         self.file.seek(count, os.SEEK_CUR)
 
-    def _cut_off(self, what: str) -> ModelError:
-        return ModelError(
-            f"{self.path}: is cut off or damaged: {what} ends after the end of the file ({self.size:,} bytes);"
-            " fetch or export it again"
-        )
+    def _advance(self, count: int, what: str) -> None:
+        self.position += count
+        if self.position > self.size:
+            raise ModelError(
+                f"{self.path}: is cut off or damaged: {what} ends after the end of the file ({self.size:,} bytes);"
+                " fetch or export it again"
+            )
 
     def _damaged(self, what: str) -> ModelError:
         return ModelError(f"{self.path}: is no sound GGUF file: {what}; fetch or export it again")

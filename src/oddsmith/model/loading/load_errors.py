@@ -25,7 +25,7 @@ def clear_errors(name: str, revision: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"{name}: {_explain(name, revision, error)}") from error
     except RecursionError as error:
-        found = "its JSON is nested too deeply, or its base is an adapter that stands on it"
+        found = "its JSON is nested too deeply, or it and its base are adapters that name each other"
         raise ModelError(f"{name}: cannot be loaded: {found}") from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
@@ -57,7 +57,7 @@ def _explain(name: str, revision: str, error: BaseException) -> str:
         if any(isinstance(cause, kinds) for cause in causes):
             return explanation
     if "trust_remote_code" in str(error):
-        return f"runs Python code of its own; read that code, then {ALLOW_CODE}"
+        return f"needs its own Python code; read that code, then {ALLOW_CODE}"
     if "file named model.safetensors" in str(error):
         return f"holds no model.safetensors; fetch or copy the whole model. If it has other weights: {CONVERT}"
     if "instantiate the backend tokenizer" in str(error):

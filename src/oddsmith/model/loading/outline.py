@@ -17,15 +17,10 @@ from .place import is_adapter_folder, is_gguf, locate
 
 
 def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfig | None = None) -> nn.Module | None:
-    """Build a model as it would be trained, on torch's device ``meta``. Nothing is fetched, no code of a model is run.
+    """Build a model as it would be trained, on torch's device ``meta``; arguments are those of ``load_model``.
 
-    Args:
-        name: As for ``load_model``.
-        dtype: Type of the weights; ``"auto"`` for the one they are stored in.
-        peft_config: The adapter that will be trained on it.
-
-    Returns:
-        The outline; ``None`` where the model is not on this disk, or needs its own code.
+    ``peft_config`` is the adapter that will be trained on it. Nothing is fetched and no code of a model is run: return
+    ``None`` where the model is not on this disk, or needs its own code.
     """
     place = locate(name)
     if is_adapter_folder(Path(place)):

@@ -32,20 +32,11 @@ def default_dtype(*, adapter: bool, bf16: bool) -> torch.dtype:
 def resolve_model(
     model: PreTrainedModel | str | None, args: ORPOConfig, *, model_init: Callable | None = None, adapter: bool = False
 ) -> PreTrainedModel | None:
-    """Return the model, loaded if only its name was given.
+    """Return the model, loaded if only its name was given; ``None`` where ``model_init`` will make it later.
 
-    Args:
-        model: A model, its name, or ``None``.
-        args: Settings; ``model_init_kwargs`` goes to ``from_pretrained``.
-        model_init: Makes the model later.
-        adapter: Whether an adapter will be trained on it.
-
-    Returns:
-        The model; ``None`` where ``model_init`` will make it.
-
-    Raises:
-        ConfigError: No model, or ``model_init_kwargs`` for a model that is already made.
-        ModelError: Not a model that generates text.
+    ``model_init_kwargs`` of the settings go to ``from_pretrained``; ``adapter`` says whether an adapter will be trained
+    on the model. Raise ``ConfigError`` without a model, or with ``model_init_kwargs`` for a model that is already made,
+    and ``ModelError`` for a model that does not generate text.
     """
     if isinstance(model, str):
         options = _init_options(args)
@@ -68,7 +59,7 @@ def resolve_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Return the given tokenizer, or the one of the model (or model name), with a token to pad with.
 
-    Raise ``ConfigError`` where none was given and the model does not say where its own is.
+    Raise ``ConfigError`` where none was given and the model has no name to load one by.
     """
     if tokenizer is None:
         name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", None)
@@ -86,7 +77,7 @@ def resolve_tokenizer(
 def _init_options(args: ORPOConfig) -> dict[str, Any]:
     options = args.model_init_kwargs
     if isinstance(options, dict) and "trust_remote_code" in options:
-        raise ConfigError("model_init_kwargs holds trust_remote_code, which is a setting of its own; set that one")
+        raise ConfigError("model_init_kwargs holds trust_remote_code; use the setting of that name instead")
     return dict(options) if isinstance(options, dict) else {}
 
 
@@ -107,7 +98,7 @@ def ready_model(model: PreTrainedModel, args: ORPOConfig, peft_config: Any = Non
 def compute_in_float32(model: nn.Module) -> bool:
     """Cast bfloat16 weights to float32, in place, for a CPU that emulates bfloat16: layers are 20 times as fast.
 
-    4-bit weights stay in 4 bits, and their products are computed in float32. Returned is whether weights were cast.
+    4-bit weights stay in 4 bits, and their products are computed in float32. Return whether any weight was cast.
     """
     cast = False
     for module in model.modules():

@@ -54,8 +54,8 @@ ACTIVE_ADAPTER_SETTINGS = {
 def refuse_code_in_folder(name: str, place: str, trust_remote_code: bool) -> None:
     """Raise ``ModelError`` if files in the folder of a model or adapter would run code, or are pickles.
 
-    ``name`` is the name that the user gave, for the message, here and below. Models on the hub are checked by the two
-    functions below, after their files have been downloaded.
+    ``name`` is the user's name of the model, for messages. Models on the hub are checked by the two functions below,
+    after their files have been downloaded.
     """
     folder = Path(place)
     if not folder.is_dir():
@@ -133,7 +133,7 @@ def _refuse_kernel(where: str, path: tuple[str, ...], value: Any, trust_remote_c
 
 
 def _check_index(name: str, file: Path) -> None:
-    """Require that every file of an index of weights lies beside it and is no pickle."""
+    """Require that every file of an index of weights lies in the same folder and is no pickle."""
     if not file.is_file():
         return
     try:

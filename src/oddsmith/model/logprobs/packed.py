@@ -1,4 +1,4 @@
-"""Log-probabilities of preference pairs on a PrefixForest, without logits: the fast path beside ``padded.pair_logps``.
+"""Compute log-probabilities of preference pairs on a prefix forest, without logits: the fast ``padded.pair_logps``.
 
 The model runs once over the packed row. Hooks catch the input of its output layer and turn it into log-probabilities
 (``head.py``) before any logits are computed. Shape suffixes as in ``batching/forest.py``.
@@ -21,13 +21,8 @@ from .padded import PairLogps, unwrap
 def forest_logps(model: nn.Module, batch: Mapping[str, Any], *, transform: OutputTransform) -> PairLogps:
     """Run one forward pass over a packed row; enter ``forest_attention_in(model)`` around it and its backward pass.
 
-    Args:
-        model: A causal language model, possibly wrapped (DDP, PEFT).
-        batch: What ``forest_batch`` makes, on the model's device.
-        transform: What the model does to its logits after the output layer.
-
-    Returns:
-        The same as ``pair_logps`` for the same pairs.
+    ``model`` is a causal language model, possibly wrapped (DDP, PEFT), ``batch`` the result of ``forest_batch`` on its
+    device, and ``transform`` what follows the output layer. The result is that of ``pair_logps`` for the same pairs.
     """
     layout = batch["forest"].to(batch["input_ids"].device)
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of preference pairs under a model, on plain padded batches: the reference path.
+"""Compute log-probabilities of preference pairs on plain padded batches: the reference path.
 
 It takes any model that transformers can load: one forward pass over chosen and rejected sequences stacked on top of
 each other, with logits only where a target is predicted.

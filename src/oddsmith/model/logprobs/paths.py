@@ -1,4 +1,4 @@
-"""The two ways to lay out and compute a micro-batch, with the same results; and the choice between them for a run.
+"""Lay out and compute micro-batches in two ways with the same results, padded or packed, and choose one for a run.
 
 A path says how rows become tensors, how long pairs are in its layout, which context a step needs, and how the model
 turns tensors into log-probabilities. ``choose_path`` takes the packed one wherever the self-check finds it exact.
@@ -50,12 +50,12 @@ class PaddedPath:
 
     @property
     def batch_maker(self) -> BatchMaker:
-        """Return what makes padded tensors of rows; every item is one micro-batch, under TRL's names."""
+        """Return the maker of padded tensors; every item is one micro-batch, under TRL's names."""
         return BatchMaker(PaddedTensors(self.collator, self.is_encoder_decoder), one_each=True)
 
     @property
     def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
-        """Return what computes lengths of pairs from columns."""
+        """Return a function that computes lengths of pairs from columns."""
         return partial(lengths_of, nll_on=self.nll_on, is_encoder_decoder=self.is_encoder_decoder)
 
     def around(self, model: nn.Module) -> AbstractContextManager[None]:
@@ -92,12 +92,12 @@ class ForestPath:
 
     @property
     def batch_maker(self) -> BatchMaker:
-        """Return what makes packed tensors of rows."""
+        """Return the maker of packed tensors."""
         return BatchMaker(partial(forest_batch, nll_on=self.nll_on))
 
     @property
     def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
-        """Return what computes lengths of pairs from columns; a pair's prompt counts once."""
+        """Return a function that computes lengths of pairs from columns; a pair's prompt counts once."""
         return partial(lengths_of, nll_on=self.nll_on, shared_prompt=True)
 
     @contextmanager
@@ -107,14 +107,10 @@ class ForestPath:
             yield
 
     def halved(self, loaded: LoadedRows | None) -> int | None:
-        """Halve the token budget after running out of memory, and log it.
+        """Halve the token budget after running out of memory on ``loaded`` rows, log it, and return the new one.
 
-        Args:
-            loaded: The rows it ran out over; ``None`` where they are not known.
-
-        Returns:
-            The new ``max_tokens``; ``None`` where that would not help: every micro-batch is a single pair already, or
-            the batch sizes fix the micro-batches.
+        Return ``None`` where that would not help: every micro-batch is a single pair already, the batch sizes fix the
+        micro-batches, or the rows are not known.
         """
         if self.max_tokens is None or loaded is None or all(len(rows) < 2 for rows in loaded.rows):
             return None
@@ -184,9 +180,9 @@ def _obstacle_in_run(args: ORPOConfig, padded: PaddedPath, overridden: list[str]
     if not args.prefix_forest:
         return "prefix_forest is off"
     if type(padded.collator) is not PairCollator:
-        return f"{type(padded.collator).__name__} makes them"
+        return f"the collator {type(padded.collator).__name__} makes padded batches"
     if overridden:
-        return f"{' and '.join(overridden)} may expect them"
+        return f"{' and '.join(overridden)} may expect padded batches"
     if args.neftune_noise_alpha:
         return "the noise of neftune_noise_alpha depends on the length of a sequence"
     return None

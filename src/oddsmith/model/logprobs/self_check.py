@@ -60,20 +60,13 @@ def check_forest(
 ) -> Verdict:
     """Compare both paths on four short pairs that share prompts and beginnings of answers.
 
-    Args:
-        model: The model as it will be trained, not wrapped yet.
-        tokenizer: Its tokenizer.
-        pad_token_id: As in ``pair_logps``.
-        precision: Makes the context in which the training computes (autocast).
-
-    Returns:
-        The verdict.
+    ``model`` is not wrapped yet; ``precision`` makes the context in which the training computes (autocast).
     """
     if obstacle := _obstacle(model):
         return Verdict(False, obstacle)
     transform = output_transform(unwrap(model).config)
     if transform is None:
-        return Verdict(False, "what it does to its logits after the output layer is not known here")
+        return Verdict(False, "its output layer is followed by an unknown change of the logits")
     device, memory_saving = next(model.parameters()).device, memory_saving_layers(model)
     rows = _pairs(tokenizer)
     batch = send_to_device(forest_batch(rows, "sequence"), device)
@@ -107,13 +100,13 @@ def _obstacle(model: nn.Module) -> str | None:
     if config.is_encoder_decoder:
         return "it is an encoder-decoder"
     if getattr(config, "output_router_logits", False):
-        return "its router loss counts every copy of a token"
+        return "its router loss depends on how many sequences share a token"
     if any(getattr(peft, "is_prompt_learning", False) for peft in getattr(model, "peft_config", {}).values()):
         return "its adapter puts virtual tokens in front of every sequence"
     if unwrap(model).get_output_embeddings() is None:
         return "its output layer could not be found"
     if dropout_rates(model):
-        return "dropout is on, and a token that stands once would get one mask for several sequences"
+        return "dropout is on, and a token shared by several sequences would get the same mask in all of them"
     return None
 
 

@@ -39,15 +39,10 @@ class TokenBudget(NamedTuple):
 
 
 def token_budget(model: nn.Module, forward: Callable[[int], Any], *, processes: int = 1) -> TokenBudget:
-    """Return the size of the largest micro-batches that fit into memory.
+    """Return the size of the largest micro-batches that fit into memory, between ``MIN_TOKENS`` and ``MAX_TOKENS``.
 
-    Args:
-        model: The model, on its device, trainable parameters marked.
-        forward: Computes a loss over a packed row of so many tokens, with gradients, as in training.
-        processes: How many train together; on CPUs they share the memory.
-
-    Returns:
-        The budget, between ``MIN_TOKENS`` and the device's ``MAX_TOKENS``.
+    ``forward(tokens)`` computes a loss over a packed row of so many tokens, with gradients, as in training.
+    ``processes`` is how many train together; on CPUs they share the memory.
     """
     device = next(model.parameters()).device
     short, long = 64, 192

@@ -156,7 +156,7 @@ class TestBrokenFiles:
         [
             (struct.pack("<IQQ", 3, HUGE, 1), "4,611,686,018,427,387,904 tensors"),
             (struct.pack("<IQQ", 3, 1, HUGE), "4,611,686,018,427,387,904 keys"),
-            (struct.pack("<IQQQ", 3, 0, 1, HUGE), "name of a key is said to have 4,611"),
+            (struct.pack("<IQQQ", 3, 0, 1, HUGE), "name of a key claims 4,611"),
             (struct.pack("<IQQ", 3, 0, 1) + KEY + struct.pack("<IQ", 8, HUGE), "a text in the header ends after"),
             (struct.pack("<IQQ", 3, 0, 1) + KEY + struct.pack("<IIQ", 9, 8, HUGE), "strings in one list"),
             (struct.pack("<IQQ", 3, 0, 1) + KEY + struct.pack("<IIQ", 9, 4, HUGE), "a list of 4,611"),
