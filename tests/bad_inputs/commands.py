@@ -43,7 +43,7 @@ COMMANDS = (
     BadInput("compares on a file that is not there", "compare model model --prompts nowhere.txt",
         "nowhere.txt: no such file; check the path"),
     BadInput("compares on an empty file", "compare model model --prompts p.txt",
-        "p.txt: is empty; expected a prompt a line", {"p.txt": "\n"}),
+        "p.txt: is empty; expected one prompt per line", {"p.txt": "\n"}),
     BadInput("compares on rows without prompts", "compare model model --prompts p.jsonl",
         "p.jsonl, row 0: no prompt: found the columns a; expected a pair, turns, or one of prompt, messages,"
         " conversations, question, instruction",

@@ -1,4 +1,4 @@
-"""Data loaders that follow a StepPlan: their items are micro-batches, with the normalisers of the whole optimizer step.
+"""Load micro-batches by a ``StepPlan``, with the normalisers of the whole optimizer step.
 
     plan -> Assignment (positions) -> LoadedRows (tokenized rows) -> BatchMaker -> item (tensors)
 
@@ -150,8 +150,8 @@ class TrainingAssignments(Sampler):
 class StreamedBatches(IterableDataset):
     """The items of one process from a stream of tokenized rows; set ``epoch`` before each one.
 
-    Every process reads the whole stream: this costs each the tokenization of all rows, and gives exact normalisers and
-    equal loads without any communication.
+    Every process reads the whole stream and tokenizes all rows, so that normalisers are exact and loads are equal
+    without any communication.
     """
 
     def __init__(self, loaders: LoaderFactory, drop_last: bool):

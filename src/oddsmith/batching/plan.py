@@ -28,7 +28,7 @@ class StepShape:
     """How many pairs a full optimizer step has, and how they are split."""
 
     micro_batch_size: int  # pairs of a micro-batch (``per_device_train_batch_size``)
-    accumulation: int  # micro-batches a process computes for one step (``gradient_accumulation_steps``)
+    accumulation: int  # micro-batches per process and step (``gradient_accumulation_steps``)
     processes: int  # world size
     # Token budget of a micro-batch. It then determines the number of micro-batches, and ``micro_batch_size`` and
     # ``accumulation`` only the number of pairs of a step. A longer pair forms a micro-batch alone.
@@ -116,8 +116,8 @@ def plan_step(pairs: Sequence[int], tokens: Sequence[int], shape: StepShape, *, 
         pairs: Positions of the step's pairs in the dataset, at least one, at most ``shape.pairs``.
         tokens: Tokens of each of them, in the same order.
         shape: Sizes.
-        fixed: Give even a short step ``shape.accumulation`` micro-batches a process (for streams, of which the number
-            of steps is unknown).
+        fixed: Give even a short step ``shape.accumulation`` micro-batches per process, for streams: their number of
+            steps is unknown.
 
     Returns:
         The plan; each pair is in exactly one micro-batch that is no filler.
@@ -149,7 +149,10 @@ def _balanced(tokens: Sequence[int], num_bins: int, capacity: int) -> list[list[
 
 
 def _within(tokens: Sequence[int], max_tokens: int, processes: int) -> list[list[int]]:
-    """Distribute the indices over as few bins, equally many a process, as have at most ``max_tokens`` or one index."""
+    """Distribute the indices over the fewest bins of at most ``max_tokens``, the same number of bins per process.
+
+    An index with more tokens has a bin alone.
+    """
     per_process = ceil(sum(min(length, max_tokens) for length in tokens) / (processes * max_tokens))
     while True:
         bins = _balanced(tokens, per_process * processes, capacity=len(tokens))
@@ -171,7 +174,7 @@ def plan_evaluation(tokens: np.ndarray, shape: StepShape) -> list[StepPlan]:
     """Plan an evaluation of every pair once, similar lengths together and the longest first, to fail early for memory.
 
     ``tokens`` are those of each pair of the dataset, by position. The accumulation of ``shape`` is 1, so each plan has
-    one micro-batch a process; with a token budget there may be several.
+    one micro-batch per process; with a token budget there may be several.
     """
     order = np.argsort(-tokens, kind="stable")
     return [plan_epoch_step(order, tokens, step, shape) for step in range(num_steps(len(order), shape))]

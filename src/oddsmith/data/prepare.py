@@ -1,6 +1,6 @@
 """Tokenize the rows of a dataset, and report which rows are kept, dropped and cut.
 
-    rows -> formats.to_pair -> PairTokenizer.render -> PairTokenizer.encode -> one row of tokens a pair
+    rows -> formats.to_pair -> PairTokenizer.render -> PairTokenizer.encode -> one row of tokens per pair
 
 ``RowTokenizer`` adds dataset and row number to every error of a row. Rows in a list of dicts are passed on as JSON
 strings: Arrow would refuse a column of mixed types without naming the row, and the checks of formats/ name it. Tokens
@@ -58,7 +58,7 @@ TOKEN_COLUMNS: dict[str, Any] = {
 class PreparedData:
     """Tokens to train or evaluate on."""
 
-    # One row a pair, as ``TokenizedPair.to_row`` makes it; a stream stays a stream
+    # One row per pair, as ``TokenizedPair.to_row`` makes it; a stream stays a stream
     dataset: datasets.Dataset | datasets.IterableDataset
     report: DataReport  # of every row; that of a stream grows as it is read, in the process that reads it
 
@@ -78,7 +78,7 @@ def prepare(
         rows: The rows; an ``IterableDataset`` is tokenized as it is read.
         pair_tokenizer: Makes the tokens and drops what cannot be learned from.
         bad_rows: Stop at the first invalid row, or leave such rows out and count them.
-        num_proc: Processes that tokenize; by default as many as pay. A stream is tokenized where it is read.
+        num_proc: Processes that tokenize; by default one per core, fewer for few rows. A stream ignores it.
         source: Name of the dataset in the report and in errors.
         min_pairs: Fewest pairs that are enough; by default 2 of the source ``"train"``, 1 of any other. A stream is
             only checked for being empty.

@@ -40,7 +40,7 @@ class _Done:
 
 
 def usable_processes() -> int:
-    """Return how many processes may work: one a core, shared with the processes of a distributed run on this machine.
+    """Return how many processes may work: one per core, shared with the processes of a distributed run on this machine.
 
     It is 1 where fork is not safe, or where this process may not start others.
     """

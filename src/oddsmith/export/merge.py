@@ -136,7 +136,7 @@ def merge_adapter(
         write_model_folder(model, tokenizer, partial, dtype=wanted, end_tokens=ends)
         _copy_sentencepiece_file(partial, [source.name, *([source.base] if source.base else [])])
         del model
-        gc.collect()  # two of them might not fit
+        gc.collect()  # two models might not fit
         on_stage("check", folder)
         model = load_model(str(partial), dtype=compute)
         again = logits_of(model, ids)
@@ -168,7 +168,7 @@ def merge_adapter(
 def _trained_logits(
     source: NamedModel, ids: Sequence[Sequence[int]], on_stage: OnStage
 ) -> tuple[list[torch.Tensor] | None, str | None]:
-    """Return the logits of a model trained on a quantised base, in those bits; else ``None``, and why if it matters."""
+    """Return the logits of a model on its quantised base, or ``None`` and, where there is such a base, the reason."""
     if not source.quantization:
         return None, None
     on_stage("trained", source)

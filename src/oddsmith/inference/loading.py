@@ -30,8 +30,8 @@ class LoadedSide(NamedTuple):
 def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer to get answers from it; errors are those of ``load_model``.
 
-    An adapter is put on its base in the bits that it was trained on: on others it computes something else. Weights keep
-    the type they are stored in (float32 where bf16 would be slow), on the accelerator if there is one.
+    An adapter is loaded on its base in the bits of its training, because it computes something else on others. Weights
+    keep the type they are stored in (float32 where bf16 would be slow), on the accelerator if there is one.
     """
     quantization = find_model(name).quantization_config()
     dtype = "auto" if best_precision().name == "bf16" else torch.float32
@@ -50,7 +50,7 @@ def load_both(base: str, tuned: str, on_stage: Callable[[str, Any], None]) -> It
     ``on_stage`` is called with ``("load", name)``. The base's weights are released before the tuned model is loaded. A
     base without a chat template, such as a model that was only pretrained, gets the template of the tuned model.
     """
-    locate(base)  # a mistake in either name is found before anything is loaded
+    locate(base)  # raises for a wrong name before anything is loaded
     named = find_model(tuned)
     if named.kind == "adapter" and named.base is not None and _is_same_place(named.base, base):
         on_stage("load", tuned)

@@ -195,7 +195,7 @@ def _check_initialisation(model: PreTrainedModel, peft_config: PeftConfig) -> No
 
 
 def _keep_tied(model: PreTrainedModel, peft_config: PeftConfig) -> None:
-    """Keep head and input embedding one weight if they are, or refuse the adapter.
+    """Where head and input embedding are one weight, keep them one, or refuse the adapter.
 
     Trained in full (``modules_to_save``) the two stay one weight. LoRA on either cannot be merged: in the one weight it
     would change the other as well (logits off by 7 in our test), with ``ensure_weight_tying`` too.

@@ -59,7 +59,7 @@ def replies(
         on_batch: Called with the number of answers done so far.
 
     Returns:
-        One a prompt, in their order.
+        One reply per prompt, in their order.
     """
     was_training = model.training
     model.eval()

@@ -83,7 +83,7 @@ def survey(
         benchmark: A benchmark, of which no text should occur in the rows.
         pair_tokenizer: Tokenizes as the training will; None leaves the checks of tokens out.
         on_rows: Called with the number of rows checked since the last call.
-        processes: Number of processes; by default one a core.
+        processes: Number of processes; by default one per core.
 
     Returns:
         The result.

@@ -1,4 +1,4 @@
-"""Limits on what a chat template may use while it renders one conversation, and the operations that observe them.
+"""Limit the work, size and time of a chat template while it renders one conversation.
 
     work   a character that is made costs 1, an item of a list 16, a node of the template that runs 8; a short text
            costs no more than the node that makes it
@@ -72,11 +72,11 @@ CONSUMING_FILTERS = frozenset(("groupby", "join", "sort", "sum", "unique"))
 
 
 class LimitReached(TemplateRuntimeError):
-    """A template uses more than any conversation needs: its loops or texts grow without end."""
+    """Raised for a template that uses more than any conversation needs: its loops or texts may grow without end."""
 
 
 class Budget(threading.local):
-    """Counts what a template uses, separately in each thread."""
+    """Count the work and time that a template uses, separately in each thread."""
 
     def __init__(self) -> None:
         self.renew()
@@ -112,8 +112,7 @@ class Budget(threading.local):
     def weigh(self, value: Any) -> int:
         """Return the weight of a value with everything inside it, which is at most ``MAX_WEIGHT``.
 
-        LimitReached where it is heavier: a list that contains the same list twice, which contains another one twice,
-        and so on, soon is.
+        LimitReached where it is heavier. The weight doubles with every list that contains the list before it twice.
         """
         weight = 0
         waiting: list[Any] = [value]

@@ -127,7 +127,7 @@ class PairTokenizer:
         return Tokens(ids, prompt_tokens, end)
 
     def _end_of_turn(self, ids: Sequence[int], prompt_tokens: int) -> int | None:
-        """Return one past the last end-of-turn token of the response, else past another added token that it ends in."""
+        """Return one past the last end-of-turn token of the response, else one past an added token at its end."""
         token = self.renderer.end_of_turn
         if token is None:
             return None
@@ -139,7 +139,7 @@ class PairTokenizer:
         return self._end_in_token(ids, prompt_tokens, set(self.tokenizer.get_added_vocab().values()))
 
     def _end_in_token(self, ids: Sequence[int], prompt_tokens: int, tokens: Collection[int]) -> int | None:
-        """Return one past the token of ``tokens`` after which the response is blank; None if it ends in none."""
+        """Return one past the last token if it is one of ``tokens``, blank text after it aside; None otherwise."""
         for position in range(len(ids) - 1, prompt_tokens - 1, -1):
             if ids[position] in tokens:
                 return position + 1

@@ -195,7 +195,7 @@ class _FileWriter:
         command += ["--outtype", kind, "--model-name", self.title]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode != 0 or not target.is_file():
-            last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+            last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no output")
             raise ExportError(f"--converter {self.converter}: failed (exit code {done.returncode}): {last.strip()}")
         target.replace(path)
 

@@ -81,13 +81,13 @@ def write_modelfile(file: str, tokenizer: PreTrainedTokenizerBase, *, begins: bo
     """
     lines = [f"{MARK}. In this folder: ollama create NAME -f Modelfile; then: ollama run NAME"]
     if others:
-        lines.append(f"# Beside it: {', '.join(others)}; change FROM to take another.")
+        lines.append(f"# Other files of this model: {', '.join(others)}; change FROM to take another.")
     lines.append(f"FROM ./{file}")
     stops: list[str | None] = []
     if tokenizer.chat_template is not None:
         pattern = chat_pattern(tokenizer, begins=begins)
         if pattern is None:
-            lines.append("# The model's chat template does not translate into Ollama's language: Ollama looks for one.")
+            lines.append("# The model's chat template cannot be translated for Ollama, which looks for a similar one.")
         else:
             lines.append(f'TEMPLATE """{pattern.go_template()}"""')
         stops.append(end_of_turn(tokenizer))

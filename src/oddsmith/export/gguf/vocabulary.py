@@ -216,7 +216,7 @@ def _adds_space(backend: dict[str, Any], chats: bool) -> bool:
     """Return whether llama.cpp is to put a space in front of a text, which it then does after each special token too.
 
     A tokenizer that always prepends a space does the same. One that prepends it only at the very start of a text never
-    does so in a chat, because the chat template begins with a special token; for a chat model that decides.
+    does so in a chat, because the chat template begins with a special token; so a chat model gets no space.
     """
     parts = [backend.get("normalizer") or {}, backend.get("pre_tokenizer") or {}]
     parts += [part for outer in parts for part in outer.get("normalizers", []) + outer.get("pretokenizers", [])]

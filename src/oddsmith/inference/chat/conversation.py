@@ -91,7 +91,7 @@ class Conversation:
 
 
 class Answer:
-    """An answer: iterate over it for its text, piece by piece, as it is computed."""
+    """The answer to a question; iterating over it computes its text piece by piece."""
 
     def __init__(
         self, conversation: Conversation, question: str, ids: list[int], sampling: Sampling, dropped_turns: int
@@ -110,7 +110,7 @@ class Answer:
         return self._pieces
 
     def stop(self) -> None:
-        """End it after the token that is being computed. May be called from any thread or signal handler."""
+        """Stop after the token that is being computed; may be called from any thread or signal handler."""
         self._is_stopped = True
 
     def _run(self) -> Iterator[str]:

@@ -37,7 +37,7 @@ class ModelAnswer:
 
 @dataclass(frozen=True)
 class PromptResult:
-    """The answers of one model to one prompt, one a turn, and the log-odds of the prompt's pair, if it has one."""
+    """The answers of one model to one prompt, one per turn, and the log-odds of the prompt's pair, if it has one."""
 
     answers: list[ModelAnswer]
     log_odds: float | None = None

@@ -73,7 +73,7 @@ def _lines(path: Path) -> list[dict[str, str]]:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     rows = [{"prompt": line} for line in lines if line.strip()]
     if not rows:
-        raise DataError(f"{path}: is empty; expected a prompt a line")
+        raise DataError(f"{path}: is empty; expected one prompt per line")
     return rows
 
 

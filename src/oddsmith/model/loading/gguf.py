@@ -1,7 +1,7 @@
-"""Load a GGUF file as a trainable transformers model and its tokenizer, with what transformers' own reader loses.
+"""Load a GGUF file as a trainable transformers model and its tokenizer, without the losses of transformers' reader.
 
 - Weights of any quantisation become dense.
-- Decimals come back as their author wrote them: 9.999999747378752e-06, the nearest float32, is 1e-5 again.
+- Decimals are restored: 9.999999747378752e-06, the nearest float32, becomes 1e-5 again.
 - The tokenizer makes the tokens that the model was trained with. A GGUF file stores the vocabulary and the merges, but
   of the pre-tokenizer (how text is cut before merging) only a name, ``tokenizer.ggml.pre``. Byte-level vocabularies of
   the names below are built from the file itself. transformers, which builds the others, ignores some names (``smollm``:
@@ -127,7 +127,7 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     if pre_tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **settings)
         for name, value in settings.items():
-            setattr(tokenizer, name, value)  # again: transformers 5.17 overrides them with its own mistake
+            setattr(tokenizer, name, value)  # again: transformers 5.17 overrides them with wrong ones
         return tokenizer
     backend = _byte_level_backend(tokens, read("tokenizer.ggml.merges", []), read("tokenizer.ggml.token_type", []))
     backend.pre_tokenizer = pre_tokenizer

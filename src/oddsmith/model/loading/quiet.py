@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Warnings from library to library; users of Oddsmith can do nothing about them.
+# Warnings about how one library uses another; users of Oddsmith can do nothing about them.
 IGNORED_WARNINGS = (
     "Could not find a config file in builtin:",  # PEFT, which looks every base up on the hub when it saves an adapter
     "`is_gradient_checkpointing` is deprecated",  # transformers to PEFT
@@ -15,7 +15,7 @@ IGNORED_WARNINGS = (
 
 
 def hush_dependencies() -> None:
-    """Silence warnings that are of no use here. For the command line; call it before importing torch.
+    """Silence warnings that users can do nothing about, for the command line; call it before importing torch.
 
     bitsandbytes, which transformers imports wherever it is installed, misses a compiled kernel on CPUs with
     AVX512-BF16. The kernel is for repacked weights, which are switched off (``adapters.keep_weights_unpacked``).

@@ -1,4 +1,4 @@
-"""Find out what a model does to its logits after the output layer: a scale, a soft cap, or something unknown.
+"""Find out how a model changes its logits after the output layer: by a scale, a soft cap, or in an unknown way.
 
 For z = head(hidden):   logits = cap * tanh(scale * z / cap),   or without a cap   logits = scale * z
 """
@@ -57,11 +57,11 @@ class OutputTransform(NamedTuple):
 
 
 def output_transform(config: Any) -> OutputTransform | None:
-    """Return what a model with a transformers configuration does to its logits after the head.
+    """Return how a model with this transformers configuration changes its logits after the head.
 
-    ``None`` where it does something else, or may: its own logits have to be used. The causal models of transformers
-    5.23 are covered. Any other model is taken to do nothing if its configuration sets none of the settings that
-    indicate otherwise; the self-check compares with the model's own logits.
+    Return ``None`` where it does, or may do, something else; its own logits have to be used then. The causal models of
+    transformers 5.23 are covered. Any other model is taken to change nothing if its configuration sets none of the
+    settings that indicate otherwise; the self-check compares with the model's own logits.
     """
     kind = config.model_type
     if config.is_encoder_decoder or kind in _UNKNOWN:
