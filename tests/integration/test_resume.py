@@ -265,7 +265,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_one_that_was_asked_for_is_refus
     resumed = make(run)
     with caplog.at_level(logging.WARNING):
         resumed.train(resume_from_checkpoint="auto")
-    assert "passed over" in caplog.text
+    assert "it was moved to" in caplog.text
     assert (run / "_quarantine" / "checkpoint-4").is_dir()
     assert_same(whole, resumed)
 

@@ -16,16 +16,10 @@ SHOWN_CHANGES = 6
 
 
 def require_possible(folder: Path, saved: Manifest, now: Manifest) -> None:
-    """Refuse a checkpoint that this run cannot continue at all.
+    """Raise a ``CheckpointError`` for a checkpoint that this run cannot continue at all.
 
-    Args:
-        folder: The checkpoint, for the message.
-        saved: Its manifest.
-        now: The manifest that this run would write.
-
-    Raises:
-        CheckpointError: Its steps have another number of pairs, so that they are not the same data; or its files are
-            sharded in another way.
+    Its steps have another number of pairs, so that they are not the same data, or its files are sharded in another way.
+    ``saved`` is its manifest, ``now`` the one that this run would write.
     """
     if saved.pairs_per_step != now.pairs_per_step:
         raise CheckpointError(

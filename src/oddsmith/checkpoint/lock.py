@@ -1,4 +1,4 @@
-"""A lock on a run folder, so that one process at a time trains in it. The system releases it when its owner dies."""
+"""Lock a run folder, so that one process at a time trains in it. The system releases the lock when its owner dies."""
 
 from __future__ import annotations
 
@@ -28,13 +28,9 @@ def is_lock_file(file: Path) -> bool:
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Lock a run folder for this process; entered again, this does nothing.
+    """Lock a run folder for this process; ``ConfigError`` if another process has it. Entered again, this does nothing.
 
-    Args:
-        run: The run folder; made where it does not exist, and removed at the end where it is empty.
-
-    Raises:
-        ConfigError: Another process has locked it; the message names it.
+    The folder is made if it does not exist, and removed at the end if it is empty.
     """
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / LOCK_FILE, timeout=0, is_singleton=True)

@@ -1,4 +1,4 @@
-"""``manifest.json``, which makes a folder a checkpoint. Needs no torch.
+"""Write and verify ``manifest.json``, which makes a folder a checkpoint. Needs no torch.
 
     begin    makes the folder, with an empty ``manifest.json.partial`` in it: an unfinished save
     ...      every process writes its files
@@ -38,29 +38,19 @@ PICKLED_SUFFIXES = LOADED_SUFFIXES - {".safetensors", ".py"}
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files of a checkpoint, and the run that saved it.
+    """The files of a checkpoint, and the run that saved it."""
 
-    Args:
-        step: Optimizer steps done.
-        files: Path within the checkpoint -> ``{"bytes": size, "sha256": digest}``.
-        world_size: Number of processes.
-        pairs_per_step: Pairs of one optimizer step.
-        sharded_by: ``"FSDP"`` or ``"DeepSpeed"``, which write their own files; ``None`` for files that cannot run code.
-        versions: Package -> version.
-        settings: The settings that determine the weights.
-        data: Name of a dataset -> ``{"sha256": of its tokens, "pairs": number}``.
-        base: Files and commit of the base model.
-    """
-
-    step: int
-    files: dict[str, dict[str, Any]]
+    step: int  # optimizer steps done
+    files: dict[str, dict[str, Any]]  # path within the checkpoint -> {"bytes": size, "sha256": digest}
     world_size: int = 1
-    pairs_per_step: int = 0
-    sharded_by: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, dict[str, Any]] = field(default_factory=dict)
-    base: dict[str, Any] = field(default_factory=dict)
+    pairs_per_step: int = 0  # pairs of one optimizer step
+    sharded_by: str | None = None  # "FSDP" or "DeepSpeed", which write their own files; else no file can run code
+    versions: dict[str, str] = field(default_factory=dict)  # package -> version
+    settings: dict[str, Any] = field(default_factory=dict)  # those that determine the weights
+    data: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # dataset -> {"sha256": of its tokens, "pairs": count}
+    base: dict[str, Any] = field(default_factory=dict)  # files and commit of the base model
 
 
 def begin(folder: Path) -> None:
@@ -95,17 +85,9 @@ def retract(folder: Path) -> None:
 
 
 def verify(folder: Path, *, contents: bool = True) -> Manifest:
-    """Read the manifest of a checkpoint and compare every file with it.
+    """Return the manifest of a checkpoint, and compare every file with it, or only the sizes without ``contents``.
 
-    Args:
-        folder: The checkpoint.
-        contents: Whether to read every file; otherwise only sizes are compared.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        CheckpointError: The folder is not a checkpoint, or differs from its manifest.
+    ``CheckpointError`` if the folder is not a checkpoint, or differs from its manifest.
     """
     if folder.is_symlink():
         raise CheckpointError(f"{folder}: is a symbolic link; expected the checkpoint itself")
@@ -131,7 +113,7 @@ def verify(folder: Path, *, contents: bool = True) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a checkpoint, and none of its files; a missing or damaged one is a ``CheckpointError``."""
+    """Read the manifest of a checkpoint, but not its files; ``CheckpointError`` if it is missing or damaged."""
     path = folder / MANIFEST_FILE
     try:
         if path.is_symlink():
@@ -186,7 +168,7 @@ def _walk(folder: Path, inner: PurePosixPath) -> Iterator[str]:
 
 
 def _entry(path: Path, sync: bool = False) -> dict[str, Any]:
-    """Return size and digest of a file, and flush it to the disk before if ``sync``."""
+    """Return size and digest of a file; with ``sync`` flush it to the disk first."""
     if sync:
         flush_to_disk(path)
     with path.open("rb") as file:

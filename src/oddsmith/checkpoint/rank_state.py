@@ -1,9 +1,9 @@
-"""Write and read what each process keeps in a checkpoint: its random states, and the states of the trainer's parts.
+"""Write and read the rank state of each process: its random states, and the states of the trainer's parts.
 
     process-RANK.json, .safetensors     {"version", "random", "parts": {name: {"version", "state"}}}
 
-A part says itself what it keeps (:class:`CheckpointPart`). The version of its state belongs to the part: an older state
-is the part's to migrate, a newer one is refused here.
+Each part defines its state and the version of it (:class:`CheckpointPart`). The part converts a state of an older
+version; a newer one is refused here.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ VERSION = 2  # 1 had no version, and the states of the parts without theirs
 class CheckpointPart(Protocol):
     """A part of the trainer that continues in a resumed run.
 
-    A part whose state sums over the pairs of its own process also has ``redistribute(states, world_size)``: it turns
-    the states of all former ranks into that of each of ``world_size`` ranks. All other states are equal on all ranks.
+    If the state of a part is a sum over the pairs of its process, the part also has ``redistribute(states,
+    world_size)``: it turns the states of all former ranks into that of each of ``world_size`` ranks. All other states
+    are equal on all ranks.
     """
 
     state_version: int
@@ -43,15 +44,10 @@ class CheckpointPart(Protocol):
 
 @dataclass
 class RankState:
-    """What one process kept.
+    """The rank state of one process."""
 
-    Args:
-        random: The states of its random generators; ``None`` for a rank that did not exist then.
-        parts: Name of a part -> version and state.
-    """
-
-    random: dict[str, Any] | None = None
-    parts: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    random: dict[str, Any] | None = None  # of its random generators; None for a rank that did not exist then
+    parts: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)  # name -> version and state
 
 
 def file_name(rank: int) -> str:
@@ -69,20 +65,10 @@ def write_rank_state(folder: Path, rank: int, world_size: int, parts: Mapping[st
 def read_rank_state(
     folder: Path, manifest: Manifest, rank: int, world_size: int, parts: Mapping[str, CheckpointPart]
 ) -> RankState:
-    """Read the state of a process from a checkpoint, redistributed if there were more or fewer processes then.
+    """Read the state of a process from a checkpoint, redistributed if another number of processes wrote it.
 
-    Args:
-        folder: The checkpoint.
-        manifest: Its manifest.
-        rank: Of this process.
-        world_size: How many processes there are now.
-        parts: The parts of this trainer; states of other names are left out.
-
-    Returns:
-        The states of the parts, and the random states.
-
-    Raises:
-        CheckpointError: It is missing or damaged, or a newer version wrote it.
+    ``parts`` are those of this trainer; states of other names are left out. ``CheckpointError`` if the state is missing
+    or damaged, or a newer version wrote it.
     """
     if world_size == manifest.world_size:
         return _read(folder, rank, parts)
@@ -98,7 +84,7 @@ def read_rank_state(
 
 
 def load_part(folder: Path, state: RankState, name: str, part: CheckpointPart) -> None:
-    """Continue a part from what a checkpoint kept of it; a part that the checkpoint does not know starts anew.
+    """Load the state of a part from a rank state; a part without a state there starts anew.
 
     ``CheckpointError`` if the state has another shape than this part writes.
     """
@@ -155,12 +141,9 @@ def random_states(*, all_devices: bool) -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any] | None, *, seed: int, rank: int) -> None:
-    """Set all random generators of this process.
+    """Set all random generators of this process to what :func:`random_states` returned.
 
-    Args:
-        states: What :func:`random_states` returned; ``None`` for a rank that did not exist then.
-        seed: Of the run, for such a rank.
-        rank: Of this process.
+    A rank that did not exist then has no states, and takes the seed of the run plus its rank.
     """
     if states is None:
         torch.manual_seed(seed + rank)

@@ -55,17 +55,11 @@ class CheckpointSize(NamedTuple):
 
 
 class Room(NamedTuple):
-    """The disk space that a run needs and has.
-
-    Args:
-        size: Of a checkpoint.
-        free: Bytes free on the file system of the run folder.
-        wanted: Number of checkpoints that will exist at once, besides those that do already; 0 if the run saves none.
-    """
+    """The disk space that a run needs and has."""
 
     size: CheckpointSize
-    free: int
-    wanted: int
+    free: int  # bytes free on the file system of the run folder
+    wanted: int  # checkpoints that will exist at once, besides those that do already; 0 if the run saves none
 
     @property
     def fits(self) -> int:
@@ -148,15 +142,9 @@ def _tokenizer_bytes(tokenizer: Any) -> int:
 
 
 def checkpoints_at_once(saves: int, limit: int | None, there: int) -> int:
-    """Return how many checkpoints will exist at once, besides those that do already.
+    """Return how many checkpoints will exist at once, besides those ``there`` already; at least 1 if the run saves.
 
-    Args:
-        saves: Saves that are still to come.
-        limit: ``save_total_limit``: older checkpoints are removed when the newer one is complete.
-        there: Number of checkpoints that exist already.
-
-    Returns:
-        The number; at least 1 where the run saves at all.
+    ``saves`` are still to come; with a ``limit`` older checkpoints are removed when the newer one is complete.
     """
     if limit is None or limit <= 0:
         return saves

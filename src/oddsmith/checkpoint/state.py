@@ -30,16 +30,9 @@ MAX_JSON_BYTES = 256 * 2**20
 
 
 def write_state(folder: Path, name: str, tree: Any) -> None:
-    """Write a nested state.
+    """Write a nested state: mappings, lists and tuples of tensors, arrays, numbers, texts, bytes and ``None``.
 
-    Args:
-        folder: The checkpoint.
-        name: Of the files, without an ending.
-        tree: Mappings, lists and tuples of tensors, arrays, numbers, texts, bytes and ``None``.
-
-    Raises:
-        TypeError: It contains something else; the message names its place in the tree.
-        OSError: It cannot be written.
+    ``TypeError`` for anything else, with its place in the tree; ``OSError`` if it cannot be written.
     """
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_encoded(tree, tensors, {}, name), allow_nan=False)
@@ -49,17 +42,9 @@ def write_state(folder: Path, name: str, tree: Any) -> None:
 
 
 def read_state(folder: Path, name: str) -> Any:
-    """Read a nested state, its tensors on the CPU.
+    """Read a nested state, with its tensors on the CPU, and the values of enumerations instead of their members.
 
-    Args:
-        folder: The checkpoint.
-        name: Of the files, without an ending.
-
-    Returns:
-        The tree as it was written, with members of enumerations as their values.
-
-    Raises:
-        CheckpointError: It is missing, or not in the form that ``write_state`` writes.
+    ``CheckpointError`` if it is missing, or not in the form that ``write_state`` writes.
     """
     file = folder / f"{name}.json"
     try:

@@ -1,7 +1,7 @@
-"""The checkpoints of a run folder: which one to resume from, which to remove, and what a failed save leaves.
+"""Select the checkpoints of a run folder to resume from or to remove, and explain failed saves. Needs no torch.
 
-Names decide, never times: a clock may have been wrong, and a copy has the time of its copying. Only folders named
-``checkpoint-STEP`` are ours; all others in a run folder are left alone. Needs no torch.
+The order of checkpoints is that of their names, not of their times, which a wrong clock or a copy changes. Folders that
+are not named ``checkpoint-STEP`` are left alone.
 """
 
 from __future__ import annotations
@@ -46,16 +46,9 @@ def checkpoints(run: Path) -> list[Path]:
 def newest_verified(run: Path, report: Callable[[str], object]) -> Path | None:
     """Return the newest checkpoint of a run that verifies, and move damaged newer ones into quarantine.
 
-    Args:
-        run: The run folder.
-        report: Called with a line for each damaged checkpoint: what is wrong with it, and where it is now.
-
-    Returns:
-        The checkpoint; ``None`` where the run never finished a save.
-
-    Raises:
-        CheckpointError: There are checkpoints, here or in quarantine, and none is intact. The user decides whether to
-            start over.
+    ``report`` is called with a line for each damaged one. The result is ``None`` if the run never finished a save. A
+    ``CheckpointError`` says that checkpoints exist, here or in quarantine, but none is intact: the user decides whether
+    to start over.
     """
     for folder in reversed(checkpoints(run)):
         try:
@@ -63,7 +56,7 @@ def newest_verified(run: Path, report: Callable[[str], object]) -> Path | None:
             if manifest.step != step_of(folder):
                 raise CheckpointError(f"{folder}: is of step {manifest.step}; expected the step of its name")
         except CheckpointError as error:
-            report(f"passed over {error}; it lies in {set_aside(folder)} now")
+            report(f"skipped {error}; it was moved to {set_aside(folder)}")
         else:
             return folder
     quarantine = run / QUARANTINE_FOLDER
@@ -78,7 +71,7 @@ def newest_verified(run: Path, report: Callable[[str], object]) -> Path | None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Move a checkpoint into the quarantine of its run, and return where it is then."""
+    """Move a checkpoint into the quarantine of its run, and return its new path."""
     quarantine = folder.parent / QUARANTINE_FOLDER
     quarantine.mkdir(exist_ok=True)
     target, number = quarantine / folder.name, 1
@@ -92,17 +85,10 @@ def set_aside(folder: Path) -> Path:
 
 
 def rotate(run: Path, limit: int | None, keep: Path | None = None) -> list[Path]:
-    """Remove the oldest checkpoints of a run beyond ``limit``.
+    """Remove the oldest checkpoints of a run beyond ``limit`` (``save_total_limit``), and return their folders.
 
-    The two newest complete ones always stay, and so does ``keep``. Folders without a manifest are left alone.
-
-    Args:
-        run: The run folder.
-        limit: How many to keep (``save_total_limit``); all where it is ``None`` or not positive.
-        keep: The best checkpoint so far.
-
-    Returns:
-        The removed folders.
+    The two newest complete ones always stay, and so does ``keep``, the best one so far. Folders without a manifest are
+    left alone. Nothing is removed if the limit is ``None`` or not positive.
     """
     if limit is None or limit <= 0:
         return []
@@ -127,14 +113,10 @@ def _is_complete(folder: Path) -> bool:
 
 @contextmanager
 def clear_save_errors(folder: Path, needed_bytes: Callable[[], int]) -> Iterator[None]:
-    """Explain in one line why a checkpoint, or the final model, could not be written.
+    """Raise a ``SaveError`` of one line if the disk is full, read-only, broken or gone; other errors pass.
 
-    Args:
-        folder: ``RUN/checkpoint-STEP``, or the run folder for the final model.
-        needed_bytes: Returns the size of what is written; called only after an error.
-
-    Raises:
-        SaveError: The disk is full, closed, broken or gone. Other errors pass.
+    The folder is ``RUN/checkpoint-STEP``, or the run folder for the final model. ``needed_bytes``, the size of what is
+    written, is called only after an error.
     """
 
     def explain(fault: int, error: Exception) -> None:
@@ -179,7 +161,7 @@ def _what_to_do(fault: int) -> str:
         return "the run folder was removed while the run was going on"
     if fault in CLOSED:
         return "make the folder writable"
-    return "look after the disk (dmesg tells more)"
+    return "check the disk (dmesg has details)"
 
 
 def _newest_intact(run: Path) -> Path | None:

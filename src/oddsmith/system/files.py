@@ -94,20 +94,14 @@ def flush_to_disk(place: Path) -> None:
 
 @contextmanager
 def replacing(target: Path, *, mode: int = 0o666) -> Iterator[Path]:
-    """Write a file so that it appears complete or not at all: in a partial file beside it, which is then renamed.
+    """Write a file so that it appears complete or not at all: yield an empty file beside it, which is then renamed.
 
         with replacing(run / "report.html") as partial:
             partial.write_text(page)
 
     An exception in the block removes the partial file. Two processes that write the same target do not interfere: each
-    has its own partial file, and the last rename wins.
-
-    Args:
-        target: The file; an existing file is replaced, and a symbolic link is replaced rather than followed.
-        mode: Permissions of a new file, less the umask; ``0o600`` for files that only the owner may read.
-
-    Yields:
-        Path: An empty file beside it, in the same folder.
+    has its own partial file, and the last rename wins. An existing file is replaced, and so is a symbolic link, which
+    is not followed. ``mode`` are the permissions of the file, less the umask; ``0o600`` lets only the owner read it.
     """
     partial = target.with_name(f"{target.name}.{os.getpid()}-{token_hex(4)}.partial")
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
@@ -125,8 +119,8 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     """Write a folder so that it appears complete or not at all: ``replacing`` for folders.
 
     Yields an empty folder beside the target; the parent exists, and an existing target is replaced. An exception in the
-    block removes the partial folder, and the next call one that a killed process left. The caller holds a lock, because
-    all processes that write the same target write to ``NAME.partial``.
+    block removes the partial folder; after a kill, the next call removes it. The caller holds a lock, because all
+    processes that write the same target write to ``NAME.partial``.
     """
     partial, old = (target.with_name(target.name + suffix) for suffix in (".partial", ".replaced"))
     shutil.rmtree(partial, ignore_errors=True)
@@ -156,9 +150,9 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(explain: Callable[[int, Exception], None]) -> Iterator[None]:
-    """Call ``explain`` with the ``errno`` of an error of writing and the error, to raise one of ours.
+    """Call ``explain`` with the ``errno`` of an error of writing and the error itself, to raise one of our errors.
 
-    Where it returns, the error is raised on; so are errors of ours.
+    If it returns, the error is raised again. Our own errors pass.
     """
     try:
         yield
@@ -173,7 +167,7 @@ def explained(explain: Callable[[int, Exception], None]) -> Iterator[None]:
 
 @contextmanager
 def dispensable(place: Path, consequence: str) -> Iterator[None]:
-    """Warn, once for each place, where a file that a run does not need cannot be written, and let the run continue.
+    """Warn, once a place, that a file which the run does not need cannot be written, and let the run continue.
 
     ``place`` is the file or its folder, ``consequence`` what follows, for the warning.
     """

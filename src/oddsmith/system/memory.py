@@ -23,15 +23,10 @@ _ASKED_BYTES = re.compile(r"(?:tried to allocate|unable to mmap) (\d+) bytes")
 
 @contextmanager
 def clear_memory_errors(fix: str = TRAINING_FIX, *, device: bool = True) -> Iterator[None]:
-    """Raise an ``OutOfMemoryError`` of ours for a lack of memory.
+    """Raise our ``OutOfMemoryError`` where a ``MemoryError``, ``OSError`` or ``RuntimeError`` means a lack of memory.
 
-    Args:
-        fix: What to do, for the message.
-        device: Whether also for torch's own ``OutOfMemoryError`` of a device. Users of the library catch that error,
-            and its message is clear; those for a lack of CPU memory are not.
-
-    Raises:
-        OutOfMemoryError: Instead of a ``MemoryError``, or an ``OSError`` or ``RuntimeError`` of that kind.
+    ``fix`` is what to do, for the message. Without ``device`` torch's own ``OutOfMemoryError`` of a device passes: its
+    message is clear, unlike those for a lack of CPU memory, and users of the library catch it.
     """
     try:
         yield

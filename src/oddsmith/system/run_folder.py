@@ -1,4 +1,4 @@
-"""What lies in a run folder under which name, and the event log in it. Needs no torch.
+"""Name the files of a run folder and the kinds of events, and append to and read the event log. Needs no torch.
 
     RUN/
       run.yaml                   the resolved settings, secrets masked
@@ -9,7 +9,7 @@
       report.html                the monitor's page as one file, only if it was asked for
       _held_out_pairs.json       held-out pairs, for the monitor
       _first_evaluation.npz      the first evaluation, which later ones are compared with
-      _lock, _lock.json          held while a process trains here, and by whom
+      _lock, _lock.json          the lock of the process that trains here, and its process id
       _quarantine/               checkpoints that were set aside
 
 Names that begin with ``_`` are not uploaded with a run folder. Every event has ``event`` (an :class:`Event`), ``time``
@@ -58,19 +58,12 @@ class Event(StrEnum):
 
 
 class Incident(NamedTuple):
-    """The words and the colour in which a kind of incident is shown.
+    """The words and the colour in which a kind of incident is shown."""
 
-    Args:
-        one: Names it after the number 1.
-        several: Names it after any other number.
-        sentence: Says what happened at a step.
-        tone: ``"quiet"``, ``"watch"`` or ``"act"``, as a verdict of ``oddsmith diagnose``.
-    """
-
-    one: str
-    several: str
-    sentence: str
-    tone: str
+    one: str  # its name after the number 1
+    several: str  # its name after any other number
+    sentence: str  # what happened at a step
+    tone: str  # "quiet", "watch" or "act", as a verdict of `oddsmith diagnose`
 
 
 RESUMED = "resumed"  # a start event at a step above 0

@@ -89,7 +89,7 @@ class StopSignals:
         self._sender.close()
 
     def remember(self, report: Callable[[str], None]) -> None:
-        """From now on only remember the first request, as there is something to save.
+        """Only record the first request from now on, because there is something to save.
 
         ``report`` is called with the name of its signal, in another thread.
         """
@@ -189,7 +189,7 @@ os.register_at_fork(before=_block_signals, after_in_parent=_after_fork_in_parent
 
 
 def leave_stopping_to_parent(worker: int = 0) -> None:
-    """Let only its parent stop a worker process: ``worker_init_fn`` of data loaders; the number makes no difference.
+    """Let a worker process be stopped by its parent only: ``worker_init_fn`` of data loaders, which ignores the number.
 
     A batch system or a launcher (torchrun) signals the workers as well. Without this they would end in the middle of
     the step that is to be finished, and the run with an error.
@@ -209,7 +209,7 @@ def _end_with_sigterm_of_parent() -> None:
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Send this process SIGTERM as soon as its parent has ended, however that ended.
+    """Send this process SIGTERM as soon as its parent has ended, for whatever reason.
 
     ``parent`` is the process id of the parent, which may have ended already; by default that of the current parent.
     """

@@ -1,14 +1,14 @@
 """Write the model card ``README.md``: how to use a model, its held-out figures, its data and how it was trained.
 
-The figures come from the event log of the run. A base or a dataset is named only by its id on the hub, and every other
-value is chosen one by one, so that no path, token or host name gets into the card.
+The figures come from the event log of the run. A base or a dataset is named only by its id on the hub, and all other
+values are from a fixed selection, so that no path, token or host name gets into the card.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,29 +74,17 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0], skip_spe
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says beside the event log.
+    """The facts of a card that are not in the event log."""
 
-    Args:
-        name: Id on the hub, or any name; of a path only the last part is used.
-        kind: What the folder holds.
-        base_model: Name of the base; left out unless it is on the hub.
-        datasets: Names of the datasets; the same.
-        tags: Hub tags beside ``oddsmith`` and ``orpo``.
-        has_chat_template: Whether it is prompted with conversations.
-        is_encoder_decoder: Whether an encoder reads the prompt.
-        notes: Sentences about the files, such as how exact they are.
-        files: Names of GGUF files.
-    """
-
-    name: str
+    name: str  # id on the hub, or any name; of a path only the last part is used
     kind: Kind
-    base_model: str | None = None
-    datasets: Sequence[str] = ()
-    tags: Iterable[str] = ()
+    base_model: str | None = None  # left out unless it is on the hub
+    datasets: Sequence[str] = ()  # left out unless they are on the hub
+    tags: Iterable[str] = ()  # hub tags beside oddsmith and orpo
     has_chat_template: bool = True
     is_encoder_decoder: bool = False
-    notes: Sequence[str] = ()
-    files: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()  # sentences about the files, such as how exact they are
+    files: Sequence[str] = ()  # names of GGUF files
 
 
 def write_card(folder: Path, facts: CardFacts, events: Sequence[Mapping[str, Any]]) -> None:
@@ -150,7 +138,7 @@ def hub_id(name: str | None) -> str | None:
 
 
 def card_names(folder: Path) -> tuple[str | None, list[str]]:
-    """Return base and datasets of the card in a folder, whose writer could tell paths from hub ids."""
+    """Return base and datasets of the card in a folder, which names only those with a hub id."""
     file = folder / CARD_FILE
     if not file.is_file():
         return None, []

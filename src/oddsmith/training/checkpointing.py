@@ -389,6 +389,6 @@ def _is_complete(folder: Path) -> bool:
     try:
         manifest = verify(folder)
     except CheckpointError as error:
-        logger.warning(f"passed over {error}")
+        logger.warning(f"skipped {error}")
         return False
     return manifest.sharded_by is not None or has_state(folder, OPTIMIZER)

@@ -12,11 +12,7 @@ from ..system.run_folder import Event, append_event
 
 
 class EventWriter(TrainerCallback):
-    """Write the event log, on the main process only.
-
-    Args:
-        describe: Returns what the ``start`` event says about model, data and settings.
-    """
+    """Writes the event log, on the main process only; ``describe`` returns the fields of the ``start`` event."""
 
     def __init__(self, describe: Callable[[], dict[str, Any]]):
         self._describe = describe
@@ -43,23 +39,17 @@ class EventWriter(TrainerCallback):
 
 
 def _of_evaluation(logs: dict[str, Any]) -> bool:
-    """Return whether ``Trainer.evaluate`` logged this: under any ``metric_key_prefix`` it adds ``PREFIX_runtime``.
+    """Return whether ``Trainer.evaluate`` logged this: it adds ``PREFIX_runtime``, for any ``metric_key_prefix``.
 
-    The last line of a training has ``train_runtime``, too, but with ``total_flos`` beside it.
+    The last line of a training also has ``train_runtime``, but with ``total_flos`` beside it.
     """
     return any(name.endswith("_runtime") for name in logs) and "total_flos" not in logs
 
 
 def describe_run(model: Any, args: TrainingArguments, **more: Any) -> dict[str, Any]:
-    """What the ``start`` event says of model and settings.
+    """Return the fields of the ``start`` event: model and settings, and ``more``.
 
-    Args:
-        model: The model, unwrapped or not; 4-bit weights are counted as what they stand for.
-        args: Settings.
-        **more: Further fields.
-
-    Returns:
-        The fields.
+    4-bit weights are counted as the weights that they encode. The model may be wrapped by PEFT.
     """
     if hasattr(model, "get_nb_trainable_parameters"):
         trainable, total = model.get_nb_trainable_parameters()
@@ -78,7 +68,7 @@ def describe_run(model: Any, args: TrainingArguments, **more: Any) -> dict[str, 
 
 
 def _describe_adapter(model: Any, without_dropout: bool) -> dict[str, Any] | None:
-    """An adapter in words; ``None`` without one."""
+    """Describe an adapter; ``None`` without one."""
     config = getattr(model, "active_peft_config", None)
     if config is None:
         return None

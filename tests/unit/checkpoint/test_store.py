@@ -51,8 +51,8 @@ def test_a_bad_one_is_passed_over_said_and_kept(tmp_path):
     told: list[str] = []
     assert newest_verified(tmp_path, told.append) == good
     (line,) = told
-    assert line.startswith(f"passed over {bad}: trainer_state.json has 1 bytes; 2 were written")
-    assert line.endswith(f"it lies in {tmp_path}/_quarantine/checkpoint-20 now")
+    assert line.startswith(f"skipped {bad}: trainer_state.json has 1 bytes; 2 were written")
+    assert line.endswith(f"it was moved to {tmp_path}/_quarantine/checkpoint-20")
     assert (tmp_path / "_quarantine" / "checkpoint-20" / "trainer_state.json").read_text() == "?"
 
 
@@ -156,7 +156,7 @@ def test_a_save_that_fails_says_why_what_is_left_and_what_to_do(tmp_path):
         (errno.ENOSPC, "not saved .no space left on device.: it takes 1,000 TB, and .* are free there; .*make room"),
         (errno.EDQUOT, "it takes 1,000 TB, and .* are free there; no checkpoint was saved before; make room"),
         (errno.EROFS, "not saved .read-only file system.; no checkpoint was saved before; make the folder writable"),
-        (errno.EIO, "not saved .input/output error.; .*; look after the disk .dmesg"),
+        (errno.EIO, "not saved .input/output error.; .*; check the disk .dmesg"),
         (errno.ESTALE, "not saved .stale file handle.; .*; the run folder was removed"),
     ],
 )
