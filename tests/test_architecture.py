@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "system": {"errors"},
     "config": {"errors", "system"},
     "data": {"errors", "system", "config"},
-    "batching": {"errors", "system", "data"},
+    "batching": {"errors", "system"},
     "model": {"errors", "loss", "system", "config", "data", "batching"},
     "checkpoint": {"errors", "system"},
     "diagnose": {"errors", "metrics", "system"},
@@ -48,7 +48,7 @@ ROOMS: dict[str, set[str]] = {
         "diagnose",
     },
     "export": {"errors", "system", "data", "model", "training"},
-    "inference": {"errors", "loss", "system", "data", "batching", "model", "export"},
+    "inference": {"errors", "system", "data", "model", "export"},
     "cli": {
         *("errors", "metrics", "system", "config", "data", "model", "checkpoint", "diagnose", "monitor", "training"),
         *("export", "inference"),

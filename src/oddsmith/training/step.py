@@ -113,7 +113,7 @@ class Stepper:
                 max_tokens = self.path.halved(item.get("loaded")) if is_alone and "loaded" in item else None
                 if max_tokens is None:
                     raise
-            model.zero_grad()  # all gradients of the step are of this item (see ``items.assignments``)
+            model.zero_grad()  # all gradients of the step are of this item (see ``loader.assignments``)
             self._meter.load_state_dict(before)
             self._guard.forget_micro_batches()
             item = self.path.batch_maker.divided(item["loaded"], max_tokens, self.path.measure)
@@ -213,7 +213,7 @@ def with_counts(batch: Mapping[str, Any], num_pairs: float, num_nll_tokens: floa
 
 
 def micro_batches_of(item: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the micro-batches of what a loader returned, which may be one itself (see ``batching/items.py``)."""
+    """Return the micro-batches of what a loader returned, which may be one itself (see ``batching/loader.py``)."""
     return item["micro_batches"] if "micro_batches" in item else [dict(item)]
 
 

@@ -78,8 +78,8 @@ class ORPOTrainer(TransformersAdapter):
         model: A model, or its name: hub id, folder, GGUF file, ``builtin:smollm2-135m-instruct``.
         args: Settings; ``ORPOConfig`` with its defaults if ``None``.
         data_collator: Replaces the padding collator; gets and returns TRL's columns.
-        train_dataset: Rows in any format of ``data/formats.py``: a ``Dataset``, a stream (``IterableDataset``; needs
-            ``max_steps``), or a list of dicts. Needed to train, not to evaluate.
+        train_dataset: Rows in any format of ``data/formats/pairs.py``: a ``Dataset``, a stream (``IterableDataset``;
+            needs ``max_steps``), or a list of dicts. Needed to train, not to evaluate.
         eval_dataset: The same, or a dict of several, each reported as ``eval_NAME_...``.
         processing_class: The tokenizer; the model's own by default.
         model_init: Makes the model, for hyperparameter search.
