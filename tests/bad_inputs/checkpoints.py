@@ -81,7 +81,7 @@ CHECKPOINTS: tuple[BadInput, ...] = (
     BadInput("names a checkpoint that is not there", "train c.yaml --resume nowhere",
         "nowhere: no such checkpoint; expected a folder such as RUN/checkpoint-100"),
     BadInput("names a folder that is none", "train c.yaml --resume empty",
-        "empty: is no checkpoint: it has no manifest.json, so nothing vouches for its files", {"empty": folder}),
+        "empty: is no checkpoint: it has no manifest.json, so its files cannot be verified", {"empty": folder}),
     BadInput("names a file", "train c.yaml --resume pairs.jsonl",
         "pairs.jsonl: no such checkpoint; expected a folder such as RUN/checkpoint-100"),
     BadInput("names the run instead of a checkpoint", "train c.yaml --resume out",
@@ -89,7 +89,7 @@ CHECKPOINTS: tuple[BadInput, ...] = (
     BadInput("names one that was never finished", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: is no checkpoint: its save was never finished", {**RUN, LAST: _unfinished}),
     BadInput("names one of another trainer", f"train c.yaml --resume {LAST}5",
-        "out/checkpoint-45: is no checkpoint: it has no manifest.json, so nothing vouches for its files",
+        "out/checkpoint-45: is no checkpoint: it has no manifest.json, so its files cannot be verified",
         {**RUN, f"{LAST}5": _of_another_trainer}),
     BadInput("has a bit flipped in the weights", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: model.safetensors is damaged (its SHA-256 is not the one that was written)",
@@ -119,15 +119,15 @@ CHECKPOINTS: tuple[BadInput, ...] = (
         {**RUN, **_last(MANIFEST_FILE, "{"), "out/checkpoint-2/model.safetensors": _cut}),
     BadInput("goes on with another learning rate", f"train c.yaml --resume {LAST} --learning-rate 1e-4",
         "out/checkpoint-4: is of a run with other settings or data: learning_rate: 1e-06 -> 0.0001. Set them back, or"
-        " go on all the same with --allow-changed",
+        " continue anyway with --allow-changed",
         RUN),
     BadInput("goes on with other pairs", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: is of a run with other settings or data: train pairs: others than before (4 pairs -> 4"
-        " pairs). Set them back, or go on all the same with --allow-changed",
+        " pairs). Set them back, or continue anyway with --allow-changed",
         {**RUN, "pairs.jsonl": lines(*[{**GOOD, "prompt": "How?"}] * 4)}),
     BadInput("goes on with another base", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: is of a run with other settings or data: base model: other weights than before. Set them"
-        " back, or go on all the same with --allow-changed",
+        " back, or continue anyway with --allow-changed",
         {**RUN, "model": lambda path: save_model(path, seed=1)}),
     BadInput("goes on with another batch size", f"train c.yaml --resume {LAST} --per-device-train-batch-size 1",
         "out/checkpoint-4: its steps had 2 pairs (1 process), these would have 1 (1 process), so its 4 steps would not"

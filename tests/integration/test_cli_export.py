@@ -52,7 +52,7 @@ def test_a_run_is_merged_into_its_folder_and_reported_in_plain_lines(run, finish
         rf"{run}/merged: {run} merged into {base}",
         r"  0\.1 M parameters in bfloat16, 0\.2 MB",
         rf"  merged in float32, before rounding: {number}",
-        rf"  loaded again, against base \+ adapter: {number} \(at most 1e-02 is let pass for bfloat16\)",
+        rf"  loaded again, against base \+ adapter: {number} \(at most 1e-02 is accepted for bfloat16\)",
         rf"  next: oddsmith chat {run}/merged",
         rf"  next: oddsmith export {run}/merged --to gguf --quantize q4_k_m",
     )

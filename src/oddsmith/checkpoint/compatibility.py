@@ -28,8 +28,10 @@ def require_possible(folder: Path, saved: Manifest, now: Manifest) -> None:
             " per_device_train_batch_size x gradient_accumulation_steps x processes as it was"
         )
     if saved.sharded_by != now.sharded_by or (saved.sharded_by and saved.world_size != now.world_size):
-        was, here = (f"{m.sharded_by or 'unsharded'} in {_processes(m)}" for m in (saved, now))
-        raise CheckpointError(f"{folder}: was saved {was}; it cannot be read {here}, continue it as it was")
+        was, here = (
+            f"{_processes(m)} {f'with {m.sharded_by}' if m.sharded_by else 'without sharding'}" for m in (saved, now)
+        )
+        raise CheckpointError(f"{folder}: was saved by {was}, and cannot be read by {here}; resume it with {was}")
 
 
 def changes(saved: Manifest, now: Manifest) -> list[str]:
@@ -61,7 +63,7 @@ def require_unchanged(folder: Path, saved: Manifest, now: Manifest) -> None:
         more = [f"and {len(lines) - SHOWN_CHANGES} more"] if len(lines) > SHOWN_CHANGES else []
         raise CheckpointError(
             f"{folder}: is of a run with other settings or data: {'; '.join([*lines[:SHOWN_CHANGES], *more])}."
-            " Set them back, or go on all the same with --allow-changed"
+            " Set them back, or continue anyway with --allow-changed"
         )
 
 

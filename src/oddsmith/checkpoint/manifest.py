@@ -123,7 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        why = f"it has no {MANIFEST_FILE}, so nothing vouches for its files"
+        why = f"it has no {MANIFEST_FILE}, so its files cannot be verified"
         if (folder / UNFINISHED).exists():
             why = "its save was never finished"
         raise CheckpointError(f"{folder}: is no checkpoint: {why}") from None

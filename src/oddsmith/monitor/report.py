@@ -104,7 +104,7 @@ def report_html(runs: Sequence[Run]) -> str:
 
 
 def _json_in_html(document: Any) -> str:
-    """Return JSON without ``<``, so that nothing in it can end the element that holds it."""
+    """Return JSON without ``<``, so that nothing in it can end the HTML element around it."""
     return json.dumps(document, allow_nan=False).replace("<", "\\u003c")
 
 

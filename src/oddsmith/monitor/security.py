@@ -1,4 +1,4 @@
-"""Access control in front of every route of the monitor.
+"""Control the access to every route of the monitor.
 
 | request | answer |
 |---|---|
@@ -90,7 +90,7 @@ class AccessControl:
             return PlainTextResponse("too long", 414)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_own(hosts[0]):
-            return PlainTextResponse("the monitor is not called that; use the address it printed", 403)
+            return PlainTextResponse("unknown host name; use the address that the monitor printed", 403)
         own_origins = [f"{scheme}://{hosts[0].lower()}" for scheme in ("http", "https")]
         if headers.get("origin", own_origins[0]).lower() not in own_origins:
             return PlainTextResponse("not from another site", 403)
@@ -126,7 +126,7 @@ class AccessControl:
 
 
 def _matches(given: Iterable[str], token: str) -> bool:
-    """Return whether one of the texts is the token, in a time that does not depend on how much of it is right."""
+    """Return whether one of the texts is the token, in constant time."""
     return any(hmac.compare_digest(one.encode(), token.encode()) for one in given)
 
 
@@ -140,7 +140,7 @@ def _cookies(scope: Scope) -> list[str]:
 
 
 def _host_name(host: str) -> str | None:
-    """Return ``::1`` for ``[::1]:7860``; ``None`` if it is no host."""
+    """Return the host in a Host header, such as ``::1`` for ``[::1]:7860``; ``None`` if the header is malformed."""
     host = host.strip().lower()
     if host.startswith("["):
         name, bracket, rest = host[1:].partition("]")

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, SIGUSR1, SIGINT and SIGHUP. The first is remembered, the second ends the process at once.
+"""Receive SIGTERM, SIGUSR1, SIGINT and SIGHUP as requests to stop. The first is recorded, the second ends the process.
 
 A signal handler in Python runs when the main thread returns to the interpreter, and a thread that waits for another
 process of its run may never return. So a separate thread receives the signals, from a socket to which Python writes the

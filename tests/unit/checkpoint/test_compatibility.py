@@ -66,5 +66,5 @@ def test_sharded_files_are_read_by_as_many_processes_of_their_kind():
     sharded = replace(SAVED, sharded_by="FSDP")
     require_possible(FOLDER, sharded, sharded)
     for now in (SAVED, replace(sharded, world_size=4), replace(sharded, sharded_by="DeepSpeed")):
-        with pytest.raises(CheckpointError, match="was saved FSDP in 2 processes; it cannot be read"):
+        with pytest.raises(CheckpointError, match="was saved by 2 processes with FSDP, and cannot be read"):
             require_possible(FOLDER, sharded, now)

@@ -57,7 +57,7 @@ def test_a_save_that_was_cut_off_is_no_checkpoint(tmp_path):
 def test_a_folder_without_a_manifest_is_no_checkpoint(folder):
     (folder / MANIFEST_FILE).unlink()
     assert not is_unfinished(folder)
-    assert refusal(folder) == f"{folder}: is no checkpoint: it has no manifest.json, so nothing vouches for its files"
+    assert refusal(folder) == f"{folder}: is no checkpoint: it has no manifest.json, so its files cannot be verified"
 
 
 @given(st.integers(0, 5119), st.integers(0, 7))

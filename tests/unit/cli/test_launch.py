@@ -55,7 +55,7 @@ def test_of_a_process_that_was_killed_it_is_said_though_the_others_fail_for_want
     code = f"os.kill(os.getpid(), signal.SIGKILL) if rank == {rank} else time.sleep(0.2); sys.exit(1)"
     assert launch(program(code), 2) == 128 + signal.SIGKILL
     assert capfd.readouterr().err.startswith(
-        f"error: process {rank} of 2 was ended by SIGKILL, as the kernel does when memory runs out (dmesg tells); lower"
+        f"error: process {rank} of 2 was ended by SIGKILL, as the kernel does when memory runs out (see dmesg); lower"
     )
 
 

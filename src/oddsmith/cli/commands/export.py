@@ -51,7 +51,7 @@ STAGES = {
     "write": "writing {}",
     "merged": "writing the merged model, which the files are made from",
     "check": "loading it again and comparing",
-    "reference": "asking the model itself, to compare the files with",
+    "reference": "running the model itself, to compare the files with it",
     "convert": "writing {}",
     "quantise": "quantising to {}",
     "prove": "running {} in llama.cpp and comparing",
@@ -176,7 +176,7 @@ def _merge_lines(report: MergeReport) -> list[str]:
         lines.append(f"  merged in float32, before rounding: {_distance(report.merged)}")
     lines.append(
         f"  loaded again, against {'base + adapter' if report.base else 'the run'}: {_distance(report.written)}"
-        f" (at most {report.tolerance:.0e} is let pass for {report.dtype})"
+        f" (at most {report.tolerance:.0e} is accepted for {report.dtype})"
     )
     if report.bits < 16:
         lines += _about_quantisation(report)

@@ -93,7 +93,7 @@ _WARNINGS = _Warnings(logging.WARNING)
 
 
 def quiet_libraries() -> None:
-    """Keep back the libraries' warnings, and their progress bars where there is no terminal; print our own warnings.
+    """Suppress the libraries' warnings, and their progress bars where there is no terminal; print our own warnings.
 
     Call it before the libraries are imported: some print at their import.
     """

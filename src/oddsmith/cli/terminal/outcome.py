@@ -110,7 +110,7 @@ def _say_unforeseen(kind: type[BaseException], error: BaseException, trace: Trac
     """Print one line instead of a traceback, for errors that should not have happened."""
     first_line = next(iter(str(error).strip().splitlines()), "")
     if kind.__name__ in LOST_PEER or ("gloo" in first_line and "peer" in first_line):
-        say_error("another process of this run is gone; it, or whoever started it, says why")
+        say_error("another process of this run has ended; its output, or that of its launcher, says why")
         return
     what = f"{kind.__name__}: {first_line}" if first_line else kind.__name__
     say_error(f"{masked(what)}\nThis was not foreseen; run again with --traceback to see where it came from.")

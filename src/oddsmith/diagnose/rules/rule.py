@@ -12,7 +12,7 @@ from ..history import History
 
 Rule = Callable[[History], Finding | None]
 ANCHOR = "anchor"  # the evaluation set of this name holds text that has nothing to do with the pairs
-# The paper's: 0.1 (Mistral), 0.2 (Llama-2), 0.25 (Phi-2). Above MAX_BETA the usual one is advised, not half of it.
+# The paper uses 0.1 (Mistral), 0.2 (Llama-2) and 0.25 (Phi-2). Above MAX_BETA the advice is USUAL_BETA, not half.
 USUAL_BETA, MAX_BETA = 0.1, 0.5
 RULES: dict[str, Rule] = {}
 
@@ -61,7 +61,7 @@ def rate_times(history: History, factor: float) -> str:
 
 
 def softer_beta(history: History) -> str:
-    """Word what to do about a beta that is too high: take the usual one if it is far above that, else half of it."""
+    """Word the change of a beta that is too high: to the usual one if it is far above that, else to half of it."""
     beta = history.setting("beta")
     if beta is not None and beta > MAX_BETA:
         return f"beta {beta:.3g} -> {USUAL_BETA} (0.1 to 0.25 is usual)"

@@ -74,7 +74,7 @@ def make_trainer(
 
 
 def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
-    """Load the model; ``model_init_kwargs`` beats the other settings."""
+    """Load the model; ``model_init_kwargs`` overrides the other settings."""
     orpo, chosen, _ = settings
     options: dict[str, Any] = {
         "dtype": base_dtype(settings),

@@ -65,7 +65,7 @@ def _room(settings: Settings, steps: int | None) -> Room | None:
     orpo, chosen, _ = settings
     run, name = Path(str(orpo.output_dir)), str(chosen.model_name_or_path)
     require_writable(run)
-    with working("reckoning the size of a checkpoint"):
+    with working("estimating the size of a checkpoint"):
         model = outline_model(name, dtype=base_dtype(settings), peft_config=get_peft_config(chosen))
         if model is None:
             return None

@@ -28,7 +28,7 @@ END_S = 15.0  # between SIGTERM and SIGKILL
 SHOWN_LINES = 5
 LAUNCHER = "ODDSMITH_LAUNCHER"  # in the environment of the processes: the process id of the launcher
 OUT_OF_MEMORY = (
-    ", as the kernel does when memory runs out (dmesg tells); lower per_device_train_batch_size or max_length, or start"
+    ", as the kernel does when memory runs out (see dmesg); lower per_device_train_batch_size or max_length, or start"
     " fewer processes"
 )
 

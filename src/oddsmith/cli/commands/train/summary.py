@@ -140,7 +140,7 @@ def _next_commands(trainer: ORPOTrainer, settings: Settings) -> list[str]:
 
 
 def peak_memory() -> tuple[int, str]:
-    """Return the most memory this process has held, in bytes, and where: ``"device"`` or ``"resident"``."""
+    """Return the peak memory of this process in bytes, and its kind: ``"device"`` or ``"resident"``."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated(), "device"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
