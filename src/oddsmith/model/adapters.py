@@ -27,7 +27,7 @@ ALL_LINEAR = "all-linear"
 
 
 def get_peft_config(model_config: ModelConfig) -> LoraConfig | None:
-    """Return PEFT's settings of the adapter that the settings ask for; ``None`` without ``use_peft``.
+    """Return PEFT's configuration of the adapter from the settings; ``None`` without ``use_peft``.
 
     ``lora_target_modules`` holds module names, or one regular expression, or ``"all-linear"``, which is also the
     default: every linear layer but the output head.

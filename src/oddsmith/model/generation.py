@@ -164,7 +164,7 @@ def _options(
 
 
 class _QueueStreamer(BaseStreamer):
-    """Puts the tokens of an answer into a queue. The first call of ``put`` brings the prompt, which is left out."""
+    """Put the tokens of an answer into a queue. The first call of ``put`` has the prompt, which is left out."""
 
     def __init__(self, tokens: SimpleQueue):
         self.tokens, self.is_answer = tokens, False

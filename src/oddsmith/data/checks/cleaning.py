@@ -13,7 +13,7 @@ from ..sources import FileRows, Rows, numbered_rows
 
 
 def require_new_file(target: Path) -> None:
-    """Raise a ``ConfigError``, before any work is done, for a file that exists, is no ``.jsonl`` or has no folder."""
+    """Raise a ``ConfigError``, before any work is done, for a file that exists, is not ``.jsonl`` or has no folder."""
     if target.suffix.lower() != ".jsonl":
         raise ConfigError(f"--fix {target}: the cleaned set is written as JSON Lines; give a name that ends in .jsonl")
     if target.exists():

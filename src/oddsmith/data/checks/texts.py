@@ -39,7 +39,7 @@ class PairTexts:
 
 
 def plain(text: str) -> str:
-    """Return a text in lower case with single spaces, for comparisons of what it says."""
+    """Return a text in lower case with single spaces, to compare wording alone."""
     return " ".join(text.casefold().split())
 
 

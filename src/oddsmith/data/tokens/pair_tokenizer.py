@@ -72,7 +72,7 @@ class PairTokenizer:
     def from_settings(
         cls, tokenizer: PreTrainedTokenizerBase, args: ORPOConfig, *, is_encoder_decoder: bool
     ) -> PairTokenizer:
-        """Make the tokenizer of pairs that a run's settings ask for."""
+        """Make the tokenizer of pairs from the settings of a run."""
         return cls(
             tokenizer,
             max_length=args.max_length,

@@ -21,7 +21,7 @@ from ...data.sources import load_rows
 from ...data.sources.files import require_path
 from ...errors import DataError, RowError
 
-# The prompt of a row that is no pair is in the first of these columns that it has.
+# Columns with the prompt of a row without a pair; the first of them in the row counts.
 PROMPT_COLUMNS = ("prompt", "messages", "conversations", "question", "instruction")
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 

@@ -83,7 +83,7 @@ def load_gguf_config(path: Path) -> PreTrainedConfig:
 
 
 def nearest_decimal(value: float) -> float:
-    """Return the shortest decimal that float32 rounds to ``value``; a number that is no float32 stays unchanged."""
+    """Return the shortest decimal that float32 rounds to ``value``; any other number stays unchanged."""
     single = np.float32(value)
     return float(str(single)) if float(single) == value else value
 

@@ -105,7 +105,7 @@ def compute_in_float32(model: nn.Module) -> bool:
         if getattr(module, "compute_dtype", None) is torch.bfloat16:  # bitsandbytes' Linear4bit
             module.compute_dtype, module.compute_type_is_set = torch.float32, True  # type: ignore[assignment]
     for parameter in model.parameters():
-        # 4-bit weights may lie in bfloat16 storage (bnb_4bit_quant_storage): their bits are no bfloat16 numbers.
+        # 4-bit weights may lie in bfloat16 storage (bnb_4bit_quant_storage): those bits are not bfloat16 numbers.
         if parameter.dtype is torch.bfloat16 and not hasattr(parameter, "quant_state"):
             parameter.data, cast = parameter.data.float(), True
     return cast

@@ -263,7 +263,7 @@ def _width(head: nn.Module) -> int:
 
 
 class _TargetLogps(torch.autograd.Function):
-    """Log-probabilities of the targets from any head's output z; r is all that is saved of z, which stays as it is."""
+    """Log-probabilities of the targets from any head's output z. It saves r alone, and does not change z."""
 
     @staticmethod
     def forward(ctx: Any, z_CV: Tensor, target_C: Tensor, transform: OutputTransform, grad_enabled: bool) -> Tensor:
