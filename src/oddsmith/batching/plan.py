@@ -25,7 +25,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class StepShape:
-    """How many pairs a full optimizer step has, and how they are split."""
+    """The size of a full optimizer step in pairs, and its split."""
 
     micro_batch_size: int  # pairs of a micro-batch (``per_device_train_batch_size``)
     accumulation: int  # micro-batches per process and step (``gradient_accumulation_steps``)

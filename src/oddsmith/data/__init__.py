@@ -1,4 +1,4 @@
-"""From the name of a dataset to the tokens of its preference pairs.
+"""Read datasets of preference pairs by name, tokenize them, and check them.
 
 sources/        name -> rows               a message names file and line, folder or setting
 formats/        row -> PreferencePair      why a row is invalid

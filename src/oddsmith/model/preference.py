@@ -43,7 +43,7 @@ class SurprisingPair:
 
 @dataclass(frozen=True)
 class Preference:
-    """What a model prefers among the pairs that were scored."""
+    """The preferences of a model among the scored pairs."""
 
     pairs: int
     accuracy: float  # share of pairs in which it prefers the chosen answer

@@ -1,4 +1,4 @@
-"""The plain texts of a pair, without roles, templates and tokens, in the forms that the checks compare."""
+"""Extract the plain texts of a pair, without roles, templates and tokens, in the forms that the checks compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the name of a dataset to its rows.
+"""Load the rows of a dataset by its name.
 
 loading   what a name stands for, what a run trains and evaluates on, rows in batches
 files     JSON Lines, JSON, CSV and TSV files; an error names file and line

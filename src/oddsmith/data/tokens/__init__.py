@@ -1,4 +1,4 @@
-"""From a preference pair to the tokens that a model is trained on.
+"""Turn preference pairs into the tokens that a model is trained on.
 
 pair_tokenizer   pairs to tokens: what is a target, what is dropped
 rendering        the text of a pair by the chat template; raises its refusals as ``RowError``

@@ -49,7 +49,7 @@ class GgufFile:
 
 @dataclass(frozen=True)
 class GgufReport:
-    """What was exported."""
+    """The files of an export."""
 
     name: str  # of the model, as given by the user
     title: str  # what the files call the model

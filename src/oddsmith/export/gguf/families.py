@@ -24,7 +24,7 @@ Settings = Mapping[str, Any]  # config.json as transformers understands it, ``Pr
 
 @dataclass(frozen=True)
 class Family:
-    """How a family is written, and which of its models are refused."""
+    """The rules for writing a family, and for refusing some of its models."""
 
     architecture: MODEL_ARCH  # llama.cpp's name for it
     write_settings: Callable[[GGUFWriter, Settings], None]  # writes its settings; ``write_common`` for most

@@ -1,8 +1,8 @@
-"""The types of GGUF files, and llama.cpp's quantiser, which decides the type of each tensor itself.
+"""Quantise GGUF files with llama.cpp, which chooses the type of each tensor itself; and list the types of files.
 
-It keeps norms in float32, gives a tied embedding (which is also the head) and about every second ``ffn_down`` more bits
-in the ``_k_m`` types, and takes a type with smaller blocks for rows that 256 does not divide (Q4_K becomes Q5_0, Q6_K
-becomes Q8_0). It holds one tensor in memory at a time.
+llama.cpp keeps norms in float32, gives a tied embedding (which is also the head) and about every second ``ffn_down``
+more bits in the ``_k_m`` types, and takes a type with smaller blocks for rows that 256 does not divide (Q4_K becomes
+Q5_0, Q6_K becomes Q8_0). It holds one tensor in memory at a time.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ DEFAULT_MAX_NEW_TOKENS = 512
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of drawing answers; a value out of range raises ``ConfigError``."""
+    """Settings for sampling answers; a value out of range raises ``ConfigError``."""
 
     # 0 takes the likeliest token each time; ``None`` follows the model's generation settings, and is 0 without any
     temperature: float | None = None

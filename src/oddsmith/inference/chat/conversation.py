@@ -30,7 +30,7 @@ class Turn(NamedTuple):
 
 
 class Conversation:
-    """The turns so far, and a way to ask the next question.
+    """A conversation: the turns so far, and ``ask`` for the next one.
 
     A conversation that outgrows the model's context loses its oldest turns, never the system message; ``Answer`` says
     how many. A model without a chat template continues all texts in a row, one below the other. ``sampling`` and

@@ -1,4 +1,4 @@
-"""From a micro-batch of pairs to the mean log-probabilities of their responses, exact and fast.
+"""Compute the mean log-probabilities of the responses of a micro-batch of pairs, exactly and fast.
 
 padded.py          the plain reference: any model, padded batches
 packed.py          the fast path: the micro-batch is one prefix forest (``batching/forest.py``), no logits are stored

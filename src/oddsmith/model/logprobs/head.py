@@ -1,4 +1,4 @@
-"""From hidden states to log-probabilities of given tokens, through any output layer, without ever holding all logits.
+"""Compute log-probabilities of given tokens from hidden states, for any output layer, without holding all logits.
 
 For an entry with hidden state h, head output z = W h + b and target y:
 

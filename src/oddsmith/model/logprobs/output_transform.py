@@ -39,7 +39,7 @@ _INDICATORS = {*_MULTIPLIED.values(), *_DIVIDED.values(), *_CAPPED.values(), "ou
 
 
 class OutputTransform(NamedTuple):
-    """What follows the output layer, elementwise: first the factor ``scale``, then the bound ``soft_cap``."""
+    """An elementwise change of logits after the output layer: the factor ``scale``, then the bound ``soft_cap``."""
 
     scale: float = 1.0
     soft_cap: float | None = None

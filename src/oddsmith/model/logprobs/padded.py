@@ -21,7 +21,7 @@ from ...batching.collate import IGNORED
 
 
 class PairLogps(NamedTuple):
-    """What loss and metrics need of a micro-batch; differentiable, float32 or better."""
+    """Log-probabilities and counts of a micro-batch for loss and metrics; differentiable, float32 or better."""
 
     nll_sum_B: Tensor  # of -log p over the NLL targets of the chosen sequence
     nll_tokens_B: Tensor  # how many NLL targets

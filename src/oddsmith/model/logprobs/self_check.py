@@ -43,7 +43,7 @@ ANSWERS = (
 
 
 class Verdict(NamedTuple):
-    """Whether the packed path is exact for a model, why (or why not), and what that path needs of the model."""
+    """The result of the check: whether the packed path is exact for the model, the reason, and parts for that path."""
 
     forest: bool
     reason: str

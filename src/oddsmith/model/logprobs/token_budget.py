@@ -25,7 +25,7 @@ USABLE = 0.7
 
 
 class TokenBudget(NamedTuple):
-    """How many tokens micro-batches may have, and the two measurements that it follows from."""
+    """The largest size of micro-batches in tokens, and the two measurements it is computed from."""
 
     max_tokens: int
     saved_bytes_per_token: float
