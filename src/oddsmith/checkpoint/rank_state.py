@@ -113,7 +113,7 @@ def _read(folder: Path, rank: int, parts: Mapping[str, CheckpointPart]) -> RankS
 
 @contextmanager
 def _explained(folder: Path, what: str) -> Iterator[None]:
-    """Turn what a state of another shape raises into a ``CheckpointError``."""
+    """Raise a ``CheckpointError`` for any error that a state of another shape causes in the block."""
     try:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:

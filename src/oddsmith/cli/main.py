@@ -110,7 +110,7 @@ def _print_overview(group: str, to_stderr: bool = False) -> None:
 
 
 def _unknown(word: str, group: str) -> str:
-    """Say which command or flag does not exist, and which is like it."""
+    """Word the error for an unknown command or flag, with the most similar one."""
     is_flag = word.startswith("-")
     flags = ["--help"] if group else ["--help", "--version"]
     known = flags if is_flag else list(_members(group))

@@ -1,4 +1,4 @@
-"""Settings: ``ORPOConfig`` (training), ``ModelConfig`` (model and adapter), ``ScriptArguments`` (data).
+"""Define the settings: ``ORPOConfig`` (training), ``ModelConfig`` (model and adapter), ``ScriptArguments`` (data).
 
 Field names and meanings are those of TRL 1.16, so that its scripts and command lines move over unchanged; our own
 fields are at the end of each class. The dataclasses check everything before a model is loaded. ``catalogue`` says what

@@ -38,7 +38,7 @@ def write_fault(error: BaseException) -> int | None:
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from or during, down to the first cause."""
+    """Yield an error and its chain of causes and contexts."""
     seen: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in seen:
@@ -167,9 +167,9 @@ def explained(explain: Callable[[int, Exception], None]) -> Iterator[None]:
 
 @contextmanager
 def dispensable(place: Path, consequence: str) -> Iterator[None]:
-    """Warn, once a place, that a file which the run does not need cannot be written, and let the run continue.
+    """Warn once that a file (or a file in a folder) could not be written, and let the run continue without it.
 
-    ``place`` is the file or its folder, ``consequence`` what follows, for the warning.
+    ``consequence`` says in the warning what the run lacks then.
     """
     try:
         yield

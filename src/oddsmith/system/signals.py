@@ -98,7 +98,7 @@ class StopSignals:
             self._end.cancel()
 
     def _restore(self) -> None:
-        """Restore the handlers from before."""
+        """Restore the signal handlers from before the block."""
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -213,10 +213,10 @@ def end_with_parent(parent: int | None = None) -> None:
 
     ``parent`` is the process id of the parent, which may have ended already; by default that of the current parent.
     """
-    threading.Thread(target=_wait_for, args=(os.getppid() if parent is None else parent,), daemon=True).start()
+    threading.Thread(target=_end_after, args=(os.getppid() if parent is None else parent,), daemon=True).start()
 
 
-def _wait_for(parent: int) -> None:
+def _end_after(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
     os.kill(os.getpid(), signal.SIGTERM)

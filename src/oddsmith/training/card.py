@@ -127,7 +127,7 @@ def model_card(facts: CardFacts, events: Sequence[Mapping[str, Any]], *, has_cur
 
 
 def hub_id(name: str | None) -> str | None:
-    """Return the hub id that a name is or stands for; ``None`` for paths, files and built-in data."""
+    """Return the hub id that a name is, or that of a built-in model; ``None`` for paths, files and built-in data."""
     if not name:
         return None
     if name.startswith(PREFIX) and name.removeprefix(PREFIX) in PACKAGES:
@@ -148,6 +148,7 @@ def card_names(folder: Path) -> tuple[str | None, list[str]]:
 
 
 def _public_name(name: str) -> str:
+    """Return the name of a model without the folders of a path."""
     return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else Path(name).resolve().name
 
 

@@ -1,4 +1,4 @@
-"""``oddsmith serve``: an OpenAI-compatible server for a model."""
+"""``oddsmith serve``: serve a model to OpenAI-compatible clients."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def check(field: Field, value: Any, where: str, typed: str | None = None) -> Any
 
 
 def expected(field: Field, near: str = "") -> str:
-    """Say what a setting takes; where it has many choices, only those that are like ``near``."""
+    """Describe the values that a setting takes; of many choices, only those that are similar to ``near``."""
     if field.choices:
         words = [repr(choice) for choice in field.choices]
         if len(words) > MAX_CHOICES_NAMED:

@@ -1,4 +1,4 @@
-"""Rules about the language model: whether it learns the chosen answers, and keeps what it could before."""
+"""Judge the language model: whether it learns the chosen answers and keeps its former abilities."""
 
 from __future__ import annotations
 

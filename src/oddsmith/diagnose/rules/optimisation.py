@@ -1,4 +1,4 @@
-"""Rules about the course of training: NaN, skipped steps, learning rate, warm-up, gradients, length and speed."""
+"""Judge the course of training: NaN, skipped steps, learning rate, warm-up, gradients, length and speed."""
 
 from __future__ import annotations
 

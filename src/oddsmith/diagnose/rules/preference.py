@@ -1,4 +1,4 @@
-"""Rules about the preference: whether it is learned, from what, and at what price."""
+"""Judge the preference: whether it is learned, from which features of the answers, and at what cost to them."""
 
 from __future__ import annotations
 

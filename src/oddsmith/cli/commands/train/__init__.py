@@ -1,1 +1,1 @@
-"""``oddsmith train``, from the command line to the finished run folder."""
+"""``oddsmith train``: train a model, from the command line to the finished run folder."""

@@ -179,7 +179,7 @@ def _leave_together(trainer: ORPOTrainer) -> None:
 
 
 def _checkpoint(wanted: str | None, settings: Settings, allow_changed: bool) -> Path | None:
-    """Choose the checkpoint to go on from, ``None`` for none, and compare it with the settings.
+    """Choose the checkpoint to resume from, ``None`` for none, and compare it with the settings.
 
     This is done before rows or a model are loaded. ``wanted`` is ``"auto"``, a path, or ``None``.
     """
@@ -203,7 +203,7 @@ def _checkpoint(wanted: str | None, settings: Settings, allow_changed: bool) -> 
 
 
 def _save(trainer: ORPOTrainer, settings: Settings) -> None:
-    """Save the model and the trainer's state, and upload them if that was asked for."""
+    """Save the model and the trainer's state; with ``push_to_hub`` upload them."""
     run = Path(str(settings.orpo.output_dir))
     with working("saving"):
         trainer.save_model(_internal_call=True)  # else it would be uploaded here, before its card is written

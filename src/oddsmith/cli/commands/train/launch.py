@@ -1,4 +1,4 @@
-"""``--num-processes N``: the same command N times, as the processes of one distributed run on this machine.
+"""``--num-processes N``: run the same command N times, as the processes of one distributed run on this machine.
 
 Each gets the environment that ``torchrun`` would give it. torchrun itself prints its own traceback and returns exit
 code 1 whenever a process exits with anything but 0, and ends processes 30 seconds after a signal. Here exit code and
