@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-MEMORY_BYTES = 2**20  # of a control group: less than a step needs
+MEMORY_BYTES = 2**12  # of a control group: any new page is too many, also for a step that reuses its memory
 
 
 @contextmanager
