@@ -121,7 +121,7 @@ class CheckpointManager:
             require_unchanged(folder, saved, now)
         for later in checkpoints(Path(self._run.args.output_dir)):
             if (step_of(later) or 0) > saved.step:
-                logger.warning("%s is newer than where this run goes on; it lies in %s now", later, set_aside(later))
+                logger.warning("%s is newer than where this run goes on; it was moved to %s", later, set_aside(later))
 
     @property
     def is_resumed(self) -> bool:
@@ -205,7 +205,7 @@ class CheckpointManager:
 
     def _begin(self, folder: Path) -> None:
         if folder.exists():
-            logger.warning("%s was there before; it lies in %s now", folder, set_aside(folder))
+            logger.warning("%s was there before; it was moved to %s", folder, set_aside(folder))
         begin(folder)
 
     def _write(self, folder: Path) -> None:
