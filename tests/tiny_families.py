@@ -115,19 +115,11 @@ def piece_tokenizer(folder: Path, family: str) -> PreTrainedTokenizerFast:
     gemma = family.startswith("gemma")
     sentences = [f"{left} {right}, 1969 fährt {left}." for left in WORDS for right in WORDS]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=364,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=1.0,
-        split_digits=True,
-        add_dummy_prefix=not gemma,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
+        sentence_iterator=iter(sentences), model_prefix=str(folder / "tokenizer"), vocab_size=364, model_type="bpe",
+        byte_fallback=True, character_coverage=1.0, split_digits=True, add_dummy_prefix=not gemma,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
         minloglevel=2,
-    )
+    )  # fmt: skip
     (folder / "tokenizer.vocab").unlink()
     kind = "GemmaTokenizer" if gemma else "LlamaTokenizer"
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}

@@ -33,7 +33,7 @@ def make_trainer(
     """Make a trainer; ``options`` are fields of ``ORPOConfig``, ``PLAIN`` by default, and arguments of the trainer."""
     settings = {name: options.pop(name) for name in list(options) if name in ORPOConfig.__dataclass_fields__}
     return kind(
-        model or tiny_model(),
+        model or (None if "model_init" in options else tiny_model()),
         ORPOConfig(**{**PLAIN, "output_dir": str(folder), **settings}),
         train_dataset=ragged_pairs(pairs) if isinstance(pairs, int) else pairs,
         eval_dataset=evaluate,

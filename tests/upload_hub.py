@@ -63,11 +63,8 @@ def upload_hub() -> Iterator[tuple[list[tuple[str, bytes]], dict[str, str]]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     variables = {
-        "HF_HUB_OFFLINE": "0",
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_TOKEN": "hf_nobody",
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
+        "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_nobody",
+        "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
     yield handler.asked, {**environment(), **variables}
     server.shutdown()

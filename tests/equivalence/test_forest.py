@@ -1,7 +1,4 @@
-"""Packed rows against padded batches, over the architectures that transformers trains: log-probabilities and gradients.
-
-Models whose layers look at their neighbours in other ways are recognised by the self-check.
-"""
+"""Packed rows against padded batches over the architectures of transformers; others fail the self-check."""
 
 import functools
 from contextlib import nullcontext
@@ -52,6 +49,10 @@ EXACT = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
     "deepseek_v3": EXPERTS | LATENT,
 }
+LINEAR_ATTENTION = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
 RECOGNISED = {
     "bloom": {"n_layer": 2, "n_head": 4},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
@@ -59,16 +60,7 @@ RECOGNISED = {
     "mamba": {"state_size": 8},
     "stablelm": {},
     "nemotron": {},
-    "qwen3_next": EXPERTS
-    | {
-        "layer_types": ["linear_attention", "full_attention"],
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-        "shared_expert_intermediate_size": 16,
-        "decoder_sparse_step": 1,
-    },
+    "qwen3_next": EXPERTS | LINEAR_ATTENTION | {"shared_expert_intermediate_size": 16, "decoder_sparse_step": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
     "gpt_oss": EXPERTS | {"sliding_window": 4},
     "llama4_text": EXPERTS | {"attention_chunk_size": 64, "intermediate_size_mlp": 48},

@@ -102,13 +102,9 @@ def test_a_token_sees_what_it_sees_in_its_own_sequence(window, sequences):
     out = dense_forest_attention(query, key, value, layout, scaling=0.4, window=window)
     for rows in rows_of:
         alone = dense_forest_attention(
-            query[:, :, rows],
-            key[:, :, rows],
-            value[:, :, rows],
-            pack([np.arange(len(rows))])[2],
-            scaling=0.4,
+            query[:, :, rows], key[:, :, rows], value[:, :, rows], pack([np.arange(len(rows))])[2], scaling=0.4,
             window=window,
-        )
+        )  # fmt: skip
         assert torch.allclose(out[:, rows], alone, rtol=0, atol=1e-12)
 
 

@@ -19,12 +19,9 @@ from tests.tiny_families import FAMILIES, PRE, save_family
 
 # What the two tell about the model's name, and what is said here though llama.cpp would assume the same.
 OURS_OR_THEIRS = {
-    "general.basename",
-    "general.finetune",
-    "general.license",
-    "tokenizer.ggml.add_bos_token",
+    "general.basename", "general.finetune", "general.license", "tokenizer.ggml.add_bos_token",
     "tokenizer.ggml.add_space_prefix",
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

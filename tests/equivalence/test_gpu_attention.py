@@ -1,7 +1,4 @@
-"""A GPU's attention, as far as it can be proven without one: what the flash kernel is given, FlexAttention's mask.
-
-The kernels themselves are compared in ``tests/gpu``.
-"""
+"""Attention on a GPU, tested without one: arguments of the flash kernel, FlexAttention's mask (kernels: tests/gpu)."""
 
 import inspect
 

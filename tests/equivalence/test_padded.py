@@ -21,16 +21,9 @@ def gemma2():
     """Tied head, soft caps on attention and logits, scaled embeddings."""
     torch.manual_seed(0)
     config = Gemma2Config(
-        vocab_size=264,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        initializer_range=0.4,
-        final_logit_softcapping=3.0,
-    )
+        vocab_size=264, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, initializer_range=0.4, final_logit_softcapping=3.0,
+    )  # fmt: skip
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
 
 

@@ -1,5 +1,4 @@
-"""A step's result does not depend on how its pairs are split over micro-batches, accumulation and processes, nor on
-whether they are packed."""
+"""A step's result does not depend on packing, nor on how its pairs are split over micro-batches and processes."""
 
 import os
 import sys

@@ -59,13 +59,9 @@ MESSAGES = st.fixed_dictionaries(
     },
 )
 CELLS = st.one_of(
-    TEXTS,
-    st.lists(MESSAGES, max_size=4),
-    VALUES,
-    nested(MAX_DEPTH),
-    nested(900).map(json.dumps),
+    TEXTS, st.lists(MESSAGES, max_size=4), VALUES, nested(MAX_DEPTH), nested(900).map(json.dumps),
     st.lists(TEXTS, min_size=2, max_size=2),
-)
+)  # fmt: skip
 
 
 @st.composite

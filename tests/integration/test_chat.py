@@ -13,6 +13,7 @@ from oddsmith.config import ModelConfig
 from oddsmith.inference.loading import load_for_inference
 from oddsmith.model.adapters import get_quantization_config
 from tests.command import START, environment, run_apart, run_here, save_model
+from tests.pairs import assistant, user
 from tests.terminal import Terminal
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
@@ -31,9 +32,8 @@ def model(tmp_path):
 def said(model_folder, question: str = "Hi", tokens: int = 8) -> str:
     """Return the answer of plain transformers."""
     tokenizer = tiny_tokenizer()
-    ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    ids = tokenizer.apply_chat_template([user(question)], **options)
     output = tiny_model().generate(**ids, max_new_tokens=tokens, do_sample=False)
     return tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -55,11 +55,7 @@ def test_json_is_one_document(capsys, model):
     outcome = run_here(capsys, "chat", model, "--prompt", "Hi", "--system", "Be kind.", "--max-new-tokens", 8, "--json")
     document = json.loads(outcome.out)
     answer = document["answer"]
-    assert document["messages"] == [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": answer},
-    ]
+    assert document["messages"] == [{"role": "system", "content": "Be kind."}, user("Hi"), assistant(answer)]
     assert (document["command"], document["model"]) == ("chat", str(model))
     assert (document["finish_reason"], document["answer_tokens"]) == ("length", 8)
     assert document["prompt_tokens"] > 20
@@ -164,10 +160,8 @@ def test_a_conversation_in_a_terminal(model, tmp_path):
         terminal.wait_for(r"is there already.*> ", terminal.type(f"/save {model}/config.json\n"))
         terminal.type(CTRL_D)
         assert terminal.end() == 0
-    assert json.loads((tmp_path / "first.json").read_text(encoding="utf-8"))["messages"] == [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": said(model)},
-    ]
+    messages = json.loads((tmp_path / "first.json").read_text(encoding="utf-8"))["messages"]
+    assert messages == [user("Hi"), assistant(said(model))]
     assert json.loads((tmp_path / "chat.json").read_text())["messages"] == [{"role": "system", "content": "Be kind."}]
     assert "Traceback" not in terminal.text
 
@@ -216,11 +210,8 @@ def test_a_model_cannot_write_control_codes_to_a_terminal(tmp_path):
 
 def test_run_apart_with_a_missing_extra_names_the_install_command(tmp_path):
     file = write_gguf(tmp_path / "tiny.gguf", tiny_model(vocab_size=258), tiny_tokenizer(), merges=["Ā ā"])
-    code = (
-        "import sys; sys.modules['cyllama'] = None\n"
-        "from oddsmith.cli.main import main\n"
-        f"main(['chat', {str(file)!r}, '--prompt', 'Hi'])\n"
-    )
+    code = f"main(['chat', {str(file)!r}, '--prompt', 'Hi'])"
+    code = f"import sys; sys.modules['cyllama'] = None; from oddsmith.cli.main import main; {code}"
     done = run_apart(start=[START[0], "-c", code])
     assert done.code == 2
     assert 'install it with: pip install "oddsmith[gguf]"' in done.err

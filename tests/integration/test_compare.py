@@ -22,6 +22,7 @@ from tests.pairs import user
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SHORT = ("--max-new-tokens", 6)
+ASK = ("BASE", "RUN", "--prompts", "PAIRS")
 
 
 @pytest.fixture
@@ -55,9 +56,8 @@ def questions(tmp_path):
 
 
 def greedy(model, messages, tokens: int = 6) -> str:
-    ids = tiny_tokenizer().apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    ids = tiny_tokenizer().apply_chat_template(messages, **options)
     output = model.generate(**ids, max_new_tokens=tokens, do_sample=False)
     return tiny_tokenizer().decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
@@ -95,12 +95,8 @@ def test_answers_and_log_odds_are_each_model_s_own(capsys, base, tuned, pairs):
 
 def test_an_adapter_and_its_base_are_loaded_once(base, tuned, pairs, monkeypatch):
     loaded = []
-    original = loading.AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(
-        loading.AutoModelForCausalLM,
-        "from_pretrained",
-        lambda place, **options: loaded.append(place) or original(place, **options),
-    )
+    auto, load = loading.AutoModelForCausalLM, loading.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(auto, "from_pretrained", lambda place, **more: loaded.append(place) or load(place, **more))
     prompts = read_prompts(str(pairs))
     once = compare(str(base), str(tuned), prompts, sampling=Sampling(0.0, 6))
     assert loaded == [str(base)]
@@ -205,13 +201,8 @@ def test_the_page_stands_alone_and_everything_in_it_is_escaped(capsys, base, tun
     assert "@import" not in html
     assert str(tmp_path) not in html
     text = " ".join(" ".join(page.texts).split())
-    for expected in (
-        "base and run, side by side",
-        "<b>Hi</b> & bye",
-        "<script>alert(1)</script>",
-        "log-odds of its pair",
-    ):
-        assert expected in text
+    shown = ("base and run, side by side", "<b>Hi</b> & bye", "<script>alert(1)</script>", "log-odds of its pair")
+    assert all(expected in text for expected in shown)
     assert "prefers-color-scheme: dark" in html
     assert "@media print" in html
 
@@ -226,15 +217,13 @@ def test_the_page_shows_what_came_before_and_every_turn(base, tuned):
 
 
 def test_alpaca_eval_s_files(capsys, base, tuned, tmp_path):
-    (tmp_path / "set.json").write_text(
-        json.dumps([{"dataset": "helpful_base", "instruction": "Hi", "output": "Hello", "generator": "reference"}])
-    )
+    row = {"dataset": "helpful_base", "instruction": "Hi", "output": "Hello", "generator": "reference"}
+    (tmp_path / "set.json").write_text(json.dumps([row]))
     words = ("--prompts", tmp_path / "set.json", *SHORT, "--format", "alpaca_eval", "--output", tmp_path / "out")
     assert run_here(capsys, "compare", base, tuned, *words).code == 0
     for name, model in {"base": tiny_model(), "run": loading.load_model(str(tuned))}.items():
-        assert json.loads((tmp_path / "out" / f"{name}.json").read_text()) == [
-            {"dataset": "helpful_base", "instruction": "Hi", "output": greedy(model, [user("Hi")]), "generator": name}
-        ]
+        written = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert written == [{**row, "output": greedy(model, [user("Hi")]), "generator": name}]
 
 
 def test_mt_bench_s_files(capsys, base, tuned, questions, tmp_path):
@@ -257,23 +246,20 @@ def test_mt_bench_s_files(capsys, base, tuned, questions, tmp_path):
         (("BASE", "RUN", "--prompts", "gone.txt"), "gone.txt: no such file"),
         (("BASE", "./gone", "--prompts", "PAIRS"), "./gone: nothing there"),
         (("./gone", "RUN", "--prompts", "PAIRS"), "./gone: nothing there"),
+        ((*ASK, "--format", "csv"), "--format is 'csv'; expected alpaca_eval or mt_bench"),
+        ((*ASK, "--format", "mt_bench"), "--format and --output go together"),
         (
-            ("BASE", "RUN", "--prompts", "PAIRS", "--format", "csv"),
-            "--format is 'csv'; expected alpaca_eval or mt_bench",
-        ),
-        (("BASE", "RUN", "--prompts", "PAIRS", "--format", "mt_bench"), "--format and --output go together"),
-        (
-            ("BASE", "RUN", "--prompts", "PAIRS", "--format", "mt_bench", "--output", "out"),
+            (*ASK, "--format", "mt_bench", "--output", "out"),
             "prompt 0: has no question_id with turns; mt_bench takes answers to MT-Bench's question file",
         ),
         (
             ("BASE", "RUN", "--prompts", "QUESTIONS", "--format", "alpaca_eval", "--output", "out"),
             "prompt 0: is a conversation; alpaca_eval takes single instructions",
         ),
-        (("BASE", "RUN", "--prompts", "PAIRS", "--html", "PAIRS"), "is there already; choose another name"),
-        (("BASE", "RUN", "--prompts", "PAIRS", "--html", "RUN"), "is a folder; expected the name of a file"),
-        (("BASE", "RUN", "--prompts", "PAIRS", "--batch-size", "0"), "--batch-size is 0; expected 1 or more"),
-        (("BASE", "RUN", "--prompts", "PAIRS", "--seed", "x"), "--seed is 'x'; expected a whole number"),
+        ((*ASK, "--html", "PAIRS"), "is there already; choose another name"),
+        ((*ASK, "--html", "RUN"), "is a folder; expected the name of a file"),
+        ((*ASK, "--batch-size", "0"), "--batch-size is 0; expected 1 or more"),
+        ((*ASK, "--seed", "x"), "--seed is 'x'; expected a whole number"),
     ],
 )
 def test_bad_input_is_one_clear_line(capsys, monkeypatch, base, tuned, pairs, questions, tmp_path, words, message):
@@ -287,23 +273,16 @@ def test_bad_input_is_one_clear_line(capsys, monkeypatch, base, tuned, pairs, qu
 
 
 def test_a_prompt_beyond_the_context_is_named(base):
-    with pytest.raises(
-        DataError, match=r"prompt 1: has \d,\d+ tokens, and the base model reads at most 2,048; shorten"
-    ):
+    message = r"prompt 1: has \d,\d+ tokens, and the base model reads at most 2,048; shorten"
+    with pytest.raises(DataError, match=message):
         compare(str(base), str(base), [Prompt(0, [user("Hi")]), Prompt(1, [user("x" * 3000)])])
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("builtin:smollm2-135m-instruct", "smollm2-135m-instruct"),
-        ("owner/Model-1.5B", "Model-1.5B"),
-        ("/some/where/my run/", "my_run"),
-        ("a/b.gguf", "b"),
-    ],
-)
-def test_a_model_s_short_name_has_no_path(name, expected):
-    assert short_name(name) == expected
+def test_a_model_s_short_name_has_no_path():
+    assert short_name("builtin:smollm2-135m-instruct") == "smollm2-135m-instruct"
+    assert short_name("owner/Model-1.5B") == "Model-1.5B"
+    assert short_name("/some/where/my run/") == "my_run"
+    assert short_name("a/b.gguf") == "b"
 
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -320,9 +299,8 @@ def test_the_page_fits_a_phone_and_a_desk(width, base, tuned, pairs, tmp_path):
     html = html.replace("</body>", f"<script>{probe}</script></body>")
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
     frame = f'<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe>'
-    (tmp_path / "frame.html").write_text(
-        f"{frame}<script>onload = () => document.title = frames[0].document.title</script>"
-    )
+    frame += "<script>onload = () => document.title = frames[0].document.title</script>"
+    (tmp_path / "frame.html").write_text(frame)
     dumped = subprocess.run(
         [
             BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",

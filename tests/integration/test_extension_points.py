@@ -11,41 +11,21 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.errors import ConfigError
-from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny import ragged_pairs, tiny_model
+from tests.tiny_runs import make_trainer
 
 METRICS = {"nll_loss", "rewards/margins", "log_odds_ratio"}
 
 
+SETTINGS = {
+    "per_device_eval_batch_size": 2, "max_steps": 3, "learning_rate": 1e-3, "train_sampling_strategy": "sequential",
+}  # fmt: skip
+
+
 def make(folder, kind=ORPOTrainer, **more):
     """A trainer of a tiny model on twelve pairs, four held out."""
-    settings = {name: more.pop(name) for name in list(more) if name in ORPOConfig.__dataclass_fields__}
-    args = ORPOConfig(
-        **{
-            "output_dir": str(folder),
-            "per_device_train_batch_size": 2,
-            "per_device_eval_batch_size": 2,
-            "max_steps": 3,
-            "logging_steps": 1,
-            "learning_rate": 1e-3,
-            "bf16": False,
-            "use_cpu": True,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "train_sampling_strategy": "sequential",
-            **settings,
-        }
-    )
-    return kind(
-        **{
-            "model": None if "model_init" in more else tiny_model(),
-            "args": args,
-            "train_dataset": Dataset.from_list(ragged_pairs(12, seed=1)),
-            "eval_dataset": Dataset.from_list(ragged_pairs(4, seed=2)),
-            "processing_class": tiny_tokenizer(),
-            **more,
-        }
-    )
+    rows, held_out = (Dataset.from_list(ragged_pairs(count, seed)) for count, seed in ((12, 1), (4, 2)))
+    return make_trainer(folder, None, rows, held_out, kind=kind, **{**SETTINGS, **more})
 
 
 def losses(trainer) -> list[float]:
@@ -150,9 +130,7 @@ class TestMethods:
     def test_compute_loss_on_top_of_ours(self, tmp_path, plain):
         trainer = make(tmp_path, DoubledLoss, max_steps=1)
         assert losses(trainer) == pytest.approx([2 * plain[0][0]], rel=1e-5)
-        whole = {
-            "per_device_eval_batch_size": 4
-        }  # a loss that is not ours is averaged over batches, as in transformers
+        whole = {"per_device_eval_batch_size": 4}  # transformers averages a loss that is not ours over batches
         untrained = make(tmp_path / "untrained", **whole).evaluate()
         metrics = make(tmp_path / "doubled", DoubledLoss, **whole).evaluate()
         assert metrics["eval_loss"] == pytest.approx(2 * untrained["eval_loss"], rel=1e-5)
@@ -215,9 +193,8 @@ class TestEvaluation:
             seen.update(losses=prediction.losses, inputs=prediction.inputs, predictions=prediction.predictions)
             return {"mean": float(prediction.losses.mean())}
 
-        trainer = make(
-            tmp_path, compute_metrics=compute, include_for_metrics=["inputs", "loss"], per_device_eval_batch_size=4
-        )
+        settings = {"include_for_metrics": ["inputs", "loss"], "per_device_eval_batch_size": 4}
+        trainer = make(tmp_path, compute_metrics=compute, **settings)
         metrics = trainer.evaluate()
         assert seen["losses"].shape == (4,)
         assert metrics["eval_mean"] == pytest.approx(seen["losses"].mean())
@@ -237,24 +214,17 @@ class TestEvaluation:
         assert calls == [(3, False), (1, True)]
 
     def test_early_stopping(self, tmp_path):
+        stopping = EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=100.0)
         trainer = make(
-            tmp_path,
-            callbacks=[EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=100.0)],
-            max_steps=9,
-            eval_strategy="steps",
-            eval_steps=1,
-            save_strategy="steps",
-            save_steps=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="rewards/margins",
-        )
+            tmp_path, callbacks=[stopping], max_steps=9, eval_strategy="steps", eval_steps=1, save_strategy="steps",
+            save_steps=1, load_best_model_at_end=True, metric_for_best_model="rewards/margins",
+        )  # fmt: skip
         trainer.train()
         assert trainer.state.global_step == 2
 
     def test_the_best_is_saved(self, tmp_path):
-        trainer = make(
-            tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="best", metric_for_best_model="loss"
-        )
+        settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best"}
+        trainer = make(tmp_path, **settings, metric_for_best_model="loss")
         trainer.train()
         assert trainer.state.best_model_checkpoint is not None
         assert (tmp_path / f"checkpoint-{trainer.state.best_global_step}" / "manifest.json").is_file()

@@ -113,9 +113,8 @@ def test_outputs_of_any_size_are_trained_on(factor, tmp_path):
 def test_outputs_beyond_float32_stop_the_run_with_their_rows_and_no_weight_is_touched(factor, tmp_path):
     model = with_outputs_times(factor)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    with pytest.raises(
-        NonFiniteError, match=r"^step 3: .* dataset rows .*, the last of 3 in a row, and there is no good"
-    ):
+    message = r"^step 3: .* dataset rows .*, the last of 3 in a row, and there is no good"
+    with pytest.raises(NonFiniteError, match=message):
         run(tmp_path, ragged_pairs(6), model)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 

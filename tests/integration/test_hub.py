@@ -93,13 +93,9 @@ def found(tmp_path_factory):
         ("me/empty", "main"), ("me/gated", "main"), ("me/nothing", "main"),
     ]  # fmt: skip
     environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "0",
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path_factory.mktemp("home")),
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
+        **os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(names)], env=environment, capture_output=True, text=True, timeout=200
     )

@@ -1,11 +1,9 @@
-"""Untrusted models, adapters, datasets and configurations: nothing in them runs, and each is refused in one line.
-
-Every folder here holds Python that would leave a file behind if it were ever imported or unpickled.
-"""
+"""Untrusted models, adapters, datasets and configurations: their code, which would leave a file behind, never runs."""
 
 import gzip
 import json
 import pickle
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from oddsmith import ORPOConfig, ORPOTrainer
@@ -55,7 +53,7 @@ def marker(tmp_path):
     """The file that code would write if it ran; each test ends with the check that it is not there."""
     path = tmp_path / "marker"
     yield path
-    assert not path.exists(), "code of a stranger was run"
+    assert not path.exists(), "untrusted code was run"
 
 
 @pytest.fixture
@@ -74,8 +72,6 @@ def change(file: Path, **changes) -> None:
 
 
 def adapter_on(base: Path, folder: Path, **changes) -> Path:
-    from peft import get_peft_model
-
     settings = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     model = get_peft_model(tiny_model(), settings)
     model.base_model.model.name_or_path = str(base)
@@ -151,9 +147,8 @@ class TestPickles:
     def test_pickled_weights(self, folder, marker, name):
         (folder / "model.safetensors").unlink()
         (folder / name).write_bytes(pickle.dumps(Touches(marker)))
-        with pytest.raises(
-            ModelError, match=rf"holds {name} and no safetensors; pickles can run code .*save_pretrained"
-        ):
+        message = rf"holds {name} and no safetensors; pickles can run code .*save_pretrained"
+        with pytest.raises(ModelError, match=message):
             load_model(str(folder))
 
     def test_beside_safetensors_they_are_not_looked_at(self, folder, marker):
@@ -209,9 +204,8 @@ class TestAdapters:
             load_model(str(adapter), is_trainable=True)
 
     def test_names_of_modules_are_not_imported(self, folder, tmp_path, monkeypatch):
-        adapter = adapter_on(
-            folder, tmp_path / "adapter", auto_mapping={"base_model_class": "Own", "parent_library": "own"}
-        )
+        mapping = {"base_model_class": "Own", "parent_library": "own"}
+        adapter = adapter_on(folder, tmp_path / "adapter", auto_mapping=mapping)
         monkeypatch.syspath_prepend(str(folder))
         load_model(str(adapter))
 
@@ -235,12 +229,8 @@ class TestTheCommandLineAlone:
     def train(self, capsys, tmp_path, *flags, **settings):
         pairs = save_pairs(tmp_path / "pairs.jsonl")
         given = {
-            **SETTINGS,
-            "dataset_name": str(pairs),
-            "max_steps": 1,
-            "output_dir": str(tmp_path / "run"),
-            **settings,
-        }
+            **SETTINGS, "dataset_name": str(pairs), "max_steps": 1, "output_dir": str(tmp_path / "run"), **settings,
+        }  # fmt: skip
         return run_here(capsys, "train", save_config(tmp_path / "config.yaml", **given), *flags)
 
     @pytest.mark.parametrize(
@@ -260,8 +250,6 @@ class TestTheCommandLineAlone:
         outcome = self.train(capsys, tmp_path, model_name_or_path=str(folder), **settings)
         assert outcome.code == 2
         assert len(outcome.err.strip().splitlines()) <= 3
-        import re
-
         assert re.search(said, " ".join(outcome.err.split()))
 
     def test_nor_can_json_on_the_command_line(self, capsys, tmp_path, folder):
@@ -272,8 +260,7 @@ class TestTheCommandLineAlone:
 
     def test_the_flag_can_and_the_run_folder_does_not_carry_it_on(self, capsys, tmp_path):
         folder = save_model(tmp_path / "own-model")
-        source = OWN_CODE.replace('pathlib.Path({marker!r}).write_text("ran")', "")
-        (folder / "own.py").write_text(source)
+        (folder / "own.py").write_text(OWN_CODE.replace('pathlib.Path({marker!r}).write_text("ran")', ""))
         change(folder / "config.json", auto_map=OWN_MAP, model_type="own", architectures=["Own"])
         outcome = self.train(capsys, tmp_path, "--trust-remote-code", model_name_or_path=str(folder))
         assert outcome.code == 0, outcome.err
@@ -284,9 +271,8 @@ class TestTheCommandLineAlone:
         assert "give --trust-remote-code" in " ".join(again.err.split())
 
     def test_a_python_dict_cannot_hold_it_either(self, folder, tmp_path):
-        args = ORPOConfig(
-            output_dir=str(tmp_path / "run"), use_cpu=True, model_init_kwargs={"trust_remote_code": True}, report_to=[]
-        )
+        settings = {"use_cpu": True, "report_to": [], "model_init_kwargs": {"trust_remote_code": True}}
+        args = ORPOConfig(output_dir=str(tmp_path / "run"), **settings)
         with pytest.raises(ConfigError, match="model_init_kwargs holds trust_remote_code"):
             ORPOTrainer(str(folder), args=args, train_dataset=[])
 

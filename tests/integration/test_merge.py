@@ -349,9 +349,8 @@ def test_without_bitsandbytes_it_merges_and_says_what_it_could_not_measure(four_
 
 def test_a_merge_that_computes_something_else_never_appears(run, monkeypatch):
     monkeypatch.setattr(merge_module, "merge_weights", lambda model, dtype: model.unload())
-    with pytest.raises(
-        ExportError, match=r"the merged model does not compute .*: KL [\d.e-]+ a token, expected at most"
-    ):
+    message = r"the merged model does not compute .*: KL [\d.e-]+ a token, expected at most"
+    with pytest.raises(ExportError, match=message):
         merge_adapter(str(run), run / "merged")
     assert not list(run.glob("merged*"))
 

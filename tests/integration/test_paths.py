@@ -69,10 +69,8 @@ def in_its_precision(trainer):
 
 
 def finished(trainer) -> Run:
-    lines = [
-        {name: value for name, value in line.items() if not name.endswith(OF_THE_PATH)}
-        for line in trainer.state.log_history
-    ]
+    log = trainer.state.log_history
+    lines = [{name: value for name, value in line.items() if not name.endswith(OF_THE_PATH)} for line in log]
     return Run(lines, {name: p.detach().clone() for name, p in trainer.model.named_parameters()}, trainer)
 
 
@@ -91,19 +89,14 @@ def assert_same(ours: Run, reference: Run, tolerance: float) -> None:
 
 def lora(**more) -> LoraConfig:
     """A LoRA that starts from random weights on both sides, so that all of it has a gradient at once."""
-    return LoraConfig(
-        **{"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"} | more
-    )
+    settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    return LoraConfig(**{**settings, **more})
 
 
 def gpt2(**more):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(
-        GPT2Config(
-            **{"vocab_size": 264, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 512, "initializer_range": 0.2}
-            | more
-        )
-    )
+    sizes = {"vocab_size": 264, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 512, "initializer_range": 0.2}
+    return AutoModelForCausalLM.from_config(GPT2Config(**{**sizes, **more}))
 
 
 tied = functools.partial(tiny_model, tie_word_embeddings=True)
@@ -230,9 +223,8 @@ def test_training_evaluation_and_prediction_compute_packed_rows(tmp_path):
         trainer = trainer_of(tmp_path, rows=rows, evaluate=rows, prefix_forest=forest, eval_strategy="epoch")
         assert trainer.path
         seen = shapes[forest] = []
-        trainer.model.get_input_embeddings().register_forward_hook(
-            lambda module, args, output, seen=seen: seen.append(args[0].shape)
-        )
+        embeddings = trainer.model.get_input_embeddings()
+        embeddings.register_forward_hook(lambda module, args, output, seen=seen: seen.append(args[0].shape))
         trainer.train()
         trainer.predict(rows)
     assert {shape[0] for shape in shapes[True]} == {1}
@@ -447,6 +439,8 @@ class Watching(ORPOTrainer):
         return super().training_step(model, inputs, *args)
 
 
+VIRTUAL = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
+IN_FRONT = "its adapter puts virtual tokens in front of every sequence"
 FALLBACKS: dict[str, tuple[dict[str, Any], str]] = {
     "switched off": ({"prefix_forest": False}, "prefix_forest is off"),
     "collator": ({"data_collator": Collator(257)}, "the collator Collator makes padded batches"),
@@ -455,8 +449,7 @@ FALLBACKS: dict[str, tuple[dict[str, Any], str]] = {
     "encoder-decoder": ({"model": t5}, "it is an encoder-decoder"),
     "dropout": ({"model": gpt2, "disable_dropout": False}, "dropout is on"),
     "dropout in attention": (
-        {"model": functools.partial(tiny_model, attention_dropout=0.1), "disable_dropout": False},
-        "dropout is on",
+        {"model": functools.partial(tiny_model, attention_dropout=0.1), "disable_dropout": False}, "dropout is on",
     ),
     "dropout in LoRA": ({"peft": lora(lora_dropout=0.1), "disable_dropout": False}, "dropout is on"),
     "noise": ({"neftune_noise_alpha": 5}, "neftune_noise_alpha"),
@@ -464,17 +457,11 @@ FALLBACKS: dict[str, tuple[dict[str, Any], str]] = {
         {"model": functools.partial(mixtral, output_router_logits=True, router_aux_loss_coef=0.1)},
         "its router loss depends on how many sequences share a token",
     ),
-    "prompt tuning": (
-        {"peft": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)},
-        "its adapter puts virtual tokens in front of every sequence",
-    ),
-    "prefix tuning": (
-        {"peft": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)},
-        "its adapter puts virtual tokens in front of every sequence",
-    ),
+    "prompt tuning": ({"peft": PromptTuningConfig(**VIRTUAL)}, IN_FRONT),
+    "prefix tuning": ({"peft": PrefixTuningConfig(**VIRTUAL)}, IN_FRONT),
     "bloom": ({"model": bloom}, "0 of its 2 layers have an attention that can be replaced"),
     "few positions": ({"model": functools.partial(gpt2, n_positions=128), "max_length": 128}, "index out of range"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", FALLBACKS)
@@ -495,7 +482,7 @@ def test_what_cannot_be_packed_trains_on_padded_batches_and_says_why(kind, tmp_p
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
 def test_virtual_tokens_in_front_shift_nothing(kind, tmp_path):
     rows = ragged_pairs(3)
-    trainer = trainer_of(tmp_path, peft=kind(task_type="CAUSAL_LM", num_virtual_tokens=3), evaluate=rows)
+    trainer = trainer_of(tmp_path, peft=kind(**VIRTUAL), evaluate=rows)
     found = trainer.predict(trainer.eval_dataset).predictions
     for row, logps in zip(trainer.eval_dataset, found, strict=True):
         for side, logp in zip(("chosen", "rejected"), logps, strict=True):
@@ -507,7 +494,7 @@ def test_virtual_tokens_in_front_shift_nothing(kind, tmp_path):
 
 
 @pytest.mark.parametrize("model", [tiny_model, mixtral, gpt2])
-def test_what_can_be_packed_is_and_says_so(model, tmp_path, caplog):
+def test_what_can_be_packed_is_packed_and_logged(model, tmp_path, caplog):
     """Dropout is off by default, and a mixture of experts without a router loss is a model like others."""
     with caplog.at_level(logging.INFO, logger="oddsmith"):
         result = run(tmp_path, model())
@@ -515,11 +502,8 @@ def test_what_can_be_packed_is_and_says_so(model, tmp_path, caplog):
     (said,) = [record.getMessage() for record in caplog.records if record.funcName == "choose_path"]
     assert said.startswith("Training on prefix forests: packed and padded batches agree to ")
     start = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])["batches"]
-    assert start == {
-        "layout": "prefix forest",
-        "reason": result.trainer.path.reason,
-        "max_tokens": memory.MAX_TOKENS["cpu"],
-    }
+    most = memory.MAX_TOKENS["cpu"]
+    assert start == {"layout": "prefix forest", "reason": result.trainer.path.reason, "max_tokens": most}
     assert f"at most {memory.MAX_TOKENS['cpu']:,} tokens a micro-batch" in start["reason"]
 
 

@@ -20,14 +20,10 @@ from tests.tiny import ragged_pairs
 from tests.tiny_runs import make_trainer
 
 SETTINGS = {
-    **tiny_runs.SETTINGS,
-    "logging_steps": 3,
-    "save_strategy": "steps",
-    "save_steps": 2,
-    "max_steps": -1,
-    "num_train_epochs": 2,
-    "max_tokens_per_microbatch": 200,
-}
+    **tiny_runs.SETTINGS, "logging_steps": 3, "save_strategy": "steps", "save_steps": 2, "max_steps": -1,
+    "num_train_epochs": 2, "max_tokens_per_microbatch": 200,
+}  # fmt: skip
+ADAFACTOR = {"optim": "adafactor", "lr_scheduler_type": "reduce_lr_on_plateau"}
 LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.1)
 TIMED = ("per_second", "runtime", "memory_gib")
 
@@ -85,12 +81,7 @@ def assert_same(one: ORPOTrainer, other: ORPOTrainer) -> None:
             pytest.param(options, marks=pytest.mark.slow)
             for options in (
                 {"eval_strategy": "epoch", "save_steps": 3, "gradient_accumulation_steps": 2},
-                {
-                    "optim": "adafactor",
-                    "lr_scheduler_type": "reduce_lr_on_plateau",
-                    "eval_strategy": "epoch",
-                    "logging_steps": 1,
-                },
+                {**ADAFACTOR, "eval_strategy": "epoch", "logging_steps": 1},
                 {"max_steps": 7},
             )
         ),
@@ -168,11 +159,8 @@ def test_old_checkpoints_go_and_two_and_the_best_stay(tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "greater_is_better": True}
     trainer = make(tmp_path, save_total_limit=1, metric_for_best_model="eval_loss", **options)  # the first is the best
     trainer.train()
-    assert {folder.name for folder in tmp_path.glob("checkpoint-*")} == {
-        "checkpoint-2",
-        "checkpoint-10",
-        "checkpoint-12",
-    }
+    stay = {"checkpoint-2", "checkpoint-10", "checkpoint-12"}
+    assert {folder.name for folder in tmp_path.glob("checkpoint-*")} == stay
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
 
 
@@ -210,9 +198,8 @@ def refused(folder: Path, resume: object = True, **options) -> str:
 )
 def test_another_run_is_refused_with_the_difference_unless_it_is_allowed(tmp_path, options, expected):
     start(tmp_path)
-    assert f"{tmp_path}/checkpoint-4: is of a run with other settings or data: {expected}." in refused(
-        tmp_path, **options
-    )
+    message = f"{tmp_path}/checkpoint-4: is of a run with other settings or data: {expected}."
+    assert message in refused(tmp_path, **options)
     trainer = make(tmp_path, **options)
     trainer.train(resume_from_checkpoint=True, allow_changed=True)
     assert trainer.state.global_step == trainer.state.max_steps
@@ -220,10 +207,8 @@ def test_another_run_is_refused_with_the_difference_unless_it_is_allowed(tmp_pat
 
 def test_another_adapter_and_another_base_are_refused(tmp_path):
     bases = [save_model(tmp_path / "base"), save_model(tmp_path / "base2")]
-    weights = load_file(bases[1] / "model.safetensors")
-    save_file(
-        {name: weight + 1e-3 for name, weight in weights.items()}, bases[1] / "model.safetensors", {"format": "pt"}
-    )
+    file = bases[1] / "model.safetensors"
+    save_file({name: weight + 1e-3 for name, weight in load_file(file).items()}, file, {"format": "pt"})
     start(tmp_path / "run", model=str(bases[0]), peft=LORA)
     assert "base model: other weights than before" in refused(tmp_path / "run", model=str(bases[1]), peft=LORA)
     wider = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.1)
@@ -239,9 +224,8 @@ def test_settings_that_change_no_step_may_change(tmp_path):
 
 def test_another_number_of_pairs_a_step_is_refused_and_another_split_of_them_is_not(tmp_path):
     start(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=2)
-    assert "its steps had 2 pairs (1 process), these would have 4 (1 process)" in refused(
-        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2
-    )
+    twice = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    assert "its steps had 2 pairs (1 process), these would have 4 (1 process)" in refused(tmp_path, **twice)
     trainer = make(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=1)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 12
@@ -252,7 +236,7 @@ def test_a_checkpoint_of_the_model_alone_cannot_be_resumed(tmp_path):
     assert "checkpoint-4: holds only the model (save_only_model)" in refused(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_one_that_was_asked_for_is_refused(tmp_path, caplog):
+def test_a_damaged_checkpoint_is_skipped_and_one_that_was_asked_for_is_refused(tmp_path, caplog):
     whole = make(tmp_path / "whole")
     whole.train()
     run = tmp_path / "run"

@@ -15,13 +15,9 @@ ENVIRONMENT = "hf_PlantedInEnvironmentDDDDDDDDDDDDD"
 TRACKER = "0123456789abcdef0123456789abcdefplanted0"
 PASSWORD = "planted-password-EEEE"
 PLANTED = {
-    "--hub-token": FLAG,
-    "push_to_hub_token": PUSH,
-    "model_init_kwargs": NESTED,
-    "HF_TOKEN": ENVIRONMENT,
-    "WANDB_API_KEY": TRACKER,
-    "user:password@": PASSWORD,
-}
+    "--hub-token": FLAG, "push_to_hub_token": PUSH, "model_init_kwargs": NESTED, "HF_TOKEN": ENVIRONMENT,
+    "WANDB_API_KEY": TRACKER, "user:password@": PASSWORD,
+}  # fmt: skip
 
 
 def run(folder, *words) -> subprocess.CompletedProcess:
@@ -42,21 +38,12 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("secrets")
     save_model(folder / "model")
     save_pairs(folder / "pairs.jsonl")
-    config = save_config(
-        folder / "config.yaml",
-        **SETTINGS,
-        model_name_or_path="model",
-        dataset_name="pairs.jsonl",
-        output_dir="run",
-        max_steps=4,
-        save_steps=2,
-        logging_steps=1,
-        test_split_size=3,
-        use_peft=True,
-        model_init_kwargs={"token": NESTED},
-        run_name=f"https://user:{PASSWORD}@example.org/run",
-        report_to="none",
-    )
+    settings = SETTINGS | {
+        "model_name_or_path": "model", "dataset_name": "pairs.jsonl", "output_dir": "run", "max_steps": 4,
+        "save_steps": 2, "logging_steps": 1, "test_split_size": 3, "use_peft": True, "report_to": "none",
+        "model_init_kwargs": {"token": NESTED}, "run_name": f"https://user:{PASSWORD}@example.org/run",
+    }  # fmt: skip
+    config = save_config(folder / "config.yaml", **settings)
     done = run(folder, "train", config, "--hub-token", FLAG, "--traceback", "--json")
     assert done.returncode == 0, done.stderr.decode()
     return folder, done

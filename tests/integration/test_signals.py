@@ -76,7 +76,7 @@ def ended(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def saved_step(run: Path) -> int:
-    """The step of the newest checkpoint, which is whole."""
+    """Verify the newest checkpoint and return its step."""
     return verify(checkpoints(run)[-1]).step
 
 
@@ -111,9 +111,8 @@ def test_before_the_first_step_there_is_nothing_to_save(workshop, tmp_path):
         process.send_signal(signal.SIGTERM)
         code, _, err = ended(process)
     assert code == 75
-    assert err == (
-        "interrupted: stopped by SIGTERM before the first step, so nothing is lost; start again with --resume\n"
-    )
+    message = "stopped by SIGTERM before the first step, so nothing is lost; start again with --resume"
+    assert err == f"interrupted: {message}\n"
 
 
 @pytest.fixture

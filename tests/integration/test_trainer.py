@@ -152,14 +152,7 @@ def test_model_init_and_callbacks_and_optimizers(tmp_path):
         def on_log(self, args, state, control, logs=None, **kwargs):
             seen.append(set(logs))
 
-    run = ORPOTrainer(
-        args=config(tmp_path),
-        train_dataset=ragged_pairs(6),
-        processing_class=tiny_tokenizer(),
-        model_init=lambda: tiny_model(seed=3),
-        callbacks=[Watch()],
-    )
-    run.train()
+    trainer(tmp_path, train=6, model_init=lambda: tiny_model(seed=3), callbacks=[Watch()]).train()
     assert any("rewards/margins" in keys for keys in seen)
 
 
@@ -174,9 +167,8 @@ def test_the_model_card_and_tags(tmp_path):
 
 
 def test_the_event_log_is_strict_json_and_complete(tmp_path):
-    run = trainer(
-        tmp_path, evaluate=ragged_pairs(3), eval_strategy="steps", eval_steps=3, save_strategy="steps", save_steps=3
-    )
+    often = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    run = trainer(tmp_path, evaluate=ragged_pairs(3), **often)
     run.train()
 
     def refuse(word):
@@ -189,9 +181,8 @@ def test_the_event_log_is_strict_json_and_complete(tmp_path):
     kinds = {event["event"] for event in events}
     assert {"start", "log", "evaluate", "pairs", "finding", "checkpoint", "end"} == kinds
     assert events[0]["data"]["train"]["kept"] == 12
-    assert (
-        events[0]["trainable_parameters"] == events[0]["parameters"] == sum(p.numel() for p in run.model.parameters())
-    )
+    parameters = sum(p.numel() for p in run.model.parameters())
+    assert events[0]["trainable_parameters"] == events[0]["parameters"] == parameters
     assert all(event["time"] > 0 and event["step"] >= 0 for event in events)
 
 
@@ -256,9 +247,8 @@ def test_the_router_loss_of_a_mixture_of_experts_counts_once_and_is_logged(tmp_p
     run.train()
     for line in (entry for entry in run.state.log_history if "loss" in entry):
         assert line["aux_loss"] > 0
-        assert line["loss"] == pytest.approx(
-            line["nll_loss"] + 0.1 * line["or_loss"] + 0.5 * line["aux_loss"], rel=1e-5
-        )
+        parts = line["nll_loss"] + 0.1 * line["or_loss"] + 0.5 * line["aux_loss"]
+        assert line["loss"] == pytest.approx(parts, rel=1e-5)
 
 
 def test_prompts_that_fill_max_length_are_dropped_and_nothing_becomes_nan(tmp_path):
@@ -288,22 +278,13 @@ def test_a_4_bit_base_with_checkpointing_learns_across_evaluations(tmp_path, ree
     tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
     chosen = ModelConfig(use_peft=True, load_in_4bit=True, lora_r=8, lora_dropout=0.0)
     rows = ragged_pairs(8, seed=2)
+    four_bit = get_quantization_config(chosen)
+    base = load_model(str(tmp_path / "base"), dtype=torch.bfloat16, quantization_config=four_bit)
     run = trainer(
-        tmp_path / "run",
-        model=load_model(
-            str(tmp_path / "base"), dtype=torch.bfloat16, quantization_config=get_quantization_config(chosen)
-        ),
-        peft_config=get_peft_config(chosen),
-        train=rows,
-        evaluate=rows,
-        eval_strategy="steps",
-        eval_steps=5,
-        max_steps=20,
-        per_device_train_batch_size=8,
-        learning_rate=2e-2,
-        gradient_checkpointing=True,
+        tmp_path / "run", base, rows, rows, peft_config=get_peft_config(chosen), eval_strategy="steps", eval_steps=5,
+        max_steps=20, per_device_train_batch_size=8, learning_rate=2e-2, gradient_checkpointing=True,
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
-    )
+    )  # fmt: skip
     run.train()
     losses = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
     assert len(losses) == 4

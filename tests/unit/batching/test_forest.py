@@ -19,13 +19,10 @@ sequences = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_si
 
 def row(prompt: list[int], chosen: list[int], rejected: list[int]) -> dict:
     return {
-        "chosen_input_ids": np.array(prompt + chosen),
-        "rejected_input_ids": np.array(prompt + rejected),
-        "chosen_prompt_tokens": len(prompt),
-        "rejected_prompt_tokens": len(prompt),
-        "chosen_end": len(prompt + chosen),
+        "chosen_input_ids": np.array(prompt + chosen), "rejected_input_ids": np.array(prompt + rejected),
+        "chosen_prompt_tokens": len(prompt), "rejected_prompt_tokens": len(prompt), "chosen_end": len(prompt + chosen),
         "rejected_end": len(prompt + rejected),
-    }
+    }  # fmt: skip
 
 
 def test_the_example_of_the_module():

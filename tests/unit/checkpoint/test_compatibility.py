@@ -56,9 +56,8 @@ def test_what_a_version_did_not_know_is_not_a_change():
 
 def test_processes_may_change_where_the_steps_stay_the_same():
     require_possible(FOLDER, SAVED, replace(SAVED, world_size=4))
-    with pytest.raises(
-        CheckpointError, match=r"its steps had 8 pairs \(2 processes\), these would have 4 \(1 process\)"
-    ):
+    message = r"its steps had 8 pairs \(2 processes\), these would have 4 \(1 process\)"
+    with pytest.raises(CheckpointError, match=message):
         require_possible(FOLDER, SAVED, replace(SAVED, world_size=1, pairs_per_step=4))
 
 

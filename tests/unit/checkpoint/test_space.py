@@ -7,15 +7,15 @@ import torch
 from peft import LoraConfig
 from transformers import TrainerCallback, TrainerState
 
-from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith import ORPOConfig
 from oddsmith.checkpoint.space import CheckpointSize, Room, checkpoint_size, checkpoints_at_once, require_writable
 from oddsmith.errors import ConfigError, SaveError
 from oddsmith.model.adapters import add_adapter
 from oddsmith.system.files import in_units
 from oddsmith.training.preflight import require_room, saves_to_come, size_in_training
 from tests.faults import file_size_limit
-from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
-from tests.tiny_runs import SETTINGS
+from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny_runs import SETTINGS, make_trainer
 
 GB = 10**9
 WHOLE = CheckpointSize(weights_bytes=GB, optimizer_bytes=2 * GB, tokenizer_bytes=0, rest_bytes=0)
@@ -82,15 +82,11 @@ def test_the_size_of_a_tokenizer_is_that_of_its_file(tmp_path):
 def test_the_estimate_is_what_a_checkpoint_takes(tmp_path, lora, optim, dtype):
     """Within a tenth, before the first step and after it, of the checkpoint and of the final model."""
     settings = {**SETTINGS, "save_strategy": "steps", "save_steps": 2, "optim": optim, "prefix_forest": False}
-    trainer = ORPOTrainer(
-        tiny_model(hidden_size=160, intermediate_size=320, dtype=dtype),
-        args=ORPOConfig(str(tmp_path), **settings),
-        train_dataset=ragged_pairs(6),
-        processing_class=tiny_tokenizer(),
-        peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
-    )
+    adapter = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
+    model = tiny_model(hidden_size=160, intermediate_size=320, dtype=dtype)
     before, after = [], []
-    trainer.add_callback(Sizes(before, after))
+    options = {"peft_config": adapter, "callbacks": [Sizes(before, after)]}
+    trainer = make_trainer(tmp_path, model, 6, **settings, **options)
     trainer.train()
     trainer.save_model()
     saved = [file.stat().st_size for file in (tmp_path / "checkpoint-2").rglob("*") if file.is_file()]
@@ -161,16 +157,14 @@ def test_a_run_that_cannot_be_saved_to_its_end_is_warned_of():
 
 def test_a_limit_on_the_size_of_files_is_met_before_training():
     room = Room(WHOLE, free=100 * GB, wanted=1)
-    with (
-        file_size_limit(GB),
-        pytest.raises(ConfigError, match=r"a file of 2.0 GB will be saved, .* 1.0 GB .*ulimit -f"),
-    ):
+    message = r"a file of 2.0 GB will be saved, .* 1.0 GB .*ulimit -f"
+    with file_size_limit(GB), pytest.raises(ConfigError, match=message):
         require_room(Path("run"), room)
     with file_size_limit(3 * GB):
         assert require_room(Path("run"), room) is None
 
 
-def test_room_is_told_in_words():
+def test_room_is_described_in_words():
     assert str(Room(WHOLE, free=20 * GB, wanted=3)) == (
         "a checkpoint takes about 3.0 GB; 6 of them fit beside the final model (20 GB free)"
     )

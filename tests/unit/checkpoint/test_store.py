@@ -36,32 +36,30 @@ def test_steps_are_numbers_and_times_do_not_count(tmp_path):
     assert newest_verified(tmp_path, print).name == "checkpoint-1000"
 
 
-@pytest.mark.parametrize(
-    "name", ["checkpoint-9-copy", "checkpoint-", "checkpoint-best", "checkpoint-09", "my-checkpoint-9"]
-)
-def test_other_names_are_somebody_elses(tmp_path, name):
+def test_folders_of_other_names_are_no_checkpoints(tmp_path):
     (good,) = make(tmp_path, 3)
-    (tmp_path / name).mkdir()
-    assert checkpoints(tmp_path) == [good]
+    for name in ("checkpoint-9-copy", "checkpoint-", "checkpoint-best", "checkpoint-09", "my-checkpoint-9"):
+        (tmp_path / name).mkdir()
+        assert checkpoints(tmp_path) == [good]
 
 
-def test_a_bad_one_is_passed_over_said_and_kept(tmp_path):
+def test_a_bad_one_is_skipped_reported_and_kept(tmp_path):
     good, bad = make(tmp_path, 10, 20)
     damage(bad)
-    told: list[str] = []
-    assert newest_verified(tmp_path, told.append) == good
-    (line,) = told
+    messages: list[str] = []
+    assert newest_verified(tmp_path, messages.append) == good
+    (line,) = messages
     assert line.startswith(f"skipped {bad}: trainer_state.json has 1 bytes; 2 were written")
     assert line.endswith(f"it was moved to {tmp_path}/_quarantine/checkpoint-20")
     assert (tmp_path / "_quarantine" / "checkpoint-20" / "trainer_state.json").read_text() == "?"
 
 
-def test_one_with_a_wrong_name_is_passed_over(tmp_path):
+def test_one_with_a_wrong_name_is_skipped(tmp_path):
     make(tmp_path, 10, 20)
     (tmp_path / "checkpoint-10").rename(tmp_path / "checkpoint-30")
-    told: list[str] = []
-    assert newest_verified(tmp_path, told.append).name == "checkpoint-20"
-    assert "checkpoint-30: is of step 10; expected the step of its name" in told[0]
+    messages: list[str] = []
+    assert newest_verified(tmp_path, messages.append).name == "checkpoint-20"
+    assert "checkpoint-30: is of step 10; expected the step of its name" in messages[0]
 
 
 def test_with_none_good_it_stops_now_and_at_the_next_try(tmp_path):
@@ -77,11 +75,10 @@ def test_with_none_good_it_stops_now_and_at_the_next_try(tmp_path):
 
 def test_a_run_that_never_finished_a_save_starts_over(tmp_path):
     begin(tmp_path / "checkpoint-5")
-    told: list[str] = []
-    assert newest_verified(tmp_path, told.append) is None
-    assert "its save was never finished" in told[0]
-    assert newest_verified(tmp_path, told.append) is None
-    assert newest_verified(tmp_path / "nothing", told.append) is None
+    messages: list[str] = []
+    for folder in (tmp_path, tmp_path, tmp_path / "nothing"):
+        assert newest_verified(folder, messages.append) is None
+    assert "its save was never finished" in messages[0]
 
 
 def test_what_is_put_aside_never_covers_another(tmp_path):
@@ -138,8 +135,7 @@ def test_a_save_that_fails_says_why_what_is_left_and_what_to_do(tmp_path):
     damage(damaged)
     folder = run / "checkpoint-6"
     begin(folder)
-    limited = file_size_limit(10_000)
-    with limited, pytest.raises(SaveError) as raised, clear_save_errors(folder, lambda: 40_000):
+    with pytest.raises(SaveError) as raised, file_size_limit(10_000), clear_save_errors(folder, lambda: 40_000):
         save_file({"x": torch.zeros(10_000)}, folder / "model.safetensors")
     assert str(raised.value) == (
         f"{folder}: not saved (file too large); checkpoint-2 is complete; raise the limit on the size of files"
@@ -160,7 +156,7 @@ def test_a_save_that_fails_says_why_what_is_left_and_what_to_do(tmp_path):
         (errno.ESTALE, "not saved .stale file handle.; .*; the run folder was removed"),
     ],
 )
-def test_what_the_system_may_say(tmp_path, code, expected):
+def test_errors_of_the_system_are_explained(tmp_path, code, expected):
     with pytest.raises(SaveError, match=expected), clear_save_errors(tmp_path / "checkpoint-2", lambda: 10**15):
         raise OSError(code, "...")
 
@@ -171,9 +167,7 @@ def test_where_bytes_are_free_they_are_not_what_is_missing(tmp_path):
     assert "are free there, though not for this user or not for one more file (quota, df -i)" in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("shapes"), ConnectionError("the hub"), ConfigError("x"), TypeError("x")]
-)
-def test_what_is_not_the_disk_s_passes(tmp_path, error):
-    with pytest.raises(type(error)), clear_save_errors(tmp_path / "checkpoint-2", lambda: 1):
-        raise error
+@pytest.mark.parametrize("error", [RuntimeError, ConnectionError, ConfigError, TypeError])
+def test_errors_that_are_not_the_disk_s_pass(tmp_path, error):
+    with pytest.raises(error), clear_save_errors(tmp_path / "checkpoint-2", lambda: 1):
+        raise error("x")

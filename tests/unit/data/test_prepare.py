@@ -31,33 +31,18 @@ NULL_ROW = {"prompt": "Question? ", "chosen": None, "rejected": "No"}
 SAME_ROW = {"prompt": "Question? ", "chosen": "Same", "rejected": "Same"}
 LONG_ROW = {"prompt": "Question? " * 10, "chosen": "Yes", "rejected": "No"}
 COLUMNS = [
-    "row",
-    "chosen_input_ids",
-    "chosen_prompt_tokens",
-    "chosen_end",
-    "rejected_input_ids",
-    "rejected_prompt_tokens",
+    "row", "chosen_input_ids", "chosen_prompt_tokens", "chosen_end", "rejected_input_ids", "rejected_prompt_tokens",
     "rejected_end",
-]
+]  # fmt: skip
 
 
 def stream_of(rows: list[dict]) -> datasets.IterableDataset:
-    def read():
-        yield from rows
-
-    return datasets.IterableDataset.from_generator(read)
-
-
-def as_list(rows: list[dict]) -> list[dict]:
-    return rows
+    return datasets.IterableDataset.from_generator(lambda: iter(rows))
 
 
 SOURCES = (
-    as_list,
-    datasets.Dataset.from_list,
-    stream_of,
-    lambda rows: datasets.Dataset.from_list(rows).to_iterable_dataset(),
-)
+    list, datasets.Dataset.from_list, stream_of, lambda rows: datasets.Dataset.from_list(rows).to_iterable_dataset(),
+)  # fmt: skip
 SOURCE_NAMES = ("list", "dataset", "generator", "stream")
 every_source = pytest.mark.parametrize("make", SOURCES, ids=SOURCE_NAMES)
 
@@ -80,15 +65,10 @@ class TestEverySource:
         prepared = prepare(make(rows), pair_tokenizer(), source="pairs.jsonl")
         assert [row["row"] for row in prepared.dataset] == [0, 2, 5]
         assert prepared.report.to_dict() == {
-            "source": "pairs.jsonl",
-            "format": "standard",
-            "rows": 6,
-            "kept": 3,
+            "source": "pairs.jsonl", "format": "standard", "rows": 6, "kept": 3,
             "dropped": {"identical answers": [1, 4], "prompt fills max_length": [3]},
-            "cut": {"chosen": [5]},
-            "longest_tokens": 64,
-            "max_length": 64,
-        }
+            "cut": {"chosen": [5]}, "longest_tokens": 64, "max_length": 64,
+        }  # fmt: skip
 
     @every_source
     def test_bad_row_stops_with_its_number(self, make):
@@ -153,18 +133,20 @@ class TestTooFew:
             " 1 prompt fills max_length: row 1); expected at least 2"
         )
 
-    def test_one_row_is_no_training_set(self):
-        with pytest.raises(DataError, match=r"train: 1 usable pair in 1 row; expected at least 2"):
-            prepare([text_row(0)], pair_tokenizer())
-
     def test_one_row_is_an_evaluation_set(self):
         assert prepare([text_row(0)], pair_tokenizer(), source="eval").report.kept == 1
-        with pytest.raises(DataError, match=r"eval: 0 usable pairs in 1 row"):
-            prepare([SAME_ROW], pair_tokenizer(), source="eval")
 
-    def test_min_pairs_can_be_given(self):
-        with pytest.raises(DataError, match="expected at least 3"):
-            prepare([text_row(0), text_row(1)], pair_tokenizer(), min_pairs=3)
+    @pytest.mark.parametrize(
+        ("rows", "options", "message"),
+        [
+            ([text_row(0)], {}, "train: 1 usable pair in 1 row; expected at least 2"),
+            ([SAME_ROW], {"source": "eval"}, "eval: 0 usable pairs in 1 row"),
+            ([text_row(0), text_row(1)], {"min_pairs": 3}, "expected at least 3"),
+        ],
+    )
+    def test_the_least_number_of_pairs(self, rows, options, message):
+        with pytest.raises(DataError, match=message):
+            prepare(rows, pair_tokenizer(), **options)
 
 
 class TestOddRows:
@@ -196,7 +178,6 @@ class TestOddRows:
         def weather(city: str) -> str:
             """
             The weather of a city.
-
             Args:
                 city: Its name.
             """
@@ -312,16 +293,11 @@ class TestProgress:
 
 class TestReport:
     def test_lines(self):
+        dropped = {"identical answers": [4, 9], "prompt fills max_length": [*range(100, 117)]}
         report = DataReport(
-            "train",
-            "conversational",
-            max_length=512,
-            rows=2354,
-            kept=2335,
-            dropped={"identical answers": [4, 9], "prompt fills max_length": [*range(100, 117)]},
-            cut={"chosen": [1, 2], "prompt": [1]},
-            longest_tokens=512,
-        )
+            "train", "conversational", max_length=512, rows=2354, kept=2335, dropped=dropped,
+            cut={"chosen": [1, 2], "prompt": [1]}, longest_tokens=512,
+        )  # fmt: skip
         assert report.lines() == [
             "train: 2,354 rows (conversational), 2,335 kept, 19 dropped",
             "  dropped 17: prompt fills max_length (rows 100, 101, 102, 103, 104, 105, 106, 107 and 9 more)",

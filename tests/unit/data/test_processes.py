@@ -67,9 +67,8 @@ def test_error_of_an_item_is_raised_as_it_is(processes):
 
 
 def test_process_that_was_killed():
-    with pytest.raises(
-        OddsmithError, match=r"a process that works on the rows ended with exit code -9 .*dataset_num_proc: 1"
-    ):
+    message = r"a process that works on the rows ended with exit code -9 .*dataset_num_proc: 1"
+    with pytest.raises(OddsmithError, match=message):
         list(parallel_map(die, range(4), 2))
 
 

@@ -1,7 +1,6 @@
 """Tokens that are found again: only where nothing that decides on them has changed, and never a wrong file."""
 
 import os
-import resource
 import stat
 import threading
 import time
@@ -19,6 +18,7 @@ from oddsmith.data.prepare import RowTokenizer, prepare
 from oddsmith.data.token_cache import MIN_ROWS, cached, token_key
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.errors import RowError
+from tests.faults import file_size_limit
 from tests.templates import PLAIN
 from tests.tiny import tiny_tokenizer
 
@@ -44,9 +44,7 @@ def tokenized(monkeypatch) -> list[int]:
     """Grows by the number of every row that is tokenized."""
     numbers: list[int] = []
     outcomes = RowTokenizer.outcomes
-    monkeypatch.setattr(
-        RowTokenizer, "outcomes", lambda self, columns, some: numbers.extend(some) or outcomes(self, columns, some)
-    )
+    monkeypatch.setattr(RowTokenizer, "outcomes", lambda self, a, rows: numbers.extend(rows) or outcomes(self, a, rows))
     return numbers
 
 
@@ -91,18 +89,15 @@ class TestHit:
         def make() -> pa.Table:
             return pa.table({"a": range(1_000_000)})
 
-        made = cached("key", make)
-        before = pa.total_allocated_bytes()
-        found = cached("key", make)
-        assert found == made
+        made, before = cached("key", make), pa.total_allocated_bytes()
+        assert cached("key", make) == made
         assert pa.total_allocated_bytes() - before < 100_000
 
     def test_rows_are_hashed_as_they_are_selected_not_as_they_lie(self):
         rows = datasets.Dataset.from_list(ROWS)
         halves = datasets.concatenate_datasets([rows.select(range(300)), rows.select(range(300, MIN_ROWS))])
-        moved = datasets.Dataset.from_list([*ROWS[7:], *ROWS[:7]]).select(
-            [*range(MIN_ROWS - 7, MIN_ROWS), *range(MIN_ROWS - 7)]
-        )
+        moved = datasets.Dataset.from_list([*ROWS[7:], *ROWS[:7]])
+        moved = moved.select([*range(MIN_ROWS - 7, MIN_ROWS), *range(MIN_ROWS - 7)])
         assert len({token_key(each, pair_tokenizer(), "error") for each in (rows, halves, moved)}) == 1
 
     def test_what_an_earlier_call_left_in_the_tokenizer_does_not_matter(self):
@@ -112,28 +107,17 @@ class TestHit:
         assert token_key(rows, used, "error") == token_key(rows, pair_tokenizer(), "error")
 
 
-def with_template(text: str):
+def changed(change) -> PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
-    tokenizer.chat_template = text
+    change(tokenizer)
     return tokenizer
 
 
-def with_added_token():
-    tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
-    tokenizer.add_tokens(["Question"])
-    return tokenizer
+def with_template(text):
+    return changed(lambda tokenizer: setattr(tokenizer, "chat_template", text))
 
 
-def with_split_special_tokens():
-    tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
-    tokenizer.split_special_tokens = True
-    return tokenizer
-
-
-def without_digits():
-    tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    return tokenizer
+WITH_PREFIX_SPACE = pre_tokenizers.ByteLevel(add_prefix_space=True)
 
 
 class TestMiss:
@@ -150,18 +134,15 @@ class TestMiss:
             {"tokenizer": tiny_tokenizer(bos="<s>", eos="</s>", pad="<s>")},
             {"tokenizer": with_template(PLAIN.template)},
             {"tokenizer": with_template({"default": PLAIN.template, "tool_use": "x"})},
-            {"tokenizer": with_added_token()},
-            {"tokenizer": with_split_special_tokens()},
-            {"tokenizer": without_digits()},
+            {"tokenizer": changed(lambda tokenizer: tokenizer.add_tokens(["Question"]))},
+            {"tokenizer": changed(lambda tokenizer: setattr(tokenizer, "split_special_tokens", True))},
+            {"tokenizer": changed(lambda t: setattr(t.backend_tokenizer, "pre_tokenizer", WITH_PREFIX_SPACE))},
         ),
         ids=lambda options: next(iter(options)),
     )
-    def test_settings_and_tokenizer(self, options):
+    def test_settings_tokenizer_and_treatment_of_bad_rows(self, options):
         rows = datasets.Dataset.from_list(ROWS)
         assert token_key(rows, pair_tokenizer(**options), "error") != token_key(rows, pair_tokenizer(), "error")
-
-    def test_treatment_of_bad_rows(self):
-        rows = datasets.Dataset.from_list(ROWS)
         assert token_key(rows, pair_tokenizer(), "error") != token_key(rows, pair_tokenizer(), "drop")
 
     @pytest.mark.parametrize(
@@ -263,16 +244,9 @@ class TestDamage:
             lambda content: b"something else" * 1000,
         ),
         ids=(
-            "empty",
-            "shorter than a digest",
-            "one byte less",
-            "half",
-            "one bit",
-            "digest",
-            "one byte more",
-            "foreign",
+            "empty", "shorter than a digest", "one byte less", "half", "one bit", "digest", "one byte more", "foreign",
         ),
-    )
+    )  # fmt: skip
     def test_file_that_is_not_as_it_was_written_is_made_anew(self, harm, folder, tokenized):
         first = prepare(ROWS, pair_tokenizer())
         (file,) = folder.iterdir()
@@ -307,12 +281,8 @@ class TestNoPlace:
         assert folder.read_text() == ""
 
     def test_no_room(self, folder):
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-        try:
+        with file_size_limit(100):
             assert cached("key", table) == table()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert list(folder.iterdir()) == []
 
     def test_oldest_go_when_there_is_no_more_room(self, folder, monkeypatch):

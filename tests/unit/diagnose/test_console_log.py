@@ -1,7 +1,4 @@
-"""Console logs of every trainer: the same metrics under other names.
-
-The lines are in the format of the sources named beside them; the figures are this test's own.
-"""
+"""Console logs of every trainer, in the format of the sources named beside them, with made-up figures."""
 
 # ruff: noqa: E501  log lines are as long as they are
 import math
@@ -84,11 +81,9 @@ def test_unsloth_table():
 
 def test_a_table_with_spaces_or_bars_and_validation_columns():
     for head, row in (
-        ("# Step    Training Loss   Validation Loss rewards / chosen", None),
+        ("# Step    Training Loss   Validation Loss  rewards / chosen", "# 50  0.69  0.70  -0.12"),
         ("| Step | Training Loss | Validation Loss | rewards / chosen |", "| 50 | 0.69 | 0.70 | -0.12 |"),
     ):
-        row = row or "# 50  0.69  0.70  -0.12"
-        head = head.replace("Loss rewards", "Loss  rewards")
         history = history_of_lines([head, row])
         assert points(history, "loss") == [(50, 0.69)]
         assert history.held_out[""]["loss"].values.tolist() == [0.7]
@@ -123,7 +118,7 @@ def test_llama_factory(tmp_path):
     assert points(history, "tokens_per_second") == [(1, 2345.6)]
 
 
-def test_ms_swift_says_its_step_as_a_fraction():
+def test_ms_swift_logs_its_step_as_a_fraction():
     """Format: modelscope/ms-swift, tests/megatron (comments with logs)."""
     line = "{'loss': 2.5, 'nll_loss': 1.8, 'epoch': 0.08, 'global_step/max_steps': '5/100', 'elapsed_time': '1m 39s'}"
     history = history_of_lines([line])
@@ -144,7 +139,7 @@ def test_our_own_console():
     assert history.settings["max_steps"] == 200
 
 
-def test_a_huge_line_is_passed_over(tmp_path):
+def test_a_huge_line_is_skipped(tmp_path):
     path = tmp_path / "train.log"
     path.write_text("{'loss': 1.0}\n" + "x" * (3 * MAX_LINE) + "\n{'loss': 0.9}\n", encoding="utf-8")
     assert [len(line) for line in lines_of(path)] == [13, MAX_LINE, 13]

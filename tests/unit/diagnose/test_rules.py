@@ -12,9 +12,7 @@ POINTS = 60
 EVALUATIONS = (0, 20, 40, 60, 80, 100, 120)
 
 
-def line(
-    first: float, last: float, noise: float = 0.02, bend: float = 3.0, seed: int = 0, points: int = POINTS
-) -> list:
+def line(first, last, noise=0.02, bend=3.0, seed=0, points=POINTS) -> list[float]:
     """From first to last, fast and then slower, with noise."""
     x = np.linspace(0, 1, points)
     course = (1 - np.exp(-bend * x)) / (1 - np.exp(-bend)) if bend else x
@@ -67,9 +65,8 @@ def findings(training=None, held_out=None, settings=None, steps=2, **changed) ->
     builder = HistoryBuilder()
     series = {**(good() if training is None else training), **changed}
     for number in range(max(map(len, series.values()))):
-        builder.add(
-            (number + 1) * steps, {name: found[number] for name, found in series.items() if number < len(found)}
-        )
+        values = {name: found[number] for name, found in series.items() if number < len(found)}
+        builder.add((number + 1) * steps, values)
     for prefix, found in (held_out if held_out is not None else {"eval_": good_held_out()}).items():
         for number, step in enumerate(EVALUATIONS):
             builder.add(step, {prefix + name: values[number] for name, values in found.items() if number < len(values)})
@@ -78,7 +75,7 @@ def findings(training=None, held_out=None, settings=None, steps=2, **changed) ->
     return {finding.rule: finding for finding in judge(builder.build())}
 
 
-def test_a_good_run_is_healthy_and_is_told_so():
+def test_a_good_run_is_reported_healthy():
     found = findings()
     assert set(found) == {"preference_learned", "language_learned"}
     assert overall(found.values()) is Verdict.HEALTHY
@@ -88,18 +85,16 @@ def test_a_good_run_is_healthy_and_is_told_so():
 HELD_OUT_WORSE = {**good_held_out(), "nll_loss": [2.4, 2.3, 2.35, 2.5, 2.7, 2.8, 2.9]}
 FALLING = {"logps/chosen": there_and_back(-2.5, -1.8, -2.6), "logps/rejected": there_and_back(-2.0, -2.4, -5.0)}
 FEW = {name: values[:6] for name, values in good().items()}
+WITH_NAN = {name: [*values[:3], float("nan"), *values[4:]] for name, values in good_held_out().items()}
+BY_LENGTH = {**good_held_out(), "length_correlation": [0.2, 0.5, 0.7, 0.8, 0.85, 0.88, 0.9]}
+ANCHOR = {"nll_loss": [1.5, 1.6, 1.9, 2.1, 2.2, 2.3, 2.4]}
+SPIKES = [40.0 if i in (20, 35, 50) else g for i, g in enumerate(good()["grad_norm"])]
+HIGH_RATE = {"learning_rate": constant(2e-3), "loss": there_and_back(2.6, 3.6, 3.4), "nll_loss": line(2.4, 3.0)}
 
 # Rule -> what makes it fire, and a verdict it must reach.
 CASES: dict[str, tuple[dict, Verdict]] = {
     "not_finite": ({"loss": [*line(2.6, 1.6)[:30], *[float("nan")] * 30]}, Verdict.ACT),
-    "evaluation_not_finite": (
-        {
-            "held_out": {
-                "eval_": {name: [*values[:3], float("nan"), *values[4:]] for name, values in good_held_out().items()}
-            }
-        },
-        Verdict.WATCH,
-    ),
+    "evaluation_not_finite": ({"held_out": {"eval_": WITH_NAN}}, Verdict.WATCH),
     "zero_loss": ({"loss": [*line(2.6, 1.6)[:30], *[0.0] * 30]}, Verdict.ACT),
     "steps_skipped": ({"skipped_steps": [1.0, 2.0, 1.0]}, Verdict.ACT),
     "throughput_drop": ({"tokens_per_second": [*[5000.0] * 30, *[800.0] * 30]}, Verdict.ACT),
@@ -107,27 +102,15 @@ CASES: dict[str, tuple[dict, Verdict]] = {
     "log_odds_not_rising": ({"log_odds_chosen": line(0.1, 0.1, 0.1)}, Verdict.ACT),
     "accuracy_at_chance": ({"rewards/accuracies": line(0.5, 0.5, 0.08)}, Verdict.ACT),
     "accuracy_at_once": ({"rewards/accuracies": constant(1.0), "held_out": {}}, Verdict.ACT),
-    "margin_from_length": (
-        {"held_out": {"eval_": {**good_held_out(), "length_correlation": [0.2, 0.5, 0.7, 0.8, 0.85, 0.88, 0.9]}}},
-        Verdict.ACT,
-    ),
+    "margin_from_length": ({"held_out": {"eval_": BY_LENGTH}}, Verdict.ACT),
     "loss_rising": ({"loss": there_and_back(2.6, 1.6, 2.4)}, Verdict.ACT),
     "nll_diverging": ({"nll_loss": there_and_back(2.4, 1.5, 2.4)}, Verdict.ACT),
-    "forgetting": (
-        {"held_out": {"eval_": good_held_out(), "eval_anchor_": {"nll_loss": [1.5, 1.6, 1.9, 2.1, 2.2, 2.3, 2.4]}}},
-        Verdict.ACT,
-    ),
+    "forgetting": ({"held_out": {"eval_": good_held_out(), "eval_anchor_": ANCHOR}}, Verdict.ACT),
     "over_fitting": ({"held_out": {"eval_": HELD_OUT_WORSE}}, Verdict.ACT),
     "format_not_learned": ({"nll_loss": line(6.5, 5.5)}, Verdict.ACT),
-    "learning_rate_high": (
-        {"learning_rate": constant(2e-3), "loss": there_and_back(2.6, 3.6, 3.4), "nll_loss": line(2.4, 3.0)},
-        Verdict.ACT,
-    ),
+    "learning_rate_high": (HIGH_RATE, Verdict.ACT),
     "learning_rate_low": ({"learning_rate": constant(1e-7), "loss": line(2.6, 2.6, 0.05)}, Verdict.ACT),
-    "gradient_spikes": (
-        {"grad_norm": [40.0 if i in (20, 35, 50) else g for i, g in enumerate(good()["grad_norm"])]},
-        Verdict.ACT,
-    ),
+    "gradient_spikes": ({"grad_norm": SPIKES}, Verdict.ACT),
     "warm_up_long": ({"learning_rate": warm_up(1e-4, 0.8)}, Verdict.ACT),
     "too_few_steps": ({"training": FEW, "settings": {"max_steps": 6}, "steps": 1, "held_out": {}}, Verdict.ACT),
     "preference_learned": ({}, Verdict.HEALTHY),
@@ -151,7 +134,7 @@ def test_a_rule_fires_on_what_it_is_for(rule):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_alone_is_no_trend(seed):
-    """A run that stands still under noise is told so, and of nothing else that would be in the noise."""
+    """A run that stands still is reported as such, and nothing else is reported that is only noise."""
     generator = np.random.default_rng(seed)
     flat = {name: list(np.mean(values) + generator.normal(0, 0.1, POINTS)) for name, values in good().items()}
     flat["learning_rate"], flat["tokens_per_second"] = constant(1e-4), constant(5000.0)

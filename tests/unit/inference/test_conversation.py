@@ -20,9 +20,8 @@ def conversation(chat_template: str | None = "chatml", max_new_tokens: int = 12,
 def greedy(chat: Conversation, text: str, max_new_tokens: int = 12) -> str:
     """Return the answer of plain transformers to a rendered conversation."""
     ids = torch.tensor([chat.backend.tokenizer(text, add_special_tokens=False).input_ids])
-    output = chat.backend.model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
-    )
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    output = chat.backend.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     return chat.backend.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 
@@ -44,10 +43,8 @@ def test_the_model_reads_the_whole_conversation():
     second = "".join(chat.ask("And now?"))
     assert [message["content"] for message in chat.messages] == ["Be kind.", "Hi", first, "And now?", second]
     assert [message["role"] for message in chat.messages] == ["system"] + ["user", "assistant"] * 2
-    rendered = chat.backend.tokenizer.apply_chat_template(
-        chat.messages[:-1], tokenize=False, add_generation_prompt=True
-    )
-    assert second == greedy(chat, rendered)
+    render = chat.backend.tokenizer.apply_chat_template
+    assert second == greedy(chat, render(chat.messages[:-1], tokenize=False, add_generation_prompt=True))
     chat.reset()
     assert chat.messages == [{"role": "system", "content": "Be kind."}]
 

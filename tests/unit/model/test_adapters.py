@@ -69,21 +69,13 @@ class TestSettings:
         assert config.init_lora_weights is True
 
     def test_every_flag_arrives(self):
-        config = get_peft_config(
-            ModelConfig(
-                use_peft=True,
-                lora_r=3,
-                lora_alpha=5,
-                lora_dropout=0.2,
-                lora_target_modules=["q_proj", "v_proj"],
-                lora_target_parameters=["mlp.experts.down_proj"],
-                lora_modules_to_save=["lm_head"],
-                lora_task_type="SEQ_2_SEQ_LM",
-                use_rslora=True,
-                use_dora=True,
-                init_lora_weights="pissa_niter_4",
-            )
-        )
+        flags = {
+            "lora_r": 3, "lora_alpha": 5, "lora_dropout": 0.2, "lora_target_modules": ["q_proj", "v_proj"],
+            "lora_target_parameters": ["mlp.experts.down_proj"], "lora_modules_to_save": ["lm_head"],
+            "lora_task_type": "SEQ_2_SEQ_LM", "use_rslora": True, "use_dora": True,
+            "init_lora_weights": "pissa_niter_4",
+        }  # fmt: skip
+        config = get_peft_config(ModelConfig(use_peft=True, **flags))
         assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 5, 0.2)
         assert config.target_modules == {"q_proj", "v_proj"}
         assert config.target_parameters == ["mlp.experts.down_proj"]
@@ -119,16 +111,9 @@ class TestQuantizationSettings:
         assert config.bnb_4bit_compute_dtype is torch.bfloat16
 
     def test_every_flag_arrives(self):
-        config = get_quantization_config(
-            ModelConfig(
-                load_in_4bit=True,
-                use_peft=True,
-                dtype="float16",
-                bnb_4bit_quant_type="fp4",
-                use_bnb_nested_quant=False,
-                bnb_4bit_quant_storage="bfloat16",
-            )
-        )
+        flags = {"dtype": "float16", "use_bnb_nested_quant": False, "bnb_4bit_quant_storage": "bfloat16"}
+        chosen = ModelConfig(load_in_4bit=True, use_peft=True, bnb_4bit_quant_type="fp4", **flags)
+        config = get_quantization_config(chosen)
         assert config.bnb_4bit_quant_type == "fp4"
         assert not config.bnb_4bit_use_double_quant
         assert config.bnb_4bit_compute_dtype is torch.float16
@@ -170,9 +155,8 @@ class TestAddAdapter:
         assert config.to_dict() == before
 
     def test_task_follows_the_model(self):
-        settings = T5Config(
-            vocab_size=32, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
-        )
+        sizes = {"vocab_size": 32, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+        settings = T5Config(**sizes, decoder_start_token_id=0)
         model = add_adapter(T5ForConditionalGeneration(settings), get_peft_config(ModelConfig(use_peft=True)))
         assert model.peft_config["default"].task_type == TaskType.SEQ_2_SEQ_LM
         assert adapted_modules(model) == {"q", "k", "v", "o", "wi", "wo"}
@@ -188,9 +172,8 @@ class TestAddAdapter:
             vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
             num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
         )  # fmt: skip
-        config = get_peft_config(
-            ModelConfig(use_peft=True, lora_dropout=0.0, lora_target_parameters=["mlp.experts.down_proj"])
-        )
+        chosen = ModelConfig(use_peft=True, lora_dropout=0.0, lora_target_parameters=["mlp.experts.down_proj"])
+        config = get_peft_config(chosen)
         model = add_adapter(MixtralForCausalLM(settings), config)
         assert any("experts" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
 

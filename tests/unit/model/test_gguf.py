@@ -113,13 +113,9 @@ class TestTokenizer:
     )
     def test_cuts_text_as_its_pre_tokenizer_does(self, pre, text, tokens, model, tmp_path):
         path = write_gguf(
-            tmp_path / "m.gguf",
-            model,
-            merging_tokenizer(),
-            pre=pre,
-            merges=[" ".join(m) for m in MERGES],
+            tmp_path / "m.gguf", model, merging_tokenizer(), pre=pre, merges=[" ".join(m) for m in MERGES],
             add_bos=False,
-        )
+        )  # fmt: skip
         tokenizer = load_tokenizer(str(path))
         assert tokenizer.tokenize(text) == tokens
         assert tokenizer.decode(tokenizer(text).input_ids) == text

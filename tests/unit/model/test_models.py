@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     BertConfig,
+    BertLMHeadModel,
     BertModel,
     LlamaConfig,
     LlamaForSequenceClassification,
@@ -19,18 +20,30 @@ from transformers.utils import logging
 from oddsmith.errors import ModelError
 from oddsmith.model.adapters import add_adapter
 from oddsmith.model.loading.models import load_model, load_tokenizer
+from tests.command import save_model
 from tests.tiny import tiny_model, tiny_tokenizer
 
 IDS = torch.arange(1, 30)[None]
+SIZES = {
+    "vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+}  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A model folder with a tokenizer."""
-    path = tmp_path / "model"
-    tiny_model().save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
+    return save_model(tmp_path / "model")
+
+
+@pytest.fixture
+def adapter(folder, tmp_path):
+    """A trained adapter on that model."""
+    trained_adapter(str(folder), tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def trained_adapter(base: str, path, **settings):
@@ -83,8 +96,7 @@ class TestWhatComesBack:
             "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
         )
         tiny_model().save_pretrained(tmp_path)
-        stored = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps({**stored, **settings, "architectures": ["Own"]}))
+        change_json(tmp_path / "config.json", **settings, architectures=["Own"])
         (tmp_path / "own.py").write_text(source)
         with pytest.raises(ModelError, match="its own Python code; read that code, then give --trust-remote-code"):
             load_model(str(tmp_path))
@@ -120,50 +132,39 @@ class TestAdapterFolder:
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert not torch.allclose(load_model(str(folder))(IDS).logits, expected, atol=0.1)
 
-    def test_can_be_trained_further(self, folder, tmp_path):
-        trained_adapter(str(folder), tmp_path / "adapter")
-        model = load_model(str(tmp_path / "adapter"), is_trainable=True)
+    def test_can_be_trained_further(self, adapter):
+        model = load_model(str(adapter), is_trainable=True)
         trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         assert trainable
         assert all("lora_" in name for name in trainable)
 
-    def test_options_reach_the_base(self, folder, tmp_path):
-        trained_adapter(str(folder), tmp_path / "adapter")
-        model = load_model(str(tmp_path / "adapter"), dtype=torch.bfloat16, attn_implementation="eager")
+    def test_options_reach_the_base(self, adapter):
+        model = load_model(str(adapter), dtype=torch.bfloat16, attn_implementation="eager")
         assert model.base_model.model.lm_head.weight.dtype is torch.bfloat16
         assert model.config._attn_implementation == "eager"
 
-    def test_without_a_tokenizer_it_has_its_base_s(self, folder, tmp_path):
-        trained_adapter(str(folder), tmp_path / "adapter")
-        assert load_tokenizer(str(tmp_path / "adapter")).chat_template == tiny_tokenizer().chat_template
+    def test_tokenizer_of_the_base_unless_it_has_its_own(self, adapter):
+        assert load_tokenizer(str(adapter)).chat_template == tiny_tokenizer().chat_template
+        tiny_tokenizer(chat_template="its own").save_pretrained(adapter)
+        assert load_tokenizer(str(adapter)).chat_template == "its own"
 
-    def test_its_own_tokenizer_comes_first(self, folder, tmp_path):
-        trained_adapter(str(folder), tmp_path / "adapter")
-        tiny_tokenizer(chat_template="its own").save_pretrained(tmp_path / "adapter")
-        assert load_tokenizer(str(tmp_path / "adapter")).chat_template == "its own"
-
-    def test_base_that_is_gone(self, folder, tmp_path):
-        trained_adapter(str(folder), tmp_path / "adapter")
-        folder.rename(tmp_path / "models")
-        with pytest.raises(
-            ModelError, match=r"adapter: is an adapter whose base model cannot be found: .*did you mean"
-        ):
-            load_model(str(tmp_path / "adapter"))
+    def test_base_that_is_gone(self, folder, adapter):
+        folder.rename(folder.with_name("models"))
+        message = r"adapter: is an adapter whose base model cannot be found: .*did you mean"
+        with pytest.raises(ModelError, match=message):
+            load_model(str(adapter))
         with pytest.raises(ModelError, match="whose base model cannot be found"):
-            load_tokenizer(str(tmp_path / "adapter"))
+            load_tokenizer(str(adapter))
 
-    def test_base_that_was_never_named(self, folder, tmp_path):
-        trained_adapter(str(folder), tmp_path / "adapter")
-        path = tmp_path / "adapter" / "adapter_config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
+    def test_base_that_was_never_named(self, adapter):
+        change_json(adapter / "adapter_config.json", base_model_name_or_path=None)
         with pytest.raises(ModelError, match="names no base model; add base_model_name_or_path"):
-            load_model(str(tmp_path / "adapter"))
+            load_model(str(adapter))
 
     @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
     def test_starts_that_change_the_base_find_the_same_base_again(self, folder, tmp_path, start):
-        model = add_adapter(
-            load_model(str(folder)), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=start)
-        )
+        settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=start)
+        model = add_adapter(load_model(str(folder)), settings)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
@@ -176,9 +177,8 @@ class TestAdapterFolder:
 
 class TestWhatIsSaid:
     def test_nothing_at_that_path(self, folder):
-        with pytest.raises(
-            ModelError, match=rf"{folder}l: nothing there \(did you mean {folder}\?\); expected a model"
-        ):
+        message = rf"{folder}l: nothing there \(did you mean {folder}\?\); expected a model"
+        with pytest.raises(ModelError, match=message):
             load_model(f"{folder}l")
 
     @pytest.mark.parametrize("name", ["./nowhere", "~/nowhere/at/all", "a/b/c", "nowhere/model.gguf"])
@@ -186,18 +186,24 @@ class TestWhatIsSaid:
         with pytest.raises(ModelError, match="nothing there; expected a model folder, a .gguf file or a hub id"):
             load_tokenizer(name)
 
-    def test_no_name(self):
-        with pytest.raises(ModelError, match="the model's name is empty; expected a model folder"):
-            load_model(" ")
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            (" ", "the model's name is empty; expected a model folder"),
+            ("bad name!", "neither a folder here nor a possible name on the hub"),
+        ],
+    )
+    def test_no_possible_name(self, name, message):
+        with pytest.raises(ModelError, match=message):
+            load_model(name)
 
     def test_a_file_that_is_no_gguf(self, folder):
         with pytest.raises(ModelError, match=r"config\.json: is a file but no GGUF"):
             load_model(str(folder / "config.json"))
 
     def test_a_folder_without_a_model(self, tmp_path):
-        with pytest.raises(
-            ModelError, match=r"no model \(config.json\) and no adapter \(adapter_config.json\); expected"
-        ):
+        message = r"no model \(config.json\) and no adapter \(adapter_config.json\); expected"
+        with pytest.raises(ModelError, match=message):
             load_model(str(tmp_path))
 
     def test_a_folder_above_the_model(self, folder, tmp_path):
@@ -210,36 +216,29 @@ class TestWhatIsSaid:
             load_model(str(tmp_path))
 
     def test_an_encoder(self, tmp_path):
-        config = BertConfig(
-            vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-        )
-        BertModel(config).save_pretrained(tmp_path)
+        BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path)
         with pytest.raises(ModelError, match=r"is an encoder \(bert\); ORPO needs a model that generates text"):
             load_model(str(tmp_path))
 
     def test_a_bert_that_was_made_a_decoder_passes(self, tmp_path):
-        from transformers import BertLMHeadModel
-
-        config = BertConfig(vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, is_decoder=True)
-        BertLMHeadModel(config).save_pretrained(tmp_path)
+        BertLMHeadModel(BertConfig(**SIZES, is_decoder=True)).save_pretrained(tmp_path)
         assert isinstance(load_model(str(tmp_path)), BertLMHeadModel)
 
     def test_a_classifier(self, tmp_path):
-        config = LlamaConfig(
-            vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-        )
-        LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+        LlamaForSequenceClassification(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
         with pytest.raises(ModelError, match=r"is a classifier \(LlamaForSequenceClassification\); ORPO needs"):
             load_model(str(tmp_path))
 
-    def test_a_model_of_pictures(self, tmp_path):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-        with pytest.raises(ModelError, match="no text generation for its model type 'vit'; ORPO needs"):
-            load_model(str(tmp_path))
-
-    def test_a_model_type_nobody_knows(self, tmp_path):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": "perpetuum"}))
-        with pytest.raises(ModelError, match="cannot be loaded: .*perpetuum"):
+    @pytest.mark.parametrize(
+        ("kind", "message"),
+        [
+            ("vit", "no text generation for its model type 'vit'; ORPO needs"),
+            ("perpetuum", "cannot be loaded: .*perpetuum"),
+        ],
+    )
+    def test_a_model_type_of_pictures_or_an_unknown_one(self, tmp_path, kind, message):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(ModelError, match=message):
             load_model(str(tmp_path))
 
     def test_damaged_weights(self, folder):
@@ -254,8 +253,7 @@ class TestWhatIsSaid:
             load_model(str(folder))
 
     def test_weights_of_another_shape(self, folder):
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+        change_json(folder / "config.json", vocab_size=300)
         with pytest.raises(ModelError, match="do not have the shapes that its configuration states"):
             load_model(str(folder))
 
@@ -265,12 +263,7 @@ class TestWhatIsSaid:
 
     @pytest.mark.parametrize("load", [load_model, load_tokenizer])
     def test_the_hub_out_of_reach(self, load):
-        with pytest.raises(
-            ModelError, match=r"^owner/no-such-model: is no folder here, and the hub cannot be reached"
-        ) as e:
+        message = r"^owner/no-such-model: is no folder here, and the hub cannot be reached"
+        with pytest.raises(ModelError, match=message) as e:
             load("owner/no-such-model")
         assert "\n" not in str(e.value)
-
-    def test_no_possible_name_on_the_hub(self):
-        with pytest.raises(ModelError, match="neither a folder here nor a possible name on the hub"):
-            load_model("bad name!")

@@ -1,4 +1,4 @@
-"""One run as the page sees it: unmoved by anything that stands in its folder."""
+"""Reading one run for the page: whatever is in its folder, reading it does not fail."""
 
 import json
 import math
@@ -83,7 +83,7 @@ def test_reading_at_once_and_bit_by_bit_give_the_same(tmp_path):
     assert [finding.to_dict() for finding in judge(read_history(tmp_path / "late"))] == late.findings()
 
 
-def test_incidents_are_worded_with_their_rows(tmp_path):
+def test_incidents_are_shown_with_their_rows(tmp_path):
     rows = list(range(20, 60))
     folder = make_run(
         tmp_path,
@@ -95,8 +95,8 @@ def test_incidents_are_worded_with_their_rows(tmp_path):
         line("skipped", 21, cause=7, rows="no", num_rows="many"),
     )
     run = read(folder)
-    told = {(mark["kind"], mark["step"]): mark["text"] for mark in run.details()["marks"]}
-    assert told == {
+    texts = {(mark["kind"], mark["step"]): mark["text"] for mark in run.details()["marks"]}
+    assert texts == {
         ("skipped", 7): "skipped: log-probabilities not finite; rows 20, 21, 22, 23, 24, 25, 26, 27 and 82 more",
         ("spike", 9): "the loss is far above that of the last steps (12.35); rows 5",
         ("rolled_back", 12): "rolled back to the last good checkpoint, checkpoint-10",
@@ -118,9 +118,8 @@ def test_the_first_answers_are_kept_however_many_follow(tmp_path):
 
 
 def test_a_new_run_in_the_same_folder_replaces_the_old_and_keeps_its_first_evaluation(tmp_path):
-    folder = make_run(
-        tmp_path, line("start", 0), line("log", 1, loss=9.0), line("evaluate", 1, eval_loss=7.0), line("end", 1)
-    )
+    old = (line("start", 0), line("log", 1, loss=9.0), line("evaluate", 1, eval_loss=7.0), line("end", 1))
+    folder = make_run(tmp_path, *old)
     run = read(folder)
     append(folder, line("evaluate", 0, eval_loss=4.0), line("start", 0), line("log", 2, loss=3.0))
     run.refresh()
@@ -137,9 +136,7 @@ def test_an_event_log_that_was_replaced_is_read_from_its_start(tmp_path):
 
 
 BROKEN = (
-    b"\n",
-    b"{\n",
-    b"\xff\xfe\x00\n",
+    b"\n", b"{\n", b"\xff\xfe\x00\n",
     b'{"event": "log", "step": 1e400, "loss": 1}\n',
     b'{"event": "log", "step": true, "loss": {"a": [1]}}\n',
     b'{"event": "log", "step": -5, "loss": 1}\n',
@@ -153,7 +150,7 @@ BROKEN = (
     b"[" * 100_000 + b"\n",
     b'{"event": "log", "step": 3, "text": "' + b"x" * 10_000_000 + b'"}\n',
     b'{"event": "log", "step": 4, "loss": 2',
-)
+)  # fmt: skip
 
 
 def test_no_line_of_an_event_log_breaks_the_reading(tmp_path):
@@ -180,7 +177,7 @@ def test_another_trainers_state_is_a_run_too(tmp_path):
     assert sorted(losses(run)) == [1, 2]
 
 
-def test_settings_come_from_run_yaml_or_the_diary(tmp_path):
+def test_settings_come_from_run_yaml_or_the_event_log(tmp_path):
     folder = make_run(tmp_path, line("start", 0, settings={"beta": 0.1}))
     assert read(folder).details()["settings"]["beta"] == "0.1"
     (folder / "run.yaml").write_text('# Oddsmith\n\nbeta: 0.2  # given by --beta\nmodel_name_or_path: "a # b"\n')
@@ -190,11 +187,8 @@ def test_settings_come_from_run_yaml_or_the_diary(tmp_path):
 
 
 def test_findings_are_those_of_diagnose(tmp_path):
-    values = [3.0 + step / 10 for step in range(40)]
-    folder = make_run(
-        tmp_path, line("start", 0, max_steps=40), *(line("log", i, loss=v, nll_loss=v) for i, v in enumerate(values))
-    )
-    findings = read(folder).details()["findings"]
+    lines = [line("log", step, loss=3.0 + step / 10, nll_loss=3.0 + step / 10) for step in range(40)]
+    findings = read(make_run(tmp_path, line("start", 0, max_steps=40), *lines)).details()["findings"]
     assert findings
     assert {"rule", "verdict", "metric", "step", "evidence", "meaning", "change"} <= findings[0].keys()
 

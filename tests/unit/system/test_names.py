@@ -11,20 +11,12 @@ from oddsmith.system.names import require_folder_name
 from tests.command import SETTINGS, run_here, save_config, save_model, save_pairs
 
 BAD = {
-    "-rf": "begins with a dash",
-    "runs/--help": "begins with a dash",
-    "": "is empty",
-    "   ": "is empty",
-    "a\0b": "an invisible character",
-    "a\nb": "an invisible character",
-    "\x1b[31mred": "an invisible character",
-    "a\u202eb": "an invisible character",
-    "run ": "ends with a space",
-    "runs/... /a": "ends with a space",
-    "x" * 300: "is longer than 240 bytes",
-    "ä" * 130: "is longer than 240 bytes",
+    "-rf": "begins with a dash", "runs/--help": "begins with a dash", "": "is empty", "   ": "is empty",
+    "a\0b": "an invisible character", "a\nb": "an invisible character", "\x1b[31mred": "an invisible character",
+    "a\u202eb": "an invisible character", "run ": "ends with a space", "runs/... /a": "ends with a space",
+    "x" * 300: "is longer than 240 bytes", "ä" * 130: "is longer than 240 bytes",
     "/".join(["abcdefghi"] * 500): "is longer than 3,800 bytes",
-}
+}  # fmt: skip
 GOOD = ["run", "run.", "con", "runs/a-b.c", "../run", "/tmp/run", ".hidden", "null", "läuft", "a b", "~/runs/a", "v1.0"]
 
 

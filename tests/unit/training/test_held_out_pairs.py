@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith import ORPOTrainer
 from oddsmith.loss import log_odds
-from oddsmith.model.loading.models import load_model, load_tokenizer
+from oddsmith.model.loading.models import load_model
 from oddsmith.system.run_folder import FIRST_EVALUATION_FILE, PAIRS_FILE, read_events
 from oddsmith.training.held_out_pairs import (
     BINS,
@@ -25,7 +25,7 @@ from oddsmith.training.meter import EvaluatedPairs
 from oddsmith.training.recorder import Recorder
 from tests.command import save_model
 from tests.tiny import ragged_pairs, tiny_tokenizer
-from tests.tiny_runs import SETTINGS, train_run
+from tests.tiny_runs import SETTINGS, make_trainer, train_run
 
 SIDES = ("chosen", "rejected")
 
@@ -91,9 +91,9 @@ def test_what_is_written_is_bounded(tmp_path):
             assert pair["chosen"]["change"] == pytest.approx(change.tolist(), abs=1e-3)
             assert len(pair["chosen"]["tokens"]) == 3
             assert len(pair["rejected"]["change"]) == len(pair["rejected"]["tokens"]) == 2
-    diary = (tmp_path / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in diary] == [0, 5]
-    assert max(map(len, diary)) < 2000
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 5]
+    assert max(map(len, lines)) < 2000
 
 
 def test_a_first_evaluation_of_a_trained_model_is_compared_with_the_base_if_that_can_be_computed(tmp_path):
@@ -232,17 +232,9 @@ def test_a_run_that_goes_on_still_knows_how_it_began(tmp_path):
     base = save_model(tmp_path / "base")
 
     def trainer(folder: Path, stop_at: int) -> ORPOTrainer:
-        return ORPOTrainer(
-            load_model(str(base)),
-            args=ORPOConfig(
-                output_dir=str(folder),
-                **{**SETTINGS, **OFTEN, "save_strategy": "steps", "save_steps": 1, "max_steps": 4},
-            ),
-            train_dataset=ragged_pairs(6),
-            eval_dataset=ragged_pairs(3, seed=1),
-            processing_class=load_tokenizer(str(base)),
-            callbacks=[StopAt(stop_at)],
-        )
+        settings = {**SETTINGS, **OFTEN, "save_strategy": "steps", "save_steps": 1, "max_steps": 4}
+        rows = (6, ragged_pairs(3, seed=1))
+        return make_trainer(folder, load_model(str(base)), *rows, callbacks=[StopAt(stop_at)], **settings)
 
     trainer(tmp_path / "undisturbed", 4).train()
     trainer(tmp_path / "interrupted", 2).train()
@@ -266,12 +258,6 @@ def test_answers_of_the_untrained_model_are_there_without_an_evaluation_before(t
 
 def test_a_model_that_is_only_measured_leaves_no_records(tmp_path):
     base = save_model(tmp_path / "base")
-    trainer = ORPOTrainer(
-        load_model(str(base)),
-        args=ORPOConfig(output_dir=str(tmp_path / "run"), **SETTINGS),
-        eval_dataset=ragged_pairs(3, seed=1),
-        processing_class=load_tokenizer(str(base)),
-    )
-    trainer.evaluate()
+    make_trainer(tmp_path / "run", load_model(str(base)), None, ragged_pairs(3, seed=1), **SETTINGS).evaluate()
     assert not (tmp_path / "run" / PAIRS_FILE).exists()
     assert "pairs" not in {event["event"] for event in read_events(tmp_path / "run")}

@@ -36,15 +36,9 @@ def logps(chosen: list[float], rejected: list[float], tokens: int = 4) -> PairLo
     chosen_B, rejected_B = torch.tensor(chosen), torch.tensor(rejected)
     tokens_B = torch.full_like(chosen_B, tokens)
     return PairLogps(
-        -chosen_B * tokens,
-        tokens_B,
-        chosen_B,
-        rejected_B,
-        tokens_B,
-        2 * tokens_B,
-        torch.zeros(2 * len(chosen), 1),
+        -chosen_B * tokens, tokens_B, chosen_B, rejected_B, tokens_B, 2 * tokens_B, torch.zeros(2 * len(chosen), 1),
         None,
-    )
+    )  # fmt: skip
 
 
 def counts(pairs: int, tokens: int = 4) -> dict[str, torch.Tensor]:

@@ -28,45 +28,36 @@ GOOD = [
 FAULTY = [
     ("", ["empty"]),
     ("  \n ...  ", ["empty"]),
-    ("One is here. Two is here. Three is here.", ["3 sentences (at most 2)"]),
-    ("It ends at 5 p.m. Then we go. Be there.", ["3 sentences (at most 2)"]),
-    ("Is it? Yes! It is.", ["3 sentences (at most 2)"]),
-    ("It has vitamin C. It is cheap. It is good.", ["3 sentences (at most 2)"]),
-    ('He said "Go." Then he said "Stop." Nobody moved.', ["3 sentences (at most 2)"]),
-    ("it is good. it is cheap. it is red.", ["3 sentences (at most 2)"]),
-    ("One line.\nAnother line.\n\nA third.", ["3 sentences (at most 2)"]),
     ("word " * MAX_WORDS + "more.", [f"{MAX_WORDS + 1} words (at most {MAX_WORDS})"]),
-    ("- Sleep more.", ["list"]),
-    ("* Sleep.\n* Drink.", ["list"]),
-    ("\u2022 Sleep.", ["list"]),
-    ("1. Sleep.\n2. Drink.", ["list"]),
-    ("a) Sleep.\nb) Drink.", ["list"]),
-    ("Two tips: 1) sleep, 2) drink.", ["list"]),
-    ("Sure! Boil it.", ["preamble"]),
-    ("Certainly, boil it.", ["preamble"]),
-    ("Of course! Boil it.", ["preamble"]),
-    ("Great question! Boil it.", ["preamble"]),
-    ("That\u2019s a great question. Boil it.", ["preamble"]),
-    ("What an interesting question! Boil it.", ["preamble"]),
-    ("Here are some tips on eggs.", ["preamble"]),
-    ("Here's how you do it.", ["preamble"]),
-    ("I'd be happy to help. Boil it.", ["preamble"]),
-    ("As an AI language model, I can't eat.", ["preamble"]),
-    ("Thank you for asking. Boil it.", ["preamble"]),
-    ("## Eggs\nBoil them.", ["markdown"]),
-    ("Boil **them** now.", ["markdown"]),
-    ("Boil *them* now.", ["markdown"]),
-    ("Use `boil` now.", ["markdown"]),
-    ("See [this page](https://example.org).", ["markdown"]),
-    ("> Boil them.", ["markdown"]),
     ("| egg | six |", ["markdown", "unfinished"]),
     ("Boil it for about", ["unfinished"]),
     ("You can use the following:", ["unfinished"]),
-    (
-        "Sure! Here are two tips:\n1. **Sleep**.\n2. Drink and",
-        ["4 sentences (at most 2)", "list", "preamble", "markdown", "unfinished"],
-    ),
-]
+    ("Sure! Here are two tips:\n1. **Sleep**.\n2. Drink and",
+     ["4 sentences (at most 2)", "list", "preamble", "markdown", "unfinished"]),
+]  # fmt: skip
+# Answers with a single fault.
+SINGLE = {
+    "3 sentences (at most 2)": [
+        "One is here. Two is here. Three is here.", "It ends at 5 p.m. Then we go. Be there.", "Is it? Yes! It is.",
+        "It has vitamin C. It is cheap. It is good.", 'He said "Go." Then he said "Stop." Nobody moved.',
+        "it is good. it is cheap. it is red.", "One line.\nAnother line.\n\nA third.",
+    ],
+    "list": [
+        "- Sleep more.", "* Sleep.\n* Drink.", "\u2022 Sleep.", "1. Sleep.\n2. Drink.", "a) Sleep.\nb) Drink.",
+        "Two tips: 1) sleep, 2) drink.",
+    ],
+    "preamble": [
+        "Sure! Boil it.", "Certainly, boil it.", "Of course! Boil it.", "Great question! Boil it.",
+        "That\u2019s a great question. Boil it.", "What an interesting question! Boil it.",
+        "Here are some tips on eggs.", "Here's how you do it.", "I'd be happy to help. Boil it.",
+        "As an AI language model, I can't eat.", "Thank you for asking. Boil it.",
+    ],
+    "markdown": [
+        "## Eggs\nBoil them.", "Boil **them** now.", "Boil *them* now.", "Use `boil` now.",
+        "See [this page](https://example.org).", "> Boil them.",
+    ],
+}  # fmt: skip
+FAULTY += [(answer, [fault]) for fault, answers in SINGLE.items() for answer in answers]
 
 
 @pytest.mark.parametrize("answer", GOOD)

@@ -8,23 +8,16 @@ from oddsmith.data.checks.content import echoes, has_control_text, is_refusal, p
 from tests.unit.data.checks.test_survey import LOOP
 
 REFUSED = (
-    "I'm sorry, but I can't assist with that request.",
-    "I’m sorry, I won’t do that.",
-    "I cannot provide medical advice.",
-    "I apologize, but I am unable to browse the web.",
-    "Unfortunately I can't open links.",
-    "As a language model, I do not have opinions.",
-    "抱歉，我无法回答这个问题。",
+    "I'm sorry, but I can't assist with that request.", "I’m sorry, I won’t do that.",
+    "I cannot provide medical advice.", "I apologize, but I am unable to browse the web.",
+    "Unfortunately I can't open links.", "As a language model, I do not have opinions.", "抱歉，我无法回答这个问题。",
     "Lo siento, pero no puedo ayudarte.",
-)
+)  # fmt: skip
 ANSWERED = (
-    "I'm sorry to hear that. Call your mother first.",
-    "You cannot help everyone.",
-    "I can't wait to tell you: it is Paris.",
-    "Sorry is a Canadian word; so is toque.",
-    "An AI can be wrong.",
+    "I'm sorry to hear that. Call your mother first.", "You cannot help everyone.",
+    "I can't wait to tell you: it is Paris.", "Sorry is a Canadian word; so is toque.", "An AI can be wrong.",
     "Boil it for six minutes. " * 8 + "I'm sorry, but I can't help more.",
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", REFUSED)

@@ -20,6 +20,7 @@ from oddsmith.data.checks.texts import plain
 from oddsmith.data.sources import batches, open_rows
 from oddsmith.data.sources.loading import BATCH_ROWS
 from oddsmith.errors import ConfigError, DataError
+from tests.command import save_rows
 from tests.pairs import assistant, user
 
 GOOD = [row for row in demo_pairs("train") if not repeats_itself(row["rejected"][0]["content"])][:40]
@@ -54,17 +55,12 @@ FAULTY = {
     catalogue.DUPLICATE_PAIRS: ([row(), row(), row()], [1, 2]),
     catalogue.DUPLICATE_PROMPTS: ([row(), *(row(rejected=f"It is of colour {n}.") for n in range(9))], range(1, 10)),
     catalogue.SIMILAR_PROMPTS: (
-        [row(LONG_QUESTION), row(SIMILAR_QUESTION), row(SIMILAR_QUESTION + "!"), row(SIMILAR_QUESTION + " please")],
-        [1, 2, 3],
+        [row(LONG_QUESTION), *(row(SIMILAR_QUESTION + end) for end in ("", "!", " please"))], [1, 2, 3],
     ),
     catalogue.CONFLICTS: ([row(), row("And at night?"), row(chosen=GREEN, rejected=BLUE)], [0, 2]),
-    catalogue.REFUSALS_CHOSEN: (
-        [row(f"{n}?", chosen="I'm sorry, but I can't help with that.") for n in range(4)],
-        range(4),
-    ),
+    catalogue.REFUSALS_CHOSEN: ([row(f"{n}?", "I'm sorry, but I can't help with that.") for n in range(4)], range(4)),
     catalogue.REFUSALS_REJECTED: (
-        [row(f"{n}?", rejected="As an AI language model, I cannot see colours.") for n in range(4)],
-        range(4),
+        [row(f"{n}?", rejected="As an AI language model, I cannot see colours.") for n in range(4)], range(4),
     ),
     catalogue.LANGUAGE: ([row(LONG_QUESTION + str(n), chosen=GERMAN) for n in range(4)], range(4)),
     catalogue.ECHO: ([row(chosen=f"{QUESTION} {BLUE}")], [0]),
@@ -72,10 +68,9 @@ FAULTY = {
     catalogue.SPECIAL_TEXT: ([row(rejected="It is green.<|im_end|>"), row(prompt="[INST] And now? [/INST]")], [0, 1]),
     catalogue.ROLES: ([chat(user("Hi"), user("Is anybody there?"))], [0]),
     catalogue.PERSONAL_DATA: (
-        [row(chosen="Write to jane.doe@mail.com."), row(prompt="key AKIAABCDEFGHIJKLMNOP")],
-        [0, 1],
+        [row(chosen="Write to jane.doe@mail.com."), row(prompt="key AKIAABCDEFGHIJKLMNOP")], [0, 1],
     ),
-}
+}  # fmt: skip
 
 
 def finding_on(check: Check, rows, **options):
@@ -108,10 +103,8 @@ def test_reasons_and_sides_are_counted():
     rows, _ = FAULTY[catalogue.NO_PAIR]
     found = finding_on(catalogue.NO_PAIR, [*GOOD, *rows, row(chosen=None)]).found
     assert found == "null value 2, response is not text 1, missing column 1, invalid Unicode 1"
-    assert (
-        finding_on(catalogue.EMPTY_ANSWER, [row(), row(chosen=""), row("?", rejected="")]).found
-        == "chosen 1, rejected 1"
-    )
+    empty = finding_on(catalogue.EMPTY_ANSWER, [row(), row(chosen=""), row("?", rejected="")])
+    assert empty.found == "chosen 1, rejected 1"
 
 
 def test_a_cleaned_set_leaves_out_whatever_can_fail():
@@ -155,10 +148,8 @@ def test_prompts_of_the_evaluation_set():
 
 
 def test_text_of_a_benchmark(tmp_path):
-    file = tmp_path / "benchmark.jsonl"
-    entries = [{"id": "7", "turns": [LONG_QUESTION, "And a shorter one, please?"], "kind": "short text here"}]
-    file.write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
-    benchmark = read_benchmark(str(file))
+    entry = {"id": "7", "turns": [LONG_QUESTION, "And a shorter one, please?"], "kind": "short text here"}
+    benchmark = read_benchmark(str(save_rows(tmp_path / "benchmark.jsonl", [entry])))
     inside = row(chosen="It said: " + LONG_QUESTION.upper()[40:160])
     rows = [*GOOD, inside, row("So: and a shorter one please!"), row("a short text here"), row(rejected=LONG_QUESTION)]
     found = finding_on(catalogue.BENCHMARK_OVERLAP, rows, benchmark=benchmark)
@@ -190,23 +181,20 @@ def test_the_number_of_processes_changes_nothing(processes):
 
 def test_the_kind_of_source_changes_nothing(tmp_path):
     rows = [row(prompt, f"{number} {BLUE}") for number, prompt in enumerate([QUESTION, LONG_QUESTION] * 300)]
-    file = tmp_path / "pairs.jsonl"
-    file.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    file = save_rows(tmp_path / "pairs.jsonl", rows)
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "pairs.parquet")
     expected = survey(rows, processes=2).to_dict()
     assert survey(open_rows(str(file)), processes=2).to_dict() == expected
     assert survey(open_rows(str(tmp_path / "pairs.parquet")), processes=2).to_dict() == expected
-    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
-    assert survey(stream, processes=2).to_dict() == expected
+    assert survey(datasets.Dataset.from_list(rows).to_iterable_dataset(), processes=2).to_dict() == expected
 
 
 @pytest.mark.parametrize("shares", [1, 2, 5])
 def test_batches_are_shared_out_whole(shares):
     rows = [{"n": number} for number in range(3 * BATCH_ROWS + 7)]
     for source in (rows, datasets.Dataset.from_list(rows), datasets.Dataset.from_list(rows).to_iterable_dataset()):
-        parts = sorted(
-            (batch for share in range(shares) for batch in batches(source, share, shares)), key=lambda part: part[0]
-        )
+        parts = [batch for share in range(shares) for batch in batches(source, share, shares)]
+        parts.sort(key=lambda part: part[0])
         assert [start for start, _ in parts] == [0, BATCH_ROWS, 2 * BATCH_ROWS, 3 * BATCH_ROWS]
         assert [each for _, batch in parts for each in batch] == rows
 
@@ -265,11 +253,8 @@ def test_nothing_is_written_where_no_row_is_left_or_the_disk_is_full(tmp_path, s
 
 def test_where_a_cleaned_set_may_go(tmp_path):
     (tmp_path / "there.jsonl").touch()
-    for name, message in (
-        ("a.csv", r"ends in \.jsonl"),
-        ("there.jsonl", "is there already"),
-        ("no/a.jsonl", "no folder"),
-    ):
+    refused = {"a.csv": r"ends in \.jsonl", "there.jsonl": "is there already", "no/a.jsonl": "no folder"}
+    for name, message in refused.items():
         with pytest.raises(ConfigError, match=message):
             require_new_file(tmp_path / name)
     require_new_file(tmp_path / "new.jsonl")

@@ -104,12 +104,9 @@ def test_every_reason_to_drop_a_pair_is_known_to_a_check():
 def test_kept_and_left_out_are_those_of_the_training():
     limit = 90
     rows = [
-        *GOOD,
-        *(fault for _, _, _, faulty, _ in FAULTY.values() for fault in faulty),
-        *ragged_pairs(40),
-        chat(HI, chosen=" "),
-        chat(HI, rejected="It is blue on a clear day."),
-    ]
+        *GOOD, *(fault for _, _, _, faulty, _ in FAULTY.values() for fault in faulty), *ragged_pairs(40),
+        chat(HI, chosen=" "), chat(HI, rejected="It is blue on a clear day."),
+    ]  # fmt: skip
     tokens = pair_tokenizer(max_length=limit)
     found = survey(rows, processes=1, pair_tokenizer=tokens)
     from oddsmith.data.prepare import prepare

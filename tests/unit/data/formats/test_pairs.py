@@ -31,13 +31,8 @@ SAME_PAIR = {
     "conversational, text beside messages": {"prompt": SKY, "chosen": "It is blue.", "rejected": GREEN},
     "conversational, prompt repeated": {"prompt": SKY, "chosen": SKY + BLUE, "rejected": SKY + GREEN},
     "conversational, prompt repeated as text": {
-        "prompt": "What color is the sky?",
-        "chosen": SKY + BLUE,
-        "rejected": SKY + GREEN,
-        "prompt_id": "1",
-        "messages": SKY + BLUE,
-        "score_chosen": 8.0,
-        "score_rejected": 2.0,
+        "prompt": "What color is the sky?", "chosen": SKY + BLUE, "rejected": SKY + GREEN, "prompt_id": "1",
+        "messages": SKY + BLUE, "score_chosen": 8.0, "score_rejected": 2.0,
     },
     "conversational, prompt as text": {"prompt": "What color is the sky?", "chosen": BLUE, "rejected": GREEN},
     "conversational, one message each": {"prompt": SKY[0], "chosen": BLUE[0], "rejected": GREEN[0]},
@@ -61,8 +56,7 @@ SAME_PAIR = {
     "ShareGPT, answers as text": {"conversations": [{"from": "human", "value": "What color is the sky?"}], **TEXTS},
     "question": {"question": "What color is the sky?", **TEXTS},
     "question, repeated": {
-        "question": "What color is the sky?",
-        "chosen": "What color is the sky?\nIt is blue.",
+        "question": "What color is the sky?", "chosen": "What color is the sky?\nIt is blue.",
         "rejected": "What color is the sky?\nIt is green.",
     },
     "Alpaca": {"instruction": "What color is the sky?", "input": "", **TEXTS},
@@ -77,8 +71,7 @@ SAME_PAIR = {
         ],
     },
     "HH dialogue": {
-        "prompt": "\n\nHuman: What color is the sky?\n\nAssistant:",
-        "chosen": " It is blue.",
+        "prompt": "\n\nHuman: What color is the sky?\n\nAssistant:", "chosen": " It is blue.",
         "rejected": " It is green.",
     },
     "HH dialogue, implicit prompt": {
@@ -86,7 +79,7 @@ SAME_PAIR = {
         "rejected": "\n\nHuman: What color is the sky?\n\nAssistant: It is green.",
     },
     "text with a column for the system message, empty": {"prompt": "What color is the sky?", **TEXTS, "system": ""},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("row", SAME_PAIR.values(), ids=SAME_PAIR)
@@ -95,26 +88,12 @@ def test_every_way_of_writing_a_conversation_means_the_same_pair(row):
     assert to_pair(row).is_conversational
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in SAME_PAIR
-        if name
-        in {
-            "conversational",
-            "conversational, implicit prompt",
-            "ShareGPT",
-            "question",
-            "Alpaca",
-            "UltraFeedback",
-            "HH dialogue",
-            "HH dialogue, implicit prompt",
-        }
-    ],
-)
-def test_formats_are_known_by_name(name):
-    assert format_of(SAME_PAIR[name]) == name
+def test_formats_are_known_by_name():
+    for name in (
+        "conversational", "conversational, implicit prompt", "ShareGPT", "question", "Alpaca", "UltraFeedback",
+        "HH dialogue", "HH dialogue, implicit prompt",
+    ):  # fmt: skip
+        assert format_of(SAME_PAIR[name]) == name
 
 
 def test_text_stays_text():
@@ -133,14 +112,16 @@ def test_a_text_prompt_that_both_answers_repeat_is_stripped():
     assert to_pair(row) == PreferencePair("What color is the sky?", " It is blue.", " It is green.")
 
 
-def test_a_greeting_that_both_answers_return_is_part_of_them():
-    row = {"prompt": "Hello!", "chosen": "Hello! How are you?", "rejected": "Hello! What?"}
-    assert to_pair(row) == PreferencePair(**row)
-
-
-def test_a_prompt_that_one_answer_repeats_is_part_of_it():
-    row = {"prompt": "Say that the sky is blue.", "chosen": "Say that the sky is blue. Ok.", "rejected": "No."}
-    assert to_pair(row) == PreferencePair(**row)
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("Hello!", "Hello! How are you?", "Hello! What?"),
+        ("Say that the sky is blue.", "Say that the sky is blue. Ok.", "No."),
+    ],
+    ids=["a greeting that both return", "one answer"],
+)
+def test_a_prompt_that_answers_repeat_as_their_own_words_is_part_of_them(texts):
+    assert to_pair(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))) == PreferencePair(*texts)
 
 
 def test_the_implicit_prompt_leaves_each_side_its_last_turn():
@@ -166,14 +147,12 @@ def test_a_text_prompt_comes_after_the_system_message_of_the_answers():
     assert to_pair(row) == PreferencePair(be_brief + SKY, BLUE, GREEN)
 
 
-@pytest.mark.parametrize("name", ["conversational", "ShareGPT", "question", "Alpaca", "HH dialogue, implicit prompt"])
-def test_a_system_column_goes_in_front(name):
-    pair = to_pair(SAME_PAIR[name] | {"system": "Be brief."})
-    assert pair == PreferencePair([system("Be brief."), *SKY], BLUE, GREEN)
+NAMES = ["conversational", "ShareGPT", "question", "Alpaca", "HH dialogue, implicit prompt"]
 
 
-def test_a_system_column_makes_a_conversation_of_text():
-    pair = to_pair({"prompt": "What color is the sky?", **TEXTS, "system": "Be brief."})
+@pytest.mark.parametrize("row", [*map(SAME_PAIR.get, NAMES), {"prompt": "What color is the sky?", **TEXTS}])
+def test_a_system_column_goes_in_front(row):
+    pair = to_pair(row | {"system": "Be brief."})
     assert pair == PreferencePair([system("Be brief."), *SKY], BLUE, GREEN)
 
 
@@ -220,9 +199,8 @@ def test_nulls_that_arrow_fills_in_are_left_out():
 
 
 def test_empty_and_identical_answers_can_be_said():
-    assert to_pair({"prompt": SKY, "chosen": [], "rejected": ""}) == PreferencePair(
-        SKY, [assistant("")], [assistant("")]
-    )
+    empty = [assistant("")]
+    assert to_pair({"prompt": SKY, "chosen": [], "rejected": ""}) == PreferencePair(SKY, empty, empty)
     assert to_pair({"prompt": "Hi", "chosen": "", "rejected": ""}) == PreferencePair("Hi", "", "")
     assert to_pair({"prompt": SKY, "chosen": BLUE, "rejected": BLUE}) == PreferencePair(SKY, BLUE, BLUE)
 
@@ -301,9 +279,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("reason", "detail", "row"), FAULTS, ids=[f"{reason}: {text[:40]}" for reason, text, _ in FAULTS]
-)
+@pytest.mark.parametrize(("reason", "detail", "row"), FAULTS, ids=[text[:40] for _, text, _ in FAULTS])
 def test_a_fault_is_named_and_can_be_counted(reason, detail, row):
     with pytest.raises(RowError) as caught:
         to_pair(row)
@@ -313,7 +289,6 @@ def test_a_fault_is_named_and_can_be_counted(reason, detail, row):
 
 
 def test_an_unknown_format_names_the_columns_and_the_formats():
-    with pytest.raises(
-        DataError, match=r"found the columns text, label; expected one of .*conversations, .*completions"
-    ):
+    message = r"found the columns text, label; expected one of .*conversations, .*completions"
+    with pytest.raises(DataError, match=message):
         format_of({"text": "a", "label": 1})

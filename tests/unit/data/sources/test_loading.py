@@ -106,11 +106,8 @@ def test_csv_cells_may_hold_line_breaks_long_text_and_messages(tmp_path):
         ("a.jsonl", b'{"a": ' + b"9" * 5_000 + b"}", ", line 1, column 1: not JSON: a number of thousands of digits"),
         ("a.jsonl", b'{"a": 1}\n[1]\n', ", line 2: found a list; expected an object such as {"),
         ("a.jsonl", b'[{"a": 1}]', ", line 1: found a list; expected an object such as"),
-        (
-            "a.jsonl",
-            b'\xef\xbb\xbf{"a": 1}\n{"a": "\xff"}\n',
-            ", line 2: not UTF-8 at byte 19 of the file (found 0xff)",
-        ),
+        ("a.jsonl", b'\xef\xbb\xbf{"a": 1}\n{"a": "\xff"}\n',
+         ", line 2: not UTF-8 at byte 19 of the file (found 0xff)"),
         ("a.jsonl", b"", ": the dataset is empty; expected rows with a prompt and two answers"),
         ("a.jsonl", b"\n\r\n", ": the dataset is empty"),
         ("a.json", b'[{"a": 1},\n {"a" 2}]', ", line 2, column 7: not JSON: Expecting ':' delimiter"),
@@ -121,11 +118,8 @@ def test_csv_cells_may_hold_line_breaks_long_text_and_messages(tmp_path):
         ("a.json", b'\xef\xbb\xbf["\xe4"]', ", line 1: not UTF-8 at byte 5"),
         ("a.json", b"", ": the dataset is empty"),
         ("a.json", b'{"data": []}', ": the dataset is empty"),
-        (
-            "a.csv",
-            b"prompt,chosen\na,b\n1,2,3\n",
-            ", line 3: found 3 fields; expected the 2 of the header (prompt, chosen)",
-        ),
+        ("a.csv", b"prompt,chosen\na,b\n1,2,3\n",
+         ", line 3: found 3 fields; expected the 2 of the header (prompt, chosen)"),
         ("a.csv", b"prompt,chosen,prompt\n", ": the header names 'prompt' twice"),
         ("a.csv", b'prompt\n"a', ", line 2: malformed: unexpected end of data"),
         ("a.csv", b"prompt,chosen\n", ": the dataset is empty"),
@@ -135,7 +129,7 @@ def test_csv_cells_may_hold_line_breaks_long_text_and_messages(tmp_path):
         ("a.parquet", b"PAR1 but damaged", ": Parquet magic bytes not found in footer."),
         ("a.txt", b"hello", ": found the suffix '.txt'; expected one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet"),
     ],
-)
+)  # fmt: skip
 def test_a_malformed_file_names_the_place(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
@@ -201,7 +195,7 @@ def test_a_hub_dataset_is_asked_for_by_name_configuration_and_split(monkeypatch)
     assert asked == [(("a/b", "small"), {"split": "train[:3]+test", "streaming": True})]
 
 
-def test_a_folder_knows_the_splits_of_its_files(tmp_path):
+def test_the_names_of_files_and_folders_give_the_splits(tmp_path):
     write_rows(tmp_path / "data" / "train-00000-of-00002.parquet", ROWS[:2])
     write_rows(tmp_path / "data" / "train-00001-of-00002.parquet", ROWS[2:4])
     write_rows(tmp_path / "data" / "test_prefs-00000-of-00001-1a2b.parquet", ROWS[4:5])
@@ -218,7 +212,7 @@ def test_a_folder_knows_the_splits_of_its_files(tmp_path):
     assert "no split 'dev'; found my_eval, part, test, test_prefs, train" in message_of(DataError, folder, split="dev")
 
 
-def test_a_folder_that_names_no_split_is_for_training(tmp_path):
+def test_a_folder_without_names_of_splits_is_for_training(tmp_path):
     write_rows(tmp_path / "a.jsonl", ROWS[:2])
     write_rows(tmp_path / "b.csv", ROWS[2:4])
     assert load_rows(str(tmp_path)) == ROWS[:4]
@@ -244,16 +238,12 @@ def test_a_saved_dataset_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
-@pytest.mark.parametrize(
-    ("split", "rows"),
-    [("train[:3]", ROWS[:3]), ("test[90%:]", ROWS[9:]), ("x[-2:]", ROWS[8:]), ("train[2:25%]", []), ("a", ROWS)],
-)
-def test_a_split_may_be_a_slice(tmp_path, name, split, rows):
+def test_a_split_may_be_a_slice(tmp_path, name):
     path = write_rows(tmp_path / name)
-    if rows:
+    for split, rows in {"train[:3]": ROWS[:3], "test[90%:]": ROWS[9:], "x[-2:]": ROWS[8:], "a": ROWS}.items():
         assert list(load_rows(path, split=split)) == rows
-    else:
-        assert f"{path}, split {split!r}: the dataset is empty" in message_of(DataError, path, split=split)
+    message = message_of(DataError, path, split="train[2:25%]")
+    assert f"{path}, split 'train[2:25%]': the dataset is empty" in message
 
 
 def test_a_split_that_cannot_be_is_named(tmp_path):
@@ -298,26 +288,21 @@ class TestWhatARunTrainsAndEvaluatesOn:
     def test_training_rows_alone(self, path):
         assert load_datasets(ScriptArguments(dataset_name=path), seed=0, evaluate=False) == (ROWS, None)
 
-    def test_the_test_split_of_the_dataset(self, folder):
-        assert load_datasets(ScriptArguments(folder), seed=0, evaluate=True) == (ROWS[:7], ROWS[7:])
-
-    def test_slices_of_one_file(self, path):
-        arguments = ScriptArguments(path, dataset_train_split="a[:8]", dataset_test_split="a[8:]")
-        assert load_datasets(arguments, seed=0, evaluate=True) == (ROWS[:8], ROWS[8:])
+    def test_splits_slices_and_other_datasets(self, path, folder):
+        several = {"splits": ROWS[7:], "a": ROWS}
+        for arguments, expected in (
+            (ScriptArguments(folder), (ROWS[:7], ROWS[7:])),
+            (ScriptArguments(path, dataset_train_split="a[:8]", dataset_test_split="a[8:]"), (ROWS[:8], ROWS[8:])),
+            (ScriptArguments(path, eval_dataset_name=folder), (ROWS, ROWS[7:])),
+            (ScriptArguments(path, eval_dataset_name=f"{folder}, {path}"), (ROWS, several)),
+        ):
+            assert load_datasets(arguments, seed=0, evaluate=True) == expected
 
     def test_streams(self, folder):
         train, test = load_datasets(ScriptArguments(folder, dataset_streaming=True), seed=0, evaluate=True)
         assert isinstance(train, datasets.IterableDataset)
         assert isinstance(test, datasets.IterableDataset)
         assert (list(train), list(test)) == (ROWS[:7], ROWS[7:])
-
-    def test_another_dataset(self, path, folder):
-        arguments = ScriptArguments(path, eval_dataset_name=folder)
-        assert load_datasets(arguments, seed=0, evaluate=True) == (ROWS, ROWS[7:])
-
-    def test_several_other_datasets_under_their_names(self, path, folder):
-        arguments = ScriptArguments(path, eval_dataset_name=f"{folder}, {path}")
-        assert load_datasets(arguments, seed=0, evaluate=True) == (ROWS, {"splits": ROWS[7:], "a": ROWS})
 
     @pytest.mark.parametrize("size", [0.3, 3])
     def test_held_out_rows(self, path, size):
@@ -364,12 +349,10 @@ class TestWhatARunTrainsAndEvaluatesOn:
             ({"dataset_name": "a.jsonl", "test_split_size": 1.5}, "test_split_size is 1.5; expected a share such as"),
             ({"dataset_name": "a.jsonl", "test_split_size": 0}, "expected a share such as 0.1"),
             ({"dataset_name": "a.jsonl", "test_split_size": float("nan")}, "expected a share such as 0.1"),
-            (
-                {"dataset_name": "a.jsonl", "test_split_size": 0.1, "dataset_streaming": True},
-                "test_split_size is 0.1, but a stream has no length; give a number of rows",
-            ),
+            ({"dataset_name": "a.jsonl", "test_split_size": 0.1, "dataset_streaming": True},
+             "test_split_size is 0.1, but a stream has no length; give a number of rows"),
         ],
-    )
+    )  # fmt: skip
     def test_settings_that_cannot_be(self, path, monkeypatch, settings, message):
         monkeypatch.chdir(path.removesuffix("a.jsonl"))
         with pytest.raises(ConfigError) as caught:

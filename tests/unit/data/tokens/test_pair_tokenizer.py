@@ -13,8 +13,6 @@ from tests.templates import CHAT_FORMATS, GEMMA, LLAMA3, MISTRAL, PHI3, PLAIN, Q
 from tests.tiny import tiny_tokenizer
 
 format_of_chat = pytest.mark.parametrize("chat", CHAT_FORMATS, ids=lambda chat: chat.name)
-
-
 contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
 
 
@@ -124,7 +122,7 @@ class TestPeculiarities:
         expected = "A<|end|>\n<|user|>\nB<|end|>\n<|assistant|>\nC<|end|>"
         assert targets(tokenizer, tokenize(tokenizer, pair)) == expected
 
-    def test_response_that_another_speaker_begins_has_its_own_header(self):
+    def test_response_that_another_role_begins_has_its_own_header(self):
         tokenizer = SMOLLM2.tokenizer()
         prompt = [user("Hi"), assistant("weather()", tool_calls=[{"name": "weather"}])]
         pair = PreferencePair(prompt, [{"role": "tool", "content": "rain"}, assistant("Wet")], [assistant("Dry")])
@@ -173,18 +171,16 @@ class TestContinuation:
 
 
 class TestRefusals:
-    def test_template_speaks_in_its_own_words(self):
+    def test_message_of_the_template_is_quoted(self):
         with pytest.raises(RowError) as error:
             tokenize(MISTRAL.tokenizer(), conversation([user("Hi"), user("Hello?")], "Yes", "No"))
         assert error.value.reason == "refused by the chat template"
         assert "Conversation roles must alternate user/assistant/user/assistant/..." in str(error.value)
         assert "to a conversation of user, user;" in str(error.value)
 
-    def test_no_system_turn(self):
+    def test_system_turn_or_content_that_the_template_does_not_take(self):
         with pytest.raises(RowError, match='the template says "System role not supported"'):
             tokenize(GEMMA.tokenizer(), conversation([{"role": "system", "content": "Be"}, user("Hi")], "Yes", "No"))
-
-    def test_content_that_the_template_cannot_join(self):
         parts = [{"type": "text", "text": "Hi"}]
         with pytest.raises(RowError, match="refused by the chat template"):
             tokenize(SMOLLM2.tokenizer(), conversation([{"role": "user", "content": parts}], "Yes", "No"))
@@ -225,32 +221,22 @@ class TestRefusals:
 
 
 class TestText:
-    def test_bos_and_eos_surround_it(self):
-        tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
-        tokens = tokenize(tokenizer, text_pair("Q: hi\nA:", " Yes", " No"))
-        assert tokenizer.decode(tokens.chosen_ids) == "<s>Q: hi\nA: Yes</s>"
-        assert targets(tokenizer, tokens) == " Yes</s>"
-
-    def test_what_the_text_has_already_is_not_added(self):
-        tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
-        tokens = tokenize(tokenizer, text_pair("<s>Hi ", "Yes</s>", "No"))
-        assert tokenizer.decode(tokens.chosen_ids) == "<s>Hi Yes</s>"
-        assert tokens.chosen_end == len(tokens.chosen_ids)
-
-    def test_blank_text_after_eos_is_no_target(self):
-        tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
-        tokens = tokenize(tokenizer, text_pair("Hi ", "Yes</s>\n \n", "No"))
-        assert tokenizer.decode(tokens.chosen_ids) == "<s>Hi Yes</s>\n \n"
-        assert targets(tokenizer, tokens) == "Yes</s>"
-
-    def test_eos_of_the_prompt_is_not_the_answers(self):
-        tokenizer = tiny_tokenizer(bos="<s>", eos="</s>")
-        tokens = tokenize(tokenizer, text_pair("</s>", "  y", "n"))
-        assert targets(tokenizer, tokens) == "  y</s>"
-
-    def test_tokenizer_without_bos(self):
-        tokenizer = tiny_tokenizer(bos=None, eos="</s>")
-        assert tokenizer.decode(tokenize(tokenizer, text_pair("Hi ", "Yes", "No")).chosen_ids) == "Hi Yes</s>"
+    @pytest.mark.parametrize(
+        ("bos", "prompt", "chosen", "text", "answer"),
+        (
+            ("<s>", "Q: hi\nA:", " Yes", "<s>Q: hi\nA: Yes</s>", " Yes</s>"),
+            ("<s>", "<s>Hi ", "Yes</s>", "<s>Hi Yes</s>", "Yes</s>"),
+            ("<s>", "Hi ", "Yes</s>\n \n", "<s>Hi Yes</s>\n \n", "Yes</s>"),
+            ("<s>", "</s>", "  y", "<s></s>  y</s>", "  y</s>"),
+            (None, "Hi ", "Yes", "Hi Yes</s>", "Yes</s>"),
+        ),
+        ids=("added", "there already", "blank text after EOS", "EOS in the prompt", "no BOS"),
+    )
+    def test_bos_and_eos_surround_it(self, bos, prompt, chosen, text, answer):
+        tokenizer = tiny_tokenizer(bos=bos, eos="</s>")
+        tokens = tokenize(tokenizer, text_pair(prompt, chosen, " No"))
+        assert tokenizer.decode(tokens.chosen_ids) == text
+        assert targets(tokenizer, tokens) == answer
 
     def test_merge_over_the_boundary_is_the_response(self):
         tokenizer = merging_tokenizer()
@@ -308,18 +294,13 @@ class TestBatches:
     def test_order_is_kept_in_one_call_of_the_tokenizer(self, monkeypatch):
         tokenizer = SMOLLM2.tokenizer()
         batch = [
-            conversation([user("Hi")], "Yes", "No"),
-            text_pair("Hi ", "Yes", ""),
-            text_pair("Hi ", "Yes", "No"),
-            conversation([user("Hi")], "Same", "Same"),
-            conversation([user("Ho")], "A", "B"),
-        ]
+            conversation([user("Hi")], "Yes", "No"), text_pair("Hi ", "Yes", ""), text_pair("Hi ", "Yes", "No"),
+            conversation([user("Hi")], "Same", "Same"), conversation([user("Ho")], "A", "B"),
+        ]  # fmt: skip
         alone = [tokenize(tokenizer, pair) for pair in batch]
         calls = []
-        whole_call = type(tokenizer).__call__
-        monkeypatch.setattr(
-            type(tokenizer), "__call__", lambda self, *a, **k: calls.append(a) or whole_call(self, *a, **k)
-        )
+        call = type(tokenizer).__call__
+        monkeypatch.setattr(type(tokenizer), "__call__", lambda self, *a, **k: calls.append(a) or call(self, *a, **k))
         assert PairTokenizer(tokenizer, max_length=None).tokenize(batch) == alone
         assert [isinstance(result, Dropped) for result in alone] == [False, True, False, True, False]
         assert len(calls) == 1

@@ -143,15 +143,12 @@ class TestWhereToCut:
     @pytest.mark.parametrize(
         "token",
         (
-            AddedToken("<x>", lstrip=True, normalized=False),
-            AddedToken("<x>", single_word=True, normalized=False),
-            AddedToken("<x>", normalized=True),
-            AddedToken("x>", normalized=False),
-            AddedToken(" <x>", normalized=False),
-            AddedToken("[x[", normalized=False),
+            AddedToken("<x>", lstrip=True, normalized=False), AddedToken("<x>", single_word=True, normalized=False),
+            AddedToken("<x>", normalized=True), AddedToken("x>", normalized=False),
+            AddedToken(" <x>", normalized=False), AddedToken("[x[", normalized=False),
         ),
         ids=lambda token: repr(token)[11:40],
-    )
+    )  # fmt: skip
     def test_tokens_that_mind_what_is_beside_them(self, token):
         tokenizer = tiny_tokenizer(bos="<s>")
         assert cutting_tokens(tokenizer, f"<s>a{token.content}b") == ["<s>"]
@@ -184,11 +181,7 @@ class TestWhereToCut:
         (asked,) = calls
         assert sorted(asked) == sorted(
             [
-                "",
-                "<|im_start|>user\nA long question.",
-                "<|im_end|>\n",
-                "<|im_start|>assistant\n",
-                "<|im_start|>assistant\nYes",
-                "<|im_start|>assistant\nNo",
-            ]
-        )
+                "", "<|im_start|>user\nA long question.", "<|im_end|>\n", "<|im_start|>assistant\n",
+                "<|im_start|>assistant\nYes", "<|im_start|>assistant\nNo",
+            ],
+        )  # fmt: skip

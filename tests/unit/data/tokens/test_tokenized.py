@@ -85,12 +85,9 @@ class TestTruncation:
 
     @settings(max_examples=200, deadline=None)
     @given(
-        st.text("ab ", max_size=20),
-        st.text("ab", min_size=1, max_size=20),
-        st.text("ab", min_size=1, max_size=20),
-        st.integers(2, 40),
-        st.none() | st.integers(1, 39),
-    )
+        st.text("ab ", max_size=20), st.text("ab", min_size=1, max_size=20), st.text("ab", min_size=1, max_size=20),
+        st.integers(2, 40), st.none() | st.integers(1, 39),
+    )  # fmt: skip
     def test_limits_hold_and_nothing_but_the_ends_is_lost(
         self, prompt, chosen, rejected, max_length, max_prompt_length
     ):

@@ -140,9 +140,8 @@ class TestTokenizers:
         tokenizer.backend_tokenizer.pre_tokenizer = byte_tokenizer("gpt-2").backend_tokenizer.pre_tokenizer
         tokenizer.backend_tokenizer.model.ignore_merges = True
         tokenizer.save_pretrained(folder)
-        with pytest.raises(
-            ModelError, match=r"no name for how its tokenizer cuts text \(fingerprint \w{16}.*--converter"
-        ):
+        message = r"no name for how its tokenizer cuts text \(fingerprint \w{16}.*--converter"
+        with pytest.raises(ModelError, match=message):
             plan(folder)
 
     @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])

@@ -37,9 +37,8 @@ def loaded(file):
 
 
 def greedy(model, ids, count):
-    return model.generate(
-        torch.tensor([ids]), max_new_tokens=count, do_sample=False, eos_token_id=257, pad_token_id=257
-    )[0, len(ids) :].tolist()
+    options = {"do_sample": False, "eos_token_id": 257, "pad_token_id": 257}
+    return model.generate(torch.tensor([ids]), max_new_tokens=count, **options)[0, len(ids) :].tolist()
 
 
 class TestLogits:
@@ -57,10 +56,8 @@ class TestLogits:
             np.testing.assert_allclose(loaded.logits(ids)[:50], short, atol=2e-2)
 
     def test_of_a_prompt_longer_than_the_context(self, file):
-        with (
-            GgufModel(file, context_length=256, threads=1) as loaded,
-            pytest.raises(ModelError, match="300 tokens.*256"),
-        ):
+        model = GgufModel(file, context_length=256, threads=1)
+        with model as loaded, pytest.raises(ModelError, match="300 tokens.*256"):
             loaded.logits([1] * 300)
 
     def test_of_nothing(self, loaded):
@@ -99,9 +96,8 @@ class TestAnswers:
 
     def test_stop_where_the_context_is_full(self, file):
         with GgufModel(file, context_length=256, threads=1) as loaded:
-            answers = [
-                len(list(loaded.generate([7] * 250, max_new_tokens=50, temperature=2.0, seed=i))) for i in (1, 2, 3)
-            ]
+            options = {"max_new_tokens": 50, "temperature": 2.0}
+            answers = [len(list(loaded.generate([7] * 250, **options, seed=seed))) for seed in (1, 2, 3)]
         assert max(answers) == 7  # 256 - 250, and the one that the last position predicts
 
 
@@ -131,7 +127,7 @@ class TestTokens:
         assert loaded.begin_id is None
 
 
-def test_llama_cpp_says_nothing_on_the_terminal(file, capfd):
+def test_llama_cpp_prints_nothing(file, capfd):
     with GgufModel(file, threads=1) as loaded:
         list(loaded.generate([5], max_new_tokens=2))
     assert capfd.readouterr() == ("", "")
