@@ -1,4 +1,4 @@
-"""A real Chromium in front of the real monitor; without one these tests say so and are passed over."""
+"""A real Chromium in front of the real monitor; without one these tests are skipped."""
 
 import shutil
 import signal

@@ -116,7 +116,7 @@ def test_the_inspector_shows_pairs_token_by_token(monitor, page):
 @pytest.mark.parametrize(
     ("compared_with", "words"), [(0, "likelier than before the training"), (10, "at the first evaluation (step 10)")]
 )
-def test_the_inspector_says_what_its_colours_compare_with(monitor, page, compared_with, words):
+def test_the_inspector_shows_what_its_colours_compare_with(monitor, page, compared_with, words):
     address, runs = monitor
     inspected(add_run(runs, "run", history("good-small")), compared_with=compared_with)
     page.goto(address)
@@ -138,8 +138,8 @@ def test_every_held_out_set_can_be_looked_at(monitor, page):
         assert page.locator("#sets [aria-pressed=true]").text_content() == name.removeprefix("eval_")
 
 
-def test_of_prompts_their_own_lines_are_shown(monitor, page):
-    """A chat template writes the same before and after every one of them."""
+def test_only_the_own_lines_of_a_prompt_are_shown(monitor, page):
+    """A chat template writes the same lines before and after every prompt."""
     address, runs = monitor
     prompts = [f"system\nBe kind.\nuser\n{question}\nassistant\n" for question in ("One?\nMore.", "Two?")]
     answers = event("samples", 0, set="eval", answers=[{"Prompt": prompt, "Policy": "a"} for prompt in prompts])
@@ -149,7 +149,7 @@ def test_of_prompts_their_own_lines_are_shown(monitor, page):
     assert page.locator("#samples .prompt .text").all_text_contents() == ["One?\nMore.", "Two?"]
 
 
-def test_what_went_wrong_on_the_way_is_marked(monitor, page):
+def test_skipped_steps_and_spikes_are_marked(monitor, page):
     address, runs = monitor
     lines = history("good-small")
     wrong = [event("skipped", 23, cause="gradient", rows=[3], num_rows=1), event("spike", 31, cause="spike", loss=9.0)]
@@ -161,7 +161,7 @@ def test_what_went_wrong_on_the_way_is_marked(monitor, page):
     with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
         file.write(event("start", 30, max_steps=100) + event("log", 32, loss=2.0))
     page.locator(".happened").get_by_text("1 restart").wait_for()
-    page.wait_for_function(f"() => JSON.stringify({lines_drawn}) === '[23,30]'")  # what is done again is told again
+    page.wait_for_function(f"() => JSON.stringify({lines_drawn}) === '[23,30]'")  # a repeated step is reported again
     assert not page.locator(".happened").get_by_text("spike").count()
     page.locator(".happened summary").click()
     assert page.locator(".happened li").all_text_contents() == [
@@ -228,7 +228,7 @@ def test_one_entry_of_the_catalogue_draws_a_chart(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
-def test_nothing_keeps_anybody_out(browser, monitor, scheme, width):
+def test_the_page_is_accessible_and_fits_the_window(browser, monitor, scheme, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     address, runs = monitor
     lines = history("learning-rate-high")

@@ -35,7 +35,7 @@ def losses(trainer) -> list[float]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """Losses of three steps, and the metrics of an evaluation after them, of a trainer that nobody touched."""
+    """Losses of three steps, and the metrics of an evaluation after them, of an unchanged trainer."""
     trainer = make(tmp_path_factory.mktemp("plain"))
     return losses(trainer), trainer.evaluate()
 

@@ -148,7 +148,7 @@ def test_a_disk_that_becomes_full_under_two_processes(workshop, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_whose_files_are_used_up(workshop, tmp_path):
+def test_a_disk_without_free_inodes(workshop, tmp_path):
     with small_disk(tmp_path / "disk", "8m", nr_inodes="45") as disk:
         outcome = train(workshop, disk / "run").end()
         saved = verify(checkpoints(disk / "run")[-1]).step
@@ -271,7 +271,7 @@ class Greedy(TrainerCallback):
 
 @pytest.mark.slow
 def test_of_two_processes_one_that_finds_no_memory(workshop, tmp_path):
-    """The kernel ends one; the other and the command end soon after, and say what happened."""
+    """The kernel ends one; the other and the command end soon after and report why."""
     words = ["train", str(workshop / "config.yaml"), "--output-dir", str(tmp_path / "run"), "--num-processes", "2"]
     with memory_group() as limit_memory, (tmp_path / "said").open("w", encoding="utf-8") as said:
         command = subprocess.Popen([*START, *words, "--max-steps", "300"], stderr=said, env=environment())

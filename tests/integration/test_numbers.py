@@ -256,7 +256,7 @@ def test_steps_that_are_skipped_push_no_good_checkpoint_out(tmp_path):
     assert [event["checkpoint"] for event in events(tmp_path, "rolled_back")] == ["checkpoint-5"]
 
 
-def test_a_damaged_checkpoint_is_passed_over_in_a_rollback(tmp_path, caplog):
+def test_a_damaged_checkpoint_is_skipped_in_a_rollback(tmp_path, caplog):
     def damage(model):
         spoil(model)
         (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"")
@@ -283,7 +283,7 @@ def test_the_second_time_the_run_stops_and_says_what_was_tried(tmp_path):
     assert not events(tmp_path, "end")
 
 
-def test_a_resumed_run_remembers_what_was_tried(tmp_path):
+def test_a_resumed_run_keeps_the_record_of_its_rollbacks(tmp_path):
     class Interrupted(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == 9

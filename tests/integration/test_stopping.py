@@ -275,7 +275,7 @@ def test_a_time_limit_leaves_room_for_a_step_and_a_save(tmp_path):
     verify(tmp_path / f"checkpoint-{trainer.state.global_step}")
 
 
-def test_a_run_whose_loading_takes_all_its_time_makes_a_step_all_the_same(tmp_path):
+def test_a_run_makes_one_step_even_when_loading_takes_all_its_time(tmp_path):
     with StopOnRequest(time_limit_s=60, started_at=time.monotonic() - 70) as stop:
         trainer = make_trainer(tmp_path, stop)
         trainer.train()

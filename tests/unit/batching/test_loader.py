@@ -74,7 +74,7 @@ def test_an_epoch_has_as_many_items_as_it_says_and_every_pair_once(lengths, shap
     assert len(seen) == len(set(seen)) == (len(tokens) // shape.pairs * shape.pairs if drop_last else len(tokens))
 
 
-def test_what_a_micro_batch_knows_of_itself_and_of_its_step():
+def test_counts_of_a_micro_batch_and_of_its_step():
     which = (MicroBatch((6, 2)), MicroBatch((1,), is_filler=True))
     item = BatchMaker(partial(forest_batch, nll_on="sequence"))(
         LoadedRows([[row(6), row(2)], [row(1)]], Assignment(which, 7, 80))

@@ -63,7 +63,7 @@ def test_a_folder_with_something_in_it_stays(tmp_path):
 def test_what_an_owner_that_was_killed_left_is_removed(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "_lock.json.7-abcd.partial").touch()
-    check_folder(tmp_path / "run", resume=False, overwrite=False)  # it is no data of somebody's
+    check_folder(tmp_path / "run", resume=False, overwrite=False)  # it is no user data
     with held(tmp_path / "run"):
         assert {file.name for file in (tmp_path / "run").iterdir()} == {"_lock", "_lock.json"}
     assert not (tmp_path / "run").exists()

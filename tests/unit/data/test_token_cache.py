@@ -1,4 +1,4 @@
-"""Tokens that are found again: only where nothing that decides on them has changed, and never a wrong file."""
+"""The token cache: a hit only where nothing that decides on the tokens has changed, and never a corrupt file."""
 
 import os
 import stat
@@ -192,7 +192,7 @@ class TestNotKept:
         prepare(ROWS[1:], pair_tokenizer())
         assert not folder.exists()
 
-    def test_caching_that_datasets_was_told_to_leave(self, folder, tokenized):
+    def test_caching_switched_off_in_datasets(self, folder, tokenized):
         prepare(ROWS, pair_tokenizer())
         datasets.disable_caching()
         try:
@@ -320,7 +320,7 @@ class TestTogether:
         assert len(made) == 1
         assert [file.name for file in folder.iterdir()] == ["key.tokens"]
 
-    def test_nobody_waits_for_ever(self, folder, monkeypatch):
+    def test_waiting_ends(self, folder, monkeypatch):
         monkeypatch.setattr(token_cache, "WAIT_S", 0.1)
         others = threading.Event()
 

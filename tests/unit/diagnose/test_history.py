@@ -13,7 +13,7 @@ def log_odds(**series) -> History:
     return builder.build()
 
 
-def test_log_odds_are_told_apart_by_their_values():
+def test_log_odds_are_distinguished_by_their_values():
     odds, sigmoid = [-0.2, 0.4, 1.0], [-0.8, -0.5, -0.3]
     swapped = log_odds(log_odds_ratio=odds, log_odds_chosen=sigmoid)
     assert swapped.get("log_odds_chosen").values.tolist() == odds

@@ -105,7 +105,7 @@ def test_a_large_file_takes_no_longer(tmp_path):
     assert time.perf_counter() - started < 2
 
 
-def test_files_are_told_by_what_they_hold_not_by_their_names(base):
+def test_files_are_recognised_by_their_content_not_by_their_names(base):
     files, _ = fingerprint(str(base))
     require_same_base("a", BaseRecord({"weights.safetensors": files["model.safetensors"]}), str(base))
     with pytest.raises(ModelError, match="differs"):

@@ -278,7 +278,7 @@ class TestTiedHead:
             add_adapter(model, LoraConfig(target_modules=["c_attn"], modules_to_save=["lm_head"]))
 
 
-def test_an_adapter_remembers_the_revision_of_its_base():
+def test_an_adapter_records_the_revision_of_its_base():
     model = tiny_model()
     model.revision = "v2"
     assert add_adapter(model, LoraConfig(target_modules="all-linear")).peft_config["default"].revision == "v2"

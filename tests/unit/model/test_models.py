@@ -65,7 +65,7 @@ class TestWhatComesBack:
         assert load_model(str(tmp_path), dtype="auto").dtype is torch.bfloat16
         assert torch.equal(load_model(str(tmp_path)).lm_head.weight, stored.lm_head.weight.float())
 
-    def test_it_bears_the_name_it_was_asked_for_by(self, folder):
+    def test_its_name_is_the_one_it_was_loaded_by(self, folder):
         model = load_model(str(folder))
         assert model.config._name_or_path == model.name_or_path == str(folder)
 

@@ -18,7 +18,7 @@ def test_a_half_written_line_waits_for_its_end(tmp_path):
     assert list(tail.new_lines()) == []
 
 
-def test_a_line_that_is_too_long_is_passed_over_even_while_it_grows(tmp_path):
+def test_a_line_that_is_too_long_is_skipped_even_while_it_grows(tmp_path):
     file = tmp_path / "lines"
     tail = Tail(file)
     file.write_bytes(b"a\n" + b"x" * (3 * MAX_LINE_BYTES))

@@ -27,8 +27,8 @@ def test_a_folder_of_runs_is_searched_one_deep_without_following_links(tmp_path)
     make_run(tmp_path / "elsewhere", line("start", 0))
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "runs" / "empty").mkdir()
-    (tmp_path / "runs" / "linked-diary").mkdir()
-    (tmp_path / "runs" / "linked-diary" / "events.jsonl").symlink_to(tmp_path / "elsewhere" / "events.jsonl")
+    (tmp_path / "runs" / "linked-log").mkdir()
+    (tmp_path / "runs" / "linked-log" / "events.jsonl").symlink_to(tmp_path / "elsewhere" / "events.jsonl")
     assert {path.name for path in find_runs(tmp_path / "runs")} == {"a", "b"}
     assert find_runs(tmp_path / "runs" / "a") == [tmp_path / "runs" / "a"]
 

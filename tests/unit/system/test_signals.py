@@ -41,7 +41,7 @@ def test_before_there_is_something_to_save_a_request_ends_the_process_at_once(nu
     assert (done.returncode, done.stdout, done.stderr) == (75, "", "")
 
 
-def test_the_first_request_is_remembered_and_told_and_its_copies_are_no_second():
+def test_the_first_request_is_kept_and_reported_and_its_copies_are_no_second():
     done = run("""
     with StopSignals() as stop:
         stop.remember(told.append)
@@ -113,7 +113,7 @@ def test_the_end_of_a_forked_process_is_no_request_and_handlers_are_put_back():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the sender of a signal cannot be known")
-def test_a_worker_ends_when_its_parent_says_so_and_at_nobody_elses_word():
+def test_a_worker_ends_only_at_a_signal_of_its_parent():
     done = run("""
     def work():
         signals.leave_stopping_to_parent()

@@ -1,4 +1,4 @@
-"""The picture of a run: what is drawn, where, and from which lines of the diary."""
+"""The picture of a run: what is drawn, where, and from which lines of the event log."""
 
 import re
 import xml.etree.ElementTree as ElementTree

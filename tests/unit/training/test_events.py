@@ -1,4 +1,4 @@
-"""The diary: every line stands alone, and none of them ends a run."""
+"""The event log: every line stands alone, and a failed write ends no run."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_a_line_behind_one_that_was_cut_off_stands_alone(tmp_path):
     assert (tmp_path / EVENTS_FILE).read_bytes().count(b"\n") == 3
 
 
-def test_a_run_folder_that_is_gone_costs_the_diary(tmp_path, caplog):
+def test_a_removed_run_folder_costs_only_the_event_log(tmp_path, caplog):
     append_event(tmp_path / "gone", "log", 1)
     assert "events.jsonl: not written (no such file or directory); the run goes on" in caplog.text
     assert not (tmp_path / "gone").exists()

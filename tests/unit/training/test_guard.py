@@ -66,12 +66,12 @@ def test_losses_that_are_all_alike_make_no_spike_of_rounding():
     assert guard.judge(2.02, True) is WARN
 
 
-def test_a_spike_is_told_once_and_the_next_one_again():
+def test_each_spike_is_reported_once():
     guard = quiet(StepJudge())
     assert [guard.judge(loss, True) for loss in (9, 9, 2, 9)] == [WARN, TRAIN, TRAIN, WARN]
 
 
-def test_one_mad_loss_does_not_blind_the_guard():
+def test_one_outlier_does_not_blind_the_guard():
     guard = quiet(StepJudge())
     assert guard.judge(1e9, True) is WARN
     quiet(guard, 20)
@@ -98,26 +98,26 @@ def test_spikes_are_ignored_where_that_was_asked_for():
 
 
 @given(steps, st.integers(1, 4), st.sampled_from(["warn", "skip", "ignore"]), st.integers(0, 300))
-def test_a_guard_that_is_stored_anywhere_goes_on_as_if_it_had_not_been(told, most, spikes, cut):
+def test_a_guard_that_is_saved_and_restored_goes_on_unchanged(losses, most, spikes, cut):
     whole = StepJudge(most, spikes)
-    expected = [whole.judge(*step) for step in told]
+    expected = [whole.judge(*step) for step in losses]
     first, second = StepJudge(most, spikes), StepJudge(most, spikes)
-    found = [first.judge(*step) for step in told[:cut]]
+    found = [first.judge(*step) for step in losses[:cut]]
     second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
-    assert found + [second.judge(*step) for step in told[cut:]] == expected
+    assert found + [second.judge(*step) for step in losses[cut:]] == expected
 
 
 @given(steps, st.integers(1, 4), st.sampled_from(["warn", "skip", "ignore"]))
-def test_what_is_not_finite_is_never_trained_on_and_never_remembered(told, most, spikes):
-    guard, in_a_row, ways_back = StepJudge(most, spikes), 0, 0
-    for loss, finite in told:
+def test_nan_or_infinite_losses_are_never_trained_on_nor_kept(losses, most, spikes):
+    guard, in_a_row, rollbacks = StepJudge(most, spikes), 0, 0
+    for loss, finite in losses:
         decision = guard.judge(loss, finite)
         assert (decision in (TRAIN, WARN)) <= finite
         assert all(0 <= old < inf for old in guard.state_dict()["losses"])
         assert len(guard.state_dict()["losses"]) <= WINDOW_STEPS
         in_a_row = 0 if finite or decision is ROLL_BACK else in_a_row + 1
-        assert (decision is STOP) == (not finite and ways_back > 0 and in_a_row >= most)
-        ways_back += decision is ROLL_BACK
-        assert ways_back <= 1
+        assert (decision is STOP) == (not finite and rollbacks > 0 and in_a_row >= most)
+        rollbacks += decision is ROLL_BACK
+        assert rollbacks <= 1
     if guard.usual() is not None:
         assert guard.usual().highest >= guard.usual().mean * (1 + 0.9e-3 * SIGMAS)

@@ -228,7 +228,7 @@ class StopAt(TrainerCallback):
         control.should_training_stop |= state.global_step == self._step
 
 
-def test_a_run_that_goes_on_still_knows_how_it_began(tmp_path):
+def test_a_resumed_run_keeps_its_first_evaluation(tmp_path):
     base = save_model(tmp_path / "base")
 
     def trainer(folder: Path, stop_at: int) -> ORPOTrainer:

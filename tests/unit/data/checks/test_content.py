@@ -105,5 +105,5 @@ def test_personal_data(text, kinds):
         ("user system assistant", "system message in the middle"),
     ],
 )
-def test_the_order_of_speakers(roles, fault):
+def test_the_order_of_roles(roles, fault):
     assert role_fault([{"role": role, "content": ""} for role in roles.split()]) == fault

@@ -31,7 +31,7 @@ def test_the_first_break_may_be_missing_and_an_answer_empty():
     assert turns("Human: Hi\n\nAssistant:") == [("user", "Hi"), ("assistant", "")]
 
 
-def test_two_turns_of_one_speaker_become_two_paragraphs():
+def test_two_turns_of_one_role_become_two_paragraphs():
     text = "\n\nHuman: Price?\n\nAssistant: One moment ...\n\nAssistant: About $50.\n\nAssistant: "
     assert turns(text) == [("user", "Price?"), ("assistant", "One moment ...\n\nAbout $50.")]
 

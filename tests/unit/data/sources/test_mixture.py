@@ -1,4 +1,4 @@
-"""Mixtures: whose rows, how many, in which order."""
+"""Mixtures: which rows, how many, in which order."""
 
 import json
 from collections import Counter

@@ -194,7 +194,7 @@ class TestTokenizers:
             assert model.tokenize(text) == tokenizer(text, add_special_tokens=False).input_ids
             assert model.metadata["general.name"] == "tiny (Phi-3)"
 
-    def test_of_other_models_whose_name_says_phi_3(self, folder, tmp_path):
+    def test_of_other_models_with_phi_3_in_their_name(self, folder, tmp_path):
         """llama.cpp goes by the name, and cannot open a file without the tokens that it expects of Phi-3."""
         assert safe_title("my-Phi3-run", byte_tokenizer()) == "my-phi_3-run"
         write_gguf(plan_conversion(folder, title="my-Phi3-run", source="tiny"), tmp_path / "a.gguf", "bf16")
