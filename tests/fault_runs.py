@@ -24,20 +24,15 @@ DAY_S = 86_400.0
 
 def save_config_with_dropout(folder: Path, **settings) -> Path:
     """Write a configuration, with its model and pairs, of a run with dropout that saves every two steps."""
-    return save_config(
-        folder / "config.yaml",
-        **SETTINGS,
-        model_name_or_path=str(save_model(folder / "model", attention_dropout=0.1)),
-        dataset_name=str(save_pairs(folder / "pairs.jsonl", count=24)),
-        test_split_size=0.25,
-        gradient_accumulation_steps=2,
-        disable_dropout=False,
-        save_steps=2,
-        logging_steps=3,
-        eval_strategy="steps",
-        eval_steps=3,
+    model = save_model(folder / "model", attention_dropout=0.1)
+    settings = {
+        "model_name_or_path": str(model),
+        "dataset_name": str(save_pairs(folder / "pairs.jsonl", 24)),
         **settings,
-    )
+    }
+    settings |= {"test_split_size": 0.25, "gradient_accumulation_steps": 2, "disable_dropout": False}
+    settings |= {"save_steps": 2, "logging_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
+    return save_config(folder / "config.yaml", **SETTINGS, **settings)
 
 
 @dataclass(frozen=True)

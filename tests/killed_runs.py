@@ -155,6 +155,5 @@ def tiny_gpt2() -> GPT2LMHeadModel:
     """Make a GPT-2 of two layers; its dropouts are 0.1 by default."""
     torch.manual_seed(0)
     ends = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257}
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=264, n_embd=16, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3, **ends)
-    )
+    sizes = {"vocab_size": 264, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}
+    return GPT2LMHeadModel(GPT2Config(**sizes, **ends))

@@ -95,9 +95,8 @@ def test_runs_lie_over_each_other_and_their_settings_are_compared(monitor, page)
     page.keyboard.press("2")
     page.wait_for_function(f"() => document.querySelector('#chart-rate .plot').data.length === {2 * alone}")
     page.get_by_role("heading", name="Settings: 1 differ").wait_for()
-    assert page.get_by_role("region", name="Settings that differ").locator("tbody th").all_text_contents() == [
-        "learning_rate"
-    ]
+    names = page.get_by_role("region", name="Settings that differ").locator("tbody th")
+    assert names.all_text_contents() == ["learning_rate"]
     page.keyboard.press("1")
     page.wait_for_function(f"() => document.querySelector('#chart-rate .plot').data.length === {alone}")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.activations import ACT2FN
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
@@ -38,22 +38,12 @@ from tests.tiny import SMALL, tiny_model
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 # Modules of a model of two layers that get a memory-saving forward: norms and MLPs.
 ARCHITECTURES = {
-    "llama": (5, 2),
-    "mistral": (5, 2),
-    "qwen2": (5, 2),
-    "qwen3": (9, 2),
-    "gemma": (5, 2),
-    "gemma2": (9, 2),
-    "gemma3_text": (13, 2),
-    "phi3": (5, 2),
-    "olmo2": (9, 2),
-    "granite": (5, 2),
-    "glm4": (9, 2),
-    "smollm3": (5, 2),
+    "llama": (5, 2), "mistral": (5, 2), "qwen2": (5, 2), "qwen3": (9, 2), "gemma": (5, 2), "gemma2": (9, 2),
+    "gemma3_text": (13, 2), "phi3": (5, 2), "olmo2": (9, 2), "granite": (5, 2), "glm4": (9, 2), "smollm3": (5, 2),
     "cohere2": (0, 2),  # a norm with a mean
     "starcoder2": (0, 0),  # LayerNorm, and an MLP without a gate
     "gpt2": (0, 0),  # and no nn.Linear but the head
-}
+}  # fmt: skip
 IDS = torch.arange(3, 27)[None]
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3)
 widths = st.integers(1, 40)
@@ -173,12 +163,7 @@ def assert_near(function, reference, inputs, grad):
 @given(shape=shapes, width=widths, seed=st.integers(0, 99))
 def test_gated_product(activation, dtype, shape, width, seed):
     gate, up, grad = random(*[(*shape, width)] * 3, seed=seed, dtype=dtype)
-    assert_near(
-        lambda gate, up: gated_product(gate, up, activation),
-        lambda gate, up: activation.value(gate) * up,
-        (gate, up),
-        grad,
-    )
+    assert_near(lambda g, u: gated_product(g, u, activation), lambda g, u: activation.value(g) * u, (gate, up), grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -573,8 +558,6 @@ def test_distributed_data_parallel(tmp_path):
 
 def test_4_bit_base(tmp_path):
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
     architecture("llama", hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path)
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
     base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, quantization_config=config)

@@ -249,12 +249,9 @@ def test_hyperparameter_search(tmp_path):
     pytest.importorskip("optuna")
     trainer = make(tmp_path, model_init=lambda: tiny_model(), is_encoder_decoder=False)
     best = trainer.hyperparameter_search(
-        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2)},
-        n_trials=2,
-        direction="minimize",
-        backend="optuna",
-        compute_objective=lambda metrics: metrics["eval_loss"],
-    )
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2)}, n_trials=2,
+        direction="minimize", backend="optuna", compute_objective=lambda metrics: metrics["eval_loss"],
+    )  # fmt: skip
     assert best.run_id in ("0", "1")
     assert 1e-4 <= best.hyperparameters["learning_rate"] <= 1e-2
 

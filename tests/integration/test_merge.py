@@ -235,9 +235,8 @@ def test_transformers_alone_loads_it_with_tokenizer_and_template(run, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(run / "merged")
     assert model.dtype is torch.bfloat16
     messages = [{"role": "user", "content": "Hi"}]
-    assert tokenizer.apply_chat_template(messages, tokenize=False) == tiny_tokenizer().apply_chat_template(
-        messages, tokenize=False
-    )
+    expected = tiny_tokenizer().apply_chat_template(messages, tokenize=False)
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == expected
     assert report.size_bytes == (run / "merged" / "model.safetensors").stat().st_size
     record = json.loads((run / "merged" / RECORD_FILE).read_text())
     assert record["written"]["kl"] == report.written.kl

@@ -1,7 +1,5 @@
 """What the documentation names exists: modules, files, links, and the table of rooms."""
 
-from __future__ import annotations
-
 import re
 from importlib.util import find_spec
 from pathlib import Path

@@ -165,9 +165,8 @@ def test_the_entries_of_a_response_are_its_tokens_each_after_the_one_before(pair
         entries = entries[:count]
         assert batch["target_E"][entries].tolist() == sequence[first:].tolist()
         assert ids[batch["position_E"][entries]].tolist() == sequence[first - 1 : -1].tolist()
-        assert batch["position_ids"][0, batch["position_E"][entries]].tolist() == list(
-            range(first - 1, len(sequence) - 1)
-        )
+        positions = batch["position_ids"][0, batch["position_E"][entries]].tolist()
+        assert positions == list(range(first - 1, len(sequence) - 1))
 
     for b, one in enumerate(rows):
         prompt = one["chosen_prompt_tokens"]

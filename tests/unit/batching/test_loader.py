@@ -76,9 +76,8 @@ def test_an_epoch_has_as_many_items_as_it_says_and_every_pair_once(lengths, shap
 
 def test_counts_of_a_micro_batch_and_of_its_step():
     which = (MicroBatch((6, 2)), MicroBatch((1,), is_filler=True))
-    item = BatchMaker(partial(forest_batch, nll_on="sequence"))(
-        LoadedRows([[row(6), row(2)], [row(1)]], Assignment(which, 7, 80))
-    )
+    rows = LoadedRows([[row(6), row(2)], [row(1)]], Assignment(which, 7, 80))
+    item = BatchMaker(partial(forest_batch, nll_on="sequence"))(rows)
     first, filler = item["micro_batches"]
     assert first["weight"].tolist() == [1, 1]
     assert filler["weight"].tolist() == [0]

@@ -256,9 +256,8 @@ class TestProcesses:
     @pytest.mark.parametrize("make", SOURCES[:2], ids=SOURCE_NAMES[:2])
     def test_same_tokens_and_account(self, make):
         rows = [text_row(n) for n in range(20)] + [SAME_ROW, NULL_ROW]
-        alone, together = (
-            prepare(make(rows), pair_tokenizer(), bad_rows="drop", num_proc=num_proc) for num_proc in (None, 2)
-        )
+        options = {"bad_rows": "drop"}
+        alone, together = (prepare(make(rows), pair_tokenizer(), **options, num_proc=n) for n in (None, 2))
         assert together.dataset.to_dict() == alone.dataset.to_dict()
         assert together.report == alone.report
 

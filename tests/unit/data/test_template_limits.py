@@ -13,10 +13,11 @@ from oddsmith.data.templates.limits import MAX_WORK, NODE_WORK, LimitReached
 from oddsmith.data.tokens.rendering import Renderer
 from oddsmith.errors import ModelError, RowError
 from oddsmith.inference.chat.backends import TransformersBackend
+from tests.pairs import assistant, user
 from tests.templates import CHAT_FORMATS
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer
 
-CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+CONVERSATION, REJECTED = [user("Hi"), assistant("Hello")], [user("Hi"), assistant("No")]
 TWICE = "{% for i in range(60) %}{% set ns.x = OF %}{% endfor %}{{ ns.x }}"
 
 GROWING = {
@@ -184,15 +185,13 @@ def test_what_templates_are_made_of_means_the_same(template):
 
 def test_a_row_under_such_a_template_stops_the_run_in_one_line():
     """Not as a row's refusal: `bad_rows: drop` would try it on every row of the dataset."""
-    pair = to_pair(
-        {"prompt": "p", "chosen": CONVERSATION, "rejected": [*CONVERSATION[:1], {**CONVERSATION[1], "content": "No"}]}
-    )
+    pair = to_pair({"prompt": "p", "chosen": CONVERSATION, "rejected": REJECTED})
     with pytest.raises(ModelError, match=r"chat template of .* beyond what a conversation needs; .*hostile"):
         Renderer(tiny_tokenizer(ENDLESS["loops in loops"])).render(pair)
 
 
 def test_what_a_template_may_not_call_is_a_refusal_in_its_words():
-    pair = to_pair({"chosen": CONVERSATION, "rejected": [*CONVERSATION[:1], {**CONVERSATION[1], "content": "No"}]})
+    pair = to_pair({"chosen": CONVERSATION, "rejected": REJECTED})
     with pytest.raises(RowError, match="refused by the chat template"):
         Renderer(tiny_tokenizer(REFUSED["padding"])).render(pair)
 

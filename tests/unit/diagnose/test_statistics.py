@@ -61,9 +61,8 @@ def test_the_confidence_interval_holds_the_true_change():
 
 
 def test_a_turn_is_found_where_it_is():
-    values = np.concatenate([np.linspace(3, 1, 30), np.linspace(1, 2, 30)]) + np.random.default_rng(0).normal(
-        0, 0.03, 60
-    )
+    noise = np.random.default_rng(0).normal(0, 0.03, 60)
+    values = np.concatenate([np.linspace(3, 1, 30), np.linspace(1, 2, 30)]) + noise
     found = reversal(series(values), upward=True)
     assert abs(found.step - 30) <= 4
     assert found.change == pytest.approx(1.0, abs=0.15)

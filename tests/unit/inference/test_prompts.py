@@ -8,6 +8,8 @@ from oddsmith.errors import DataError, RowError
 from oddsmith.inference.compare.prompts import read_prompts
 from tests.pairs import assistant, user
 
+SYSTEM = {"role": "system", "content": "S"}
+
 
 def read(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -27,10 +29,7 @@ def test_a_text_file_has_a_prompt_a_line(tmp_path):
     [
         ({"prompt": "Hi"}, [user("Hi")]),
         ({"key": 1000, "prompt": "Hi", "kwargs": [{}]}, [user("Hi")]),  # IFEval
-        (
-            {"prompt": [{"role": "system", "content": "S"}, user("Hi")]},
-            [{"role": "system", "content": "S"}, user("Hi")],
-        ),
+        ({"prompt": [SYSTEM, user("Hi")]}, [SYSTEM, user("Hi")]),
         ({"messages": [user("Hi"), assistant("Hello")]}, [user("Hi")]),
         ({"conversations": [{"from": "human", "value": "Hi"}]}, [user("Hi")]),
         ({"question": "Hi"}, [user("Hi")]),
@@ -75,7 +74,7 @@ def test_the_built_in_pairs_are_the_held_out_ones():
     [
         (
             {"text": "Hi"},
-            r"p.jsonl, row 0: no prompt: found the columns text; expected a pair, turns, or one of prompt,",
+            "p.jsonl, row 0: no prompt: found the columns text; expected a pair, turns, or one of prompt,",
         ),
         ({"prompt": " "}, r"p.jsonl, row 0: empty prompt"),
         ({"messages": [assistant("Hello")]}, "row 0: empty prompt"),

@@ -62,9 +62,8 @@ def test_unknown_models_have_no_transform(config):
     assert output_transform(config) is None
 
 
-BESIDE_DEFAULTS = {
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}}
-}
+WITHOUT_LAYER_INPUTS = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+BESIDE_DEFAULTS = {"gemma4_assistant": {"text_config": WITHOUT_LAYER_INPUTS}}
 
 
 def assignments_to_logits(model_type: str, class_name: str) -> list[str]:
@@ -81,9 +80,8 @@ def does_more_than_its_head(model_type: str, class_name: str) -> bool:
     hidden = r"\w+(\[\w+\]|\.\w+|\.to\([\w.=]+\))?"
     called = rf"self\.\w+\(({hidden}|self\.\w+\({hidden}\))\)(\.float\(\)|\.contiguous\(\))?"
     handed_on = r"\w*outputs?(\.logits|\[0\])"
-    return any(
-        not re.fullmatch(f"{called}|{handed_on}", made) for made in assignments_to_logits(model_type, class_name)
-    )
+    assigned = assignments_to_logits(model_type, class_name)
+    return any(not re.fullmatch(f"{called}|{handed_on}", made) for made in assigned)
 
 
 def test_no_causal_model_of_transformers_is_overlooked():

@@ -28,9 +28,8 @@ def reference_log_odds(model, tokens):
         mean = sum(logp[t - 1, ids[t]].item() for t in range(prompt_tokens, end)) / (end - prompt_tokens)
         return mean - math.log(1 - math.exp(mean))
 
-    return odds(tokens.chosen_ids, tokens.chosen_prompt_tokens, tokens.chosen_end) - odds(
-        tokens.rejected_ids, tokens.rejected_prompt_tokens, tokens.rejected_end
-    )
+    rejected = odds(tokens.rejected_ids, tokens.rejected_prompt_tokens, tokens.rejected_end)
+    return odds(tokens.chosen_ids, tokens.chosen_prompt_tokens, tokens.chosen_end) - rejected
 
 
 def test_the_model_prefers_what_the_formula_says():

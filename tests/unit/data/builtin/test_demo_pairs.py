@@ -71,9 +71,8 @@ def test_an_unknown_split_is_an_error_that_names_the_known_ones():
         demo_pairs("test")
 
 
-PROMPTS = [
-    [{"role": "user", "content": text}] for text in ("Hi", "What is a verb?", "Good night.", "Why?", "A longer one")
-]
+QUESTIONS = ("Hi", "What is a verb?", "Good night.", "Why?", "A longer one")
+PROMPTS = [[{"role": "user", "content": text}] for text in QUESTIONS]
 
 
 def test_replies_do_not_depend_on_the_batch():

@@ -7,6 +7,7 @@ from oddsmith.data.checks.catalogue import Check
 from oddsmith.data.checks.example import first_example
 from oddsmith.data.checks.survey import survey
 from oddsmith.data.checks.token_checks import REASONS
+from oddsmith.data.prepare import prepare
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.data.tokens.tokenized import DropReason
 from oddsmith.errors import ModelError
@@ -16,6 +17,7 @@ from tests.tiny import CHATML, ragged_pairs, tiny_tokenizer
 from tests.unit.data.checks.test_survey import chat
 
 HI = user("Hi")
+PLAIN = {"prompt": "a", "chosen": "b", "rejected": "c"}
 ENDLESS = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
 TRIMS = CHATML.replace("message['content']", "message['content'] | trim")
 
@@ -35,7 +37,7 @@ FAULTY = {
         MISTRAL.tokenizer(),
         None,
         None,
-        [chat(user("Hi"), user("Hello?")), chat({"role": "assistant", "content": "Hi"}, HI)],
+        [chat(HI, user("?")), chat(assistant("Hi"), HI)],
         [0, 1],
     ),
     catalogue.LOST_IN_TEMPLATE: (TRIMS, None, None, [chat(HI, chosen="Yes.", rejected="Yes. \n")], [0]),
@@ -45,13 +47,7 @@ FAULTY = {
     catalogue.PROMPT_CUT: (CHATML, 100, 50, [chat(user("long " * 20))] * 9, range(9)),
     catalogue.TURN_ENDS: (CHATML, None, None, [chat(HI), chat(HI, rejected="One<|im_end|> and two."), TOOL_TURNS], [1]),
     catalogue.NO_TURN_END: (ENDLESS, None, None, [chat(HI)], [0]),
-    catalogue.DOUBLE_BOS: (
-        CHATML,
-        None,
-        None,
-        [{"prompt": "<|im_start|><|im_start|>a", "chosen": "b", "rejected": "c"}],
-        [0],
-    ),
+    catalogue.DOUBLE_BOS: (CHATML, None, None, [PLAIN | {"prompt": "<|im_start|><|im_start|>a"}], [0]),
 }
 
 
@@ -81,7 +77,7 @@ def test_good_pairs_pass(check):
 @pytest.mark.parametrize("check", OF_TOKENS, ids=lambda check: check.name)
 def test_a_fault_is_found_at_its_rows(check):
     template, *limits, rows, at = FAULTY[check]
-    good = GOOD if check is not catalogue.NO_TURN_END else [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 60
+    good = GOOD if check is not catalogue.NO_TURN_END else [PLAIN] * 60
     found = finding_on(check, [*good, *rows], pair_tokenizer(template, *limits))
     assert found.rows == tuple(len(GOOD) + number for number in at)[:8]
     assert found.verdict != "pass"
@@ -102,15 +98,12 @@ def test_every_reason_to_drop_a_pair_is_known_to_a_check():
 
 
 def test_kept_and_left_out_are_those_of_the_training():
-    limit = 90
     rows = [
         *GOOD, *(fault for _, _, _, faulty, _ in FAULTY.values() for fault in faulty), *ragged_pairs(40),
         chat(HI, chosen=" "), chat(HI, rejected="It is blue on a clear day."),
     ]  # fmt: skip
-    tokens = pair_tokenizer(max_length=limit)
+    tokens = pair_tokenizer(max_length=90)
     found = survey(rows, processes=1, pair_tokenizer=tokens)
-    from oddsmith.data.prepare import prepare
-
     account = prepare(rows, tokens, bad_rows="drop").report
     assert found.kept == account.kept
     dropped = {row for numbers in account.dropped.values() for row in numbers}
@@ -140,10 +133,6 @@ def test_the_example_shows_what_is_learned():
 def test_the_example_without_a_tokenizer_is_the_row():
     example = first_example([{"no": "pair"}, chat(HI, chosen="Yes.", rejected="No.")], set())
     assert example is not None
-    assert (example.row, example.prompt, example.chosen, example.rejected) == (
-        1,
-        "Hi",
-        (("Yes.", True),),
-        (("No.", True),),
-    )
+    assert (example.row, example.prompt) == (1, "Hi")
+    assert (example.chosen, example.rejected) == ((("Yes.", True),), (("No.", True),))
     assert first_example(GOOD, range(60)) is None

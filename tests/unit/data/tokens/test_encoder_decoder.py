@@ -60,9 +60,8 @@ class TestEncoderDecoder:
 
     def test_cut_prompt_keeps_bos(self):
         tokenizer = tiny_tokenizer(None, bos="<s>", eos="</s>")
-        tokens = tokenize(
-            tokenizer, text_pair("<s>0123456789", "a", "b"), 8, max_prompt_length=4, is_encoder_decoder=True
-        )
+        pair, limits = text_pair("<s>0123456789", "a", "b"), {"max_prompt_length": 4, "is_encoder_decoder": True}
+        tokens = tokenize(tokenizer, pair, 8, **limits)
         assert tokenizer.decode(tokens.prompt_ids) == "<s>789"
 
     @pytest.mark.parametrize("answer", ["a", "a" * 30])
@@ -71,6 +70,5 @@ class TestEncoderDecoder:
         assert tokens.longest_tokens == 11
 
     def test_identical(self):
-        assert self.tokens(text_pair("Hi ", "same a", "same b"), max_completion_length=5)[0] == Dropped(
-            "identical answers after truncation"
-        )
+        dropped = Dropped("identical answers after truncation")
+        assert self.tokens(text_pair("Hi ", "same a", "same b"), max_completion_length=5)[0] == dropped

@@ -175,7 +175,7 @@ class TestWhereToCut:
         calls = []
         whole_call = type(tokenizer).__call__
         monkeypatch.setattr(
-            type(tokenizer), "__call__", lambda self, text, **k: calls.append(text) or whole_call(self, text, **k)
+            type(tokenizer), "__call__", lambda self, a, **k: calls.append(a) or whole_call(self, a, **k)
         )
         ids_of_pieces(tokenizer, [prompt, f"{prompt}Yes<|im_end|>\n", f"{prompt}No<|im_end|>\n"])
         (asked,) = calls
