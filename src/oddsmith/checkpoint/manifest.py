@@ -176,9 +176,9 @@ def _entry(path: Path, sync: bool = False) -> dict[str, Any]:
         return {"bytes": file.tell(), "sha256": digest}
 
 
-def _in_threads(work: Callable[[str], dict[str, Any]], names: Iterable[str]) -> Iterator[dict[str, Any]]:
+def _in_threads(work: Callable[[str], dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter lock
-        yield from pool.map(work, names)
+        return list(pool.map(work, names))
 
 
 def _read_entry(folder: Path, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ def test_a_single_flipped_bit_is_found(tmp_path_factory, place, bit):
     (folder / "model.safetensors").write_bytes(content)
     expected = f"{folder}: model.safetensors is damaged (its SHA-256 is not the one that was written)"
     assert refusal(folder) == expected
+
+
+def test_a_refusal_leaves_no_threads(folder):
+    (folder / "model.safetensors").write_bytes(bytes(5120))
+    before = threading.enumerate()
+    with pytest.raises(CheckpointError) as caught:
+        verify(folder)
+    assert set(threading.enumerate()) <= set(before), caught
 
 
 def test_a_missing_or_cut_file_is_named(folder):
