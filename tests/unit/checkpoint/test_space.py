@@ -115,7 +115,7 @@ class Sizes(TrainerCallback):
     [(10, None, 0, 10), (10, None, 4, 10), (10, 2, 0, 3), (10, 1, 0, 3), (10, 5, 0, 6), (2, 5, 0, 2), (10, 2, 2, 1)],
 )
 def test_how_many_checkpoints_lie_there_at_once(saves, limit, there, expected):
-    """One more than the limit, while the newest is written; and two whole ones always stay."""
+    """One more than the limit, while the newest is written; and two complete ones always stay."""
     assert checkpoints_at_once(saves, limit, there) == expected
 
 

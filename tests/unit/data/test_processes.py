@@ -78,14 +78,9 @@ def test_mistake_of_ours_is_shown(capfd):
     assert "a mistake of ours" in capfd.readouterr().err
 
 
-def test_may_be_left_early():
-    results = parallel_map(large, range(100), 2)
-    next(results)
-    results.close()
-
-
-def test_handler_of_the_caller_does_not_keep_processes_alive():
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+@pytest.mark.parametrize("handler", (signal.SIG_DFL, lambda *_: None), ids=("default", "own"))
+def test_may_be_left_early_whatever_handler_of_signals_the_caller_has(handler):
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         results = parallel_map(large, range(100), 2)
         next(results)

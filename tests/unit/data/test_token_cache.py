@@ -270,11 +270,10 @@ class TestDamage:
 
 
 class TestNoPlace:
-    def test_cache_is_a_file(self, tmp_path):
-        (tmp_path / "cache").write_text("")
+    def test_cache_or_its_folder_of_tokens_is_a_file(self, folder):
+        folder.parent.write_text("")
         assert prepare(ROWS, pair_tokenizer()).report.kept == MIN_ROWS - 1
-
-    def test_folder_of_tokens_is_a_file(self, folder):
+        folder.parent.unlink()
         folder.parent.mkdir()
         folder.write_text("")
         assert cached("key", table) == table()

@@ -99,9 +99,8 @@ def test_without_a_chat_template_the_texts_are_continued():
 
 def test_what_the_template_refuses_leaves_the_conversation_as_it_was():
     tokenizer = GEMMA.tokenizer()
-    chat = Conversation(
-        TransformersBackend("tiny", tiny_model(vocab_size=len(tokenizer)), tokenizer), Sampling(None, 4)
-    )
+    backend = TransformersBackend("tiny", tiny_model(vocab_size=len(tokenizer)), tokenizer)
+    chat = Conversation(backend, Sampling(None, 4))
     chat.system = "Be kind."
     with pytest.raises(ModelError, match=r"tiny: its chat template refuses .*: System role not supported"):
         chat.ask("Hi")

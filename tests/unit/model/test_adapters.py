@@ -187,9 +187,8 @@ class TestAddAdapter:
     )
     def test_each_kind_merges_to_what_was_trained(self, flags):
         torch.manual_seed(0)
-        model = add_adapter(
-            tiny_model(), get_peft_config(ModelConfig(use_peft=True, lora_r=4, lora_dropout=0.0, **flags))
-        )
+        config = get_peft_config(ModelConfig(use_peft=True, lora_r=4, lora_dropout=0.0, **flags))
+        model = add_adapter(tiny_model(), config)
         trained = train(model)
         exact = copy.deepcopy(model).double()
         exact_logits = exact(IDS).logits

@@ -17,6 +17,7 @@ BAD = {
     "x" * 300: "is longer than 240 bytes", "ä" * 130: "is longer than 240 bytes",
     "/".join(["abcdefghi"] * 500): "is longer than 3,800 bytes",
 }  # fmt: skip
+SOMETHING = {**SETTINGS, "model_name_or_path": "m", "dataset_name": "p"}
 GOOD = ["run", "run.", "con", "runs/a-b.c", "../run", "/tmp/run", ".hidden", "null", "läuft", "a b", "~/runs/a", "v1.0"]
 
 
@@ -34,9 +35,7 @@ def test_good_names(name):
 @pytest.mark.parametrize("name", [name for name in BAD if "\0" not in name])
 def test_the_command_writes_nothing(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
-    config = save_config(
-        tmp_path / "config.yaml", **SETTINGS, model_name_or_path="m", dataset_name="p", output_dir=name
-    )
+    config = save_config(tmp_path / "config.yaml", **SOMETHING, output_dir=name)
     outcome = run_here(capsys, "train", config)
     assert outcome.code == 2
     assert len(outcome.err.strip().splitlines()) < 30
@@ -49,9 +48,8 @@ def test_folders_that_hold_something_else_are_left_alone(tmp_path, monkeypatch, 
     inside.mkdir()
     monkeypatch.chdir(inside)
     save_model(inside / "model")
-    config = save_config(
-        inside / "c.yaml", **SETTINGS, model_name_or_path="model", dataset_name=str(save_pairs(inside / "p.jsonl"))
-    )
+    pairs = str(save_pairs(inside / "p.jsonl"))
+    config = save_config(inside / "c.yaml", **SETTINGS, model_name_or_path="model", dataset_name=pairs)
     before = sorted(tmp_path.rglob("*"))
     for flags in ((), ("--overwrite-output-dir",)):
         outcome = run_here(capsys, "train", config, "--output-dir", name, *flags)
@@ -72,13 +70,13 @@ def test_exports(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_home_folder_is_meant_by_its_sign(tmp_path, monkeypatch, capsys):
+def test_a_tilde_means_the_home_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "home" / "run"
     run.mkdir(parents=True)
     (run / "notes").write_text("mine")
-    config = save_config(tmp_path / "c.yaml", **SETTINGS, model_name_or_path="m", dataset_name="p", output_dir="~/run")
+    config = save_config(tmp_path / "c.yaml", **SOMETHING, output_dir="~/run")
     outcome = run_here(capsys, "train", config)
     assert "is not empty and holds no run" in " ".join(outcome.err.split())
     assert not Path("~").exists()
@@ -86,9 +84,7 @@ def test_the_home_folder_is_meant_by_its_sign(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["../up", "-x/y", "a/b/c", "a b", "x" * 200, "a/.."])
 def test_names_of_repositories(tmp_path, capsys, name):
-    config = save_config(
-        tmp_path / "c.yaml", **SETTINGS, model_name_or_path="m", dataset_name="p", output_dir=str(tmp_path / "r")
-    )
+    config = save_config(tmp_path / "c.yaml", **SOMETHING, output_dir=str(tmp_path / "r"))
     outcome = run_here(capsys, "train", config, f"--hub-model-id={name}", "--push-to-hub")
     assert outcome.code == 2
     assert "hub_model_id" in outcome.err

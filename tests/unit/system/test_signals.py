@@ -24,15 +24,11 @@ def hear(number):
 
 def run(code: str, *words: str) -> subprocess.CompletedProcess:
     """Run a program in a process of its own, without torch."""
-    program = HEAD + textwrap.dedent(code)
     # A shell starts what runs in the background with some signals ignored; a terminal does not.
     return subprocess.run(
-        [sys.executable, "-c", program, *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
+        [sys.executable, "-c", HEAD + textwrap.dedent(code), *words], capture_output=True, text=True, timeout=60,
         preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS],
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)

@@ -23,9 +23,8 @@ def test_a_full_disk_costs_a_line_and_not_the_run(tmp_path, caplog):
     append_event(tmp_path, "log", 4)
     append_event(tmp_path, "log", 5)
     assert [event["step"] for event in read_events(tmp_path)] == [1, 4, 5]
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / EVENTS_FILE}: not written (file too large); the run goes on, and its event log has a gap"
-    ]
+    message = f"{tmp_path / EVENTS_FILE}: not written (file too large); the run goes on, and its event log has a gap"
+    assert [record.getMessage() for record in caplog.records] == [message]
 
 
 def test_a_line_behind_one_that_was_cut_off_stands_alone(tmp_path):

@@ -245,9 +245,8 @@ def test_a_resumed_run_keeps_its_first_evaluation(tmp_path):
 
 
 def test_answers_of_the_untrained_model_are_there_without_an_evaluation_before(tmp_path):
-    folder = train_run(
-        save_model(tmp_path / "base"), tmp_path / "run", eval_strategy="steps", eval_steps=2, generate_during_eval=True
-    )
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "generate_during_eval": True}
+    folder = train_run(save_model(tmp_path / "base"), tmp_path / "run", **settings)
     events = read_events(folder)
     answered = [event for event in events if event["event"] == "samples"]
     assert [event["step"] for event in answered][:2] == [0, 2]

@@ -98,9 +98,8 @@ class TestTruncation:
             return
         for side in ("chosen", "rejected"):
             ids, prompt_tokens, end = (getattr(tokens, f"{side}_{name}") for name in ("ids", "prompt_tokens", "end"))
-            whole_ids, whole_prompt, whole_end = (
-                getattr(whole, f"{side}_{name}") for name in ("ids", "prompt_tokens", "end")
-            )
+            names = ("ids", "prompt_tokens", "end")
+            whole_ids, whole_prompt, whole_end = (getattr(whole, f"{side}_{name}") for name in names)
             assert 1 <= prompt_tokens < end <= len(ids) <= max_length
             assert ids[0] == whole_ids[0]
             assert ids[1:prompt_tokens] == whole_ids[whole_prompt - prompt_tokens + 1 : whole_prompt]

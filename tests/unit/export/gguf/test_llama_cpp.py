@@ -192,20 +192,16 @@ class TestBrokenFiles:
         finally:
             tracemalloc.stop()
 
-    def test_of_another_kind(self, tmp_path):
-        (tmp_path / "text.gguf").write_text("no model at all")
-        with pytest.raises(ModelError, match="is no GGUF file"):
-            GgufModel(tmp_path / "text.gguf")
-
-    def test_that_are_not_there(self, tmp_path):
+    def test_of_another_kind_or_architecture_or_missing(self, file, tmp_path):
+        path = tmp_path / "other.gguf"
         with pytest.raises(ModelError, match="no file is there"):
-            GgufModel(tmp_path / "nothing.gguf")
-
-    def test_of_an_architecture_that_llama_cpp_does_not_know(self, file, tmp_path):
-        content = file.read_bytes().replace(b"llama", b"lhama")
-        (tmp_path / "other.gguf").write_bytes(content)
+            GgufModel(path)
+        path.write_text("no model at all")
+        with pytest.raises(ModelError, match="is no GGUF file"):
+            GgufModel(path)
+        path.write_bytes(file.read_bytes().replace(b"llama", b"lhama"))
         with pytest.raises(ModelError, match="unknown model architecture: 'lhama'"):
-            GgufModel(tmp_path / "other.gguf")
+            GgufModel(path)
 
 
 def test_threads_are_as_many_as_the_other_libraries_may_have(monkeypatch):
