@@ -80,9 +80,8 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert outcome.code == 2
     assert "Did you mean 'train'?" in outcome.err
     assert "Did you mean" not in run_here(capsys, "xyzzy").err
-    assert run_here(capsys, "data", "chek").err == (
-        "error: No such command 'chek'. Did you mean 'check'? `oddsmith --help` lists the commands and flags.\n"
-    )
+    message = "No such command 'chek'. Did you mean 'check'? `oddsmith --help` lists the commands and flags."
+    assert run_here(capsys, "data", "chek").err == f"error: {message}\n"
     assert run_here(capsys, "--foo") == (
         2,
         "",

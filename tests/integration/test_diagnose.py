@@ -94,9 +94,8 @@ def test_it_answers_without_torch():
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "sys.exit(', '.join({'torch', 'transformers', 'datasets', 'peft'} & set(sys.modules)) or None)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(HISTORIES / "good-small.jsonl")], capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, "-c", code, str(HISTORIES / "good-small.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("healthy")
 
@@ -128,9 +127,8 @@ def test_a_finding_is_reported_once_while_training_and_logged(tmp_path):
 
 
 def test_an_evaluation_alone_is_not_judged(tmp_path, caplog):
-    trainer = ORPOTrainer(
-        tiny_model(), args=settings(tmp_path), eval_dataset=ragged_pairs(8), processing_class=tiny_tokenizer()
-    )
+    held_out = {"eval_dataset": ragged_pairs(8), "processing_class": tiny_tokenizer()}
+    trainer = ORPOTrainer(tiny_model(), args=settings(tmp_path), **held_out)
     trainer.evaluate()
     assert not [event for event in read_events(tmp_path) if event["event"] == "finding"]
 

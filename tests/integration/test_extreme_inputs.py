@@ -133,9 +133,8 @@ def long_rows(tokens: int) -> list[dict[str, str]]:
 
 def train_on_long_responses(folder: Path, tokens: int, path: str) -> int:
     """Memory that it takes at most, beyond what is there before, MiB."""
-    model = tiny_model(
-        num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=tokens + 64
-    )
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    model = tiny_model(**sizes, max_position_embeddings=tokens + 64)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     lines = run(
         folder, long_rows(tokens), model, max_length=tokens + 64, max_steps=1, prefix_forest=path == "forest",

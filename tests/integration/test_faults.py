@@ -78,9 +78,8 @@ def test_a_disk_that_is_full_already(workshop, tmp_path):
         (disk / "filler").write_bytes(bytes(60_000))
         outcome = train(workshop, disk / "run").end()
         assert outcome.code == 2
-        assert outcome.err == (
-            f"error: output_dir {disk}/run: cannot be written (no space left on device); choose another output_dir\n"
-        )
+        message = f"output_dir {disk}/run: cannot be written (no space left on device); choose another output_dir"
+        assert outcome.err == f"error: {message}\n"
 
 
 def test_a_disk_with_no_room_for_a_checkpoint_and_the_model(workshop, tmp_path):
@@ -104,9 +103,8 @@ def test_a_disk_that_may_not_be_written(workshop, tmp_path):
 def test_a_limit_on_the_size_of_files_that_is_too_low_from_the_start(workshop, tmp_path):
     outcome = train(workshop, tmp_path / "run", machine=Machine({resource.RLIMIT_FSIZE: 80_000})).end()
     assert outcome.code == 2
-    assert (
-        "kB will be saved, and no file may become larger than 80 kB here; raise that limit (ulimit -f)" in outcome.err
-    )
+    message = "kB will be saved, and no file may become larger than 80 kB here; raise that limit (ulimit -f)"
+    assert message in outcome.err
 
 
 # ---- While it runs

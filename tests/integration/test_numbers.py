@@ -227,9 +227,8 @@ def test_after_too_many_in_a_row_the_run_rolls_back_once_and_its_data_goes_on(pe
     assert logged(caplog)[-1] == "step 8: went back to the weights of checkpoint-4"
     saved = sorted(folder.name for folder in (tmp_path / "run").glob("checkpoint-*"))
     assert saved == ["checkpoint-10", "checkpoint-2", "checkpoint-4", "checkpoint-8"]  # none between skipped steps
-    reference = trainer_of(
-        tmp_path / "ref", rows[:8] + rows[16:], peft=adapter and LoraConfig(**peft), **{**SAVING, "max_steps": 6}
-    )
+    options = {**SAVING, "max_steps": 6, "peft": adapter and LoraConfig(**peft)}
+    reference = trainer_of(tmp_path / "ref", rows[:8] + rows[16:], **options)
     reference.train()
     assert_same_weights(trainer, reference)
     assert lines(trainer)[-2:] == lines(reference)[-2:]
@@ -268,9 +267,8 @@ def test_a_damaged_checkpoint_is_skipped_in_a_rollback(tmp_path, caplog):
 
 
 def test_the_second_time_the_run_stops_and_says_what_was_tried(tmp_path):
-    trainer = trainer_of(
-        tmp_path, ragged_pairs(40, seed=3), callbacks=[At(5, spoil), At(11, spoil)], **{**SAVING, "max_steps": 20}
-    )
+    options = {**SAVING, "max_steps": 20, "callbacks": [At(5, spoil), At(11, spoil)]}
+    trainer = trainer_of(tmp_path, ragged_pairs(40, seed=3), **options)
     with pytest.raises(
         NonFiniteError,
         match=r"^step 14: log-probabilities are NaN or infinite for dataset rows 26, 27, the last of 3 in a row, as"

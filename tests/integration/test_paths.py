@@ -171,9 +171,8 @@ def test_a_compiled_model_agrees(tmp_path, monkeypatch):
 def test_they_agree_in_bfloat16_within_its_rounding(tmp_path):
     """As LoRA runs where the hardware multiplies bf16: a frozen bf16 base, a float32 adapter, autocast."""
     settings = {"peft": lora(), "bf16": True, "learning_rate": 0.01}
-    packed, padded = (
-        run(tmp_path / str(on), tiny_model(dtype=torch.bfloat16), prefix_forest=on, **settings) for on in (True, False)
-    )
+    models = [tiny_model(dtype=torch.bfloat16) for _ in range(2)]
+    packed, padded = (run(tmp_path / str(on), models[on], prefix_forest=on, **settings) for on in (True, False))
     assert packed.trainer.path.name == "prefix forest"
     for line, other in zip(packed.lines[:-1], padded.lines[:-1], strict=True):
         for name in ("nll_loss", "or_loss", "logps/chosen", "logps/rejected", "grad_norm"):

@@ -23,9 +23,8 @@ PLANTED = {
 def run(folder, *words) -> subprocess.CompletedProcess:
     """The command with secrets in its environment."""
     secret = {"HF_TOKEN": ENVIRONMENT, "HUGGING_FACE_HUB_TOKEN": ENVIRONMENT, "WANDB_API_KEY": TRACKER}
-    return subprocess.run(
-        [*START, *map(str, words)], capture_output=True, cwd=folder, timeout=200, env={**environment(), **secret}
-    )
+    command, variables = [*START, *map(str, words)], {**environment(), **secret}
+    return subprocess.run(command, capture_output=True, cwd=folder, timeout=200, env=variables)
 
 
 def found_in(data: bytes) -> list[str]:

@@ -55,9 +55,8 @@ def adapter(tmp_path) -> Path:
 @contextmanager
 def served(model: Path, port: int) -> Iterator[subprocess.Popen]:
     """Run the command until the end of the block, which begins as soon as the command says that it serves."""
-    process = subprocess.Popen(
-        [*START, "serve", str(model), "--port", str(port)], stderr=subprocess.PIPE, text=True, env=environment()
-    )
+    command = [*START, "serve", str(model), "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     try:
         process.said = []
         for line in process.stderr:

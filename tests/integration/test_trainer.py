@@ -216,9 +216,8 @@ def test_an_encoder_is_refused(tmp_path):
 
 def test_encoder_decoder_models_train_on_the_plain_path(tmp_path):
     torch.manual_seed(0)
-    model = AutoModelForSeq2SeqLM.from_config(
-        T5Config(vocab_size=264, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=257)
-    )
+    sizes = {"vocab_size": 264, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    model = AutoModelForSeq2SeqLM.from_config(T5Config(**sizes, decoder_start_token_id=257))
     rows = ragged_pairs(4)
     run = trainer(tmp_path, model=model, train=rows, max_steps=25, per_device_train_batch_size=4, learning_rate=3e-2)
     before = run.evaluate(rows)
