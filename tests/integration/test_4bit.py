@@ -147,7 +147,7 @@ def test_only_the_quantised_weights_change_their_type(folder):
 
 
 def test_pissa_is_refused(folder):
-    message = "init_lora_weights='pissa' takes the adapter's start out of the base's weights"
+    message = "init_lora_weights='pissa' subtracts the adapter's initial value from the base's weights"
     with pytest.raises(ModelError, match=message):
         four_bit_model(folder, init_lora_weights="pissa")
 
