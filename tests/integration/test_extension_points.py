@@ -260,3 +260,8 @@ def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ORPOConfig, "n_gpu", property(lambda args: 2))
     with pytest.raises(ConfigError, match=r"sees 2 GPUs.*--num-processes 2.*CUDA_VISIBLE_DEVICES=0"):
         make(tmp_path)
+
+
+def test_a_cpu_is_not_warned_of_pinned_memory(tmp_path, recwarn):
+    make(tmp_path, use_cpu=False).train()
+    assert not [warning for warning in recwarn if "pin_memory" in str(warning.message)]

@@ -243,7 +243,8 @@ class ORPOTrainer(TransformersAdapter):
             path.measure,
             {
                 "num_workers": args.dataloader_num_workers,
-                "pin_memory": args.dataloader_pin_memory,
+                # torch warns where nothing could copy from pinned memory.
+                "pin_memory": args.dataloader_pin_memory and torch.accelerator.is_available(),
                 "persistent_workers": args.dataloader_persistent_workers,
                 "prefetch_factor": args.dataloader_prefetch_factor,
             },
