@@ -123,11 +123,6 @@ class CheckpointManager:
             if (step_of(later) or 0) > saved.step:
                 logger.warning("%s is newer than where this run goes on; it was moved to %s", later, set_aside(later))
 
-    @property
-    def is_resumed(self) -> bool:
-        """Whether this training continues from a checkpoint."""
-        return self._resumed is not None
-
     def restore_part(self, name: str) -> None:
         """Continue one part of the trainer from the checkpoint, once."""
         if self._resumed is not None and name not in self._restored:

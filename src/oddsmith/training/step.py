@@ -170,8 +170,11 @@ class Stepper:
 
     def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
         """Make micro-batches of as many tokens as before, unless that number was not chosen automatically."""
-        path, before = self.path, state["max_tokens"]
-        if before is None or path.max_tokens in (None, before) or not self._is_automatic:
+        before = state["max_tokens"]
+        if before is None or not self._is_automatic:
+            return
+        path = self.path  # choosing it takes a check of the model
+        if path.max_tokens in (None, before):
             return
         if path.max_tokens < before / 2:
             logger.warning(

@@ -255,8 +255,8 @@ class ORPOTrainer(TransformersAdapter):
         if self.train_dataset is None:
             raise ConfigError("train_dataset is missing; give the pairs to train on")
         args = self.args
-        if self.is_in_train and self.checkpoints.is_resumed:
-            self.checkpoints.restore_part("layout")
+        if self.is_in_train:
+            self.checkpoints.restore_part("layout")  # nothing, unless the run is resumed
         path = self.path if self.is_in_train else self.padded_path
         factory = self._loaders(
             path, self.train_dataset, self.pairs_per_micro_batch, accumulation=args.gradient_accumulation_steps
