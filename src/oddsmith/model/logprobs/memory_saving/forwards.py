@@ -74,10 +74,10 @@ def lora_forward(layer: Any) -> Forward | None:
     adapter = only_adapter(layer) if plain or kind == "peft.tuners.lora.bnb.Linear4bit" else None
     if adapter is None:
         return None
-    base, A, B, x, grad = _random((6, 8), (2, 8), (6, 2), (3, 8), (3, 6))
+    base, bias, A, B, x, grad = _random((6, 8), (6,), (2, 8), (6, 2), (2, 3, 8), (2, 3, 6))
     probe: Any = _small_copy(
         layer,
-        base_layer=_linear_of(base),
+        base_layer=_linear_of(base, bias if layer.base_layer.bias is not None else None),
         lora_A=nn.ModuleDict({adapter: _linear_of(A)}),
         lora_B=nn.ModuleDict({adapter: _linear_of(B)}),
         lora_dropout=nn.ModuleDict(),
@@ -133,10 +133,11 @@ def _random(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, generator=generator, device="cpu") for shape in shapes]
 
 
-def _linear_of(weight_OD: Tensor) -> nn.Linear:
+def _linear_of(weight_OD: Tensor, bias_O: Tensor | None = None) -> nn.Linear:
     outputs, inputs = weight_OD.shape
     layer = nn.Linear(inputs, outputs, bias=False, device="meta")
     layer.weight = nn.Parameter(weight_OD)
+    layer.bias = None if bias_O is None else nn.Parameter(bias_O)
     return layer
 
 

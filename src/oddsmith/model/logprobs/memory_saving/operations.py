@@ -244,14 +244,19 @@ def linear(x: Tensor, weights: Weights, dtype: torch.dtype) -> Tensor:
 
     Source: Hu et al., LoRA, arXiv 2106.09685, Eq. 3.
     """
-    return _Linear.apply(x, *weights, dtype)
+    y_NO = _Linear.apply(x, *weights, dtype)
+    # Shaped out here: a view that a Function returns may not be written to, as OLMo does (clamp_ of q, k and v).
+    return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
 
 
 def add_branch(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
-    """Add the LoRA branch s (x A^T) B^T to y [..., O], the product of another library, in place.
+    """Add the LoRA branch s (x A^T) B^T to y [..., O], the product of another library; x [..., D] has y's dtype.
 
-    y is contiguous and x [..., D] has its dtype.
+    It is added in place, unless y is a view: the product of a layer with a bias is a view that bitsandbytes' Function
+    returns, and autograd forbids writing to that.
     """
+    if y._is_view() or not y.is_contiguous():
+        y = y.clone(memory_format=torch.contiguous_format)
     return _Branch.apply(y, x, lora_A, lora_B, scaling)
 
 
@@ -274,16 +279,16 @@ class _Linear(torch.autograd.Function):
             inner_NR = x_ND @ lora_A.to(dtype).t()
             # Accumulated by the matrix product itself: no further pass over [N, O].
             y_NO.addmm_(inner_NR, _scaled_B(lora_B, scaling, dtype).t())
-        ctx.dtype, ctx.x_dtype, ctx.scaling = dtype, x.dtype, scaling
+        ctx.dtype, ctx.x_dtype, ctx.x_shape, ctx.scaling = dtype, x.dtype, x.shape, scaling
         _save(ctx, x, inner_NR, base, bias, lora_A, lora_B, needs_x=ctx.needs_input_grad[1] or ctx.needs_input_grad[3])
-        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
+        return y_NO
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
         """With v = s dY B:  dX = dY W + v A,  dW = dY^T x,  db = sum of dY,  dA = v^T x,  dB = s dY^T (x A^T)."""
         x_ND, inner_NR, base, bias, lora_A, lora_B = _saved(ctx)
-        grad_NO = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
+        grad_NO = grad_NO.to(ctx.dtype)
         need_x, need_base, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
         grad_x = grad_NO @ base.to(ctx.dtype) if need_x else None
         grad_base = (grad_NO.t() @ x_ND).to(base.dtype) if need_base else None
@@ -298,7 +303,7 @@ class _Linear(torch.autograd.Function):
             if need_B:
                 grad_B = (grad_NO.t() @ inner_NR).to(lora_B.dtype).mul_(ctx.scaling)
         if grad_x is not None:
-            grad_x = grad_x.view(*grad.shape[:-1], grad_x.shape[-1]).to(ctx.x_dtype)
+            grad_x = grad_x.view(ctx.x_shape).to(ctx.x_dtype)
         return grad_x, grad_base, grad_bias, grad_A, grad_B, None, None
 
 
