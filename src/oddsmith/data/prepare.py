@@ -33,7 +33,7 @@ from .sources.loading import rows_of_columns
 from .token_cache import cached, token_key
 from .tokens.pair_tokenizer import PairTokenizer
 from .tokens.rendering import RenderedPair
-from .tokens.tokenized import Dropped, TokenizedPair
+from .tokens.tokenized import OF_TEMPLATE, Dropped, TokenizedPair
 
 BATCH_ROWS = 500
 ROWS_PER_PROCESS = 2_000  # a second of work; starting a process takes up to 0.05 s
@@ -114,7 +114,8 @@ def prepare(
     if report.kept < minimum:
         found = f"{counted(report.kept, 'usable pair')} in {counted(report.rows, 'row')}"
         dropped = f" (dropped {report.dropped_in_words()})" if report.dropped else ""
-        raise DataError(f"{source}: {found}{dropped}; expected at least {minimum}")
+        fix = "; set a chat template that renders them" if set(OF_TEMPLATE) & set(report.dropped) else ""
+        raise DataError(f"{source}: {found}{dropped}; expected at least {minimum}{fix}")
     return PreparedData(_dataset(table.replace_schema_metadata(None)), report)
 
 
@@ -208,7 +209,7 @@ def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | N
             tables.append(table)
             report.add(part)
             progress.update(part.rows)
-    numbers = {name: getattr(report, name) for name in ("rows", "kept", "dropped", "cut", "longest_tokens")}
+    numbers = {name: getattr(report, name) for name in ("rows", "kept", "dropped", "cut", "left_out", "longest_tokens")}
     return pa.concat_tables(tables).replace_schema_metadata({REPORT: json.dumps(numbers)})
 
 

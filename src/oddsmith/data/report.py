@@ -24,6 +24,8 @@ class DataReport:
     dropped: dict[str, list[int]] = field(default_factory=dict)  # numbers of the rows left out, by reason
     # Numbers of the kept rows that lost tokens, by side: ``"prompt"``, ``"chosen"``, ``"rejected"``
     cut: dict[str, list[int]] = field(default_factory=dict)
+    # Numbers of the kept rows of which the chat template leaves something out, by what that is
+    left_out: dict[str, list[int]] = field(default_factory=dict)
     longest_tokens: int = 0  # tokens of the longest kept sequence, after cutting (encoder-decoder: of the encoder's)
 
     def count(self, row: int, outcome: TokenizedPair | Dropped) -> None:
@@ -34,15 +36,17 @@ class DataReport:
             return
         self.kept += 1
         self.longest_tokens = max(self.longest_tokens, outcome.longest_tokens)
-        for side in outcome.cut_sides:
-            self.cut.setdefault(side, []).append(row)
+        for lists, names in ((self.cut, outcome.cut_sides), (self.left_out, outcome.left_out)):
+            for name in names:
+                lists.setdefault(name, []).append(row)
 
     def add(self, part: DataReport) -> None:
         """Add the counts of the rows after these."""
         self.rows += part.rows
         self.kept += part.kept
         self.longest_tokens = max(self.longest_tokens, part.longest_tokens)
-        for lists, more in ((self.dropped, part.dropped), (self.cut, part.cut)):
+        both = ((self.dropped, part.dropped), (self.cut, part.cut), (self.left_out, part.left_out))
+        for lists, more in both:
             for name, rows in more.items():
                 lists.setdefault(name, []).extend(rows)
 
@@ -61,6 +65,7 @@ class DataReport:
         dropped = f", {self.dropped_rows:,} dropped" if self.dropped else ""
         lines = [f"{self.source}: {counted(self.rows, 'row')}{read} ({self.format}), {self.kept:,} kept{dropped}"]
         lines += [f"  dropped {len(rows):,}: {reason} ({named_rows(rows)})" for reason, rows in self._reasons()]
+        lines += [f"  {text}" for text in self.warnings()]
         if self.cut:
             sides = [f"{len(self.cut[side]):,} {side}" for side in ("prompt", "chosen", "rejected") if side in self.cut]
             limit = f" to fit max_length {self.max_length}" if self.max_length is not None else ""
@@ -69,6 +74,13 @@ class DataReport:
             limit = f" of {self.max_length:,} allowed" if self.max_length is not None else ""
             lines.append(f"  longest sequence: {counted(self.longest_tokens, 'token')}{limit}")
         return lines
+
+    def warnings(self) -> list[str]:
+        """Return in sentences what the chat template leaves out of the kept rows."""
+        return [
+            f"left out of {len(rows):,} by the chat template: {part} ({named_rows(rows)})"
+            for part, rows in sorted(self.left_out.items(), key=lambda item: -len(item[1]))
+        ]
 
     def dropped_in_words(self) -> str:
         """Return the reasons with their counts and rows on one line; empty when nothing was dropped."""

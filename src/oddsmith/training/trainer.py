@@ -15,6 +15,7 @@ need of transformers' private state has a public name in ``transformers_adapter.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import chain
@@ -65,6 +66,8 @@ from .recorder import Recorder
 from .step import Path as MicroBatchPath
 from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
 from .transformers_adapter import LossSums, TransformersAdapter
+
+logger = logging.getLogger(__name__)
 
 
 class ORPOTrainer(TransformersAdapter):
@@ -203,6 +206,9 @@ class ORPOTrainer(TransformersAdapter):
             rows, self.pair_tokenizer, bad_rows=self.args.bad_rows, num_proc=self.args.dataset_num_proc, source=source
         )
         self.data_reports[source] = prepared.report
+        if self.args.process_index == 0:
+            for warning in prepared.report.warnings():
+                logger.warning("%s: %s", source, warning)
         return prepared.dataset
 
     @property

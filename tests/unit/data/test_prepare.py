@@ -67,7 +67,7 @@ class TestEverySource:
         assert prepared.report.to_dict() == {
             "source": "pairs.jsonl", "format": "standard", "rows": 6, "kept": 3,
             "dropped": {"identical answers": [1, 4], "prompt fills max_length": [3]},
-            "cut": {"chosen": [5]}, "longest_tokens": 64, "max_length": 64,
+            "cut": {"chosen": [5]}, "left_out": {}, "longest_tokens": 64, "max_length": 64,
         }  # fmt: skip
 
     @every_source

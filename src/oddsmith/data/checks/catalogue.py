@@ -253,9 +253,18 @@ LOST_IN_TEMPLATE = Check(
     "empty or identical after the template",
     ANY,
     COSTLY,
-    "once rendered, a side has no token left or both are the same; training drops the row",
-    "leave the row out (--fix)",
+    "the chat template leaves out an answer, or all in which both differ (a call of a tool, thoughts); training drops"
+    " the row, as it would teach to say nothing",
+    "set a chat template that renders it, or leave the row out (--fix)",
     drops=True,
+    needs=MODEL,
+)
+LEFT_OUT = Check(
+    "left out by the chat template",
+    ANY,
+    NEVER,
+    "the template does not render these parts of a row, so the model sees neither them nor, later, their like",
+    "set a chat template that renders them (tokenizer.chat_template), unless the model is used without them, too",
     needs=MODEL,
 )
 IDENTICAL_AFTER_CUT = Check(

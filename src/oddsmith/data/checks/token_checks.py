@@ -11,7 +11,7 @@ from ...errors import RowError
 from ..formats import PreferencePair
 from ..tokens.pair_tokenizer import PairTokenizer
 from ..tokens.rendering import RenderedPair
-from ..tokens.tokenized import Dropped, DropReason, TokenizedPair
+from ..tokens.tokenized import OF_TEMPLATE, Dropped, DropReason, TokenizedPair
 from . import catalogue
 from .catalogue import Check, Hit
 from .texts import PairTexts
@@ -20,6 +20,7 @@ from .texts import PairTexts
 REASONS: dict[str, Check] = {
     DropReason.NO_RESPONSE: catalogue.LOST_IN_TEMPLATE,
     DropReason.IDENTICAL: catalogue.LOST_IN_TEMPLATE,
+    **dict.fromkeys(OF_TEMPLATE, catalogue.LOST_IN_TEMPLATE),
     DropReason.IDENTICAL_AFTER_CUT: catalogue.IDENTICAL_AFTER_CUT,
     DropReason.PROMPT_TOO_LONG: catalogue.PROMPT_TOO_LONG,
 }
@@ -57,11 +58,12 @@ class TokenChecks:
             if isinstance(outcome, TokenizedPair):
                 yield [*hits, *self._token_hits(pair, outcome)], outcome
                 continue
-            if not isinstance(before, Dropped):
-                hits.append((REASONS[outcome.reason], ""))
+            if not isinstance(before, Dropped) or outcome.reason in OF_TEMPLATE:
+                hits.append((REASONS[outcome.reason], outcome.reason))
             yield hits, None
 
     def _token_hits(self, pair: PreferencePair, tokens: TokenizedPair) -> Iterator[Hit]:
+        yield from ((catalogue.LEFT_OUT, part) for part in tokens.left_out)
         if tokens.prompt_cut:
             yield catalogue.PROMPT_CUT, ""
         for side in ("chosen", "rejected"):

@@ -23,6 +23,7 @@ Source: prefix, BOS and EOS for strings as in TRL 1.16, ``trl/experimental/orpo`
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -96,14 +97,22 @@ class PairTokenizer:
             return Dropped(DropReason.EMPTY_REJECTED)
         if pair.chosen == pair.rejected:
             return Dropped(DropReason.IDENTICAL)
-        return self.renderer.render(pair)
+        rendered = self.renderer.render(pair)
+        lost_sides = zip(rendered.left_out, (DropReason.LEFT_OUT_CHOSEN, DropReason.LEFT_OUT_REJECTED), strict=True)
+        reasons = [reason for lost, reason in lost_sides if lost.is_turn_empty]
+        if rendered.chosen.text == rendered.rejected.text:
+            reasons.append(DropReason.IDENTICAL_RENDERED)
+        if not reasons:
+            return rendered
+        _ = self.renderer.end_of_turn  # an error for a template that renders no answer at all
+        return Dropped(reasons[0])
 
     def encode(self, rendered: Sequence[RenderedPair | Dropped]) -> list[TokenizedPair | Dropped]:
         """Tokenize rendered pairs in one call of the tokenizer; pairs that are dropped already pass through."""
         pairs = [pair for pair in rendered if not isinstance(pair, Dropped)]
         encode = self._encode_encoder_decoder if self.is_encoder_decoder else self._encode_decoder_only
         encoded = iter(encode(pairs))
-        return [pair if isinstance(pair, Dropped) else next(encoded) for pair in rendered]
+        return [pair if isinstance(pair, Dropped) else _with_left_out(next(encoded), pair) for pair in rendered]
 
     def _encode_decoder_only(self, pairs: Sequence[RenderedPair]) -> list[TokenizedPair | Dropped]:
         texts = (text for pair in pairs for side in (pair.chosen, pair.rejected) for text in side)
@@ -210,3 +219,9 @@ class PairTokenizer:
             prompt = prompt[:kept] + prompt[len(prompt) - self.max_prompt_length + kept :]
         prompt_cut = len(prompt) < len(whole_prompt)
         return tokenized_pair((chosen, rejected), cut, prompt_cut=prompt_cut, prompt_ids=prompt)
+
+
+def _with_left_out(outcome: TokenizedPair | Dropped, pair: RenderedPair) -> TokenizedPair | Dropped:
+    """Add to the tokens of a pair what the chat template leaves out of it."""
+    parts = pair.left_out[0].parts | pair.left_out[1].parts
+    return replace(outcome, left_out=tuple(sorted(parts))) if parts and isinstance(outcome, TokenizedPair) else outcome

@@ -6,9 +6,11 @@ A conversation is rendered twice a side; prompt and response are never rendered 
     text     template(prompt + response)                    "<user>Hi<end><assistant>Hello<end>\\n"
 
 What both share is the prompt; the rest is the response, with whatever the template adds to it (an empty think block,
-text after the end of turn). Continuations: where the prompt ends with an assistant turn and the response begins with
-one, the response continues that turn. Both contents are joined without a separator (``"It is" + " blue."``), the prompt
-is rendered with ``continue_final_message=True`` and the text with the joined turn.
+text after the end of turn). What it leaves out of the row is found by left_out.py.
+
+Continuations: where the prompt ends with an assistant turn and the response begins with one, the response continues
+that turn. Both contents are joined without a separator (``"It is" + " blue."``), the prompt is rendered with
+``continue_final_message=True`` and the text with the joined turn.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from ..formats import Message, PreferencePair
 from ..formats.values import common_prefix_length
 from ..templates.environment import guard_chat_templates
 from ..templates.limits import LimitReached
+from .left_out import LeftOut, left_out
 
 # The assistant's answer in the conversations that show how a template ends a turn; no template has reason to change it.
 PROBE_ANSWER = "oddsmith-probe-answer"
@@ -45,11 +48,12 @@ class Rendering(NamedTuple):
 
 
 class RenderedPair(NamedTuple):
-    """Both sides of a pair as text."""
+    """Both sides of a pair as text, and what the chat template leaves out of them."""
 
     chosen: Rendering
     rejected: Rendering
     is_conversational: bool
+    left_out: tuple[LeftOut, LeftOut] = (LeftOut(), LeftOut())  # of chosen and rejected
 
 
 class Renderer:
@@ -71,12 +75,13 @@ class Renderer:
         """
         if isinstance(pair.prompt, str):
             prompt = pair.prompt
-            chosen, rejected = (Rendering(prompt, prompt + cast(str, side)) for side in (pair.chosen, pair.rejected))
+            sides = [Rendering(prompt, prompt + cast(str, side)) for side in (pair.chosen, pair.rejected)]
+            rendered = RenderedPair(*sides, is_conversational=False)
         else:
-            chosen, rejected = self._render_conversation(pair, pair.prompt)
-        for name, rendering in (("chosen", chosen), ("rejected", rejected)):
-            _require_unicode(rendering, name)
-        return RenderedPair(chosen, rejected, pair.is_conversational)
+            rendered = self._render_conversation(pair, pair.prompt)
+        for name in ("chosen", "rejected"):
+            _require_unicode(getattr(rendered, name), name)
+        return rendered
 
     @property
     def end_of_turn(self) -> str | None:
@@ -91,12 +96,20 @@ class Renderer:
             self._end_of_turn_by_template[template] = self._probe_end_of_turn()
         return self._end_of_turn_by_template[template]
 
-    def _render_conversation(self, pair: PreferencePair, prompt: list[Message]) -> list[Rendering]:
+    def _render_conversation(self, pair: PreferencePair, prompt: list[Message]) -> RenderedPair:
         self._require_template()
         options = {"tools": pair.tools or None, **pair.template_kwargs}
+
+        def render_marked(messages: list[Message], tools: list[Any] | None) -> str | None:
+            try:
+                return self._apply(messages, **{**options, "tools": tools or options["tools"]})
+            except RowError:
+                return None
+
         openings: dict[str, str] = {}  # the prompt's text by the role of the next turn, usually the same for both sides
-        renderings = []
-        for response in cast(tuple[list[Message], ...], (pair.chosen, pair.rejected)):
+        renderings, lost = [], []
+        for side in ("chosen", "rejected"):
+            response = cast(list[Message], getattr(pair, side))
             role = response[0]["role"]
             if prompt and prompt[-1]["role"] == role == "assistant":  # the response continues that turn
                 whole = [*prompt[:-1], _joined(prompt[-1], response[0]), *response[1:]]
@@ -108,7 +121,10 @@ class Renderer:
                 openings[role] = self._apply(prompt, **opening, **options) if prompt else ""
             renderings.append(Rendering(openings[role], self._apply(whole, **options)))
             _require_same_prompt(prompt, renderings[-1])
-        return renderings
+            start = len(whole) - len(response)
+            tools = pair.tools if side == "chosen" else None  # both sides have the same
+            lost.append(left_out(whole, tools, renderings[-1].text, render_marked, side=side, response_start=start))
+        return RenderedPair(*renderings, is_conversational=True, left_out=(lost[0], lost[1]))
 
     def _apply(self, messages: Sequence[Message], **options: Any) -> str:
         """Render messages; a refusal of the template becomes a ``RowError`` with the template's message."""

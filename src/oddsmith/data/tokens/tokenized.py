@@ -21,9 +21,16 @@ class DropReason(StrEnum):
     EMPTY_CHOSEN = "empty chosen answer"
     EMPTY_REJECTED = "empty rejected answer"
     IDENTICAL = "identical answers"
+    LEFT_OUT_CHOSEN = "chosen answer left out by the chat template"
+    LEFT_OUT_REJECTED = "rejected answer left out by the chat template"
+    IDENTICAL_RENDERED = "identical answers in the chat template"
     PROMPT_TOO_LONG = "prompt fills max_length"
     NO_RESPONSE = "no response token left"
     IDENTICAL_AFTER_CUT = "identical answers after truncation"
+
+
+# Reasons for which the chat template is to blame.
+OF_TEMPLATE = (DropReason.LEFT_OUT_CHOSEN, DropReason.LEFT_OUT_REJECTED, DropReason.IDENTICAL_RENDERED)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class TokenizedPair:
     chosen_cut: bool = False  # whether targets were cut off
     rejected_cut: bool = False
     prompt_ids: tuple[int, ...] = ()  # the encoder's input; empty for other models
+    left_out: tuple[str, ...] = ()  # what the chat template leaves out of the row, such as ``"thoughts in chosen"``
 
     @property
     def longest_tokens(self) -> int:

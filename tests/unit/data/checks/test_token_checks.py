@@ -22,9 +22,10 @@ ENDLESS = "{% for message in messages %}{{ message['role'] + ': ' + message['con
 TRIMS = CHATML.replace("message['content']", "message['content'] | trim")
 
 GOOD = [chat(user(f"Question {number}?"), chosen=f"Yes, {number}.", rejected=f"No, {number}.") for number in range(60)]
+CALL = [{"name": "f"}]
 TOOL_TURNS = {
     "prompt": [HI],
-    "chosen": [assistant("", tool_calls=[{"name": "f"}]), {"role": "tool", "content": "1"}, assistant("One.")],
+    "chosen": [assistant("Look", tool_calls=CALL), {"role": "tool", "content": "1"}, assistant("One.")],
     "rejected": [assistant("Two.")],
 }
 
@@ -40,7 +41,18 @@ FAULTY = {
         [chat(HI, user("?")), chat(assistant("Hi"), HI)],
         [0, 1],
     ),
-    catalogue.LOST_IN_TEMPLATE: (TRIMS, None, None, [chat(HI, chosen="Yes.", rejected="Yes. \n")], [0]),
+    catalogue.LOST_IN_TEMPLATE: (
+        TRIMS,
+        None,
+        None,
+        [
+            chat(HI, chosen="Yes.", rejected="Yes. \n"),
+            TOOL_TURNS,
+            chat(HI) | {"chosen": [assistant("", tool_calls=CALL)]},
+        ],
+        [0, 2],
+    ),
+    catalogue.LEFT_OUT: (CHATML, None, None, [chat(HI), TOOL_TURNS, chat(HI) | {"tools": [{"name": "f"}]}], [1, 2]),
     catalogue.IDENTICAL_AFTER_CUT: (CHATML, 100, None, [chat(HI, chosen="x" * 99 + "a", rejected="x" * 99 + "b")], [0]),
     catalogue.PROMPT_TOO_LONG: (CHATML, 100, None, [chat(user("long " * 20)), chat(HI)], [0]),
     catalogue.ANSWER_CUT: (CHATML, 100, None, [chat(user("And?"), rejected="long " * 20)] * 9, range(9)),
