@@ -11,6 +11,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.errors import ConfigError
+from oddsmith.system.run_folder import read_events
 from tests.tiny import ragged_pairs, tiny_model
 from tests.tiny_runs import make_trainer
 
@@ -126,6 +127,12 @@ class CountingSteps(ORPOTrainer):
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
 
+class OwnPredictions(ORPOTrainer):
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        loss, *_ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        return loss, torch.ones(len(inputs["chosen_labels"]), 3), torch.zeros(len(inputs["chosen_labels"]))
+
+
 class TestMethods:
     def test_compute_loss_on_top_of_ours(self, tmp_path, plain):
         trainer = make(tmp_path, DoubledLoss, max_steps=1)
@@ -182,9 +189,12 @@ class TestEvaluation:
     def test_another_prefix_is_one_event(self, tmp_path):
         trainer = make(tmp_path)
         trainer.train()
-        assert {"test_loss", "test_rewards/margins"} <= trainer.evaluate(metric_key_prefix="test").keys()
-        events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-        assert [event["event"] for event in events if "test_loss" in event] == ["evaluate"]
+        loss = trainer.evaluate()["eval_loss"]
+        for prefix in ("test", "train"):
+            metrics = trainer.evaluate(metric_key_prefix=prefix)
+            assert (metrics[f"{prefix}_loss"], f"{prefix}_rewards/margins" in metrics) == (loss, True)
+            events = [event for event in read_events(tmp_path) if f"{prefix}_rewards/margins" in event]
+            assert [event["event"] for event in events] == ["evaluate"]
 
     def test_compute_metrics_gets_losses_and_prompts(self, tmp_path):
         seen = {}
@@ -202,16 +212,39 @@ class TestEvaluation:
         assert seen["inputs"][0][: len(prompt)].tolist() == prompt
         assert set(seen["inputs"][0][len(prompt) :].tolist()) <= {-100}
 
-    def test_batch_eval_metrics(self, tmp_path):
+    @pytest.mark.parametrize(("kind", "width"), [(ORPOTrainer, 2), (OwnPredictions, 3)], ids=["ours", "own step"])
+    def test_batch_eval_metrics(self, tmp_path, kind, width):
         calls = []
 
         def compute(prediction, compute_result):
-            calls.append((len(prediction.predictions), compute_result))
-            return {"pairs": sum(count for count, _ in calls)} if compute_result else {}
+            calls.append((prediction.predictions.shape, compute_result))
+            return {"pairs": sum(shape[0] for shape, _ in calls)} if compute_result else {}
 
-        trainer = make(tmp_path, compute_metrics=compute, batch_eval_metrics=True, per_device_eval_batch_size=3)
+        trainer = make(tmp_path, kind, compute_metrics=compute, batch_eval_metrics=True, per_device_eval_batch_size=3)
         assert trainer.evaluate()["eval_pairs"] == 4
-        assert calls == [(3, False), (1, True)]
+        assert calls == [((3, width), False), ((1, width), True)]
+
+    def test_batches_that_are_not_joined(self, tmp_path):
+        def compute(prediction):
+            return {"batches": len(prediction.predictions), "pairs": sum(map(len, prediction.label_ids))}
+
+        settings = {"eval_do_concat_batches": False, "per_device_eval_batch_size": 3}
+        metrics = make(tmp_path, compute_metrics=compute, **settings).evaluate()
+        assert (metrics["eval_batches"], metrics["eval_pairs"]) == (2, 4)
+
+    def test_metrics_in_numpy_are_saved(self, tmp_path):
+        settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+        trainer = make(tmp_path, compute_metrics=lambda prediction: {"mine": np.float32(0.5)}, max_steps=1, **settings)
+        trainer.train()
+        state = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())
+        assert [line["eval_mine"] for line in state["log_history"] if "eval_mine" in line] == [0.5]
+
+    def test_prediction_loss_only(self, tmp_path):
+        trainer = make(tmp_path, compute_metrics=lambda prediction: {"mine": 1.0}, prediction_loss_only=True)
+        predicted = trainer.predict(trainer.eval_dataset)
+        assert predicted.predictions is predicted.label_ids is None
+        assert "test_loss" in predicted.metrics
+        assert "test_mine" not in predicted.metrics
 
     def test_early_stopping(self, tmp_path):
         stopping = EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=100.0)
@@ -243,6 +276,7 @@ def test_input_tokens_are_counted(tmp_path, counted, settings):
     else:
         assert 0 < seen < without_padding  # a shared prompt is computed once
     assert trainer.state.log_history[-2]["num_input_tokens_seen"] == seen
+    assert [event["step"] for event in read_events(tmp_path) if "loss" in event] == [1, 2, 3]
 
 
 def test_hyperparameter_search(tmp_path):

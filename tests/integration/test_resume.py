@@ -21,7 +21,7 @@ from tests.tiny_runs import make_trainer
 
 SETTINGS = {
     **tiny_runs.SETTINGS, "logging_steps": 3, "save_strategy": "steps", "save_steps": 2, "max_steps": -1,
-    "num_train_epochs": 2, "max_tokens_per_microbatch": 200,
+    "num_train_epochs": 2, "max_tokens_per_microbatch": 200, "include_num_input_tokens_seen": "all",
 }  # fmt: skip
 ADAFACTOR = {"optim": "adafactor", "lr_scheduler_type": "reduce_lr_on_plateau"}
 LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.1)
@@ -91,20 +91,38 @@ def assert_same(one: ORPOTrainer, other: ORPOTrainer) -> None:
 @pytest.mark.parametrize("cut", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path, options, cut):
     whole = make(tmp_path / "whole", **options)
-    whole.train()
+    ended = whole.train()
     start(tmp_path / "cut", cut, **options)
     resumed = make(tmp_path / "cut", **options)
-    resumed.train(resume_from_checkpoint="auto")
+    ended_later = resumed.train(resume_from_checkpoint="auto")
     assert_same(whole, resumed)
+    assert ended.training_loss == ended_later.training_loss == ended.metrics["train_loss"]
+    assert resumed.state.num_input_tokens_seen == whole.state.num_input_tokens_seen > 0
 
 
 def test_a_run_that_only_has_to_be_written_is_not_trained_further(tmp_path):
     whole = make(tmp_path, max_steps=4)
-    whole.train()
+    ended = whole.train()
     again = make(tmp_path, max_steps=4)
-    again.train(resume_from_checkpoint=True)
+    ended_again = again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 4
     assert_same(whole, again)
+    assert ended_again.training_loss == ended.training_loss
+
+
+def test_the_loss_of_a_run_that_is_made_longer_is_the_mean_of_all_its_steps(tmp_path):
+    def longer(args, state, control, **kwargs):
+        state.max_steps = 5
+
+    more = TrainerCallback()
+    more.on_train_begin = longer
+    settings = {"logging_steps": 1, "lr_scheduler_type": "constant"}
+    make(tmp_path, max_steps=2, **settings).train()
+    trainer = make(tmp_path, max_steps=4, callbacks=[more], **settings)
+    ended = trainer.train(resume_from_checkpoint=True, allow_changed=True)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert len(losses) == 5
+    assert ended.training_loss == ended.metrics["train_loss"] == pytest.approx(sum(losses) / 5)
 
 
 def test_early_stopping_counts_on(tmp_path):

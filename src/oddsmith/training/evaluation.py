@@ -5,12 +5,13 @@ What is logged, which model is the best and every random number after it are the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, denumpify_detensorize
 
 from ..config import ORPOConfig
 from .meter import EvaluatedPairs
@@ -49,37 +50,91 @@ class EvaluateAtEnd(TrainerCallback):
 
 
 def user_metrics(
-    compute_metrics: Callable[..., dict[str, Any]],
+    compute_metrics: Callable[..., dict[str, Any]] | None,
     pairs: EvaluatedPairs,
     prompts: Sequence[Sequence[int]] | None,
     args: ORPOConfig,
-) -> dict[str, Any]:
-    """Call the user's ``compute_metrics`` on the pairs of an evaluation.
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Return predictions and labels of an evaluation, and what the user's ``compute_metrics`` makes of them.
 
     Args:
         compute_metrics: Gets ``EvalPrediction``: ``predictions`` [P, 2] holds the mean log-probabilities of chosen and
             rejected, ``label_ids`` [P] is 0 (chosen is the right one). With ``include_for_metrics`` also ``losses``
             [P], ``NLL + beta * L_OR`` of each pair, and ``inputs`` [P, T], the tokens of the prompts padded with -100.
-            With ``batch_eval_metrics`` it is called batch by batch, with ``compute_result=True`` at the last.
+            With ``batch_eval_metrics`` it is called batch by batch, with ``compute_result=True`` at the last. ``None``:
+            no metrics.
         pairs: The pairs.
         prompts: Their prompts' tokens; ``None`` where the rows are a stream.
         args: Settings.
 
     Returns:
-        The metrics.
+        Predictions and labels, without ``eval_do_concat_batches`` as lists of batches, and the metrics.
     """
     predictions = pairs.logps_P2.numpy()
-    columns: dict[str, np.ndarray] = {"predictions": predictions, "label_ids": np.zeros(len(predictions), np.int64)}
+    columns: dict[str, Any] = {"predictions": predictions, "label_ids": np.zeros(len(predictions), np.int64)}
     if "loss" in args.include_for_metrics:
         columns["losses"] = pairs.losses(args.beta).numpy()
     if "inputs" in args.include_for_metrics and prompts is not None:
         width = max(map(len, prompts), default=0)
         columns["inputs"] = np.array([[*ids, *[PADDING] * (width - len(ids))] for ids in prompts], dtype=np.int64)
-    if not args.batch_eval_metrics:
-        return compute_metrics(EvalPrediction(**columns))
-    metrics: dict[str, Any] = {}
     starts = range(0, max(len(predictions), 1), args.eval_batch_size)
-    for start in starts:
-        batch = {name: column[start : start + args.eval_batch_size] for name, column in columns.items()}
-        metrics = compute_metrics(EvalPrediction(**batch), compute_result=start == starts[-1])
-    return metrics
+    batches = [{name: column[i : i + args.eval_batch_size] for name, column in columns.items()} for i in starts]
+    if not args.eval_do_concat_batches:
+        columns = {name: [batch[name] for batch in batches] for name in columns}
+    metrics: dict[str, Any] = {}
+    if compute_metrics is not None and args.batch_eval_metrics:
+        for batch in batches:
+            metrics = compute_metrics(EvalPrediction(**batch), compute_result=batch is batches[-1])
+    elif compute_metrics is not None:
+        metrics = compute_metrics(EvalPrediction(**columns))
+    return columns["predictions"], columns["label_ids"], denumpify_detensorize(metrics)
+
+
+class _BatchByBatch:
+    """Call the user's ``compute_metrics`` on the batches of a subclass's ``prediction_step``, one batch late.
+
+    transformers asks accelerate which batch is the last, and accelerate does not know our loaders.
+    """
+
+    def __init__(self, compute_metrics: Callable[..., dict[str, Any]]):
+        self._compute_metrics = compute_metrics
+        self._latest: EvalPrediction | None = None
+
+    @property
+    def has_predictions(self) -> bool:
+        """Whether there was a batch."""
+        return self._latest is not None
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = False) -> dict[str, Any]:
+        if self._latest is not None:
+            self._compute_metrics(self._latest, compute_result=False)
+        self._latest = prediction
+        return {}
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics of the whole evaluation, after its last batch."""
+        if self._latest is None:
+            return {}
+        return denumpify_detensorize(self._compute_metrics(self._latest, compute_result=True))
+
+
+class EvaluatingTrainer(Protocol):
+    """What :func:`metrics_of_own_step` changes of a trainer for a while."""
+
+    args: ORPOConfig
+    compute_metrics: Any
+
+
+@contextmanager
+def metrics_of_own_step(trainer: EvaluatingTrainer) -> Iterator[_BatchByBatch]:
+    """Let transformers' loop compute the user's metrics of what a subclass's ``prediction_step`` returns."""
+    compute, included = trainer.compute_metrics, trainer.args.include_for_metrics
+    batches = _BatchByBatch(compute)
+    # transformers would look for one main input in every item.
+    trainer.args.include_for_metrics = [name for name in included if name != "inputs"]
+    if compute is not None and trainer.args.batch_eval_metrics:
+        trainer.compute_metrics = batches
+    try:
+        yield batches
+    finally:
+        trainer.compute_metrics, trainer.args.include_for_metrics = compute, included

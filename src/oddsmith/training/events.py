@@ -41,9 +41,10 @@ class EventWriter(TrainerCallback):
 def _of_evaluation(logs: dict[str, Any]) -> bool:
     """Return whether ``Trainer.evaluate`` logged this: it adds ``PREFIX_runtime``, for any ``metric_key_prefix``.
 
-    The last line of a training also has ``train_runtime``, but with ``total_flos`` beside it.
+    So has the last line of a training, with ``total_flos`` beside it, and with ``include_num_input_tokens_seen`` every
+    line of a training, with ``loss``.
     """
-    return any(name.endswith("_runtime") for name in logs) and "total_flos" not in logs
+    return any(name.endswith("_runtime") for name in logs) and not logs.keys() & {"total_flos", "loss"}
 
 
 def describe_run(model: Any, args: TrainingArguments, **more: Any) -> dict[str, Any]:

@@ -54,7 +54,7 @@ from ..model.logprobs.paths import ForestPath, PaddedPath, choose_path
 from ..system.memory import clear_memory_errors
 from .checkpointing import CheckpointManager
 from .epochs import EpochSetter
-from .evaluation import DeferredEvaluation, user_metrics
+from .evaluation import DeferredEvaluation, metrics_of_own_step, user_metrics
 from .events import EventWriter, describe_run
 from .guard import StepGuard
 from .held_out_pairs import tokens_kept
@@ -389,7 +389,7 @@ class ORPOTrainer(TransformersAdapter):
             logs |= self.meter.read(self.state.global_step, self.args.beta, self._sum, self.router_loss)
             if self.guard.is_norm_invalid:
                 logs.pop("grad_norm", None)
-        if "train_loss" in logs:  # of the whole run, not only of the steps since a resume
+        if "total_flos" in logs:  # the last line: of the whole run, not only of the steps since a resume
             logs["train_loss"] = self.loss_sums.mean_of_run()
         super().log(logs, start_time)
 
@@ -420,13 +420,12 @@ class ORPOTrainer(TransformersAdapter):
             dataloader = self._loaders(self.path, dataset.rows, self.args.eval_batch_size).evaluation()
         self.evaluation_meter = EvaluationMeter(self.recorder.tokens_kept(dataset))
         self.guard.forget_micro_batches()
-        loss_only = prediction_loss_only if self.is_overridden("prediction_step") else True
-        # transformers would look for one main input in every item; the user's metrics are computed below.
-        included, self.args.include_for_metrics = self.args.include_for_metrics, []
-        try:
-            output = super().evaluation_loop(dataloader, description, loss_only, ignore_keys, metric_key_prefix)
-        finally:
-            self.args.include_for_metrics = included
+        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        is_own_step = self.is_overridden("prediction_step")
+        with metrics_of_own_step(self) as own:
+            output = super().evaluation_loop(
+                dataloader, description, loss_only if is_own_step else True, ignore_keys, metric_key_prefix
+            )
         self.guard.end_evaluation(is_training=self.train_dataset is not None)
         coefficient = self.router_coefficient if self.router_loss else None
         metrics, pairs = self.evaluation_meter.read(self.args.beta, coefficient, self._sum, gather_object)
@@ -438,9 +437,10 @@ class ORPOTrainer(TransformersAdapter):
             metrics |= {} if correlation is None else {"length_correlation": correlation}
             self.recorder.record_pairs(rows, pairs, metric_key_prefix)
         predictions, labels = output.predictions, output.label_ids
-        if predictions is None:  # else a subclass's prediction_step returned its own
-            predictions, labels, own = self._predictions(pairs, rows)
-            metrics |= own
+        metrics |= own.metrics()
+        if predictions is None and not loss_only and not own.has_predictions:
+            predictions, labels, computed = self._predictions(pairs, rows)
+            metrics |= computed
         for name, value in metrics.items():
             output.metrics[name if name.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{name}"] = value
         if self.args.generate_during_eval:
@@ -449,15 +449,13 @@ class ORPOTrainer(TransformersAdapter):
 
     def _predictions(self, pairs: EvaluatedPairs, rows: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Return predictions [P, 2], labels [P] and the user's metrics of the pairs of an evaluation."""
-        labels = torch.zeros(len(pairs.logps_P2), dtype=torch.long)
-        if self.compute_metrics is None:
-            return pairs.logps_P2.numpy(), labels.numpy(), {}
-        if self.preprocess_logits_for_metrics is not None:
+        if self.compute_metrics is not None and self.preprocess_logits_for_metrics is not None:
+            labels = torch.zeros(len(pairs.logps_P2), dtype=torch.long)
             pairs = pairs._replace(logps_P2=self.preprocess_logits_for_metrics(pairs.logps_P2, labels))
         prompts = None
         if "inputs" in self.args.include_for_metrics and rows is not None:
             prompts = [trl_features(row, self.is_encoder_decoder)["prompt_input_ids"] for row in rows]
-        return pairs.logps_P2.numpy(), labels.numpy(), user_metrics(self.compute_metrics, pairs, prompts, self.args)
+        return user_metrics(self.compute_metrics, pairs, prompts, self.args)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import upload_folder
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 from transformers.utils import PushInProgress
 
 from ..batching.loader import StreamedBatches
@@ -63,6 +63,7 @@ class TransformersAdapter(Trainer):
     args: ORPOConfig
     checkpoints: CheckpointManager
     deferred_evaluation: DeferredEvaluation
+    loss_sums: LossSums
     stepper: Stepper
     gradient_norm: Tensor | float | None = None  # of the step that is about to be made, before clipping
     push_in_progress: Any
@@ -134,17 +135,19 @@ class TransformersAdapter(Trainer):
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
-    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
         if self.deferred_evaluation.is_due and not self.is_stopped:  # after the last step no epoch was left to run
             self._make_up_for_evaluation(trial, None)
-        if not self.is_unfinished:
-            return super()._finalize_training(trial, *args, **kwargs)
-        # The best model is loaded when all is done; and a total limit of 1 would remove the checkpoint just made.
-        best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None
+        best = self.state.best_model_checkpoint
+        if self.is_unfinished:
+            # The best model is loaded when all is done; and a total limit of 1 would remove the checkpoint just made.
+            self.state.best_model_checkpoint = None
         try:
-            return super()._finalize_training(trial, *args, **kwargs)
+            output = super()._finalize_training(trial, *args, **kwargs)
         finally:
             self.state.best_model_checkpoint = best
+        # transformers divides the sum of the whole run by the steps since the resume.
+        return output._replace(training_loss=self.loss_sums.mean_of_run())
 
     # ---- Evaluation
 
