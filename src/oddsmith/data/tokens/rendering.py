@@ -75,8 +75,8 @@ class Renderer:
         """
         if isinstance(pair.prompt, str):
             prompt = pair.prompt
-            sides = [Rendering(prompt, prompt + cast(str, side)) for side in (pair.chosen, pair.rejected)]
-            rendered = RenderedPair(*sides, is_conversational=False)
+            chosen, rejected = (Rendering(prompt, prompt + cast(str, side)) for side in (pair.chosen, pair.rejected))
+            rendered = RenderedPair(chosen, rejected, is_conversational=False)
         else:
             rendered = self._render_conversation(pair, pair.prompt)
         for name in ("chosen", "rejected"):
@@ -124,7 +124,7 @@ class Renderer:
             start = len(whole) - len(response)
             tools = pair.tools if side == "chosen" else None  # both sides have the same
             lost.append(left_out(whole, tools, renderings[-1].text, render_marked, side=side, response_start=start))
-        return RenderedPair(*renderings, is_conversational=True, left_out=(lost[0], lost[1]))
+        return RenderedPair(renderings[0], renderings[1], True, (lost[0], lost[1]))
 
     def _apply(self, messages: Sequence[Message], **options: Any) -> str:
         """Render messages; a refusal of the template becomes a ``RowError`` with the template's message."""

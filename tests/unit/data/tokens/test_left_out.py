@@ -178,9 +178,7 @@ class TestReport:
 
     def test_nothing_left_is_an_error_that_says_why(self):
         rows = [{"prompt": ASK, "chosen": [assistant("", tool_calls=CALL)], "rejected": NO}] * 2
-        with pytest.raises(
-            DataError, match="0 usable .*2 chosen answer left out by the chat template: rows 0, 1.*that renders them"
-        ):
+        with pytest.raises(DataError, match="0 usable .*2 chosen answer left out .*: rows 0, 1.*that renders them"):
             prepare(rows, PairTokenizer(MISTRAL.tokenizer(), max_length=None))
 
 
