@@ -98,7 +98,6 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig, *, gradient_che
     _keep_tied(model, peft_config)
     # No prepare_model_for_kbit_training: it casts norms, embeddings and head to float32, which on SmolLM2-135M (NF4,
     # bf16) took 44% more memory and brought the gradient no nearer to float32's (5.4% off with it, 5.3% without).
-    keep_weights_unpacked(model)
     if gradient_checkpointing:
         model.enable_input_require_grads()
     try:
@@ -115,9 +114,22 @@ def keep_weights_unpacked(model: nn.Module) -> None:
     repacked weights as plain ones: gradients are wrong from then on, and so is every merge.
     """
     for module in model.modules():
-        if vars(module).get("support_avx512bf16_for_cpu"):
+        if "support_avx512bf16_for_cpu" in vars(module):
             vars(module)["support_avx512bf16_for_cpu"] = False
-            module.state_dict()  # unpacks in place, so that checkpoints hold plain 4-bit weights
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                module.state_dict()  # unpacks in place, so that checkpoints hold plain 4-bit weights
+
+
+def require_dora_possible(model: nn.Module) -> None:
+    """Refuse DoRA over 8-bit weights on a CPU, where PEFT 0.21 loses their scales in the first forward pass."""
+    for layer in model.modules():
+        base = getattr(layer, "base_layer", None)
+        if type(base).__name__ == "Linear8bitLt" and getattr(layer, "lora_variant", None):
+            if base.weight.device.type == "cpu":
+                raise ModelError(
+                    "use_dora over an 8-bit base fails on a CPU (PEFT loses the scales of its weights); take"
+                    " load_in_4bit, or leave use_dora out"
+                )
 
 
 def fit_vocabulary(base: PreTrainedModel, place: str, revision: str = "main") -> None:

@@ -14,7 +14,7 @@ from ...config import ORPOConfig
 from ...errors import ConfigError, ModelError
 from ...system.memory import clear_memory_errors
 from ...system.precision import NO_BF16_UNIT, emulates_bf16
-from ..adapters import add_adapter
+from ..adapters import add_adapter, keep_weights_unpacked, require_dora_possible
 from .models import load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -82,14 +82,19 @@ def _init_options(args: ORPOConfig) -> dict[str, Any]:
 
 
 def ready_model(model: PreTrainedModel, args: ORPOConfig, peft_config: Any = None) -> Any:
-    """Add the adapter and the input gradients that checkpointing an adapter needs, and switch dropout off."""
+    """Add the adapter and the input gradients that checkpointing an adapter needs, and switch dropout off.
+
+    The model may be anything that a user has made: quantised, with an adapter, evaluated before.
+    """
     checkpointing = bool(args.gradient_checkpointing)
+    keep_weights_unpacked(model)
     if emulates_bf16(use_cpu=bool(args.use_cpu)) and compute_in_float32(model) and args.process_index == 0:
         logger.warning("The model's weights were bfloat16, and %s; they are float32 now.", NO_BF16_UNIT)
     if peft_config is not None:
         model = add_adapter(model, peft_config, gradient_checkpointing=checkpointing)
     elif checkpointing and hasattr(model, "peft_config"):
         model.enable_input_require_grads()
+    require_dora_possible(model)
     if args.disable_dropout:
         disable_dropout(model)
     return model
