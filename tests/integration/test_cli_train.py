@@ -181,6 +181,16 @@ def test_a_dry_run_shows_origins_and_leaves_nothing(train, workshop, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mixture_says_what_each_dataset_gives(workshop, tmp_path, capsys):
+    parts = [{"path": str(workshop / "pairs.jsonl"), "weight": weight} for weight in (1, 3)]
+    names = {"model_name_or_path": str(workshop / "model"), "output_dir": str(tmp_path / "run")}
+    config = save_config(tmp_path / "mixture.yaml", **SETTINGS, **names, datasets=parts, max_steps=1)
+    for text in (run_here(capsys, "train", config, "--dry-run").out, run_here(capsys, "train", config).err):
+        assert "mixture of 2 datasets: 16 of 24 rows, as many as the weights allow" in text
+        assert "pairs.jsonl: 4 of 12 rows taken, 8 left out, weight 1" in text
+        assert "pairs.jsonl: 12 of 12 rows taken, 0 left out, weight 3" in text
+
+
 def test_a_dry_run_as_json(train):
     document = json.loads(train("--dry-run", "--json", "--hub-token", "hf_secret", "--num-processes", "2").out)
     assert document["settings"]["learning_rate"]["value"] == 1e-3

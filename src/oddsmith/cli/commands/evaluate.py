@@ -98,7 +98,7 @@ def _rows(settings: Settings, has_own_data: bool) -> Any:
     data = settings.data
     with working("reading the pairs"):
         if has_own_data or data.datasets:
-            _, rows = load_datasets(data, seed=settings.orpo.seed, evaluate=True)
+            rows = load_datasets(data, seed=settings.orpo.seed, evaluate=True).evaluation
             if rows is None:
                 raise DataError("the run held no pairs out; give the pairs to measure on with --dataset-name DATASET")
             return rows

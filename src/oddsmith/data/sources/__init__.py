@@ -7,6 +7,16 @@ splits    ``train``, ``test[:100]``, and which files of a folder hold them
 mixture   several datasets as one
 """
 
-from .loading import FileRows, Rows, batches, is_local, load_datasets, load_rows, numbered_rows, open_rows
+from .loading import FileRows, Rows, RunRows, batches, is_local, load_datasets, load_rows, numbered_rows, open_rows
 
-__all__ = ["FileRows", "Rows", "batches", "is_local", "load_datasets", "load_rows", "numbered_rows", "open_rows"]
+__all__ = [
+    "FileRows",
+    "Rows",
+    "RunRows",
+    "batches",
+    "is_local",
+    "load_datasets",
+    "load_rows",
+    "numbered_rows",
+    "open_rows",
+]

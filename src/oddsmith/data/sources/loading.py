@@ -21,11 +21,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from ...errors import ConfigError, DataError
 from .files import PARQUET, Row, kind_of_file, read_rows, require_path
-from .mixture import mix, mix_streams, parse_mixture
+from .mixture import Share, mix, mix_streams, parse_mixture, shares_of, weights_of
 from .splits import Split, files_of
 from .tables import is_saved_dataset, read_hub, read_parquet, read_saved
 
@@ -132,10 +132,16 @@ def is_local(name: str) -> bool:
     return path.exists() or kind_of_file(path) is not None
 
 
-def load_datasets(
-    arguments: ScriptArguments, *, seed: int, evaluate: bool
-) -> tuple[Rows, Rows | dict[str, Rows] | None]:
-    """Load the training rows of a run and its evaluation rows; several evaluation sets by name, None without any.
+class RunRows(NamedTuple):
+    """The rows of a run."""
+
+    train: Rows
+    evaluation: Rows | dict[str, Rows] | None  # several sets by name; None without any
+    shares: list[Share]  # of the datasets in a mixture, before rows are held out; empty where there is none
+
+
+def load_datasets(arguments: ScriptArguments, *, seed: int, evaluate: bool) -> RunRows:
+    """Load the training rows of a run and its evaluation rows.
 
     The evaluation rows are the first of these that the settings name: ``test_split_size`` of the training rows, drawn
     with the seed (and kept out of training without ``evaluate``, too); ``eval_dataset_name`` (several names, separated
@@ -145,10 +151,12 @@ def load_datasets(
     """
     _require_consistent(arguments, evaluate)
     if arguments.test_split_size is not None:
-        train, held_out = hold_out(_training_rows(arguments, seed), arguments.test_split_size, seed)
-        return train, held_out if evaluate else None
+        rows, shares = _training_rows(arguments, seed)
+        train, held_out = hold_out(rows, arguments.test_split_size, seed)
+        return RunRows(train, held_out if evaluate else None, shares)
     evaluation = _evaluation_rows(arguments) if evaluate else None
-    return _training_rows(arguments, seed), evaluation
+    train, shares = _training_rows(arguments, seed)
+    return RunRows(train, evaluation, shares)
 
 
 def hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
@@ -235,14 +243,17 @@ def _require_consistent(arguments: ScriptArguments, evaluate: bool) -> None:
         raise ConfigError(f"evaluation is on, but {name} is a single file and has no test split; {advice}")
 
 
-def _training_rows(arguments: ScriptArguments, seed: int) -> Rows:
+def _training_rows(arguments: ScriptArguments, seed: int) -> tuple[Rows, list[Share]]:
     split, streaming = arguments.dataset_train_split, arguments.dataset_streaming
     if arguments.dataset_name:
-        return load_rows(arguments.dataset_name, config=arguments.dataset_config, split=split, streaming=streaming)
+        rows = load_rows(arguments.dataset_name, config=arguments.dataset_config, split=split, streaming=streaming)
+        return rows, []
     parts = parse_mixture(arguments.datasets)
-    weights = None if parts[0].weight is None else [part.weight for part in parts if part.weight is not None]
-    rows = [load_rows(part.path, config=part.name, split=part.split or split, streaming=streaming) for part in parts]
-    return (mix_streams if streaming else mix)(rows, weights, seed)
+    all_rows: list[Any] = [
+        load_rows(part.path, config=part.name, split=part.split or split, streaming=streaming) for part in parts
+    ]
+    shares = shares_of(parts, None if streaming else list(map(len, all_rows)))
+    return (mix_streams if streaming else mix)(all_rows, weights_of(parts), seed), shares
 
 
 def _evaluation_rows(arguments: ScriptArguments) -> Rows | dict[str, Rows]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,59 @@ class Part:
     name: str | None = None  # configuration of a hub dataset
     split: str | None = None  # split, or a slice of one; by default the training split
     weight: float | None = None  # relative share of the mixture's rows; give every part one, or none
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of one dataset takes part in a mixture."""
+
+    name: str  # what its part says: path, configuration and split
+    weight: float | None
+    rows: int | None  # how many it has, and how many are taken; None for streams, which have no length
+    taken: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+def shares_of(parts: Sequence[Part], totals: Sequence[int] | None) -> list[Share]:
+    """Return the share of each part, given how many rows it has; None for streams."""
+    names = [" ".join(filter(None, (part.path, part.name, part.split))) for part in parts]
+    weights = [part.weight for part in parts]
+    if totals is None:
+        return [Share(name, weight, None, None) for name, weight in zip(names, weights, strict=True)]
+    taken = row_counts(totals, weights_of(parts))
+    return list(map(Share, names, weights, totals, taken))
+
+
+def weights_of(parts: Sequence[Part]) -> list[float] | None:
+    """Return the weights of a mixture; None where its parts have none."""
+    weights = [part.weight for part in parts if part.weight is not None]
+    return weights or None
+
+
+def share_lines(shares: Sequence[Share]) -> list[str]:
+    """Return in sentences how many rows each dataset of a mixture has, how many are taken and left out."""
+    taken = [share.taken for share in shares if share.taken is not None]
+    rows = sum(share.rows or 0 for share in shares)
+    if not taken:
+        end = "until all are" if shares[0].weight is None else "until the first is"
+        lines = [f"mixture of {len(shares)} streams, read {end} exhausted"]
+    elif sum(taken) == rows:
+        lines = [f"mixture of {len(shares)} datasets: all {rows:,} rows"]
+    else:
+        lines = [
+            f"mixture of {len(shares)} datasets: {sum(taken):,} of {rows:,} rows, as many as the weights allow without"
+            " repeating one; without weights all are taken"
+        ]
+    for share in shares:
+        weight = "" if share.weight is None else f"weight {share.weight:g}"
+        counts = ""
+        if share.rows is not None and share.taken is not None:
+            counts = f"{share.taken:,} of {share.rows:,} rows taken, {share.rows - share.taken:,} left out"
+        lines.append(f"  {share.name}: {', '.join(filter(None, (counts, weight)))}".removesuffix(": "))
+    return lines
 
 
 def parse_mixture(entries: Any) -> list[Part]:

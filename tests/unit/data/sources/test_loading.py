@@ -286,7 +286,7 @@ class TestWhatARunTrainsAndEvaluatesOn:
         return str(tmp_path / "splits")
 
     def test_training_rows_alone(self, path):
-        assert load_datasets(ScriptArguments(dataset_name=path), seed=0, evaluate=False) == (ROWS, None)
+        assert load_datasets(ScriptArguments(dataset_name=path), seed=0, evaluate=False) == (ROWS, None, [])
 
     def test_splits_slices_and_other_datasets(self, path, folder):
         several = {"splits": ROWS[7:], "a": ROWS}
@@ -296,10 +296,10 @@ class TestWhatARunTrainsAndEvaluatesOn:
             (ScriptArguments(path, eval_dataset_name=folder), (ROWS, ROWS[7:])),
             (ScriptArguments(path, eval_dataset_name=f"{folder}, {path}"), (ROWS, several)),
         ):
-            assert load_datasets(arguments, seed=0, evaluate=True) == expected
+            assert load_datasets(arguments, seed=0, evaluate=True) == (*expected, [])
 
     def test_streams(self, folder):
-        train, test = load_datasets(ScriptArguments(folder, dataset_streaming=True), seed=0, evaluate=True)
+        train, test, _ = load_datasets(ScriptArguments(folder, dataset_streaming=True), seed=0, evaluate=True)
         assert isinstance(train, datasets.IterableDataset)
         assert isinstance(test, datasets.IterableDataset)
         assert (list(train), list(test)) == (ROWS[:7], ROWS[7:])
@@ -307,12 +307,12 @@ class TestWhatARunTrainsAndEvaluatesOn:
     @pytest.mark.parametrize("size", [0.3, 3])
     def test_held_out_rows(self, path, size):
         arguments = ScriptArguments(path, test_split_size=size)
-        train, test = load_datasets(arguments, seed=1, evaluate=True)
+        train, test, _ = load_datasets(arguments, seed=1, evaluate=True)
         assert len(test) == 3
         assert sorted([*train, *test], key=ROWS.index) == ROWS
-        assert (train, test) == load_datasets(arguments, seed=1, evaluate=True)
+        assert (train, test, []) == load_datasets(arguments, seed=1, evaluate=True)
         assert test != load_datasets(arguments, seed=2, evaluate=True)[1]
-        assert load_datasets(arguments, seed=1, evaluate=False) == (train, None)
+        assert load_datasets(arguments, seed=1, evaluate=False) == (train, None, [])
 
     def test_held_out_rows_of_a_table_are_those_of_a_list(self):
         train, test = hold_out(datasets.Dataset.from_list(ROWS), 0.3, seed=1)
@@ -320,21 +320,27 @@ class TestWhatARunTrainsAndEvaluatesOn:
 
     def test_held_out_rows_of_a_stream(self, path):
         arguments = ScriptArguments(path, test_split_size=3, dataset_streaming=True)
-        train, test = load_datasets(arguments, seed=1, evaluate=True)
+        train, test, _ = load_datasets(arguments, seed=1, evaluate=True)
         assert (list(train), list(test)) == (ROWS[3:], ROWS[:3])
 
     def test_a_mixture(self, path, folder):
         parts = [{"path": path, "weight": 1}, {"path": folder, "split": "test", "weight": 1}]
-        rows, _ = load_datasets(ScriptArguments(datasets=parts), seed=0, evaluate=False)
+        rows, _, shares = load_datasets(ScriptArguments(datasets=parts), seed=0, evaluate=False)
         assert len(rows) == 6
         assert [row for row in rows if row in ROWS[7:]] == rows[1::2] == ROWS[7:]
-        assert load_datasets(ScriptArguments(datasets=json.dumps(parts)), seed=0, evaluate=False) == (rows, None)
+        assert [(share.name, share.rows, share.taken) for share in shares] == [(path, 10, 3), (f"{folder} test", 3, 3)]
+        assert load_datasets(ScriptArguments(datasets=json.dumps(parts)), seed=0, evaluate=False) == (
+            rows,
+            None,
+            shares,
+        )
 
     def test_a_mixture_of_streams(self, path, folder):
         arguments = ScriptArguments(datasets=[path, folder], dataset_streaming=True)
-        rows, _ = load_datasets(arguments, seed=0, evaluate=False)
+        rows, _, shares = load_datasets(arguments, seed=0, evaluate=False)
         assert list(rows)[:4] == [ROWS[0], ROWS[0], ROWS[1], ROWS[1]]
         assert len(list(rows)) == 17
+        assert [(share.name, share.rows, share.taken) for share in shares] == [(path, None, None), (folder, None, None)]
 
     @pytest.mark.parametrize(
         ("settings", "message"),

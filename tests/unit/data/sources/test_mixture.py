@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oddsmith.data.sources.mixture import Part, mix, mix_streams, parse_mixture, row_counts
+from oddsmith.data.sources.mixture import Part, mix, mix_streams, parse_mixture, row_counts, share_lines, shares_of
 from oddsmith.errors import ConfigError
 
 
@@ -124,3 +124,37 @@ def test_a_malformed_mixture_names_the_entry(entries, message):
     with pytest.raises(ConfigError) as caught:
         parse_mixture(entries)
     assert message in str(caught.value)
+
+
+SMALL, LARGE = Part("small.jsonl", weight=3), Part("org/large", split="train[:50%]", weight=1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "totals", "lines"),
+    [
+        (
+            [SMALL, LARGE], [120, 2333],
+            [
+                "mixture of 2 datasets: 160 of 2,453 rows, as many as the weights allow without repeating one;"
+                " without weights all are taken",
+                "  small.jsonl: 120 of 120 rows taken, 0 left out, weight 3",
+                "  org/large train[:50%]: 40 of 2,333 rows taken, 2,293 left out, weight 1",
+            ],
+        ),
+        (
+            [Part("a"), Part("b")], [4, 2],
+            [
+                "mixture of 2 datasets: all 6 rows", "  a: 4 of 4 rows taken, 0 left out",
+                "  b: 2 of 2 rows taken, 0 left out",
+            ],
+        ),
+        ([SMALL, LARGE], None, [
+            "mixture of 2 streams, read until the first is exhausted", "  small.jsonl: weight 3",
+            "  org/large train[:50%]: weight 1",
+        ]),
+        ([Part("a"), Part("b")], None, ["mixture of 2 streams, read until all are exhausted", "  a", "  b"]),
+    ],
+    ids=("weights", "all", "weighted streams", "streams"),
+)  # fmt: skip
+def test_each_source_says_what_is_taken_and_left_out(parts, totals, lines):
+    assert share_lines(shares_of(parts, totals)) == lines

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ....data.prepare import prepare
-from ....data.sources import load_datasets
+from ....data.sources import RunRows, load_datasets
 from ....data.tokens.pair_tokenizer import PairTokenizer
 from ....errors import ConfigError
 from ....model.adapters import get_peft_config, get_quantization_config
@@ -88,8 +88,8 @@ def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
     return load_model(str(chosen.model_name_or_path), **{**options, **given})
 
 
-def read_rows(settings: Settings) -> tuple[Any, Any]:
-    """Read the rows to train and to evaluate on; the latter ``None`` where the settings ask for no evaluation."""
+def read_rows(settings: Settings) -> RunRows:
+    """Read the rows to train and, where the settings ask for an evaluation, to evaluate on."""
     orpo, _, data = settings
     holds_out = data.eval_dataset_name is not None or data.test_split_size is not None
     with working("reading the pairs"):

@@ -135,8 +135,9 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
     allow_changed = "allow_changed" in resolved.options
     checkpoint = _checkpoint(_wanted_checkpoint(resolved), settings, allow_changed)
     stop = StopOnRequest(time_limit_s, started_at=STARTED_AT, signals=signals, tell=_warn)
-    progress = ShowProgress(before=lambda state: say("\n".join(banner(trainer, settings, state)), hang=15))
-    trainer = make_trainer(settings, *read_rows(settings), callbacks=[stop, progress])
+    progress = ShowProgress(before=lambda state: say("\n".join(banner(trainer, settings, state, shares)), hang=15))
+    train_rows, eval_rows, shares = read_rows(settings)
+    trainer = make_trainer(settings, train_rows, eval_rows, callbacks=[stop, progress])
     trainer.remove_callback(Watch)  # here its warnings are printed beside the progress line
     trainer.add_callback(Watch(tell=lambda finding: say(one_line(finding), FINDING_STYLES[finding.verdict], hang=4)))
     if trainer.eval_dataset is not None:
@@ -151,7 +152,7 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
         _leave_together(trainer)
         raise Interrupted(_how_it_stopped(trainer, str(stop.stopped)))
     _save(trainer, settings)
-    document = result(trainer, settings, time.monotonic() - started_at)
+    document = result(trainer, settings, shares, time.monotonic() - started_at)
     say("\n".join(result_lines(document)), hang=4)
     if "report" in resolved.options and trainer.is_world_process_zero():
         _write_report(Path(settings.orpo.output_dir))

@@ -10,7 +10,8 @@ from transformers import TrainerState
 
 from ....checkpoint.space import Room, measure_room, require_writable
 from ....data.report import counted
-from ....data.sources import is_local, load_datasets
+from ....data.sources import RunRows, is_local, load_datasets
+from ....data.sources.mixture import share_lines
 from ....model.adapters import get_peft_config
 from ....model.loading.models import load_tokenizer
 from ....model.loading.outline import outline_model
@@ -37,11 +38,14 @@ def show(resolved: Resolved, settings: Settings, processes: int) -> dict[str, An
         print(f"{text:<{width}}  # {changed[name]['origin']}")
     orpo = settings.orpo
     pairs = orpo.per_device_train_batch_size * orpo.gradient_accumulation_steps * processes
-    rows = _local_rows(settings)
+    read = _local_rows(settings)
+    rows, shares = (None, []) if read is None else (len(read.train), read.shares)
     steps = orpo.max_steps if orpo.max_steps > 0 else None
     if steps is None and rows is not None:
         steps = math.ceil(math.ceil(rows / pairs) * orpo.num_train_epochs)
     print()
+    for line in share_lines(shares) if shares else []:
+        print(line)
     print(f"rows: {'not counted, they are on the hub' if rows is None else f'{rows:,}'}")
     print(f"steps: {'unknown' if steps is None else f'{steps:,} if no row is dropped'}, {counted(pairs, 'pair')} each")
     print(f"precision: {precision(settings)}")
@@ -52,6 +56,7 @@ def show(resolved: Resolved, settings: Settings, processes: int) -> dict[str, An
         "dry_run": True,
         "settings": changed,
         "rows": rows,
+        "mixture": [share.to_dict() for share in shares],
         "steps": steps,
         "pairs_per_step": pairs,
         "precision": precision(settings),
@@ -80,12 +85,11 @@ def _room(settings: Settings, steps: int | None) -> Room | None:
     return room
 
 
-def _local_rows(settings: Settings) -> int | None:
-    """Count the training rows, if they are on this machine."""
+def _local_rows(settings: Settings) -> RunRows | None:
+    """Read the training rows, if they are on this machine."""
     data = settings.data
     mixed = [part.get("path") for part in data.datasets or [] if isinstance(part, dict)]
     if data.dataset_streaming or not all(is_local(str(name)) for name in mixed or [data.dataset_name]):
         return None
     with working("reading the pairs"):
-        rows, _ = load_datasets(data, seed=settings.orpo.seed, evaluate=False)
-    return len(rows)
+        return load_datasets(data, seed=settings.orpo.seed, evaluate=False)

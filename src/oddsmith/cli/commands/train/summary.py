@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from transformers import TrainerState
 
 from .... import __version__
 from ....data.report import counted
+from ....data.sources.mixture import Share, share_lines
 from ...parsing.resolve import Settings
 from ...terminal.progress import clock, evaluation_lines, figures
 
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
 WEIGHT_FILES = ("adapter_model*", "model*.safetensors", "model*.safetensors.index.json")
 
 
-def banner(trainer: ORPOTrainer, settings: Settings, state: TrainerState) -> list[str]:
-    """Format the facts of a run before its first step, in aligned lines."""
-    data = [line for report in trainer.data_reports.values() for line in report.lines()]
+def banner(trainer: ORPOTrainer, settings: Settings, state: TrainerState, shares: Sequence[Share]) -> list[str]:
+    """Format the facts of a run before its first step, in aligned lines; ``shares`` are those of a mixture, if any."""
+    data = share_lines(shares) if shares else []
+    data += [line for report in trainer.data_reports.values() for line in report.lines()]
     facts = {
         "model": [f"{settings.model.model_name_or_path}: {_parameters(trainer, settings)}"],
         "data": data,
@@ -80,7 +83,7 @@ def precision(settings: Settings) -> str:
     return f"{name}: {orpo.precision_reason}"
 
 
-def result(trainer: ORPOTrainer, settings: Settings, seconds: float) -> dict[str, Any]:
+def result(trainer: ORPOTrainer, settings: Settings, shares: Sequence[Share], seconds: float) -> dict[str, Any]:
     """Collect the outcome of a run as JSON values; ``seconds`` is from the first step to the last saved file."""
     folder = Path(settings.orpo.output_dir)
     history = trainer.state.log_history
@@ -98,6 +101,7 @@ def result(trainer: ORPOTrainer, settings: Settings, seconds: float) -> dict[str
         "evaluation": evaluations[-1] if evaluations else None,
         "best_evaluation": _best(evaluations, settings),
         "data": {name: report.to_dict() for name, report in trainer.data_reports.items()},
+        "mixture": [share.to_dict() for share in shares],
         "files": files,
         "next": _next_commands(trainer, settings),
     }
