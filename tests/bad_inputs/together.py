@@ -54,6 +54,12 @@ TOGETHER = (
     BadInput("names an unknown optimiser", "train c.yaml --optim adamm",
         "--optim is 'adamm'; expected one of 'adalomo', 'ademamix', 'grokadamw', another of 41 (`oddsmith train"
         " --help-all` names all)"),
+    BadInput("takes an optimiser that makes no whole steps", "train c.yaml --optim lomo",
+        "optim is lomo, which changes the weights within the backward pass, at every micro-batch: a step would not be"
+        " whole, and a NaN could not be skipped; adafactor, paged_adamw_8bit or an adapter (LoRA) save memory, too"
+        " (optim: --optim)"),
+    BadInput("takes an optimiser that is not installed", "train c.yaml --optim grokadamw",
+        "optim is grokadamw, which needs a package: pip install grokadamw (optim: --optim)", without=("grokadamw",)),
     BadInput("names an unknown schedule", "train c.yaml --lr-scheduler-type square",
         "--lr-scheduler-type is 'square'; expected one of 'linear', 'cosine', 'cosine_with_restarts', 'polynomial',"
         " 'constant', 'constant_with_warmup', 'inverse_sqrt', 'reduce_lr_on_plateau', 'cosine_with_min_lr',"

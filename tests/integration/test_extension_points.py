@@ -164,6 +164,33 @@ class TestMethods:
         losses(trainer)
         assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD)
 
+    def test_an_optimizer_that_averages_its_steps_saves_the_average(self, tmp_path):
+        class Averaging(torch.optim.SGD):  # as the schedule-free ones
+            mode = "train"
+
+            def train(self):
+                self.mode = "train"
+
+            def eval(self):
+                self.mode = "eval"
+
+        seen = []
+
+        class Watching(TrainerCallback):
+            def on_step_end(self, *args, **kwargs):
+                seen.append(optimizer.mode)
+
+            def on_save(self, *args, **kwargs):
+                seen.append(optimizer.mode)
+
+        model = tiny_model()
+        optimizer = Averaging(model.parameters(), lr=1e-3)
+        settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        trainer = make_trainer(tmp_path, model, callbacks=[Watching()], optimizers=(optimizer, None), **settings)
+        trainer.train()
+        assert seen == ["train", "eval", "train", "eval"]
+        assert optimizer.mode == "eval"
+
     def test_log_and_evaluate(self, tmp_path):
         class Talkative(ORPOTrainer):
             def log(self, logs, start_time=None):

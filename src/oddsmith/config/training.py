@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..system.names import require_folder_name
 from ..system.precision import NO_BF16_UNIT, best_precision, emulates_bf16
 from .catalogue import with_help
+from .optimizers import require_usable
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP007, UP045
@@ -131,6 +132,7 @@ class ORPOConfig(TrainingArguments):
         if self.save_total_limit == 1:  # a second one is there while one is written, or if one is damaged
             self.save_total_limit: Any = 2
         super().__post_init__()
+        require_usable(self)
         if emulated and self.process_index == 0:
             logger.warning("float32: %s", BF16_EMULATED)
 

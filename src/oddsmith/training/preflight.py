@@ -1,4 +1,4 @@
-"""Refuse a run whose checkpoints cannot be saved before its first step."""
+"""Refuse, before its first step, a run whose checkpoints cannot be saved or whose optimizer makes no whole steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from ..checkpoint.space import (
     CheckpointSize,
@@ -17,6 +19,7 @@ from ..checkpoint.space import (
     measure_room,
     require_writable,
 )
+from ..config.optimizers import not_whole_steps
 from ..errors import ConfigError
 from ..system.files import in_units
 
@@ -24,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Preflight(TrainerCallback):
-    """Check the disk before training starts, in every process, so that all end if there is no room."""
+    """Check optimizer and disk before training starts, in every process, so that all end if there is no room."""
 
     def on_train_begin(
         self,
@@ -37,6 +40,7 @@ class Preflight(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Refuse a run that cannot be saved; warn if only its first checkpoints can be."""
+        require_whole_steps(optimizer)
         run = Path(args.output_dir)
         require_writable(run)
         size = size_in_training(args, state, model, processing_class, optimizer)
@@ -44,6 +48,22 @@ class Preflight(TrainerCallback):
         warning = require_room(run, room)
         if warning and state.is_world_process_zero:
             logger.warning(warning)
+
+
+def require_whole_steps(optimizer: Any, model: nn.Module | None = None) -> None:
+    """Refuse an optimizer object that changes weights within the backward pass, wherever it was made.
+
+    Warn of hooks on the parameters of ``model`` by which one may do so: they run at every micro-batch.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)  # in accelerate's wrapper
+    if hasattr(inner, "fused_backward") or isinstance(inner, LayerWiseDummyOptimizer):  # LOMO's way, and GaLore's
+        raise ConfigError(f"the optimizer is {type(inner).__name__}, {not_whole_steps()}")
+    parameters = model.parameters() if model is not None else ()
+    if hooked := sum(bool(parameter._post_accumulate_grad_hooks) for parameter in parameters):
+        logger.warning(
+            f"{hooked} parameters have hooks that run after each backward pass, so at every micro-batch: an optimizer"
+            " that makes its step there does not make whole steps"
+        )
 
 
 def size_in_training(

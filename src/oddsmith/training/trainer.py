@@ -61,7 +61,7 @@ from .held_out_pairs import tokens_kept
 from .identity import RunIdentity
 from .live_diagnosis import Watch
 from .meter import LENGTH_COLUMNS, EvaluatedPairs, EvaluationMeter, TrainingMeter, length_correlation, pair_sums
-from .preflight import Preflight
+from .preflight import Preflight, require_whole_steps
 from .recorder import Recorder
 from .step import Path as MicroBatchPath
 from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
@@ -151,6 +151,7 @@ class ORPOTrainer(TransformersAdapter):
         )
         self.add_callback(self.guard)  # after the callbacks of the user, which may ask for a save
         self.recorder.require_possible()
+        require_whole_steps(self.optimizer, self.model)
         self.stepper = Stepper(
             self.accelerator,
             self.meter,

@@ -135,7 +135,13 @@ class TransformersAdapter(Trainer):
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
+    def _use_averaged_weights(self) -> None:
+        """Put the weights in place that a schedule-free optimizer evaluates and saves; the next step undoes it."""
+        if hasattr(self.optimizer, "eval"):
+            self.optimizer.eval()
+
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._use_averaged_weights()
         if self.deferred_evaluation.is_due and not self.is_stopped:  # after the last step no epoch was left to run
             self._make_up_for_evaluation(trial, None)
         best = self.state.best_model_checkpoint
@@ -192,6 +198,7 @@ class TransformersAdapter(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_folder = Path(self._get_output_dir(trial=trial))
         folder = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._use_averaged_weights()
         self.create_model_card()
         if trial is None:
             self.store_flos()
