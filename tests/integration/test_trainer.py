@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
+from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    GenerationConfig,
     MixtralConfig,
     Qwen3MoeConfig,
     T5Config,
@@ -289,3 +291,27 @@ def test_a_4_bit_base_with_checkpointing_learns_across_evaluations(tmp_path, ree
     assert len(losses) == 4
     assert losses == sorted(losses, reverse=True)  # it goes on learning after each evaluation
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter", "model_init"])
+def test_a_base_that_learns_a_chat_template_stops_at_its_end_of_turn_everywhere(tmp_path, kind):
+    tokenizer = tiny_tokenizer(eos="<|endoftext|>")
+    ends = sorted(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
+
+    def make():
+        return tiny_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+
+    run = make_trainer(
+        tmp_path, None if kind == "model_init" else make(), 2, tokenizer=tokenizer, max_steps=1, save_strategy="steps",
+        save_steps=1, peft_config=LoraConfig(r=2, task_type="CAUSAL_LM") if kind == "adapter" else None,
+        **({"model_init": make} if kind == "model_init" else {}),
+    )  # fmt: skip
+    assert run.model.generation_config.eos_token_id == ends
+    run.train()
+    run.model.generation_config.max_new_tokens = 7  # a setting of a person
+    run.save_model()
+    run.save_model(str(tmp_path / "elsewhere"))
+    for folder in (tmp_path, tmp_path / "checkpoint-1", tmp_path / "elsewhere"):
+        settings = GenerationConfig.from_pretrained(folder)
+        assert settings.eos_token_id == ends, folder
+        assert settings.max_new_tokens == (None if folder.name == "checkpoint-1" else 7)

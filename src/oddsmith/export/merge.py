@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
 from ..errors import ConfigError, ExportError, MissingExtraError
-from ..model.generation import end_tokens
+from ..model.generation import stop_at_end_tokens
 from ..model.loading.models import load_model, load_tokenizer
 from ..model.loading.place import locate
 from ..model.loading.quiet import no_progress_bars
@@ -132,8 +132,8 @@ def merge_adapter(
             merged = divergence(reference, logits_of(model, ids), ids)
             _require(merged, _max_kl(torch.float32, compute), "the merged model")
         on_stage("write", folder)
-        ends = end_tokens(model, tokenizer)
-        write_model_folder(model, tokenizer, partial, dtype=wanted, end_tokens=ends)
+        ends = stop_at_end_tokens(model, tokenizer)
+        write_model_folder(model, tokenizer, partial, dtype=wanted)
         _copy_sentencepiece_file(partial, [source.name, *([source.base] if source.base else [])])
         del model
         gc.collect()  # two models might not fit
@@ -218,25 +218,13 @@ def write_model_folder(
     folder: Path,
     *,
     dtype: torch.dtype,
-    end_tokens: list[int],
 ) -> None:
     """Write weights, configuration, generation settings, tokenizer and chat template, for ``from_pretrained``.
 
-    The weights are cast to ``dtype`` in place. ``end_tokens`` are the ids that end an answer: a run may have taught one
-    that the base's settings lack.
+    The weights are cast to ``dtype`` in place.
     """
     cast_parameters(model, dtype)
     model.config.dtype = dtype
-    settings = model.generation_config
-    if settings is not None:
-        settings._from_model_config = False  # else generate would take the end from config.json
-        settings.eos_token_id = end_tokens if len(end_tokens) > 1 else end_tokens[0]
-        if settings.pad_token_id is None:
-            settings.pad_token_id = tokenizer.pad_token_id
-        try:
-            settings.validate(strict=True)
-        except ValueError:  # a temperature without do_sample: transformers refuses to write it
-            settings.do_sample = True
     with no_progress_bars():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

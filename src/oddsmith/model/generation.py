@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Event
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from ..data.tokens.rendering import Renderer
+from ..errors import ModelError
 
 # Tokenizers without a limit state a number far above this one.
 NO_LIMIT_TOKENS = 10**8
@@ -133,11 +135,43 @@ def stream(
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer: the tokenizer's, the chat template's end of turn, the model's settings'."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    ends = list(ends) if isinstance(ends, list) else [ends]
-    if tokenizer.chat_template is not None and (end_of_turn := Renderer(tokenizer).end_of_turn) is not None:
-        ends.append(tokenizer.convert_tokens_to_ids(end_of_turn))
-    return sorted({token for token in (*ends, tokenizer.eos_token_id) if token is not None})
+    settings = getattr(model, "generation_config", None)
+    ends = [*_listed(getattr(settings, "eos_token_id", None)), tokenizer.eos_token_id]
+    if tokenizer.chat_template is not None:
+        with suppress(ModelError):  # a template that renders no plain question and answer
+            end_of_turn = Renderer(tokenizer).end_of_turn
+            ends.append(None if end_of_turn is None else tokenizer.convert_tokens_to_ids(end_of_turn))
+    return sorted({token for token in ends if token is not None})
+
+
+def stop_at_end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Let ``generate`` stop at every token that ends an answer, and return these tokens; other settings stay.
+
+    A base model that is trained with a chat template ends its answers with the template's end of turn. Its generation
+    settings name only the end of a document, so it would never stop. ``ModelError`` if the settings cannot be saved.
+    """
+    ends, settings = end_tokens(model, tokenizer), getattr(model, "generation_config", None)
+    if settings is None:
+        return ends
+    if not set(ends) <= set(_listed(settings.eos_token_id)):
+        settings.eos_token_id = ends if len(ends) > 1 else ends[0]
+    settings._from_model_config = False  # else the end would be taken from config.json
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
+    try:
+        settings.validate(strict=True)
+    except ValueError:  # a temperature without do_sample: transformers reads such settings, and refuses to write them
+        settings.do_sample = True
+        try:
+            settings.validate(strict=True)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"the model's generation_config cannot be saved, so change it: {reason}") from error
+    return ends
+
+
+def _listed(token_ids: int | list[int] | None) -> list[int]:
+    return token_ids if isinstance(token_ids, list) else [] if token_ids is None else [token_ids]
 
 
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -46,6 +46,7 @@ from ..data.report import DataReport
 from ..data.tokens.pair_tokenizer import PairTokenizer
 from ..errors import ConfigError
 from ..loss import orpo_loss
+from ..model.generation import stop_at_end_tokens
 from ..model.loading.adapter_base import BaseRecord
 from ..model.loading.place import is_adapter_folder
 from ..model.loading.setup import ready_model, resolve_model, resolve_tokenizer
@@ -135,7 +136,7 @@ class ORPOTrainer(TransformersAdapter):
         self.pad_token_id = next(token for token in candidates if token is not None)
         own_callbacks = self._make_parts()
         super().__init__(
-            model=ready_model(model, args, peft_config) if model else None,
+            model=self._ready(model) if model else None,
             args=args,
             data_collator=data_collator or PairCollator(self.pad_token_id),
             train_dataset=train_dataset,
@@ -197,7 +198,12 @@ class ORPOTrainer(TransformersAdapter):
         """Make the model of a trial, with its adapter."""
         if hasattr(self, "stepper"):
             self.stepper.forget_path()
-        return ready_model(super().call_model_init(trial), self.args, self.peft_config)
+        return self._ready(super().call_model_init(trial))
+
+    def _ready(self, model: PreTrainedModel) -> Any:
+        model = ready_model(model, self.args, self.peft_config)
+        stop_at_end_tokens(model, self.pair_tokenizer.tokenizer)
+        return model
 
     def prepare_rows(self, rows: Any, source: str) -> Any:
         """Tokenize rows and keep their report under ``source``; rows that are tokens already stay as they are."""
@@ -496,9 +502,12 @@ class ORPOTrainer(TransformersAdapter):
             super().save_model(output_dir, _internal_call)
 
     def after_saving_model(self, folder: Path) -> None:
-        """Put the record of its base, and a card with the run's figures in place of PEFT's, beside an adapter."""
+        """Put beside an adapter the record of its base, generation settings, and a card in place of PEFT's."""
         if is_adapter_folder(folder):
             self.base_record.save(folder)
+            settings = getattr(self.accelerator.unwrap_model(self.model), "generation_config", None)
+            if settings is not None:  # PEFT does not write them: they have the end of turn, which the base's may lack
+                settings.save_pretrained(folder)
             self.create_model_card(folder=folder)
 
     def create_model_card(

@@ -20,6 +20,7 @@ from transformers.utils import PushInProgress
 
 from ..batching.loader import StreamedBatches
 from ..config import ORPOConfig
+from ..model.generation import stop_at_end_tokens
 from ..model.loading.quiet import no_progress_bars
 from .checkpointing import STATE_FILES, CheckpointManager
 from .epochs import stream_position
@@ -222,6 +223,8 @@ class TransformersAdapter(Trainer):
         if not (self.args.should_save or is_gathered):
             return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.processing_class is not None:
+            stop_at_end_tokens(model, self.processing_class)  # once more: a person may have changed either
         with no_progress_bars():
             model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
         if self.args.should_save:
