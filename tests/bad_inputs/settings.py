@@ -81,6 +81,9 @@ IN_A_FILE = (
         "c.yaml:6: learning_rate is nan; expected a number", _added("learning_rate: .nan")),
     BadInput("gives a setting in both spellings", "train c.yaml",
         "c.yaml:7: dtype is given twice, first at c.yaml:6; remove one", _added("dtype: auto\ntorch_dtype: auto")),
+    BadInput("names no type in the model's options", "train c.yaml",
+        "model_init_kwargs: torch_dtype is 'bf-16'; expected one of 'auto', 'bfloat16', 'float16', 'float32', 'float64'"
+        " (model_init_kwargs: c.yaml:6)", _added("model_init_kwargs: {torch_dtype: bf-16}")),
 )
 
 # fmt: off

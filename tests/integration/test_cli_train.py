@@ -266,6 +266,9 @@ def test_too_little_memory_says_what_to_lower(train, monkeypatch):
         (["--use-peft", "--no-bf16"], torch.float32),
         (["--use-peft", "--bf16", "--dtype", "float32"], torch.float32),
         (["--dtype", "auto"], "auto"),
+        (["--torch_dtype", "bf16"], torch.bfloat16),
+        (["--model_init_kwargs", '{"torch_dtype": "bf16"}'], torch.bfloat16),
+        (["--dtype", "float16", "--model_init_kwargs", '{"dtype": "torch.float32"}'], torch.float32),
     ],
 )
 def test_the_type_of_the_weights(words, dtype, monkeypatch):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from ..errors import ConfigError
+from ..system.dtypes import dtype_name
 from .catalogue import with_help
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
@@ -20,8 +21,9 @@ class ModelConfig:
     Args:
         model_name_or_path: Hub id, folder, GGUF file, or ``builtin:smollm2-135m-instruct``.
         model_revision: Branch, tag or commit on the hub.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"auto"`` (as the weights are stored). By default float32
-            for full fine-tuning, and the precision of the run for a base that is frozen under an adapter.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"auto"`` (as the weights are stored), in any spelling of
+            ``system/dtypes.py``. By default float32 for full fine-tuning, and the precision of the run for a base that
+            is frozen under an adapter.
         attn_implementation: transformers' attention implementation, e.g. ``"sdpa"``.
         use_peft: Train a LoRA adapter instead of the whole model.
         lora_r, lora_alpha, lora_dropout: Rank, scale (alpha / r) and dropout of the adapter.
@@ -69,6 +71,7 @@ class ModelConfig:
             raise ConfigError(f"{bits} freezes the model, so it trains nothing without an adapter; add use_peft")
         if self.lora_r < 1:
             raise ConfigError(f"lora_r is {self.lora_r}; expected at least 1")
+        self.dtype, self.bnb_4bit_quant_storage = dtype_name(self.dtype), dtype_name(self.bnb_4bit_quant_storage)
         if self.dtype not in (None, "auto", "bfloat16", "float16", "float32"):
             raise ConfigError(f"dtype is {self.dtype!r}; expected 'auto', 'bfloat16', 'float16' or 'float32'")
         if self.lora_target_modules is not None and len(self.lora_target_modules) == 1:

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import ConfigError
+from ..system.dtypes import with_dtype
 from ..system.names import require_folder_name
 from ..system.precision import NO_BF16_UNIT, best_precision, emulates_bf16
 from .catalogue import with_help
@@ -133,6 +134,10 @@ class ORPOConfig(TrainingArguments):
             self.save_total_limit: Any = 2
         super().__post_init__()
         require_usable(self)
+        if self.model_init_kwargs is not None:
+            if not isinstance(self.model_init_kwargs, dict):
+                raise ConfigError(f"model_init_kwargs is {self.model_init_kwargs!r}; expected a mapping")
+            self.model_init_kwargs = with_dtype(self.model_init_kwargs, "model_init_kwargs")
         if emulated and self.process_index == 0:
             logger.warning("float32: %s", BF16_EMULATED)
 

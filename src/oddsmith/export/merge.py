@@ -31,6 +31,7 @@ from ..model.loading.models import load_model, load_tokenizer
 from ..model.loading.place import locate
 from ..model.loading.quiet import no_progress_bars
 from ..model.merging import cast_parameters, is_tied, merge_weights
+from ..system.dtypes import dtype_name
 from ..system.run_folder import read_events
 from ..training.card import CardFacts, card_names, write_card
 from .atomic import RECORD_FILE, require_space, write_folder
@@ -112,6 +113,7 @@ def merge_adapter(
         ExportError: No room, or the result does not compute what base and adapter do. Nothing is left then.
     """
     started_at = time.monotonic()
+    dtype = dtype_name(dtype)
     if dtype not in (None, *DTYPES):
         raise ConfigError(f"dtype is {dtype!r}; expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     with write_folder(folder, overwrite=overwrite) as partial:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import errors as hub_errors
@@ -123,13 +124,13 @@ def keep_weights_unpacked(model: nn.Module) -> None:
 def require_dora_possible(model: nn.Module) -> None:
     """Refuse DoRA over 8-bit weights on a CPU, where PEFT 0.21 loses their scales in the first forward pass."""
     for layer in model.modules():
-        base = getattr(layer, "base_layer", None)
-        if type(base).__name__ == "Linear8bitLt" and getattr(layer, "lora_variant", None):
-            if base.weight.device.type == "cpu":
-                raise ModelError(
-                    "use_dora over an 8-bit base fails on a CPU (PEFT loses the scales of its weights); take"
-                    " load_in_4bit, or leave use_dora out"
-                )
+        base: Any = getattr(layer, "base_layer", None)
+        is_8_bit = type(base).__name__ == "Linear8bitLt"
+        if is_8_bit and getattr(layer, "lora_variant", None) and base.weight.device.type == "cpu":
+            raise ModelError(
+                "use_dora over an 8-bit base fails on a CPU (PEFT loses the scales of its weights); take load_in_4bit,"
+                " or leave use_dora out"
+            )
 
 
 def fit_vocabulary(base: PreTrainedModel, place: str, revision: str = "main") -> None:

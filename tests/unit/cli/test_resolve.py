@@ -98,6 +98,8 @@ def test_switches(words, expected):
         (["--eval_strategy", "no"], "no"),
         (["--datasets", '[{"path": "a.jsonl", "weight": 2}]'], [{"path": "a.jsonl", "weight": 2}]),
         (["--torch_dtype", "bfloat16"], "bfloat16"),
+        (["--dtype", "bf16"], "bfloat16"),
+        (["--torch-dtype=torch.float32"], "float32"),
     ],
 )
 def test_values_of_every_kind(words, expected):
@@ -117,6 +119,7 @@ def test_values_of_every_kind(words, expected):
         ("lora_target_modules:\n  - q_proj\n  - v_proj", ["q_proj", "v_proj"]),
         ("datasets:\n  - path: a.jsonl\n    weight: 2", [{"path": "a.jsonl", "weight": 2}]),
         ("torch_dtype: bfloat16", "bfloat16"),
+        ("dtype: fp16", "float16"),
     ],
 )
 def test_values_in_yaml(config, line, expected):

@@ -37,6 +37,12 @@ from oddsmith.system.precision import best_precision
         ({"nll_on": "prompt"}, "nll_on is 'prompt'; expected 'sequence' or 'response'"),
         ({"bad_rows": "skip"}, "bad_rows is 'skip'"),
         ({"beta": 0.3, "orpo_alpha": 1.0}, "beta is given together with orpo_alpha"),
+        ({"model_init_kwargs": "bf16"}, "model_init_kwargs is 'bf16'; expected a mapping"),
+        ({"model_init_kwargs": {"torch_dtype": "bf-16"}}, "model_init_kwargs: torch_dtype is 'bf-16'; expected one of"),
+        (
+            {"model_init_kwargs": {"dtype": "float32", "torch_dtype": "bf16"}},
+            "model_init_kwargs: dtype is 'float32' and torch_dtype 'bfloat16'; give one of them",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, settings, message):
@@ -48,6 +54,23 @@ def test_impossible_settings_are_refused(tmp_path, settings, message):
 @pytest.mark.parametrize("nobody", [None, "none", ["none"], []])
 def test_reporting_to_nobody_may_be_said_in_any_way(tmp_path, nobody):
     assert ORPOConfig(output_dir=str(tmp_path), report_to=nobody, use_cpu=True).report_to == []
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("spelling", ["bfloat16", "bf16", "torch.bfloat16", "BF16", torch.bfloat16], ids=str)
+def test_types_in_every_spelling(tmp_path, spelling, key):
+    """In settings, and in the keyword arguments of ``from_pretrained`` under transformers' new and old key."""
+    args = ORPOConfig(str(tmp_path), use_cpu=True, model_init_kwargs={key: spelling, "revision": "v1"})
+    assert args.model_init_kwargs == {"dtype": "bfloat16", "revision": "v1"}
+    config = ModelConfig(dtype=spelling, bnb_4bit_quant_storage=spelling)
+    assert (config.dtype, config.bnb_4bit_quant_storage) == ("bfloat16", "bfloat16")
+
+
+def test_types_that_are_not_one_name(tmp_path):
+    kwargs = {"dtype": {"text_config": "bfloat16"}}
+    assert ORPOConfig(str(tmp_path), use_cpu=True, model_init_kwargs=kwargs).model_init_kwargs == kwargs
+    assert ORPOConfig(str(tmp_path), use_cpu=True, model_init_kwargs={"dtype": None}).model_init_kwargs == {}
+    assert ModelConfig(dtype="auto").dtype == "auto"
 
 
 def test_the_smol_course_names_give_beta(tmp_path):

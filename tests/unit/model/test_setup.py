@@ -10,7 +10,7 @@ from peft import LoraConfig
 from oddsmith import ModelConfig, ORPOConfig, get_quantization_config
 from oddsmith.inference.loading import load_for_inference
 from oddsmith.model.loading.models import load_model
-from oddsmith.model.loading.setup import ready_model
+from oddsmith.model.loading.setup import ready_model, resolve_model
 from oddsmith.system import precision
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -44,6 +44,17 @@ def test_weights_in_float32_are_left_alone(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(precision, "_cpu_bf16_unit", lambda: None)
     ready_model(tiny_model(), ORPOConfig(str(tmp_path), use_cpu=True))
     assert not caplog.records
+
+
+@pytest.mark.parametrize("assigned", [False, True], ids=["in the constructor", "later"])
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_type_in_model_init_kwargs(key, assigned, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    given = {key: torch.bfloat16 if assigned else "bf16"}
+    args = ORPOConfig(str(tmp_path), use_cpu=True, bf16=False, model_init_kwargs=None if assigned else given)
+    if assigned:
+        args.model_init_kwargs = given
+    assert resolve_model(str(tmp_path / "base"), args).dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("storage", [None, "bfloat16"])

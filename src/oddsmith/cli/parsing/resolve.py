@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import ConfigError
+from ...system.dtypes import OLD_KEY
 from .config_file import Setting, read_config
 from .schema import Field, flag_of
 from .values import FALSE_WORDS, TRUE_WORDS, check, from_flag
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ...config import ModelConfig, ORPOConfig, ScriptArguments
 
 # Other accepted names of settings.
-ALIASES = {"torch_dtype": "dtype"}
+ALIASES = {OLD_KEY: "dtype"}
 
 # The setting that only the command line can turn on, never a file.
 TYPED_ONLY = "trust_remote_code"

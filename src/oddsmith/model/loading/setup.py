@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...config import ORPOConfig
 from ...errors import ConfigError, ModelError
+from ...system.dtypes import with_dtype
 from ...system.memory import clear_memory_errors
 from ...system.precision import NO_BF16_UNIT, emulates_bf16
 from ..adapters import add_adapter, keep_weights_unpacked, require_dora_possible
@@ -78,7 +79,7 @@ def _init_options(args: ORPOConfig) -> dict[str, Any]:
     options = args.model_init_kwargs
     if isinstance(options, dict) and "trust_remote_code" in options:
         raise ConfigError("model_init_kwargs holds trust_remote_code; use the setting of that name instead")
-    return dict(options) if isinstance(options, dict) else {}
+    return with_dtype(options, "model_init_kwargs") if isinstance(options, dict) else {}
 
 
 def ready_model(model: PreTrainedModel, args: ORPOConfig, peft_config: Any = None) -> Any:

@@ -84,8 +84,12 @@ def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
         "quantization_config": get_quantization_config(chosen),
         "is_trainable": is_trainable,
     }
-    given = orpo.model_init_kwargs if isinstance(orpo.model_init_kwargs, dict) else {}
-    return load_model(str(chosen.model_name_or_path), **{**options, **given})
+    return load_model(str(chosen.model_name_or_path), **{**options, **_init_options(settings)})
+
+
+def _init_options(settings: Settings) -> dict[str, Any]:
+    given = settings.orpo.model_init_kwargs
+    return given if isinstance(given, dict) else {}
 
 
 def read_rows(settings: Settings) -> RunRows:
@@ -98,7 +102,7 @@ def read_rows(settings: Settings) -> RunRows:
 
 def base_dtype(settings: Settings) -> torch.dtype | str:
     """Return the type to load the weights in: the given one (``"auto"``: as stored), or ``default_dtype``."""
-    given = settings.model.dtype
+    given = _init_options(settings).get("dtype", settings.model.dtype)
     if given is not None:
         return given if given == "auto" else getattr(torch, given)
     return default_dtype(adapter=settings.model.use_peft, bf16=bool(settings.orpo.bf16))

@@ -135,9 +135,10 @@ def _random(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 def _linear_of(weight_OD: Tensor, bias_O: Tensor | None = None) -> nn.Linear:
     outputs, inputs = weight_OD.shape
-    layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+    layer = nn.Linear(inputs, outputs, bias=bias_O is not None, device="meta")
     layer.weight = nn.Parameter(weight_OD)
-    layer.bias = None if bias_O is None else nn.Parameter(bias_O)
+    if bias_O is not None:
+        layer.bias = nn.Parameter(bias_O)
     return layer
 
 
