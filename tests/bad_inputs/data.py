@@ -141,9 +141,9 @@ MIXTURES = (
     BadInput("evaluates on a file that is not there", "train c.yaml --eval-dataset-name held.jsonl",
         "held.jsonl: no such file; did you mean pairs.jsonl?"),
     BadInput("evaluates on rows that are no pairs", "train c.yaml --eval-dataset-name e.jsonl",
-        "eval: found the columns a; expected one of these sets: prompt, chosen, rejected; conversations, chosen,"
-        " rejected; question, chosen, rejected; instruction, chosen, rejected; chosen, rejected; instruction,"
-        " completions; prompt, completions; instruction, output",
+        "eval: found the columns a; expected prompt, chosen and rejected (instead of prompt also conversations,"
+        " messages, conversation, question, query, instruction, input, or none if the answers begin with it); or"
+        " instruction and completions; or prompt and completions; or instruction and output",
         {"e.jsonl": lines({"a": 1})}),
     BadInput("holds out a share of a stream", "train c.yaml --dataset-streaming --max-steps 5 --test-split-size 0.5",
         "test_split_size is 0.5, but a stream has no length; give a number of rows"),

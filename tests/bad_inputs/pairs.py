@@ -19,9 +19,8 @@ ROWS = (
         "train: found the columns prompt, chosen; rejected is missing (standard or conversational format)",
         _rows(*[{"prompt": "a", "chosen": "b"}] * 2)),
     BadInput("names the columns otherwise", "train c.yaml",
-        "train: found the columns q, good, bad; expected one of these sets: prompt, chosen, rejected; conversations,"
-        " chosen, rejected; question, chosen, rejected; instruction, chosen, rejected; chosen, rejected; instruction,"
-        " completions; prompt, completions; instruction, output",
+        "train: found the columns q, good, bad; expected prompt, chosen and rejected; did you mean these? rename q to"
+        " prompt, good to chosen and bad to rejected",
         _rows(*[{"q": "a", "good": "b", "bad": "c"}] * 2)),
     BadInput("has a null among the answers", "train c.yaml",
         "train, row 1: null value: chosen is null; expected text or messages; bad_rows=drop leaves such rows out",
@@ -35,8 +34,8 @@ ROWS = (
         " leaves such rows out",
         _rows(GOOD, {**GOOD, "chosen": ["a"]})),
     BadInput("has another column in one row", "train c.yaml",
-        "train, row 1: missing column: found the columns prompt, answer; completions is missing (UltraFeedback format);"
-        " bad_rows=drop leaves such rows out",
+        "train, row 1: missing column: found the columns prompt, answer; chosen and rejected are missing (standard or"
+        " conversational format); bad_rows=drop leaves such rows out",
         _rows(GOOD, {"prompt": "a", "answer": "b"})),
     BadInput("invents a role", "train c.yaml",
         "train, row 0: unknown role: chosen[0] has the role 'oracle'; expected one of system, developer, user,"
@@ -58,13 +57,43 @@ ROWS = (
         " bad_rows=drop leaves such rows out",
         _rows(CHAT, {**CHAT, "chosen": [{"content": "a"}]})),
     BadInput("shows a picture", "train c.yaml",
-        "train, row 1: malformed message: prompt[0].content[0] is of the type 'image'; expected text alone;"
+        "train, row 1: image, sound or video: prompt[0].content[0] is of the type 'image'; expected text alone;"
         " bad_rows=drop leaves such rows out",
         _rows(CHAT, {**CHAT, "prompt": [{"role": "user", "content": [{"type": "image"}]}]})),
     BadInput("gives no prompt, and none can be told", "train c.yaml",
         "train, row 0: no prompt: chosen and rejected share no role marker or line break that could end it; give it in"
         " a column prompt (found the columns chosen, rejected); bad_rows=drop leaves such rows out",
         _rows(*[{"chosen": "a", "rejected": "b"}] * 2)),
+    BadInput("gives the prompt in a column of another name", "train c.yaml",
+        "train, row 0: no prompt: chosen and rejected share 'Sure!\\n', where both answers may begin, and text in the"
+        " column task would not be read; rename the column of the prompt to prompt (of the system message to system),"
+        " and remove others; bad_rows=drop leaves such rows out",
+        _rows(*[{"task": "Sort a list", "chosen": "Sure!\na", "rejected": "Sure!\nb"}] * 2)),
+    BadInput("gives the answers in columns of other names", "data check pairs.jsonl --fix clean.jsonl",
+        "none of the 2 rows is a pair; row 0: missing column: found the columns instruction, chosen_response,"
+        " rejected_response; expected prompt, chosen and rejected; did you mean these? rename instruction to prompt,"
+        " chosen_response to chosen and rejected_response to rejected",
+        _rows(*[{"instruction": "a", "chosen_response": "b", "rejected_response": "c"}] * 2)),
+    BadInput("answers another question", "train c.yaml",
+        "train, row 1: prompt and answers disagree: chosen begins with the user's turn 'How?' and goes on unlike the"
+        " prompt; give each turn once: the question and what is before it in prompt, the answers alone in chosen and"
+        " rejected; bad_rows=drop leaves such rows out",
+        _rows(CHAT, {**CHAT, "chosen": [{"role": "user", "content": "How?"}, *YES]})),
+    BadInput("has the cell of a table cut off", "train c.yaml",
+        "train, row 1: malformed message: chosen begins like messages written as text, but is neither JSON"
+        " (Unterminated string starting at: line 1 column 35 (char 34)) nor Python; give messages as a list, or text"
+        ' that is meant literally as {"role": ..., "content": TEXT}; bad_rows=drop leaves such rows out',
+        _rows(CHAT, {**CHAT, "chosen": '[{"role": "assistant", "content": "Beca'})),
+    BadInput("writes one answer as messages in text", "train c.yaml",
+        "train, row 1: malformed message: chosen is a message or a list of messages written as text, and rejected is"
+        ' ordinary text; write both in the same way (text that is meant literally as {"role": ..., "content": TEXT});'
+        " bad_rows=drop leaves such rows out",
+        _rows(GOOD, {**GOOD, "chosen": '{"role": "assistant", "content": "Because."}'})),
+    BadInput("writes the arguments of a call as no JSON", "train c.yaml",
+        "train, row 1: malformed tool call: chosen[0].tool_calls[0].function.arguments is no JSON: Expecting value:"
+        " line 1 column 1 (char 0); bad_rows=drop leaves such rows out",
+        _rows(CHAT, {**CHAT, "chosen": [{"role": "assistant", "content": "", "tool_calls": [
+            {"type": "function", "function": {"name": "run", "arguments": "x = 1"}}]}]})),
     BadInput("gives conversations that begin differently", "train c.yaml",
         "train, row 0: no prompt: chosen and rejected do not begin with the same user turn; give it in a column prompt"
         " (found the columns chosen, rejected); bad_rows=drop leaves such rows out",

@@ -89,7 +89,7 @@ def survey(
         The result.
 
     Raises:
-        DataError: There are no rows, or a file of them is malformed.
+        DataError: There are no rows, none of them is a pair, or a file of them is malformed.
         ModelError: The tokenizer lacks a chat template or an EOS token that is needed.
     """
     processes = processes or usable_processes()
@@ -107,8 +107,8 @@ def survey(
             for check, faulty in duplicates.compare(row, fingerprint):
                 total.hits.setdefault((check, ""), []).append(faulty)
         on_rows(part.rows)
-    if not total.rows:
-        raise DataError("the dataset is empty; expected rows with a prompt and two answers")
+    if not total.formats:
+        raise DataError(_no_pair(total))
     has = {
         catalogue.MODEL: pair_tokenizer is not None,
         catalogue.EVALUATION: evaluation is not None,
@@ -128,6 +128,7 @@ class Tally:
     tokens: LengthSums = field(default_factory=LengthSums)  # the same in tokens, of the kept pairs
     kept: int = 0  # number of rows that the training keeps; only with a tokenizer
     fingerprints: list[tuple[int, Fingerprint]] = field(default_factory=list)  # with the row numbers of the pairs
+    first_fault: str = ""  # what is wrong with the first row that is no pair
 
     def hit(self, row: int, hits: Iterable[Hit]) -> None:
         """Count a row under the checks that it fails."""
@@ -140,6 +141,7 @@ class Tally:
         """Add the tally of the rows after these, without its fingerprints."""
         self.rows += other.rows
         self.kept += other.kept
+        self.first_fault = self.first_fault or other.first_fault
         for key, rows in other.hits.items():
             self.hits.setdefault(key, []).extend(rows)
         self.formats.update(other.formats)
@@ -153,17 +155,21 @@ class RowChecker:
 
     benchmark: Benchmark | None = None
     token_checks: TokenChecks | None = None
+    compares_only: bool = False  # whether pairs are only to be compared with others, not checked
 
     def check(self, start: int, rows: Sequence[Any]) -> Tally:
         """Check some rows, of which the first has the number ``start``."""
         tally = Tally(rows=len(rows))
         valid = []
         for number, row in enumerate(rows, start):
-            found = self._valid(row, tally)
+            found = _valid(row, tally)
             if isinstance(found, str):
                 tally.hit(number, [(catalogue.NO_PAIR, found)])
             else:
                 valid.append((number, *found))
+        if self.compares_only:
+            tally.fingerprints = [(number, Fingerprint.of(texts)) for number, _, texts in valid]
+            return tally
         for number, pair, texts in valid:
             tally.hit(number, content_hits(pair, texts))
             tally.hit(number, language_hits(texts))
@@ -183,18 +189,20 @@ class RowChecker:
                     )
         return tally
 
-    @staticmethod
-    def _valid(row: Any, tally: Tally) -> tuple[PreferencePair, PairTexts] | str:
-        """Return a row as a pair with its texts and count its format, or return why the row is invalid."""
-        try:
-            pair = to_pair(row)
-            tally.formats[format_of(row)] += 1
-        except RowError as error:
-            return error.reason
-        except DataError:
-            return "unknown columns"
-        texts = PairTexts.of(pair)
-        return (pair, texts) if texts.is_unicode() else "invalid Unicode"
+
+def _valid(row: Any, tally: Tally) -> tuple[PreferencePair, PairTexts] | str:
+    """Return a row as a pair with its texts and count its format, or return why the row is invalid."""
+    try:
+        pair = to_pair(row)
+    except RowError as error:
+        tally.first_fault = tally.first_fault or str(error)
+        return error.reason
+    texts = PairTexts.of(pair)
+    if not texts.is_unicode():
+        tally.first_fault = tally.first_fault or "invalid Unicode: a text holds half of a surrogate pair"
+        return "invalid Unicode"
+    tally.formats[format_of(row)] += 1
+    return pair, texts
 
 
 def _tallies(rows: Rows | FileRows, checker: RowChecker, share: int, shares: int) -> Iterator[Tally]:
@@ -204,24 +212,22 @@ def _tallies(rows: Rows | FileRows, checker: RowChecker, share: int, shares: int
 
 def _prompt_index(rows: Rows | FileRows, processes: int) -> PromptIndex:
     """Return an index of the prompts of an evaluation set; its invalid rows are left out."""
-    index = PromptIndex()
-    for fingerprints in parallel_shares(partial(_fingerprints, rows), processes):
-        for fingerprint in fingerprints:
+    index, total = PromptIndex(), Tally()
+    for tally in parallel_shares(partial(_tallies, rows, RowChecker(compares_only=True)), processes):
+        total.add(tally)
+        for _, fingerprint in tally.fingerprints:
             index.add(fingerprint)
+    if not total.formats:
+        raise DataError(f"evaluation set: {_no_pair(total)}")
     return index
 
 
-def _fingerprints(rows: Rows | FileRows, share: int, shares: int) -> Iterator[list[Fingerprint]]:
-    for _, batch in batches(rows, share, shares):
-        fingerprints = []
-        for row in batch:
-            try:
-                texts = PairTexts.of(to_pair(row))
-            except RowError:
-                continue
-            if texts.is_unicode():
-                fingerprints.append(Fingerprint.of(texts))
-        yield fingerprints
+def _no_pair(tally: Tally) -> str:
+    """Return what is wrong with rows of which none is a pair."""
+    if not tally.rows:
+        return "the dataset is empty; expected rows with a prompt and two answers"
+    none = "the only row is no pair" if tally.rows == 1 else f"none of the {tally.rows:,} rows is a pair"
+    return f"{none}; row 0: {tally.first_fault}"
 
 
 def _summary(tally: Tally, *, missing: Sequence[str]) -> Survey:

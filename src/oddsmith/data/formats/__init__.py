@@ -4,11 +4,15 @@ Every message about the content of a row is raised here, as a ``RowError`` or, f
 
     pairs         the formats: missing columns, no prompt, no preference, malformed tools
     messages      messages of a conversation: unknown roles, missing content
+    conversations where the prompt ends; turns that contradict each other
+    columns       columns that are not read; unknown columns
+    tool_calls    tools, and calls of them
     transcripts   dialogues written as plain text; raises nothing
+    written       messages and other values written as text, as JSON or as Python prints them
     values        single values: null, not text, not JSON
 """
 
 from .messages import Message
-from .pairs import PreferencePair, Row, format_of, to_pair
+from .pairs import PreferencePair, Row, format_of, to_pair, unread_columns
 
-__all__ = ["Message", "PreferencePair", "Row", "format_of", "to_pair"]
+__all__ = ["Message", "PreferencePair", "Row", "format_of", "to_pair", "unread_columns"]

@@ -3,20 +3,23 @@
     {"role": "user", "content": "Hi"}                                  as chat templates read it
     {"role": "user", "content": [{"type": "text", "text": "Hi"}]}      content in parts
     {"from": "human", "value": "Hi"}                                   ShareGPT
+    {"from": "function_call", "value": '{"name": ...}'}                a call of the assistant
 
-all become the first. Other keys (``tool_calls``, ``name``, ``reasoning_content``, ...) are kept for the template,
-unless they are null.
+all become the first, the last with ``tool_calls``. Other keys (``tool_calls``, ``name``, ``reasoning_content``, ...)
+are kept for the template, unless they are null.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from types import MappingProxyType
 from typing import Any
 
 from ...errors import RowError
+from .tool_calls import CALL_ROLES, calls_of_turn, read_tool_calls
 from .values import checked_text, kind_of, without_nulls
+from .written import written_messages
 
 Message = dict[str, Any]
 
@@ -32,15 +35,24 @@ SHAREGPT_ROLES = {
     "bot": "assistant",
     "model": "assistant",
     "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    **dict.fromkeys(CALL_ROLES, "assistant"),
 }
+NAMES_OF_ROLES = frozenset((*ROLES, *SHAREGPT_ROLES))
+MEDIA = re.compile("image|video|audio|file|media", re.IGNORECASE)
 
 
 def to_messages(value: Any, where: str, author: str = "assistant") -> list[Message]:
     """Read a list of messages, a single one, or the bare text of one, which gets the role ``author``.
 
-    A value that is null or of another kind, or that holds a malformed message or an unknown role, is a ``RowError``
-    that names the column ``where``.
+    Messages of the user may be written as text (see ``messages_of_text``); those of others are text as it is. A value
+    that is null or of another kind, or that holds a malformed message or an unknown role, is a ``RowError`` that names
+    the column ``where``.
     """
+    if isinstance(value, str) and author == "user":
+        found = messages_of_text(value, where)
+        value = value if found is None else found
     if isinstance(value, list | tuple):
         return [_to_message(message, f"{where}[{position}]") for position, message in enumerate(value)]
     if isinstance(value, Mapping):
@@ -53,26 +65,43 @@ def to_messages(value: Any, where: str, author: str = "assistant") -> list[Messa
     return [{"role": author, "content": value}]
 
 
+def messages_of_text(text: str, where: str) -> Any:
+    """Return the messages that are written as text, to be read by ``to_messages``; None where it is ordinary text."""
+    return written_messages(text, where, NAMES_OF_ROLES)
+
+
 def _to_message(value: Any, where: str) -> Message:
+    if isinstance(value, str) and isinstance(found := messages_of_text(value, where), Mapping):
+        value = found
     if not isinstance(value, Mapping):
         raise RowError("malformed message", f"{where} is {kind_of(value)}; expected an object with role and content")
-    if value.get("role") is not None:
-        role, content = _checked_role(value["role"], where), value.get("content")
-        others = {key: without_nulls(item) for key, item in value.items() if key not in ("role", "content")}
-    elif value.get("from") is not None:
-        role, content, others = _checked_role(value["from"], where, SHAREGPT_ROLES), value.get("value"), {}
-    else:
+    role_key, content_key = ("from", "value") if value.get("role") is None else ("role", "content")
+    if value.get(role_key) is None:
         keys = ", ".join(map(str, value)) or "none"
         raise RowError(
             "malformed message", f"{where} has the keys {keys}; expected role and content, or from and value"
         )
+    name, content = value[role_key], value.get(content_key)
+    others = {}
+    if role_key == "role":
+        others = {key: without_nulls(item) for key, item in value.items() if key not in ("role", "content")}
+    if name in CALL_ROLES:
+        content, others["tool_calls"] = calls_of_turn(content, f"{where}.{content_key}")
+        name = "assistant"
+    elif others.get("tool_calls"):
+        others["tool_calls"] = read_tool_calls(others["tool_calls"], f"{where}.tool_calls")
+    elif others.get("function_call"):  # as OpenAI's interface had it before tool_calls
+        others["tool_calls"] = read_tool_calls(others.pop("function_call"), f"{where}.function_call")
     if content is None and others.get("tool_calls"):
         content = ""
-    message = {"role": role, "content": _joined_text(content, f"{where}.content")}
+    message = {
+        "role": _checked_role(name, where, SHAREGPT_ROLES if role_key == "from" else {}),
+        "content": _joined_text(content, f"{where}.content"),
+    }
     return message | {key: item for key, item in others.items() if item is not None}
 
 
-def _checked_role(role: Any, where: str, synonyms: Mapping[str, str] = MappingProxyType({})) -> str:
+def _checked_role(role: Any, where: str, synonyms: Mapping[str, str]) -> str:
     """Return the role, or the role that it is a synonym of."""
     name = synonyms.get(role, role) if isinstance(role, str) else role
     if name in ROLES:
@@ -94,17 +123,9 @@ def _joined_text(content: Any, where: str) -> str:
             texts.append(part["text"])
         else:
             found = f"of the type {part.get('type')!r}" if isinstance(part, Mapping) else kind_of(part)
-            raise RowError("malformed message", f"{where}[{position}] is {found}; expected text alone")
+            reason = "image, sound or video" if MEDIA.search(found) else "malformed message"
+            raise RowError(reason, f"{where}[{position}] is {found}; expected text alone")
     return "".join(texts)
-
-
-def without_prompt(response: list[Message], prompt: list[Message]) -> list[Message]:
-    """Return the response without a prompt that is repeated in front of it, with or without its system messages."""
-    dialogue = [message for message in prompt if message["role"] not in SYSTEM_ROLES]
-    for repeated in (prompt, dialogue):
-        if repeated and len(response) > len(repeated) and response[: len(repeated)] == repeated:
-            return response[len(repeated) :]
-    return response
 
 
 def is_blank(response: str | Sequence[Message]) -> bool:

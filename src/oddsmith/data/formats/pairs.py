@@ -6,17 +6,22 @@ A format is recognised by its columns, the first of these that fits; other colum
     prompt, chosen, rejected               standard         text, if prompt and answers are text
                                            conversational   messages, if any of them is
     conversations, chosen, rejected        ShareGPT         messages
-    question, chosen, rejected             question         messages
+    messages or conversation, chosen,      messages         messages
+      rejected
+    question or query [history], chosen,   question         messages
+      rejected
     instruction [input] [history],         Alpaca           messages; instruction and input are the lines of one
       chosen, rejected or output of two
+    input [history], chosen, rejected      input            messages
     chosen, rejected                       implicit prompt  prompt: the leading messages, or the text up to a turn
                                                             boundary, that both share
     instruction or prompt, completions     UltraFeedback    messages; the best completion against the worst
 
-Anthropic HH transcripts ("\\n\\nHuman: ...") become messages in any of these columns. A column ``system`` puts a system
-message in front, and so makes a conversation of text; ``tools`` and ``chat_template_kwargs`` go to the chat template.
-An invalid row raises a ``RowError`` with a reason that can be counted. Empty and identical answers are valid here: the
-tokenizer drops and counts them.
+Anthropic HH transcripts ("\\n\\nHuman: ...") become messages in any of these columns, and so do messages that are
+written as text (written.py). A column ``system`` puts a system message in front, and so makes a conversation of text;
+``tools`` and ``chat_template_kwargs`` go to the chat template. A prompt of text that both sides share is refused where
+another column may hold the prompt (columns.py). An invalid row raises a ``RowError`` with a reason that can be counted.
+Empty and identical answers are valid here: the tokenizer drops and counts them.
 """
 
 from __future__ import annotations
@@ -24,13 +29,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from functools import partial
 from typing import Any, NamedTuple
 
 from ...errors import DataError, RowError
-from .messages import SYSTEM_ROLES, Message, to_messages, without_prompt
-from .transcripts import is_hh_dialogue, parse_hh_dialogue, split_shared_prompt, strip_repeated_prompt
-from .values import checked_text, common_prefix_length, kind_of, parsed, without_nulls
+from .columns import ANSWERS, is_prompt, is_repeated, squeezed, text_of, unknown_columns, unread_texts
+from .conversations import Conversation, reconciled, shared_prompt, shown
+from .messages import SYSTEM_ROLES, Message, messages_of_text, to_messages
+from .tool_calls import read_tools
+from .transcripts import (
+    ends_with_marker,
+    is_hh_dialogue,
+    parse_hh_dialogue,
+    split_shared_prompt,
+    strip_repeated_prompt,
+)
+from .values import checked_text, kind_of, parsed, without_nulls
 
 Row = Mapping[str, Any]
 
@@ -59,8 +73,8 @@ def to_pair(row: Row) -> PreferencePair:
     """Return the preference pair of a row; an invalid row raises a ``RowError`` with a reason to count."""
     known = _recognise(row)
     if known is None:
-        raise RowError("missing column", _unknown_columns(row))
-    return known.convert(row)
+        raise RowError("missing column", unknown_columns(row, _NAMED))
+    return known.convert(_with_messages(row, known.columns))
 
 
 def format_of(row: Row) -> str:
@@ -70,9 +84,10 @@ def format_of(row: Row) -> str:
     """
     known = _recognise(row)
     if known is None:
-        raise DataError(_unknown_columns(row))
-    if known.columns not in (_STANDARD, _IMPLICIT):
+        raise DataError(unknown_columns(row, _NAMED))
+    if known.columns not in (_STANDARD, ANSWERS):
         return known.name
+    row = _with_messages(row, known.columns)
     texts = [row[column] for column in known.columns]
     if not all(isinstance(text, str) for text in texts):
         name = "conversational"
@@ -81,41 +96,93 @@ def format_of(row: Row) -> str:
     return name if known.columns == _STANDARD else f"{name}, implicit prompt"
 
 
+def unread_columns(row: Row, pair: PreferencePair) -> list[str]:
+    """Return the columns of a row that may hold a part of the prompt, are not read, and say more than the prompt."""
+    known = _recognise(row)
+    if known is None:
+        return []
+    texts = unread_texts(row, {*known.columns, *known.optional, *_ALWAYS_READ})
+    prompt = text_of(pair.prompt) if texts else ""
+    return [name for name, found in texts.items() if is_prompt(name) and not is_repeated(found, prompt)]
+
+
+def _with_messages(row: Row, columns: Sequence[str]) -> Row:
+    """Return a row whose messages are lists and objects, where they are written as text.
+
+    An answer is only read so if the other one is messages, too, or the prompt is; else one of them might be meant
+    literally, and the row is refused.
+    """
+    texts = {column: row[column] for column in columns if isinstance(row[column], str)}
+    found = {column: messages_of_text(text, column) for column, text in texts.items()}
+    found = {column: messages for column, messages in found.items() if messages is not None}
+    for side, other in (ANSWERS, ANSWERS[::-1]):
+        text = texts.get(other, "").strip()
+        if side in found and other not in found and text and (text[0] in "[{" or not found.keys() - {side}):
+            raise RowError(
+                "malformed message",
+                f"{side} is a message or a list of messages written as text, and {other} is ordinary text; write both"
+                ' in the same way (text that is meant literally as {"role": ..., "content": TEXT})',
+            )
+    if found and texts.get("prompt", "").strip() == "[]":
+        found["prompt"] = []
+    return {**row, **found} if found else row
+
+
 def _from_standard(row: Row) -> PreferencePair:
     prompt, chosen, rejected = _required(row, *_STANDARD)
     if not isinstance(prompt, str):
-        messages = to_messages(prompt, "prompt", "user")
-        sides = to_messages(chosen, "chosen"), to_messages(rejected, "rejected")
-        return _conversation(row, messages, *sides) if messages else _shared_prompt(row, *sides)
+        return _from_messages(row, "prompt")
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         return _answered(row, prompt, chosen, rejected)
     chosen, rejected = strip_repeated_prompt(prompt, chosen, rejected)
     if is_hh_dialogue(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
         return _shared_prompt(row, parse_hh_dialogue(prompt + chosen), parse_hh_dialogue(prompt + rejected))
+    if is_hh_dialogue(chosen) and is_hh_dialogue(rejected):
+        return _answered(row, prompt, chosen, rejected)
     return _text_pair(row, prompt, chosen, rejected)
 
 
+def _from_messages(row: Row, column: str) -> PreferencePair:
+    """Read a column of messages, or of the text of one, and answers of any kind."""
+    value, chosen, rejected = _required(row, column, *ANSWERS)
+    sides = to_messages(chosen, "chosen"), to_messages(rejected, "rejected")
+    is_other_form = isinstance(value, list | tuple) and not any(map(_is_turn, value)) and column != "prompt"
+    if not value or (is_other_form and all(map(_is_whole, sides))):  # the answers have the turns, too
+        return _shared_prompt(row, *sides)
+    return _conversation(row, to_messages(value, column, "user"), *sides)
+
+
+def _is_turn(value: Any) -> bool:
+    """Return whether a value is likely to be a message, or one written as text."""
+    if isinstance(value, str):
+        return value.lstrip()[:1] == "{"
+    return isinstance(value, Mapping) and ("role" in value or "from" in value)
+
+
 def _from_implicit(row: Row) -> PreferencePair:
-    chosen, rejected = _required(row, *_IMPLICIT)
+    chosen, rejected = _required(row, *ANSWERS)
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         return _shared_prompt(row, to_messages(chosen, "chosen"), to_messages(rejected, "rejected"))
     if is_hh_dialogue(chosen) and is_hh_dialogue(rejected):
         return _shared_prompt(row, parse_hh_dialogue(chosen), parse_hh_dialogue(rejected))
     parts = split_shared_prompt(chosen, rejected)
+    is_marked = parts is not None and ends_with_marker(parts[0])
+    texts = unread_texts(row, {*ANSWERS, *(_ALWAYS_READ if is_marked else _FOR_TEMPLATE)})
+    names = [name for name, found in texts.items() if not is_repeated(found, parts[0] if parts else "")]
+    names = [name for name in names if is_prompt(name) or not is_marked]
+    if names:
+        raise _prompt_elsewhere(parts[0] if parts else None, names)
     if parts is None:
         raise _no_prompt(row, "chosen and rejected share no role marker or line break that could end it")
     return _text_pair(row, *parts)
 
 
-def _from_sharegpt(row: Row) -> PreferencePair:
-    conversations, chosen, rejected = _required(row, "conversations", "chosen", "rejected")
-    prompt = to_messages(conversations, "conversations", "user")
-    return _conversation(row, prompt, to_messages(chosen, "chosen"), to_messages(rejected, "rejected"))
-
-
-def _from_question(row: Row) -> PreferencePair:
-    question, chosen, rejected = _required(row, "question", "chosen", "rejected")
-    return _answered(row, checked_text(question, "question", "prompt is not text"), chosen, rejected)
+def _from_question(row: Row, column: str) -> PreferencePair:
+    question, chosen, rejected = _required(row, column, *ANSWERS)
+    is_list = isinstance(question, list) and bool(question) and all(map(_is_turn, question))
+    if is_list or isinstance(question, Mapping):
+        return _from_messages(row, column)
+    return _answered(row, checked_text(question, column, "prompt is not text"), chosen, rejected, _history(row))
 
 
 def _from_alpaca(row: Row) -> PreferencePair:
@@ -124,13 +191,14 @@ def _from_alpaca(row: Row) -> PreferencePair:
     # Joined by one line break, as LLaMA-Factory does, which defined this format. So are the earlier turns in `history`.
     question = "\n".join(part for part in (instruction, more) if part)
     if "chosen" in row and "rejected" in row:
-        chosen, rejected = _required(row, "chosen", "rejected")
+        chosen, rejected = _required(row, *ANSWERS)
     else:
         (output,) = _required(row, "output")
         if not isinstance(output, list | tuple) or len(output) != 2:
             found = f"a list of {len(output)}" if isinstance(output, list | tuple) else kind_of(output)
             raise RowError("no preference", f"output is {found}; expected the chosen and the rejected answer in a list")
-        chosen, rejected = output
+        sides = _with_messages(dict(zip(ANSWERS, output, strict=True)), ANSWERS)
+        chosen, rejected = (sides[side] for side in ANSWERS)
     return _answered(row, question, chosen, rejected, _history(row))
 
 
@@ -201,37 +269,39 @@ def _number(value: Any) -> float | None:
 
 class _Format(NamedTuple):
     name: str
-    columns: tuple[str, ...]
+    columns: tuple[str, ...]  # all of which a row has
     convert: Callable[[Row], PreferencePair]
+    optional: tuple[str, ...] = ()  # further columns that are read
 
 
-_STANDARD, _IMPLICIT = ("prompt", "chosen", "rejected"), ("chosen", "rejected")
+_STANDARD = ("prompt", *ANSWERS)
+_FOR_TEMPLATE = ("tools", "chat_template_kwargs")
+_ALWAYS_READ = ("system", *_FOR_TEMPLATE)
+_HISTORY = ("history",)
 _FORMATS = (
     _Format("standard or conversational", _STANDARD, _from_standard),
-    _Format("ShareGPT", ("conversations", "chosen", "rejected"), _from_sharegpt),
-    _Format("question", ("question", "chosen", "rejected"), _from_question),
-    _Format("Alpaca", ("instruction", "chosen", "rejected"), _from_alpaca),
-    _Format("implicit prompt", _IMPLICIT, _from_implicit),
+    _Format("ShareGPT", ("conversations", *ANSWERS), partial(_from_messages, column="conversations")),
+    _Format("messages", ("messages", *ANSWERS), partial(_from_messages, column="messages")),
+    _Format("messages", ("conversation", *ANSWERS), partial(_from_messages, column="conversation")),
+    _Format("question", ("question", *ANSWERS), partial(_from_question, column="question"), _HISTORY),
+    _Format("question", ("query", *ANSWERS), partial(_from_question, column="query"), _HISTORY),
+    _Format("Alpaca", ("instruction", *ANSWERS), _from_alpaca, ("input", *_HISTORY)),
+    _Format("input", ("input", *ANSWERS), partial(_from_question, column="input"), _HISTORY),
+    _Format("implicit prompt", ANSWERS, _from_implicit),
     _Format("UltraFeedback", ("instruction", "completions"), _from_ultrafeedback),
     _Format("UltraFeedback", ("prompt", "completions"), _from_ultrafeedback),
-    _Format("Alpaca", ("instruction", "output"), _from_alpaca),
+    _Format("Alpaca", ("instruction", "output"), _from_alpaca, ("input", *_HISTORY)),
 )
+_NAMED = tuple((known.name, known.columns) for known in _FORMATS)
 
 
 def _recognise(row: Row) -> _Format | None:
+    """Return the first format whose columns a row has, if possible one of which no prompt is null."""
     if not isinstance(row, Mapping):
         raise RowError("malformed row", f"found {kind_of(row)}; expected an object with columns such as prompt, chosen")
-    return next((known for known in _FORMATS if all(column in row for column in known.columns)), None)
-
-
-def _unknown_columns(row: Row) -> str:
-    found = f"found the columns {', '.join(map(str, row)) or 'none'}"
-    nearest = max(_FORMATS, key=lambda known: (sum(column in row for column in known.columns), -len(known.columns)))
-    missing = [column for column in nearest.columns if column not in row]
-    if len(missing) < len(nearest.columns):
-        are = "is" if len(missing) == 1 else "are"
-        return f"{found}; {' and '.join(missing)} {are} missing ({nearest.name} format)"
-    return f"{found}; expected one of these sets: {'; '.join(dict.fromkeys(', '.join(f.columns) for f in _FORMATS))}"
+    fitting = [known for known in _FORMATS if all(column in row for column in known.columns)]
+    given = (known for known in fitting if known.columns != ANSWERS and row[known.columns[0]] is not None)
+    return next(given, fitting[0] if fitting else None)
 
 
 def _required(row: Row, *columns: str) -> list[Any]:
@@ -253,35 +323,56 @@ def _answered(row: Row, question: str, chosen: Any, rejected: Any, before: Seque
     """Make a conversation of the text of a question, and answers that may be text or messages.
 
     Messages that begin with a user's turn hold the whole conversation (as in HuggingFaceH4/ultrafeedback_binarized).
-    The text only repeats their first turn then, and is ignored, as TRL does.
+    The text only repeats a turn of theirs then, and is ignored, as TRL does; one that does not is refused.
     """
     if isinstance(chosen, str) and isinstance(rejected, str):
         answers = strip_repeated_prompt(question, chosen, rejected)
         if answers != (chosen, rejected):
             chosen, rejected = (answer.lstrip() for answer in answers)
+        elif is_hh_dialogue(chosen) and is_hh_dialogue(rejected):
+            return _answered(row, question, parse_hh_dialogue(chosen), parse_hh_dialogue(rejected), before)
     sides = to_messages(chosen, "chosen"), to_messages(rejected, "rejected")
-    shared = takewhile(lambda pair: pair[0] == pair[1] and pair[0]["role"] in SYSTEM_ROLES, zip(*sides, strict=False))
-    system = [message for message, _ in shared]
-    if any(message["role"] == "user" for side in sides for message in side[len(system) :][:1]):
-        return _shared_prompt(row, *sides)
-    prompt = [*system, *before, {"role": "user", "content": question}]
-    return _conversation(row, prompt, *(side[len(system) :] for side in sides))
+    if not all(_is_whole(side) for side in sides):
+        return _conversation(row, [*before, {"role": "user", "content": question}], *sides)
+    found = _shared(row, *sides)
+    asked, turns = squeezed(question), [squeezed(message["content"]) for message in found.prompt]
+    if asked and not any(turn and (turn in asked or asked in turn) for turn in turns):
+        raise RowError(
+            "prompt and answers disagree",
+            f"the prompt {shown(question)} is none of the turns that chosen and rejected share; remove what is wrong",
+        )
+    return _finished(row, found)
+
+
+def _is_whole(messages: Sequence[Message]) -> bool:
+    """Return whether messages begin with a user's turn, after those of the system."""
+    return next((message["role"] for message in messages if message["role"] not in SYSTEM_ROLES), "") == "user"
 
 
 def _shared_prompt(row: Row, chosen: list[Message], rejected: list[Message]) -> PreferencePair:
     """Make a conversation with the messages that both sides share as its prompt; each side keeps its last message."""
+    return _finished(row, _shared(row, chosen, rejected))
+
+
+def _shared(row: Row, chosen: list[Message], rejected: list[Message]) -> Conversation:
     _require_answer(chosen, rejected)
-    end = common_prefix_length(chosen[:-1], rejected[:-1])
-    if all(message["role"] in SYSTEM_ROLES for message in chosen[:end]):
+    found = shared_prompt(chosen, rejected)
+    if found is None:
         raise _no_prompt(row, "chosen and rejected do not begin with the same user turn")
-    return _conversation(row, chosen[:end], chosen[end:], rejected[end:])
+    return found
 
 
 def _conversation(row: Row, prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> PreferencePair:
-    """Make a checked pair of messages, with the system message of its column in front."""
+    """Make a conversation of a prompt, and answers that may repeat turns of it."""
     empty = [{"role": "assistant", "content": ""}]
-    chosen, rejected = (without_prompt(side or empty, prompt) for side in (chosen, rejected))
+    chosen, rejected = chosen or empty, rejected or empty
     _require_answer(chosen, rejected)
+    return _finished(row, reconciled(prompt, chosen, rejected))
+
+
+def _finished(row: Row, found: Conversation) -> PreferencePair:
+    """Make a pair, with the system message of its column in front."""
+    prompt, chosen, rejected = found
     if not prompt:
         raise _no_prompt(row, "the prompt has no messages")
     system = row.get("system")
@@ -304,12 +395,21 @@ def _no_prompt(row: Row, found: str) -> RowError:
     return RowError("no prompt", f"{found}; give it in a column prompt (found the columns {columns})")
 
 
+def _prompt_elsewhere(shared: str | None, names: Sequence[str]) -> RowError:
+    """Return the error for answers whose common beginning, if they have one, is not likely to be the prompt."""
+    share = "nothing that could be the prompt" if shared is None else f"{shown(shared)}, where both answers may begin"
+    *others, last = names
+    columns = f"columns {', '.join(others)} and {last}" if others else f"column {last}"
+    return RowError(
+        "no prompt",
+        f"chosen and rejected share {share}, and text in the {columns} would not be read; rename the column of the"
+        " prompt to prompt (of the system message to system), and remove others",
+    )
+
+
 def _for_template(row: Row) -> dict[str, Any]:
     """Read tools and further template variables, without the nulls that Arrow fills in."""
-    tools = without_nulls(parsed(row.get("tools"), "tools"))
-    if tools is not None and not isinstance(tools, list):
-        raise RowError("malformed tools", f"tools is {kind_of(tools)}; expected a list of JSON schemas")
     variables = without_nulls(parsed(row.get("chat_template_kwargs"), "chat_template_kwargs")) or {}
     if not isinstance(variables, dict):
         raise RowError("malformed chat_template_kwargs", f"it is {kind_of(variables)}; expected an object")
-    return {"tools": tools or None, "template_kwargs": variables}
+    return {"tools": read_tools(row.get("tools")), "template_kwargs": variables}

@@ -64,10 +64,18 @@ def parse_hh_dialogue(text: str) -> list[Message]:
 
 def turn_boundary(shared: str) -> int | None:
     """Return where the prompt ends in the common beginning of two texts; None where there is no boundary."""
-    markers = [*ANSWER_MARKER.finditer(shared), *QUESTION_AND_ANSWER.finditer(shared)]
-    if markers:
-        return max(match.end() for match in markers)
-    return shared.rfind("\n") + 1 or None
+    return _last_marker(shared) or shared.rfind("\n") + 1 or None
+
+
+def ends_with_marker(prompt: str) -> bool:
+    """Return whether a prompt ends by handing over to the answering side, rather than with a line break alone."""
+    return _last_marker(prompt) == len(prompt)
+
+
+def _last_marker(text: str) -> int | None:
+    """Return the end of the last marker that hands over to the answering side."""
+    markers = [*ANSWER_MARKER.finditer(text), *QUESTION_AND_ANSWER.finditer(text)]
+    return max((match.end() for match in markers), default=None)
 
 
 def split_shared_prompt(chosen: str, rejected: str) -> tuple[str, str, str] | None:

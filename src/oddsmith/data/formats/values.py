@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import RowError
-from ...system.strict_json import read_json
+from .written import read_text
 
 
 def kind_of(value: Any) -> str:
@@ -33,13 +33,13 @@ def checked_text(value: Any, where: str, reason: str) -> str:
 
 
 def parsed(value: Any, where: str) -> Any:
-    """Return the value, parsed where it is JSON text; blank text is null, and other text a ``RowError``."""
+    """Return the value, parsed where it is text (JSON or Python); blank text is null, and other text a ``RowError``."""
     if not isinstance(value, str):
         return value
     if not value.strip():
         return None
     try:
-        return read_json(value)
+        return read_text(value)
     except json.JSONDecodeError as error:
         raise RowError(f"malformed {where}", f"{where} is no JSON at character {error.pos}: {error.msg}") from error
 

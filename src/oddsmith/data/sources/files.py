@@ -153,21 +153,9 @@ def _delimited(path: Path, file: io.BufferedIOBase, *, delimiter: str) -> Iterat
                     f"{path}, line {lines.line_num}: found {len(fields)} fields; expected the {len(header)} of the"
                     f" header ({', '.join(header)}); put fields with {delimiter!r} or a line break in double quotes"
                 )
-            yield {name: _cell(field) for name, field in zip(header, fields, strict=True)}
+            yield dict(zip(header, fields, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}, line {lines.line_num}: malformed: {error}") from error
-
-
-def _cell(text: str) -> Any:
-    """Return the text of a cell, or the messages that it holds as JSON: some tools write conversations so."""
-    if not text.startswith(('[{"', "[{ ")):
-        return text
-    try:
-        value = read_json(text)
-    except json.JSONDecodeError:
-        return text  # an answer may begin like this
-    is_messages = all(isinstance(item, dict) and ("role" in item or "from" in item) for item in value)
-    return value if is_messages else text
 
 
 READERS: dict[str, Callable[[Path, io.BufferedIOBase], Iterator[Row]]] = {

@@ -211,6 +211,24 @@ def test_no_rows_is_an_error(tmp_path):
         survey(open_rows(str(tmp_path / "empty.jsonl")), processes=1)
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"instruction": "a", "chosen_response": "b", "rejected_response": "c"}] * 600, r"none of the 600 rows is a"
+         r" pair; row 0: missing column: found the columns instruction, chosen_response, .* did you mean these\?"),
+        ([{"text": "a"}], "the only row is no pair; row 0: missing column: found the columns text; expected prompt,"),
+        ([row(chosen=None), row(rejected=3)], "none of the 2 rows is a pair; row 0: null value: chosen is null"),
+        ([row(chosen="\ud800")], "the only row is no pair; row 0: invalid Unicode"),
+    ],
+    ids=["unknown columns", "one row", "nulls", "Unicode"],
+)  # fmt: skip
+def test_nothing_passes_where_no_row_is_a_pair(rows, message):
+    with pytest.raises(DataError, match=message):
+        survey(rows, processes=2)
+    with pytest.raises(DataError, match=f"evaluation set: {message}"):
+        survey(GOOD, evaluation=rows, processes=1)
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from"]), inner),
@@ -222,8 +240,8 @@ values = st.recursive(
     st.lists(st.fixed_dictionaries({"prompt": values, "chosen": values, "rejected": values}), min_size=1, max_size=4)
 )
 def test_no_row_is_too_strange(rows):
-    found = survey(rows, processes=1)
-    assert found.rows == len(rows)
+    found = survey([row(), *rows], processes=1)
+    assert found.rows == 1 + len(rows)
     json.dumps(found.to_dict())
 
 

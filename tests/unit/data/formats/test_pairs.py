@@ -54,7 +54,19 @@ SAME_PAIR = {
         "rejected": {"from": "gpt", "value": "It is green."},
     },
     "ShareGPT, answers as text": {"conversations": [{"from": "human", "value": "What color is the sky?"}], **TEXTS},
+    "messages": {"messages": SKY, **TEXTS},
+    "messages, answers as messages": {"messages": SKY, "chosen": BLUE[0], "rejected": GREEN},
+    "messages that hold the chosen answer": {"messages": SKY + BLUE, "chosen": SKY + BLUE, "rejected": SKY + GREEN},
+    "conversation": {"conversation": SKY, **TEXTS},
+    "turns of another form beside whole conversations": {
+        "conversation": [{"input": "What color is the sky?", "output": "Blue"}], "chosen": SKY + BLUE,
+        "rejected": SKY + GREEN,
+    },
     "question": {"question": "What color is the sky?", **TEXTS},
+    "query": {"query": "What color is the sky?", "history": [], **TEXTS},
+    "query, another column null": {"prompt": None, "query": "What color is the sky?", **TEXTS},
+    "question as messages": {"question": SKY, **TEXTS},
+    "input": {"input": "What color is the sky?", "system": None, **TEXTS},
     "question, repeated": {
         "question": "What color is the sky?", "chosen": "What color is the sky?\nIt is blue.",
         "rejected": "What color is the sky?\nIt is green.",
@@ -74,6 +86,11 @@ SAME_PAIR = {
         "prompt": "\n\nHuman: What color is the sky?\n\nAssistant:", "chosen": " It is blue.",
         "rejected": " It is green.",
     },
+    "HH dialogue beside a prompt": {
+        "prompt": "What color is the sky?",
+        "chosen": "\n\nHuman: What color is the sky?\n\nAssistant: It is blue.",
+        "rejected": "\n\nHuman: What color is the sky?\n\nAssistant: It is green.",
+    },
     "HH dialogue, implicit prompt": {
         "chosen": "\n\nHuman: What color is the sky?\n\nAssistant: It is blue.",
         "rejected": "\n\nHuman: What color is the sky?\n\nAssistant: It is green.",
@@ -90,8 +107,8 @@ def test_every_way_of_writing_a_conversation_means_the_same_pair(row):
 
 def test_formats_are_known_by_name():
     for name in (
-        "conversational", "conversational, implicit prompt", "ShareGPT", "question", "Alpaca", "UltraFeedback",
-        "HH dialogue", "HH dialogue, implicit prompt",
+        "conversational", "conversational, implicit prompt", "ShareGPT", "messages", "question", "Alpaca", "input",
+        "UltraFeedback", "HH dialogue", "HH dialogue, implicit prompt",
     ):  # fmt: skip
         assert format_of(SAME_PAIR[name]) == name
 
@@ -147,7 +164,7 @@ def test_a_text_prompt_comes_after_the_system_message_of_the_answers():
     assert to_pair(row) == PreferencePair(be_brief + SKY, BLUE, GREEN)
 
 
-NAMES = ["conversational", "ShareGPT", "question", "Alpaca", "HH dialogue, implicit prompt"]
+NAMES = ["conversational", "ShareGPT", "messages", "question", "Alpaca", "input", "HH dialogue, implicit prompt"]
 
 
 @pytest.mark.parametrize("row", [*map(SAME_PAIR.get, NAMES), {"prompt": "What color is the sky?", **TEXTS}])
@@ -230,7 +247,9 @@ def chosen(value):
 
 FAULTS = [
     ("missing column", "found the columns prompt, chosen; rejected is missing", {"prompt": "a", "chosen": "b"}),
-    ("missing column", "one of these sets: prompt, chosen, rejected; ", {}),
+    ("missing column", "found the columns none; expected prompt, chosen and rejected (instead of prompt also ", {}),
+    ("missing column", "found the columns prompt, answer; chosen and rejected are missing (standard or conversational",
+     {"prompt": "a", "answer": "b"}),
     ("null value", "chosen is null", {"prompt": "a", "chosen": None, "rejected": "c"}),
     ("null value", "prompt is null", {"prompt": None, "chosen": BLUE, "rejected": GREEN}),
     ("null value", "chosen[0].content is null", chosen([{"role": "assistant", "content": None}])),
@@ -259,7 +278,7 @@ FAULTS = [
     ("malformed message", "chosen[0] is text; expected an object with role and content", chosen(["a"])),
     ("malformed message", "chosen[0] has the keys speaker, text", chosen([{"speaker": "a", "text": "b"}])),
     ("malformed message", "chosen[0].content is a number", chosen([{"role": "assistant", "content": 1}])),
-    ("malformed message", "chosen[0].content[0] is of the type 'image'; expected text alone",
+    ("image, sound or video", "chosen[0].content[0] is of the type 'image'; expected text alone",
      chosen([{"role": "assistant", "content": [{"type": "image", "url": "a.png"}]}])),
     ("no preference", "all 3 scored completions have the score 4", completions(4, 4.0, "4")),
     ("no preference", "holds 2, fewer than two of them with a score", completions(4, "N/A")),
@@ -268,7 +287,8 @@ FAULTS = [
     ("no preference", "output is a list of 1", {"instruction": "Hi", "output": ["Hello."]}),
     ("malformed completions", "completions is a list", {"instruction": "Hi", "completions": ["a", "b"]}),
     ("malformed history", "history holds text", {"instruction": "Hi", "history": ["Hello"], **TEXTS}),
-    ("no prompt", "give it in a column prompt (found the columns chosen, rejected, input)", TEXTS | {"input": "Hm"}),
+    ("no prompt", "give it in a column prompt (found the columns chosen, rejected, source)",
+     TEXTS | {"source": "a book"}),
     ("no prompt", "do not begin with the same user turn", {"chosen": BLUE, "rejected": GREEN}),
     ("no prompt", "do not begin with the same user turn",
      {"chosen": [system("a"), *SKY, *BLUE], "rejected": [system("a"), user("Hi"), *GREEN]}),
@@ -288,7 +308,30 @@ def test_a_fault_is_named_and_can_be_counted(reason, detail, row):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("row", "renamed"),
+    [
+        ({"instruction": "a", "chosen_response": "b", "rejected_response": "c", "chosen_avg_rating": 4, "source": "d"},
+         "instruction to prompt, chosen_response to chosen and rejected_response to rejected"),
+        ({"q": "a", "good": "b", "bad": "c"}, "q to prompt, good to chosen and bad to rejected"),
+        ({"prompt": "a", "chosen": "b", "rejected_answer": "c"}, "rejected_answer to rejected"),
+        ({"input": {}, "preferred_output": [], "non_preferred_output": []},
+         "input to prompt, preferred_output to chosen and non_preferred_output to rejected"),
+        ({"query": "a", "response": "b", "rejected_response": "c"},
+         "query to prompt, response to chosen and rejected_response to rejected"),
+        ({"Prompt": "a", "Chosen": "b", "REJECTED": "c"},
+         "Prompt to prompt, Chosen to chosen and REJECTED to rejected"),
+        ({"instruction": "a", "input": "b", "winning": "c", "losing": "d"}, "winning to chosen and losing to rejected"),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_other_names_of_the_columns_are_guessed(row, renamed):
+    message = f"expected prompt, chosen and rejected; did you mean these\\? rename {renamed}$"
+    with pytest.raises(DataError, match=message):
+        format_of(row)
+
+
 def test_an_unknown_format_names_the_columns_and_the_formats():
-    message = r"found the columns text, label; expected one of .*conversations, .*completions"
+    message = r"found the columns text, label; expected prompt, .*also conversations, messages.*; or .*completions"
     with pytest.raises(DataError, match=message):
         format_of({"text": "a", "label": 1})
