@@ -5,7 +5,7 @@ Chat templates expect calls as OpenAI's interface has them, but with the argumen
     {"type": "function", "function": {"name": "look_up", "arguments": {"city": "Rome"}}}
 
 Arguments, calls and tools may be written as text (JSON or Python), because the columns of a table have one type. A
-template that expects the arguments as text gets them so (tokens/tool_arguments.py).
+template that expects the arguments as text gets them so (tokens/call_arguments.py).
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from ..formats import Message, PreferencePair
 from ..formats.values import common_prefix_length
 from ..templates.environment import guard_chat_templates
 from ..templates.limits import LimitReached
+from .call_arguments import CallArguments
 from .left_out import LeftOut, left_out
 
 # The assistant's answer in the conversations that show how a template ends a turn; no template has reason to change it.
@@ -65,6 +66,7 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         guard_chat_templates()
         self.tokenizer = tokenizer
+        self._arguments = CallArguments(tokenizer)
         self._end_of_turn_by_template: dict[tuple[str, str | None], str | None] = {}
 
     def render(self, pair: PreferencePair) -> RenderedPair:
@@ -129,7 +131,8 @@ class Renderer:
     def _apply(self, messages: Sequence[Message], **options: Any) -> str:
         """Render messages; a refusal of the template becomes a ``RowError`` with the template's message."""
         try:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+            messages = self._arguments.as_expected(messages)
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except LimitReached as error:  # the template is at fault, not the row: do not try the next one
             raise ModelError(
                 f"chat template of {tokenizer_name(self.tokenizer)}: {error}; such a template is damaged or hostile,"
