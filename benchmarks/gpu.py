@@ -42,6 +42,8 @@ from on_gpu.report import LABELS, WARM_UP_STEPS, differences, is_ours, markdown,
 from on_gpu.works import FEW_LAYERS, TOY, WORKS, count_step, make_rows, multiplied_parameters
 from versus_trl import commit, machine, say
 
+from oddsmith.system.precision import emulates_bf16
+
 FOLDER = Path(__file__).parent
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "triton", "flash_attn")
 # On a GPU, and at toy size: most tokens of a sequence, share of UltraFeedback's lengths, size of the timed product.
@@ -114,6 +116,7 @@ def request_of(name: str, args: argparse.Namespace, device: str, folder: Path) -
     ``trainer`` and ``micro_batch`` are added later.
     """
     work = WORKS[name]
+    bf16 = device == "cuda" or not emulates_bf16()  # a CPU that emulates it trains in float32 here, but not with TRL
     max_length, scale, matrix_size = SIZES[device]
     shape = work.shape if device == "cuda" else work.shape | TOY
     pairs, steps = args.pairs or work.pairs, WARM_UP_STEPS + args.steps
@@ -122,6 +125,8 @@ def request_of(name: str, args: argparse.Namespace, device: str, folder: Path) -
     rows_file.write_text(json.dumps(rows), encoding="utf-8")
     return {
         **work._asdict(),
+        "weights": work.weights if bf16 else "float32",
+        "bf16": bf16,
         "shape": shape,
         "small_shape": work.shape | FEW_LAYERS if device == "cuda" else shape,
         "pairs": pairs,
@@ -143,7 +148,7 @@ def describe_work(name: str, request: dict[str, Any]) -> dict[str, Any]:
     starts = range(0, len(rows), pairs)
     return {
         "name": name,
-        **{key: request[key] for key in ("adapter", "weights", "pairs", "max_length")},
+        **{key: request[key] for key in ("adapter", "weights", "bf16", "pairs", "max_length")},
         "parameters": parameters,
         "operations_per_token": (4 if request["adapter"] else 6) * parameters,
         "counts": [count_step(rows[start : start + pairs], request["shape"]["vocab_size"]) for start in starts],

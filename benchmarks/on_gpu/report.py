@@ -114,8 +114,9 @@ def _work_lines(document: dict[str, Any], work: dict[str, Any]) -> list[str]:
         *lines,
         f"{work['parameters'] / 1e9:.3g} billion parameters in matrix products,"
         f" {'LoRA r=16 on all linear layers' if work['adapter'] else 'full fine-tuning'}, weights in {work['weights']},"
-        f" bf16 autocast; {work['pairs']} pairs a step, `max_length` {work['max_length']}; {len(counts)} steps after"
-        f" {WARM_UP_STEPS} that are not timed. Against {', '.join(sorted(references)) or 'nothing'}.",
+        f" {'bf16 autocast' if work['bf16'] else 'no autocast'}; {work['pairs']} pairs a step,"
+        f" `max_length` {work['max_length']}; {len(counts)} steps after {WARM_UP_STEPS} that are not timed."
+        f" Against {', '.join(sorted(references)) or 'nothing'}.",
         "",
         *_speed_table(document, work),
         "",

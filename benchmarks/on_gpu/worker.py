@@ -2,7 +2,7 @@
 
     python -m on_gpu.worker REQUEST.json ANSWER.json      (run by gpu.py, with benchmarks/ as the folder)
 
-Everything but ``TRAINERS`` is the same: weights, bf16 autocast, AdamW with a linear schedule, rows and their order.
+Everything but ``TRAINERS`` is the same: weights, autocast, AdamW with a linear schedule, rows and their order.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def settings(request: dict[str, Any], output_dir: str) -> dict[str, Any]:
         "learning_rate": request["learning_rate"],
         "beta": 0.1,
         "seed": request["seed"],
-        "bf16": True,
+        "bf16": request["bf16"],
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
         "train_sampling_strategy": "sequential",
@@ -121,8 +121,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: ``trainer``, ``micro_batch`` (pairs), ``device``, ``rows`` (a file), and of the work ``shape``,
-            ``weights``, ``adapter``, ``pairs``, ``steps``, ``max_length``, ``learning_rate``, ``seed``; ``plain``: not
-            TRL, even where it is installed.
+            ``weights``, ``bf16`` (autocast), ``adapter``, ``pairs``, ``steps``, ``max_length``, ``learning_rate``,
+            ``seed``; ``plain``: not TRL, even where it is installed.
 
     Returns:
         Per step: ``step_s``, ``loss``, ``grad_norm``, ``computed_tokens``. Of the run: ``peak_bytes`` and
