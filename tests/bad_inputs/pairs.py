@@ -56,6 +56,14 @@ ROWS = (
         "train, row 1: malformed message: chosen[0] has the keys content; expected role and content, or from and value;"
         " bad_rows=drop leaves such rows out",
         _rows(CHAT, {**CHAT, "chosen": [{"content": "a"}]})),
+    BadInput("mixes text and messages", "train c.yaml",
+        "train: found 2 rows of plain text and 1 of messages; set chat_template_on_text to true, which puts the text"
+        " into the chat template, too, or to false, which trains on it as it is",
+        _rows(GOOD, CHAT, GOOD)),
+    BadInput("calls tools that the chat template does not know", "train c.yaml",
+        "train: 0 usable pairs in 2 rows (dropped 2 chosen answer left out by the chat template: rows 0, 1); expected"
+        " at least 2; set a chat template that renders them",
+        _rows(*[{**CHAT, "chosen": [{"role": "assistant", "content": "", "tool_calls": [{"name": "look"}]}]}] * 2)),
     BadInput("shows a picture", "train c.yaml",
         "train, row 1: image, sound or video: prompt[0].content[0] is of the type 'image'; expected text alone;"
         " bad_rows=drop leaves such rows out",

@@ -129,6 +129,11 @@ DATA = (
     by_result("dataset_test_split", "Split to evaluate on.", COMMON | EVAL),
     by_result("eval_dataset_name", "Another dataset to evaluate on.", COMMON | EVAL),
     by_result("test_split_size", "Hold out this share (below 1) or number of rows for evaluation.", COMMON | EVAL),
+    by_result(
+        "chat_template_on_text",
+        "Render plain text with the chat template, as a question and its answers; by default it stays as it is.",
+        COMMON | EVAL,
+    ),
     by_result("dataset_config", "Configuration of the hub dataset.", EVAL),
     by_result("datasets", "A mixture: a list of {path, name, split, weight}, in YAML or as JSON.", EVAL),
     by_result("dataset_streaming", "Read rows as they are needed; needs max_steps."),

@@ -70,6 +70,9 @@ class ORPOConfig(TrainingArguments):
         orpo_beta: See ``orpo_alpha``.
         bad_rows: An invalid row (a null, an unknown role, a last turn that is not the assistant's) stops the run
             (``"error"``) or is left out and counted (``"drop"``).
+        chat_template_on_text: Plain text is rendered by the chat template as a question and its answers (``True``), or
+            trained on as it is (``False``). By default it is trained on as it is, and a dataset that holds both text
+            and conversations is refused.
         prefix_forest: Compute what the sequences of a micro-batch share once and without padding, wherever the model
             can do that exactly (it is checked at the start). Off: padded batches.
         max_tokens_per_microbatch: With prefix forests, most tokens of a micro-batch; their number follows, and the
@@ -108,6 +111,7 @@ class ORPOConfig(TrainingArguments):
     orpo_alpha: Optional[float] = None
     orpo_beta: Optional[float] = None
     bad_rows: Literal["error", "drop"] = "error"
+    chat_template_on_text: Optional[bool] = None
     prefix_forest: bool = True
     max_tokens_per_microbatch: Union[int, str, None] = "auto"
     max_skipped_steps: int = 3

@@ -33,7 +33,7 @@ from .sources.loading import rows_of_columns
 from .token_cache import cached, token_key
 from .tokens.pair_tokenizer import PairTokenizer
 from .tokens.rendering import RenderedPair
-from .tokens.tokenized import OF_TEMPLATE, Dropped, TokenizedPair
+from .tokens.tokenized import OF_TEMPLATE, Dropped, Form, TokenizedPair
 
 BATCH_ROWS = 500
 ROWS_PER_PROCESS = 2_000  # a second of work; starting a process takes up to 0.05 s
@@ -88,7 +88,8 @@ def prepare(
 
     Raises:
         RowError: A row is invalid or is refused by the chat template, with ``bad_rows="error"``.
-        DataError: The dataset is empty, of an unknown format, or too few pairs are left of it.
+        DataError: The dataset is empty, of an unknown format, holds both text and conversations without a decision
+            (``chat_template_on_text``), or too few pairs are left of it.
         ModelError: The tokenizer lacks a chat template or an EOS token that is needed.
     """
     if not isinstance(rows, Sequence | datasets.Dataset | datasets.IterableDataset) or isinstance(rows, str):
@@ -105,11 +106,13 @@ def prepare(
     )
     tokenize = RowTokenizer(pair_tokenizer, bad_rows, source)
     if isinstance(rows, datasets.IterableDataset):
+        report.forms = _first_form(rows, pair_tokenizer)
         return PreparedData(_tokenized_stream(rows, tokenize, report), report)
     if not isinstance(rows, datasets.Dataset):
         rows = _dataset(pa.table({JSON_COLUMN: pa.array([_as_json(row) for row in rows], pa.string())}))
     table = cached(token_key(rows, pair_tokenizer, bad_rows), lambda: _tokenized(rows, tokenize, num_proc))
     report.add(DataReport(source, report.format, **json.loads(table.schema.metadata[REPORT])))
+    _require_decision(report, pair_tokenizer)
     minimum = (2 if source == "train" else 1) if min_pairs is None else min_pairs
     if report.kept < minimum:
         found = f"{counted(report.kept, 'usable pair')} in {counted(report.rows, 'row')}"
@@ -130,6 +133,28 @@ def _recognised_format(rows: Any, source: str, bad_rows: str) -> str:
         except DataError as error:
             problem = problem or DataError(f"{source}: {error}")
     raise problem or DataError(f"{source}: the dataset is empty; expected rows with a prompt and two answers")
+
+
+def _first_form(rows: datasets.IterableDataset, pair_tokenizer: PairTokenizer) -> dict[str, int]:
+    """Return the form of the first valid pair of a stream, of which no row is counted yet."""
+    for row in islice(rows, FORMAT_ROWS):
+        try:
+            rendered = pair_tokenizer.render(to_pair(row))
+        except RowError:
+            continue
+        if not isinstance(rendered, Dropped):
+            return {} if rendered.form is None else {rendered.form: 0}
+    return {}
+
+
+def _require_decision(report: DataReport, pair_tokenizer: PairTokenizer) -> None:
+    """Refuse conversations beside text without chat template, unless the settings ask for it."""
+    if report.is_mixed and pair_tokenizer.chat_template_on_text is None:
+        raise DataError(
+            f"{report.source}: found {counted(report.forms[Form.TEXT], 'row')} of plain text and"
+            f" {report.forms[Form.CONVERSATION]:,} of messages; set chat_template_on_text to true, which puts the text"
+            " into the chat template, too, or to false, which trains on it as it is"
+        )
 
 
 def _located(error: RowError, number: int, source: str, bad_rows: str) -> RowError:
@@ -209,7 +234,10 @@ def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | N
             tables.append(table)
             report.add(part)
             progress.update(part.rows)
-    numbers = {name: getattr(report, name) for name in ("rows", "kept", "dropped", "cut", "left_out", "longest_tokens")}
+    numbers = {
+        name: getattr(report, name)
+        for name in ("rows", "kept", "dropped", "cut", "left_out", "forms", "longest_tokens")
+    }
     return pa.concat_tables(tables).replace_schema_metadata({REPORT: json.dumps(numbers)})
 
 
@@ -225,6 +253,7 @@ def _tokenized_stream(
 
     def tokenize_batch(columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         kept = tokenize.kept_rows(columns, numbers, report)
+        _require_decision(report, tokenize.pair_tokenizer)
         return {name: [row[name] for row in kept] for name in features}
 
     columns = rows.column_names

@@ -6,9 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .tokens.tokenized import Dropped, TokenizedPair
+from .tokens.tokenized import Dropped, Form, TokenizedPair
 
 SHOWN_ROWS = 8  # row numbers that a sentence names before it counts the rest
+
+
+FORMS_IN_WORDS: dict[str, str] = {
+    Form.TEXT: "plain text, without the chat template; with it: chat_template_on_text: true",
+    Form.TEMPLATED_TEXT: "plain text, put into the chat template; without it: chat_template_on_text: false",
+    Form.RENDERED_TEXT: "text that was put into the chat template before, and stays as it is",
+}
 
 
 @dataclass
@@ -26,6 +33,7 @@ class DataReport:
     cut: dict[str, list[int]] = field(default_factory=dict)
     # Numbers of the kept rows of which the chat template leaves something out, by what that is
     left_out: dict[str, list[int]] = field(default_factory=dict)
+    forms: dict[str, int] = field(default_factory=dict)  # how many kept rows are of which ``Form``
     longest_tokens: int = 0  # tokens of the longest kept sequence, after cutting (encoder-decoder: of the encoder's)
 
     def count(self, row: int, outcome: TokenizedPair | Dropped) -> None:
@@ -36,6 +44,8 @@ class DataReport:
             return
         self.kept += 1
         self.longest_tokens = max(self.longest_tokens, outcome.longest_tokens)
+        if outcome.form is not None:
+            self.forms[outcome.form] = self.forms.get(outcome.form, 0) + 1
         for lists, names in ((self.cut, outcome.cut_sides), (self.left_out, outcome.left_out)):
             for name in names:
                 lists.setdefault(name, []).append(row)
@@ -45,6 +55,8 @@ class DataReport:
         self.rows += part.rows
         self.kept += part.kept
         self.longest_tokens = max(self.longest_tokens, part.longest_tokens)
+        for form, count in part.forms.items():
+            self.forms[form] = self.forms.get(form, 0) + count
         both = ((self.dropped, part.dropped), (self.cut, part.cut), (self.left_out, part.left_out))
         for lists, more in both:
             for name, rows in more.items():
@@ -65,7 +77,7 @@ class DataReport:
         dropped = f", {self.dropped_rows:,} dropped" if self.dropped else ""
         lines = [f"{self.source}: {counted(self.rows, 'row')}{read} ({self.format}), {self.kept:,} kept{dropped}"]
         lines += [f"  dropped {len(rows):,}: {reason} ({named_rows(rows)})" for reason, rows in self._reasons()]
-        lines += [f"  {text}" for text in self.warnings()]
+        lines += [f"  {text}" for text in (*self._form_lines(), *self.warnings())]
         if self.cut:
             sides = [f"{len(self.cut[side]):,} {side}" for side in ("prompt", "chosen", "rejected") if side in self.cut]
             limit = f" to fit max_length {self.max_length}" if self.max_length is not None else ""
@@ -74,6 +86,19 @@ class DataReport:
             limit = f" of {self.max_length:,} allowed" if self.max_length is not None else ""
             lines.append(f"  longest sequence: {counted(self.longest_tokens, 'token')}{limit}")
         return lines
+
+    @property
+    def is_mixed(self) -> bool:
+        """Return whether there are conversations beside text without chat template."""
+        return Form.TEXT in self.forms and Form.CONVERSATION in self.forms
+
+    def _form_lines(self) -> list[str]:
+        """Return in sentences whether text is in the chat template, and how to get it otherwise."""
+        return [
+            (words if len(self.forms) == 1 else f"{count:,} of them {words}")
+            for form, count in self.forms.items()
+            if (words := FORMS_IN_WORDS.get(form))
+        ]
 
     def warnings(self) -> list[str]:
         """Return in sentences what the chat template leaves out of the kept rows."""

@@ -67,7 +67,8 @@ class TestEverySource:
         assert prepared.report.to_dict() == {
             "source": "pairs.jsonl", "format": "standard", "rows": 6, "kept": 3,
             "dropped": {"identical answers": [1, 4], "prompt fills max_length": [3]},
-            "cut": {"chosen": [5]}, "left_out": {}, "longest_tokens": 64, "max_length": 64,
+            "cut": {"chosen": [5]}, "left_out": {}, "forms": {"plain text as it is": 3}, "longest_tokens": 64,
+            "max_length": 64,
         }  # fmt: skip
 
     @every_source
@@ -159,15 +160,15 @@ class TestOddRows:
             {"chosen": 3, "rejected": "No", "prompt": "Hi "},
             chat_row() | {"score": [1, {"a": None}]},
         ]
-        tokenizer = PairTokenizer(SMOLLM2.tokenizer(), max_length=None)
+        tokenizer = PairTokenizer(SMOLLM2.tokenizer(), max_length=None, chat_template_on_text=False)
         prepared = prepare(rows, tokenizer, bad_rows="drop")
         assert prepared.dataset["row"][:] == [0, 1, 3]
         assert list(prepared.report.dropped.values()) == [[2]]
 
     def test_stream_of_such_rows(self):
         rows = [text_row(0), text_row(1) | {"score": 1}, SAME_ROW, chat_row()]
-        prepared = prepare(stream_of(rows), PairTokenizer(SMOLLM2.tokenizer(), max_length=None))
-        assert [row["row"] for row in prepared.dataset] == [0, 1, 3]
+        tokenizer = PairTokenizer(SMOLLM2.tokenizer(), max_length=None, chat_template_on_text=False)
+        assert [row["row"] for row in prepare(stream_of(rows), tokenizer).dataset] == [0, 1, 3]
 
     def test_first_row_may_be_the_odd_one(self):
         prepared = prepare([{"quest": "a"}, text_row(1), text_row(2)], pair_tokenizer(), bad_rows="drop")

@@ -129,6 +129,7 @@ class TestMiss:
             {"max_prompt_length": 8},
             {"is_encoder_decoder": True},
             {"max_completion_length": 7},
+            {"chat_template_on_text": True},
             {"tokenizer": tiny_tokenizer(bos="</s>", eos="</s>")},
             {"tokenizer": tiny_tokenizer(bos="<s>", eos="<s>")},
             {"tokenizer": tiny_tokenizer(bos="<s>", eos="</s>", pad="<s>")},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigError
 from ..parsing.resolve import Option, resolve_word
 from ..parsing.schema import flag_of
-from ..parsing.values import whole_number
+from ..parsing.values import FALSE_WORDS, TRUE_WORDS, whole_number
 from ..terminal.console import quiet_libraries, say, working
 from ..terminal.counting import counting
 from ..terminal.data_table import print_example, print_preference, print_survey
@@ -31,6 +31,12 @@ FAILED = 3
 OPTIONS = (
     Option("model", "value", "Model to be trained: hub id, folder, GGUF file or builtin:...", "MODEL"),
     Option("max_length", "value", "Most tokens of prompt and answer, as in the training.", "N"),
+    Option(
+        "chat_template_on_text",
+        "optional",
+        "Put plain text into the chat template, as with the training's setting; false: keep it as it is.",
+        "[true|false]",
+    ),
     Option("max_prompt_length", "value", "What the prompt of a pair that is too long is cut down to.", "N"),
     Option(
         "scored_pairs",
@@ -53,7 +59,7 @@ def data_check(arguments: Sequence[str]) -> Judged:
     """Run ``oddsmith data check``; return the findings, with exit code 3 where a check fails."""
     quiet_libraries()
     name, given = resolve_word(arguments, OPTIONS, "dataset", "oddsmith data check DATASET")
-    limits = _limits(given)
+    limits, on_text = _limits(given), _chat_template_on_text(given)
     target = Path(given["fix"]).expanduser() if "fix" in given else None
 
     from ...data.checks.benchmark import read_benchmark
@@ -69,7 +75,7 @@ def data_check(arguments: Sequence[str]) -> Judged:
         rows = open_rows(name, config=config, split=given.get("dataset_train_split", "train"))
         evaluation = _evaluation(given)
         benchmark = read_benchmark(given["benchmark"]) if "benchmark" in given else None
-        pair_tokenizer = _pair_tokenizer(given["model"], limits) if "model" in given else None
+        pair_tokenizer = _pair_tokenizer(given["model"], limits, on_text) if "model" in given else None
     with counting("checking", "rows", len(rows) if hasattr(rows, "__len__") else None) as on_rows:
         found = survey(rows, evaluation=evaluation, benchmark=benchmark, pair_tokenizer=pair_tokenizer, on_rows=on_rows)
     left_out = found.rows_left_out()
@@ -102,6 +108,18 @@ def _limits(given: dict[str, str]) -> dict[str, int | None]:
     return limits
 
 
+def _chat_template_on_text(given: dict[str, str]) -> bool | None:
+    """Read whether plain text is put into the chat template, which needs ``--model``; None where nothing is said."""
+    word = given.get("chat_template_on_text")
+    if word is None:
+        return None
+    if "model" not in given:
+        raise ConfigError("--chat-template-on-text is about the chat template of a model; name it with --model MODEL")
+    if word.lower() not in {"", *TRUE_WORDS, *FALSE_WORDS}:
+        raise ConfigError(f"--chat-template-on-text is {word!r}; expected true or false, or no value after it")
+    return word.lower() not in FALSE_WORDS
+
+
 def _evaluation(given: dict[str, str]) -> Rows | FileRows | None:
     from ...data.sources import open_rows
 
@@ -113,7 +131,7 @@ def _evaluation(given: dict[str, str]) -> Rows | FileRows | None:
     return open_rows(name, split=given.get("dataset_test_split", "test"))
 
 
-def _pair_tokenizer(model: str, limits: dict[str, int | None]) -> PairTokenizer:
+def _pair_tokenizer(model: str, limits: dict[str, int | None], on_text: bool | None) -> PairTokenizer:
     from ...config import ORPOConfig
     from ...data.tokens.pair_tokenizer import PairTokenizer
     from ...model.loading.models import load_tokenizer
@@ -122,6 +140,7 @@ def _pair_tokenizer(model: str, limits: dict[str, int | None]) -> PairTokenizer:
         load_tokenizer(model),
         max_length=limits["max_length"] or ORPOConfig.max_length,
         max_prompt_length=limits["max_prompt_length"],
+        chat_template_on_text=on_text,
     )
 
 

@@ -259,6 +259,23 @@ LOST_IN_TEMPLATE = Check(
     drops=True,
     needs=MODEL,
 )
+PLAIN_TEXT = Check(
+    "plain text without the chat template",
+    ANY,
+    NEVER,
+    "this model has a chat template, and such rows are trained on without it: fine for a base model, but a chat model"
+    " gets questions in its template later",
+    "chat_template_on_text: true puts the text into the template (here --chat-template-on-text)",
+    needs=MODEL,
+)
+MIXED_FORMS = Check(
+    "plain text beside conversations",
+    ANY,
+    ANY,
+    "some rows are in the chat template and some are not; training asks for a decision",
+    "chat_template_on_text: true puts the text into the template, too, false trains on it as it is",
+    needs=MODEL,
+)
 LEFT_OUT = Check(
     "left out by the chat template",
     ANY,

@@ -18,6 +18,7 @@ from ...errors import DataError, RowError
 from ..formats import PreferencePair, format_of, to_pair
 from ..processes import parallel_shares, usable_processes
 from ..sources import FileRows, Rows, batches
+from ..tokens.tokenized import Form
 from . import catalogue
 from .benchmark import Benchmark
 from .catalogue import Check, Finding, Hit, Verdict, worst
@@ -114,7 +115,9 @@ def survey(
         catalogue.EVALUATION: evaluation is not None,
         catalogue.BENCHMARK: benchmark is not None,
     }
-    return _summary(total, missing=[flag for flag, is_given in has.items() if not is_given])
+    missing = [flag for flag, is_given in has.items() if not is_given]
+    is_decided = pair_tokenizer is None or pair_tokenizer.chat_template_on_text is not None
+    return _summary(total, missing=missing, is_decided=is_decided)
 
 
 @dataclass
@@ -127,6 +130,7 @@ class Tally:
     characters: LengthSums = field(default_factory=LengthSums)  # lengths of the answers
     tokens: LengthSums = field(default_factory=LengthSums)  # the same in tokens, of the kept pairs
     kept: int = 0  # number of rows that the training keeps; only with a tokenizer
+    conversations: int = 0  # how many of them are in the chat template
     fingerprints: list[tuple[int, Fingerprint]] = field(default_factory=list)  # with the row numbers of the pairs
     first_fault: str = ""  # what is wrong with the first row that is no pair
 
@@ -141,6 +145,7 @@ class Tally:
         """Add the tally of the rows after these, without its fingerprints."""
         self.rows += other.rows
         self.kept += other.kept
+        self.conversations += other.conversations
         self.first_fault = self.first_fault or other.first_fault
         for key, rows in other.hits.items():
             self.hits.setdefault(key, []).extend(rows)
@@ -183,6 +188,7 @@ class RowChecker:
                 tally.hit(number, hits)
                 if tokens is not None:
                     tally.kept += 1
+                    tally.conversations += tokens.form is Form.CONVERSATION
                     tally.tokens.count(
                         tokens.chosen_end - tokens.chosen_prompt_tokens,
                         tokens.rejected_end - tokens.rejected_prompt_tokens,
@@ -230,14 +236,21 @@ def _no_pair(tally: Tally) -> str:
     return f"{none}; row 0: {tally.first_fault}"
 
 
-def _summary(tally: Tally, *, missing: Sequence[str]) -> Survey:
-    """Return the result for a tally of all rows; checks that need one of the ``missing`` flags were not made."""
+def _summary(tally: Tally, *, missing: Sequence[str], is_decided: bool) -> Survey:
+    """Return the result for a tally of all rows; checks that need one of the ``missing`` flags were not made.
+
+    ``is_decided``: whether text beside conversations is meant.
+    """
     rows_of: dict[Check, set[int]] = {}
     parts_of: dict[Check, dict[str, int]] = {}
     for (check, part), rows in tally.hits.items():
         rows_of.setdefault(check, set()).update(rows)
         if part:
             parts_of.setdefault(check, {})[part] = len(rows)
+    text = rows_of.get(catalogue.PLAIN_TEXT, set())
+    if text and tally.conversations and not is_decided:
+        rows_of[catalogue.MIXED_FORMS] = text
+        parts_of[catalogue.MIXED_FORMS] = {"plain text": len(text), "conversations": tally.conversations}
     has_tokens = catalogue.MODEL not in missing
     findings: list[Finding] = []
     left_out: dict[str, list[int]] = {}

@@ -11,7 +11,7 @@ from ...errors import RowError
 from ..formats import PreferencePair
 from ..tokens.pair_tokenizer import PairTokenizer
 from ..tokens.rendering import RenderedPair
-from ..tokens.tokenized import OF_TEMPLATE, Dropped, DropReason, TokenizedPair
+from ..tokens.tokenized import OF_TEMPLATE, Dropped, DropReason, Form, TokenizedPair
 from . import catalogue
 from .catalogue import Check, Hit
 from .texts import PairTexts
@@ -63,6 +63,8 @@ class TokenChecks:
             yield hits, None
 
     def _token_hits(self, pair: PreferencePair, tokens: TokenizedPair) -> Iterator[Hit]:
+        if tokens.form is Form.TEXT:
+            yield catalogue.PLAIN_TEXT, ""
         yield from ((catalogue.LEFT_OUT, part) for part in tokens.left_out)
         if tokens.prompt_cut:
             yield catalogue.PROMPT_CUT, ""

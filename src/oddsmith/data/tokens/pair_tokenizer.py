@@ -8,8 +8,9 @@
 - A conversation's ids are the ids of its whole rendering (rendering.py), also where pieces.py cuts it: no BOS comes
   before the template's. Targets end at the last end-of-turn token of the response; a response without one gets EOS as
   its last target.
-- Plain strings get TRL's tokens: BOS unless the text begins with it, prompt + response tokenized as one text, EOS
-  unless the response ends with it. If blank text follows an EOS, none is added and the targets end at that EOS.
+- Plain strings get TRL's tokens, unless ``chat_template_on_text`` makes conversations of them: BOS unless the text
+  begins with it, prompt + response tokenized as one text, EOS unless the response ends with it. If blank text follows
+  an EOS, none is added and the targets end at that EOS.
 - Targets are defined by position, never by token id, so a pad token that is also EOS hides no target.
 - Each side has its own prompt length: in ``"...:\\n" + "\\nYes"`` both newlines may be one token, the response's.
 - Encoder-decoder models read the prompt in the encoder (``prompt_ids``, with the tokenizer's special tokens) and learn
@@ -24,17 +25,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ...config import ORPOConfig
 from ...errors import ModelError
-from ..formats import PreferencePair
+from ..formats import Message, PreferencePair
 from ..formats.messages import is_blank
 from ..formats.values import common_prefix_length
 from .pieces import ids_of_pieces, ids_of_texts
 from .rendering import RenderedPair, Renderer, Rendering, tokenizer_name
-from .tokenized import Dropped, DropReason, TokenizedPair, Tokens, cut_pair, same_targets, tokenized_pair
+from .tokenized import Dropped, DropReason, Form, TokenizedPair, Tokens, cut_pair, same_targets, tokenized_pair
 
 DEFAULT_COMPLETION_LENGTH = 128  # tokens, for encoder-decoder models, as in TRL
 
@@ -51,6 +53,8 @@ class PairTokenizer:
         max_prompt_length: Length to which the prompt of a pair that is too long is cut; None never cuts a prompt.
         is_encoder_decoder: Whether the model reads the prompt in an encoder.
         max_completion_length: Most tokens of a response of an encoder-decoder model (None: 128); else without effect.
+        chat_template_on_text: Whether plain text is rendered by the chat template, unless it was before. It is not by
+            default (None), and ``prepare`` refuses datasets that hold both text and conversations.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class PairTokenizer:
         max_prompt_length: int | None = None,
         is_encoder_decoder: bool = False,
         max_completion_length: int | None = None,
+        chat_template_on_text: bool | None = None,
     ):
         self.tokenizer = tokenizer
         self.renderer = Renderer(tokenizer)
@@ -68,6 +73,7 @@ class PairTokenizer:
         self.max_prompt_length = max_prompt_length
         self.is_encoder_decoder = is_encoder_decoder
         self.max_completion_length = max_completion_length or DEFAULT_COMPLETION_LENGTH
+        self.chat_template_on_text = chat_template_on_text
 
     @classmethod
     def from_settings(
@@ -80,6 +86,7 @@ class PairTokenizer:
             max_prompt_length=args.max_prompt_length,
             is_encoder_decoder=is_encoder_decoder,
             max_completion_length=args.max_completion_length,
+            chat_template_on_text=args.chat_template_on_text,
         )
 
     def tokenize(self, pairs: Sequence[PreferencePair]) -> list[TokenizedPair | Dropped]:
@@ -97,6 +104,19 @@ class PairTokenizer:
             return Dropped(DropReason.EMPTY_REJECTED)
         if pair.chosen == pair.rejected:
             return Dropped(DropReason.IDENTICAL)
+        if self.chat_template_on_text and isinstance(pair.prompt, str):
+            form = self.renderer.form_of_text(pair.prompt)
+            if form is None:
+                raise ModelError(
+                    f"chat_template_on_text is on, but tokenizer {tokenizer_name(self.tokenizer)} has no chat template;"
+                    " leave it out, or set tokenizer.chat_template"
+                )
+            if form is Form.TEXT:
+                rendered = self._render(_as_conversation(pair))
+                return rendered if isinstance(rendered, Dropped) else rendered._replace(form=Form.TEMPLATED_TEXT)
+        return self._render(pair)
+
+    def _render(self, pair: PreferencePair) -> RenderedPair | Dropped:
         rendered = self.renderer.render(pair)
         lost_sides = zip(rendered.left_out, (DropReason.LEFT_OUT_CHOSEN, DropReason.LEFT_OUT_REJECTED), strict=True)
         reasons = [reason for lost, reason in lost_sides if lost.is_turn_empty]
@@ -112,7 +132,7 @@ class PairTokenizer:
         pairs = [pair for pair in rendered if not isinstance(pair, Dropped)]
         encode = self._encode_encoder_decoder if self.is_encoder_decoder else self._encode_decoder_only
         encoded = iter(encode(pairs))
-        return [pair if isinstance(pair, Dropped) else _with_left_out(next(encoded), pair) for pair in rendered]
+        return [pair if isinstance(pair, Dropped) else _with_account(next(encoded), pair) for pair in rendered]
 
     def _encode_decoder_only(self, pairs: Sequence[RenderedPair]) -> list[TokenizedPair | Dropped]:
         texts = (text for pair in pairs for side in (pair.chosen, pair.rejected) for text in side)
@@ -221,7 +241,19 @@ class PairTokenizer:
         return tokenized_pair((chosen, rejected), cut, prompt_cut=prompt_cut, prompt_ids=prompt)
 
 
-def _with_left_out(outcome: TokenizedPair | Dropped, pair: RenderedPair) -> TokenizedPair | Dropped:
-    """Add to the tokens of a pair what the chat template leaves out of it."""
+def _as_conversation(pair: PreferencePair) -> PreferencePair:
+    """Return a pair of texts as a question and its answers, without the blanks with which texts are joined."""
+
+    def message(role: str, content: Any) -> list[Message]:
+        return [{"role": role, "content": content.strip()}]
+
+    chosen, rejected = message("assistant", pair.chosen), message("assistant", pair.rejected)
+    return replace(pair, prompt=message("user", pair.prompt), chosen=chosen, rejected=rejected)
+
+
+def _with_account(outcome: TokenizedPair | Dropped, pair: RenderedPair) -> TokenizedPair | Dropped:
+    """Add to the tokens of a pair what it is made of, and what the chat template leaves out of it."""
+    if isinstance(outcome, Dropped):
+        return outcome
     parts = pair.left_out[0].parts | pair.left_out[1].parts
-    return replace(outcome, left_out=tuple(sorted(parts))) if parts and isinstance(outcome, TokenizedPair) else outcome
+    return replace(outcome, form=pair.form, left_out=tuple(sorted(parts)))

@@ -28,15 +28,16 @@ from ..templates.environment import guard_chat_templates
 from ..templates.limits import LimitReached
 from .call_arguments import CallArguments
 from .left_out import LeftOut, left_out
+from .tokenized import Form
 
-# The assistant's answer in the conversations that show how a template ends a turn; no template has reason to change it.
-PROBE_ANSWER = "oddsmith-probe-answer"
+# A content of the conversations that show how a template writes turns; no template has reason to change it.
+PROBE = "oddsmith-probe"
 PROBES: tuple[tuple[Message, ...], ...] = (
-    ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": PROBE_ANSWER}),
+    ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": PROBE}),
     (
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": PROBE_ANSWER},
+        {"role": "assistant", "content": PROBE},
     ),
 )
 
@@ -54,6 +55,7 @@ class RenderedPair(NamedTuple):
     chosen: Rendering
     rejected: Rendering
     is_conversational: bool
+    form: Form | None = None
     left_out: tuple[LeftOut, LeftOut] = (LeftOut(), LeftOut())  # of chosen and rejected
 
 
@@ -68,6 +70,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self._arguments = CallArguments(tokenizer)
         self._end_of_turn_by_template: dict[tuple[str, str | None], str | None] = {}
+        self._handover_by_template: dict[str, str] = {}
 
     def render(self, pair: PreferencePair) -> RenderedPair:
         """Return prompt and whole text of each side of a pair.
@@ -78,7 +81,7 @@ class Renderer:
         if isinstance(pair.prompt, str):
             prompt = pair.prompt
             chosen, rejected = (Rendering(prompt, prompt + cast(str, side)) for side in (pair.chosen, pair.rejected))
-            rendered = RenderedPair(chosen, rejected, is_conversational=False)
+            rendered = RenderedPair(chosen, rejected, False, self.form_of_text(prompt))
         else:
             rendered = self._render_conversation(pair, pair.prompt)
         for name in ("chosen", "rejected"):
@@ -97,6 +100,26 @@ class Renderer:
         if template not in self._end_of_turn_by_template:
             self._end_of_turn_by_template[template] = self._probe_end_of_turn()
         return self._end_of_turn_by_template[template]
+
+    def form_of_text(self, prompt: str) -> Form | None:
+        """Return whether the text of a prompt was rendered before; None where there is no chat template."""
+        if not self.tokenizer.chat_template:
+            return None
+        handover = self._handover(str(self.tokenizer.chat_template))
+        return Form.RENDERED_TEXT if handover and handover in prompt else Form.TEXT
+
+    def _handover(self, template: str) -> str:
+        """Return what the template writes between a question and its answer, without blanks around it.
+
+        It is found by rendering a question, once for each template, and "" where the template cannot render it.
+        """
+        if template not in self._handover_by_template:
+            try:
+                text = self._apply([{"role": "user", "content": PROBE}], add_generation_prompt=True)
+            except (RowError, ModelError):
+                text = ""
+            self._handover_by_template[template] = text.rpartition(PROBE)[2].strip()
+        return self._handover_by_template[template]
 
     def _render_conversation(self, pair: PreferencePair, prompt: list[Message]) -> RenderedPair:
         self._require_template()
@@ -126,7 +149,7 @@ class Renderer:
             start = len(whole) - len(response)
             tools = pair.tools if side == "chosen" else None  # both sides have the same
             lost.append(left_out(whole, tools, renderings[-1].text, render_marked, side=side, response_start=start))
-        return RenderedPair(renderings[0], renderings[1], True, (lost[0], lost[1]))
+        return RenderedPair(renderings[0], renderings[1], True, Form.CONVERSATION, (lost[0], lost[1]))
 
     def _apply(self, messages: Sequence[Message], **options: Any) -> str:
         """Render messages; a refusal of the template becomes a ``RowError`` with the template's message."""
@@ -153,7 +176,7 @@ class Renderer:
             except RowError as error:
                 refusal = refusal or error.detail
                 continue
-            _, answer, after = text.rpartition(PROBE_ANSWER)
+            _, answer, after = text.rpartition(PROBE)
             if answer:
                 return first_token_in(after, self.tokenizer)
         raise ModelError(

@@ -29,6 +29,15 @@ class DropReason(StrEnum):
     IDENTICAL_AFTER_CUT = "identical answers after truncation"
 
 
+class Form(StrEnum):
+    """What a pair is made of, where the tokenizer has a chat template; without one, text is all that it can be."""
+
+    CONVERSATION = "conversations"
+    TEXT = "plain text as it is"
+    TEMPLATED_TEXT = "plain text in the chat template"
+    RENDERED_TEXT = "text that was rendered before"  # it holds the marks of the chat template
+
+
 # Reasons for which the chat template is to blame.
 OF_TEMPLATE = (DropReason.LEFT_OUT_CHOSEN, DropReason.LEFT_OUT_REJECTED, DropReason.IDENTICAL_RENDERED)
 
@@ -54,6 +63,7 @@ class TokenizedPair:
     chosen_cut: bool = False  # whether targets were cut off
     rejected_cut: bool = False
     prompt_ids: tuple[int, ...] = ()  # the encoder's input; empty for other models
+    form: Form | None = None  # None: text, and no chat template
     left_out: tuple[str, ...] = ()  # what the chat template leaves out of the row, such as ``"thoughts in chosen"``
 
     @property

@@ -53,6 +53,8 @@ FAULTY = {
         [0, 2],
     ),
     catalogue.LEFT_OUT: (CHATML, None, None, [chat(HI), TOOL_TURNS, chat(HI) | {"tools": [{"name": "f"}]}], [1, 2]),
+    catalogue.PLAIN_TEXT: (CHATML, None, None, [PLAIN, PLAIN | {"chosen": "d"}], [0, 1]),
+    catalogue.MIXED_FORMS: (CHATML, None, None, [chat(HI), PLAIN], [1]),
     catalogue.IDENTICAL_AFTER_CUT: (CHATML, 100, None, [chat(HI, chosen="x" * 99 + "a", rejected="x" * 99 + "b")], [0]),
     catalogue.PROMPT_TOO_LONG: (CHATML, 100, None, [chat(user("long " * 20)), chat(HI)], [0]),
     catalogue.ANSWER_CUT: (CHATML, 100, None, [chat(user("And?"), rejected="long " * 20)] * 9, range(9)),
@@ -95,6 +97,14 @@ def test_a_fault_is_found_at_its_rows(check):
     assert found.verdict != "pass"
 
 
+@pytest.mark.parametrize("on_text", (True, False))
+def test_text_beside_conversations_may_be_meant(on_text):
+    tokens = PairTokenizer(tiny_tokenizer(), max_length=None, chat_template_on_text=on_text)
+    found = {finding.check: finding for finding in survey([*GOOD, PLAIN], processes=1, pair_tokenizer=tokens).findings}
+    assert found[catalogue.MIXED_FORMS.name].verdict == "pass"
+    assert found[catalogue.PLAIN_TEXT.name].count == (0 if on_text else 1)
+
+
 def test_a_cut_in_front_of_a_turn_is_no_doubled_bos():
     turns = [user("a" * 30), assistant("b" * 30), user("c" * 30)]
     found = [
@@ -115,6 +125,7 @@ def test_kept_and_left_out_are_those_of_the_training():
         chat(HI, chosen=" "), chat(HI, rejected="It is blue on a clear day."),
     ]  # fmt: skip
     tokens = pair_tokenizer(max_length=90)
+    tokens.chat_template_on_text = False
     found = survey(rows, processes=1, pair_tokenizer=tokens)
     account = prepare(rows, tokens, bad_rows="drop").report
     assert found.kept == account.kept
