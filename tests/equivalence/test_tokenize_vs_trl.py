@@ -6,12 +6,15 @@ import datasets
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+from trl.data_utils import maybe_apply_chat_template, maybe_extract_prompt
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from oddsmith.data.formats import PreferencePair
+from oddsmith.data.prepare import prepare
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.data.tokens.tokenized import TokenizedPair
-from tests.tiny import tiny_model
+from tests.pairs import assistant, user
+from tests.tiny import tiny_model, tiny_tokenizer
 
 CORPUS = (
     "Question: what is the capital of France?\n\nAnswer: Paris is the capital of France.\n",
@@ -93,3 +96,18 @@ def test_encoder_decoder():
         assert list(tokens.prompt_ids) == expected["prompt_input_ids"]
         assert labels(tokens, "chosen") == expected["chosen_labels"]
         assert labels(tokens, "rejected") == expected["rejected_labels"]
+
+
+CHATS = (
+    {"prompt": [user("Hi")], "chosen": [assistant("Hello")], "rejected": [assistant("Go")]},
+    {"chosen": [user("Hi"), assistant("Hello")], "rejected": [user("Hi"), assistant("Go")]},
+    {"prompt": "Hi", "chosen": " Hello", "rejected": " Go"},
+)
+
+
+@pytest.mark.parametrize("row", CHATS, ids=["chat", "implicit prompt", "text"])
+def test_the_texts_in_a_dataset(row):
+    tokenizer = tiny_tokenizer()
+    expected = maybe_apply_chat_template(maybe_extract_prompt(row), tokenizer)
+    (found,) = list(prepare([row], PairTokenizer(tokenizer, max_length=64), source="eval").dataset)
+    assert {name: found[name] for name in ("prompt", "chosen", "rejected")} == expected

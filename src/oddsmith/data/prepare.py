@@ -33,7 +33,7 @@ from .sources.loading import rows_of_columns
 from .token_cache import cached, token_key
 from .tokens.pair_tokenizer import PairTokenizer
 from .tokens.rendering import RenderedPair
-from .tokens.tokenized import OF_TEMPLATE, Dropped, Form, TokenizedPair
+from .tokens.tokenized import OF_TEMPLATE, TEXT_COLUMNS, Dropped, Form, TokenizedPair
 
 BATCH_ROWS = 500
 ROWS_PER_PROCESS = 2_000  # a second of work; starting a process takes up to 0.05 s
@@ -208,9 +208,9 @@ class RowTokenizer:
     @property
     def features(self) -> datasets.Features:
         """Return the columns of the result and their types."""
-        return datasets.Features(
-            TOKEN_COLUMNS | ({"prompt_input_ids": IDS} if self.pair_tokenizer.is_encoder_decoder else {})
-        )
+        of_encoder = {"prompt_input_ids": IDS} if self.pair_tokenizer.is_encoder_decoder else {}
+        texts = dict.fromkeys(TEXT_COLUMNS, datasets.Value("string"))
+        return datasets.Features(TOKEN_COLUMNS | of_encoder | texts)
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:

@@ -35,7 +35,7 @@ from .tokens.pieces import is_library_alone
 
 FORMAT = 1  # of the file; raise it when the same key could mean another content
 MIN_ROWS = 1_000  # fewer are tokenized in half a second
-MAX_BYTES = 4 * 10**9  # of all files together; a pair of 2 x 250 tokens takes 2 kB
+MAX_BYTES = 4 * 10**9  # of all files together; a pair of 2 x 250 tokens and its texts take 4 kB
 HASHED_ROWS = 1_000  # at a time, so that the digest does not depend on how the rows lie in memory
 WAIT_S = 600.0  # for another process that is tokenizing the same rows
 DIGEST_BYTES = hashlib.sha256().digest_size

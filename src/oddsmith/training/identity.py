@@ -22,6 +22,7 @@ from ..checkpoint.manifest import Manifest, read_manifest
 from ..config import ORPOConfig
 from ..config.catalogue import DECIDING_SETTINGS
 from ..data.token_cache import rows_digest
+from ..data.tokens.tokenized import TEXT_COLUMNS
 from ..errors import CheckpointError
 from ..model.loading.adapter_base import BaseRecord, record_base
 from ..model.loading.place import is_adapter_folder
@@ -136,10 +137,10 @@ def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest(rows: Dataset | IterableDataset | Sequence) -> dict[str, Any]:
-    """Return digest and number of tokenized rows; of a stream, the digest of its first rows."""
-    if isinstance(rows, Dataset):
-        return {"sha256": rows_digest(rows), "pairs": len(rows)}
-    if isinstance(rows, IterableDataset):
-        first = Dataset.from_list(list(rows.take(DIGESTED_STREAM_ROWS)))
-        return {"sha256": rows_digest(first), "pairs": None}
-    return {}
+    """Return digest and number of tokenized rows; of a stream, the digest of its first rows. Texts do not count."""
+    if not isinstance(rows, Dataset | IterableDataset):
+        return {}
+    pairs = len(rows) if isinstance(rows, Dataset) else None
+    first = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows.take(DIGESTED_STREAM_ROWS)))
+    tokens = first.remove_columns([name for name in TEXT_COLUMNS if name in first.column_names])
+    return {"sha256": rows_digest(tokens), "pairs": pairs}

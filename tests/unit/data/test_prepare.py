@@ -8,6 +8,7 @@ from oddsmith.data.prepare import prepare
 from oddsmith.data.processes import parallel_map
 from oddsmith.data.report import DataReport, named_rows
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
+from oddsmith.data.tokens.tokenized import TEXT_COLUMNS
 from oddsmith.errors import DataError, ModelError, RowError
 from tests.templates import MISTRAL, PLAIN, SMOLLM2
 from tests.tiny import tiny_tokenizer
@@ -53,7 +54,8 @@ class TestEverySource:
         tokenizer = pair_tokenizer()
         prepared = prepare(make([text_row(n) for n in range(5)]), tokenizer)
         rows = list(prepared.dataset)
-        assert prepared.dataset.column_names == COLUMNS
+        assert prepared.dataset.column_names == [*COLUMNS, *TEXT_COLUMNS]
+        assert [rows[3][name] for name in TEXT_COLUMNS] == ["Question 3? ", "Yes 3", "No"]
         assert [row["row"] for row in rows] == [0, 1, 2, 3, 4]
         assert tokenizer.tokenizer.decode(rows[3]["chosen_input_ids"]) == "<s>Question 3? Yes 3</s>"
         assert tokenizer.tokenizer.decode(rows[3]["rejected_input_ids"]) == "<s>Question 3? No</s>"
@@ -119,7 +121,7 @@ class TestEverySource:
         tokenizer = pair_tokenizer(is_encoder_decoder=True)
         prepared = prepare(make([text_row(0), text_row(1)]), tokenizer)
         row = list(prepared.dataset)[1]
-        assert prepared.dataset.column_names == [*COLUMNS, "prompt_input_ids"]
+        assert prepared.dataset.column_names == [*COLUMNS, "prompt_input_ids", *TEXT_COLUMNS]
         assert tokenizer.tokenizer.decode(row["prompt_input_ids"]) == "Question 1? "
         assert tokenizer.tokenizer.decode(row["chosen_input_ids"]) == "Yes 1"
         assert row["chosen_prompt_tokens"] == 0

@@ -210,9 +210,7 @@ class PairTokenizer:
 
     def _encoder_decoder_texts(self, pair: RenderedPair) -> tuple[str, str, str]:
         """Return prompt, chosen and rejected response; the responses end with the end of turn, if there is one."""
-        shared = min(common_prefix_length(*side) for side in (pair.chosen, pair.rejected))
-        prompt = pair.chosen.text[:shared]
-        responses = [side.text[len(prompt) :] for side in (pair.chosen, pair.rejected)]
+        prompt, *responses = pair.texts
         token = self.renderer.end_of_turn if pair.is_conversational else None
         if token is not None:
             responses = [r[: r.rindex(token) + len(token)] if token in r else r for r in responses]
@@ -252,8 +250,8 @@ def _as_conversation(pair: PreferencePair) -> PreferencePair:
 
 
 def _with_account(outcome: TokenizedPair | Dropped, pair: RenderedPair) -> TokenizedPair | Dropped:
-    """Add to the tokens of a pair what it is made of, and what the chat template leaves out of it."""
+    """Add to the tokens of a pair its texts, what it is made of, and what the chat template leaves out."""
     if isinstance(outcome, Dropped):
         return outcome
     parts = pair.left_out[0].parts | pair.left_out[1].parts
-    return replace(outcome, form=pair.form, left_out=tuple(sorted(parts)))
+    return replace(outcome, texts=pair.texts, form=pair.form, left_out=tuple(sorted(parts)))

@@ -58,6 +58,12 @@ class RenderedPair(NamedTuple):
     form: Form | None = None
     left_out: tuple[LeftOut, LeftOut] = (LeftOut(), LeftOut())  # of chosen and rejected
 
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """Return the prompt, which is what both sides share with it, and both responses."""
+        shared = min(common_prefix_length(*side) for side in (self.chosen, self.rejected))
+        return self.chosen.text[:shared], self.chosen.text[shared:], self.rejected.text[shared:]
+
 
 class Renderer:
     """Render preference pairs with a tokenizer's chat template; prompt and response of plain text are joined.

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+# Under TRL's names, for callbacks and scripts that read the datasets of a trainer; nothing here needs them.
+TEXT_COLUMNS = ("prompt", "chosen", "rejected")
+
 
 class DropReason(StrEnum):
     """Why a valid pair is not trained on; reports use this wording."""
@@ -65,6 +68,7 @@ class TokenizedPair:
     prompt_ids: tuple[int, ...] = ()  # the encoder's input; empty for other models
     form: Form | None = None  # None: text, and no chat template
     left_out: tuple[str, ...] = ()  # what the chat template leaves out of the row, such as ``"thoughts in chosen"``
+    texts: tuple[str, str, str] = ("", "", "")  # prompt and both responses as rendered, before anything is cut
 
     @property
     def longest_tokens(self) -> int:
@@ -88,6 +92,7 @@ class TokenizedPair:
             "rejected_prompt_tokens": self.rejected_prompt_tokens,
             "rejected_end": self.rejected_end,
             "prompt_input_ids": self.prompt_ids,
+            **dict(zip(TEXT_COLUMNS, self.texts, strict=True)),
         }
 
 
