@@ -179,8 +179,7 @@ class ORPOConfig(TrainingArguments):
             raise ConfigError(
                 f"learning_rate is {self.learning_rate}; expected a number above 0, such as 8e-6 (2e-4 with LoRA)"
             )
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise ConfigError(f"beta is {self.beta}; expected a number from 0 upwards, such as 0.1")
+        require_beta(self.beta)
         for name, minimum in _MINIMUM.items():
             value = getattr(self, name)
             if value is not None and value < minimum:
@@ -215,3 +214,9 @@ class ORPOConfig(TrainingArguments):
             self.max_tokens_per_microbatch = tokens = int(tokens)
         if not (tokens in (None, "auto") or (isinstance(tokens, int) and tokens >= 1)):
             raise ConfigError(f"max_tokens_per_microbatch is {tokens!r}; expected a number from 1 upwards, or auto")
+
+
+def require_beta(beta: float) -> None:
+    """Refuse a weight of the odds-ratio term that is NaN, infinite or below 0."""
+    if not (math.isfinite(beta) and beta >= 0):
+        raise ConfigError(f"beta is {beta}; expected a number from 0 upwards, such as 0.1")

@@ -56,6 +56,11 @@ class RunIdentity:
 
     def __init__(self, run: IdentifiedRun):
         self._run = run
+        self._settings: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Take the settings as those of the run, whatever callbacks make of them: a training starts."""
+        self._settings = decisive_settings(self._run.args)
 
     @cached_property
     def base(self) -> BaseRecord:
@@ -72,7 +77,7 @@ class RunIdentity:
             pairs_per_step=run.pairs_per_step,
             sharded_by=run.sharded_by,
             versions={"oddsmith": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")},
-            settings=decisive_settings(run.args) | _as_json(self._model_settings()),
+            settings=(self._settings or decisive_settings(run.args)) | _as_json(self._model_settings()),
             data=self._data,
             base={"files": self.base.files, "commit": self.base.commit},
         )

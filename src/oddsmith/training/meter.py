@@ -2,7 +2,8 @@
 
 A training log line averages every quantity over the optimizer steps since the last line, as ``loss`` is averaged. The
 value of a step is exact over its pairs (a mean over pairs; over tokens for the NLL), however the step was split, so
-``loss = nll_loss + beta * or_loss`` holds on every line. An evaluation averages once over its whole set.
+``loss = nll_loss + beta * or_loss`` holds on every line while beta stays as it is. An evaluation averages once over its
+whole set.
 
 ``logits/chosen`` and ``logits/rejected``, which TRL logs, are left out: a mean of raw logits over vocabulary, positions
 and padding says nothing, and needs the full logits in memory.
@@ -28,7 +29,10 @@ from ..loss import odds_ratio_loss, pair_log_odds
 from ..model.logprobs.padded import PairLogps
 
 # Sums over pairs, divided by the number of pairs of the step or the set.
-PAIR_QUANTITIES = ("or_loss", "logp_chosen", "logp_rejected", "accuracy", "log_odds", "aux_loss")
+PAIR_QUANTITIES = (
+    *("or_loss", "logp_chosen", "logp_rejected", "accuracy", "log_odds", "aux_loss"),
+    *("pair_loss", "reward_chosen", "reward_rejected"),  # times the beta of their step
+)
 # "nll" is divided by NLL target tokens; the rest stay sums.
 QUANTITIES = (*PAIR_QUANTITIES, "nll", "nll_tokens", "pairs", "chosen_nll", "chosen_tokens", "tokens")
 # The columns that give the lengths of both responses.
@@ -36,21 +40,26 @@ LENGTH_COLUMNS = ["chosen_end", "chosen_prompt_tokens", "rejected_end", "rejecte
 MIN_CORRELATED_PAIRS = 8
 
 
-def pair_sums(logps: PairLogps, batch: Mapping[str, Tensor]) -> Tensor:
+def pair_sums(logps: PairLogps, batch: Mapping[str, Tensor], beta: float) -> Tensor:
     """Sum every quantity over the pairs of a micro-batch that count, detached: [Q] in the order of ``QUANTITIES``.
 
     Log-probabilities and losses are in nats, accuracy is 0 or 1. float64, because thousands of them are added.
+    ``beta`` is the weight of the odds-ratio term in this step.
     """
     dtype = torch.float32 if logps.nll_sum_B.device.type == "mps" else torch.float64  # mps has no float64
     chosen_B, rejected_B = logps.logp_chosen_B.detach().to(dtype), logps.logp_rejected_B.detach().to(dtype)
     aux = chosen_B.new_zeros(()) if logps.aux_loss is None else logps.aux_loss.detach().to(dtype)
+    or_loss_B = odds_ratio_loss(chosen_B, rejected_B)
     values = {
-        "or_loss": odds_ratio_loss(chosen_B, rejected_B),
+        "or_loss": or_loss_B,
         "logp_chosen": chosen_B,
         "logp_rejected": rejected_B,
         "accuracy": (chosen_B > rejected_B).to(dtype),
         "log_odds": pair_log_odds(chosen_B, rejected_B),
         "aux_loss": aux.expand_as(chosen_B),
+        "pair_loss": beta * or_loss_B,
+        "reward_chosen": beta * chosen_B,
+        "reward_rejected": beta * rejected_B,
         "nll": logps.nll_sum_B.detach().to(dtype),
         "nll_tokens": logps.nll_tokens_B.to(dtype),
         "pairs": torch.ones_like(chosen_B),
@@ -70,17 +79,17 @@ def divide(sums_Q: Tensor, num_pairs: Tensor | float, num_nll_tokens: Tensor | f
     return sums_Q / divisor_Q
 
 
-def named_metrics(values_Q: Tensor, beta: float, router_loss: bool = False) -> dict[str, float]:
+def named_metrics(values_Q: Tensor, router_loss: bool = False) -> dict[str, float]:
     """Name what :func:`divide` returned (averaged over steps in training) as ``metrics.py`` does."""
     value = dict(zip(QUANTITIES, values_Q.tolist(), strict=True))
     chosen_nll = value["chosen_nll"] / value["chosen_tokens"]
     metrics = {
         "nll_loss": value["nll"],
         "or_loss": value["or_loss"],
-        "rewards/chosen": beta * value["logp_chosen"],
-        "rewards/rejected": beta * value["logp_rejected"],
+        "rewards/chosen": value["reward_chosen"],
+        "rewards/rejected": value["reward_rejected"],
         "rewards/accuracies": value["accuracy"],
-        "rewards/margins": beta * (value["logp_chosen"] - value["logp_rejected"]),
+        "rewards/margins": value["reward_chosen"] - value["reward_rejected"],
         "logps/chosen": value["logp_chosen"],
         "logps/rejected": value["logp_rejected"],
         "log_odds_chosen": value["log_odds"],
@@ -156,7 +165,7 @@ class TrainingMeter(TrainerCallback):
         Sums of a version with other quantities are dropped: the first log line then averages the steps since the
         checkpoint.
         """
-        if list(state.get("quantities", QUANTITIES)) != list(QUANTITIES):
+        if list(state.get("quantities", ())) != list(QUANTITIES):
             return
         self._total_Q, self._seconds = state["total"], state["seconds"]
         self._last_step, self._skipped_steps = state["last_step"], state["skipped_steps"]
@@ -190,12 +199,11 @@ class TrainingMeter(TrainerCallback):
 
     on_save = on_evaluate
 
-    def read(self, step: int, beta: float, reduce: Callable[[Tensor], Tensor], router_loss: bool) -> dict[str, float]:
+    def read(self, step: int, reduce: Callable[[Tensor], Tensor], router_loss: bool) -> dict[str, float]:
         """Return the metrics since the last call, over all processes, and start a new interval.
 
         Args:
             step: Optimizer steps done so far.
-            beta: Weight of the odds-ratio term.
             reduce: Sums a tensor over processes.
             router_loss: Whether the model has one.
 
@@ -207,7 +215,7 @@ class TrainingMeter(TrainerCallback):
         total_Q = reduce(self._total_Q)
         mean_Q = total_Q.clone()
         mean_Q[: QUANTITIES.index("nll") + 1] /= max(step - self._last_step, 1)
-        metrics = named_metrics(mean_Q, beta, router_loss)
+        metrics = named_metrics(mean_Q, router_loss)
         if self._seconds > 0:
             for name in ("tokens", "pairs"):
                 metrics[f"{name}_per_second"] = total_Q[QUANTITIES.index(name)].item() / self._seconds
@@ -286,7 +294,6 @@ class EvaluationMeter:
 
     def read(
         self,
-        beta: float,
         aux_coefficient: float | None,
         reduce: Callable[[Tensor], Tensor],
         gather: Callable[[list], list],
@@ -294,7 +301,6 @@ class EvaluationMeter:
         """Return the metrics over the whole set and all processes, and the pairs.
 
         Args:
-            beta: Weight of the odds-ratio term.
             aux_coefficient: Weight of the router loss; ``None`` without one.
             reduce: Sums a tensor over processes.
             gather: Concatenates lists over processes.
@@ -307,8 +313,9 @@ class EvaluationMeter:
             return {}, pairs
         sums_Q = reduce(self._sums_Q)
         num_pairs, num_nll_tokens = (sums_Q[QUANTITIES.index(name)] for name in ("pairs", "nll_tokens"))
-        metrics = named_metrics(divide(sums_Q, num_pairs, num_nll_tokens), beta, aux_coefficient is not None)
-        loss = metrics["nll_loss"] + beta * metrics["or_loss"]
+        means_Q = divide(sums_Q, num_pairs, num_nll_tokens)
+        metrics = named_metrics(means_Q, aux_coefficient is not None)
+        loss = metrics["nll_loss"] + means_Q[QUANTITIES.index("pair_loss")].item()
         if aux_coefficient is not None:
             loss += aux_coefficient * metrics["aux_loss"]
         if not sums_Q.isfinite().all():  # a mean without the pairs that are NaN or infinite would be of another set

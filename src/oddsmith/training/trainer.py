@@ -54,6 +54,7 @@ from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.paths import ForestPath, PaddedPath, choose_path
 from ..system.memory import clear_memory_errors
 from .checkpointing import CheckpointManager
+from .drop_in import require_called, with_attributes_of_trl
 from .epochs import EpochSetter
 from .evaluation import DeferredEvaluation, metrics_of_own_step, user_metrics
 from .events import EventWriter, describe_run
@@ -61,16 +62,18 @@ from .guard import StepGuard
 from .held_out_pairs import tokens_kept
 from .identity import RunIdentity
 from .live_diagnosis import Watch
+from .live_settings import LiveSettings
 from .meter import LENGTH_COLUMNS, EvaluatedPairs, EvaluationMeter, TrainingMeter, length_correlation, pair_sums
 from .preflight import Preflight, require_whole_steps
 from .recorder import Recorder
 from .step import Path as MicroBatchPath
 from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
-from .transformers_adapter import LossSums, TransformersAdapter
+from .transformers_adapter import BYPASSED_METHODS, LossSums, TransformersAdapter
 
 logger = logging.getLogger(__name__)
 
 
+@with_attributes_of_trl
 class ORPOTrainer(TransformersAdapter):
     """Align a language model on pairs (prompt, chosen, rejected) in one step, without a reference model.
 
@@ -99,8 +102,7 @@ class ORPOTrainer(TransformersAdapter):
         DataError: A dataset without usable pairs.
     """
 
-    # The loss is divided by the counts of the whole optimizer step here; transformers must not divide it again.
-    loss_is_scaled_for_ga = True
+    is_encoder_decoder: bool
     _tag_names: ClassVar[list[str]] = ["oddsmith", "orpo"]
 
     def __init__(
@@ -119,12 +121,14 @@ class ORPOTrainer(TransformersAdapter):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
     ):
         args = args or ORPOConfig(output_dir="tmp_trainer")
+        require_called(self, BYPASSED_METHODS)
         require_one_device(args)
         set_seed(args.seed)  # an adapter starts from random weights
         self.args, self.peft_config = args, peft_config
         tokenizer = resolve_tokenizer(processing_class, model, args)
         model = resolve_model(model, args, model_init=model_init, adapter=peft_config is not None)
-        self.is_encoder_decoder = bool(model.config.is_encoder_decoder if model else args.is_encoder_decoder)
+        self._is_encoder_decoder = bool(model.config.is_encoder_decoder if model else args.is_encoder_decoder)
+        self._tokenizer = tokenizer
         self.pair_tokenizer = PairTokenizer.from_settings(tokenizer, args, is_encoder_decoder=self.is_encoder_decoder)
         self.data_reports: dict[str, DataReport] = {}
         train_dataset = self.prepare_rows(train_dataset, "train")
@@ -143,14 +147,13 @@ class ORPOTrainer(TransformersAdapter):
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             model_init=model_init,
-            # Read by transformers before 5.19 instead of loss_is_scaled_for_ga; compute_loss below never calls it.
-            compute_loss_func=orpo_loss,
             compute_metrics=compute_metrics,
             callbacks=[*own_callbacks, *(callbacks or [])],
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self.add_callback(self.guard)  # after the callbacks of the user, which may ask for a save
+        self.add_callback(self.live)  # after the callbacks of the user, which may change settings, or ask for a save
+        self.add_callback(self.guard)
         self.recorder.require_possible()
         require_whole_steps(self.optimizer, self.model)
         self.stepper = Stepper(
@@ -170,6 +173,7 @@ class ORPOTrainer(TransformersAdapter):
                 "meter": self.meter,
                 "guard": self.guard,
                 "evaluation": self.deferred_evaluation,
+                "settings": self.live,
             },
         )
         config = self.model.config
@@ -182,7 +186,7 @@ class ORPOTrainer(TransformersAdapter):
         """Make the parts that transformers' constructor needs as callbacks, and return these in their order."""
         self.meter, self.evaluation_meter = TrainingMeter(), EvaluationMeter()
         self.loss_sums, self.deferred_evaluation = LossSums(self), DeferredEvaluation()
-        self.identity, self.recorder = RunIdentity(self), Recorder(self)
+        self.identity, self.recorder, self.live = RunIdentity(self), Recorder(self), LiveSettings(self.args)
         self.guard = StepGuard(self, self.meter, lambda *arguments: self.checkpoints.roll_back(*arguments))
         events = EventWriter(self._describe)
         return [Preflight(), EpochSetter(lambda: self.stepper.plan), self.meter, events, self.recorder, Watch()]
@@ -323,9 +327,13 @@ class ORPOTrainer(TransformersAdapter):
             SaveError: A checkpoint could not be written.
             OutOfMemoryError: The memory of this machine is too small.
         """
+        require_called(self, BYPASSED_METHODS)
+        # transformers before 5.19 divides losses by the accumulation steps unless there is such a function.
+        self.compute_loss_func = orpo_loss if self.loss_is_scaled_for_ga else None
         self.loss_sums.begin()
         self.guard.begin()
         self.deferred_evaluation.begin()
+        self.settings_are_set()
         self.stepper.plan = None
         with (
             clear_memory_errors(device=False),
@@ -333,13 +341,28 @@ class ORPOTrainer(TransformersAdapter):
         ):
             return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
 
+    def settings_are_set(self) -> None:
+        """Take the settings as those of the training that begins."""
+        self.identity.begin()
+        self.live.begin()
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Return the items of a step; none when all steps are done, as in a run resumed from its last checkpoint."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True  # which a step would have said
             return [], None
+        self.live.require_planned_steps()
         items, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         return self.stepper.with_step_counts(items), num_items
+
+    @property
+    def loss_is_scaled_for_ga(self) -> bool:
+        """Whether the losses of a step's micro-batches are added; transformers averages them otherwise.
+
+        Ours are shares of the step's loss. Who overrides ``compute_loss`` or ``training_step`` expects the average; a
+        class attribute of this name says otherwise.
+        """
+        return not (self.is_overridden("compute_loss") or self.is_overridden("training_step"))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -359,10 +382,14 @@ class ORPOTrainer(TransformersAdapter):
     ) -> Any:
         """Compute this micro-batch's share of the loss of its optimizer step (see ``loss.orpo_loss``).
 
-        It is multiplied by the number of processes, because DDP, FSDP and DeepSpeed average gradients over them.
+        It is multiplied by the number of processes, because DDP, FSDP and DeepSpeed average gradients over them; and
+        where transformers averages the losses of a step's micro-batches, by their number.
         """
-        if is_foreign(inputs):  # nobody counted its step: it is a step by itself
+        is_counted = not is_foreign(inputs)
+        if not is_counted:  # nobody counted its step: it is a step by itself
             inputs = with_counts(inputs, *pair_counts(inputs, self.padded_path))
+        in_step = model.training and self.is_in_train
+        beta = self.live.beta if in_step else self.args.beta
         logps = self.stepper.logps(model, inputs)
         self.guard.watch(logps, inputs)
         weight_B = inputs["weight"].to(logps.nll_sum_B.dtype)
@@ -370,7 +397,7 @@ class ORPOTrainer(TransformersAdapter):
             (logps.nll_sum_B * weight_B).sum(),
             logps.logp_chosen_B,
             logps.logp_rejected_B,
-            beta=self.args.beta,
+            beta=beta,
             num_nll_tokens=inputs["num_nll_tokens"],
             num_pairs=inputs["num_pairs"],
             weight_B=weight_B,
@@ -378,8 +405,10 @@ class ORPOTrainer(TransformersAdapter):
         if logps.aux_loss is not None:
             loss = loss + self.router_coefficient * logps.aux_loss * (weight_B.sum() / inputs["num_pairs"])
         if model.training:
-            self.meter.add(pair_sums(logps, inputs), inputs)
+            self.meter.add(pair_sums(logps, inputs, beta), inputs)
         loss = loss * self.accelerator.num_processes
+        if in_step and is_counted and not self.loss_is_scaled_for_ga:
+            loss = loss * self.current_gradient_accumulation_steps
         return (loss, logps) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -393,7 +422,9 @@ class ORPOTrainer(TransformersAdapter):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log ``logs``, and with a training loss the metrics since the last one."""
         if "loss" in logs:
-            logs |= self.meter.read(self.state.global_step, self.args.beta, self._sum, self.router_loss)
+            logs |= self.meter.read(self.state.global_step, self._sum, self.router_loss)
+            if self.live.beta_has_changed:
+                logs["beta"] = self.live.beta
             if self.guard.is_norm_invalid:
                 logs.pop("grad_norm", None)
         if "total_flos" in logs:  # the last line: of the whole run, not only of the steps since a resume
@@ -435,7 +466,7 @@ class ORPOTrainer(TransformersAdapter):
             )
         self.guard.end_evaluation(is_training=self.train_dataset is not None)
         coefficient = self.router_coefficient if self.router_loss else None
-        metrics, pairs = self.evaluation_meter.read(self.args.beta, coefficient, self._sum, gather_object)
+        metrics, pairs = self.evaluation_meter.read(coefficient, self._sum, gather_object)
         if self.is_overridden("compute_loss"):
             metrics["loss"] = self.evaluation_meter.mean_loss(self._sum)
         rows = dataset.rows if isinstance(dataset, PlannedDataset) else None
@@ -445,7 +476,8 @@ class ORPOTrainer(TransformersAdapter):
             self.recorder.record_pairs(rows, pairs, metric_key_prefix)
         predictions, labels = output.predictions, output.label_ids
         metrics |= own.metrics()
-        if predictions is None and not loss_only and not own.has_predictions:
+        has_pairs = len(pairs.logps_P2) > 0 or not is_own_step
+        if predictions is None and not loss_only and not own.has_predictions and has_pairs:
             predictions, labels, computed = self._predictions(pairs, rows)
             metrics |= computed
         for name, value in metrics.items():
@@ -475,9 +507,12 @@ class ORPOTrainer(TransformersAdapter):
                     counts = pair_counts(micro_batch, self.padded_path)
                     micro_batch = with_counts(micro_batch, *counts, first=self.evaluation_meter.num_pairs)
                 micro_batch = self.prepare_inputs(micro_batch)
-                loss, logps = self.compute_loss(model, micro_batch, return_outputs=True)
-                if isinstance(logps, PairLogps):
-                    self.evaluation_meter.add(pair_sums(logps, micro_batch), logps, micro_batch)
+                returned = self.compute_loss(model, dict(micro_batch), return_outputs=True)
+                loss, logps = returned if isinstance(returned, tuple) else (returned, None)
+                if not isinstance(logps, PairLogps):  # a loss of one's own: the metrics take another forward pass
+                    logps = self.stepper.logps(model, micro_batch)
+                    self.guard.watch(logps, micro_batch)
+                self.evaluation_meter.add(pair_sums(logps, micro_batch, self.args.beta), logps, micro_batch)
                 total += loss
                 num_pairs = micro_batch.get("num_pairs", 1.0)  # of the evaluation step that the item belongs to
         if micro_batches and self.is_overridden("compute_loss"):
@@ -491,7 +526,7 @@ class ORPOTrainer(TransformersAdapter):
         with torch.no_grad(), self.compute_loss_context_manager(), self.path.around(model):
             for batch in map(self.prepare_inputs, chain.from_iterable(map(micro_batches_of, loader))):
                 logps = self.path.logps(model, batch)
-                meter.add(pair_sums(logps, batch), logps, batch)
+                meter.add(pair_sums(logps, batch, self.args.beta), logps, batch)
         return meter.pairs(gather_object)
 
     # ---- Saving and describing

@@ -35,6 +35,7 @@ PRIVATE_METHODS = (
     "_finalize_training",
     "_get_grad_norm",
     "_get_output_dir",
+    "_hp_search_setup",
     "_init_training_state",
     "_load_best_model",
     "_load_from_checkpoint",
@@ -49,6 +50,20 @@ PRIVATE_METHODS = (
     "_save_optimizer_and_scheduler",
     "_track_num_input_tokens",
 )
+# Methods of ``Trainer`` that are never called here -> what to do instead.
+BYPASSED_METHODS = {
+    **dict.fromkeys(
+        ("_get_train_sampler", "_get_dataloader"),
+        "override get_train_dataloader, or order the rows and set train_sampling_strategy to sequential",
+    ),
+    "_get_eval_sampler": "override get_eval_dataloader",
+    **dict.fromkeys(
+        ("_set_signature_columns_if_needed", "_remove_unused_columns", "_get_collator_with_removed_columns"),
+        "pass a data_collator",
+    ),
+    **dict.fromkeys(("_save_optimizer_and_scheduler", "_save_rng_state", "_save_scaler"), "save in a callback"),
+    "create_optimizer_and_scheduler": "override create_optimizer and create_scheduler",
+}
 PRIVATE_ATTRIBUTES = (
     "_globalstep_last_logged",
     "_initial_global_step",
@@ -117,6 +132,13 @@ class TransformersAdapter(Trainer):
         if counted not in ("no", False):
             tokens = torch.tensor(input_tokens(inputs, padding=counted != "non_padding"), device=self.args.device)
             self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, reduction="sum"))
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        self.settings_are_set()
+
+    def settings_are_set(self) -> None:
+        """Take the settings as those of the training that begins; called after a trial has changed them."""
 
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_epochs: int, *arguments: Any

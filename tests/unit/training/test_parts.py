@@ -23,7 +23,7 @@ from oddsmith.model.logprobs.paths import PaddedPath
 from oddsmith.training.checkpointing import CheckpointManager
 from oddsmith.training.evaluation import user_metrics
 from oddsmith.training.guard import StepGuard
-from oddsmith.training.meter import QUANTITIES, EvaluatedPairs, TrainingMeter, pair_sums
+from oddsmith.training.meter import EvaluatedPairs, TrainingMeter, pair_sums
 from oddsmith.training.recorder import Recorder
 from oddsmith.training.step import Stepper, pair_counts
 
@@ -89,26 +89,21 @@ class TestMeter:
     def test_a_line_averages_over_its_steps_and_leaves_out_a_skipped_one(self):
         meter = TrainingMeter()
         for chosen in (-1.0, -3.0):
-            meter.add(pair_sums(logps([chosen], [-2.0]), counts(1)), counts(1))
+            meter.add(pair_sums(logps([chosen], [-2.0]), counts(1), 0.1), counts(1))
         before = meter.state_dict()
-        meter.add(pair_sums(logps([float("nan")], [-2.0]), counts(1)), counts(1))
+        meter.add(pair_sums(logps([float("nan")], [-2.0]), counts(1), 0.1), counts(1))
         meter.leave_out_step(before)
-        metrics = meter.read(3, 0.1, lambda tensor: tensor, router_loss=False)
+        metrics = meter.read(3, lambda tensor: tensor, router_loss=False)
         assert metrics["logps/chosen"] == pytest.approx(-2.0)
         assert metrics["skipped_steps"] == 1
-        assert meter.read(4, 0.1, lambda tensor: tensor, router_loss=False) == {}
+        assert meter.read(4, lambda tensor: tensor, router_loss=False) == {}
 
     def test_sums_of_a_version_with_other_metrics_are_dropped(self):
         meter = TrainingMeter()
-        older = {"quantities": ["or_loss"], "total": torch.ones(1), "seconds": 1.0, "last_step": 2, "skipped_steps": 0}
-        meter.load_state_dict(older, version=1)
-        assert meter.read(5, 0.1, lambda tensor: tensor, router_loss=False) == {}
-
-    def test_sums_without_names_are_of_the_first_version(self):
-        meter = TrainingMeter()
-        total = torch.arange(float(len(QUANTITIES))) + 1
-        meter.load_state_dict({"total": total, "seconds": 1.0, "last_step": 2, "skipped_steps": 0}, version=1)
-        assert meter.read(3, 0.1, lambda tensor: tensor, router_loss=False)["or_loss"] == 1.0
+        older = {"total": torch.ones(1), "seconds": 1.0, "last_step": 2, "skipped_steps": 0}
+        meter.load_state_dict(older, version=1)  # the first version had no names
+        meter.load_state_dict({**older, "quantities": ["or_loss"]}, version=1)
+        assert meter.read(5, lambda tensor: tensor, router_loss=False) == {}
 
 
 class TestGuard:
@@ -196,7 +191,7 @@ class TestCheckpoints:
 
     def test_a_run_resumes_with_its_parts_and_random_states(self, tmp_path):
         manager, _, meter = self.manager(tmp_path)
-        meter.add(pair_sums(logps([-1.0], [-2.0]), counts(1)), counts(1))
+        meter.add(pair_sums(logps([-1.0], [-2.0]), counts(1), 0.1), counts(1))
         assert manager.save(tmp_path / "checkpoint-4")
         assert not manager.save(tmp_path / "checkpoint-4")  # once a step
         drawn = torch.rand(1)
@@ -206,7 +201,7 @@ class TestCheckpoints:
             resumed.restore_random_states()
         assert folder == tmp_path / "checkpoint-4"
         assert torch.rand(1) == drawn
-        assert fresh_meter.read(1, 0.1, lambda tensor: tensor, False)["logps/chosen"] == pytest.approx(-1.0)
+        assert fresh_meter.read(1, lambda tensor: tensor, False)["logps/chosen"] == pytest.approx(-1.0)
 
     def test_a_rollback_loads_the_newest_good_weights_and_keeps_the_schedule(self, tmp_path):
         manager, run, _ = self.manager(tmp_path)
@@ -243,6 +238,6 @@ def test_the_users_metrics_get_the_pairs_in_batches(tmp_path):
         sizes.append(len(prediction.losses))
         return {"last": compute_result}
 
-    assert user_metrics(compute, pairs, None, args) == {"last": True}
+    assert user_metrics(compute, pairs, None, args)[2] == {"last": True}
     assert sizes == [2, 1]
     assert np.allclose(pairs.losses(0.0).numpy(), 1.0)
