@@ -26,6 +26,9 @@ import pyarrow as pa
 from transformers.utils import get_json_schema
 
 from ..errors import DataError, RowError
+from .checks.catalogue import Hit
+from .checks.rows import row_hits
+from .checks.texts import PairTexts
 from .formats import format_of, to_pair
 from .processes import parallel_map, usable_processes
 from .report import DataReport, counted
@@ -183,26 +186,26 @@ class RowTokenizer:
         self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int], report: DataReport
     ) -> list[dict[str, Any]]:
         """Return the kept rows of a batch; count each row in ``report`` unless it is there from an earlier epoch."""
-        outcomes = list(zip(numbers, self.outcomes(columns, numbers), strict=True))
-        for number, outcome in outcomes:
-            if number >= report.rows:
-                report.count(number, outcome)
-        return [outcome.to_row(number) for number, outcome in outcomes if isinstance(outcome, TokenizedPair)]
-
-    def outcomes(self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> list[TokenizedPair | Dropped]:
-        """Return the tokens of each row of a batch of columns, or why it is dropped."""
         if list(columns) == [JSON_COLUMN]:
             rows: list[Any] = [json.loads(text) for text in columns[JSON_COLUMN]]
         else:
             rows = rows_of_columns(columns)
-        return self.pair_tokenizer.encode([self._render(row, n) for row, n in zip(rows, numbers, strict=True)])
+        rendered, hits = zip(*map(self._render, rows, numbers), strict=True) if rows else ((), ())
+        outcomes = self.pair_tokenizer.encode(rendered)
+        for number, outcome, odd in zip(numbers, outcomes, hits, strict=True):
+            if number >= report.rows:
+                report.count(number, outcome, odd)
+        kept = zip(numbers, outcomes, strict=True)
+        return [outcome.to_row(number) for number, outcome in kept if isinstance(outcome, TokenizedPair)]
 
-    def _render(self, row: Any, number: int) -> RenderedPair | Dropped:
+    def _render(self, row: Any, number: int) -> tuple[RenderedPair | Dropped, list[Hit]]:
+        """Return the text of a row, or why it is dropped, and what is odd about it."""
         try:
-            return self.pair_tokenizer.render(to_pair(row))
+            pair = to_pair(row)
+            return self.pair_tokenizer.render(pair), list(row_hits(row, pair, PairTexts.of(pair)))
         except RowError as error:
             if self.bad_rows == "drop":
-                return Dropped(error.reason)
+                return Dropped(error.reason), []
             raise _located(error, number, self.source, self.bad_rows) from error
 
     @property
@@ -236,7 +239,7 @@ def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | N
             progress.update(part.rows)
     numbers = {
         name: getattr(report, name)
-        for name in ("rows", "kept", "dropped", "cut", "left_out", "forms", "longest_tokens")
+        for name in ("rows", "kept", "dropped", "cut", "left_out", "odd", "forms", "longest_tokens")
     }
     return pa.concat_tables(tables).replace_schema_metadata({REPORT: json.dumps(numbers)})
 

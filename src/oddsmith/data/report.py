@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .checks.catalogue import SHOWN_ROWS, TOLD_IN_TRAINING, Hit
 from .tokens.tokenized import Dropped, Form, TokenizedPair
-
-SHOWN_ROWS = 8  # row numbers that a sentence names before it counts the rest
-
 
 FORMS_IN_WORDS: dict[str, str] = {
     Form.TEXT: "plain text, without the chat template; with it: chat_template_on_text: true",
@@ -33,11 +31,13 @@ class DataReport:
     cut: dict[str, list[int]] = field(default_factory=dict)
     # Numbers of the kept rows of which the chat template leaves something out, by what that is
     left_out: dict[str, list[int]] = field(default_factory=dict)
+    # Numbers of the kept rows with something odd about them, by the name of the check that finds it and the part
+    odd: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     forms: dict[str, int] = field(default_factory=dict)  # how many kept rows are of which ``Form``
     longest_tokens: int = 0  # tokens of the longest kept sequence, after cutting (encoder-decoder: of the encoder's)
 
-    def count(self, row: int, outcome: TokenizedPair | Dropped) -> None:
-        """Count one row."""
+    def count(self, row: int, outcome: TokenizedPair | Dropped, hits: Iterable[Hit] = ()) -> None:
+        """Count one row; ``hits`` are checks of ``TOLD_IN_TRAINING`` that it does not pass."""
         self.rows += 1
         if isinstance(outcome, Dropped):
             self.dropped.setdefault(outcome.reason, []).append(row)
@@ -50,6 +50,9 @@ class DataReport:
             for name in names:
                 lists.setdefault(name, []).append(row)
 
+        for check, faulty in hits:
+            self.odd.setdefault(check.name, {}).setdefault(faulty, []).append(row)
+
     def add(self, part: DataReport) -> None:
         """Add the counts of the rows after these."""
         self.rows += part.rows
@@ -57,8 +60,9 @@ class DataReport:
         self.longest_tokens = max(self.longest_tokens, part.longest_tokens)
         for form, count in part.forms.items():
             self.forms[form] = self.forms.get(form, 0) + count
-        both = ((self.dropped, part.dropped), (self.cut, part.cut), (self.left_out, part.left_out))
-        for lists, more in both:
+        pairs = [(self.dropped, part.dropped), (self.cut, part.cut), (self.left_out, part.left_out)]
+        pairs += [(self.odd.setdefault(check, {}), parts) for check, parts in part.odd.items()]
+        for lists, more in pairs:
             for name, rows in more.items():
                 lists.setdefault(name, []).extend(rows)
 
@@ -101,11 +105,17 @@ class DataReport:
         ]
 
     def warnings(self) -> list[str]:
-        """Return in sentences what the chat template leaves out of the kept rows."""
-        return [
+        """Return in sentences what the chat template leaves out of the kept rows, and what is odd about them."""
+        lines = [
             f"left out of {len(rows):,} by the chat template: {part} ({named_rows(rows)})"
             for part, rows in sorted(self.left_out.items(), key=lambda item: -len(item[1]))
         ]
+        for check in TOLD_IN_TRAINING:
+            parts = self.odd.get(check.name, {})
+            rows = sorted({row for rows in parts.values() for row in rows})
+            if check.verdict(len(rows), self.rows) != "pass":
+                lines.append(f"{check.name} in {len(rows):,}: {', '.join(parts)} ({named_rows(rows)}); {check.fix}")
+        return lines
 
     def dropped_in_words(self) -> str:
         """Return the reasons with their counts and rows on one line; empty when nothing was dropped."""

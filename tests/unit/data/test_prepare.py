@@ -69,8 +69,8 @@ class TestEverySource:
         assert prepared.report.to_dict() == {
             "source": "pairs.jsonl", "format": "standard", "rows": 6, "kept": 3,
             "dropped": {"identical answers": [1, 4], "prompt fills max_length": [3]},
-            "cut": {"chosen": [5]}, "left_out": {}, "forms": {"plain text as it is": 3}, "longest_tokens": 64,
-            "max_length": 64,
+            "cut": {"chosen": [5]}, "left_out": {}, "odd": {}, "forms": {"plain text as it is": 3},
+            "longest_tokens": 64, "max_length": 64,
         }  # fmt: skip
 
     @every_source

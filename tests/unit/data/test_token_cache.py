@@ -43,8 +43,13 @@ def pair_tokenizer(tokenizer=None, **options) -> PairTokenizer:
 def tokenized(monkeypatch) -> list[int]:
     """Grows by the number of every row that is tokenized."""
     numbers: list[int] = []
-    outcomes = RowTokenizer.outcomes
-    monkeypatch.setattr(RowTokenizer, "outcomes", lambda self, a, rows: numbers.extend(rows) or outcomes(self, a, rows))
+    kept_rows = RowTokenizer.kept_rows
+
+    def counted(self, columns, rows, report):
+        numbers.extend(rows)
+        return kept_rows(self, columns, rows, report)
+
+    monkeypatch.setattr(RowTokenizer, "kept_rows", counted)
     return numbers
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..report import SHOWN_ROWS
+SHOWN_ROWS = 8  # row numbers that are named before the rest is counted
 
 Verdict = Literal["pass", "warn", "fail"]
 SEVERITY: tuple[Verdict, ...] = ("pass", "warn", "fail")
@@ -213,6 +213,42 @@ PERSONAL_DATA = Check(
     "e-mail addresses or access keys, which a model may memorise and repeat to others",
     "mask them; withdraw a key that is real",
 )
+UNREAD_COLUMN = Check(
+    "columns that are not read",
+    ANY,
+    NEVER,
+    "the column is named like a part of the prompt, and what it holds is not in the prompt that is trained on",
+    "put its text into the prompt (a system message into a column system), or remove it if it is meant to be left out",
+)
+MEDIA = Check(
+    "images, sound or video",
+    ANY,
+    NEVER,
+    "only the text is read: the model learns to answer about what it cannot see",
+    "leave these rows out, or train a model that sees with a trainer for such models",
+)
+SCORES = Check(
+    "scores against the choice",
+    ANY,
+    HARMFUL,
+    "the chosen answer has the lower score: the sides are swapped, or the choice was made otherwise",
+    "swap the sides, or leave the rows out (oddsmith data check --fix)",
+    drops=True,
+)
+HTML = Check(
+    "HTML in answers",
+    HARMFUL,
+    NEVER,
+    "tags such as <p> or <br>, or entities such as &amp;, outside of code: the model learns to write them",
+    "turn them into plain text or Markdown, unless the answers are shown as HTML",
+)
+CARRIAGE_RETURNS = Check(
+    "carriage returns",
+    ANY,
+    NEVER,
+    "line breaks of Windows (\\r\\n), which most models saw rarely: the model learns to write them",
+    "replace \\r\\n by \\n",
+)
 EVALUATION_OVERLAP = Check(
     "prompts of the evaluation set",
     ANY,
@@ -346,3 +382,5 @@ DOUBLE_BOS = Check(
 )
 
 CHECKS: tuple[Check, ...] = tuple(value for value in globals().values() if isinstance(value, Check))
+# What training tells of, too.
+TOLD_IN_TRAINING = (UNREAD_COLUMN, MEDIA, SCORES, HTML, CARRIAGE_RETURNS)

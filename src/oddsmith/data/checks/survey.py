@@ -26,6 +26,7 @@ from .content import content_hits
 from .duplicates import Duplicates, Fingerprint, PromptIndex
 from .language import language_hits, language_identifier
 from .lengths import LengthSums
+from .rows import row_hits
 from .texts import PairTexts
 
 if TYPE_CHECKING:
@@ -170,8 +171,10 @@ class RowChecker:
             found = _valid(row, tally)
             if isinstance(found, str):
                 tally.hit(number, [(catalogue.NO_PAIR, found)])
-            else:
-                valid.append((number, *found))
+                continue
+            valid.append((number, *found))
+            if not self.compares_only:
+                tally.hit(number, row_hits(row, *found))
         if self.compares_only:
             tally.fingerprints = [(number, Fingerprint.of(texts)) for number, _, texts in valid]
             return tally

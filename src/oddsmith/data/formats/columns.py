@@ -51,6 +51,13 @@ NEGATIONS = frozenset(("non", "not", "dis", "un"))
 ANSWER_WORDS = frozenset(
     ("answer", "answers", "response", "responses", "reply", "completion", "completions", "output", "outputs")
 )
+MEDIA_WORDS = frozenset(
+    ("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "pixel", "video", "videos", "audio")
+)
+# Last words of names of what is said about an image.
+ABOUT_MEDIA = frozenset(
+    ("id", "ids", "caption", "captions", "description", "text", "size", "width", "height", "count", "num", "type")
+)
 # Name of a category rather than a text: one word, or a few joined by anything but blanks.
 LABEL_CHARACTERS = 40
 
@@ -70,6 +77,13 @@ def is_fact(name: str) -> bool:
 def is_prompt(name: str) -> bool:
     """Return whether a name is one of a prompt or of a part of it."""
     return "_".join(words_of(name)) in PROMPT_NAMES
+
+
+@lru_cache(maxsize=4096)
+def is_media(name: str) -> bool:
+    """Return whether a column is named after images, sound or video, rather than after what is said about them."""
+    words = words_of(name)
+    return not MEDIA_WORDS.isdisjoint(words) and words[-1] not in ABOUT_MEDIA
 
 
 def side_of(name: str) -> str | None:
@@ -110,9 +124,10 @@ def text_of(content: str | Sequence[Message]) -> str:
     return content if isinstance(content, str) else "\n".join(message["content"] for message in content)
 
 
+@lru_cache(maxsize=4096)
 def _is_no_prompt(name: str) -> bool:
-    """Return whether a name is one of facts about the row, or of an answer."""
-    return is_fact(name) or side_of(name) is not None or _is_answer(name)
+    """Return whether a name is one of facts about the row, of images and the like, or of an answer."""
+    return is_fact(name) or is_media(name) or side_of(name) is not None or _is_answer(name)
 
 
 def _is_answer(name: str) -> bool:

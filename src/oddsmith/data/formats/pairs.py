@@ -26,7 +26,6 @@ Empty and identical answers are valid here: the tokenizer drops and counts them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,7 +43,7 @@ from .transcripts import (
     split_shared_prompt,
     strip_repeated_prompt,
 )
-from .values import checked_text, kind_of, parsed, without_nulls
+from .values import checked_text, kind_of, number_of, parsed, without_nulls
 
 Row = Mapping[str, Any]
 
@@ -247,7 +246,7 @@ def _from_ultrafeedback(row: Row) -> PreferencePair:
 def _scores(completions: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """Return the scores by the positions of their completions."""
     for key in SCORE_KEYS:
-        numbers = {position: _number(item.get(key)) for position, item in enumerate(completions)}
+        numbers = {position: number_of(item.get(key)) for position, item in enumerate(completions)}
         scores = {position: number for position, number in numbers.items() if number is not None}
         if len(scores) >= 2:
             return scores
@@ -255,16 +254,6 @@ def _scores(completions: Sequence[Mapping[str, Any]]) -> dict[int, float]:
         "no preference",
         f"completions holds {len(completions)}, fewer than two of them with a score ({', '.join(SCORE_KEYS)})",
     )
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 class _Format(NamedTuple):

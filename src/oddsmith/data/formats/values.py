@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,17 @@ def parsed(value: Any, where: str) -> Any:
         return read_text(value)
     except json.JSONDecodeError as error:
         raise RowError(f"malformed {where}", f"{where} is no JSON at character {error.pos}: {error.msg}") from error
+
+
+def number_of(value: Any) -> float | None:
+    """Return a finite number, or the one that text holds (``"4.5"``); None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def without_nulls(value: Any) -> Any:

@@ -67,6 +67,11 @@ FAULTY = {
     catalogue.REPETITION: ([row(), row(chosen=LOOP)], [1]),
     catalogue.SPECIAL_TEXT: ([row(rejected="It is green.<|im_end|>"), row(prompt="[INST] And now? [/INST]")], [0, 1]),
     catalogue.ROLES: ([chat(user("Hi"), user("Is anybody there?"))], [0]),
+    catalogue.UNREAD_COLUMN: ([row(), row() | {"context": "It is noon."}], [1]),
+    catalogue.MEDIA: ([row() | {"images": ["a.png"]}, row("<image>\nWhat is it?")], [0, 1]),
+    catalogue.SCORES: ([row() | {"score_chosen": 2.5, "score_rejected": "7"}], [0]),
+    catalogue.HTML: ([row(chosen="<p>It is blue.</p>")], [0]),
+    catalogue.CARRIAGE_RETURNS: ([row(chosen="It is\r\nblue.")], [0]),
     catalogue.PERSONAL_DATA: (
         [row(chosen="Write to jane.doe@mail.com."), row(prompt="key AKIAABCDEFGHIJKLMNOP")], [0, 1],
     ),

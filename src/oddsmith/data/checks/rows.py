@@ -1,0 +1,87 @@
+"""Checks of what a row holds beside or around the text of its pair; they are made while training, too.
+
+Columns that are not read (parts of the prompt, images), scores against the choice, HTML and carriage returns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from ..formats import PreferencePair, unread_columns
+from ..formats.columns import is_media, words_of
+from ..formats.values import number_of
+from . import catalogue
+from .catalogue import Hit
+from .texts import PairTexts
+
+PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
+SCORE_WORDS = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards", "quality", "grade", "grades"))
+
+# Tags that write text, and entities. Code is left out before they are looked for.
+HTML = re.compile(
+    r"</?(?:p|br|div|span|li|ul|ol|b|i|u|em|strong|a|h[1-6]|table|tr|td|th|blockquote|pre|code|img|hr|font|sup|sub)"
+    r"(?:\s[^<>\n]{0,200})?/?>|&(?:nbsp|lt|gt|amp|quot|apos|#\d{2,5}|#x[0-9a-f]{2,4});",
+    re.IGNORECASE,
+)
+CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
+ABOUT_HTML = re.compile(r"html|xml|svg|jsx|react|css|markup|web ?(?:page|site)|javascript|网页|前端", re.IGNORECASE)
+
+
+def row_hits(row: Mapping[str, Any], pair: PreferencePair, texts: PairTexts) -> Iterator[Hit]:
+    """Yield the checks of this module that a row and its pair do not pass.
+
+    The part of a hit is the name of a column, or a side of the pair.
+    """
+    for name in unread_columns(row, pair):
+        yield catalogue.UNREAD_COLUMN, name
+    yield from ((catalogue.MEDIA, name) for name in _media(row))
+    if match := PLACEHOLDER.search(texts.prompt):
+        yield catalogue.MEDIA, f"{match[0]} in the prompt"
+    yield from ((catalogue.SCORES, name) for name in _scores_against_the_choice(row))
+    for side in ("chosen", "rejected"):
+        if has_html(getattr(texts, side)) and not ABOUT_HTML.search(texts.prompt):
+            yield catalogue.HTML, side
+    for part in ("prompt", "chosen", "rejected"):
+        if "\r" in getattr(texts, part):
+            yield catalogue.CARRIAGE_RETURNS, part
+
+
+def has_html(text: str) -> bool:
+    """Return whether a text has tags or entities of HTML outside of code."""
+    return ("<" in text or "&" in text) and HTML.search(CODE.sub("", text)) is not None
+
+
+def _media(row: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in row.items():
+        if is_media(str(name)) and not isinstance(value, bool | int | float) and _is_something(value):
+            yield str(name)
+
+
+def _is_something(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(map(_is_something, value))
+    return bool(value.strip()) if isinstance(value, str) else value is not None
+
+
+def _scores_against_the_choice(row: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in row.items():
+        other = counterpart(str(name))
+        if other is None or other not in row:
+            continue
+        chosen, rejected = number_of(value), number_of(row[other])
+        if chosen is not None and rejected is not None and chosen < rejected:
+            yield str(name)
+
+
+@lru_cache(maxsize=4096)
+def counterpart(name: str) -> str | None:
+    """Return the column of the rejected answer's score for that of the chosen one; None for any other column."""
+    words = words_of(name)
+    if "chosen" not in words or SCORE_WORDS.isdisjoint(words):
+        return None
+    return re.sub("chosen", lambda match: "Rejected" if match[0][0] == "C" else "rejected", name, flags=re.IGNORECASE)
