@@ -108,6 +108,7 @@ FLAGS = (
         "--seed is '999999999999999999999999999999'; expected a whole number"),
     BadInput("switches off what is no switch", "train c.yaml --no-beta",
         "--no-beta: beta is no switch; expected --beta VALUE"),
+    BadInput("wants all rows of no dry run", "train c.yaml --full", "--full is about --dry-run; give both, or neither"),
     BadInput("gives a switch a value", "train c.yaml --dry-run=yes", "--dry-run takes no value; found 'yes'"),
     BadInput("gives no JSON for a mapping", "train c.yaml --lr-scheduler-kwargs min_lr=1",
         "--lr-scheduler-kwargs is 'min_lr=1'; expected a mapping as JSON"),

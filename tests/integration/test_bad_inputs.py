@@ -14,6 +14,13 @@ from tests.command import run_here, save_model
 from tests.tiny import ragged_pairs
 
 ROWS = [pytest.param(case, id=f"{case.done}: {case.words}"[:70]) for cases in GROUPS.values() for case in cases]
+OF_DATA = ("Datasets", "Files of pairs", "Pairs", "Mixtures, splits and evaluation", "Tokenizers and chat templates")
+IN_TRAINING = [
+    pytest.param(case, id=f"{case.done}: {case.words}"[:70])
+    for group in OF_DATA
+    for case in GROUPS[group]
+    if case.words.startswith("train ")
+]
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 MAX_LINES = 3  # progress may be printed before the error
 
@@ -45,6 +52,16 @@ def test_it_is_answered(case: BadInput, model, tmp_path, monkeypatch, capsys):
     assert outcome.code == case.code
     assert len(said) < MAX_LINES
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("case", IN_TRAINING)
+def test_a_dry_run_refuses_the_same(case: BadInput, model, tmp_path, monkeypatch, capsys):
+    case.lay_out(tmp_path, model)
+    monkeypatch.chdir(tmp_path)
+    outcome = run_here(capsys, *shlex.split(case.words), "--dry-run")
+    answer = outcome.err.splitlines()[-1]
+    assert re.fullmatch(pattern(f"error: {case.message}"), answer), answer
+    assert outcome.code == case.code
 
 
 def pattern(message: str) -> str:

@@ -10,12 +10,14 @@ import yaml
 from safetensors.torch import load_file
 
 from oddsmith import ORPOTrainer
+from oddsmith.cli.commands.train import rehearsal
 from oddsmith.cli.commands.train.assembly import base_dtype
 from oddsmith.cli.parsing.resolve import build, resolve
 from oddsmith.cli.parsing.schema import load_fields
 from oddsmith.system import precision
 from oddsmith.system.run_folder import PAIRS_FILE
-from tests.command import SETTINGS, run_apart, run_here, save_config, save_model, save_pairs
+from tests.command import SETTINGS, run_apart, run_here, save_config, save_model, save_pairs, save_rows
+from tests.tiny import ragged_pairs
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +177,53 @@ def test_a_dry_run_shows_origins_and_leaves_nothing(train, workshop, tmp_path):
     assert re.fullmatch(r"beta: 0\.2 +# --beta", lines["beta"])
     assert lines["max_length"].endswith(f"# {workshop}/config.yaml:5")
     assert "lora_r" not in lines
-    assert "rows: 8\n" in outcome.out
-    assert "steps: 4 if no row is dropped, 2 pairs each" in outcome.out
+    assert "train: 8 rows (standard), 8 kept\n" in outcome.out
+    assert "eval: 4 rows (standard), 4 kept\n" in outcome.out
+    assert "  plain text, without the chat template; with it: chat_template_on_text: true\n" in outcome.out
+    assert re.search(r"\nrow 0, what is learned in \[brackets\]\n  prompt\n    <\|im_start\|>\w", outcome.out)
+    assert re.search(r"\n  chosen\n    \[.*<\|im_end\|>\]\n", outcome.out)
+    assert "\nsteps: 4, 2 pairs each\n" in outcome.out
     assert re.search(r"disk: a checkpoint takes about \d+ kB; .* of them fit beside the final model", outcome.out)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_takes_a_sample_and_all_rows_on_request(train, workshop, tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal, "SAMPLE_ROWS", 5)
+    rows = [*ragged_pairs(11), {"prompt": "a", "chosen": "b", "rejected": "b"}, *ragged_pairs(2)]
+    rows.insert(7, {"prompt": "a", "chosen": None, "rejected": "b"})
+    words = ("--dry-run", "--dataset-name", save_rows(tmp_path / "rows.jsonl", rows), "--test-split-size", "null")
+    outcome = train(*words)
+    assert (outcome.code, outcome.err.count("error")) == (2, 1)  # a sample of 5 of 15 rows: 0, 4, 7, 10, 14
+    assert "train: 5 rows (standard), 4 kept, 1 dropped (a sample of 15 rows; --full takes all)" in outcome.out
+    assert "train, row 7: null value: chosen is null" in outcome.err
+    outcome = train(*words, "--bad-rows", "drop")
+    assert "  dropped 1: null value (row 7)\n" in outcome.out
+    assert "\nsteps: 8 if no row is dropped, 2 pairs each" in outcome.out
+    outcome = train(*words, "--bad-rows", "drop", "--full")
+    assert "train: 15 rows (standard), 13 kept, 2 dropped\n" in outcome.out
+    assert "  dropped 1: identical answers (row 12)\n" in outcome.out
+    assert "\nsteps: 7, 2 pairs each" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    (
+        (("--per-device-train-batch-size", "9", "--dataloader-drop-last"), "8 pairs are fewer than one step of 9"),
+        (("--output-dir", "{workshop}"), "is not empty and holds no run"),
+    ),
+)
+def test_a_dry_run_refuses_what_the_run_would(train, workshop, words, message):
+    words = [word.format(workshop=workshop) for word in words]
+    dry, wet = train(*words, "--dry-run"), train(*words)
+    assert (dry.code, dry.err.splitlines()[-1]) == (wet.code, wet.err.splitlines()[-1])
+    assert message in dry.err
+
+
+def test_a_dry_run_reads_the_beginning_of_a_stream(train, monkeypatch):
+    monkeypatch.setattr(rehearsal, "SAMPLE_ROWS", 5)
+    outcome = train("--dry-run", "--dataset-streaming", "--max-steps", "3")
+    assert "train: 5 rows (standard), 5 kept (the first rows of a stream)" in outcome.out
+    assert "\nsteps: 3, 2 pairs each" in outcome.out
 
 
 def test_a_mixture_says_what_each_dataset_gives(workshop, tmp_path, capsys):
@@ -196,6 +241,8 @@ def test_a_dry_run_as_json(train):
     assert document["settings"]["learning_rate"]["value"] == 1e-3
     assert document["settings"]["hub_token"] == {"value": None, "origin": "--hub-token"}
     assert (document["rows"], document["pairs_per_step"], document["steps"]) == (8, 4, 2)
+    assert (document["data"]["train"]["kept"], document["data"]["eval"]["kept"]) == (8, 4)
+    assert document["example"]["chosen"][0]["text"].endswith("<|im_end|>")
     assert document["checkpoint_bytes"] > 100_000
     assert document["checkpoints_that_fit"] > 0
 

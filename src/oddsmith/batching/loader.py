@@ -39,6 +39,14 @@ from .plan import (
 )
 
 
+def no_whole_step(pairs: int, step: int) -> ConfigError:
+    """Return the error for pairs that are fewer than a step, where short steps are left out."""
+    return ConfigError(
+        f"{pairs} pairs are fewer than one step of {step}, and dataloader_drop_last leaves a short step out; make the"
+        " batch smaller or turn it off"
+    )
+
+
 @dataclass(frozen=True)
 class Assignment:
     """Micro-batches to load at once, with the normalisers of the optimizer step they belong to."""
@@ -206,10 +214,7 @@ class LoaderFactory:
             self._lengths(), self.shape, self.process, seed=seed, shuffle=shuffle, drop_last=drop_last
         )
         if not len(sampler):
-            raise ConfigError(
-                f"{len(self.rows)} pairs are fewer than one step of {self.shape.pairs}, and dataloader_drop_last leaves"
-                " a short step out; make the batch smaller or turn it off"
-            )
+            raise no_whole_step(len(self.rows), self.shape.pairs)
         return self._planned(sampler), sampler
 
     def evaluation(self) -> DataLoader:

@@ -74,6 +74,7 @@ def prepare(
     num_proc: int | None = None,
     source: str = "train",
     min_pairs: int | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> PreparedData:
     """Tokenize a dataset of preference pairs.
 
@@ -85,6 +86,7 @@ def prepare(
         source: Name of the dataset in the report and in errors.
         min_pairs: Fewest pairs that are enough; by default 2 of the source ``"train"``, 1 of any other. A stream is
             only checked for being empty.
+        numbers: The numbers of the rows, ascending, where they are a sample of a dataset; by default from 0 upwards.
 
     Returns:
         The tokens of the kept rows, and the report of all.
@@ -107,22 +109,28 @@ def prepare(
         max_length=pair_tokenizer.max_length,
         is_stream=isinstance(rows, datasets.IterableDataset),
     )
-    tokenize = RowTokenizer(pair_tokenizer, bad_rows, source)
+    tokenize = RowTokenizer(pair_tokenizer, bad_rows, source, numbers)
     if isinstance(rows, datasets.IterableDataset):
         report.forms = _first_form(rows, pair_tokenizer)
         return PreparedData(_tokenized_stream(rows, tokenize, report), report)
     if not isinstance(rows, datasets.Dataset):
         rows = _dataset(pa.table({JSON_COLUMN: pa.array([_as_json(row) for row in rows], pa.string())}))
-    table = cached(token_key(rows, pair_tokenizer, bad_rows), lambda: _tokenized(rows, tokenize, num_proc))
+    key = token_key(rows, pair_tokenizer, bad_rows) if numbers is None else None
+    table = cached(key, lambda: _tokenized(rows, tokenize, num_proc))
     report.add(DataReport(source, report.format, **json.loads(table.schema.metadata[REPORT])))
     _require_decision(report, pair_tokenizer)
-    minimum = (2 if source == "train" else 1) if min_pairs is None else min_pairs
+    require_pairs(report, min_pairs)
+    return PreparedData(_dataset(table.replace_schema_metadata(None)), report)
+
+
+def require_pairs(report: DataReport, min_pairs: int | None = None) -> None:
+    """Refuse a dataset of which too few pairs are kept (``DataError``); ``min_pairs`` as in ``prepare``."""
+    minimum = (2 if report.source == "train" else 1) if min_pairs is None else min_pairs
     if report.kept < minimum:
         found = f"{counted(report.kept, 'usable pair')} in {counted(report.rows, 'row')}"
         dropped = f" (dropped {report.dropped_in_words()})" if report.dropped else ""
         fix = "; set a chat template that renders them" if set(OF_TEMPLATE) & set(report.dropped) else ""
-        raise DataError(f"{source}: {found}{dropped}; expected at least {minimum}{fix}")
-    return PreparedData(_dataset(table.replace_schema_metadata(None)), report)
+        raise DataError(f"{report.source}: {found}{dropped}; expected at least {minimum}{fix}")
 
 
 def _recognised_format(rows: Any, source: str, bad_rows: str) -> str:
@@ -173,10 +181,13 @@ class RowTokenizer:
     pair_tokenizer: PairTokenizer
     bad_rows: str
     source: str
+    numbers: Sequence[int] | None = None
 
     def __call__(self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> tuple[pa.Table, DataReport]:
         """Return the kept rows of a batch as columns of tokens, and the report of all its rows."""
         report = DataReport(self.source, "")
+        if self.numbers is not None:
+            numbers = [self.numbers[position] for position in numbers]
         kept = self.kept_rows(columns, numbers, report)
         schema = self.features.arrow_schema
         arrays = [_column([row[name] for row in kept], schema.field(name).type) for name in schema.names]

@@ -11,6 +11,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
+from ..batching.loader import no_whole_step
+from ..batching.plan import StepShape, num_steps
 from ..checkpoint.space import (
     CheckpointSize,
     Room,
@@ -91,6 +93,15 @@ def saves_to_come(args: TrainingArguments, state: TrainerState) -> int:
         return math.ceil(state.num_train_epochs - (state.epoch or 0))
     every = state.eval_steps if strategy == "best" else state.save_steps
     return math.ceil(steps / max(1, every or 1))
+
+
+def steps_of_run(args: TrainingArguments, pairs: int, pairs_per_step: int) -> int:
+    """Return the optimizer steps of a run over so many pairs; ``ConfigError`` where there is none."""
+    shape = StepShape(pairs_per_step, 1, 1)
+    steps = num_steps(pairs, shape, drop_last=args.dataloader_drop_last)
+    if not steps:
+        raise no_whole_step(pairs, pairs_per_step)
+    return args.max_steps if args.max_steps > 0 else math.ceil(steps * args.num_train_epochs)
 
 
 def require_room(run: Path, room: Room) -> str | None:

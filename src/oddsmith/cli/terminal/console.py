@@ -65,6 +65,15 @@ def say(text: str = "", style: str = "", hang: int = 0) -> None:
         console.print(Text(line, style=style), soft_wrap=True)
 
 
+def show_line(line: str) -> None:
+    """Print a line of a result on stdout; a terminal wraps it, with the rest indented below its beginning."""
+    console = stdout_console()
+    if console.is_terminal and len(line) > console.width:
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        line = textwrap.fill(line, console.width, subsequent_indent=indent)
+    print(line)
+
+
 def say_error(text: str, label: str = "error", style: str = "bold red") -> None:
     """Print an error on stderr, from any process."""
     stderr_console().print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=not is_live())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import RowError
-from ..formats import to_pair
+from ..formats import PreferencePair, to_pair
 from ..sources import FileRows, Rows, numbered_rows
 from ..tokens.tokenized import TokenizedPair
 from .texts import PairTexts
@@ -57,13 +57,16 @@ def first_example(
             texts = PairTexts.of(pair)
             chosen, rejected = ((Segment(text, True),) for text in (texts.chosen, texts.rejected))
             return Example(number, texts.prompt, chosen, rejected, False)
-        (tokens,) = pair_tokenizer.tokenize([pair])
-        if isinstance(tokens, TokenizedPair):
-            return _tokenized(number, tokens, pair_tokenizer)
+        if (example := example_of(number, pair, pair_tokenizer)) is not None:
+            return example
     return None
 
 
-def _tokenized(number: int, tokens: TokenizedPair, pair_tokenizer: PairTokenizer) -> Example:
+def example_of(number: int, pair: PreferencePair, pair_tokenizer: PairTokenizer) -> Example | None:
+    """Return the pair of the row ``number`` as the model sees it; None where it is dropped."""
+    (tokens,) = pair_tokenizer.tokenize([pair])
+    if not isinstance(tokens, TokenizedPair):
+        return None
     decode = pair_tokenizer.tokenizer.decode
 
     def segments(ids: list[int], prompt_tokens: int, end: int) -> tuple[Segment, ...]:

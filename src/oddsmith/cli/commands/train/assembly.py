@@ -48,10 +48,8 @@ def make_trainer(
     orpo, chosen, _ = settings
     name = str(chosen.model_name_or_path)
     _check_devices(settings)
-    source: dict[str, Any] = {"revision": chosen.model_revision, "trust_remote_code": orpo.trust_remote_code}
-    with working(f"loading the tokenizer of {name}"):
-        tokenizer = load_tokenizer(name, **source)
-    seq2seq = _is_encoder_decoder(settings)
+    tokenizer = load_its_tokenizer(settings)
+    seq2seq = is_encoder_decoder_by_config(settings)
     reports: dict[str, DataReport] = {}
     train_data, eval_data = _tokenized(settings, tokenizer, train_rows, eval_rows, seq2seq, reports)
     with working(f"loading {name}"), clear_memory_errors():
@@ -71,6 +69,14 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.data_reports.update(reports)
     return trainer
+
+
+def load_its_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the model of a run."""
+    orpo, chosen, _ = settings
+    name = str(chosen.model_name_or_path)
+    with working(f"loading the tokenizer of {name}"):
+        return load_tokenizer(name, revision=chosen.model_revision, trust_remote_code=orpo.trust_remote_code)
 
 
 def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
@@ -124,7 +130,7 @@ def _tokenized(
         if rows is None:
             return None
         options: dict[str, Any] = {"bad_rows": orpo.bad_rows, "num_proc": orpo.dataset_num_proc, "source": name}
-        with _tokenizing(rows):
+        with tokenizing(rows):
             prepared = prepare(rows, pair_tokenizer, **options)
         reports[name] = prepared.report
         return prepared.dataset
@@ -136,7 +142,7 @@ def _tokenized(
 
 
 @contextmanager
-def _tokenizing(rows: Any) -> Iterator[None]:
+def tokenizing(rows: Any) -> Iterator[None]:
     """Show on a terminal that pairs are tokenized; with many rows by the progress bar of ``datasets``."""
     if isinstance(rows, Sized) and len(rows) >= MIN_ROWS_FOR_A_BAR and is_live() and is_main_process():
         yield
@@ -151,7 +157,7 @@ def _tokenizing(rows: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _is_encoder_decoder(settings: Settings) -> bool:
+def is_encoder_decoder_by_config(settings: Settings) -> bool:
     """Return whether the configuration says that the model is an encoder-decoder, before the model is loaded."""
     place = locate(str(settings.model.model_name_or_path))
     if is_gguf(place):

@@ -44,7 +44,8 @@ INTRO = (
     " --learning-rate 2e-4",
 )
 OPTIONS = (
-    Option("dry_run", "switch", "Check everything, show every setting that is not a default, train nothing."),
+    Option("dry_run", "switch", "Read and tokenize the data, show a pair and the settings, say what would be refused."),
+    Option("full", "switch", "With --dry-run: tokenize all rows, not a sample; a run finds their tokens in the cache."),
     Option("resume", "optional", "Go on from the last checkpoint in output_dir, or from this one.", "[auto|PATH]"),
     Option("allow_changed", "switch", "Go on from a checkpoint although settings, pairs or base model have changed."),
     Option("overwrite_output_dir", "switch", "Replace the run that output_dir holds; everything in it is removed."),
@@ -69,11 +70,13 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     processes, limit, is_dry = _processes(resolved), resolved.options.get("time_limit"), "dry_run" in resolved.options
     time_limit_s = None if limit is None else seconds_of(limit, "--time-limit")
     folder = Path(resolved.get("output_dir"))
-    if not is_dry and is_main_process():
+    if "full" in resolved.options and not is_dry:
+        raise ConfigError("--full is about --dry-run; give both, or neither")
+    if is_main_process():
         resume, overwrite = _wanted_checkpoint(resolved) is not None, "overwrite_output_dir" in resolved.options
         check_folder(folder, resume=resume, overwrite=overwrite)
         require_writable(folder)
-    if "report" in resolved.options and not is_dry:
+    if "report" in resolved.options:
         from ....monitor.report import plotly_script
 
         plotly_script()  # fails without the extra `monitor`: better now than after hours of training
@@ -84,7 +87,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
 
         with working("starting"):
             settings = build(resolved)
-        return show(resolved, settings, processes)
+        return show(resolved, settings, processes, full="full" in resolved.options)
     end_with_launcher()
     with StopSignals() as signals:
         with working("starting"):

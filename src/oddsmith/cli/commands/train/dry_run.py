@@ -1,8 +1,9 @@
-"""``--dry-run``: print what a run would do, without loading weights."""
+"""``--dry-run``: print what a run would do with settings and data, without loading weights."""
 
 from __future__ import annotations
 
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,27 @@ from transformers import TrainerState
 
 from ....checkpoint.space import Room, measure_room, require_writable
 from ....data.report import counted
-from ....data.sources import RunRows, is_local, load_datasets
 from ....data.sources.mixture import share_lines
 from ....model.adapters import get_peft_config
 from ....model.loading.models import load_tokenizer
 from ....model.loading.outline import outline_model
 from ....model.loading.place import locate
 from ....system.secrets import without_secrets
-from ....training.preflight import require_room, saves_to_come, size_in_training
+from ....training.preflight import require_room, saves_to_come, size_in_training, steps_of_run
 from ...parsing.resolve import Resolved, Settings
-from ...terminal.console import say, working
+from ...terminal.console import say, show_line, working
+from ...terminal.data_table import print_example
 from .assembly import base_dtype
+from .rehearsal import rehearse
 from .run_folder import to_yaml
 from .summary import precision
 
 
-def show(resolved: Resolved, settings: Settings, processes: int) -> dict[str, Any]:
-    """Print the settings that are not defaults and the size of the run; return the same as JSON values."""
+def show(resolved: Resolved, settings: Settings, processes: int, *, full: bool) -> dict[str, Any]:
+    """Print what a run would do with its settings and its data; return the same as JSON values.
+
+    ``full`` tokenizes all rows, not a sample. What the run would refuse is raised, after all that can be told of it.
+    """
     locate(str(settings.model.model_name_or_path))
     changed = {
         name: {"value": without_secrets(name, given.value)[0], "origin": given.where}
@@ -36,27 +41,34 @@ def show(resolved: Resolved, settings: Settings, processes: int) -> dict[str, An
     width = max(map(len, texts.values()))
     for name, text in texts.items():
         print(f"{text:<{width}}  # {changed[name]['origin']}")
+    print()
+    sets, shares = rehearse(settings, full=full)
+    for line in chain(share_lines(shares) if shares else (), *(found.lines() for found in sets.values())):
+        show_line(line)
+    train = sets["train"]
+    if train.example is not None:
+        print_example(train.example)
+    for found in sets.values():
+        if found.refusal is not None:
+            raise found.refusal
     orpo = settings.orpo
     pairs = orpo.per_device_train_batch_size * orpo.gradient_accumulation_steps * processes
-    read = _local_rows(settings)
-    rows, shares = (None, []) if read is None else (len(read.train), read.shares)
-    steps = orpo.max_steps if orpo.max_steps > 0 else None
-    if steps is None and rows is not None:
-        steps = math.ceil(math.ceil(rows / pairs) * orpo.num_train_epochs)
+    kept = train.report.kept if train.is_whole else train.rows
+    steps = orpo.max_steps if kept is None else steps_of_run(orpo, kept, pairs)
+    is_certain = train.is_whole or orpo.max_steps > 0
     print()
-    for line in share_lines(shares) if shares else []:
-        print(line)
-    print(f"rows: {'not counted, they are on the hub' if rows is None else f'{rows:,}'}")
-    print(f"steps: {'unknown' if steps is None else f'{steps:,} if no row is dropped'}, {counted(pairs, 'pair')} each")
-    print(f"precision: {precision(settings)}")
+    show_line(f"steps: {steps:,}{'' if is_certain else ' if no row is dropped'}, {counted(pairs, 'pair')} each")
+    show_line(f"precision: {precision(settings)}")
     room = _room(settings, steps)
-    print(f"disk: {'unknown, the model is not on this machine yet' if room is None else room}")
+    show_line(f"disk: {'unknown, the model is not on this machine yet' if room is None else room}")
     return {
         "command": "train",
         "dry_run": True,
         "settings": changed,
-        "rows": rows,
+        "rows": train.rows,
         "mixture": [share.to_dict() for share in shares],
+        "data": {name: found.report.to_dict() for name, found in sets.items()},
+        "example": None if train.example is None else train.example.to_dict(),
         "steps": steps,
         "pairs_per_step": pairs,
         "precision": precision(settings),
@@ -83,13 +95,3 @@ def _room(settings: Settings, steps: int | None) -> Room | None:
     if warning:
         say(f"warning: {warning}", "yellow", hang=4)
     return room
-
-
-def _local_rows(settings: Settings) -> RunRows | None:
-    """Read the training rows, if they are on this machine."""
-    data = settings.data
-    mixed = [part.get("path") for part in data.datasets or [] if isinstance(part, dict)]
-    if data.dataset_streaming or not all(is_local(str(name)) for name in mixed or [data.dataset_name]):
-        return None
-    with working("reading the pairs"):
-        return load_datasets(data, seed=settings.orpo.seed, evaluate=False)

@@ -1,0 +1,114 @@
+"""Read and tokenize the rows of a run without training on them: what is kept, what is refused, how a pair looks.
+
+The rows are read, recognised, rendered and tokenized by the code of the run. A sample of each dataset is, or all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from datasets import IterableDataset
+
+from ....data.checks.example import Example, example_of
+from ....data.formats import to_pair
+from ....data.prepare import prepare, require_pairs
+from ....data.tokens.pair_tokenizer import PairTokenizer
+from ....errors import DataError, RowError
+from ...parsing.resolve import Settings
+from .assembly import is_encoder_decoder_by_config, load_its_tokenizer, read_rows, tokenizing
+
+if TYPE_CHECKING:
+    from ....data.report import DataReport
+    from ....data.sources.mixture import Share
+
+SAMPLE_ROWS = 1_000  # about a second of work
+
+
+class Rehearsed(NamedTuple):
+    """One dataset of a run."""
+
+    report: DataReport  # of the rows that were tokenized
+    rows: int | None  # how many rows it has; None for a stream
+    refusal: DataError | None  # what the run would end with
+    example: Example | None  # the first pair that is kept
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether all rows were tokenized."""
+        return self.report.rows == self.rows
+
+    def lines(self) -> list[str]:
+        """Return the report in sentences, for a sample with how many rows it was taken from."""
+        lines = self.report.lines()
+        if self.is_whole:
+            return lines
+        of = "the first rows of a stream" if self.rows is None else f"a sample of {self.rows:,} rows; --full takes all"
+        return [lines[0] + f" ({of})", *lines[1:]]
+
+
+def rehearse(settings: Settings, *, full: bool) -> tuple[dict[str, Rehearsed], list[Share]]:
+    """Return the datasets of a run by name, the training set first, and the shares of its mixture.
+
+    Args:
+        settings: Of the run.
+        full: Whether all rows are tokenized; otherwise at most ``SAMPLE_ROWS`` of each dataset, evenly spread.
+
+    Returns:
+        The datasets, and the shares.
+
+    Raises:
+        OddsmithError: What the run would raise before its rows are tokenized, and for a dataset as a whole.
+    """
+    train, evaluation, shares = read_rows(settings)
+    tokenizer = load_its_tokenizer(settings)
+    seq2seq = is_encoder_decoder_by_config(settings)
+    pair_tokenizer = PairTokenizer.from_settings(tokenizer, settings.orpo, is_encoder_decoder=seq2seq)
+    sets = {"train": train}
+    if evaluation is not None:
+        sets |= evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
+    found = {name: _rehearsed(name, rows, settings, pair_tokenizer, full=full) for name, rows in sets.items()}
+    return found, shares
+
+
+def _rehearsed(name: str, rows: Any, settings: Settings, pair_tokenizer: PairTokenizer, *, full: bool) -> Rehearsed:
+    orpo = settings.orpo
+    total = None if isinstance(rows, IterableDataset) else len(rows)
+    if total is None:
+        step = orpo.per_device_train_batch_size * orpo.gradient_accumulation_steps * orpo.world_size
+        sample: Any = list(rows.take(orpo.max_steps * step if full and name == "train" else SAMPLE_ROWS))
+        numbers: Sequence[int] = range(len(sample))
+    else:
+        numbers = range(total) if full else _spread(total, SAMPLE_ROWS)
+        sample = rows if len(numbers) == total else _selected(rows, numbers)
+    is_whole = len(numbers) == total
+    tokenize = partial(
+        prepare, sample, pair_tokenizer, source=name, num_proc=orpo.dataset_num_proc, min_pairs=0,
+        numbers=None if is_whole else numbers,  # with none given, the tokens are kept for the run
+    )  # fmt: skip
+    refusal: DataError | None = None
+    with tokenizing(sample):
+        try:
+            report = tokenize(bad_rows=orpo.bad_rows).report
+        except RowError as error:
+            refusal, report = error, tokenize(bad_rows="drop").report
+    if is_whole and refusal is None:
+        try:
+            require_pairs(report)
+        except DataError as error:
+            refusal = error
+    left_out = set(chain.from_iterable(report.dropped.values()))
+    first = next((position for position, number in enumerate(numbers) if number not in left_out), None)
+    example = None if first is None else example_of(numbers[first], to_pair(sample[first]), pair_tokenizer)
+    return Rehearsed(report, total, refusal, example)
+
+
+def _spread(total: int, most: int) -> Sequence[int]:
+    """Return at most ``most`` numbers below ``total``, evenly spread, the first and the last among them."""
+    return range(total) if total <= most else [round(n * (total - 1) / (most - 1)) for n in range(most)]
+
+
+def _selected(rows: Any, numbers: Sequence[int]) -> Any:
+    return [rows[number] for number in numbers] if isinstance(rows, list) else rows.select(numbers)
