@@ -243,7 +243,7 @@ def file_of(run: dict[str, Any]) -> Path:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """What the diagnosis says of each run, and both kinds of runs against the three verdicts, in Markdown."""
+    """What the diagnosis says of each run, and both kinds of runs against the verdicts, in Markdown."""
     from oddsmith.diagnose.findings import Verdict, overall
     from oddsmith.diagnose.readers import read_history
     from oddsmith.diagnose.rules import judge
@@ -253,13 +253,13 @@ def table(runs: list[dict[str, Any]]) -> str:
     named = 0
     for run in runs:
         findings = judge(read_history(file_of(run)))
-        verdict = overall(findings)
-        bad = {f"{f.rule} ({f.verdict})": f.rule for f in findings if f.verdict is not Verdict.HEALTHY}
+        verdict = overall(finding.verdict for finding in findings)
+        bad = {f"{f.rule} ({f.verdict})": f.rule for f in findings if f.verdict.asks_for_a_look}
         wanted = run["expected"]
         counts["bad" if wanted else "good"][str(verdict)] += 1
         named += bool(set(wanted) & set(bad.values()))
         lines.append(f"| {run['name']} | {' or '.join(wanted) or '-'} | {verdict} | {', '.join(bad) or '-'} |")
-    lines += ["", "| runs | healthy | watch | act |", "|---|---|---|---|"]
+    lines += ["", f"| runs | {' | '.join(map(str, Verdict))} |", "|---" * (len(Verdict) + 1) + "|"]
     lines += [f"| {kind} | {' | '.join(str(count) for count in found.values())} |" for kind, found in counts.items()]
     return "\n".join(
         [*lines, "", f"Named by a rule that was to find it: {named} of {sum(counts['bad'].values())} bad runs."]

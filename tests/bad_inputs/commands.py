@@ -85,7 +85,8 @@ COMMANDS = (
         " CSV of W&B or TensorBoard",
         {"loss.png": PICTURE}),
     BadInput("diagnoses an empty folder", "diagnose empty",
-        "empty holds no metrics; expected events.jsonl, trainer_state.json, trainer_log.jsonl or CSV exports in it",
+        "empty holds no metrics; expected events.jsonl, trainer_state.json, trainer_log.jsonl or logging.jsonl, or CSV"
+        " exports in it",
         {"empty": folder}),
     BadInput("diagnoses a state that is none", "diagnose trainer_state.json",
         "trainer_state.json has no log_history; expected the trainer_state.json that a Trainer saves",

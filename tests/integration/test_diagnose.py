@@ -1,6 +1,8 @@
 """``oddsmith diagnose`` on recorded runs, while a run is written, and without torch."""
 
+import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from oddsmith.diagnose.findings import Finding, Verdict, overall
 from oddsmith.diagnose.readers import history_of_events, read_history
 from oddsmith.diagnose.rules import judge
 from oddsmith.system.run_folder import read_events
+from oddsmith.training import live_diagnosis
 from oddsmith.training.live_diagnosis import Watch, one_line, send_alert
 from tests.command import run_here
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
@@ -40,13 +43,13 @@ def test_there_are_twenty_recorded_runs_and_more():
 @pytest.mark.parametrize("run", GOOD, ids=names(GOOD))
 def test_nothing_says_act_on_a_good_run(run):
     findings = judge(read_history(file_of(run)))
-    assert overall(findings) is not Verdict.ACT
+    assert overall(finding.verdict for finding in findings) is not Verdict.ACT
     assert {"preference_learned", "language_learned"} & {finding.rule for finding in findings}
 
 
 @pytest.mark.parametrize("run", BAD, ids=names(BAD))
 def test_what_was_done_to_a_bad_run_is_found(run):
-    bad = {finding.rule for finding in judge(read_history(file_of(run))) if finding.verdict is not Verdict.HEALTHY}
+    bad = {finding.rule for finding in judge(read_history(file_of(run))) if finding.verdict.asks_for_a_look}
     assert bad & set(run["expected"])
 
 
@@ -66,7 +69,7 @@ def test_the_command_says_what_is_wrong(capsys):
     assert done.code == 0
     assert done.out.startswith("act: something is wrong")
     assert "learning rate low" in done.out
-    assert "-> learning_rate 1e-06 -> 1e-05" in done.out
+    assert "-> learning_rate 1e-06 -> 0.0001" in done.out
     assert "log_odds_chosen  " in done.out  # drawn
 
 
@@ -74,11 +77,28 @@ def test_json_is_what_was_promised_and_strict_exits_with_3(capsys):
     done = run_here(capsys, "diagnose", HISTORIES / "learning-rate-low.jsonl", "--json", "--strict")
     assert done.code == 3
     document = json.loads(done.out)
-    assert set(document) == {"verdict", "findings"}
+    assert set(document) == {"verdict", "findings", "read"}
     assert document["verdict"] == "act"
     keys = {"rule", "verdict", "metric", "step", "evidence", "meaning", "change"}
     assert all(set(finding) == keys for finding in document["findings"])
     assert run_here(capsys, "diagnose", HISTORIES / "good-small.jsonl", "--strict").code == 0
+
+
+def test_a_log_that_says_too_little_is_called_so_and_strict_exits_with_4(capsys, monkeypatch):
+    class Pasted:
+        buffer = io.BytesIO(b"INFO: loss: 1.8\nINFO: loss: 1.9\nINFO: loss: 1,7\n")
+        isatty = staticmethod(lambda: False)
+
+    monkeypatch.setattr(sys, "stdin", Pasted)
+    done = run_here(capsys, "diagnose", "-", "--strict")
+    assert done.code == 4
+    assert done.out.startswith("cannot tell: too little is known of this run  (standard input, 2 log lines)")
+    assert "1 of them look as if they had some: INFO: loss: 1,7" in done.out
+    Pasted.buffer.seek(0)
+    done = run_here(capsys, "diagnose", "-", "--json")
+    document = json.loads(done.out)
+    assert (done.code, document["verdict"], document["read"]["log_lines"]) == (0, "cannot tell", 2)
+    assert [finding["verdict"] for finding in document["findings"]] == ["cannot tell"]
 
 
 @pytest.mark.parametrize("words", [(), ("nowhere",), ("a", "b")])
@@ -104,7 +124,8 @@ def settings(folder: Path, **more) -> ORPOConfig:
     return ORPOConfig(**{**PLAIN, "output_dir": str(folder), "max_steps": 8, "max_length": 64, **more})
 
 
-def test_a_finding_is_reported_once_while_training_and_logged(tmp_path):
+def test_a_finding_is_reported_once_while_training_and_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(live_diagnosis, "MAX_SHARE", math.inf)  # judge at each line, however short the run is
     reported: list[Finding] = []
     trainer = ORPOTrainer(
         tiny_model(),

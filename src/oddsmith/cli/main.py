@@ -46,7 +46,7 @@ GROUPS = {"data": "Look at preference data."}
 HELP_FLAGS = ("--help", "--help-all", "-h")
 EXIT_CODES = (
     "`oddsmith COMMAND --help` says more. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 a check failed,"
-    " 75 interrupted and resumable, 130 interrupted twice."
+    " 4 a check could not tell, 75 interrupted and resumable, 130 interrupted twice."
 )
 
 

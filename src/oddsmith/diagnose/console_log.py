@@ -1,172 +1,243 @@
-"""Read console logs as they are pasted: every logged metric counts, and everything else is skipped.
+"""Read a log or a table as it was saved or pasted: what is known counts, everything else is skipped, and said.
 
-| looks like | printed by |
-|---|---|
-| ``{'loss': 0.80, 'grad_norm': nan, ...}``, in one line or several | transformers: TRL, Axolotl, ms-swift |
-| ``{"current_steps": 10, "total_steps": 37, ...}`` | LLaMA-Factory's ``trainer_log.jsonl`` |
-| ``Step  Training Loss  rewards / chosen ...``, then rows | Unsloth and other notebooks; tabs, spaces or ``|`` |
-| ``step 120/1500  8%  loss 2.314  nll 2.201 ...`` | ours |
-
-The step is taken from the line (``step``, ``current_steps``, ``global_step/max_steps``), else from the progress bar
-before it (``12%|#2  | 10/80 [``), else log lines are counted.
+text.py         file -> lines, without colours and carriage returns
+records.py      text -> record: names that we know, with a number each
+tables.py       head and rows -> records
+steps.py        records and progress bars -> the optimizer step of each record
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..metrics import Place, shown_in
-from .history import History, HistoryBuilder
-from .names import held_out_name, known_name
+from .history import EPOCH, History, HistoryBuilder, as_number
+from .names import TRAIN_LOSS, canonical
+from .records import Pair, Record, record_of, record_of_pairs
+from .steps import place_records
+from .tables import Table, is_rule, looks_like_row, table_of
+from .text import MAX_LINE
 
-# Characters. A start event with the numbers of 100,000 cut rows has 700,000.
-MAX_LINE = 1_000_000
-MAX_RECORD = 20_000  # of one logged dict
-MAX_ROW = 4_000  # of a table, or of our own line
+MAX_RECORD = 20_000  # characters of a dict over several lines
+MAX_TEXT = 4_000  # of a line without a dict
+MAX_BARS = 20  # of different lengths that are remembered
 
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-_])")
-_NUMBER = r"[-+]?(?:nan|inf(?:inity)?|\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?)"
-_PAIR = re.compile(rf"""(['"])([^'"\n]{{1,80}})\1\s*:\s*(['"]?)({_NUMBER})\3(?=\s*[,}}\]])""", re.IGNORECASE)
-_BEGIN = re.compile(r"\{\s*(?:['\"]|$)")  # of a logged dict, unlike a brace of code
-_FRACTION = re.compile(r"""['"]global_step/max_steps['"]\s*:\s*['"](\d+)/(\d+)['"]""")
-_BAR = re.compile(r"(?:^|\r)\s*\d+%\|[^|]*\|\s*(\d+)/(\d+)\s*\[")  # a bar with a name is that of data processing
-_OURS = re.compile(r"\bstep (\d+)(?:/(\d+))?\s.*?\bloss [-\d.]")
-_OURS_NAMES = {metric.label: metric.name for metric in shown_in(Place.PROGRESS) if metric.label}
-_OURS_FIGURES = re.compile(rf"\b({'|'.join(_OURS_NAMES)}) ({_NUMBER})(%?)", re.IGNORECASE)
-STEP_NAMES = ("step", "current_steps", "global_step", "train/global_step", "_step")
-TOTAL_NAMES = ("total_steps", "max_steps")
+# tqdm's, with what it names before and after it: "Map: 10%|#  | 10/100 [00:01<00:09, 9.5 examples/s, loss=1.2]"
+_BAR = re.compile(r"\d+%\|[^|]*\|\s*(\d+)/(\d+)\s*\[([^\]]*)\]?")
+_BAR_OF_EPOCH = re.compile(r"\bepoch\W*(\d+)\D*$", re.IGNORECASE)
+_UNIT = re.compile(r"([a-z]+)/s\b|\bs/([a-z]+)", re.IGNORECASE)
+_STEP_UNITS = frozenset(["it", "iter", "step", "steps", "batch", "batches", "update", "updates", "opt"])
+# Of a notebook: "[ 60/120 00:30 < 00:31, 1.9 it/s, Epoch 0.50/1]"
+_NOTEBOOK_BAR = re.compile(r"\[\s*(\d+)/(\d+)\s+\d[\d:]*[^\]]*?Epoch\s+[\d.]+/(\d+)")
+# ms-swift: "PeftModelForCausalLM: 1548.3308M Params (4.6155M Trainable [0.2981%])"
+_PARAMETERS = re.compile(r"([\d.]+)M Params \(([\d.]+)M Trainable")
+_ANOTHER = re.compile(r"""[^}]*\{['"]""")  # a dict begins before the end of the one above
+_BRACE = re.compile(r"[{}]")
+_LIST_ITEM = re.compile(r"\s*[-*]\s+[^:]*:\s*\S+\s*$")  # of a model card: its results and hyperparameters
+# A decimal number soon after the word.
+_LOOKS_LIKE_METRIC = re.compile(r"(?<!train_)(?:loss|rewards?/)[^\n.\d]{0,30}\d*[.,]\d", re.IGNORECASE)
 
 
-def lines_of(path: Path) -> Iterator[str]:
-    """Yield the lines of a text of any size that are not blank, without colours.
+def history_of_lines(lines: Iterable[str], value: str | None = None) -> History:
+    """Return the history in the lines of a log; empty if no line was readable.
 
-    A carriage return ends a line too, because progress bars use it. Of a line longer than ``MAX_LINE`` only the
-    beginning is read. Bytes that are not UTF-8 are replaced.
+    ``value`` is the metric of the column "Value" in TensorBoard's tables.
     """
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        while line := file.readline(MAX_LINE):
-            if not line.endswith("\n"):
-                while (rest := file.readline(MAX_LINE)) and not rest.endswith("\n"):
-                    pass
-            for part in _ESCAPES.sub("", line.rstrip("\n")).split("\r"):
-                if part.strip():
-                    yield part
-
-
-def history_of_lines(lines: Iterable[str], source: str = "") -> History:
-    """Return the history in the lines of a log; empty if no line was readable."""
-    reader = _ConsoleReader(source)
+    reader = LogReader(value)
     for line in lines:
         reader.read(line[:MAX_LINE])
-    return reader.builder.build()
+    return reader.history()
 
 
-def read_json_lines(path: Path) -> History:
-    """Return the history in a file with a JSON object a line; empty if no line was readable."""
-    reader = _ConsoleReader(str(path))
-    for line in lines_of(path):
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            values = None
-        if isinstance(values, dict):
-            reader.add(values)
-        else:
-            reader.builder.history.skipped += 1
-    return reader.builder.build()
+class LogReader:
+    """Reads a log line by line; keeps the last progress bars, the last head of a table, and an incomplete dict."""
 
-
-class _ConsoleReader:
-    """Reads a log line by line; keeps the last progress bar, the last table head, and an incomplete dict."""
-
-    def __init__(self, source: str):
-        self.builder = HistoryBuilder(source)
-        self._bar: int | None = None
-        self._last_step, self._logged = 0, 0
+    def __init__(self, value: str | None = None):
+        self.records: list[Record] = []
+        self.facts: dict[str, float] = {}
+        self.skipped, self.unread, self.unread_example = 0, 0, ""
+        self._value = value
+        self._bars: dict[int, int] = {}  # steps in all -> steps done
+        self._first_epoch: int | None = None  # of bars that begin anew with each epoch
+        self._table: Table | None = None
         self._open = ""
-        self._columns: list[str] = []
+
+    # ---- Lines
 
     def read(self, line: str) -> None:
         """Read one line."""
-        for done, total in _BAR.findall(line):
-            if int(total) == self.builder.history.settings.setdefault("max_steps", int(total)):  # else an evaluation's
-                self._bar = int(done)
+        if "%|" in line:
+            self._read_with_bars(line)
+            return
+        if not (self._read_words(line) or is_rule(line)):
+            self._skip(line)
+
+    def _read_words(self, line: str) -> bool:
+        """Read a line without progress bars; return whether it says anything."""
+        if (match := _NOTEBOOK_BAR.search(line)) is not None:
+            self._see_bar(int(match[1]), int(match[2]))
+            self.facts |= {"max_steps": float(match[2]), "epochs": float(match[3])}
+        elif (match := _PARAMETERS.search(line)) is not None:
+            self.facts |= {"parameters": 1e6 * float(match[1]), "trainable_parameters": 1e6 * float(match[2])}
         if self._open or "{" in line:
-            self._read_records(line)
-        elif ours := _OURS.search(line := line[:MAX_ROW]):
-            self._read_ours(line, *ours.groups())
-        elif not self._read_table(line):
-            self.builder.history.skipped += 1
+            return self._read_braces(line) or match is not None
+        return self._read_row(line) or self._read_text(line[:MAX_TEXT]) or match is not None
 
-    def add(self, values: dict[str, Any]) -> None:
-        """Add the metrics of one logged dict at its step."""
-        for name in TOTAL_NAMES:
-            if name in values and (total := _whole(values[name])) is not None:
-                self.builder.history.settings["max_steps"] = total
-        self.builder.add(self._step_of(values), values)
+    def _skip(self, line: str) -> None:
+        self.skipped += 1
+        line = line[:MAX_TEXT]
+        if _LOOKS_LIKE_METRIC.search(line) or (self._table is not None and looks_like_row(line)):
+            self._note_unread(line)
 
-    def _step_of(self, values: dict[str, Any]) -> int:
-        """Return the step of a dict. An evaluation without one belongs to the step before it."""
-        for name in STEP_NAMES:
-            if name in values and (step := _whole(values[name])) is not None:
-                self._last_step = step
-                return step
-        if self._bar is not None:
-            self._last_step = self._bar
-        elif any(known_name(name) for name in values):
-            self._logged += 1
-            self._last_step = self._logged
-            self.builder.history.steps_are_lines = True
-        return self._last_step
+    def _note_unread(self, line: str) -> None:
+        self.unread += 1
+        self.unread_example = self.unread_example or line.strip()
 
-    def _read_records(self, line: str) -> None:
-        """Read the dicts in a line, and keep an incomplete one for the next line."""
-        text = f"{self._open}\n{line}" if self._open else line[line.index("{") :]
-        self._open = ""
-        *records, rest = re.split(r"(?<=\})", text)
-        if (begin := _BEGIN.search(rest)) is not None and len(rest) < MAX_RECORD:
-            self._open = rest[begin.start() :]
-        for record in records:
-            values: dict[str, Any] = {name: number for _, name, _, number in _PAIR.findall(record)}
-            if (fraction := _FRACTION.search(record)) is not None:
-                values["step"], values["total_steps"] = fraction.groups()
-            if any(known_name(name) or held_out_name(name) for name in values):
-                self.add(values)
-
-    def _read_ours(self, line: str, step: str, total: str | None) -> None:
-        if total:
-            self.builder.history.settings["max_steps"] = int(total)
-        figures = {
-            _OURS_NAMES[name.lower()]: float(number) / (100 if percent else 1)
-            for name, number, percent in _OURS_FIGURES.findall(line)
-        }
-        self.builder.add(int(step), figures)
-
-    def _read_table(self, line: str) -> bool:
-        """Read a head of columns, or a row under one; return whether it was either."""
-        cells = _cells(line)
-        if len(cells) > 1 and cells[0].lower() in ("step", "steps"):
-            self._columns = cells
+    def _read_row(self, line: str) -> bool:
+        """Read the head of a table, or a row of the one above; return whether it was either."""
+        if self._table is not None and (record := self._table.row(line)) is not None:
+            self._add(record)
             return True
-        if not self._columns or len(cells) < 2 or (step := _whole(cells[0])) is None:
-            return False
-        return self.builder.add(step, dict(zip(self._columns[1:], cells[1:], strict=False)))
+        if (table := table_of(line, self._value)) is not None:
+            self._table = table
+        return table is not None
+
+    def _read_text(self, line: str) -> bool:
+        """Read names and numbers without braces."""
+        record = record_of(line)
+        if record.metrics and _LIST_ITEM.match(line):
+            return True  # they are those of the last row of the card's table
+        if record.metrics and not any("loss" in name for name in record.metrics) and _LOOKS_LIKE_METRIC.search(line):
+            self._note_unread(line)  # only a part of it was understood
+        return self._add(record)
+
+    def _read_braces(self, line: str) -> bool:
+        """Read the dicts of a line, with the text around them, and keep an incomplete one for the next line."""
+        if self._open and (_ANOTHER.match(line) or not re.search(r"""['"}\]]""", line)):
+            self._close()
+        text, self._open = self._open + line, ""
+        groups, rest = _balanced(text)
+        if re.search(r"\{\s*(?:['\"]|$)", rest) and len(rest) < MAX_RECORD:
+            self._open = rest
+        elif rest.strip():
+            groups.append([rest[:MAX_TEXT]])
+        is_read = bool(self._open)
+        for parts in groups:
+            record = Record()
+            for part in parts:
+                record.merge(record_of(part))
+            is_read |= self._add(record)
+        return is_read
+
+    def _close(self) -> None:
+        """Read a dict whose end is missing; its last number may have been cut."""
+        text, self._open = self._open, ""
+        self._add(record_of(text[: text.rfind(",") + 1]))
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Add the names and numbers of an object."""
+        named = ((canonical(str(raw)), as_number(value)) for raw, value in values.items())
+        self._add(record_of_pairs(Pair(name, number) for name, number in named if name and number is not None))
+
+    def _add(self, record: Record) -> bool:
+        """Keep a record, or what a line says of the whole run; return whether it says anything."""
+        self.facts |= record.facts
+        if record.is_summary:
+            if (epochs := record.values.get(EPOCH, 0.0)) > 0:
+                self.facts["epochs"] = epochs
+            return True
+        if record.metrics:
+            if EPOCH in record.values and self.records and record.says_as(self.records[-1]):
+                return True  # another process printed it, too
+            record.before = dict(self._bars)
+            self.records.append(record)
+        elif record.step is None and (rate := record.values.get("learning_rate", 0.0)) > 0:
+            self.facts["learning_rate"] = max(rate, self.facts.get("learning_rate", 0.0))
+        return bool(record.values or record.facts)
+
+    # ---- Progress bars
+
+    def _read_with_bars(self, line: str) -> None:
+        """Note the progress bars in a line, and read the dicts between them and what tqdm shows beside a bar."""
+        end = 0
+        for match in _BAR.finditer(line):
+            before = line[end : match.start()]
+            dicts = before.rfind("}") + 1
+            if dicts:
+                self._read_words(before[:dicts])
+            name, end = before[dicts:], match.end()
+            rate, *shown = match[3].split(",", 2)[1:] or [""]
+            done, total = int(match[1]), int(match[2])
+            unit = _UNIT.search(rate)
+            if unit is None or (unit[1] or unit[2]).lower() in _STEP_UNITS:  # else examples or bytes: data processing
+                if (epoch := _BAR_OF_EPOCH.search(name)) is not None:
+                    self._first_epoch = int(epoch[1]) if self._first_epoch is None else self._first_epoch
+                    done += (int(epoch[1]) - self._first_epoch) * total
+                    total = -total  # not the steps of the run
+                self._see_bar(done, total)
+            self._read_text(" ".join([name, *shown])[:MAX_TEXT])
+        if line[end:].strip():
+            self._read_words(line[end:])
+
+    def _see_bar(self, done: int, total: int) -> None:
+        self._bars.pop(total, None)
+        self._bars[total] = done  # the last one seen comes last
+        if len(self._bars) > MAX_BARS:
+            del self._bars[next(iter(self._bars))]
+        if self.records:
+            self.records[-1].after.setdefault(total, done)
+
+    # ---- The whole
+
+    def history(self) -> History:
+        """Return the history of what was read."""
+        builder = HistoryBuilder()
+        self.fill(builder)
+        return builder.build()
+
+    def fill(self, builder: HistoryBuilder) -> None:
+        """Add what was read to a history."""
+        self._close()
+        placed = place_records(_per_step_losses(self.records), self.facts)
+        for record in placed.records:
+            builder.add(record.step or 0, record.values)
+        history = builder.history
+        history.settings |= {name: value for name, value in self.facts.items() if name not in ("max_steps", "epochs")}
+        if placed.max_steps is not None:
+            history.settings["max_steps"] = placed.max_steps
+        history.unit, history.is_excerpt = placed.unit, True
+        history.repeated += placed.repeated
+        history.skipped += self.skipped
+        history.unread += self.unread
+        history.unread_example = history.unread_example or self.unread_example
 
 
-def _cells(line: str) -> list[str]:
-    """Return the cells of a line of a table: between tabs, bars, or at least two spaces."""
-    line = line.strip().lstrip("#").strip()
-    for separator in ("\t", "|"):
-        if separator in line:
-            return [cell.strip() for cell in line.strip("|").split(separator)]
-    return re.split(r"\s{2,}", line)
+def _per_step_losses(records: Iterable[Record]) -> list[Record]:
+    """Return the records with ``train_loss`` as the loss of its step, unless it is the mean of the whole run.
+
+    transformers' scripts print that mean once, at the end, in a line by itself.
+    """
+    records = list(records)
+    several = sum(TRAIN_LOSS in record.values for record in records) > 1
+    for record in records:
+        loss = record.values.pop(TRAIN_LOSS, None)
+        if loss is not None and (several or record.metrics or record.step is not None):
+            record.values.setdefault("loss", loss)
+    return [record for record in records if record.metrics]
 
 
-def _whole(text: Any) -> int | None:
-    """Return a whole number of at most twelve digits, also one written as text."""
-    text = str(text)
-    return int(float(text)) if re.fullmatch(r"\d{1,12}(\.0*)?", text) else None
+def _balanced(text: str) -> tuple[list[list[str]], str]:
+    """Return the dicts of a text, each with the text before it and in parts between braces, and the incomplete rest."""
+    groups: list[list[str]] = []
+    parts: list[str] = []
+    depth, start = 0, 0
+    for match in _BRACE.finditer(text):
+        depth = depth + 1 if match[0] == "{" else max(0, depth - 1)
+        if match[0] == "}":
+            parts.append(text[start : match.end()])
+            start = match.end()
+            if depth == 0:
+                groups.append(parts)
+                parts = []
+    return groups, "".join(parts) + text[start:]

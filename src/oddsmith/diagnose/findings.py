@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -12,13 +12,19 @@ class Verdict(StrEnum):
     """How bad it is; ordered from fine to bad."""
 
     HEALTHY = "healthy"
+    CANNOT_TELL = "cannot tell"
     WATCH = "watch"
     ACT = "act"
 
     @property
     def severity(self) -> int:
-        """Return 0 for healthy, 1 for watch, 2 for act."""
+        """Return its place in the order, from 0."""
         return list(Verdict).index(self)
+
+    @property
+    def asks_for_a_look(self) -> bool:
+        """Return whether something was found that is not as it should be."""
+        return self.severity >= Verdict.WATCH.severity
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,17 @@ class Finding:
     step: int | None  # the first optimizer step that shows it; None for the whole run
     evidence: str  # values, and what they are compared with
     meaning: str  # what that says about the model
-    change: str = ""  # what to do, with a number if there is one; empty for healthy findings
+    change: str = ""  # what to do; settings in braces, until rules.judge words them; empty for healthy findings
+    factors: Mapping[str, float] = field(default_factory=dict)  # wanted of settings; see rules/advice.py
     rule: str = ""  # name of the rule; rules.judge fills it in
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values, for ``--json`` and the event log."""
-        return {"rule": self.rule, **asdict(self), "verdict": str(self.verdict)}
+        values = {"rule": self.rule, **asdict(self), "verdict": str(self.verdict)}
+        del values["factors"]
+        return values
 
 
-def overall(findings: Iterable[Finding]) -> Verdict:
-    """Return the worst verdict; healthy without findings."""
-    return max((finding.verdict for finding in findings), key=lambda verdict: verdict.severity, default=Verdict.HEALTHY)
+def overall(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the worst of the verdicts of a run's findings; without any, nobody can tell."""
+    return max(verdicts, key=lambda verdict: verdict.severity, default=Verdict.CANNOT_TELL)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .names import held_out_name, known_name
+from .records import cell_number
 
 MAX_LOGP = -1e-6  # of log(p / (1 - p)), p the mean token probability; the loss has the same bound
 MAX_STEP = 10**12
@@ -57,8 +58,12 @@ class History:
     )  # set ("" for the only one) -> metric -> series
     settings: dict[str, Any] = field(default_factory=dict)  # those of readers.USED_SETTINGS that are known
     skipped: int = 0  # lines without a metric
+    unread: int = 0  # of them, those that look as if they had one
+    unread_example: str = ""  # the first of these
+    repeated: int = 0  # log lines that were left out, because a later attempt repeats their steps
     finished: bool = True  # whether the run is known to have ended
-    steps_are_lines: bool = False  # the source has no steps, so log lines are counted instead
+    is_excerpt: bool = False  # it may be a part of a run: a log or table, as it was pasted or exported
+    unit: str = "steps"  # what is called steps here: "epochs" or "log lines" where the source has no steps
 
     def get(self, name: str) -> Series:
         """Return a training metric; an empty series if it was not logged."""
@@ -68,6 +73,21 @@ class History:
         """Return a setting if it is a finite number."""
         number = as_number(self.settings.get(name))
         return number if number is not None and np.isfinite(number) else None
+
+    def at(self, step: float) -> str:
+        """Word a place: ``step 90``, or ``log line 9`` where the source has no steps."""
+        return f"{self.unit.removesuffix('s')} {int(step)}"
+
+    @property
+    def log_lines(self) -> int:
+        """Return how often the training metrics were logged."""
+        return max((len(series) for name, series in self.training.items() if name != EPOCH), default=0)
+
+    @property
+    def evaluations(self) -> int:
+        """Return how often the held-out pairs were evaluated."""
+        steps = [set(one.steps.tolist()) for metrics in self.held_out.values() for one in metrics.values()]
+        return len(set().union(*steps))
 
     @property
     def is_empty(self) -> bool:
@@ -103,26 +123,23 @@ class HistoryBuilder:
         self._training: dict[str, dict[int, float]] = {}
         self._held_out: dict[str, dict[str, dict[int, float]]] = {}
 
-    def add(self, step: int, values: Mapping[str, Any], null_is_nan: bool = False) -> bool:
-        """Add the metrics among values that were logged at a step; return whether there were any but the epoch.
+    def add(self, step: int, values: Mapping[str, Any], null_is_nan: bool = False, of_evaluation: bool = False) -> None:
+        """Add the metrics among values that were logged at a step; nothing for an impossible step.
 
-        Nothing is added for an impossible step. ``null_is_nan`` says that ``None`` stands for NaN or infinity.
+        ``null_is_nan`` says that ``None`` stands for NaN or infinity, ``of_evaluation`` that the metrics are those of
+        an evaluation, whatever their prefix.
         """
         if not 0 <= step <= MAX_STEP:
-            return False
-        has_metric = False
+            return
         for raw, value in values.items():
             number = as_number(value, null_is_nan)
             if number is None:
                 continue
-            if (name := known_name(str(raw))) is not None:
+            name, place = known_name(str(raw)), held_out_name(str(raw), of_evaluation)
+            if place is not None and (name is None or (of_evaluation and name != EPOCH)):
+                self._held_out.setdefault(place[0], {}).setdefault(place[1], {})[step] = number
+            elif name is not None:
                 self._training.setdefault(name, {})[step] = number
-                has_metric |= name != EPOCH
-            elif (place := held_out_name(str(raw))) is not None:
-                held_out, metric = place
-                self._held_out.setdefault(held_out, {}).setdefault(metric, {})[step] = number
-                has_metric = True
-        return has_metric
 
     def forget(self) -> None:
         """Drop an older run from the same file: everything but evaluations at step 0, which precede the new start."""
@@ -145,6 +162,7 @@ class HistoryBuilder:
         groups = (history.training, *history.held_out.values())
         with np.errstate(all="ignore"):  # logs may hold anything; an overflow is not finite, and rules look for that
             for metrics in groups:
+                _settle_accuracy(metrics)
                 _settle_log_odds(metrics)
             if history.setting("beta") is None and (beta := _beta_of(history.training)) is not None:
                 history.settings["beta"] = beta
@@ -163,15 +181,24 @@ def _as_series(metrics: Mapping[str, Mapping[int, float]]) -> dict[str, Series]:
 
 
 def as_number(value: Any, null_is_nan: bool = False) -> float | None:
-    """Return a number, also one written as text (``"nan"``, ``"2e-05"``); ``None`` for anything else."""
+    """Return a number, also one written as text (``"nan"``, ``"2e-05"``, ``"1,000"``); ``None`` for anything else."""
     if value is None:
         return np.nan if null_is_nan else None
     if isinstance(value, bool | bytes) or not isinstance(value, int | float | str):
         return None
     try:
         return float(value)
-    except (ValueError, OverflowError):
+    except OverflowError:
         return None
+    except ValueError:
+        return cell_number(str(value))
+
+
+def _settle_accuracy(metrics: dict[str, Series]) -> None:
+    """Make a share of an accuracy in percent."""
+    accuracy = metrics.get("rewards/accuracies", EMPTY)
+    if 1 < np.nanmax(accuracy.values, initial=0.0) <= 100:
+        metrics["rewards/accuracies"] = Series(accuracy.steps, accuracy.values / 100)
 
 
 def _settle_log_odds(metrics: dict[str, Series]) -> None:

@@ -1,59 +1,71 @@
-"""Read the history of a run: from a run folder, its event log, ``trainer_state.json``, a console log or CSV files.
-
-| CSV head | from |
-|---|---|
-| ``Step, RUN - train/loss, RUN - train/loss__MIN, ...`` | W&B, "export CSV" of a chart |
-| ``_step, _runtime, train/loss, train/global_step, ...`` | W&B, ``run.history().to_csv()`` |
-| ``Wall time, Step, Value`` | TensorBoard; the metric is in the file's name: ``run-NAME-tag-train_loss.csv`` |
-"""
+"""Read the history of a run: from a run folder, its event log, ``trainer_state.json``, a log or a table of any form."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
 from ..system.run_folder import EVENTS_FILE, TRAINER_STATE_FILE, Event
-from .console_log import MAX_LINE, history_of_lines, lines_of, read_json_lines
+from .console_log import LogReader, history_of_lines
 from .history import History, HistoryBuilder
-from .names import held_out_name, known_name
+from .names import TRAIN_LOSS, held_out_name, in_set, known_name
+from .text import encoding_of, has_html_table, lines_of, text_of_html
 
 EXPECTED = "a run folder, trainer_state.json, events.jsonl, a console log, or a CSV of W&B or TensorBoard"
+STANDARD_INPUT = "-"
 MAX_STATE_BYTES = 500_000_000  # a line of log is about 1,000
 # Settings that rules use, from the start event itself or from its "settings".
 USED_SETTINGS = ("beta", "learning_rate", "max_steps", "warmup_steps", "parameters", "trainable_parameters", "adapter")
-_STEP_COLUMNS = ("train/global_step", "step", "global_step", "_step")
+# Logs in the folders of other trainers: LLaMA-Factory's, and ms-swift's.
+LOG_FILES = ("trainer_log.jsonl", "logging.jsonl")
+HTML_LINES = 5_000  # in which a table of HTML is looked for
 
 
 def read_history(path: str | Path) -> History:
     """Read the metrics of a run; ``DataError`` if the path is not there or has no metric.
 
     The path is a run folder of any trainer, or one of its files: our ``events.jsonl``, ``trainer_state.json``, a
-    console log, LLaMA-Factory's ``trainer_log.jsonl``, a CSV export; or a folder of CSV exports.
+    console log, a JSON object a line, a notebook, a pasted table, a CSV export; a folder of CSV exports; or ``-`` for
+    standard input.
     """
-    path = Path(path)
+    if str(path) != STANDARD_INPUT:
+        return _read(Path(path), str(path))
+    with tempfile.NamedTemporaryFile(suffix=".log") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        return _read(Path(file.name), "standard input")
+
+
+def _read(path: Path, source: str) -> History:
     try:
         if path.is_dir():
             history = _read_folder(path)
         elif path.is_file():
             history = _read_file(path)
         else:
-            raise DataError(f"{path} is not there; expected {EXPECTED}")
+            raise DataError(f"{source} is not there; expected {EXPECTED}")
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{source} cannot be read: {error.strerror or error}") from error
     if history.is_empty:
-        raise DataError(f"{path}: no metric found in it; expected {EXPECTED}")
+        what = f"no metric found in it (not understood: {history.unread_example[:100]!r})" if history.unread else ""
+        raise DataError(f"{source}: {what or 'no metric found in it'}; expected {EXPECTED}")
+    history.source = source
     return history
 
 
 def _read_folder(path: Path) -> History:
     """Read our event log, the state of the run or of its last checkpoint, another trainer's log, or CSV files."""
     checkpoints = sorted(path.glob("checkpoint-*/" + TRAINER_STATE_FILE), key=_checkpoint_step)
-    for file in (path / EVENTS_FILE, path / TRAINER_STATE_FILE, *checkpoints[-1:], path / "trainer_log.jsonl"):
+    logs = [path / name for name in LOG_FILES]
+    for file in (path / EVENTS_FILE, path / TRAINER_STATE_FILE, *checkpoints[-1:], *logs):
         if file.is_file() and not (history := _read_file(file)).is_empty:
             if (path / "adapter_config.json").is_file():
                 history.settings.setdefault("adapter", True)
@@ -61,10 +73,10 @@ def _read_folder(path: Path) -> History:
     tables = sorted(path.glob("*.csv"))
     if not tables:
         raise DataError(
-            f"{path} holds no metrics; expected {EVENTS_FILE}, {TRAINER_STATE_FILE}, trainer_log.jsonl or CSV exports"
-            " in it"
+            f"{path} holds no metrics; expected {EVENTS_FILE}, {TRAINER_STATE_FILE}, {' or '.join(LOG_FILES)}, or CSV"
+            " exports in it"
         )
-    return _read_tables(tables, str(path))
+    return history_of_tables(tables)
 
 
 def _checkpoint_step(state: Path) -> int:
@@ -73,18 +85,17 @@ def _checkpoint_step(state: Path) -> int:
 
 
 def _read_file(path: Path) -> History:
-    """Choose the reader by the file's name and the beginning of its content."""
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return _read_tables([path], str(path))
+    """Choose the reader by the beginning of the content, and by the name where that is not enough."""
     first = next(lines_of(path), "").strip()
-    if path.suffix == ".json" and first.startswith("{"):
-        return _read_state(path)
-    if path.suffix == ".jsonl" or first.startswith('{"'):
-        if is_event(next(filter(None, map(_json, lines_of(path))), None)):
-            return _read_event_log(path)
-        if not (history := read_json_lines(path)).is_empty:
-            return history
-    return history_of_lines(lines_of(path), str(path))
+    of_events = first.startswith("{") and is_event(next(filter(None, map(_json, islice(lines_of(path), 100))), None))
+    if of_events and not (history := _read_event_log(path)).is_empty:
+        return history
+    if (of_document := _read_document(path, first)) is not None:
+        return of_document
+    lines: Iterable[str] = lines_of(path)
+    if has_html_table(islice(lines_of(path), HTML_LINES)):
+        lines = text_of_html(lines)
+    return history_of_lines(lines, value=_metric_in_file_name(path))
 
 
 def _json(line: str) -> Any:
@@ -144,7 +155,7 @@ class EventLogHistory:
             given = {**(settings if isinstance(settings, dict) else {}), **event}
             history.settings.update({name: given[name] for name in USED_SETTINGS if name in given})
         elif kind in (Event.LOG, Event.EVALUATE):
-            self._builder.add(step, event, null_is_nan=True)
+            self._builder.add(step, event, null_is_nan=True, of_evaluation=kind == Event.EVALUATE)
         elif kind == Event.END:
             history.finished = True
 
@@ -153,21 +164,49 @@ class EventLogHistory:
         return self._builder.build()
 
 
-# ---- trainer_state.json, which all trainers built on that of transformers write: TRL, Axolotl, Unsloth, ours
+# ---- One JSON document: trainer_state.json, a list of log entries, a notebook
 
 
-def _read_state(path: Path) -> History:
-    if path.stat().st_size > MAX_STATE_BYTES:
-        raise DataError(
-            f"{path} has {path.stat().st_size:,} bytes; a trainer_state.json of more than 500 MB is not read"
-        )
-    try:
-        state = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no readable JSON ({error}); expected trainer_state.json") from error
-    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
+def _read_document(path: Path, first: str) -> History | None:
+    """Return the history in a file that is one JSON document; ``None`` for other files, as those with one a line.
+
+    ``DataError`` for a file that is called ``.json`` and is none, or holds no history.
+    """
+    document = _document_in(path, first)
+    if isinstance(document, list):
+        reader = LogReader()
+        for entry in document:
+            if isinstance(entry, dict):
+                reader.add(entry)
+        return reader.history()
+    if isinstance(document, dict) and isinstance(document.get("log_history"), list):
+        return _history_of_state(document, path)
+    if isinstance(document, dict) and isinstance(document.get("cells"), list):
+        return history_of_lines(_lines_of_notebook(document["cells"]))
+    if document is not None and path.suffix.lower() == ".json":
         raise DataError(f"{path} has no log_history; expected the trainer_state.json that a Trainer saves")
-    builder = HistoryBuilder(str(path))
+    return None
+
+
+def _document_in(path: Path, first: str) -> Any:
+    """Return the JSON document that a file is, by its name and its first line; ``None`` if it is none."""
+    is_named_so, of_line = path.suffix.lower() == ".json", _json(first)
+    is_log = isinstance(of_line, dict) and "log_history" not in of_line and not is_named_so  # with one a line
+    if is_log or not (is_named_so or re.match(r"[{\[]\s*(?:[{\"]|$)", first)):
+        return None
+    if path.stat().st_size > MAX_STATE_BYTES:
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes; a JSON document of more than 500 MB is not read")
+    try:
+        return json.loads(path.read_text(encoding=encoding_of(path), errors="replace"))
+    except (ValueError, RecursionError) as error:
+        if is_named_so and not isinstance(of_line, dict):
+            raise DataError(f"{path} is no readable JSON ({error}); expected trainer_state.json") from error
+        return None
+
+
+def _history_of_state(state: Mapping[str, Any], path: Path) -> History:
+    """Return the history in the state that all trainers built on that of transformers save."""
+    builder = HistoryBuilder()
     history = builder.history
     for number, entry in enumerate(state["log_history"], 1):
         if not isinstance(entry, dict):
@@ -185,58 +224,41 @@ def _read_state(path: Path) -> History:
     return builder.build()
 
 
-# ---- CSV exports
+def _lines_of_notebook(cells: Iterable[Any]) -> Iterable[str]:
+    """Yield the lines of what the cells of a notebook have put out."""
+    for cell in cells:
+        for output in (cell.get("outputs") or ()) if isinstance(cell, dict) else ():
+            found = output.get("data") or {} if isinstance(output, dict) else {}
+            text = found.get("text/html") or found.get("text/plain") or output.get("text") or ""
+            yield from text_of_html("".join(text).split("\n"))
 
 
-def _read_tables(paths: Iterable[Path], source: str) -> History:
-    builder = HistoryBuilder(source)
-    csv.field_size_limit(MAX_LINE)
+# ---- Tables in files of their own
+
+
+def history_of_tables(paths: Iterable[Path]) -> History:
+    """Return the history in several CSV exports of one run."""
+    builder = HistoryBuilder()
     for path in paths:
-        rows = csv.reader((line.replace("\0", "") for line in lines_of(path)), strict=False)
-        head = next(rows, None)
-        if head is not None:
-            _read_rows(builder, head, rows, path)
+        reader = LogReader(_metric_in_file_name(path))
+        for line in lines_of(path):
+            reader.read(line)
+        reader.fill(builder)
     return builder.build()
-
-
-def _read_rows(builder: HistoryBuilder, head: list[str], rows: Iterable[list[str]], path: Path) -> None:
-    columns = [column.strip().lstrip("\ufeff") for column in head]
-    lower = [column.lower() for column in columns]
-    place = next((lower.index(name) for name in _STEP_COLUMNS if name in lower), None)
-    if place is None:
-        return
-    is_tensorboard = lower[:3] == ["wall time", "step", "value"]
-    names = [None, None, _metric_in_file_name(path)] if is_tensorboard else _metrics_of_columns(columns)
-    names[place] = None
-    for number, row in enumerate(rows, 1):
-        try:
-            step = int(float(row[place])) if row[place] else number
-        except (ValueError, IndexError, OverflowError):
-            builder.history.skipped += 1
-            continue
-        builder.add(step, {name: cell for name, cell in zip(names, row, strict=False) if name and cell})
-
-
-def _metrics_of_columns(columns: list[str]) -> list[str | None]:
-    """Return ``train/loss`` for ``run-1 - train/loss``, ``None`` for columns of extremes and of any other run."""
-    names: list[str | None] = []
-    first_run: str | None = None
-    for column in columns:
-        run, separator, name = column.rpartition(" - ")
-        if separator and first_run is None:
-            first_run = run
-        is_other_run = bool(separator) and run != first_run
-        names.append(None if is_other_run or name.endswith(("__MIN", "__MAX")) else name)
-    return names
 
 
 def _metric_in_file_name(path: Path) -> str | None:
     """Return the longest end of a file's name that is the name of a metric."""
-    words = re.split(r"(?=_)", path.stem.rpartition("tag-")[2])
+    stem = path.stem.rpartition("tag-")[2]
+    if stem.endswith(f"train_{TRAIN_LOSS}"):  # the mean of the whole run
+        return None
+    words = re.split(r"(?=_)", stem)
     for first in range(len(words)):
         name = "".join(words[first:]).lstrip("_")
-        if name == "train_loss":
+        if name == TRAIN_LOSS:
             return "loss"
-        if known_name(name) or held_out_name(name):
-            return name
+        if (metric := known_name(name)) is not None:
+            return metric
+        if (place := held_out_name(name)) is not None:
+            return in_set(*place)
     return None

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..diagnose.readers import LOG_FILES
 from ..system.run_folder import TRAINER_STATE_FILE
 
 MAX_LINE_BYTES = 2_000_000  # twice what ``oddsmith diagnose`` reads of a line; a longer one is skipped
@@ -77,7 +78,7 @@ class Tail:
 
 def foreign_files(path: Path) -> list[Path]:
     """Return the files that ``read_history`` may open of another trainer's run."""
-    patterns = (TRAINER_STATE_FILE, f"checkpoint-*/{TRAINER_STATE_FILE}", "trainer_log.jsonl", "*.csv")
+    patterns = (TRAINER_STATE_FILE, f"checkpoint-*/{TRAINER_STATE_FILE}", *LOG_FILES, "*.csv")
     return [path] if path.is_file() else sorted(file for pattern in patterns for file in path.glob(pattern))
 
 

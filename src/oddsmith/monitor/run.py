@@ -9,6 +9,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ class Run:
         self.held_out: dict[str, dict[str, GrowingSeries]] = {}
         self.start: dict[str, Any] = {}
         self.settings: dict[str, Any] = {}
-        self.finished, self.steps_are_lines = False, False
-        self.skipped = 0
+        self.finished, self.skipped = False, 0
+        self._read = History(str(self.path), finished=False)  # what the last reading says beside the curves
         self.events = RunEvents()
         self.problem = ""
         self._ended_at = 0
@@ -156,7 +157,7 @@ class Run:
             return True
         self._append(history)
         self.finished, self.skipped = history.finished, history.skipped
-        self.steps_are_lines = history.steps_are_lines
+        self._read = history
         self._last_time = max((moment for *_, moment in found), default=0) / 1e9
         return True
 
@@ -165,14 +166,13 @@ class Run:
     @property
     def history(self) -> History:
         """Return the history that the rules judge."""
-        return History(
-            source=str(self.path),
+        return replace(
+            self._read,
             training={name: series.whole for name, series in self.training.items()},
             held_out={key: {name: one.whole for name, one in group.items()} for key, group in self.held_out.items()},
             settings=dict(self.settings),
             skipped=self.skipped,
             finished=self.finished,
-            steps_are_lines=self.steps_are_lines,
         )
 
     def findings(self) -> list[dict[str, Any]]:
@@ -195,6 +195,7 @@ class Run:
             "problem": self.problem,
             "step": history.last_step,
             "max_steps": history.steps_planned,
+            "unit": history.unit,
             "model": text(self.start.get("model"), 200),
             "updated": self._last_time or None,
             "seconds_left": self._seconds_left(history),

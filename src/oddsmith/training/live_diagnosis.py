@@ -35,7 +35,8 @@ class Watch(TrainerCallback):
 
     A finding is reported when it first appears, and once more if it gets worse: through ``tell``, as the event
     ``finding`` (its own ``step`` there as ``from_step``), and as an alert of trackers with alerts (W&B and Trackio).
-    Healthy findings are not reported. It must be added after ``EventWriter``, because it reads the event log.
+    What is healthy, or cannot be told yet, is not reported. It must be added after ``EventWriter``, because it reads
+    the event log.
 
     Args:
         tell: Called with each finding.
@@ -82,7 +83,7 @@ class Watch(TrainerCallback):
         started_at = time.monotonic()
         for finding in judge(self._history.build()):
             before = self._reported.get(finding.rule, Verdict.HEALTHY)
-            if finding.verdict.severity > before.severity:
+            if finding.verdict.asks_for_a_look and finding.verdict.severity > before.severity:
                 self._reported[finding.rule] = finding.verdict
                 self._tell(finding)
                 fields = finding.to_dict()

@@ -1,15 +1,19 @@
 """Console logs of every trainer, in the format of the sources named beside them, with made-up figures."""
 
 # ruff: noqa: E501  log lines are as long as they are
+import json
 import math
 import time
 from pathlib import Path
 
 import pytest
 
-from oddsmith.diagnose.console_log import MAX_LINE, history_of_lines, lines_of
+from oddsmith.diagnose.console_log import history_of_lines
+from oddsmith.diagnose.findings import Verdict, overall
+from oddsmith.diagnose.history import History
 from oddsmith.diagnose.readers import read_history
 from oddsmith.diagnose.rules import judge
+from oddsmith.diagnose.text import plain_lines
 from tests.unit.diagnose.points import points
 
 HISTORIES = Path(__file__).parents[2] / "histories"
@@ -23,11 +27,19 @@ TRL_2024 = """
 """
 
 
+def read(text: str) -> History:
+    return history_of_lines(part for line in text.split("\n") for part in plain_lines(line))
+
+
+def verdict(history: History) -> Verdict:
+    return overall(finding.verdict for finding in judge(history))
+
+
 def test_trl_lines_without_steps_count_as_log_lines():
     history = history_of_lines(TRL_2024.splitlines())
     assert points(history, "loss") == [(1, 1.5422), (2, 0.0)]
     assert math.isnan(history.get("nll_loss").values[1])
-    assert history.steps_are_lines
+    assert history.unit == "log lines"
     assert history.settings["beta"] == pytest.approx(0.1)
     assert history.held_out[""]["loss"].values.tolist() == [1.7]
     assert "not_finite" in {finding.rule for finding in judge(history)}
@@ -79,17 +91,6 @@ def test_unsloth_table():
     assert points(history, "rewards/accuracies") == [(1, 0.5), (2, 1.0)]
 
 
-def test_a_table_with_spaces_or_bars_and_validation_columns():
-    for head, row in (
-        ("# Step    Training Loss   Validation Loss  rewards / chosen", "# 50  0.69  0.70  -0.12"),
-        ("| Step | Training Loss | Validation Loss | rewards / chosen |", "| 50 | 0.69 | 0.70 | -0.12 |"),
-    ):
-        history = history_of_lines([head, row])
-        assert points(history, "loss") == [(50, 0.69)]
-        assert history.held_out[""]["loss"].values.tolist() == [0.7]
-        assert points(history, "rewards/chosen") == [(50, -0.12)]
-
-
 # LLaMA-Factory: hiyouga/LlamaFactory/issues/3486 and 774 (trainer_log.jsonl, null in its last line), and the names of
 # its ORPO metrics in src/llamafactory/train/dpo/trainer.py.
 LLAMA_FACTORY_JSONL = """
@@ -132,18 +133,137 @@ def test_a_dict_over_several_lines_and_two_in_one():
     assert points(history, "nll_loss") == [(1, 0.7)]
 
 
+def test_a_dict_that_a_terminal_has_wrapped_within_a_number():
+    history = read("{'loss': 1.5422, 'learning_rate': 0.00\n01, 'rewards/rej\nected': -0.12}\n{'loss': 1.4}")
+    assert points(history, "loss") == [(1, 1.5422), (2, 1.4)]
+    assert points(history, "learning_rate") == [(1, 0.0001)]
+    assert points(history, "rewards/rejected") == [(1, -0.12)]
+
+
+def test_a_dict_that_was_cut_off_does_not_swallow_the_next():
+    history = read("{'loss': 1.5, 'grad_norm': 0.9, 'rewards/ch\n{'loss': 1.4}\n{'loss': 1.3, 'grad_norm': 0.9")
+    assert points(history, "loss") == [(1, 1.5), (2, 1.4), (3, 1.3)]
+    assert points(history, "grad_norm") == [(1, 0.9)]  # the last number may have gone on
+
+
+def test_dicts_in_dicts():
+    lines = [json.dumps({"step": 10 * n, "train": {"loss": 2.0 / n}, "eval": {"loss": 3.0 / n}}) for n in (1, 2)]
+    history = read("\n".join([*lines, json.dumps({"metrics": {"loss": 0.5}, "step": 30})]))
+    assert points(history, "loss") == [(10, 2.0), (20, 1.0), (30, 0.5)]
+    assert history.held_out[""]["loss"].values.tolist() == [3.0, 1.5]
+
+
+def test_train_loss_is_the_mean_of_the_run_at_its_end_and_a_metric_in_each_line():
+    of_transformers = "{'loss': 1.5, 'epoch': 0.1}\n***** train metrics *****\n  train_loss  =  9.9\n  epoch  =  1.0"
+    assert points(read(of_transformers), "loss") == [(1, 1.5)]
+    assert points(read("{'loss': 1.5}\n{'train_runtime': 3.0, 'train_loss': 9.9, 'epoch': 1.0}"), "loss") == [(1, 1.5)]
+    assert points(read("train_loss: 1.5\ntrain_loss: 1.4"), "loss") == [(1, 1.5), (2, 1.4)]
+
+
+# What people's terminals, clusters and containers put before a line.
+BEFORE = {
+    "nothing": "",
+    "rank": "[rank0]: ",
+    "torchrun": "[default0]:",
+    "time": "2025-03-01 10:00:00,123 - INFO - trainer - ",
+    "level": "INFO:root:",
+    "container": "trainer-1  | ",
+    "kubernetes": "2025-03-01T10:00:00.123456789Z stdout F ",
+    "ray": "\x1b[36m(RayTrainWorker pid=1234)\x1b[0m ",
+    "quoted": "> ",
+}
+RISING = [1.82, 2.9, 4.4, 6.1, 8.42]
+FORMS = {
+    "dict": "{{'loss': {loss}, 'grad_norm': 1.0}}",
+    "numpy": "{{'loss': np.float64({loss}), 'grad_norm': tensor(1.0, device='cuda:0')}}",
+    "quoted": "{{'loss': '{loss}', 'grad_norm': '1'}}",
+    "colon": "loss: {loss}, grad_norm: 1.0, learning_rate: 1e-05",
+    "one value": "loss: {loss}",
+    "equals": "loss={loss} grad_norm=1.0",
+    "step": "step {number} loss {loss}",
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("form", FORMS)
+def test_five_lines_of_a_loss_that_explodes_are_not_healthy(before, form):
+    lines = [BEFORE[before] + FORMS[form].format(loss=loss, number=n) for n, loss in enumerate(RISING, 1)]
+    history = read("\n".join(lines))
+    assert points(history, "loss") == list(enumerate(RISING, 1))
+    assert verdict(history) is Verdict.ACT
+    assert verdict(read("\n".join(lines[:4]))) is Verdict.CANNOT_TELL
+
+
+BANNER = """
+==((====))==  Unsloth - 2x faster free finetuning | Num GPUs used = 1
+   \\\\   /|    Num examples = 1,200 | Num Epochs = 1 | Total steps = 30
+ "-____-"     Trainable parameters = 41,943,040 of 8,072,204,288 (0.52% trained)
+"""
+
+
+def test_four_rows_of_thirty_steps_are_too_little_to_judge():
+    rows = "".join(f"{step}\t{2 - step / 100}\t-0.2\n" for step in range(1, 5))
+    history = read(f"{BANNER}Step\tTraining Loss\trewards / chosen\n{rows}")
+    assert (history.last_step, history.steps_planned, history.log_lines) == (4, 30, 4)
+    assert history.trains_adapter is True
+    assert [finding.rule for finding in judge(history)] == ["too_little"]
+
+
+def model_card(rows: int = 10) -> str:
+    head = "| Training Loss | Epoch | Step | Validation Loss | Rewards/chosen | Nll Loss | Log Odds Ratio |"
+    body = "".join(
+        f"| {'No log' if n == 1 else 2 - n / 10} | {n / 10} | {10 * n} | {2.1 - n / 10} | -0.1 | {2 - n / 10} | -0.5 |\n"
+        for n in range(1, rows + 1)
+    )
+    return (
+        "It achieves the following results on the evaluation set:\n- Loss: 9.9\n- Rewards/chosen: -9.9\n\n"
+        "The following hyperparameters were used during training:\n- learning_rate: 8e-06\n- num_epochs: 1\n\n"
+        f"### Training results\n\n{head}\n{'|:---:' * 7}|\n{body}"
+    )
+
+
+def test_a_model_card():
+    history = read(model_card())
+    assert (history.last_step, history.log_lines, history.evaluations) == (100, 9, 10)
+    assert points(history, "loss")[0] == (20, 1.8)
+    assert set(history.training) == {"loss", "epoch"}
+    assert history.held_out[""]["nll_loss"].values.tolist()[0] == 1.9
+    assert history.settings["learning_rate"] == 8e-6
+    assert verdict(history) is Verdict.HEALTHY
+
+
+def test_the_columns_of_an_evaluation_accuse_no_training():
+    """Over-fitting, as a console shows it and as a notebook does: the same findings."""
+    training = [1.6 - n / 20 for n in range(20)]
+    held_out = [1.75 - n / 40 if n < 8 else 1.35 + n / 20 for n in range(20)]
+    logps = [-nll - 0.2 for nll in held_out]
+    console = "\n".join(
+        f"{{'loss': {a:.4f}, 'epoch': {n / 5}}}\n{{'eval_loss': {b:.4f}, 'eval_logps/chosen': {c:.4f},"
+        f" 'eval_logps/rejected': {2 * c:.4f}, 'eval_nll_loss': {b - 0.1:.4f}, 'epoch': {n / 5}}}"
+        for n, (a, b, c) in enumerate(zip(training, held_out, logps, strict=True))
+    )
+    notebook = "Step\tTraining Loss\tValidation Loss\tLogps/chosen\tLogps/rejected\tNll Loss\n" + "\n".join(
+        f"{20 * n + 20}\t{a:.4f}\t{b:.4f}\t{c:.4f}\t{2 * c:.4f}\t{b - 0.1:.4f}"
+        for n, (a, b, c) in enumerate(zip(training, held_out, logps, strict=True))
+    )
+    rules = [{finding.rule for finding in judge(read(text))} for text in (console, notebook)]
+    assert rules[0] == rules[1]
+    assert "over_fitting" in rules[1]
+
+
+def test_what_looks_like_metrics_and_was_not_read_is_counted_and_shown():
+    history = read("step: 10, loss: 1.5\n" + "step: 20, loss: 1,4500\n" * 3 + "nothing to see\n")
+    assert (history.skipped, history.unread, history.unread_example) == (4, 3, "step: 20, loss: 1,4500")
+    assert "not_read" in {finding.rule for finding in judge(history)}
+    partly = read("iteration 10/ 600 | lm loss: 1.2E+00 | grad norm: 1.2 |")
+    assert (points(partly, "grad_norm"), partly.unread) == ([(10, 1.2)], 1)
+
+
 def test_our_own_console():
     history = history_of_lines(["step 10/200  5%  loss 2.314  nll 2.201  or 0.712  accuracy 55%  margin -0.012"])
     assert points(history, "rewards/accuracies") == [(10, 0.55)]
     assert points(history, "rewards/margins") == [(10, -0.012)]
     assert history.settings["max_steps"] == 200
-
-
-def test_a_huge_line_is_skipped(tmp_path):
-    path = tmp_path / "train.log"
-    path.write_text("{'loss': 1.0}\n" + "x" * (3 * MAX_LINE) + "\n{'loss': 0.9}\n", encoding="utf-8")
-    assert [len(line) for line in lines_of(path)] == [13, MAX_LINE, 13]
-    assert points(read_history(path), "loss") == [(1, 1.0), (2, 0.9)]
 
 
 @pytest.mark.parametrize(

@@ -106,12 +106,87 @@ def test_a_step_done_twice_counts_once_and_an_older_run_in_the_file_not_at_all(t
     assert history.held_out[""]["loss"].steps.tolist() == [0]
 
 
+def test_evaluations_with_another_prefix_are_evaluations(tmp_path):
+    """As ``trainer.evaluate(test, metric_key_prefix="test")`` logs them, and an evaluation of the training pairs."""
+    (tmp_path / "events.jsonl").write_text(
+        events(
+            {"event": "log", "step": 10, "loss": 2.0, "epoch": 0.1},
+            {"event": "evaluate", "step": 10, "test_loss": 1.9, "test_rewards/accuracies": 0.5, "epoch": 0.1},
+            {"event": "evaluate", "step": 10, "train_loss": 1.8, "train_rewards/accuracies": 0.6},
+        )
+    )
+    history = read_history(tmp_path)
+    assert set(history.training) == {"loss", "epoch"}
+    assert {name: group["loss"].values.tolist() for name, group in history.held_out.items()} == {
+        "test": [1.9],
+        "train": [1.8],
+    }
+
+
+ENTRIES = [
+    *({"step": 10 * n, "loss": 2.0 - n / 10, "epoch": n / 10} for n in range(1, 5)),
+    {"step": 40, "eval_loss": 1.7},
+]
+STATE = {"log_history": ENTRIES, "global_step": 40, "max_steps": 100}
+PAGE = "<table><tr><th>Step</th>\n<th>Training Loss</th>\n<th>Validation Loss</th></tr>" + "".join(
+    f"<tr><td>{10 * n}</td>\n<td>{2.0 - n / 10}</td>\n<td>{'No log' if n < 4 else 1.7}</td></tr>\n" for n in range(1, 5)
+)
+OUTPUTS = [
+    {"output_type": "stream", "text": ["Num Epochs = 1\n", "x\n"]},
+    {"data": {"text/html": PAGE.splitlines(True)}},
+]
+DOCUMENTS = {
+    "state.txt": json.dumps(STATE),
+    "indented.txt": json.dumps(STATE, indent=2),
+    "history.json": json.dumps(ENTRIES),
+    "history_indented.txt": json.dumps(ENTRIES, indent=2),
+    "lines.json": "\n".join(map(json.dumps, ENTRIES)),
+    "lines.jsonl": "\n".join(map(json.dumps, ENTRIES)),
+    "printed.log": str(ENTRIES),
+    "notebook.ipynb": json.dumps({"cells": [{"cell_type": "markdown"}, {"outputs": OUTPUTS}], "nbformat": 4}, indent=1),
+    "page.html": f"<html><body>{PAGE}</table></body></html>",
+    "events_of_others.jsonl": "\n".join(json.dumps({"event": "train", **entry}) for entry in ENTRIES),
+    "frame.csv": "step,loss,eval_loss\n10,1.9,\n20,1.8,\n30,1.7,\n40,1.6,\n,,1.7\n",
+    "frame.tsv": "step\tloss\teval_loss\n10\t1.9\t\n20\t1.8\t\n30\t1.7\t\n40\t1.6\t1.7\n",
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_one_history_in_many_files(tmp_path, name, encoding):
+    (tmp_path / name).write_text(DOCUMENTS[name], encoding=encoding)
+    history = read_history(tmp_path / name)
+    assert points(history, "loss") == [(10, 1.9), (20, 1.8), (30, 1.7), (40, 1.6)]
+    assert history.held_out[""]["loss"].values.tolist() == [1.7]
+    assert history.held_out[""]["loss"].steps.tolist() == [40]
+    assert history.source == str(tmp_path / name)
+
+
+def test_the_folder_of_ms_swift(tmp_path):
+    lines = [{"loss": 2.0 - n / 10, "epoch": n / 10, "global_step/max_steps": f"{10 * n}/100"} for n in range(1, 5)]
+    (tmp_path / "logging.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"last_model_checkpoint": "x"}])))
+    history = read_history(tmp_path)
+    assert points(history, "loss") == [(10, 1.9), (20, 1.8), (30, 1.7), (40, 1.6)]
+    assert history.settings["max_steps"] == 100
+
+
+def test_the_mean_of_a_whole_run_is_no_curve(tmp_path):
+    for tag, value in (("train_loss", 0.5), ("train_train_loss", 9.9)):
+        (tmp_path / f"run-a-tag-{tag}.csv").write_text(f"Wall time,Step,Value\n1.0,10,{value}\n")
+    assert points(read_history(tmp_path), "loss") == [(10, 0.5)]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("missing.json", None, "is not there"),
         ("empty.log", b"", "no metric found"),
         ("words.log", b"nothing to see here\n" * 10, "no metric found"),
+        (
+            "unknown.log",
+            b"step 10 critic loss: 1.5\n",
+            "no metric found in it (not understood: 'step 10 critic loss: 1.5')",
+        ),
         ("trainer_state.json", b'{"log_history": ', "no readable JSON"),
         ("other.json", b'{"a": 1}', "no log_history"),
         ("deep.json", b'{"a":' + b"[" * 100_000, "no readable JSON"),
@@ -138,6 +213,9 @@ FRAGMENTS = [
     '{"event": "start", "step": 0, "settings": 7}', '{"event": "log", "step": 99999999999999999999999, "loss": 1}',
     '{"event": "start", "step": 0, "beta": 1' + "0" * 400 + "}", "Step\tTraining Loss", "7\t0.5", "| Step | loss |",
     " 10%|#         | 1/10 [00:01<00:09]", "step 3/9  loss .", "Wall time,Step,Value", "Step,a - train/loss", "1,2,3",
+    "Step Training Loss Validation Loss", "7 0.5 No log", "a;step;loss", "loss=1.2 Epoch 1/3", "Total steps = 1,250",
+    "Epoch 1: 50%|#  | 5/10 [00:01<00:09, 1it/s, loss=nan]", "<td>", "[ 6/12 00:30 < 00:31, 1.9 it/s, Epoch 1e9/1]",
+    "{'loss': tensor(1.2, device='cuda:0'), 'epoch': np.float64(inf)}", "step: 1e300 loss: 1", "epoch: 1e308 loss: 2",
     "'loss': '1e309'", "\x1b[A\x1b[31m{'loss': inf}", "\x00",
 ]  # fmt: skip
 texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=40)), max_size=12).map("\n".join)

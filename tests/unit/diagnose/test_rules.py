@@ -1,5 +1,7 @@
 """Every rule fires on a history made for it, and stays silent on one that is well."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -72,13 +74,15 @@ def findings(training=None, held_out=None, settings=None, steps=2, **changed) ->
             builder.add(step, {prefix + name: values[number] for name, values in found.items() if number < len(values)})
     builder.history.settings.update({"beta": 0.1, "adapter": True, "parameters": 7e9, "max_steps": POINTS * steps})
     builder.history.settings.update(settings or {})
+    if builder.history.settings["adapter"] is None:  # not known
+        del builder.history.settings["adapter"]
     return {finding.rule: finding for finding in judge(builder.build())}
 
 
 def test_a_good_run_is_reported_healthy():
     found = findings()
     assert set(found) == {"preference_learned", "language_learned"}
-    assert overall(found.values()) is Verdict.HEALTHY
+    assert overall(finding.verdict for finding in found.values()) is Verdict.HEALTHY
     assert all(finding.change == "" for finding in found.values())
 
 
@@ -140,7 +144,7 @@ def test_noise_alone_is_no_trend(seed):
     flat["learning_rate"], flat["tokens_per_second"] = constant(1e-4), constant(5000.0)
     flat["rewards/accuracies"] = [0.7] * POINTS
     found = findings(training=flat, held_out={})
-    assert set(found) <= {"log_odds_not_rising", "preference_learned"}
+    assert set(found) <= {"log_odds_not_rising", "preference_learned", "too_little"}
 
 
 def test_a_single_step_that_was_skipped_is_to_be_watched():
@@ -151,8 +155,110 @@ def test_a_single_step_that_was_skipped_is_to_be_watched():
 
 def test_changes_name_numbers():
     assert findings(**CASES["over_penalisation"][0])["over_penalisation"].change.startswith("beta 0.1 -> 0.05")
-    assert findings(**CASES["learning_rate_low"][0])["learning_rate_low"].change == "learning_rate 1e-07 -> 2e-05"
+    assert findings(**CASES["learning_rate_low"][0])["learning_rate_low"].change == "learning_rate 1e-07 -> 0.0001"
     assert findings(**CASES["warm_up_long"][0])["warm_up_long"].change == "warmup_steps 96 -> 12 (a tenth of the run)"
+
+
+CONTRADICTING = {
+    "slow and not learning": {"log_odds_chosen": line(0.1, 0.1, 0.1), **CASES["learning_rate_low"][0]},
+    "not learning and rising": {"log_odds_chosen": line(0.1, 0.1, 0.1), "loss": there_and_back(2.6, 1.6, 2.4)},
+    "far too high": {**HIGH_RATE, **FALLING, "skipped_steps": [1.0, 2.0, 1.0]},
+    "memorised and short": {"held_out": {"eval_": HELD_OUT_WORSE}, "settings": {"max_steps": 30}},
+    "spikes and rising": {"grad_norm": SPIKES, "loss": there_and_back(2.6, 1.6, 2.4)},
+}
+
+
+@pytest.mark.parametrize("adapter", [True, False, None], ids=["adapter", "full", "unknown"])
+@pytest.mark.parametrize("case", CONTRADICTING)
+def test_findings_of_a_run_agree_on_what_to_change(case, adapter):
+    made = CONTRADICTING[case]
+    found = findings(**{**made, "settings": {"adapter": adapter, **made.get("settings", {})}})
+    changes = [finding.change for finding in found.values() if finding.change]
+    assert len(changes) > 1
+    for setting in ("learning_rate", "beta", "max_grad_norm"):
+        values = [value for change in changes for value in re.findall(rf"{setting} (.*?)(?:;|, or |$)", change)]
+        assert len(set(values)) <= 1
+        if setting == "learning_rate" and any("->" in value for value in values):
+            assert ("for all weights" in values[0] and "LoRA" in values[0]) is (adapter is None)
+    text = "\n".join(changes)
+    assert not ("more epochs" in text and "fewer epochs" in text)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "rate", "change"),
+    [
+        (True, 1e-6, "1e-06 -> 0.0001"),
+        (False, 1e-6, "1e-06 -> 1e-05"),
+        (None, 1e-6, "1e-06 -> 1e-05 for all weights, 0.0001 with an adapter (LoRA)"),
+        (False, 4e-6, "4e-06 -> 8e-06"),
+    ],
+)
+def test_a_low_learning_rate_rises_to_what_is_usual_for_the_kind_of_run(adapter, rate, change):
+    made = {**CASES["learning_rate_low"][0], "learning_rate": constant(rate)}
+    assert findings(settings={"adapter": adapter}, **made)["learning_rate_low"].change == f"learning_rate {change}"
+
+
+def test_who_trains_an_adapter_is_not_told_to_train_one():
+    assert "train an adapter" not in findings(**CASES["forgetting"][0])["forgetting"].change
+    made = {**CASES["forgetting"][0], "settings": {"adapter": False}}
+    assert "train an adapter instead" in findings(**made)["forgetting"].change
+
+
+def test_where_no_rule_finds_anything_nobody_can_tell():
+    few = {"loss": [2.6, 2.7, 2.5, 2.6, 2.6]}
+    found = findings(training=few, held_out={})
+    assert set(found) == {"too_little"}
+    assert found["too_little"].verdict is Verdict.CANNOT_TELL
+    assert found["too_little"].evidence.startswith("5 values of the loss, 0 of the log odds, 0 evaluations")
+    assert overall([]) is Verdict.CANNOT_TELL
+    assert overall([Verdict.HEALTHY, Verdict.CANNOT_TELL]) is Verdict.CANNOT_TELL
+    assert overall([Verdict.CANNOT_TELL, Verdict.WATCH]) is Verdict.WATCH
+
+
+def test_a_loss_of_few_values_that_rises_much_is_found():
+    rising = {"loss": [1.82, 2.9, 4.4, 6.1, 8.42]}
+    assert findings(training=rising, held_out={})["loss_rising"].verdict is Verdict.ACT
+    slightly = {"loss": [1.82, 1.83, 1.84, 1.85, 1.86]}
+    assert "loss_rising" not in findings(training=slightly, held_out={})
+    with_a_turn = {"loss": [1.9, 1.8, 1.82, 2.1, 1.95, 2.6, 3.1, 3.0, 3.9]}
+    assert findings(training=with_a_turn, held_out={})["loss_rising"].verdict is Verdict.ACT
+
+
+def test_a_loss_alone_can_be_healthy():
+    assert set(findings(training={"loss": line(2.6, 1.6, 0.08)}, held_out={})) == {"language_learned"}
+
+
+def test_a_part_of_a_run_is_not_called_short():
+    builder = HistoryBuilder()
+    for step in range(1, 5):
+        builder.add(step, {"loss": 2.0})
+    builder.history.is_excerpt = True
+    for planned in ({}, {"max_steps": 30}):
+        builder.history.settings = planned
+        assert "too_few_steps" not in {finding.rule for finding in judge(builder.build())}
+    builder.history.settings = {"max_steps": 4}
+    assert "too_few_steps" in {finding.rule for finding in judge(builder.build())}
+
+
+def test_a_warm_up_is_not_called_long_where_the_end_of_the_schedule_is_missing():
+    history = HistoryBuilder()
+    for step in range(1, 31):
+        history.add(step, {"loss": 2 - step / 100, "learning_rate": step * 1e-6})
+    history.history.is_excerpt = True
+    assert "warm_up_long" not in {finding.rule for finding in judge(history.build())}
+    history.history.settings = {"max_steps": 40}
+    assert "warm_up_long" in {finding.rule for finding in judge(history.build())}
+
+
+def test_where_most_lines_were_not_understood_the_rest_is_no_verdict():
+    builder = HistoryBuilder()
+    for number, value in enumerate(line(2.6, 1.6)):
+        builder.add(number, {"loss": value})
+    builder.history.unread, builder.history.unread_example = 100, "rank 3 critic loss 1.5"
+    found = {finding.rule: finding for finding in judge(builder.build())}
+    assert found["language_learned"].verdict is Verdict.HEALTHY
+    assert found["not_read"].verdict is Verdict.CANNOT_TELL
+    assert "rank 3 critic loss 1.5" in found["not_read"].evidence
 
 
 def test_the_step_is_where_it_begins():
@@ -247,4 +353,3 @@ def test_findings_are_ordered_by_severity_and_are_json():
     ordered = judge(builder.build())
     assert [f.verdict.severity for f in ordered] == sorted((f.verdict.severity for f in ordered), reverse=True)
     assert set(ordered[0].to_dict()) == {"rule", "verdict", "metric", "step", "evidence", "meaning", "change"}
-    assert overall([]) is Verdict.HEALTHY

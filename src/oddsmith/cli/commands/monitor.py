@@ -85,7 +85,7 @@ def _report(paths: Sequence[Path], file: Path) -> dict[str, Any]:
 
 def _once(paths: Sequence[Path], as_json: bool) -> dict[str, Any]:
     """Print the state of the runs in the terminal."""
-    from ...diagnose.findings import Verdict
+    from ...diagnose.findings import Verdict, overall
     from ...monitor.runs import Run, Runs
     from .diagnose import sparklines
 
@@ -93,10 +93,8 @@ def _once(paths: Sequence[Path], as_json: bool) -> dict[str, Any]:
     documents = []
     for run in runs:
         summary, findings = run.summary(), run.findings()
-        worst = max(
-            (Verdict(one["verdict"]) for one in findings), key=lambda one: one.severity, default=Verdict.HEALTHY
-        )
-        documents.append({**summary, "verdict": str(worst), "findings": findings})
+        verdict = overall(Verdict(one["verdict"]) for one in findings)
+        documents.append({**summary, "verdict": str(verdict), "findings": findings})
         if not as_json:
             _print_run(documents[-1], sparklines(run.history))
     if not runs and not as_json:

@@ -1,7 +1,7 @@
 """Turn the result or error of a command into an exit code, a line or two on stderr, and a JSON document on stdout.
 
-0 done | 1 failed while running | 2 bad usage or bad input | 3 a check failed | 75 interrupted, can be resumed |
-130 interrupted twice
+0 done | 1 failed while running | 2 bad usage or bad input | 3 a check failed | 4 a check could not tell |
+75 interrupted, can be resumed | 130 interrupted twice
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TRACEBACK = Option("traceback", "switch", "Show where in the code an error came 
 
 
 class Judged(NamedTuple):
-    """The result of a command that checks something, and its exit code: 0, or 3 where the check failed."""
+    """The result of a command that checks something; its exit code is 0, 3 if the check failed, 4 if it cannot tell."""
 
     document: dict[str, Any]
     exit_code: int

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..findings import Finding, Verdict
 from ..history import EMPTY, History, Series
+from ..names import in_set
 from ..statistics import (
     MAD_OF_NORMAL,
     MAX_POINTS,
@@ -18,11 +19,13 @@ from ..statistics import (
     trend,
 )
 from .preference import MIN_RISE
-from .rule import ANCHOR, graded, held_out_key, rate_times, rule, softer_beta
+from .rule import ANCHOR, graded, rule
 
 # The total loss, relative to its lowest level: a working optimiser does not lose a twentieth for good.
 LOSS_RISE_WATCH, LOSS_RISE_ACT = 0.05, 0.2
 JUMP_P = 0.01
+FEW_VALUES = 20  # too few for a turn or a jump that is not clean; the trend of all of them is asked instead
+LOWER_RATE = {"learning_rate": 0.3}
 
 # Nats per token: exp(0.2) is 22% of perplexity, exp(0.5) 65%.
 NLL_RISE_WATCH, NLL_RISE_ACT = 0.2, 0.5
@@ -42,13 +45,15 @@ FORMAT_NLL = 4.0
 
 @rule
 def loss_rising(history: History) -> Finding | None:
-    """Find a total loss that rises again, or jumps to another level."""
-    loss = history.get("loss")
+    """Find a total loss that rises again, jumps to another level, or, of few values, is far above the first ones."""
+    loss = history.get("loss").finite()
     turn, jump = reversal(loss, upward=True), change_point(loss)
     if turn is not None and turn.turn > 0:
         step, low, high, how_sure = turn.step, turn.turn, turn.end, f"z = {turn.z:.1f}"
     elif jump is not None and jump.p <= JUMP_P and 0 < jump.before < jump.after:
         step, low, high, how_sure = jump.step, jump.before, jump.after, f"p = {jump.p:.1g}"
+    elif (rise := _rise_of_few(loss)) is not None:
+        step, low, high, how_sure = rise
     else:
         return None
     verdict = graded(high / low - 1, LOSS_RISE_WATCH, LOSS_RISE_ACT)
@@ -58,10 +63,20 @@ def loss_rising(history: History) -> Finding | None:
         verdict,
         "loss",
         step,
-        f"{low:.3f} around step {step}, {high:.3f} later ({high / low - 1:+.0%}, {how_sure})",
+        f"{low:.3f} around {history.at(step)}, {high:.3f} later ({high / low - 1:+.0%}, {how_sure})",
         "the steps have become too large to descend, or the pairs of this part differ from those before",
-        f"{rate_times(history, 0.3)}, max_grad_norm 1.0; shuffle the pairs if they are in some order",
+        "{learning_rate}; shuffle the pairs if they are in some order",
+        LOWER_RATE,
     )
+
+
+def _rise_of_few(loss: Series) -> tuple[int, float, float, str] | None:
+    """Return first step, first and last level, and certainty of a loss with few values that rises much."""
+    found, count = trend(loss) if len(loss) < FEW_VALUES else None, max(1, len(loss) // 4)
+    if found is None or not found.rises:
+        return None
+    low, high = float(np.median(loss.values[:count])), float(np.median(loss.values[-count:]))
+    return (found.start, low, high, f"z = {found.z:.1f}") if 0 < low * (1 + LOSS_RISE_ACT) <= high else None
 
 
 @rule
@@ -77,9 +92,10 @@ def nll_diverging(history: History) -> Finding | None:
         verdict,
         "nll_loss",
         shown[0],
-        f"{shown[1]:.2f} nats per token around step {shown[0]}, {shown[2]:.2f} at the end",
+        f"{shown[1]:.2f} nats per token around {history.at(shown[0])}, {shown[2]:.2f} at the end",
         "the model loses language for the sake of the preference, or the steps are too large",
-        f"{rate_times(history, 0.3)}; {softer_beta(history)}",
+        "{learning_rate}; {beta}",
+        {**LOWER_RATE, "beta": 0.5},
     )
 
 
@@ -95,15 +111,17 @@ def _above_start(nll: Series) -> tuple[int, float, float] | None:
 
 @rule
 def language_learned(history: History) -> Finding | None:
-    """Find a training NLL that falls while the held-out one is no worse than before (healthy)."""
-    found, levels = trend(history.get("nll_loss")), start_and_end(history.get("nll_loss"))
-    if found is None or levels is None or not found.falls or reversal(history.get("nll_loss"), upward=True):
+    """Find a training NLL (the loss, where it was not logged) that falls, and no held-out one that rises (healthy)."""
+    metric = "nll_loss" if "nll_loss" in history.training else "loss"
+    series = history.get(metric)
+    found, levels = trend(series), start_and_end(series)
+    if found is None or levels is None or not found.falls or reversal(series, upward=True):
         return None
     if any(rise > HELD_OUT_WORSE_WATCH for _, _, rise, _ in _held_out_rises(history)):
         return None
     return Finding(
         Verdict.HEALTHY,
-        "nll_loss",
+        metric,
         None,
         f"{levels[0]:.2f} nats per token at the start, {levels[1]:.2f} at the end",
         "the model learns to write the chosen answers",
@@ -127,6 +145,7 @@ def forgetting(history: History) -> Finding | None:
     for name, series, rise, is_anchor in _held_out_rises(history):
         if series.steps[0] > 0.05 * history.steps_planned:  # not the model before training
             continue
+        first = "before training" if series.steps[0] == 0 else f"at {history.at(series.steps[0])}"
         limits = (FORGOTTEN_WATCH, FORGOTTEN_ACT) if is_anchor else (HELD_OUT_WORSE_WATCH, HELD_OUT_WORSE_ACT)
         verdict = graded(rise, *limits)
         if verdict is None:
@@ -136,13 +155,15 @@ def forgetting(history: History) -> Finding | None:
         findings.append(
             Finding(
                 verdict,
-                held_out_key(name, "nll_loss"),
+                in_set(name, "nll_loss"),
                 int(worse[0]),
-                f"{what}: {series.values[0]:.2f} nats per token before training, {series.values[-1]:.2f} now"
+                f"{what}: {series.values[0]:.2f} nats per token {first}, {series.values[-1]:.2f} now"
                 f" (perplexity x {np.exp(min(rise, 50)):.2f})",
                 "the model loses abilities it had" if is_anchor else "the model has become worse at good answers",
-                f"{rate_times(history, 0.3)}; train an adapter instead of all"
-                " weights, or mix in pairs that exercise what must be kept",
+                "{learning_rate}; "
+                + ("" if history.trains_adapter else "train an adapter instead of all weights, or ")
+                + "mix in pairs that exercise what must be kept",
+                LOWER_RATE,
             )
         )
     return max(findings, key=lambda finding: finding.verdict.severity, default=None)
@@ -176,13 +197,13 @@ def _parted(history: History, name: str, metric: str, held_out: Series) -> Findi
         return None
     return Finding(
         verdict,
-        held_out_key(name, metric),
+        in_set(name, metric),
         step,
-        f"held out {held_out.values[lowest]:.2f} at step {step}, {after[-1]:.2f} now ({rise:+.0%});"
-        f" training {falls.change:+.2f} in the same steps",
+        f"held out {held_out.values[lowest]:.2f} at {history.at(step)}, {after[-1]:.2f} now ({rise:+.0%});"
+        f" training {falls.change:+.2f} in the same time",
         "the model memorises the training pairs",
-        f"stop at step {step} (load_best_model_at_end, metric_for_best_model {'eval_' + metric}); fewer epochs, or more"
-        " pairs",
+        f"stop at {history.at(step)} (load_best_model_at_end, metric_for_best_model {'eval_' + metric});"
+        " fewer epochs, or more pairs",
     )
 
 
@@ -199,5 +220,6 @@ def format_not_learned(history: History) -> Finding | None:
         f"{nll[1]:.2f} nats per token (perplexity {np.exp(nll[1]):,.0f}; it was {nll[0]:.2f}) while the log odds have"
         f" risen by {odds.change:.2f}",
         "the model learns which answer is better before it can write either; it may never have seen this template",
-        f"fine-tune on the chosen answers first (beta 0), or {softer_beta(history)}; check the chat template",
+        "fine-tune on the chosen answers first (beta 0), or {beta}; check the chat template",
+        {"beta": 0.5},
     )

@@ -8,8 +8,10 @@ import numpy as np
 
 from ..findings import Finding, Verdict
 from ..history import EMPTY, History, Series
+from ..names import in_set
 from ..statistics import MAD_OF_NORMAL, MAX_POINTS, blocks, change_point, reversal, smooth, spikes, start_and_end, trend
-from .rule import held_out_key, highest_learning_rate, rate_times, rule, times
+from .advice import highest_learning_rate, in_words, kinds_of_run, usual_range
+from .rule import rule
 
 # A step without these is lost; others, such as perplexity, may overflow in a sound run.
 VITAL = ("loss", "nll_loss", "or_loss", "logps/chosen", "logps/rejected", "grad_norm")
@@ -26,13 +28,6 @@ SKIPPED_ACT, SKIPPED_SHARE_ACT = 3, 0.01
 THROUGHPUT_P = 0.01
 THROUGHPUT_WATCH, THROUGHPUT_ACT = 0.7, 0.25
 
-# The usual range of ORPO runs: the paper took 8e-6 for 2.7B to 7B; TRL's and alignment-handbook's recipes 5e-6 to 2e-5,
-# with LoRA up to 2e-4.
-LOWEST_FULL, HIGHEST_FULL = 5e-6, 2e-5
-LOWEST_ADAPTER, HIGHEST_ADAPTER = 1e-5, 2e-4
-OF_WHAT = {True: "with an adapter", False: "for all weights", None: "with or without an adapter"}
-# Small models take more: SmolLM2-135M was instruction-tuned with 1e-3, and our demo takes 6e-4 (docs/log.md).
-SMALL_MODEL_PARAMETERS, SMALL_MODEL_FACTOR = 5e8, 10
 FAR_OUT = 10  # times the top of the range: to be watched even if no harm shows yet
 
 # Harm of a rate that is too high: the loss rises above its start (a share), or the held-out NLL (nats) above its own.
@@ -67,7 +62,7 @@ def not_finite(history: History) -> Finding | None:
         Verdict.ACT,
         metric,
         step,
-        f"NaN or infinite in {len(bad[metric])} of {len(history.get(metric))} values, from step {step}"
+        f"NaN or infinite in {len(bad[metric])} of {len(history.get(metric))} values, from {history.at(step)}"
         + (f"; also in {', '.join(others)}" if others else ""),
         "the weights are corrupt from there on, and so is every checkpoint saved since",
         "start again from a checkpoint before that step; look for pairs that fill max_length with their prompt or have"
@@ -86,7 +81,7 @@ def evaluation_not_finite(history: History) -> Finding | None:
         Verdict.WATCH,
         metric,
         step,
-        f"NaN or infinite in {share} evaluations, first at step {step}"
+        f"NaN or infinite in {share} evaluations, first at {history.at(step)}"
         + ("; the training metrics are finite" if len(history.get("loss")) else ""),
         "these evaluations have no result because of some of their pairs, which training does not use",
         "look at the rows that events.jsonl names (event not_finite), or at held-out pairs without an answer token"
@@ -97,7 +92,7 @@ def evaluation_not_finite(history: History) -> Finding | None:
 def _bad_evaluations(history: History) -> list[tuple[int, str, str]]:
     """Return, for each held-out metric with NaN or infinity, the first such step, its name, and ``2 of 5``."""
     return [
-        (int(series.steps[0]), held_out_key(name, metric), f"{len(series)} of {len(metrics[metric])}")
+        (int(series.steps[0]), in_set(name, metric), f"{len(series)} of {len(metrics[metric])}")
         for name, metrics in history.held_out.items()
         for metric, series in _not_finite(metrics).items()
     ]
@@ -122,11 +117,11 @@ def steps_skipped(history: History) -> Finding | None:
         Verdict.ACT if count >= SKIPPED_ACT and count / steps >= SKIPPED_SHARE_ACT else Verdict.WATCH,
         "skipped_steps",
         first,
-        f"{count} of {steps} steps, the first by step {first}, the last by step {last}",
+        f"{count} of {steps} steps, the first by {history.at(first)}, the last by {history.at(last)}",
         "loss or gradient of these steps were NaN, infinite or far off; the weights are sound, but nothing is learned"
         " from these pairs",
-        "look at the rows that events.jsonl names (event skipped); then"
-        f" {rate_times(history, 0.5)}, or bf16 instead of fp16",
+        "look at the rows that events.jsonl names (event skipped); then {learning_rate}, or bf16 instead of fp16",
+        {"learning_rate": 0.5},
     )
 
 
@@ -141,7 +136,7 @@ def zero_loss(history: History) -> Finding | None:
         Verdict.ACT,
         "loss",
         int(zeros.steps[0]),
-        f"exactly 0 in {len(zeros)} of {len(loss)} log lines, from step {int(zeros.steps[0])}",
+        f"exactly 0 in {len(zeros)} of {len(loss)} log lines, from {history.at(zeros.steps[0])}",
         "nothing is learned: the loss was not finite and was hidden, or no token of the answers is a target",
         "set logging_nan_inf_filter to false to see it; check that answers are not cut away by max_length, and that the"
         " prompt is shorter than max_length",
@@ -163,7 +158,7 @@ def throughput_drop(history: History) -> Finding | None:
         Verdict.ACT if ratio <= THROUGHPUT_ACT else Verdict.WATCH,
         "tokens_per_second",
         found.step,
-        f"{found.before:,.0f} tokens/s before step {found.step}, {found.after:,.0f} since"
+        f"{found.before:,.0f} tokens/s before {history.at(found.step)}, {found.after:,.0f} since"
         f" ({ratio:.0%}; p = {found.p:.1g})",
         "something else uses the machine or the disk: the result does not suffer, only the time",
         "look for other processes, a hot or throttled device, swapping, and a data loader that waits"
@@ -171,19 +166,10 @@ def throughput_drop(history: History) -> Finding | None:
     )
 
 
-def usual_range(history: History) -> tuple[float, float]:
-    """Return the lowest and highest usual learning rate for this kind of run."""
-    adapter = history.trains_adapter
-    lowest = LOWEST_ADAPTER if adapter else LOWEST_FULL
-    highest = HIGHEST_FULL if adapter is False else HIGHEST_ADAPTER
-    parameters = history.setting("parameters")
-    return lowest, highest * (SMALL_MODEL_FACTOR if parameters and parameters < SMALL_MODEL_PARAMETERS else 1)
-
-
 @rule
 def learning_rate_high(history: History) -> Finding | None:
     """Find a learning rate above the usual range, and the harm it does."""
-    rate, (_, highest) = highest_learning_rate(history), usual_range(history)
+    rate, highest = highest_learning_rate(history), max(usual_range(history, kind)[1] for kind in kinds_of_run(history))
     if rate is None or rate <= highest:
         return None
     harm = _harm(history)
@@ -194,9 +180,10 @@ def learning_rate_high(history: History) -> Finding | None:
         Verdict.ACT if harm else Verdict.WATCH,
         metric,
         step,
-        f"{rate:.3g}, where up to {highest:.3g} is usual {OF_WHAT[history.trains_adapter]}; {evidence}",
+        f"{rate:.3g}, where the highest usual rate is {in_words(history, 1)}; {evidence}",
         "the steps are too large: the model jumps over what it should learn",
-        times("learning_rate", rate, highest / rate / 2),
+        "{learning_rate}",
+        {"learning_rate": highest / rate / 2},
     )
 
 
@@ -217,10 +204,14 @@ def _harm(history: History) -> tuple[str, int, str] | None:
             continue
         if training is None or training[1] >= nll.values[0]:  # else the pairs are memorised: over-fitting
             said = f"held out, the NLL went from {nll.values[0]:.2f} to {nll.values[-1]:.2f}"
-            return held_out_key(name, "nll_loss"), int(nll.steps[-1]), said
+            return in_set(name, "nll_loss"), int(nll.steps[-1]), said
     back = reversal(history.get("nll_loss"), upward=True)
     if back is not None and back.change > HELD_OUT_ABOVE_START:
-        return "nll_loss", back.step, f"the NLL rises since step {back.step}, from {back.turn:.2f} to {back.end:.2f}"
+        return (
+            "nll_loss",
+            back.step,
+            f"the NLL rises since {history.at(back.step)}, from {back.turn:.2f} to {back.end:.2f}",
+        )
     return None
 
 
@@ -233,7 +224,7 @@ def _took_larger_steps(history: History, step: float) -> bool:
 @rule
 def learning_rate_low(history: History) -> Finding | None:
     """Find a learning rate below the usual range with which the loss does not fall."""
-    rate, (lowest, _) = highest_learning_rate(history), usual_range(history)
+    rate, lowest = highest_learning_rate(history), min(usual_range(history, kind)[0] for kind in kinds_of_run(history))
     loss = history.get("loss")
     levels, moving = start_and_end(loss), trend(loss)
     if rate is None or rate >= lowest or levels is None or moving is None or len(loss) < MIN_POINTS:
@@ -245,10 +236,11 @@ def learning_rate_low(history: History) -> Finding | None:
         Verdict.ACT if history.last_step >= history.steps_planned / 2 else Verdict.WATCH,
         "loss",
         int(loss.steps[0]),
-        f"{rate:.3g}, where {lowest:.3g} and more is usual {OF_WHAT[history.trains_adapter]};"
-        f" the loss went from {levels[0]:.3f} to {levels[1]:.3f} in {history.last_step} steps",
+        f"{rate:.3g}, where the lowest usual rate is {in_words(history, 0)};"
+        f" the loss went from {levels[0]:.3f} to {levels[1]:.3f} in {history.last_step} {history.unit}",
         "the weights hardly move",
-        times("learning_rate", rate, 2 * lowest / rate),
+        "{learning_rate}",
+        {"learning_rate": 2.0},
     )
 
 
@@ -265,7 +257,7 @@ def gradient_spikes(history: History) -> Finding | None:
         Verdict.ACT if len(found) >= SPIKES_ACT else Verdict.WATCH,
         "grad_norm",
         int(found.steps[0]),
-        f"{len(found)} of {len(gradients)} log lines, up to {found.values[top]:.3g} at step {int(found.steps[top])};"
+        f"{len(found)} of {len(gradients)} log lines, up to {found.values[top]:.3g} at {history.at(found.steps[top])};"
         f" the median is {usual:.3g}",
         "a few pairs pull much harder than the others: broken text, another language, or an answer of one token",
         f"look at the pairs of those steps; max_grad_norm {max(usual, 0.1):.2g} limits them; more pairs per step",
@@ -279,6 +271,8 @@ def warm_up_long(history: History) -> Finding | None:
     if len(rate) < 3 or planned < FEW_STEPS_ACT:
         return None
     top = int(np.argmax(rate.values))
+    if history.is_excerpt and history.setting("max_steps") is None and rate.values[-1] > rate.values[top] / 10:
+        return None  # the end of the schedule is not in it
     share = float(rate.steps[top]) / planned
     if rate.values[0] > rate.values[top] / 2 or share < WARM_UP_WATCH:
         return None
@@ -286,24 +280,26 @@ def warm_up_long(history: History) -> Finding | None:
         Verdict.ACT if share >= WARM_UP_ACT else Verdict.WATCH,
         "learning_rate",
         int(rate.steps[top]),
-        f"the highest rate, {rate.values[top]:.3g}, comes at step {int(rate.steps[top])} of {planned} ({share:.0%})",
+        f"the highest rate, {rate.values[top]:.3g}, comes at {history.at(rate.steps[top])} of {planned} ({share:.0%})",
         "most of the run is spent with steps that are too small to learn from",
-        f"warmup_steps {int(rate.steps[top])} -> {max(1, round(0.1 * planned))} (a tenth of the run)",
+        f"warmup_steps {int(rate.steps[top])} -> {max(1, round(0.1 * planned))} (a tenth of the run)"
+        if history.unit == "steps"
+        else "warm up over a tenth of the run",
     )
 
 
 @rule
 def too_few_steps(history: History) -> Finding | None:
     """Find a run that is too short for its optimiser and for any judgement."""
-    planned = history.steps_planned
-    if history.steps_are_lines or planned <= 0 or planned >= FEW_STEPS_WATCH:
+    planned = history.setting("max_steps")
+    if planned is None or not 0 < planned < FEW_STEPS_WATCH or (history.is_excerpt and history.last_step < planned):
         return None
     return Finding(
         Verdict.ACT if planned < FEW_STEPS_ACT else Verdict.WATCH,
         "loss",
         None,
-        f"{planned} optimizer steps in all; {FEW_STEPS_WATCH} are few, {FEW_STEPS_ACT} next to nothing",
+        f"{planned:.0f} optimizer steps in all; {FEW_STEPS_WATCH} are few, {FEW_STEPS_ACT} next to nothing",
         "too little is learned, and too little is logged to judge the run",
-        "more epochs, or fewer pairs per step: gradient_accumulation_steps and batch size so that there are"
+        "fewer pairs per step, or more pairs: gradient_accumulation_steps and batch size so that there are"
         f" {2 * FEW_STEPS_WATCH} steps or more",
     )

@@ -6,9 +6,10 @@ import numpy as np
 
 from ..findings import Finding, Verdict
 from ..history import EMPTY, EPOCH, History, Series
+from ..names import in_set
 from ..statistics import mean_interval, reversal, start_and_end, trend
-from .optimisation import usual_range
-from .rule import ANCHOR, graded, held_out_key, highest_learning_rate, rate_times, rule, softer_beta, times
+from .advice import may_rise
+from .rule import ANCHOR, graded, rule
 
 # Nats per token that the chosen answers lose: exp(0.1) is 10% of perplexity, exp(0.3) 35%. ORPO's NLL term exists to
 # raise them (arXiv 2403.07691, section 4) and to prevent that both fall ("likelihood displacement", Razin et al.,
@@ -40,7 +41,7 @@ def over_penalisation(history: History) -> Finding | None:
     training = trend(history.get("logps/chosen"))
     held_out = () if training is not None and training.rises else history.held_out.items()  # rising here: over-fitting
     sources = [("logps/chosen", history.training)]
-    sources += [(held_out_key(name, "logps/chosen"), metrics) for name, metrics in held_out]
+    sources += [(in_set(name, "logps/chosen"), metrics) for name, metrics in held_out]
     for metric, metrics in sources:
         fall = _fall(metrics.get("logps/chosen", EMPTY), few=metrics is not history.training)
         if fall is None or "logps/rejected" not in metrics:
@@ -54,11 +55,12 @@ def over_penalisation(history: History) -> Finding | None:
             verdict,
             metric,
             step,
-            f"chosen {-lost:+.2f} nats per token since step {step}, rejected {rejected_lost:+.2f}:"
+            f"chosen {-lost:+.2f} nats per token since {history.at(step)}, rejected {rejected_lost:+.2f}:"
             f" both fall, and the gap grows by {-rejected_lost - lost:.2f}",
             "the rejected answers are pushed down harder than the chosen ones are raised; probability goes to text that"
             " is in neither",
-            f"{softer_beta(history)}; or {rate_times(history, 0.5)}",
+            "{beta}; or {learning_rate}",
+            {"beta": 0.5, "learning_rate": 0.5},
         )
     return None
 
@@ -91,23 +93,19 @@ def log_odds_not_rising(history: History) -> Finding | None:
     found = trend(odds)
     if found is None or found.change >= MIN_RISE or (accuracy and accuracy[1] >= KNOWN_ACCURACY):
         return None
+    # Larger steps while they stay usual, else a larger beta.
+    harder = {"learning_rate": 3.0, "beta": 2.0} if may_rise(history, 3) else {"beta": 2.0}
     return Finding(
         Verdict.ACT if found.high < MIN_RISE else Verdict.WATCH,
         "log_odds_chosen",
         int(odds.steps[0]),
-        f"changed by {found.change:+.2f} in {found.end - found.start} steps"
+        f"changed by {found.change:+.2f} in {found.end - found.start} {history.unit}"
         f" (95%: {found.low:+.2f} to {found.high:+.2f}); by now it should have risen by more than {MIN_RISE}",
         "the model does not learn to prefer the chosen answers",
-        f"{_harder(history)}; read a few pairs: can you tell which answer is better?",
+        "; if that changes nothing, ".join(f"{{{setting}}}" for setting in harder)
+        + "; read a few pairs: can you tell which answer is better?",
+        harder,
     )
-
-
-def _harder(history: History) -> str:
-    """Advise larger steps while they stay in the usual range, else a larger beta."""
-    rate, beta = highest_learning_rate(history), times("beta", history.setting("beta"), 2)
-    if rate is not None and 3 * rate > usual_range(history)[1]:
-        return beta
-    return f"{times('learning_rate', rate, 3)}; if that changes nothing, {beta}"
 
 
 @rule
@@ -158,7 +156,12 @@ def _training_at_chance(history: History) -> tuple[str, int, Verdict, str] | Non
         return None
     verdict = Verdict.ACT if high - low <= 2 * CHANCE_REACH else Verdict.WATCH
     step = int(accuracy.steps[len(accuracy) // 2])
-    return "rewards/accuracies", step, verdict, f"{mean:.0%} right since step {step} (95%: {low:.0%} to {high:.0%})"
+    return (
+        "rewards/accuracies",
+        step,
+        verdict,
+        f"{mean:.0%} right since {history.at(step)} (95%: {low:.0%} to {high:.0%})",
+    )
 
 
 def _second_half_at_chance(accuracy: Series) -> tuple[float, float, float] | None:
@@ -189,7 +192,7 @@ def _held_out_at_chance(history: History) -> tuple[str, int, Verdict, str] | Non
         top, evidence = accuracy.values.max(), f"{accuracy.values[-1]:.0%} of the held-out pairs right"
         first_epoch = _first_epoch_at_chance(history)
         return (
-            held_out_key(name, "rewards/accuracies"),
+            in_set(name, "rewards/accuracies"),
             int(accuracy.steps[-1]),
             Verdict.ACT if first_epoch else Verdict.WATCH,
             f"{evidence}, and never more than {top:.0%}{first_epoch}",
@@ -217,7 +220,7 @@ def accuracy_at_once(history: History) -> Finding | None:
     for name, metrics in history.held_out.items():
         before = metrics.get("rewards/accuracies", EMPTY)
         if len(before) and before.steps[0] == 0:
-            metric, first = held_out_key(name, "rewards/accuracies"), float(before.values[0])
+            metric, first = in_set(name, "rewards/accuracies"), float(before.values[0])
             break
     accuracy = history.get("rewards/accuracies").finite()
     if first is None and len(accuracy):
@@ -252,7 +255,7 @@ def margin_from_length(history: History) -> Finding | None:
         longer = "longer" if last > 0 else "shorter"
         return Finding(
             verdict if learned else Verdict.WATCH,
-            held_out_key(name, "length_correlation"),
+            in_set(name, "length_correlation"),
             int(series.steps[-1]),
             f"correlation of length gap and margin {last:+.2f} (at the first evaluation {first:+.2f}):"
             f" length explains {last**2:.0%} of the margins",

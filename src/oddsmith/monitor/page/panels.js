@@ -1,8 +1,8 @@
 // Everything but the charts: the list of runs, the verdict, pairs, answers, settings.
 import { CATALOGUE, colour, duration, figure, make, plain } from './dom.js';
 
-const WORDS = { healthy: 'Healthy', watch: 'Worth watching', act: 'Act on it' };
-const SEVERITY = ['healthy', 'watch', 'act'];
+const WORDS = { healthy: 'Healthy', 'cannot tell': 'Cannot tell', watch: 'Worth watching', act: 'Act on it' };
+const SEVERITY = Object.keys(WORDS);
 
 /** The list of runs; `onToggle(id)` shows or hides one. */
 export function drawRuns(place, runs, shown, onToggle) {
@@ -22,7 +22,7 @@ export function drawRuns(place, runs, shown, onToggle) {
 function stateOf(run) {
   if (run.state === 'unreadable') return 'not readable';
   const left = run.seconds_left === null ? '' : `, ${duration(run.seconds_left)} left`;
-  return `${run.state}, step ${run.step}${run.max_steps > run.step ? ` of ${run.max_steps}` : ''}${left}`;
+  return `${run.state}, ${run.unit.replace(/s$/, '')} ${run.step}${run.max_steps > run.step ? ` of ${run.max_steps}` : ''}${left}`;
 }
 
 /** The verdict of every run that is shown, with its findings; `onJump(step)` goes to where one begins. */
@@ -33,7 +33,7 @@ export function drawVerdict(place, shown, onJump) {
 function banner(run, isFirst, onJump) {
   const findings = run.details?.findings ?? [];
   const empty = !Object.keys(run.series.training).length && !Object.keys(run.series.held_out).length;
-  const verdict = SEVERITY[Math.max(0, ...findings.map((one) => SEVERITY.indexOf(one.verdict)))];
+  const verdict = findings.length ? SEVERITY[Math.max(...findings.map((one) => SEVERITY.indexOf(one.verdict)))] : 'cannot tell';
   const words = run.summary.problem ? 'Not readable' : empty ? 'Nothing logged yet' : WORDS[verdict];
   const bad = findings.filter((one) => one.verdict !== 'healthy');
   const facts = [plain(run.summary.model), stateOf(run.summary), Number.isFinite(run.summary.checkpoint) ? `last checkpoint at step ${run.summary.checkpoint}` : '', run.summary.skipped ? `${run.summary.skipped} unreadable lines skipped` : ''].filter(Boolean).join(' · ');

@@ -59,7 +59,7 @@ SETTINGS_IN_HELP = None  # all of them
 STARTED_AT = time.monotonic()  # about when the process started
 # Source: huggingface_hub.utils.validate_repo_id, which runs too late: at the first upload.
 REPOSITORY = re.compile(r"(?=.{1,96}\Z)(\w[\w.-]*/)?\w(?:[\w.-]*\w)?", re.ASCII)
-FINDING_STYLES = {"healthy": "", "watch": "yellow", "act": "bold red"}
+FINDING_STYLES = {"watch": "yellow", "act": "bold red"}
 
 
 def train(arguments: Sequence[str]) -> dict[str, Any] | int:
