@@ -65,9 +65,12 @@ def to_messages(value: Any, where: str, author: str = "assistant") -> list[Messa
     return [{"role": author, "content": value}]
 
 
-def messages_of_text(text: str, where: str) -> Any:
-    """Return the messages that are written as text, to be read by ``to_messages``; None where it is ordinary text."""
-    return written_messages(text, where, NAMES_OF_ROLES)
+def messages_of_text(text: str, where: str, *, any_role: bool = False) -> Any:
+    """Return the messages that are written as text, to be read by ``to_messages``; None where it is ordinary text.
+
+    They have roles that are known, or with ``any_role`` any.
+    """
+    return written_messages(text, where, None if any_role else NAMES_OF_ROLES)
 
 
 def _to_message(value: Any, where: str) -> Message:

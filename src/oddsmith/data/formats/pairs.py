@@ -100,19 +100,25 @@ def unread_columns(row: Row, pair: PreferencePair) -> list[str]:
     known = _recognise(row)
     if known is None:
         return []
-    texts = unread_texts(row, {*known.columns, *known.optional, *_ALWAYS_READ})
+    texts = unread_texts(row, {*known.columns, *known.optional, *_FOR_TEMPLATE})
     prompt = text_of(pair.prompt) if texts else ""
-    return [name for name, found in texts.items() if is_prompt(name) and not is_repeated(found, prompt)]
+    # A system message that the messages outrank is not read, either.
+    names = [name for name in texts if is_prompt(name) or name == "system"]
+    return [name for name in names if not is_repeated(texts[name], prompt)]
 
 
 def _with_messages(row: Row, columns: Sequence[str]) -> Row:
     """Return a row whose messages are lists and objects, where they are written as text.
 
     An answer is only read so if the other one is messages, too, or the prompt is; else one of them might be meant
-    literally, and the row is refused.
+    literally, and the row is refused. Messages of unknown roles are read, to be refused later, where all columns hold
+    such.
     """
     texts = {column: row[column] for column in columns if isinstance(row[column], str)}
     found = {column: messages_of_text(text, column) for column, text in texts.items()}
+    if None in found.values():
+        any_role = {column: messages_of_text(text, column, any_role=True) for column, text in texts.items()}
+        found = found if None in any_role.values() else any_role
     found = {column: messages for column, messages in found.items() if messages is not None}
     for side, other in (ANSWERS, ANSWERS[::-1]):
         text = texts.get(other, "").strip()
@@ -193,6 +199,8 @@ def _from_alpaca(row: Row) -> PreferencePair:
         chosen, rejected = _required(row, *ANSWERS)
     else:
         (output,) = _required(row, "output")
+        if isinstance(output, str) and output.lstrip()[:1] in ("[", "("):
+            output = parsed(output, "output")
         if not isinstance(output, list | tuple) or len(output) != 2:
             found = f"a list of {len(output)}" if isinstance(output, list | tuple) else kind_of(output)
             raise RowError("no preference", f"output is {found}; expected the chosen and the rejected answer in a list")
@@ -205,6 +213,8 @@ def _history(row: Row) -> list[Message]:
     """Read the earlier turns of an Alpaca row: a list of [question, answer]."""
     messages: list[Message] = []
     history = row.get("history") or []
+    if isinstance(history, str):
+        history = parsed(history, "history") or []
     for turns in history if isinstance(history, list | tuple) else [history]:
         if not isinstance(turns, list | tuple) or len(turns) != 2:
             raise RowError(

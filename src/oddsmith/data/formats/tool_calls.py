@@ -43,7 +43,7 @@ def _tool(value: Any, where: str) -> Any:
 def read_tool_calls(value: Any, where: str) -> list[Any]:
     """Return the calls of a message; one that cannot be read is a ``RowError`` that names it by ``where``."""
     if isinstance(value, str):
-        value = _read(value, where) if value.strip() else []
+        value = (_read(value, where) if value.strip() else None) or []
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list | tuple):

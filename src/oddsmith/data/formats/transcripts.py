@@ -68,8 +68,12 @@ def turn_boundary(shared: str) -> int | None:
 
 
 def ends_with_marker(prompt: str) -> bool:
-    """Return whether a prompt ends by handing over to the answering side, rather than with a line break alone."""
-    return _last_marker(prompt) == len(prompt)
+    """Return whether a prompt ends by handing over to the answering side, after text that may be a question.
+
+    The other prompts end with a line break, or are no more than a marker: ``"Answer:"`` begins many an answer.
+    """
+    markers = list(ANSWER_MARKER.finditer(prompt))
+    return _last_marker(prompt) == len(prompt) and not (markers and not prompt[: markers[0].start()].strip())
 
 
 def _last_marker(text: str) -> int | None:

@@ -87,11 +87,11 @@ def _plain(value: Any, depth: int) -> Any:
     raise ValueError(f"a {type(value).__name__}")
 
 
-def written_messages(text: str, where: str, roles: frozenset[str]) -> Any:
+def written_messages(text: str, where: str, roles: frozenset[str] | None) -> Any:
     """Return the messages that a text holds; None where it is ordinary text.
 
     Text that begins like messages and cannot be parsed, as if it was cut, is a ``RowError``. ``roles`` are those that a
-    message may have, under any name and in lower case.
+    message may have, under any name and in lower case; None: any that is text.
     """
     names_keys = any(key in text and content in text for key, content in ROLE_KEYS.items())
     if not names_keys or not text.lstrip().startswith(("[", "{", "(", '"', "'", "array(")):
@@ -110,8 +110,12 @@ def written_messages(text: str, where: str, roles: frozenset[str]) -> Any:
     return value if messages and all(_is_message(message, roles) for message in messages) else None
 
 
-def _is_message(value: Any, roles: frozenset[str]) -> bool:
+def _is_message(value: Any, roles: frozenset[str] | None) -> bool:
     if not isinstance(value, Mapping):
         return False
     key = next((key for key in ROLE_KEYS if isinstance(value.get(key), str)), None)
-    return key is not None and value[key].lower() in roles and (ROLE_KEYS[key] in value or "tool_calls" in value)
+    if key is None:
+        return False
+    if roles is None:
+        return isinstance(value.get(ROLE_KEYS[key]), str | list)
+    return value[key].lower() in roles and (ROLE_KEYS[key] in value or "tool_calls" in value)

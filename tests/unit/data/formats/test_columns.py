@@ -63,6 +63,18 @@ def test_a_column_of_the_prompt_that_is_not_read_is_reported(base):
     assert unread_columns(row, to_pair(row)) == ["context"]
 
 
+def test_a_marker_that_both_answers_begin_with_is_no_question():
+    with pytest.raises(RowError, match=r"share 'Answer:', where .* the column frage would not be read"):
+        to_pair({"frage": "Was ist das?", "chosen": "Answer: 4", "rejected": "Answer: 5"})
+
+
+def test_a_system_message_that_the_messages_outrank_is_reported():
+    row = {**WHOLE, "system": "Be very brief."}
+    assert unread_columns(row, to_pair(row)) == []
+    row["chosen"], row["rejected"] = ([{"role": "system", "content": "Rhyme."}, *row[side]] for side in WHOLE)
+    assert unread_columns(row, to_pair(row)) == ["system"]
+
+
 def test_the_prompt_of_known_columns_is_read():
     row = {"system": "You write Python.", "input": QUESTION, "chosen": "```python\na", "rejected": "```python\nb"}
     assert to_pair(row).prompt == [{"role": "system", "content": "You write Python."}, user(QUESTION)]

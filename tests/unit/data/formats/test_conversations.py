@@ -1,6 +1,8 @@
 """Prompt and answers that repeat each other's turns mean one prompt and two answers, or are refused."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from oddsmith.data.formats import PreferencePair, to_pair
 from oddsmith.errors import RowError
@@ -95,3 +97,19 @@ def test_turns_that_contradict_each_other_are_refused(given, detail):
         to_pair(given)
     assert caught.value.reason == "prompt and answers disagree"
     assert detail in caught.value.detail
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=3), st.booleans(), st.data())
+def test_whatever_prompt_and_answers_repeat_is_one_conversation(uses_tools, has_system, data):
+    dialogue = []
+    for number, uses_tool in enumerate(uses_tools):
+        between = [CALL, {**SEEN, "content": str(number)}] if uses_tool else []
+        dialogue += [user(f"question {number}"), *between, assistant(f"answer {number}")]
+    dialogue.pop()  # the answer to the last question
+    starts = [position for position, turn in enumerate(dialogue) if turn["role"] == "user"]
+    begins = data.draw(st.sampled_from(starts))  # the prompt has the turns from there, the answers those or all or none
+    parts = [begins, *(data.draw(st.sampled_from([*starts, len(dialogue)] if begins == 0 else [0])) for _ in "cr")]
+    systems = data.draw(st.lists(st.booleans(), min_size=3, max_size=3).filter(any)) if has_system else [False] * 3
+    prompt, chosen, rejected = ([S] * has + dialogue[start:] for start, has in zip(parts, systems, strict=True))
+    pair = to_pair(row(prompt, [*chosen, A], [*rejected, B]))
+    assert pair == PreferencePair([S] * has_system + dialogue, [A], [B])

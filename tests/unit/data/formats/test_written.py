@@ -85,6 +85,25 @@ def test_other_json_is_an_answer_like_another(answer):
         assert to_pair(row) == PreferencePair(*row.values())
 
 
+def test_messages_of_unknown_roles_are_refused_where_every_column_holds_such():
+    strange = [{"role": "customer", "content": "Hi"}]
+    row = {"prompt": str(strange), "chosen": json.dumps(BLUE), "rejected": str(GREEN)}
+    with pytest.raises(RowError, match=r"unknown role: chosen\[0\] has the role 'customer'"):
+        to_pair(row | {"chosen": str(strange), "rejected": str(strange)})
+    with pytest.raises(RowError, match=r"unknown role: chosen\[0\] has the role 'customer'"):
+        to_pair({"prompt": str(SKY), "chosen": str(strange), "rejected": str(strange)})
+    with pytest.raises(RowError, match=r"unknown role: chosen\[0\] has the role 'Assistant'.*did you mean 'assistant'"):
+        to_pair({**row, "prompt": str(SKY), "chosen": str([{**BLUE[0], "role": "Assistant"}])})
+
+
+def test_lists_of_alpaca_may_be_written_as_text():
+    row = {"instruction": "Sky?", "history": "[['Hi', 'Hello.']]", "output": "['blue', 'green']"}
+    expected = PreferencePair(
+        [user("Hi"), assistant("Hello."), user("Sky?")], [assistant("blue")], [assistant("green")]
+    )
+    assert to_pair(row) == expected
+
+
 @pytest.mark.parametrize("other", ["I cannot.", "[{'content': 'a message of 40,000 letters is cut he"])
 @pytest.mark.parametrize("sides", [("chosen", "rejected"), ("rejected", "chosen")], ids=["chosen", "rejected"])
 def test_one_side_alone_is_not_read_as_messages(sides, other):
