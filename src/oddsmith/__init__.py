@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import ModelConfig, ORPOConfig, ScriptArguments
     from .model.adapters import get_peft_config, get_quantization_config
+    from .model.logprobs.pair_tokens import PairLosses, PairTokens
     from .training.stopping import StopOnRequest
     from .training.trainer import ORPOTrainer
 
@@ -22,6 +23,8 @@ _HOME = {
     "ORPOTrainer": ".training.trainer",
     "ModelConfig": ".config",
     "ScriptArguments": ".config",
+    "PairLosses": ".model.logprobs.pair_tokens",
+    "PairTokens": ".model.logprobs.pair_tokens",
     "StopOnRequest": ".training.stopping",
     "get_peft_config": ".model.adapters",
     "get_quantization_config": ".model.adapters",
@@ -31,6 +34,8 @@ __all__ = [
     "ModelConfig",
     "ORPOConfig",
     "ORPOTrainer",
+    "PairLosses",
+    "PairTokens",
     "ScriptArguments",
     "StopOnRequest",
     "__version__",

@@ -177,6 +177,10 @@ METRICS: tuple[Metric, ...] = (
         " log-probability",
         "stays small: near 1 or -1 only length was learned",
     ),
+    Metric(
+        "pair_loss", "with a loss of your own (`pair_losses`): its mean; `loss` = `nll_loss` + `pair_loss`", "falls"
+    ),
+    Metric("beta", "weight of the odds-ratio term, logged once a callback has changed it"),
     Metric("aux_loss", "router loss of a mixture-of-experts model, unscaled", "stays low"),
     Metric(
         "tokens_per_second",

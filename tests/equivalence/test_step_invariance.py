@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from oddsmith import ORPOTrainer
 from oddsmith.model.logprobs import token_budget as memory
 from tests.command import run_two_processes
 from tests.tiny import ragged_pairs, tiny_model
@@ -100,6 +101,11 @@ def untied_model():
     return model
 
 
+class MaskedTokens(ORPOTrainer):
+    def pair_losses(self, pairs):
+        return super().pair_losses(pairs)._replace(nll=pairs.nll.where(pairs.nll.ids_BL % 3 > 0))
+
+
 # What two processes train, 2 pairs x 2 micro-batches each, in one launch.
 SHARED: dict[str, tuple[Any, dict[str, Any]]] = {
     "float64": (float64_model, {}),
@@ -108,6 +114,7 @@ SHARED: dict[str, tuple[Any, dict[str, Any]]] = {
     "as the batch sizes say": (float64_model, {"max_tokens_per_microbatch": None}),
     "150 tokens": (float64_model, {"max_tokens_per_microbatch": 150}),
     "checkpoints": (float64_model, {"gradient_checkpointing": True, "max_tokens_per_microbatch": 300}),
+    "a loss of one's own": (float64_model, {"kind": MaskedTokens, "max_tokens_per_microbatch": 300}),
     "LoRA and a trained head": (untied_model, {"peft": lora(), "max_tokens_per_microbatch": 300}),
 }
 

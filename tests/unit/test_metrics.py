@@ -12,7 +12,7 @@ from oddsmith.diagnose.readers import read_history
 from oddsmith.metrics import BY_NAME, CHARTS, METRICS, Chart, Metric, Place, markdown_table
 from oddsmith.monitor.report import page_html
 from oddsmith.monitor.run import Run
-from oddsmith.training.meter import QUANTITIES, TrainingMeter, named_metrics
+from oddsmith.training.meter import OWN_LOSS, QUANTITIES, TrainingMeter, named_metrics
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 NEW = Metric("tail_loss", "mean loss of the worst tenth of the pairs", "falls", chart="tail", line="worst tenth")
@@ -28,7 +28,7 @@ def test_each_metric_that_is_logged_is_in_the_catalogue():
     meter.add(sums, {"num_pairs": torch.tensor(1.0), "num_nll_tokens": torch.tensor(1.0)})
     meter._seconds, meter._skipped_steps = 1.0, 1
     logged = {*meter.read(1, lambda tensor: tensor, router_loss=True), *named_metrics(sums, router_loss=True)}
-    of_the_trainer = {"loss", "length_correlation", "grad_norm", "learning_rate", "epoch"}
+    of_the_trainer = {"loss", "length_correlation", "grad_norm", "learning_rate", "epoch", "beta", OWN_LOSS}
     assert logged | of_the_trainer == set(BY_NAME)
 
 

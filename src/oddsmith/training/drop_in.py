@@ -20,7 +20,7 @@ from ..loss import orpo_loss
 
 Kind = TypeVar("Kind", bound=type)
 
-_LOSS = "override compute_loss"
+_LOSS = "override pair_losses (a loss of your own) or compute_loss"
 # Methods of TRL's ORPOTrainer -> what to do instead.
 OF_TRL = {
     **dict.fromkeys(("get_batch_loss_metrics", "odds_ratio_loss", "concatenated_forward", "get_batch_logps"), _LOSS),
@@ -29,12 +29,13 @@ OF_TRL = {
         ("tokenize_row", "build_tokenized_answer"),
         "change the rows before they are passed, or the tokenizer and its chat template",
     ),
-    "store_metrics": "add metrics in log",
+    "store_metrics": "return metrics from pair_losses, or add them in log",
     "generate_from_model": "set generate_during_eval, or generate in a callback",
     "_shift_right": "override compute_loss",
 }
 # Methods of a trainer that people override -> the arguments they are called with, by position and by name.
 _CALLED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "pair_losses": (("pairs",), ()),
     "compute_loss": (("model", "inputs"), ("return_outputs", "num_items_in_batch")),
     "training_step": (("model", "inputs", "num_items_in_batch"), ()),
     "prediction_step": (("model", "inputs", "prediction_loss_only"), ("ignore_keys",)),

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, denumpify_detensorize
 
+from ..batching.collate import trl_features
 from ..config import ORPOConfig
 from .meter import EvaluatedPairs
 
@@ -47,6 +49,26 @@ class EvaluateAtEnd(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.NO:
             control.should_evaluate = True
+
+
+class EvaluatingTrainer(Protocol):
+    """What an evaluation needs of a trainer to compute the user's metrics."""
+
+    args: ORPOConfig
+    compute_metrics: Any
+    preprocess_logits_for_metrics: Any
+    is_encoder_decoder: bool
+
+
+def predictions_of(trainer: EvaluatingTrainer, pairs: EvaluatedPairs, rows: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Return what :func:`user_metrics` does, for the pairs of an evaluation and their tokenized rows."""
+    if trainer.compute_metrics is not None and trainer.preprocess_logits_for_metrics is not None:
+        labels = torch.zeros(len(pairs.logps_P2), dtype=torch.long)
+        pairs = pairs._replace(logps_P2=trainer.preprocess_logits_for_metrics(pairs.logps_P2, labels))
+    prompts = None
+    if "inputs" in trainer.args.include_for_metrics and rows is not None:
+        prompts = [trl_features(row, trainer.is_encoder_decoder)["prompt_input_ids"] for row in rows]
+    return user_metrics(trainer.compute_metrics, pairs, prompts, trainer.args)
 
 
 def user_metrics(
@@ -116,13 +138,6 @@ class _BatchByBatch:
         if self._latest is None:
             return {}
         return denumpify_detensorize(self._compute_metrics(self._latest, compute_result=True))
-
-
-class EvaluatingTrainer(Protocol):
-    """What :func:`metrics_of_own_step` changes of a trainer for a while."""
-
-    args: ORPOConfig
-    compute_metrics: Any
 
 
 @contextmanager

@@ -171,6 +171,7 @@ class WatchedPairs(NamedTuple):
         nll_B: What the NLL of each adds to the loss of its step.
         logp_chosen_B, logp_rejected_B: Mean log-probabilities of the responses, nats.
         share_B: Their share in the step's mean over pairs; 0 for a pair that only fills a micro-batch.
+        own_B: Their losses, where they are of one's own.
     """
 
     finite_B: Tensor
@@ -179,6 +180,7 @@ class WatchedPairs(NamedTuple):
     logp_chosen_B: Tensor
     logp_rejected_B: Tensor
     share_B: Tensor
+    own_B: Tensor | None = None
 
     @classmethod
     def of(cls, logps: PairLogps, batch: Mapping[str, Tensor]) -> WatchedPairs:
@@ -187,14 +189,19 @@ class WatchedPairs(NamedTuple):
             logp_B.detach() for logp_B in (logps.nll_sum_B, logps.logp_chosen_B, logps.logp_rejected_B)
         )
         finite_B = nll_sum_B.isfinite() & chosen_B.isfinite() & rejected_B.isfinite()
+        own_B = None if logps.own is None else logps.own.loss_B.detach()
+        if own_B is not None:
+            finite_B &= own_B.isfinite()
         weight_B = batch["weight"]
         nll_B = nll_sum_B * weight_B / batch["num_nll_tokens"]
-        return cls(finite_B, batch["row"], nll_B, chosen_B, rejected_B, weight_B / batch["num_pairs"])
+        return cls(finite_B, batch["row"], nll_B, chosen_B, rejected_B, weight_B / batch["num_pairs"], own_B)
 
     def losses(self, beta: float) -> Tensor:
         """Return what each pair adds to the loss of its step, nats; ``inf`` where that is not finite. [B]"""
-        or_loss_B = odds_ratio_loss(self.logp_chosen_B, self.logp_rejected_B)
-        return (self.nll_B + beta * or_loss_B * self.share_B).where(self.finite_B, torch.inf)
+        loss_B = self.own_B
+        if loss_B is None:
+            loss_B = beta * odds_ratio_loss(self.logp_chosen_B, self.logp_rejected_B)
+        return (self.nll_B + loss_B * self.share_B).where(self.finite_B, torch.inf)
 
 
 def rows_behind(watched: Sequence[WatchedPairs], cause: Cause, beta: float) -> list[int]:

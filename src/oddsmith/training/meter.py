@@ -31,17 +31,25 @@ from ..model.logprobs.padded import PairLogps
 # Sums over pairs, divided by the number of pairs of the step or the set.
 PAIR_QUANTITIES = (
     *("or_loss", "logp_chosen", "logp_rejected", "accuracy", "log_odds", "aux_loss"),
-    *("pair_loss", "reward_chosen", "reward_rejected"),  # times the beta of their step
+    # With the beta of their step. The first is what is added to the NLL: beta * L_OR, or a loss of one's own.
+    *("pair_term", "reward_chosen", "reward_rejected"),
 )
 # "nll" is divided by NLL target tokens; the rest stay sums.
 QUANTITIES = (*PAIR_QUANTITIES, "nll", "nll_tokens", "pairs", "chosen_nll", "chosen_tokens", "tokens")
+# Beside them, of a loss of one's own: it and its metrics, as means over pairs.
+OWN_LOSS = "pair_loss"
 # The columns that give the lengths of both responses.
 LENGTH_COLUMNS = ["chosen_end", "chosen_prompt_tokens", "rejected_end", "rejected_prompt_tokens"]
 MIN_CORRELATED_PAIRS = 8
 
 
+def quantities_of(logps: PairLogps) -> tuple[str, ...]:
+    """Return the names of what :func:`pair_sums` sums: ``QUANTITIES``, and those of a loss of one's own."""
+    return QUANTITIES if logps.own is None else (*QUANTITIES, OWN_LOSS, *logps.own.metrics)
+
+
 def pair_sums(logps: PairLogps, batch: Mapping[str, Tensor], beta: float) -> Tensor:
-    """Sum every quantity over the pairs of a micro-batch that count, detached: [Q] in the order of ``QUANTITIES``.
+    """Sum every quantity over the pairs of a micro-batch that count, detached: [Q] as :func:`quantities_of` names them.
 
     Log-probabilities and losses are in nats, accuracy is 0 or 1. float64, because thousands of them are added.
     ``beta`` is the weight of the odds-ratio term in this step.
@@ -57,7 +65,7 @@ def pair_sums(logps: PairLogps, batch: Mapping[str, Tensor], beta: float) -> Ten
         "accuracy": (chosen_B > rejected_B).to(dtype),
         "log_odds": pair_log_odds(chosen_B, rejected_B),
         "aux_loss": aux.expand_as(chosen_B),
-        "pair_loss": beta * or_loss_B,
+        "pair_term": beta * or_loss_B,
         "reward_chosen": beta * chosen_B,
         "reward_rejected": beta * rejected_B,
         "nll": logps.nll_sum_B.detach().to(dtype),
@@ -67,8 +75,13 @@ def pair_sums(logps: PairLogps, batch: Mapping[str, Tensor], beta: float) -> Ten
         "chosen_tokens": logps.chosen_tokens_B.to(dtype),
         "tokens": logps.tokens_B.to(dtype),
     }
+    summed = [values[name] for name in QUANTITIES]
+    if logps.own is not None:
+        own_B = logps.own.loss_B.detach().to(dtype)
+        summed[QUANTITIES.index("pair_term")] = own_B
+        summed += [own_B, *(value_B.detach().to(dtype) for value_B in logps.own.metrics.values())]
     weight_B = batch["weight"].to(dtype)
-    return torch.stack([(values[name] * weight_B).sum() for name in QUANTITIES])
+    return torch.stack([(value_B * weight_B).sum() for value_B in summed])
 
 
 def divide(sums_Q: Tensor, num_pairs: Tensor | float, num_nll_tokens: Tensor | float) -> Tensor:
@@ -76,12 +89,14 @@ def divide(sums_Q: Tensor, num_pairs: Tensor | float, num_nll_tokens: Tensor | f
     divisor_Q = torch.ones_like(sums_Q)
     divisor_Q[: len(PAIR_QUANTITIES)] = num_pairs
     divisor_Q[QUANTITIES.index("nll")] = num_nll_tokens
+    divisor_Q[len(QUANTITIES) :] = num_pairs
     return sums_Q / divisor_Q
 
 
-def named_metrics(values_Q: Tensor, router_loss: bool = False) -> dict[str, float]:
+def named_metrics(values_Q: Tensor, router_loss: bool = False, names: Sequence[str] = QUANTITIES) -> dict[str, float]:
     """Name what :func:`divide` returned (averaged over steps in training) as ``metrics.py`` does."""
-    value = dict(zip(QUANTITIES, values_Q.tolist(), strict=True))
+    value = dict(zip(QUANTITIES, values_Q.tolist(), strict=False))
+    own = dict(zip(names[len(QUANTITIES) :], values_Q[len(QUANTITIES) :].tolist(), strict=True))
     chosen_nll = value["chosen_nll"] / value["chosen_tokens"]
     metrics = {
         "nll_loss": value["nll"],
@@ -96,7 +111,7 @@ def named_metrics(values_Q: Tensor, router_loss: bool = False) -> dict[str, floa
         "log_odds_ratio": -value["or_loss"],
         "perplexity/chosen": exp(chosen_nll) if chosen_nll < 700 else inf,
     }
-    return metrics | ({"aux_loss": value["aux_loss"]} if router_loss else {})
+    return metrics | ({"aux_loss": value["aux_loss"]} if router_loss else {}) | own
 
 
 def length_correlation(rows: Mapping[str, Sequence[int]], logps: Tensor) -> float | None:
@@ -138,21 +153,23 @@ class TrainingMeter(TrainerCallback):
     state_version = 1
 
     def __init__(self) -> None:
+        self._names: Sequence[str] = QUANTITIES
         self._total_Q: Tensor | None = None
         self._seconds = 0.0
         self._mark = 0.0
         self._last_step = 0
         self._skipped_steps = 0
 
-    def add(self, sums_Q: Tensor, batch: Mapping[str, Tensor]) -> None:
+    def add(self, sums_Q: Tensor, batch: Mapping[str, Tensor], names: Sequence[str] = QUANTITIES) -> None:
         """Add what :func:`pair_sums` returned for a micro-batch, as a share of the averages of its step."""
+        self._names = names
         share_Q = divide(sums_Q, batch["num_pairs"], batch["num_nll_tokens"])
         self._total_Q = share_Q if self._total_Q is None else self._total_Q.to(share_Q.device) + share_Q
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums so far, with the names of the quantities, so that another version can read them."""
         return {
-            "quantities": list(QUANTITIES),
+            "quantities": list(self._names),
             "total": self._total_Q,
             "seconds": self._seconds,
             "last_step": self._last_step,
@@ -165,8 +182,10 @@ class TrainingMeter(TrainerCallback):
         Sums of a version with other quantities are dropped: the first log line then averages the steps since the
         checkpoint.
         """
-        if list(state.get("quantities", ())) != list(QUANTITIES):
+        names = state.get("quantities", ())
+        if list(names[: len(QUANTITIES)]) != list(QUANTITIES):
             return
+        self._names = names
         self._total_Q, self._seconds = state["total"], state["seconds"]
         self._last_step, self._skipped_steps = state["last_step"], state["skipped_steps"]
 
@@ -215,7 +234,8 @@ class TrainingMeter(TrainerCallback):
         total_Q = reduce(self._total_Q)
         mean_Q = total_Q.clone()
         mean_Q[: QUANTITIES.index("nll") + 1] /= max(step - self._last_step, 1)
-        metrics = named_metrics(mean_Q, router_loss)
+        mean_Q[len(QUANTITIES) :] /= max(step - self._last_step, 1)
+        metrics = named_metrics(mean_Q, router_loss, self._names)
         if self._seconds > 0:
             for name in ("tokens", "pairs"):
                 metrics[f"{name}_per_second"] = total_Q[QUANTITIES.index(name)].item() / self._seconds
@@ -236,16 +256,20 @@ class EvaluatedPairs(NamedTuple):
         tokens_P2K: Log-probability of the first K tokens of both, float16, on the CPU; 0 after the end.
         nll_P: Mean NLL of the target tokens of each chosen sequence, nats per token, float32; ``None`` where it was
             not kept.
+        own_P: A loss of one's own of each pair; ``None`` without one.
     """
 
     logps_P2: Tensor
     tokens_P2K: Tensor
     nll_P: Tensor | None = None
+    own_P: Tensor | None = None
 
     def losses(self, beta: float) -> Tensor:
-        """Return ``NLL + beta * L_OR`` of each pair by itself. [P]"""
+        """Return ``NLL + beta * L_OR`` of each pair by itself, or the NLL and a loss of one's own. [P]"""
         if self.nll_P is None:
             raise ValueError("the NLL of these pairs was not kept")
+        if self.own_P is not None:
+            return self.nll_P + self.own_P
         return self.nll_P + beta * odds_ratio_loss(self.logps_P2[:, 0], self.logps_P2[:, 1])
 
 
@@ -258,8 +282,9 @@ class EvaluationMeter:
 
     def __init__(self, kept_tokens: int = 0) -> None:
         self._kept_tokens = kept_tokens
+        self._names: Sequence[str] = QUANTITIES
         self._sums_Q: Tensor | None = None
-        self._pairs: list[tuple[int, float, float, float, np.ndarray]] = []
+        self._pairs: list[tuple[int, float, float, float, float, np.ndarray]] = []
         self._loss_sum, self._loss_weight = 0.0, 0.0
 
     @property
@@ -269,6 +294,7 @@ class EvaluationMeter:
 
     def add(self, sums_Q: Tensor, logps: PairLogps, batch: Mapping[str, Tensor]) -> None:
         """Add a micro-batch."""
+        self._names = quantities_of(logps)
         self._sums_Q = sums_Q if self._sums_Q is None else self._sums_Q + sums_Q
         if batch["weight"][0] > 0:  # a filler repeats pairs of another process
             kept_SK = logps.response_logp_SL[:, : self._kept_tokens]
@@ -277,7 +303,8 @@ class EvaluationMeter:
                 batch["position"].tolist(),
                 logps.logp_chosen_B.tolist(),
                 logps.logp_rejected_B.tolist(),
-                (logps.nll_sum_B / logps.nll_tokens_B).tolist(),
+                (logps.nll_sum_B / logps.nll_tokens_B.clamp(min=1)).tolist(),
+                (logps.logp_chosen_B if logps.own is None else logps.own.loss_B).tolist(),
                 torch.stack(kept_SK.chunk(2), dim=1).numpy(),  # gathering a view of a tensor would send all of it
                 strict=True,
             )
@@ -313,9 +340,9 @@ class EvaluationMeter:
             return {}, pairs
         sums_Q = reduce(self._sums_Q)
         num_pairs, num_nll_tokens = (sums_Q[QUANTITIES.index(name)] for name in ("pairs", "nll_tokens"))
-        means_Q = divide(sums_Q, num_pairs, num_nll_tokens)
-        metrics = named_metrics(means_Q, aux_coefficient is not None)
-        loss = metrics["nll_loss"] + means_Q[QUANTITIES.index("pair_loss")].item()
+        means_Q = divide(sums_Q, num_pairs, num_nll_tokens.clamp(min=1))  # a loss of one's own may leave the NLL out
+        metrics = named_metrics(means_Q, aux_coefficient is not None, self._names)
+        loss = metrics["nll_loss"] + means_Q[QUANTITIES.index("pair_term")].item()
         if aux_coefficient is not None:
             loss += aux_coefficient * metrics["aux_loss"]
         if not sums_Q.isfinite().all():  # a mean without the pairs that are NaN or infinite would be of another set
@@ -331,5 +358,6 @@ class EvaluationMeter:
         return EvaluatedPairs(
             torch.tensor([[chosen, rejected] for _, chosen, rejected, *_ in found]),
             torch.from_numpy(np.stack([kept_2K for *_, kept_2K in found])),
-            torch.tensor([nll for *_, nll, _ in found]),
+            torch.tensor([nll for *_, nll, _, _ in found]),
+            torch.tensor([own for *_, own, _ in found]) if len(self._names) > len(QUANTITIES) else None,
         )

@@ -52,6 +52,16 @@ class Preflight(TrainerCallback):
             logger.warning(warning)
 
 
+def require_one_device(args: TrainingArguments) -> None:
+    """Refuse several GPUs in one process: ``DataParallel`` cannot scatter packed rows, and loses exactness."""
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"this process sees {args.n_gpu} GPUs, which transformers would use by DataParallel; start one process per"
+            f" GPU (oddsmith train --num-processes {args.n_gpu}, or accelerate launch --num_processes {args.n_gpu}"
+            " SCRIPT), or show it one (CUDA_VISIBLE_DEVICES=0)"
+        )
+
+
 def require_whole_steps(optimizer: Any, model: nn.Module | None = None) -> None:
     """Refuse an optimizer object that changes weights within the backward pass, wherever it was made.
 

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
-from ..batching.collate import IGNORED
+from ..batching.collate import IGNORED, PairCollator
 from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.paths import ForestPath, PaddedPath
 from .meter import TrainingMeter
@@ -116,7 +116,10 @@ class Stepper:
             model.zero_grad()  # all gradients of the step are of this item (see ``loader.assignments``)
             self._meter.load_state_dict(before)
             self._guard.forget_micro_batches()
+            num_nll_tokens = micro_batches_of(item)[0]["num_nll_tokens"]  # maybe only of those that a loss keeps
             item = self.path.batch_maker.divided(item["loaded"], max_tokens, self.path.measure)
+            for micro_batch in item["micro_batches"]:
+                micro_batch["num_nll_tokens"] = num_nll_tokens
             self.plan.shape = replace(self.plan.shape, max_tokens=max_tokens)
             clear_device_cache(garbage_collection=True)
 
@@ -145,19 +148,24 @@ class Stepper:
             state._set_sync_gradients(before)
 
     def with_step_counts(self, items: list[Any]) -> list[Any]:
-        """Give the batches of a loader that is not ours the counts of their whole optimizer step.
+        """Give batches whose pairs or targets are not those of our plan the counts of their whole optimizer step.
 
         The loss is normalised by the pairs and NLL tokens of the step, over all its batches and processes. Our own
-        loaders know them from the plan; what does not look like pairs stays as it is.
+        loaders know them from the plan, unless a collator of the user's changes labels; what does not look like pairs
+        stays as it is.
         """
-        foreign = [item for item in items if is_foreign(item)]
-        if not foreign:
-            return items
         path = self._padded_path()
-        counts = torch.tensor([pair_counts(item, path) for item in foreign], device=self._accelerator.device).sum(dim=0)
+        is_recounted = type(path.collator) is not PairCollator
+        found = [item for item in items if is_foreign(item) or (is_recounted and "chosen_labels" in item)]
+        if not found:
+            return items
+        counts = torch.tensor([pair_counts(item, path) for item in found], device=self._accelerator.device).sum(dim=0)
         if self._accelerator.num_processes > 1:
             counts = self._accelerator.reduce(counts, reduction="sum")
         num_pairs, num_nll_tokens = counts.tolist()
+        for item in found:
+            if not is_foreign(item):
+                item["num_nll_tokens"] = torch.tensor(float(num_nll_tokens))
         return [with_counts(item, num_pairs, num_nll_tokens) if is_foreign(item) else item for item in items]
 
     # ---- The part of a checkpoint
@@ -194,6 +202,8 @@ def is_foreign(item: Any) -> bool:
 def pair_counts(batch: Mapping[str, Any], path: PaddedPath) -> tuple[int, int]:
     """Count the pairs and the NLL target tokens of a batch under TRL's names."""
     labels_BT = batch["chosen_labels"]
+    if "weight" in batch and not batch["weight"].any():  # only fills up a step
+        return 0, 0
     if path.is_encoder_decoder:
         return len(labels_BT), int((labels_BT != IGNORED).sum())
     # The first token has no prediction and is never a target.
@@ -202,11 +212,12 @@ def pair_counts(batch: Mapping[str, Any], path: PaddedPath) -> tuple[int, int]:
 
 
 def with_counts(batch: Mapping[str, Any], num_pairs: float, num_nll_tokens: float, first: int = 0) -> dict[str, Any]:
-    """Add what ``BatchMaker`` adds to a micro-batch; ``first`` is the position of its first pair."""
+    """Add what ``BatchMaker`` adds to a micro-batch, and the mark of one that is not ours; ``first``: its position."""
     labels_BT = batch["chosen_labels"]
     position_B = first + torch.arange(len(labels_BT), device=labels_BT.device)
     return {
         **batch,
+        "foreign": True,
         "weight": torch.ones(len(labels_BT), device=labels_BT.device),
         "row": position_B,
         "position": position_B,

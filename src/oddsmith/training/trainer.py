@@ -37,7 +37,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..batching.collate import PairCollator, trl_features
+from ..batching.collate import PairCollator
 from ..batching.loader import LoaderFactory, PlannedDataset, StreamedBatches
 from ..batching.plan import StepShape
 from ..config import ORPOConfig
@@ -45,26 +45,36 @@ from ..data.prepare import prepare
 from ..data.report import DataReport
 from ..data.tokens.pair_tokenizer import PairTokenizer
 from ..errors import ConfigError
-from ..loss import orpo_loss
+from ..loss import odds_ratio_loss, orpo_loss
 from ..model.generation import stop_at_end_tokens
 from ..model.loading.adapter_base import BaseRecord
 from ..model.loading.place import is_adapter_folder
 from ..model.loading.setup import ready_model, resolve_model, resolve_tokenizer
 from ..model.logprobs.padded import PairLogps
+from ..model.logprobs.pair_tokens import PairLosses, PairTokens
 from ..model.logprobs.paths import ForestPath, PaddedPath, choose_path
 from ..system.memory import clear_memory_errors
 from .checkpointing import CheckpointManager
 from .drop_in import require_called, with_attributes_of_trl
 from .epochs import EpochSetter
-from .evaluation import DeferredEvaluation, metrics_of_own_step, user_metrics
+from .evaluation import DeferredEvaluation, metrics_of_own_step, predictions_of
 from .events import EventWriter, describe_run
 from .guard import StepGuard
 from .held_out_pairs import tokens_kept
 from .identity import RunIdentity
 from .live_diagnosis import Watch
 from .live_settings import LiveSettings
-from .meter import LENGTH_COLUMNS, EvaluatedPairs, EvaluationMeter, TrainingMeter, length_correlation, pair_sums
-from .preflight import Preflight, require_whole_steps
+from .meter import (
+    LENGTH_COLUMNS,
+    EvaluatedPairs,
+    EvaluationMeter,
+    TrainingMeter,
+    length_correlation,
+    pair_sums,
+    quantities_of,
+)
+from .own_loss import OwnLoss, micro_batch_loss
+from .preflight import Preflight, require_one_device, require_whole_steps
 from .recorder import Recorder
 from .step import Path as MicroBatchPath
 from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
@@ -78,8 +88,8 @@ class ORPOTrainer(TransformersAdapter):
     """Align a language model on pairs (prompt, chosen, rejected) in one step, without a reference model.
 
     Takes the arguments of TRL's ``ORPOTrainer`` in TRL's order, so a script moves over by changing one import. A
-    subclass may override transformers' public methods; where a method is overridden that gets batches, they are padded
-    and have TRL's names.
+    subclass may override ``pair_losses`` for a loss of its own, and transformers' public methods; where a method is
+    overridden that gets batches, they are padded and have TRL's names.
 
     Args:
         model: A model, or its name: hub id, folder, GGUF file, ``builtin:smollm2-135m-instruct``.
@@ -187,6 +197,7 @@ class ORPOTrainer(TransformersAdapter):
         self.meter, self.evaluation_meter = TrainingMeter(), EvaluationMeter()
         self.loss_sums, self.deferred_evaluation = LossSums(self), DeferredEvaluation()
         self.identity, self.recorder, self.live = RunIdentity(self), Recorder(self), LiveSettings(self.args)
+        self.own_loss = OwnLoss(self)
         self.guard = StepGuard(self, self.meter, lambda *arguments: self.checkpoints.roll_back(*arguments))
         events = EventWriter(self._describe)
         return [Preflight(), EpochSetter(lambda: self.stepper.plan), self.meter, events, self.recorder, Watch()]
@@ -353,7 +364,7 @@ class ORPOTrainer(TransformersAdapter):
             return [], None
         self.live.require_planned_steps()
         items, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return self.stepper.with_step_counts(items), num_items
+        return self.own_loss.counted(self.stepper.with_step_counts(items)), num_items
 
     @property
     def loss_is_scaled_for_ga(self) -> bool:
@@ -390,26 +401,32 @@ class ORPOTrainer(TransformersAdapter):
             inputs = with_counts(inputs, *pair_counts(inputs, self.padded_path))
         in_step = model.training and self.is_in_train
         beta = self.live.beta if in_step else self.args.beta
-        logps = self.stepper.logps(model, inputs)
+        logps = self.own_loss.applied(self.stepper.logps(model, inputs), inputs, beta)
         self.guard.watch(logps, inputs)
-        weight_B = inputs["weight"].to(logps.nll_sum_B.dtype)
-        loss = orpo_loss(
-            (logps.nll_sum_B * weight_B).sum(),
-            logps.logp_chosen_B,
-            logps.logp_rejected_B,
-            beta=beta,
-            num_nll_tokens=inputs["num_nll_tokens"],
-            num_pairs=inputs["num_pairs"],
-            weight_B=weight_B,
-        ).loss
-        if logps.aux_loss is not None:
-            loss = loss + self.router_coefficient * logps.aux_loss * (weight_B.sum() / inputs["num_pairs"])
+        loss = micro_batch_loss(logps, inputs, beta=beta, router_coefficient=self.router_coefficient)
         if model.training:
-            self.meter.add(pair_sums(logps, inputs, beta), inputs)
+            self.meter.add(pair_sums(logps, inputs, beta), inputs, quantities_of(logps))
         loss = loss * self.accelerator.num_processes
         if in_step and is_counted and not self.loss_is_scaled_for_ga:
             loss = loss * self.current_gradient_accumulation_steps
         return (loss, logps) if return_outputs else loss
+
+    def pair_losses(self, pairs: PairTokens) -> PairLosses:
+        """Compute a loss for each pair of a micro-batch, beside its NLL: override it for a loss of your own.
+
+            loss of a step = NLL + (sum over its N pairs of loss_B) / N
+
+        It runs on packed and on padded batches, in training and in evaluation, and is exact however a step is split.
+        Of each micro-batch it is called twice in training: before the step with log-probabilities of 0, so that the
+        NLL targets that it keeps are counted, and then with the log-probabilities.
+
+        Args:
+            pairs: The tokens of the pairs and their log-probabilities.
+
+        Returns:
+            The losses: here ORPO's ``beta * L_OR``.
+        """
+        return PairLosses(pairs.beta * odds_ratio_loss(pairs.chosen.mean_B, pairs.rejected.mean_B))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate the operations of an item from its tokens."""
@@ -422,7 +439,7 @@ class ORPOTrainer(TransformersAdapter):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log ``logs``, and with a training loss the metrics since the last one."""
         if "loss" in logs:
-            logs |= self.meter.read(self.state.global_step, self._sum, self.router_loss)
+            logs |= self.meter.read(self.state.global_step, self.sum_over_processes, self.router_loss)
             if self.live.beta_has_changed:
                 logs["beta"] = self.live.beta
             if self.guard.is_norm_invalid:
@@ -431,7 +448,8 @@ class ORPOTrainer(TransformersAdapter):
             logs["train_loss"] = self.loss_sums.mean_of_run()
         super().log(logs, start_time)
 
-    def _sum(self, tensor: Tensor) -> Tensor:
+    def sum_over_processes(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
         return self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
 
     # ---- Evaluation
@@ -466,9 +484,9 @@ class ORPOTrainer(TransformersAdapter):
             )
         self.guard.end_evaluation(is_training=self.train_dataset is not None)
         coefficient = self.router_coefficient if self.router_loss else None
-        metrics, pairs = self.evaluation_meter.read(coefficient, self._sum, gather_object)
+        metrics, pairs = self.evaluation_meter.read(coefficient, self.sum_over_processes, gather_object)
         if self.is_overridden("compute_loss"):
-            metrics["loss"] = self.evaluation_meter.mean_loss(self._sum)
+            metrics["loss"] = self.evaluation_meter.mean_loss(self.sum_over_processes)
         rows = dataset.rows if isinstance(dataset, PlannedDataset) else None
         if rows is not None and len(pairs.logps_P2):
             correlation = length_correlation(rows.select_columns(LENGTH_COLUMNS)[:], pairs.logps_P2)
@@ -478,23 +496,13 @@ class ORPOTrainer(TransformersAdapter):
         metrics |= own.metrics()
         has_pairs = len(pairs.logps_P2) > 0 or not is_own_step
         if predictions is None and not loss_only and not own.has_predictions and has_pairs:
-            predictions, labels, computed = self._predictions(pairs, rows)
+            predictions, labels, computed = predictions_of(self, pairs, rows)
             metrics |= computed
         for name, value in metrics.items():
             output.metrics[name if name.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{name}"] = value
         if self.args.generate_during_eval:
             self.recorder.record_answers(dataloader, metric_key_prefix)
         return EvalLoopOutput(predictions, labels, output.metrics, output.num_samples)
-
-    def _predictions(self, pairs: EvaluatedPairs, rows: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Return predictions [P, 2], labels [P] and the user's metrics of the pairs of an evaluation."""
-        if self.compute_metrics is not None and self.preprocess_logits_for_metrics is not None:
-            labels = torch.zeros(len(pairs.logps_P2), dtype=torch.long)
-            pairs = pairs._replace(logps_P2=self.preprocess_logits_for_metrics(pairs.logps_P2, labels))
-        prompts = None
-        if "inputs" in self.args.include_for_metrics and rows is not None:
-            prompts = [trl_features(row, self.is_encoder_decoder)["prompt_input_ids"] for row in rows]
-        return user_metrics(self.compute_metrics, pairs, prompts, self.args)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -507,10 +515,12 @@ class ORPOTrainer(TransformersAdapter):
                     counts = pair_counts(micro_batch, self.padded_path)
                     micro_batch = with_counts(micro_batch, *counts, first=self.evaluation_meter.num_pairs)
                 micro_batch = self.prepare_inputs(micro_batch)
+                if self.is_overridden("compute_loss") and "foreign" not in micro_batch:
+                    (micro_batch,) = self.own_loss.counted([micro_batch])
                 returned = self.compute_loss(model, dict(micro_batch), return_outputs=True)
                 loss, logps = returned if isinstance(returned, tuple) else (returned, None)
                 if not isinstance(logps, PairLogps):  # a loss of one's own: the metrics take another forward pass
-                    logps = self.stepper.logps(model, micro_batch)
+                    logps = self.own_loss.applied(self.stepper.logps(model, micro_batch), micro_batch, self.args.beta)
                     self.guard.watch(logps, micro_batch)
                 self.evaluation_meter.add(pair_sums(logps, micro_batch, self.args.beta), logps, micro_batch)
                 total += loss
@@ -576,14 +586,4 @@ class ORPOTrainer(TransformersAdapter):
             batches={"layout": path.name, "reason": path.reason, "max_tokens": path.max_tokens},
             beta=self.args.beta,
             pairs_per_step=self.pairs_per_step,
-        )
-
-
-def require_one_device(args: ORPOConfig) -> None:
-    """Refuse several GPUs in one process: ``DataParallel`` cannot scatter packed rows, and loses exactness."""
-    if args.n_gpu > 1:
-        raise ConfigError(
-            f"this process sees {args.n_gpu} GPUs, which transformers would use by DataParallel; start one process per"
-            f" GPU (oddsmith train --num-processes {args.n_gpu}, or accelerate launch --num_processes {args.n_gpu}"
-            " SCRIPT), or show it one (CUDA_VISIBLE_DEVICES=0)"
         )

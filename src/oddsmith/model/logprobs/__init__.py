@@ -5,6 +5,7 @@ packed.py          the fast path: the micro-batch is one prefix forest (``batchi
   attention/       a token attends to its ancestors in the forest, on each device by its best kernel
   head.py          output layer and log-softmax as one operation; output_transform.py: scales and caps of logits
   memory_saving/   norms, MLPs and LoRA layers that save less for the backward pass
+pair_tokens.py     tokens and log-probabilities as a loss of one's own gets them, from either path
 paths.py           both paths as the trainer uses them, and ``choose_path``, which asks:
   self_check.py    do both paths agree on this model?
   token_budget.py  how many tokens of a micro-batch fit into memory?

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...batching.collate import IGNORED
 from .head import token_logps
 from .output_transform import OutputTransform
 from .padded import PairLogps, unwrap
+from .pair_tokens import PairTokens, Tokens
 
 
 def forest_logps(model: nn.Module, batch: Mapping[str, Any], *, transform: OutputTransform) -> PairLogps:
@@ -46,7 +49,22 @@ def forest_logps(model: nn.Module, batch: Mapping[str, Any], *, transform: Outpu
         tokens_B=batch["tokens_B"],
         response_logp_SL=logp_SL.detach(),
         aux_loss=None,
+        token_logps=logp_E,
     )
+
+
+def forest_tokens(batch: Mapping[str, Any], logp_E: Tensor | None) -> PairTokens:
+    """Return the tokens of the pairs of a batch, with the ``token_logps`` of :func:`forest_logps`; ``None``: with 0."""
+    ids_E = F.pad(batch["target_E"], (0, 1), value=IGNORED)  # the lists of entries are padded with E
+    if logp_E is None:
+        logp_E = torch.zeros(len(ids_E), device=ids_E.device)
+    B = len(batch["nll_tokens_B"])
+
+    def tokens(entry_BL: Tensor) -> Tokens:
+        return Tokens(ids_E[entry_BL], logp_E[entry_BL])
+
+    entry_SL = batch["response_entry_SL"]
+    return PairTokens(tokens(entry_SL[:B]), tokens(entry_SL[B:]), tokens(batch["nll_entry_BL"]))
 
 
 @contextmanager

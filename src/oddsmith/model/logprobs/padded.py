@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...batching.collate import IGNORED
+from .pair_tokens import PairLosses, PairTokens, Tokens
 
 
 class PairLogps(NamedTuple):
@@ -31,6 +32,8 @@ class PairLogps(NamedTuple):
     tokens_B: Tensor  # of both sequences, prompts included
     response_logp_SL: Tensor  # per token of each response, chosen responses first, detached; 0 behind the end
     aux_loss: Tensor | None  # router loss of a mixture-of-experts model (unscaled scalar)
+    token_logps: Tensor | None = None  # of all targets, in the layout of the path that made them (its ``tokens``)
+    own: PairLosses | None = None  # losses of one's own, if there are any
 
 
 class _Stacked(NamedTuple):
@@ -67,8 +70,8 @@ def pair_logps(
     Returns:
         Sums and means per pair. A sequence's first token has no prediction and is never a target.
     """
-    stack = _stack_encoder_decoder if is_encoder_decoder else _stack_causal
-    stacked = stack(model, batch, pad_token_id, nll_on)
+    start_token = unwrap(model).config.decoder_start_token_id if is_encoder_decoder else None
+    stacked = _stack(batch, pad_token_id, nll_on, is_encoder_decoder, start_token)
     is_target_ST = stacked.response_ST | stacked.nll_ST
     extra = {"output_router_logits": True} if router_loss else {}
     with _head_only_at(model, is_target_ST):
@@ -92,6 +95,31 @@ def pair_logps(
         tokens_B=stacked.tokens_S[:B] + stacked.tokens_S[B:],
         response_logp_SL=_left_aligned(logp_ST.detach() * stacked.response_ST, stacked.response_ST),
         aux_loss=outputs.aux_loss if router_loss else None,
+        token_logps=logp_ST,
+    )
+
+
+def padded_tokens(
+    batch: Mapping[str, Tensor], logp_ST: Tensor | None, *, nll_on: str, is_encoder_decoder: bool
+) -> PairTokens:
+    """Return the tokens of the pairs of a batch, with the ``token_logps`` of :func:`pair_logps`; ``None``: with 0."""
+    stacked = _stack(batch, 0, nll_on, is_encoder_decoder, 0)
+    B = len(stacked.target_ST) // 2
+    if logp_ST is None:
+        logp_ST = torch.zeros(stacked.target_ST.shape, device=stacked.target_ST.device)
+
+    def tokens(is_target_BT: Tensor, rows: slice) -> Tokens:
+        # The targets first, in their order: False sorts before True.
+        column_BT = (~is_target_BT).sort(dim=-1, stable=True).indices
+        is_there_BT = is_target_BT.gather(1, column_BT)
+        ids_BT, logp_BT = stacked.target_ST[rows].gather(1, column_BT), logp_ST[rows].gather(1, column_BT)
+        return Tokens(ids_BT.where(is_there_BT, IGNORED), logp_BT.where(is_there_BT, 0.0))
+
+    chosen, rejected = slice(0, B), slice(B, 2 * B)
+    return PairTokens(
+        tokens(stacked.response_ST[chosen], chosen),
+        tokens(stacked.response_ST[rejected], rejected),
+        tokens(stacked.nll_ST[chosen], chosen),
     )
 
 
@@ -102,9 +130,17 @@ def _left_aligned(values_ST: Tensor, response_ST: Tensor) -> Tensor:
     return F.pad(values_ST, (0, 1)).gather(1, column_ST.clamp(max=values_ST.shape[1]))
 
 
-def _stack_causal(model: nn.Module, batch: Mapping[str, Tensor], pad_token_id: int, nll_on: str) -> _Stacked:
+def _stack(
+    batch: Mapping[str, Tensor], pad_token_id: int, nll_on: str, is_encoder_decoder: bool, start_token: int | None
+) -> _Stacked:
+    if is_encoder_decoder:
+        return _stack_encoder_decoder(batch, pad_token_id, nll_on, start_token)
+    return _stack_causal(batch, pad_token_id, nll_on)
+
+
+def _stack_causal(batch: Mapping[str, Tensor], pad_token_id: int, nll_on: str) -> _Stacked:
     def stacked(name: str, value: int) -> Tensor:
-        return _stack(batch[f"chosen_{name}"], batch[f"rejected_{name}"], value)
+        return _both(batch[f"chosen_{name}"], batch[f"rejected_{name}"], value)
 
     ids_ST = stacked("input_ids", pad_token_id)
     mask_ST = stacked("attention_mask", 0)
@@ -117,8 +153,10 @@ def _stack_causal(model: nn.Module, batch: Mapping[str, Tensor], pad_token_id: i
     return _Stacked(inputs, target_ST, response_ST, nll_ST, mask_ST.sum(-1))
 
 
-def _stack_encoder_decoder(model: nn.Module, batch: Mapping[str, Tensor], pad_token_id: int, nll_on: str) -> _Stacked:
-    labels_ST = _stack(batch["chosen_labels"], batch["rejected_labels"], IGNORED)
+def _stack_encoder_decoder(
+    batch: Mapping[str, Tensor], pad_token_id: int, nll_on: str, start_token: int | None
+) -> _Stacked:
+    labels_ST = _both(batch["chosen_labels"], batch["rejected_labels"], IGNORED)
     response_ST = labels_ST != IGNORED
     target_ST = labels_ST.masked_fill(~response_ST, pad_token_id)
     nll_ST = response_ST.clone()
@@ -126,12 +164,12 @@ def _stack_encoder_decoder(model: nn.Module, batch: Mapping[str, Tensor], pad_to
     inputs = {
         "input_ids": batch["prompt_input_ids"].repeat(2, 1),
         "attention_mask": batch["prompt_attention_mask"].repeat(2, 1),
-        "decoder_input_ids": F.pad(target_ST[:, :-1], (1, 0), value=unwrap(model).config.decoder_start_token_id),
+        "decoder_input_ids": F.pad(target_ST[:, :-1], (1, 0), value=start_token),
     }
     return _Stacked(inputs, target_ST, response_ST, nll_ST, response_ST.sum(-1) + inputs["attention_mask"].sum(-1))
 
 
-def _stack(chosen_BT: Tensor, rejected_BT: Tensor, value: int) -> Tensor:
+def _both(chosen_BT: Tensor, rejected_BT: Tensor, value: int) -> Tensor:
     """Stack both sides, padded on the right to the wider one: [2B, T]."""
     width = max(chosen_BT.shape[1], rejected_BT.shape[1])
     return torch.cat([F.pad(side, (0, width - side.shape[1]), value=value) for side in (chosen_BT, rejected_BT)])

@@ -26,8 +26,9 @@ from ...config import ORPOConfig
 from .attention import forest_attention_in
 from .memory_saving import MemorySavingLayers
 from .output_transform import OutputTransform
-from .packed import forest_logps
-from .padded import PairLogps, pair_logps
+from .packed import forest_logps, forest_tokens
+from .padded import PairLogps, padded_tokens, pair_logps
+from .pair_tokens import PairTokens
 from .self_check import Verdict, check_forest
 from .token_budget import token_budget
 
@@ -76,6 +77,10 @@ class PaddedPath:
             is_encoder_decoder=self.is_encoder_decoder,
             router_loss=self.router_loss,
         )
+
+    def tokens(self, batch: Mapping[str, Any], token_logps: Tensor | None = None) -> PairTokens:
+        """Return the tokens of a micro-batch, with the ``token_logps`` of its ``logps``, or with 0."""
+        return padded_tokens(batch, token_logps, nll_on=self.nll_on, is_encoder_decoder=self.is_encoder_decoder)
 
 
 @dataclass
@@ -126,6 +131,10 @@ class ForestPath:
     def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
         """Compute the log-probabilities of a micro-batch."""
         return forest_logps(model, batch, transform=self.transform)
+
+    def tokens(self, batch: Mapping[str, Any], token_logps: Tensor | None = None) -> PairTokens:
+        """Return the tokens of a micro-batch, with the ``token_logps`` of its ``logps``, or with 0."""
+        return forest_tokens(batch, token_logps)
 
 
 def choose_path(
