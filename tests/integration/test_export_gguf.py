@@ -1,6 +1,8 @@
 """``oddsmith export RUN --to gguf``: from a run to files that llama.cpp runs, or one line and nothing left behind."""
 
 import json
+import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -76,6 +78,16 @@ def test_a_run_becomes_files_that_llama_cpp_runs(run, capsys):
             exported.logits(ids).argmax(-1) == trained(torch.tensor([ids])).logits[0].argmax(-1).numpy()
         ).mean() > 0.8
         assert exported.chat_template == tokenizer.chat_template
+
+
+def test_the_lines_for_a_shell_in_a_card_make_the_files_that_they_name(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (lines,) = re.findall(r"```sh\n(.*?)```", (run / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    export, llama, ollama = lines.splitlines()
+    assert run_here(capsys, *shlex.split(export)[1:]).code == 0
+    assert [file.name for file in tmp_path.glob(llama.removeprefix("llama-cli -m "))] == ["my-run-Q4_K_M.gguf"]
+    assert ollama == "ollama create my-run -f gguf/Modelfile && ollama run my-run"
+    assert (tmp_path / "gguf" / "Modelfile").is_file()
 
 
 def test_what_is_printed(model, tmp_path, capsys):

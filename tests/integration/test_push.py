@@ -31,7 +31,7 @@ def commits(asked: list[tuple[str, bytes]]) -> list[set[str]]:
     return [{line["value"]["path"] for line in commit if line["key"] == "file"} for commit in lines]
 
 
-def test_checkpoints_and_the_finished_run_are_uploaded(words, hub):
+def test_checkpoints_and_the_finished_run_are_uploaded(words, hub, tmp_path):
     asked, variables = hub
     more = ["--hub-model-id", "me/model", "--hub-strategy", "all_checkpoints", "--hub-token", "hf_planted_secret"]
     outcome = run_apart(*words, *more, env=variables)
@@ -45,6 +45,7 @@ def test_checkpoints_and_the_finished_run_are_uploaded(words, hub):
         (folder,) = [files for files in found if f"checkpoint-{step}/model.safetensors" in files]
         assert {f"checkpoint-{step}/manifest.json", f"checkpoint-{step}/optimizer.safetensors"} < folder
     assert not any(b"hf_planted_secret" in body for _, body in asked)
+    assert 'pipeline("text-generation", model="me/model")' in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_an_upload_that_fails_keeps_the_run(words, hub, tmp_path):

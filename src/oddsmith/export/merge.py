@@ -33,7 +33,7 @@ from ..model.loading.quiet import no_progress_bars
 from ..model.merging import cast_parameters, is_tied, merge_weights
 from ..system.dtypes import dtype_name
 from ..system.run_folder import read_events
-from ..training.card import CardFacts, card_names, write_card
+from ..training.card import CardFacts, card_names, place_of, write_card
 from .atomic import RECORD_FILE, require_space, write_folder
 from .divergence import Divergence, divergence, fits_in_memory, logits_of, text_ids
 from .named_model import NamedModel, find_model
@@ -266,6 +266,7 @@ def _write_card(
     facts = CardFacts(
         title or (origin.resolve().name if origin.exists() else source.name),
         "merged",
+        place=title or place_of(Path(report.folder), origin),
         base_model=base or source.base,
         datasets=datasets,
         has_chat_template=tokenizer.chat_template is not None,

@@ -18,12 +18,15 @@ from huggingface_hub import ModelCard, ModelCardData
 from .. import __version__
 from ..data.report import counted
 from ..metrics import BY_NAME, Place, shown_in
-from ..model.loading.builtin import PACKAGES, PREFIX
+from ..model.loading.builtin import PACKAGES, PREFIX, is_builtin
+from ..model.loading.place import is_gguf
 from ..system.run_folder import CARD_FILE, CURVES_FILE
 from .curves import curves_svg
 
 TAGS = ("oddsmith", "orpo")
 Kind = Literal["adapter", "model", "merged", "gguf"]
+# How the base of an adapter is loaded: by PEFT, by us, or by nobody, because the model was made in Python.
+BaseKind = Literal["named", "builtin", "gguf", "unnamed"]
 
 # What the hub's metadata calls each kind, and its relation to its base. A merged model is a fine-tune, because "merge"
 # means a mixture of several models there.
@@ -54,9 +57,27 @@ chat = pipeline("text-generation", model="{name}")
 """
 _ADAPTER_PIPELINE = """\
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer, GenerationConfig, pipeline
 
 model, tokenizer = AutoPeftModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
+model.generation_config = GenerationConfig.from_pretrained("{name}")  # with the end of turn that it learned
+chat = pipeline("text-generation", model=model, tokenizer=tokenizer)
+"""
+_UNNAMED_PIPELINE = """\
+from peft import PeftModel
+from transformers import AutoTokenizer, GenerationConfig, pipeline
+
+# `base`: the model that the adapter was trained on. It was made in Python, so nothing here can load it.
+model, tokenizer = PeftModel.from_pretrained(base, "{name}"), AutoTokenizer.from_pretrained("{name}")
+model.generation_config = GenerationConfig.from_pretrained("{name}")  # with the end of turn that it learned
+chat = pipeline("text-generation", model=model, tokenizer=tokenizer)
+"""
+_OWN_PIPELINE = """\
+from transformers import pipeline
+
+from oddsmith.inference.loading import load_for_inference
+
+model, tokenizer = load_for_inference("{name}")
 chat = pipeline("text-generation", model=model, tokenizer=tokenizer)
 """
 _CHAT = """\
@@ -68,8 +89,21 @@ _SEQ2SEQ = """\
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
+"""
+_UNNAMED_SEQ2SEQ = """\
+from peft import PeftModel
+from transformers import AutoTokenizer
+
+# `base`: the model that the adapter was trained on. It was made in Python, so nothing here can load it.
+model, tokenizer = PeftModel.from_pretrained(base, "{name}"), AutoTokenizer.from_pretrained("{name}")
+"""
+_ANSWER = """\
 inputs = tokenizer("What is a good first step?", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0], skip_special_tokens=True))"""
+_REASONS: dict[BaseKind, str] = {
+    "builtin": "whose built-in models come from packages of their own",
+    "gguf": "because the base is a GGUF file",
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +112,8 @@ class CardFacts:
 
     name: str  # id on the hub, or any name; of a path only the last part is used
     kind: Kind
+    place: str | None = None  # what code loads it by: an id on the hub, or a folder beside the run's; else the name
+    base: BaseKind = "named"  # of an adapter
     base_model: str | None = None  # left out unless it is on the hub
     datasets: Sequence[str] = ()  # left out unless they are on the hub
     tags: Iterable[str] = ()  # hub tags beside oddsmith and orpo
@@ -112,7 +148,7 @@ def model_card(facts: CardFacts, events: Sequence[Mapping[str, Any]], *, has_cur
     sections = [
         f"# {name.rpartition('/')[2]}",
         f"{IS[facts.kind]}{on_base} with [ORPO](https://arxiv.org/abs/2403.07691) (odds ratio preference optimization)"
-        f" by [Oddsmith](https://pypi.org/project/oddsmith/) {__version__}.",
+        f" by Oddsmith {__version__}.",
         "\n".join(f"- {note}" for note in facts.notes),
         "## Use it\n\n" + _usage(facts, name),
         _held_out(events),
@@ -137,6 +173,19 @@ def hub_id(name: str | None) -> str | None:
     return name
 
 
+def place_of(folder: Path, run: Path) -> str:
+    """Return a folder as seen from the folder in which the run folder is, if it is in the run folder."""
+    folder, run = folder.resolve(), run.resolve()
+    return str(folder.relative_to(run.parent) if folder.is_relative_to(run) else folder.name)
+
+
+def base_kind(name: str | None) -> BaseKind:
+    """Return how the base of an adapter is loaded, from its name."""
+    if not name:
+        return "unnamed"
+    return "builtin" if is_builtin(name) else "gguf" if is_gguf(name) else "named"
+
+
 def card_names(folder: Path) -> tuple[str | None, list[str]]:
     """Return base and datasets of the card in a folder, which names only those with a hub id."""
     file = folder / CARD_FILE
@@ -153,25 +202,39 @@ def _public_name(name: str) -> str:
 
 
 def _usage(facts: CardFacts, name: str) -> str:
-    short = name.rpartition("/")[2]
+    short, place = name.rpartition("/")[2], facts.place or name
     if facts.kind == "gguf":
         files = ", ".join(f"`{file}`" for file in facts.files)
         file = facts.files[0] if facts.files else f"{short}-Q4_K_M.gguf"
         return f"Files: {files or 'GGUF'}\n\n" + _shell(
             f"llama-cli -m {file}", f"ollama create {short.lower()} -f Modelfile", f"ollama run {short.lower()}"
         )
-    opening = _ADAPTER_PIPELINE if facts.kind == "adapter" else _PIPELINE
-    code = _SEQ2SEQ if facts.is_encoder_decoder else opening + (_CHAT if facts.has_chat_template else _CONTINUE)
-    libraries = "transformers and PEFT" if facts.kind == "adapter" else "transformers"
-    text = f"With {libraries}:\n\n```python\n{code.format(name=name)}\n```"
     if facts.is_encoder_decoder:
+        opening, end = (_UNNAMED_SEQ2SEQ if facts.base == "unnamed" else _SEQ2SEQ), _ANSWER
+    else:
+        opening, end = _opening(facts), _CHAT if facts.has_chat_template else _CONTINUE
+    text = f"With {_libraries(facts)}:\n\n```python\n{(opening + end).format(name=place)}\n```"
+    if facts.is_encoder_decoder or facts.base == "unnamed":
         return text
-    return f"{text}\n\nWith llama.cpp and Ollama:\n\n" + _shell(
-        'pip install "oddsmith[gguf]"',
-        f"oddsmith export {name} --to gguf --quantize q4_k_m --output gguf",
-        f"llama-cli -m gguf/{short}-Q4_K_M.gguf",
+    return f"{text}\n\nWith llama.cpp and Ollama, converted by Oddsmith with its extra `gguf`:\n\n" + _shell(
+        f"oddsmith export {place} --to gguf --quantize q4_k_m --output gguf",
+        "llama-cli -m gguf/*-Q4_K_M.gguf",
         f"ollama create {short.lower()} -f gguf/Modelfile && ollama run {short.lower()}",
     )
+
+
+def _opening(facts: CardFacts) -> str:
+    if facts.base == "unnamed":
+        return _UNNAMED_PIPELINE
+    if facts.base != "named":
+        return _OWN_PIPELINE
+    return _ADAPTER_PIPELINE if facts.kind == "adapter" else _PIPELINE
+
+
+def _libraries(facts: CardFacts) -> str:
+    if facts.base in _REASONS:
+        return f"Oddsmith, {_REASONS[facts.base]}"
+    return "transformers and PEFT" if facts.kind == "adapter" else "transformers"
 
 
 def _shell(*lines: str) -> str:

@@ -18,12 +18,14 @@ from transformers import TrainerCallback, TrainerState
 
 from ..batching.collate import trl_features
 from ..batching.loader import PlannedDataset
+from ..checkpoint.store import checkpoints
 from ..config import ORPOConfig
 from ..errors import ConfigError
 from ..model.generation import answer
+from ..model.loading.place import MODEL_SETTINGS, is_adapter_folder
 from ..system.files import dispensable
 from ..system.run_folder import CARD_FILE, read_events
-from .card import CardFacts, write_card
+from .card import CardFacts, base_kind, place_of, write_card
 from .events import record_answers
 from .held_out_pairs import HeldOutPairs, tokens_kept
 from .meter import EvaluatedPairs
@@ -42,6 +44,7 @@ class RecordedRun(Protocol):
     train_dataset: Any
     eval_dataset: Any
     is_encoder_decoder: bool
+    hub_model_id: str | None  # where the model is pushed to
 
     def is_world_process_zero(self) -> bool: ...  # whether this process writes
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader: ...  # return a loader over an evaluation set
@@ -61,6 +64,7 @@ class Recorder(TrainerCallback):
 
     def __init__(self, run: RecordedRun):
         self._run = run
+        self._given: dict[str, Any] = {}  # what the model cards were told
 
     def require_possible(self) -> None:
         """Refuse ``generate_during_eval`` where no process has a model that it can generate with."""
@@ -153,17 +157,23 @@ class Recorder(TrainerCallback):
 
         Args:
             folder: The run folder, a checkpoint or an adapter's folder.
-            model_name: Name of the model; that of the run folder by default.
+            model_name: Name of the model; that of the run folder by default. What is given once, later cards say, too.
             dataset_name: Hub id of the pairs.
             tags: Hub tags beside ``orpo`` and ``oddsmith``.
         """
         run = self._run
         if not run.is_world_process_zero():
             return
-        model: Any = run.model
+        given = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags}
+        self._given |= {name: value for name, value in given.items() if value is not None}
+        model_name, dataset_name, tags = (self._given.get(name) for name in given)
+        model: Any = run.accelerator.unwrap_model(run.model)
+        adapter = model.active_peft_config if isinstance(model, PeftModel) else None
         facts = CardFacts(
             model_name or Path(run.args.output_dir).resolve().name,
-            kind="adapter" if isinstance(run.accelerator.unwrap_model(model), PeftModel) else "model",
+            kind="model" if adapter is None else "adapter",
+            place=run.hub_model_id or (model_name if "/" in (model_name or "") else self._place(folder)),
+            base="named" if adapter is None else base_kind(adapter.base_model_name_or_path),
             base_model=getattr(model.config, "_name_or_path", None),
             datasets=[dataset_name] if dataset_name else (),
             tags=[tags] if isinstance(tags, str) else tags or (),
@@ -172,3 +182,9 @@ class Recorder(TrainerCallback):
         )
         with dispensable(folder / CARD_FILE, "the model is saved all the same"):
             write_card(folder, facts, read_events(run.args.output_dir))
+
+    def _place(self, folder: Path) -> str:
+        """Return where the model of a card is; that of a run without a model is about the last checkpoint."""
+        run = Path(self._run.args.output_dir)
+        has_model = is_adapter_folder(folder) or (folder / MODEL_SETTINGS).is_file()
+        return place_of(folder if has_model else next(reversed(checkpoints(run)), folder), run)

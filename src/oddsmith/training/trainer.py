@@ -547,12 +547,14 @@ class ORPOTrainer(TransformersAdapter):
             super().save_model(output_dir, _internal_call)
 
     def after_saving_model(self, folder: Path) -> None:
-        """Put beside an adapter the record of its base, generation settings, and a card in place of PEFT's."""
-        if is_adapter_folder(folder):
+        """Put a card beside the model of the run; beside an adapter also generation settings and its base's record."""
+        is_adapter = is_adapter_folder(folder)
+        if is_adapter:
             self.base_record.save(folder)
             settings = getattr(self.accelerator.unwrap_model(self.model), "generation_config", None)
             if settings is not None:  # PEFT does not write them: they have the end of turn, which the base's may lack
                 settings.save_pretrained(folder)
+        if is_adapter or folder.resolve() == Path(self.args.output_dir).resolve():
             self.create_model_card(folder=folder)
 
     def create_model_card(

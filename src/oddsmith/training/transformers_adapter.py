@@ -222,10 +222,10 @@ class TransformersAdapter(Trainer):
         run_folder = Path(self._get_output_dir(trial=trial))
         folder = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._use_averaged_weights()
-        self.create_model_card()
         if trial is None:
             self.store_flos()
         if self.checkpoints.save(folder):
+            self.create_model_card()
             if self.args.push_to_hub:
                 self._push_from_checkpoint(str(folder))
             self.checkpoints.rotate(run_folder)
