@@ -110,8 +110,9 @@ def unread_texts(row: Mapping[str, Any], read: Collection[str]) -> dict[str, lis
 
 
 def is_repeated(texts: Sequence[str], prompt: str) -> bool:
-    """Return whether a column repeats what is in a prompt: its first text is there, blanks aside."""
-    return squeezed(texts[0]) in squeezed(prompt)
+    """Return whether a column repeats what is in a prompt: its first text is there, in whole words."""
+    first, whole = squeezed(texts[0]), squeezed(prompt)
+    return first in whole and re.search(rf"(?<!\w){re.escape(first)}(?!\w)", whole) is not None
 
 
 def squeezed(text: str) -> str:

@@ -125,7 +125,8 @@ def _joined_text(content: Any, where: str) -> str:
         elif isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         else:
-            found = f"of the type {part.get('type')!r}" if isinstance(part, Mapping) else kind_of(part)
+            named = isinstance(part, Mapping) and (part.get("type") or next(iter(part), None))
+            found = f"of the type {named!r}" if isinstance(part, Mapping) else kind_of(part)
             reason = "image, sound or video" if MEDIA.search(found) else "malformed message"
             raise RowError(reason, f"{where}[{position}] is {found}; expected text alone")
     return "".join(texts)

@@ -37,8 +37,10 @@ from .conversations import Conversation, reconciled, shared_prompt, shown
 from .messages import SYSTEM_ROLES, Message, messages_of_text, to_messages
 from .tool_calls import read_tools
 from .transcripts import (
+    ANY_TURN,
     ends_with_marker,
     is_hh_dialogue,
+    is_hh_prompt,
     parse_hh_dialogue,
     split_shared_prompt,
     strip_repeated_prompt,
@@ -139,22 +141,38 @@ def _from_standard(row: Row) -> PreferencePair:
         return _from_messages(row, "prompt")
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         return _answered(row, prompt, chosen, rejected)
-    chosen, rejected = strip_repeated_prompt(prompt, chosen, rejected)
-    if is_hh_dialogue(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
-        return _shared_prompt(row, parse_hh_dialogue(prompt + chosen), parse_hh_dialogue(prompt + rejected))
-    if is_hh_dialogue(chosen) and is_hh_dialogue(rejected):
+    if is_hh_prompt(prompt) or (is_hh_dialogue(chosen) and is_hh_dialogue(rejected)):
         return _answered(row, prompt, chosen, rejected)
-    return _text_pair(row, prompt, chosen, rejected)
+    return _text_pair(row, prompt, *strip_repeated_prompt(prompt, chosen, rejected))
 
 
 def _from_messages(row: Row, column: str) -> PreferencePair:
     """Read a column of messages, or of the text of one, and answers of any kind."""
     value, chosen, rejected = _required(row, column, *ANSWERS)
+    if isinstance(value, str):
+        if ANY_TURN.search(value) and not is_hh_prompt(value):
+            raise RowError(
+                "malformed message",
+                f"{column} holds turns as text, {shown(value)}; expected a list of messages with role and content",
+            )
+        return _answered(row, value, chosen, rejected)
     sides = to_messages(chosen, "chosen"), to_messages(rejected, "rejected")
     is_other_form = isinstance(value, list | tuple) and not any(map(_is_turn, value)) and column != "prompt"
     if not value or (is_other_form and all(map(_is_whole, sides))):  # the answers have the turns, too
         return _shared_prompt(row, *sides)
-    return _conversation(row, to_messages(value, column, "user"), *sides)
+    prompt = to_messages(value, column, "user")
+    if isinstance(chosen, str) and isinstance(rejected, str) and prompt[-1]["role"] == "user":
+        answers = _without_question(prompt[-1]["content"], chosen, rejected)
+        sides = to_messages(answers[0], "chosen"), to_messages(answers[1], "rejected")
+    pair = _conversation(row, prompt, *sides)
+    last = pair.prompt[-1]
+    if column != "prompt" and isinstance(last, dict) and last["role"] == "assistant":
+        raise RowError(
+            "prompt and answers disagree",
+            f"{column} ends with the assistant's turn {shown(last['content'])}, which neither chosen nor rejected is;"
+            " remove it, or give messages whose last turn the answers continue in a column prompt",
+        )
+    return pair
 
 
 def _is_turn(value: Any) -> bool:
@@ -325,10 +343,11 @@ def _answered(row: Row, question: str, chosen: Any, rejected: Any, before: Seque
     The text only repeats a turn of theirs then, and is ignored, as TRL does; one that does not is refused.
     """
     if isinstance(chosen, str) and isinstance(rejected, str):
-        answers = strip_repeated_prompt(question, chosen, rejected)
-        if answers != (chosen, rejected):
-            chosen, rejected = (answer.lstrip() for answer in answers)
-        elif is_hh_dialogue(chosen) and is_hh_dialogue(rejected):
+        if is_hh_prompt(question):
+            texts = (question + answer for answer in strip_repeated_prompt(question, chosen, rejected))
+            return _shared_prompt(row, *map(parse_hh_dialogue, texts))
+        chosen, rejected = _without_question(question, chosen, rejected)
+        if is_hh_dialogue(chosen) and is_hh_dialogue(rejected):
             return _answered(row, question, parse_hh_dialogue(chosen), parse_hh_dialogue(rejected), before)
     sides = to_messages(chosen, "chosen"), to_messages(rejected, "rejected")
     if not all(_is_whole(side) for side in sides):
@@ -341,6 +360,12 @@ def _answered(row: Row, question: str, chosen: Any, rejected: Any, before: Seque
             f"the prompt {shown(question)} is none of the turns that chosen and rejected share; remove what is wrong",
         )
     return _finished(row, found)
+
+
+def _without_question(question: str, chosen: str, rejected: str) -> tuple[str, str]:
+    """Return two answers without the question and the blanks after it, where both repeat it in front."""
+    answers = strip_repeated_prompt(question, chosen, rejected)
+    return answers if answers == (chosen, rejected) else (answers[0].lstrip(), answers[1].lstrip())
 
 
 def _is_whole(messages: Sequence[Message]) -> bool:

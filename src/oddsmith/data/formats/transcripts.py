@@ -30,6 +30,11 @@ ANSWER_MARKER = re.compile(
     r"|<\|assistant\|>\n?|\[/INST\]",
     re.IGNORECASE | re.MULTILINE,
 )
+# A turn of a dialogue that is written as text in another way.
+ANY_TURN = re.compile(
+    r"^[ \t]*(?:\#{1,6}[ \t]*)?(?:user|human|assistant|ai|system|gpt)[ \t]*:|<\|im_start\|>|<\|start_header_id\|>",
+    re.IGNORECASE | re.MULTILINE,
+)
 # A lone "A:" also names the first of several options, so it counts only after a "Q:" and before no "B:".
 QUESTION_AND_ANSWER = re.compile(r"^Q:.*?^A:(?!.*^B:)(?:[ \t]*\n+)?", re.DOTALL | re.MULTILINE)
 
@@ -40,6 +45,11 @@ SHORTEST_REPEATED_PROMPT_CHARACTERS = 16
 def is_hh_dialogue(text: str) -> bool:
     """Return whether the text is a transcript of Anthropic's HH data: a human's turn first, and an answer to it."""
     return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+
+
+def is_hh_prompt(text: str) -> bool:
+    """Return whether the text is an HH transcript that ends where the assistant's answer begins."""
+    return is_hh_dialogue(text) and text.rstrip().endswith("\n\nAssistant:")
 
 
 def parse_hh_dialogue(text: str) -> list[Message]:

@@ -63,6 +63,11 @@ def test_a_column_of_the_prompt_that_is_not_read_is_reported(base):
     assert unread_columns(row, to_pair(row)) == ["context"]
 
 
+def test_a_part_of_a_word_is_no_repetition():
+    row = {**WHOLE, "history": [["So", "a"]], "context": "a list"}
+    assert unread_columns(row, to_pair(row)) == ["history"]
+
+
 def test_a_marker_that_both_answers_begin_with_is_no_question():
     with pytest.raises(RowError, match=r"share 'Answer:', where .* the column frage would not be read"):
         to_pair({"frage": "Was ist das?", "chosen": "Answer: 4", "rejected": "Answer: 5"})

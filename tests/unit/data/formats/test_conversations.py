@@ -43,6 +43,7 @@ SAME = {
     "a conversation with a third answer as prompt": (row([U0, A0, U, A0], [U0, A0, U, A], [U0, A0, U, B]), [U0, A0, U]),
     "a greeting of the assistant": (row([A0, U], [A0, U, A], [A0, U, B]), [A0, U]),
     "a result of a tool in both answers": (row([U, CALL], [SEEN, A], [SEEN, B]), [U, CALL, SEEN]),
+    "the question in front of answers of text": (row([S, U], "Sky?\nIt is blue.", "Sky?\n\nIt is green."), [S, U]),
     "a question and one whole conversation": (row("Sky?", [U, A], "It is green."), [U]),
     "a question and whole conversations with a system message": (row("Sky?", [S, U, A], [S, U, B]), [S, U]),
     "a question and whole conversations, a system message on one side": (row("Sky?", [S, U, A], [U, B]), [S, U]),
@@ -87,10 +88,13 @@ def test_answers_continue_the_assistants_turn_at_the_end_of_the_prompt(beginning
         (row("Sea?", [U, A], [U, B]), "the prompt 'Sea?' is none of the turns"),
         (row([], [U0, A0, U, A], [U0, A0, user("Sea?"), B]), "begins with the user's turn 'Sky?', which the other"),
         (row("Sky?", [U0, A], "It is green."), "chosen begins with the user's turn 'Hi'"),
+        ({"messages": [U, A0], "chosen": [A], "rejected": "It is green."},
+         "messages ends with the assistant's turn 'Hello.', which neither chosen nor rejected is"),
         ({"chosen": [S, U, A], "rejected": [system("Rhyme."), U, B]}, "different system messages"),
     ],
     ids=["system of the prompt", "systems of the answers", "question", "questions", "earlier answer", "conversation of"
-         " one side", "text of the question", "implicit prompt", "text of the question, one side", "implicit, system"],
+         " one side", "text of the question", "implicit prompt", "text of the question, one side", "another answer",
+         "implicit, system"],
 )  # fmt: skip
 def test_turns_that_contradict_each_other_are_refused(given, detail):
     with pytest.raises(RowError) as caught:

@@ -280,6 +280,8 @@ FAULTS = [
     ("malformed message", "chosen[0].content is a number", chosen([{"role": "assistant", "content": 1}])),
     ("image, sound or video", "chosen[0].content[0] is of the type 'image'; expected text alone",
      chosen([{"role": "assistant", "content": [{"type": "image", "url": "a.png"}]}])),
+    ("image, sound or video", "prompt[0].content[0] is of the type 'image'; expected text alone",
+     chosen("a") | {"prompt": [{"role": "user", "content": [{"image": "a.png"}, {"text": "Why?"}]}]}),
     ("no preference", "all 3 scored completions have the score 4", completions(4, 4.0, "4")),
     ("no preference", "holds 2, fewer than two of them with a score", completions(4, "N/A")),
     ("no preference", "fewer than two of them", completions()),

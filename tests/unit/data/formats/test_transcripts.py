@@ -11,6 +11,7 @@ from oddsmith.data.formats.transcripts import (
     split_shared_prompt,
     strip_repeated_prompt,
 )
+from oddsmith.errors import RowError
 
 
 def turns(text):
@@ -34,6 +35,28 @@ def test_the_first_break_may_be_missing_and_an_answer_empty():
 def test_two_turns_of_one_role_become_two_paragraphs():
     text = "\n\nHuman: Price?\n\nAssistant: One moment ...\n\nAssistant: About $50.\n\nAssistant: "
     assert turns(text) == [("user", "Price?"), ("assistant", "One moment ...\n\nAbout $50.")]
+
+
+@pytest.mark.parametrize("column", ["prompt", "messages", "conversation", "question", "query", "input"])
+def test_a_transcript_is_a_prompt_in_every_column(column):
+    prompt = "\n\nHuman: Is it far?\n\nAssistant: Yes.\n\nHuman: How far?\n\nAssistant:"
+    turns = [{"role": role, "content": text} for role, text in parse_turns("Is it far?", "Yes.", "How far?")]
+    answers = [{"role": "assistant", "content": text} for text in ("3 km.", "A day.")]
+    expected = PreferencePair(turns, answers[:1], answers[1:])
+    assert to_pair({column: prompt, "chosen": " 3 km.", "rejected": " A day."}) == expected
+    assert to_pair({column: prompt, "chosen": f"{prompt} 3 km.", "rejected": f"{prompt} A day."}) == expected
+
+
+def parse_turns(*texts):
+    return [("user" if number % 2 == 0 else "assistant", text) for number, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    "text", ["User: Hi\nAssistant: Hello\nUser: Bye", "<|im_start|>user\nHi<|im_end|>", "Human: Hi"]
+)
+def test_other_dialogues_are_no_messages(text):
+    with pytest.raises(RowError, match="malformed message: conversation holds turns as text, '"):
+        to_pair({"conversation": text, "chosen": "a", "rejected": "b"})
 
 
 def test_answers_that_begin_alike_keep_their_beginning():
