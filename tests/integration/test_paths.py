@@ -558,6 +558,7 @@ def test_a_batch_from_the_collator_is_a_step_of_its_own(trained_before, tmp_path
     if trained_before:
         trainer.train()
     (batch,) = trainer_of(tmp_path, rows=2).get_train_dataloader()
+    trainer.model.eval()  # a trained model has its dropout again
     expected = trainer.compute_loss(trainer.model, batch)
     counts = {"weight", "row", "position", "num_pairs", "num_nll_tokens"}
     collated = {name: value for name, value in batch.items() if name not in counts}

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
@@ -75,21 +76,20 @@ def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | N
     )
 
 
-def add_adapter(model: PreTrainedModel, peft_config: PeftConfig, *, gradient_checkpointing: bool = False) -> PeftModel:
+def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     """Freeze a model, quantised or not, and add a trainable adapter to it in place.
 
-    Adapter weights are float32, also over a bf16 or quantised base; ``peft_config`` is not changed.
-    ``gradient_checkpointing`` needs an input with a gradient, which frozen embeddings do not give, and adds one. Raise
+    Adapter weights are float32, also over a bf16 or quantised base; ``peft_config`` is not changed. Raise
     ``ModelError`` where the model has an adapter already, a target does not exist, or the two do not fit together.
     """
     if not isinstance(peft_config, PeftConfig):
         raise ModelError(
             f"peft_config is a {type(peft_config).__name__}; expected a peft config such as LoraConfig(r=16)"
         )
-    if isinstance(model, PeftModel):
+    if isinstance(model, PeftModel) or has_adapter_layers(model):
         raise ModelError(
-            "the model has an adapter already and peft_config asks for another; leave peft_config out to train on,"
-            " or pass model.merge_and_unload()"
+            "the model has an adapter already and peft_config asks for another; leave peft_config out and give the"
+            " PeftModel to train on, or pass its merge_and_unload(), or unload() to drop the adapter"
         )
     peft_config = copy.deepcopy(peft_config)
     if model.config.is_encoder_decoder and peft_config.task_type in (None, TaskType.CAUSAL_LM):
@@ -99,13 +99,26 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig, *, gradient_che
     _keep_tied(model, peft_config)
     # No prepare_model_for_kbit_training: it casts norms, embeddings and head to float32, which on SmolLM2-135M (NF4,
     # bf16) took 44% more memory and brought the gradient no nearer to float32's (5.4% off with it, 5.3% without).
-    if gradient_checkpointing:
-        model.enable_input_require_grads()
     try:
         with repeatable_initialisation(peft_config):
             return get_peft_model(model, peft_config, revision=getattr(model, "revision", None))
     except ValueError as error:
         raise ModelError(f"this adapter does not fit the model: {error}") from error
+
+
+def has_adapter_layers(model: nn.Module) -> bool:
+    """Return whether layers of an adapter are in a model, as in the base of a ``PeftModel`` that was made of it."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def require_whole(model: nn.Module) -> None:
+    """Refuse the base inside of a ``PeftModel``: it would be saved with layers that nothing can load."""
+    by_transformers = getattr(model, "_hf_peft_config_loaded", False)  # which saves the adapter alone
+    if not (isinstance(model, PeftModel) or by_transformers) and has_adapter_layers(model):
+        raise ModelError(
+            "the model is the base inside of a PeftModel, and cannot be saved without it; give the PeftModel (trainer"
+            ".model, if a trainer made it), or its merge_and_unload(), or unload() to drop the adapter"
+        )
 
 
 def keep_weights_unpacked(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Refuse, before its first step, a run whose checkpoints cannot be saved or whose optimizer makes no whole steps."""
+"""Refuse, before its first step, a run that cannot be saved, makes no whole steps, or has several GPUs in a process."""
 
 from __future__ import annotations
 

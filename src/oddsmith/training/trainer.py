@@ -64,6 +64,7 @@ from .held_out_pairs import tokens_kept
 from .identity import RunIdentity
 from .live_diagnosis import Watch
 from .live_settings import LiveSettings
+from .loan import ModelLoan
 from .meter import (
     LENGTH_COLUMNS,
     EvaluatedPairs,
@@ -218,6 +219,9 @@ class ORPOTrainer(TransformersAdapter):
     def _ready(self, model: PreTrainedModel) -> Any:
         model = ready_model(model, self.args, self.peft_config)
         stop_at_end_tokens(model, self.pair_tokenizer.tokenizer)
+        self.loan = ModelLoan(model, self.args)
+        if getattr(self, "is_in_train", False):  # made by model_init
+            self.loan.begin()
         return model
 
     def prepare_rows(self, rows: Any, source: str) -> Any:

@@ -7,15 +7,17 @@ version of transformers lacks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from huggingface_hub import upload_folder
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, PredictionOutput, TrainOutput
 from transformers.utils import PushInProgress
 
 from ..batching.loader import StreamedBatches
@@ -25,6 +27,7 @@ from ..model.loading.quiet import no_progress_bars
 from .checkpointing import STATE_FILES, CheckpointManager
 from .epochs import stream_position
 from .evaluation import DeferredEvaluation
+from .loan import ModelLoan
 from .step import Stepper, input_tokens
 from .stopping import EvaluationGivenUp, StopOnRequest
 
@@ -81,7 +84,10 @@ class TransformersAdapter(Trainer):
     deferred_evaluation: DeferredEvaluation
     loss_sums: LossSums
     stepper: Stepper
+    loan: ModelLoan
+    optimizer: Any
     gradient_norm: Tensor | float | None = None  # of the step that is about to be made, before clipping
+    _finished_optimizer: Any = None  # that of the last training, which made it
     push_in_progress: Any
 
     # ---- Private state under public names
@@ -118,6 +124,80 @@ class TransformersAdapter(Trainer):
         self.accelerator.gradient_state._set_sync_gradients(False)  # the optimizer's step() does nothing
         if self.accelerator.scaler is not None:  # it expects an update after each unscaling; its scale stays
             self.accelerator.scaler.update(self.accelerator.scaler.get_scale())
+
+    # ---- The model
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, as transformers does, and give the model back as it was, but for its weights."""
+        with self._trained_model():
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, as transformers does, and give the model back as it was."""
+        with self._evaluated_model():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Predict, as transformers does, and give the model back as it was."""
+        with self._evaluated_model():
+            return super().predict(*args, **kwargs)
+
+    @contextmanager
+    def _trained_model(self) -> Iterator[None]:
+        """Change the model for a training, and give it back afterwards; shards stay as FSDP or DeepSpeed made them.
+
+        Each training begins with an optimizer of its own, unless one was given: transformers would keep the moments.
+        """
+        if self.sharded_by is not None:
+            yield
+            return
+        self._claim_precision()
+        if self.optimizer is self._finished_optimizer:
+            self.optimizer = None
+        is_given = self.optimizer is not None
+        if self.model_init is None:
+            self.loan.begin()
+        try:
+            yield
+        finally:
+            self._finished_optimizer = None if is_given else self.optimizer
+            self.is_in_train = False  # also after an error
+            self.loan.give_back()
+            self._forget_prepared()
+
+    @contextmanager
+    def _evaluated_model(self) -> Iterator[None]:
+        """Take off the model what accelerate puts on it for an evaluation outside of a training."""
+        if self.is_in_train or self.sharded_by is not None:
+            yield
+            return
+        self._claim_precision()
+        self.loan.note()
+        try:
+            yield
+        finally:
+            self.loan.take_off(keep=("training",))
+            self._forget_prepared()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, also in another precision than the last one of this process, which it refuses."""
+        wanted = getattr(self.args, "mixed_precision", None)
+        if wanted and AcceleratorState._shared_state.get("_mixed_precision", wanted) != wanted:
+            AcceleratorState._reset_state()
+        super().create_accelerator_and_postprocess()
+        self._accelerator_state = dict(vars(self.accelerator.state))
+
+    def _claim_precision(self) -> None:
+        """Set accelerate's state, of which a process has one, to that of this trainer: the precision, above all.
+
+        Another trainer may have set its own since, and settings that were made since have cleared it.
+        """
+        vars(self.accelerator.state).update(self._accelerator_state)
+
+    def _forget_prepared(self) -> None:
+        """Let the model be prepared, and wrapped, again the next time."""
+        self.accelerator._models.clear()
+        self.model_wrapped = self.model
 
     # ---- Steps and epochs
 

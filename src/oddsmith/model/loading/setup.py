@@ -15,7 +15,7 @@ from ...errors import ConfigError, ModelError
 from ...system.dtypes import with_dtype
 from ...system.memory import clear_memory_errors
 from ...system.precision import NO_BF16_UNIT, emulates_bf16
-from ..adapters import add_adapter, keep_weights_unpacked, require_dora_possible
+from ..adapters import add_adapter, keep_weights_unpacked, require_dora_possible, require_whole
 from .models import load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -83,21 +83,14 @@ def _init_options(args: ORPOConfig) -> dict[str, Any]:
 
 
 def ready_model(model: PreTrainedModel, args: ORPOConfig, peft_config: Any = None) -> Any:
-    """Add the adapter and the input gradients that checkpointing an adapter needs, and switch dropout off.
-
-    The model may be anything that a user has made: quantised, with an adapter, evaluated before.
-    """
-    checkpointing = bool(args.gradient_checkpointing)
+    """Add the adapter to a model of any kind that a user has made: quantised, with an adapter, evaluated before."""
     keep_weights_unpacked(model)
     if emulates_bf16(use_cpu=bool(args.use_cpu)) and compute_in_float32(model) and args.process_index == 0:
         logger.warning("The model's weights were bfloat16, and %s; they are float32 now.", NO_BF16_UNIT)
     if peft_config is not None:
-        model = add_adapter(model, peft_config, gradient_checkpointing=checkpointing)
-    elif checkpointing and hasattr(model, "peft_config"):
-        model.enable_input_require_grads()
+        model = add_adapter(model, peft_config)
+    require_whole(model)
     require_dora_possible(model)
-    if args.disable_dropout:
-        disable_dropout(model)
     return model
 
 
@@ -117,10 +110,12 @@ def compute_in_float32(model: nn.Module) -> bool:
     return cast
 
 
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0."""
-    for module, name in dropout_rates(model):
+def disable_dropout(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
+    """Set every dropout of a model to 0; return the modules, the names of their attributes, and the rates before."""
+    rates = [(module, name, getattr(module, name)) for module, name in dropout_rates(model)]
+    for module, name, _ in rates:
         setattr(module, name, 0.0)
+    return rates
 
 
 def dropout_rates(model: nn.Module) -> list[tuple[nn.Module, str]]:
