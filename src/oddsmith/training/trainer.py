@@ -79,6 +79,7 @@ from .preflight import Preflight, require_one_device, require_whole_steps
 from .recorder import Recorder
 from .step import Path as MicroBatchPath
 from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
+from .trainable import GradientCheck, require_gradient
 from .transformers_adapter import BYPASSED_METHODS, LossSums, TransformersAdapter
 
 logger = logging.getLogger(__name__)
@@ -201,7 +202,9 @@ class ORPOTrainer(TransformersAdapter):
         self.own_loss = OwnLoss(self)
         self.guard = StepGuard(self, self.meter, lambda *arguments: self.checkpoints.roll_back(*arguments))
         events = EventWriter(self._describe)
-        return [Preflight(), EpochSetter(lambda: self.stepper.plan), self.meter, events, self.recorder, Watch()]
+        gradients = GradientCheck(is_sharded=lambda: self.sharded_by is not None)
+        epochs = EpochSetter(lambda: self.stepper.plan)
+        return [Preflight(), gradients, epochs, self.meter, events, self.recorder, Watch()]
 
     # ---- Model and data
 
@@ -339,6 +342,7 @@ class ORPOTrainer(TransformersAdapter):
         Raises:
             CheckpointError: No checkpoint is complete, or the one asked for is not, or it belongs to another run.
             ConfigError: Another process trains in ``output_dir``.
+            ModelError: No parameter is trainable.
             SaveError: A checkpoint could not be written.
             OutOfMemoryError: The memory of this machine is too small.
         """
@@ -409,6 +413,7 @@ class ORPOTrainer(TransformersAdapter):
         self.guard.watch(logps, inputs)
         loss = micro_batch_loss(logps, inputs, beta=beta, router_coefficient=self.router_coefficient)
         if model.training:
+            require_gradient(loss, model)
             self.meter.add(pair_sums(logps, inputs, beta), inputs, quantities_of(logps))
         loss = loss * self.accelerator.num_processes
         if in_step and is_counted and not self.loss_is_scaled_for_ga:
@@ -457,11 +462,6 @@ class ORPOTrainer(TransformersAdapter):
         return self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
 
     # ---- Evaluation
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate, as transformers does; if the memory of this machine is too small, one line says so."""
-        with clear_memory_errors(device=False):
-            return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(
         self,

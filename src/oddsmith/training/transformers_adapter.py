@@ -24,12 +24,14 @@ from ..batching.loader import StreamedBatches
 from ..config import ORPOConfig
 from ..model.generation import stop_at_end_tokens
 from ..model.loading.quiet import no_progress_bars
+from ..system.memory import clear_memory_errors
 from .checkpointing import STATE_FILES, CheckpointManager
 from .epochs import stream_position
 from .evaluation import DeferredEvaluation
 from .loan import ModelLoan
 from .step import Stepper, input_tokens
 from .stopping import EvaluationGivenUp, StopOnRequest
+from .trainable import require_trainable
 
 # What this module overrides or calls, by name, so that a test can look for each in the installed transformers.
 PRIVATE_METHODS = (
@@ -129,17 +131,19 @@ class TransformersAdapter(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as transformers does, and give the model back as it was, but for its weights."""
+        if self.model_init is None:
+            require_trainable(self.model)  # before the model is checked; once more when training begins
         with self._trained_model():
             return super().train(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate, as transformers does, and give the model back as it was."""
-        with self._evaluated_model():
+        """Evaluate, as transformers does; if the memory of this machine is too small, one line says so."""
+        with clear_memory_errors(device=False), self._evaluated_model():
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
-        """Predict, as transformers does, and give the model back as it was."""
-        with self._evaluated_model():
+        """Predict, as transformers does; see ``evaluation.user_metrics``."""
+        with clear_memory_errors(device=False), self._evaluated_model():
             return super().predict(*args, **kwargs)
 
     @contextmanager
