@@ -169,6 +169,9 @@ def test_an_evaluation_averages_over_its_set_on_both_paths(whole):
         loss = reference(whole.kind, trainer.model, trainer.eval_dataset).item()
     assert metrics["eval_loss"] == pytest.approx(loss, rel=1e-5)
     assert metrics["eval_loss"] == pytest.approx(metrics["eval_nll_loss"] + metrics["eval_pair_loss"])
+    pairs = trainer.evaluation_meter.pairs(lambda found: found)
+    assert pairs.own_P.mean().item() == pytest.approx(metrics["eval_pair_loss"], rel=1e-5)
+    assert torch.equal(pairs.losses(beta=9.0), pairs.nll_P + pairs.own_P)
     trainer.args.prefix_forest = True
     trainer.stepper.forget_path()
     packed = trainer.evaluate()

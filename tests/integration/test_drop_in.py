@@ -1,6 +1,8 @@
 """What a script for TRL overrides, sets or changes: it works, or is refused before the first step."""
 
+import inspect
 import json
+import re
 from math import sqrt
 
 import pytest
@@ -71,12 +73,15 @@ class TestMethodsThatAreNeverCalled:
     def test_several_are_named_together(self, tmp_path):
         class Mine(ORPOTrainer):
             def odds_ratio_loss(self, chosen, rejected): ...
+            def concatenated_forward(self, model, batch): ...
             def get_batch_loss_metrics(self, model, batch, train_eval): ...
             def store_metrics(self, metrics, train_eval): ...
 
         with pytest.raises(ConfigError) as error:
             make(tmp_path, Mine)
-        assert "instead of get_batch_loss_metrics and odds_ratio_loss, override" in str(error.value)
+        assert "instead of get_batch_loss_metrics, odds_ratio_loss and concatenated_forward, override" in str(
+            error.value
+        )
         assert "; instead of store_metrics, " in str(error.value)
 
     def test_trl_has_no_other_methods(self):
@@ -223,6 +228,11 @@ class TestAttributes:
         assert trainer.padding_value == trainer.processing_class.pad_token_id
         assert (trainer.generate_during_eval, trainer.truncation_mode) == (False, "keep_end")
 
+    def test_none_is_missing(self, trainer):
+        theirs = re.findall(r"\bself\.([a-z]\w*)\b(?:, self\.\w+)* = ", inspect.getsource(TRLTrainer))
+        assert {"beta", "max_length", "aux_loss_coef"} < set(theirs)
+        assert [name for name in set(theirs) if not hasattr(trainer, name)] == []
+
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
@@ -233,6 +243,8 @@ class TestAttributes:
             ("label_pad_token_id", "never takes part"),
             ("truncation_mode", "prompts are cut from the left"),
             ("is_encoder_decoder", "it is the model's"),
+            ("decoder_start_token_id", "it is the model's"),
+            ("use_dpo_data_collator", "it says whether"),
             ("aux_loss_enabled", "set output_router_logits in the model's config"),
             ("aux_loss_coef", "set router_aux_loss_coef in the model's config"),
             ("processing_class", "the rows are tokenized with it"),

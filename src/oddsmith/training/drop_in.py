@@ -8,12 +8,12 @@ attributes    those of TRL read the settings; one that can no longer change says
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from transformers import Trainer
 
-from ..batching.collate import IGNORED
+from ..batching.collate import IGNORED, PairCollator
 from ..config.training import require_beta
 from ..errors import ConfigError
 from ..loss import orpo_loss
@@ -55,7 +55,7 @@ def require_called(trainer: Any, bypassed: Mapping[str, str]) -> None:
         if name in vars(trainer) or getattr(type(trainer), name, None) is not getattr(Trainer, name, None):
             lost.setdefault(instead, []).append(name)
     if lost:
-        fixes = "; ".join(f"instead of {' and '.join(names)}, {instead}" for instead, names in lost.items())
+        fixes = "; ".join(f"instead of {_enumerated(names)}, {instead}" for instead, names in lost.items())
         raise ConfigError(
             f"{type(trainer).__name__} replaces methods that are never called here: {fixes} (docs/from-trl.md)"
         )
@@ -69,6 +69,10 @@ def require_called(trainer: Any, bypassed: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"{type(trainer).__name__}.{name} is called as {name}({call}), which it does not take ({error})"
             ) from None
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 class Attribute:
@@ -112,8 +116,12 @@ def _set_generation(trainer: Any, value: bool) -> None:
 
 
 def _of_rows(name: str) -> Attribute:
-    why = f"the rows are tokenized when the trainer is made; give {name} in ORPOConfig"
-    return Attribute(lambda trainer: getattr(trainer.args, name), why=why)
+    def read(trainer: Any) -> Any:
+        if name == "max_completion_length" and trainer.is_encoder_decoder:
+            return trainer.pair_tokenizer.max_completion_length  # with its default
+        return getattr(trainer.args, name)
+
+    return Attribute(read, why=f"the rows are tokenized when the trainer is made; give {name} in ORPOConfig")
 
 
 _NO_PART = "it never takes part in the result"
@@ -135,6 +143,12 @@ def with_attributes_of_trl(kind: Kind) -> Kind:
         "tokenizer": Attribute(lambda trainer: trainer._tokenizer, why="the rows are tokenized with it"),
         "padding_value": Attribute(lambda trainer: trainer.pad_token_id, why=_NO_PART),
         "label_pad_token_id": Attribute(lambda trainer: IGNORED, why=_NO_PART),
+        "use_dpo_data_collator": Attribute(
+            lambda trainer: type(trainer.data_collator) is PairCollator, why="it says whether the collator is ours"
+        ),
+        "decoder_start_token_id": Attribute(
+            lambda trainer: getattr(trainer.model.config, "decoder_start_token_id", None), why="it is the model's"
+        ),
         "is_encoder_decoder": Attribute(lambda trainer: trainer._is_encoder_decoder, why="it is the model's"),
         "aux_loss_enabled": Attribute(
             lambda trainer: trainer.router_loss,

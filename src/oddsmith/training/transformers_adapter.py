@@ -67,7 +67,9 @@ BYPASSED_METHODS = {
         "pass a data_collator",
     ),
     **dict.fromkeys(("_save_optimizer_and_scheduler", "_save_rng_state", "_save_scaler"), "save in a callback"),
+    # The first is documented but not called any more, the others were methods before transformers 5.
     "create_optimizer_and_scheduler": "override create_optimizer and create_scheduler",
+    **dict.fromkeys(("_rotate_checkpoints", "_sorted_checkpoints"), "set save_total_limit"),
 }
 PRIVATE_ATTRIBUTES = (
     "_globalstep_last_logged",
