@@ -49,7 +49,7 @@ Margin, LengthNormalised = EXAMPLES["Margin"], EXAMPLES["LengthNormalised"]
 
 class AsOurs(ORPOTrainer):
     def pair_losses(self, pairs):
-        assert self.model.training or not torch.is_grad_enabled()
+        assert self.model.training
         return super().pair_losses(pairs)._replace(nll=pairs.nll.where(pairs.nll.ids_BL >= 0))  # all
 
 
@@ -232,7 +232,7 @@ def returning(what: str, pairs: PairTokens):
         ("a mean", r"returned loss_B of shape \(\); expected one of shape \(2,\): a value for each pair, not reduced"),
         ("a number", r"returned mine that is a float; expected one of shape \(2,\)"),
         ("other tokens", "something else as nll than the tokens of its pairs"),
-        ("likely tokens", "keeps other tokens in nll when it gets their log-probabilities.*choose them by ids_BL"),
+        ("likely tokens", "keeps other tokens in nll than before the step.*choose them by ids_BL"),
         ("tokens now and then", "nll for some micro-batches of a step, and none for others"),
     ],
 )
@@ -245,6 +245,7 @@ def test_what_would_not_be_exact_is_refused(what, message):
             prepare_inputs=lambda item: item,
             sum_over_processes=lambda tensor: tensor,
             stepper=SimpleNamespace(path_of=lambda batch: path),
+            model=tiny_model(),
         )
     )
     row = {"prompt_input_ids": [5, 6], "prompt_attention_mask": [1, 1]}
@@ -257,7 +258,7 @@ def test_what_would_not_be_exact_is_refused(what, message):
     items = [with_counts(PairCollator(0)([row] * pairs), 3.0, 9.0) for pairs in (2, 1)]
 
     def step():
-        for item in own.counted(items):
+        for item in own.counted(items, is_training=True):
             own.applied(path.logps(tiny_model(), item), item, 0.1)
 
     with pytest.raises(ConfigError, match=message):

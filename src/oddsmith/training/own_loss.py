@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..loss import orpo_loss
@@ -51,6 +51,7 @@ class LossOfOnesOwn(Protocol):
     """What an :class:`OwnLoss` needs of the trainer."""
 
     stepper: Stepper
+    model: nn.Module
 
     def is_overridden(self, name: str) -> bool: ...  # whether a subclass replaces a method
     def pair_losses(self, pairs: PairTokens) -> PairLosses: ...  # compute the losses
@@ -90,18 +91,19 @@ class OwnLoss:
             logps = logps._replace(nll_sum_B=-own.nll.sum_B, nll_tokens_B=own.nll.count_B)
         if KEPT in batch and batch[KEPT] != (-1 if own.nll is None else int(_kept(own.nll, batch))):
             raise ConfigError(
-                "pair_losses keeps other tokens in nll when it gets their log-probabilities than when these are 0, so"
-                " the step has been divided by a wrong number; choose them by ids_BL"
+                "pair_losses keeps other tokens in nll than before the step, when it got log-probabilities of 0, so the"
+                " step would be divided by a wrong number; choose them by ids_BL"
             )
         return logps._replace(own=own)
 
-    def counted(self, items: list[Any]) -> list[Any]:
+    def counted(self, items: list[Any], *, is_training: bool) -> list[Any]:
         """Return the items of a step, their NLL divided by the number of targets kept in the whole step.
 
         The loss is called with log-probabilities of 0: which tokens are kept must follow from the tokens.
         """
         if not self._run.is_overridden("pair_losses"):
             return items
+        self._run.model.train(is_training)  # an evaluation may have been made since the last step
         items = [self._run.prepare_inputs(item) for item in items]
         micro_batches = [batch for item in items for batch in item.get("micro_batches", [item])]
         with torch.no_grad():

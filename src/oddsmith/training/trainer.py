@@ -372,7 +372,7 @@ class ORPOTrainer(TransformersAdapter):
             return [], None
         self.live.require_planned_steps()
         items, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return self.own_loss.counted(self.stepper.with_step_counts(items)), num_items
+        return self.own_loss.counted(self.stepper.with_step_counts(items), is_training=True), num_items
 
     @property
     def loss_is_scaled_for_ga(self) -> bool:
@@ -520,7 +520,7 @@ class ORPOTrainer(TransformersAdapter):
                     micro_batch = with_counts(micro_batch, *counts, first=self.evaluation_meter.num_pairs)
                 micro_batch = self.prepare_inputs(micro_batch)
                 if self.is_overridden("compute_loss") and "foreign" not in micro_batch:
-                    (micro_batch,) = self.own_loss.counted([micro_batch])
+                    (micro_batch,) = self.own_loss.counted([micro_batch], is_training=False)
                 returned = self.compute_loss(model, dict(micro_batch), return_outputs=True)
                 loss, logps = returned if isinstance(returned, tuple) else (returned, None)
                 if not isinstance(logps, PairLogps):  # a loss of one's own: the metrics take another forward pass
