@@ -1,4 +1,4 @@
-"""Packed rows against padded batches over the architectures of transformers; others fail the self-check."""
+"""Packed rows against padded batches over the architectures of transformers; test_self_check.py has the others."""
 
 import functools
 from contextlib import nullcontext
@@ -18,8 +18,7 @@ from oddsmith.model.logprobs.attention import forest_attention_in
 from oddsmith.model.logprobs.output_transform import output_transform
 from oddsmith.model.logprobs.packed import forest_logps
 from oddsmith.model.logprobs.padded import pair_logps
-from oddsmith.model.logprobs.self_check import check_forest
-from tests.tiny import SMALL, tiny_tokenizer
+from tests.tiny import SMALL
 
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LATENT = {
@@ -49,22 +48,6 @@ EXACT = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
     "deepseek_v3": EXPERTS | LATENT,
 }
-LINEAR_ATTENTION = {
-    "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-}  # fmt: skip
-RECOGNISED = {
-    "bloom": {"n_layer": 2, "n_head": 4},
-    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
-    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
-    "mamba": {"state_size": 8},
-    "stablelm": {},
-    "nemotron": {},
-    "qwen3_next": EXPERTS | LINEAR_ATTENTION | {"shared_expert_intermediate_size": 16, "decoder_sparse_step": 1},
-    "lfm2": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
-    "gpt_oss": EXPERTS | {"sliding_window": 4},
-    "llama4_text": EXPERTS | {"attention_chunk_size": 64, "intermediate_size_mlp": 48},
-}
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 BETA = 0.3
 
@@ -81,7 +64,7 @@ class Float64Everywhere(TorchFunctionMode):
 
 @functools.cache
 def model_of(kind: str, dtype: torch.dtype):
-    config = AutoConfig.for_model(kind, **{**SMALL, **(EXACT | RECOGNISED)[kind]})
+    config = AutoConfig.for_model(kind, **{**SMALL, **EXACT[kind]})
     for name, value in list(vars(config).items()):
         if isinstance(value, float) and "drop" in name:
             setattr(config, name, 0.0)
@@ -144,56 +127,6 @@ def assert_same(ours, reference, tolerance):
 def test_packed_rows_give_the_loss_and_every_gradient_of_padded_batches(kind, dtype, pairs, nll_on):
     with Float64Everywhere() if dtype == torch.float64 else nullcontext():
         assert_same(*both_paths(model_of(kind, dtype), rows_of(pairs), nll_on), TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("kind", EXACT)
-def test_the_self_check_agrees(kind):
-    verdict = check_forest(model_of(kind, torch.float32), tiny_tokenizer(), pad_token_id=0, precision=nullcontext)
-    assert verdict.forest, verdict.reason
-
-
-@pytest.mark.parametrize("kind", RECOGNISED)
-def test_the_self_check_recognises_models_that_cannot_be_packed(kind):
-    verdict = check_forest(model_of(kind, torch.float32), tiny_tokenizer(), pad_token_id=0, precision=nullcontext)
-    assert not verdict.forest
-    assert verdict.reason
-
-
-class RunningMean(torch.nn.Module):
-    """Mix in all earlier tokens, also of other sequences, but too little to show in the log-probabilities."""
-
-    def forward(self, hidden_states, **kwargs):
-        counts = torch.arange(1, hidden_states.shape[1] + 1).unsqueeze(-1)
-        return 1e-6 * hidden_states.cumsum(1) / counts, None
-
-
-def test_the_self_check_counts_the_layers_that_it_can_pack():
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL)).to(torch.bfloat16)
-    model.model.layers[1].self_attn = RunningMean()
-    verdict = check_forest(model, tiny_tokenizer(), pad_token_id=0, precision=nullcontext)
-    assert not verdict.forest
-    assert verdict.reason == "1 of its 2 layers have an attention that can be replaced"
-
-
-@pytest.mark.parametrize(
-    ("message", "cause"), [("", "NotImplementedError"), ("no packed rows\nhere", "no packed rows")]
-)
-def test_a_model_that_cannot_be_called_is_not_packed(message, cause, monkeypatch):
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL))
-
-    def refuse(*args, **kwargs):
-        raise NotImplementedError(message)
-
-    monkeypatch.setattr(model.model, "forward", refuse)
-    verdict = check_forest(model, tiny_tokenizer(), pad_token_id=0, precision=nullcontext)
-    assert (verdict.forest, verdict.reason) == (False, f"it cannot be called with packed rows ({cause})")
-
-
-def test_windows_and_mode_are_as_before_after_the_self_check():
-    model = model_of("mistral", torch.float32).train()
-    before = model.config._attn_implementation
-    check_forest(model, tiny_tokenizer(), pad_token_id=0, precision=nullcontext)
-    assert (model.config.sliding_window, model.config._attn_implementation, model.training) == (5, before, True)
 
 
 @given(pairs=pairs)

@@ -7,6 +7,6 @@ packed.py          the fast path: the micro-batch is one prefix forest (``batchi
   memory_saving/   norms, MLPs and LoRA layers that save less for the backward pass
 pair_tokens.py     tokens and log-probabilities as a loss of one's own gets them, from either path
 paths.py           both paths as the trainer uses them, and ``choose_path``, which asks:
-  self_check.py    do both paths agree on this model?
+  self_check.py    may this model be packed? It asks mixing.py (what mixes tokens?), and measures on small_copy.py
   token_budget.py  how many tokens of a micro-batch fit into memory?
 """

@@ -32,7 +32,7 @@ def forest_logps(model: nn.Module, batch: Mapping[str, Any], *, transform: Outpu
     def logp_of(head: nn.Module, hidden_1TD: Tensor) -> Tensor:
         return token_logps(head, hidden_1TD[0], batch["position_E"], batch["target_E"], transform=transform)
 
-    with _head_replaced(model, logp_of):
+    with head_replaced(model, logp_of):
         outputs = model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], forest=layout, use_cache=False
         )
@@ -68,7 +68,7 @@ def forest_tokens(batch: Mapping[str, Any], logp_E: Tensor | None) -> PairTokens
 
 
 @contextmanager
-def _head_replaced(model: nn.Module, compute: Callable[[nn.Module, Tensor], Tensor]) -> Iterator[None]:
+def head_replaced(model: nn.Module, compute: Callable[[nn.Module, Tensor], Tensor]) -> Iterator[None]:
     """Let the model's ``logits`` be ``compute(head, hidden states)`` while inside.
 
     Two hooks do this under any wrapper, with the head's parameters in place and the result among the outputs, where DDP

@@ -23,11 +23,12 @@ from ...batching.forest import forest_batch
 from ...batching.loader import BatchMaker, LoadedRows
 from ...batching.plan import Lengths, lengths_of
 from ...config import ORPOConfig
+from ..limits import position_rows
 from .attention import forest_attention_in
 from .memory_saving import MemorySavingLayers
 from .output_transform import OutputTransform
 from .packed import forest_logps, forest_tokens
-from .padded import PairLogps, padded_tokens, pair_logps
+from .padded import PairLogps, padded_tokens, pair_logps, unwrap
 from .pair_tokens import PairTokens
 from .self_check import Verdict, check_forest
 from .token_budget import token_budget
@@ -212,6 +213,8 @@ def _one_forward(
         "rejected_end": tokens - third,
     }
     batch = send_to_device(forest_batch([row], "sequence"), next(model.parameters()).device)
+    if limit := position_rows(unwrap(model)):  # only sizes count here
+        batch["position_ids"] = batch["position_ids"].clamp(max=limit - 1)
     was_training = model.training
     model.train()
     try:

@@ -33,6 +33,8 @@ from .cpu import paths_forest_attention
 from .cuda import cuda_forest_attention
 
 NAME = "oddsmith_forest"
+# Tensors that layers pass on to their attention, and that say nothing about which keys a query sees
+_HARMLESS = ("position_ids", "cache_position")
 
 
 def forest_attention(
@@ -47,17 +49,14 @@ def forest_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **kwargs: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Compute tree attention for one of transformers' attention layers, and return it with ``None`` for the weights.
 
     Arguments and result are those of ``dense_forest_attention``; ``scaling`` is 1 / sqrt(C) by default. A layer that
-    asks for a mask, attention sinks (``s_aux``) or dropout (two sequences that share a token would share its dropout
-    mask) raises ``ModelError``; the self-check recognises such a model before training.
+    asks for anything else raises ``ModelError``; the self-check recognises such a model before training.
     """
-    if forest is None or attention_mask is not None or s_aux is not None or dropout:
-        raise ModelError("this attention layer cannot work on packed rows")
+    forest = require_packable(attention_mask, forest=forest, dropout=dropout, **others)
     if torch.is_autocast_enabled(query.device.type):  # as PyTorch's own attention does
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -69,10 +68,32 @@ def forest_attention(
         attend = {"cpu": paths_forest_attention, "cuda": cuda_forest_attention}.get(
             query.device.type, dense_forest_attention
         )
-    return attend(query, key, value, forest, scaling=scaling, window=window, softcap=softcap), None
+    out = attend(query, key, value, forest, scaling=scaling, window=window, softcap=softcap)
+    return out.contiguous(), None  # as transformers' own; some layers take a view of it
 
 
 AttentionInterface.register(NAME, forest_attention)
+
+
+def require_packable(
+    attention_mask: Tensor | None = None,
+    *,
+    forest: ForestLayout | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = True,
+    **others: Any,
+) -> ForestLayout:
+    """Return the layout that an attention layer was called with; ``ModelError`` where it asks for something else.
+
+    That is a mask, a view of later tokens, dropout (two sequences that share a token would share its dropout mask), and
+    any other tensor: attention sinks, biases, chosen keys or blocks of keys.
+    """
+    unknown = [name for name, value in others.items() if isinstance(value, Tensor) and name not in _HARMLESS]
+    if unknown:
+        raise ModelError(f"its attention uses {' and '.join(unknown)}, which packed rows do not know")
+    if forest is None or attention_mask is not None or dropout or is_causal is False:
+        raise ModelError("this attention layer cannot work on packed rows")
+    return forest
 
 
 @contextmanager
