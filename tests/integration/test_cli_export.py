@@ -68,7 +68,7 @@ def test_a_run_is_merged_into_its_folder_and_reported_in_plain_lines(run, finish
 
 
 def test_json_is_alone_on_stdout(run, tmp_path):
-    words = ("export", run, "--to", "merged", "--output", tmp_path / "out", "--dtype", "float32", "--json")
+    words = ("export", run, "--to", "merged", "--output", tmp_path / "out", "--dtype", "fp32", "--json")
     outcome = run_apart(*words)
     document = json.loads(outcome.out)
     assert outcome.code == 0

@@ -133,6 +133,21 @@ def test_evaluations_after_a_training_equal_those_in_it(forest, tmp_path):
     assert contents(model) == before
 
 
+def test_an_evaluation_in_16_bits_leaves_the_weights_alone(tmp_path):
+    """transformers casts them for it and leaves it so: what is trained or saved afterwards is rounded."""
+    model = tiny_model()
+    before, weights = contents(model), copy.deepcopy(model.state_dict())
+    trainer = make(tmp_path, model, bf16_full_eval=True)
+    rounded, exact = trainer.evaluate()["eval_loss"], make(tmp_path, model).evaluate()["eval_loss"]
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert {name: weight.dtype for name, weight in model.state_dict().items()} == dict.fromkeys(weights, torch.float32)
+    assert_equal(list(model.state_dict().values()), list(weights.values()))
+    assert {key: value for key, value in contents(model).items() if key[1] != "training"} == {
+        key: value for key, value in before.items() if key[1] != "training"
+    }
+
+
 class Interrupted(TrainerCallback):
     def on_step_end(self, *args, **kwargs):
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A program of ours loads, adapts and saves without a word from the libraries below it."""
+"""A program of ours loads, adapts, computes and saves without a word from the libraries below it."""
 
 import os
 import subprocess
@@ -20,6 +20,10 @@ logging.enable_progress_bar()
 model = add_adapter(load_model(sys.argv[1]), LoraConfig(target_modules="all-linear"))
 model.peft_config["default"].base_model_name_or_path = "builtin:smollm2-135m-instruct"
 model.save_pretrained(sys.argv[1] + "/adapter")
+import torch
+from bitsandbytes.nn import Linear8bitLt
+with torch.no_grad():
+    Linear8bitLt(64, 64, has_fp16_weights=False).to("cpu").eval()(torch.ones(1, 64))
 """
 
 

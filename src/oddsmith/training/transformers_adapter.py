@@ -179,9 +179,14 @@ class TransformersAdapter(Trainer):
             return
         self._claim_precision()
         self.loan.note()
+        rounds = self.args.bf16_full_eval or self.args.fp16_full_eval  # transformers casts the weights and leaves it so
+        tensors = [*self.model.parameters(), *self.model.buffers()] if rounds else []
+        values = [tensor.data for tensor in tensors]
         try:
             yield
         finally:
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.data = value
             self.loan.take_off(keep=("training",))
             self._forget_prepared()
 

@@ -18,9 +18,11 @@ def hush_dependencies() -> None:
     """Silence warnings that users can do nothing about, for the command line; call it before importing torch.
 
     bitsandbytes, which transformers imports wherever it is installed, misses a compiled kernel on CPUs with
-    AVX512-BF16. The kernel is for repacked weights, which are switched off (``adapters.keep_weights_unpacked``).
+    AVX512-BF16. The kernel is for repacked weights, which are switched off (``adapters.keep_weights_unpacked``). In 8
+    bits it says at each product of an evaluation that it casts the input.
     """
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    for module in ("backends.cpu.ops", "autograd._functions"):
+        logging.getLogger(f"bitsandbytes.{module}").setLevel(logging.ERROR)
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 
