@@ -28,6 +28,9 @@ ROWS: tuple[dict[str, Any], ...] = (
     {"chosen": "Q: Why?\nA: Because.", "rejected": "Q: Why?\nA: No."},
     {"chosen": "\n\nHuman: Why?\n\nAssistant: Because.", "rejected": "\n\nHuman: Why?\n\nAssistant: No."},
     {"conversations": [{"from": "human", "value": "Why?"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": "b"},
+    {"messages": str(TURNS[:1]), "chosen": json.dumps(TURNS[1:]), "rejected": str(TURNS), "context": "c", "image": "i"},
+    {"query": "Why?", "chosen": TURNS, "rejected": TURNS[1:], "score_chosen": 1, "score_rejected": "2"},
+    {"input": "Why?", "chosen": "Sure!\na", "rejected": "Sure!\nb", "conversation": TURNS},
     {"question": "Why?", "chosen": "Because.", "rejected": "No.", "chat_template_kwargs": {"enable_thinking": False}},
     {"instruction": "Say", "input": "why", "output": ["Because.", "No."], "history": [["Hi", "Hello"]]},
     {"instruction": "Say", "completions": [{"response": "a", "overall_score": 4}, {"response": "b", "score": "1"}]},
@@ -54,13 +57,13 @@ MESSAGES = st.fixed_dictionaries(
         "content": TEXTS | PARTS_OF_TEXT | VALUES,
         "from": st.sampled_from(["human", "gpt", "system"]) | SCALARS,
         "value": TEXTS | VALUES,
-        "tool_calls": VALUES,
+        "tool_calls": VALUES | st.just('[{"function": {"name": "f", "arguments": "{}"}}]'),
         "name": VALUES,
     },
 )
 CELLS = st.one_of(
     TEXTS, st.lists(MESSAGES, max_size=4), VALUES, nested(MAX_DEPTH), nested(900).map(json.dumps),
-    st.lists(TEXTS, min_size=2, max_size=2),
+    st.lists(TEXTS, min_size=2, max_size=2), st.lists(MESSAGES, max_size=4).map(str),
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ...errors import RowError
-from .tool_calls import CALL_ROLES, calls_of_turn, read_tool_calls
+from .tool_calls import CALL_ROLES, as_function, calls_of_turn, read_tool_calls
 from .values import checked_text, kind_of, without_nulls
 from .written import written_messages
 
@@ -94,7 +94,10 @@ def _to_message(value: Any, where: str) -> Message:
     elif others.get("tool_calls"):
         others["tool_calls"] = read_tool_calls(others["tool_calls"], f"{where}.tool_calls")
     elif others.get("function_call"):  # as OpenAI's interface had it before tool_calls
-        others["tool_calls"] = read_tool_calls(others.pop("function_call"), f"{where}.function_call")
+        place = f"{where}.function_call"
+        others["tool_calls"] = [
+            as_function(call, place) for call in read_tool_calls(others.pop("function_call"), place)
+        ]
     if content is None and others.get("tool_calls"):
         content = ""
     message = {

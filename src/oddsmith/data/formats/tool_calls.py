@@ -20,7 +20,6 @@ from .written import read_text
 # Turns of the assistant that hold nothing but a call, as text. Source: the dataset formats of LLaMA-Factory.
 CALL_ROLES = ("function_call", "tool_call")
 END_OF_THOUGHT = "</think>"
-CALL_KEYS = ("name", "arguments")
 SCHEMA_KEYS = ("function", "parameters")  # of a tool, that may be written as text
 
 
@@ -57,36 +56,46 @@ def calls_of_turn(content: Any, where: str) -> tuple[str, list[Any]]:
     if isinstance(content, str):
         thought, end, content = content.rpartition(END_OF_THOUGHT)
         thought += end
-    calls = read_tool_calls(content, where)
+    calls = [as_function(call, where) for call in read_tool_calls(content, where)]
     if not calls:
         raise RowError("malformed tool call", f"{where} is empty; expected a call with name and arguments")
     return thought, calls
 
 
+def as_function(call: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a call that has name and arguments alone as ``tool_calls`` hold it."""
+    if "function" in call:
+        return dict(call)
+    if not isinstance(call.get("name"), str):
+        raise RowError("malformed tool call", f"{where} has no name; expected a call with name and arguments")
+    return {"type": "function", "function": dict(call)}
+
+
 def _call(value: Any, where: str) -> dict[str, Any]:
+    """Return a call with its arguments as an object; any other keys stay, as a template of its own may read them."""
     if isinstance(value, str):
         value = _read(value, where)
     if not isinstance(value, Mapping):
         raise RowError("malformed tool call", f"{where} is {kind_of(value)}; expected a call with name and arguments")
-    if isinstance(value.get("function"), str):
-        value = {**value, "function": _read(value["function"], f"{where}.function")}
-    elif "function" not in value:
-        if not isinstance(value.get("name"), str):
-            raise RowError("malformed tool call", f"{where} has no name; expected a call with name and arguments")
-        others = {key: item for key, item in value.items() if key not in CALL_KEYS}
-        value = {"type": "function", **others, "function": {key: value[key] for key in CALL_KEYS if key in value}}
-    function = value["function"]
+    if "function" not in value:
+        return _with_object(value, where)
+    function, place = value["function"], f"{where}.function"
+    if isinstance(function, str):
+        function = _read(function, place)
     if not isinstance(function, Mapping):
         found = kind_of(function)
-        raise RowError("malformed tool call", f"{where}.function is {found}; expected an object with name, arguments")
-    arguments = function.get("arguments")
+        raise RowError("malformed tool call", f"{place} is {found}; expected an object with name and arguments")
+    return {**value, "function": _with_object(function, place)}
+
+
+def _with_object(function: Mapping[str, Any], where: str) -> dict[str, Any]:
+    arguments, place = function.get("arguments"), f"{where}.arguments"
     if isinstance(arguments, str):
-        place = f"{where}.function.arguments"
         arguments = _read(arguments, place) if arguments.strip() else {}
         if not isinstance(arguments, Mapping):
             raise RowError("malformed tool call", f"{place} is {kind_of(arguments)}; expected an object")
         function = {**function, "arguments": arguments}
-    return {**value, "function": function}
+    return dict(function)
 
 
 def _read(text: str, where: str, reason: str = "malformed tool call") -> Any:

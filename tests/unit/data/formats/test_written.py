@@ -150,7 +150,6 @@ ARGUMENTS = json.dumps(FUNCTION["arguments"])
         {"tool_calls": str([CALL])},
         {"tool_calls": [json.dumps(CALL)]},
         {"tool_calls": [{**CALL, "function": json.dumps(FUNCTION)}]},
-        {"tool_calls": [{"name": "run", "arguments": ARGUMENTS}]},
         {"function_call": {"name": "run", "arguments": ARGUMENTS}},
         {"role": "function_call", "content": json.dumps(FUNCTION)},
         {"role": None, "from": "function_call", "value": json.dumps(FUNCTION)},
@@ -168,9 +167,9 @@ def test_a_call_keeps_its_id_and_the_thought_before_it():
     pair = to_pair({"conversations": [{"from": "human", "value": "Hi"}], "chosen": given, "rejected": GREEN})
     calls = [{"type": "function", "function": {"name": "run", "arguments": {}}}]
     assert pair.chosen == [assistant("<think>\nLet me see.\n</think>", tool_calls=calls)]
-    given = assistant("", tool_calls=[{"id": "1", "name": "run", "arguments": ""}])
-    assert to_pair({"prompt": SKY, "chosen": [given], "rejected": GREEN}).chosen[0]["tool_calls"] == [
-        {"type": "function", "id": "1", "function": {"name": "run", "arguments": {}}}
+    flat = [{"id": "1", "name": "run", "arguments": ""}, {"name": "run", "parameters": "{}"}]  # for other templates
+    assert to_pair({"prompt": SKY, "chosen": [assistant("", tool_calls=flat)], "rejected": GREEN}).chosen == [
+        assistant("", tool_calls=[{"id": "1", "name": "run", "arguments": {}}, flat[1]])
     ]
 
 
@@ -184,7 +183,7 @@ def test_a_call_keeps_its_id_and_the_thought_before_it():
         ),
         ([{"function": {"name": "run", "arguments": "[1]"}}], "function.arguments is a list; expected an object"),
         ([{"function": 3}], "chosen[0].tool_calls[0].function is a number"),
-        ([{"arguments": {}}], "chosen[0].tool_calls[0] has no name"),
+        ([{"name": "run", "arguments": "["}], "chosen[0].tool_calls[0].arguments is no JSON"),
         (7, "chosen[0].tool_calls is a number"),
     ],
 )

@@ -52,6 +52,6 @@ def test_arguments_are_rendered_as_the_template_expects_them(arguments, call, ex
 
 def test_a_template_that_refuses_every_call_refuses_the_row():
     tokenizer = tiny_tokenizer(TEMPLATE.replace("CALL", "{{ raise_exception('no calls') }}"))
-    call = assistant("", tool_calls=[{"name": "run", "arguments": "{}"}])
+    call = assistant("", tool_calls=[{"function": {"name": "run", "arguments": "{}"}}])
     with pytest.raises(RowError, match="no calls"):
         tokenize(tokenizer, to_pair({"prompt": [user("Hi")], "chosen": [call], "rejected": "No."}))
