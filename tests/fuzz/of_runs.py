@@ -95,9 +95,16 @@ LOGS = {
         b"Step\tTraining Loss\trewards / chosen\tnll_loss\n1\t2.19\t-0.12\t2.1\n2\t2.10\t-0.11\tNo Log\n",
         b"| Step | Training Loss | Validation Loss |\n| 50 | 0.69 | 0.70 |\n",
         b"step 10/200  5%  loss 2.314  nll 2.201  or 0.712  accuracy 55%  margin -0.012\n",
+        b"[rank0]: step: 10, loss: 1.5, lr: 1E-05\n{'loss': np.float64(1.5), 'epoch': tensor(0.1, device='cuda:0')}\n",
+        b"Epoch 1: 50%|#  | 5/10 [00:01<00:09, 1it/s, loss=1.2]\r[ 6/12 00:30 < 00:31, 1.9 it/s, Epoch 0.50/1]\n",
+        b"Epoch Step Training Loss Validation Loss\n0.1 50 No log 0.70\n<table><tr><td>1</td></tr></table>\n",
+        "Num Epochs = 1 | Total steps = 1,250\n{'loss': '1,000', 'step': '1,000'}\n".encode("utf-16"),
     ],
     "trainer_log.jsonl": [
         b'{"current_steps": 10, "total_steps": 37, "loss": 9.2, "accuracy": 0.575, "lr": null}\n' * 4
+    ],
+    "notebook.ipynb": [
+        b'{"cells": [{"outputs": [{"data": {"text/html": ["<tr><th>Step</th><th>Training Loss</th></tr>"]}}]}]}'
     ],
     "trainer_state.json": [json.dumps(_STATE).encode(), json.dumps(_STATE, indent=2).encode()],
     "chart.csv": [

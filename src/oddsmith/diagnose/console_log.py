@@ -24,14 +24,16 @@ MAX_TEXT = 4_000  # of a line without a dict
 MAX_BARS = 20  # of different lengths that are remembered
 
 # tqdm's, with what it names before and after it: "Map: 10%|#  | 10/100 [00:01<00:09, 9.5 examples/s, loss=1.2]"
-_BAR = re.compile(r"\d+%\|[^|]*\|\s*(\d+)/(\d+)\s*\[([^\]]*)\]?")
-_BAR_OF_EPOCH = re.compile(r"\bepoch\W*(\d+)\D*$", re.IGNORECASE)
-_UNIT = re.compile(r"([a-z]+)/s\b|\bs/([a-z]+)", re.IGNORECASE)
+_BAR = re.compile(r"\d{1,3}%\|[^|]{0,500}\|\s{0,9}(\d{1,12})/(\d{1,12})\s{0,9}\[([^\]]{0,500})\]?")
+_BAR_OF_EPOCH = re.compile(r"\bepoch\W{0,9}(\d{1,9})\D{0,40}$", re.IGNORECASE)
+_UNIT = re.compile(r"([a-z]{1,20})/s\b|\bs/([a-z]{1,20})", re.IGNORECASE)
 _STEP_UNITS = frozenset(["it", "iter", "step", "steps", "batch", "batches", "update", "updates", "opt"])
 # Of a notebook: "[ 60/120 00:30 < 00:31, 1.9 it/s, Epoch 0.50/1]"
-_NOTEBOOK_BAR = re.compile(r"\[\s*(\d+)/(\d+)\s+\d[\d:]*[^\]]*?Epoch\s+[\d.]+/(\d+)")
+_NOTEBOOK_BAR = re.compile(
+    r"\[\s{0,9}(\d{1,12})/(\d{1,12})\s{1,9}\d[\d:]{1,9}[^\]]{0,60}Epoch\s{1,9}[\d.]{1,12}/(\d{1,9})"
+)
 # ms-swift: "PeftModelForCausalLM: 1548.3308M Params (4.6155M Trainable [0.2981%])"
-_PARAMETERS = re.compile(r"([\d.]+)M Params \(([\d.]+)M Trainable")
+_PARAMETERS = re.compile(r"(\d{1,9}\.?\d{0,9})M Params \((\d{1,9}\.?\d{0,9})M Trainable")
 _ANOTHER = re.compile(r"""[^}]*\{['"]""")  # a dict begins before the end of the one above
 _BRACE = re.compile(r"[{}]")
 _LIST_ITEM = re.compile(r"\s*[-*]\s+[^:]*:\s*\S+\s*$")  # of a model card: its results and hyperparameters
@@ -75,10 +77,11 @@ class LogReader:
 
     def _read_words(self, line: str) -> bool:
         """Read a line without progress bars; return whether it says anything."""
-        if (match := _NOTEBOOK_BAR.search(line)) is not None:
+        match = None
+        if "Epoch " in line and (match := _NOTEBOOK_BAR.search(line)) is not None:
             self._see_bar(int(match[1]), int(match[2]))
             self.facts |= {"max_steps": float(match[2]), "epochs": float(match[3])}
-        elif (match := _PARAMETERS.search(line)) is not None:
+        elif "M Params (" in line and (match := _PARAMETERS.search(line)) is not None:
             self.facts |= {"parameters": 1e6 * float(match[1]), "trainable_parameters": 1e6 * float(match[2])}
         if self._open or "{" in line:
             return self._read_braces(line) or match is not None
@@ -117,7 +120,7 @@ class LogReader:
         if self._open and (_ANOTHER.match(line) or not re.search(r"""['"}\]]""", line)):
             self._close()
         text, self._open = self._open + line, ""
-        groups, rest = _balanced(text)
+        groups, rest = _balanced(text) if "}" in text else ([], text)
         if re.search(r"\{\s*(?:['\"]|$)", rest) and len(rest) < MAX_RECORD:
             self._open = rest
         elif rest.strip():

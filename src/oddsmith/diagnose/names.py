@@ -58,6 +58,7 @@ FACTS = {
 # Of the last line of a training, in which ``train_loss`` is the mean of the whole run.
 SUMMARY = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
 TRAIN_LOSS = "train_loss"  # the mean of the whole run, or that of a step: other columns and lines decide
+MAX_NAME = 200  # characters
 _GROUPS = sorted({name.partition("/")[0] for name in BY_NAME if "/" in name})
 
 
@@ -122,7 +123,7 @@ def in_set(held_out: str, metric: str) -> str:
 
 def _normalised(raw: str) -> str:
     """Return lower case with one spelling of spaces and slashes: ``rewards / chosen`` -> ``rewards/chosen``."""
-    name = re.sub(r"\s*/\s*", "/", raw.strip().lower())
+    name = re.sub(r"\s*/\s*", "/", raw.strip().lower()[:MAX_NAME])
     name = re.sub(r"\s+", "_", name)
     name = re.sub(r"^train(?:ing)?_(?!runtime|samples|steps|loss$)", "train/", name)
     for group in _GROUPS:  # TensorBoard's file names have no slashes

@@ -22,11 +22,13 @@ from typing import NamedTuple
 from ..metrics import BY_NAME
 from .names import SUMMARY, TRAIN_LOSS, canonical
 
-NUMBER = r"[-+]?(?:nan|inf(?:inity)?|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?)%?"
-_WRAPPED = r"""['"\[(]*(?:[A-Za-z_][\w.]{0,40}\(\s*['"\[(]*)?"""  # np.float64(0.8), tensor([0.8], device=...), "0.8"
+# Every repetition below is bounded or atomic, so that no line takes more time than its length.
+NUMBER = r"[-+]?(?>nan|inf(?:inity)?|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?)%?"
+# As in np.float64(0.8), tensor([0.8], device='cuda:0') or "0.8".
+_WRAPPED = r"""['"\[(]{0,4}(?:[A-Za-z_][\w.]{0,40}\(\s?['"\[(]{0,4})?"""
 _VALUE = re.compile(
-    rf"""(?P<between>\\?['"]?\s*[:=]\s*|(?<=[\w)])\s+){_WRAPPED}(?P<number>{NUMBER})"""
-    r"(?:\s*(?:/|\bof\b)\s*(?P<of>\d[\d,]*))?(?!\w|[:/.]\w|[,-]\d)",
+    rf"""(?P<between>\\?['"]?\s{{0,40}}[:=]\s{{0,40}}|(?<=[\w)])\s{{1,40}}){_WRAPPED}(?P<number>{NUMBER})"""
+    r"(?:\s{0,4}(?:/|\bof\b)\s{0,4}(?P<of>\d[\d,]{0,20}))?(?!\w|[:/.]\w|[,-]\d)",
     re.IGNORECASE,
 )
 _CELL = re.compile(rf"""{_WRAPPED}(?P<number>{NUMBER})(?:['"\])].*)?""", re.IGNORECASE | re.DOTALL)

@@ -108,13 +108,15 @@ def _read_off(records: Sequence[Record], bar: int) -> None:
     tqdm redraws its bar at most ten times a second, and always after a line: where the bar before a record has not
     moved since the last one, the bar after it has the step.
     """
-    last = 0
+    last, epoch = 0, -1.0
     for record in records:
         step = record.before.get(bar, last)
         if record.is_training:
             if step == last:
                 step = max(step, record.after.get(bar, step))
-            last = step
+            last, epoch = step, record.values.get(EPOCH, -1.0)
+        elif record.values.get(EPOCH) == epoch:
+            step = last  # whatever the bar of the evaluation shows, which may be as long
         record.step = step
 
 

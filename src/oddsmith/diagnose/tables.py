@@ -17,12 +17,13 @@ import re
 from collections.abc import Callable, Sequence
 
 from .history import EPOCH
-from .names import TRAIN_LOSS, canonical, held_out_name, in_set, known_name
+from .names import HELD_OUT, TRAIN_LOSS, canonical, held_out_name, in_set, known_name
 from .records import NEVER_EVALUATED, Pair, Record, cell_number, name_at_end, record_of_pairs
 
 MAX_ROW = 100_000  # characters
 MAX_SPACED_ROW = 2_000
 _NEEDED = re.compile(r"step|epoch|iter|loss|value|/", re.IGNORECASE)  # in each head
+_IN_GROUP = re.compile(r"[\w-]+ ?/ ?[\w-]+")  # "logits / chosen", which no rule uses
 _RULE = re.compile(r"[\s|:+=-]+")  # the line below a head
 _NO_LOG = re.compile(r"\bno (?:log|data)\b", re.IGNORECASE)
 # transformers shows them beside the metrics of an evaluation.
@@ -167,7 +168,7 @@ def _known_words(line: str) -> list[str]:
     while words:
         for count in range(min(4, len(words)), 0, -1):
             column = " ".join(words[:count])
-            if canonical(column) or column.lower() in _OF_EVALUATION or (count == 1 and "/" in column):
+            if _is_one_column(column):
                 columns.append(column)
                 words = words[count:]
                 break
@@ -176,6 +177,13 @@ def _known_words(line: str) -> list[str]:
                 return []
             words = words[1:]  # a time, a rank
     return columns
+
+
+def _is_one_column(column: str) -> bool:
+    name, held_out = canonical(column), held_out_name(column)
+    if held_out is not None:
+        return held_out[0] in HELD_OUT.values()  # not of a set called "loss_rewards"
+    return name is not None or column.lower() in _OF_EVALUATION or _IN_GROUP.fullmatch(column) is not None
 
 
 _SPLITS = (

@@ -59,8 +59,8 @@ def has_html_table(lines: Iterable[str]) -> bool:
 
 def text_of_html(lines: Iterable[str]) -> list[str]:
     """Return the text of a page line by line: the rows of its tables with tabs between the cells."""
-    text = re.sub(r"<t[hdr]\b[^>]*>\s*", "", "\n".join(lines))
-    text = re.sub(r"\s*</t[hd]>\s*", "\t", text)
+    text = re.sub(r"<t[hdr]\b[^<>]{0,500}>\s*", "", "\n".join(lines))
+    text = re.sub(r"\s{0,200}</t[hd]>\s*", "\t", text)
     text = re.sub(r"</(?:tr|p|div|li|h\d)>|<br ?/?>", "\n", text)
     text = html.unescape(re.sub(r"<[^<>]{1,500}>", "", text))
     return [part.rstrip("\t") for line in text.split("\n") for part in plain_lines(line)]

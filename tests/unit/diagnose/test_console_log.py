@@ -13,7 +13,7 @@ from oddsmith.diagnose.findings import Verdict, overall
 from oddsmith.diagnose.history import History
 from oddsmith.diagnose.readers import read_history
 from oddsmith.diagnose.rules import judge
-from oddsmith.diagnose.text import plain_lines
+from oddsmith.diagnose.text import plain_lines, text_of_html
 from tests.unit.diagnose.points import points
 
 HISTORIES = Path(__file__).parents[2] / "histories"
@@ -266,11 +266,28 @@ def test_our_own_console():
     assert history.settings["max_steps"] == 200
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["{" * 900_000, "{'loss': nan, 'a" * 60_000, "step 1 " * 120_000, "|" * 900_000, " " * 900_000, "100%|" * 180_000],
-)
+LONG = 300_000
+LONG_LINES = {
+    "braces": "{" * LONG,
+    "open dicts": "{'loss': nan, 'a" * (LONG // 15),
+    "steps": "step 1 " * (LONG // 7),
+    "names": "loss " * (LONG // 5),
+    "bars of tables": "|" * LONG,
+    "semicolons": "a;" * (LONG // 2),
+    "spaces": "a" + " " * LONG + "b",
+    "spaces in a dict": f"{{'loss'{' ' * LONG}x}}",
+    "progress bars": "100%|" * (LONG // 5),
+    "notebook bars": "[1/1 1:1 " * (LONG // 9),
+    "epochs": "epoch 1 " * (LONG // 8) + "1%|",
+    "digits": "9" * LONG,
+    "digits in a dict": f"{{'loss': {'9' * LONG}x}}",
+    "html": "<td " * (LONG // 4),
+}
+
+
+@pytest.mark.parametrize("text", LONG_LINES.values(), ids=LONG_LINES)
 def test_no_line_takes_more_than_a_moment(text):
     started_at = time.monotonic()
-    history_of_lines([text] * 3)
+    history_of_lines([text])
+    text_of_html([text])
     assert time.monotonic() - started_at < 5

@@ -198,6 +198,14 @@ def test_a_low_learning_rate_rises_to_what_is_usual_for_the_kind_of_run(adapter,
     assert findings(settings={"adapter": adapter}, **made)["learning_rate_low"].change == f"learning_rate {change}"
 
 
+def test_no_finding_calls_good_what_another_calls_bad():
+    assert "language_learned" not in findings(held_out={"eval_": HELD_OUT_WORSE})  # over-fitting
+    assert "language_learned" not in findings(**CASES["forgetting"][0])
+    assert "language_learned" not in findings(loss=there_and_back(2.6, 1.6, 2.4))
+    at_chance = {**good_held_out(), "rewards/accuracies": [0.53, 0.55, 0.52, 0.5, 0.54, 0.55, 0.55]}
+    assert "preference_learned" not in findings(held_out={"eval_": at_chance})
+
+
 def test_who_trains_an_adapter_is_not_told_to_train_one():
     assert "train an adapter" not in findings(**CASES["forgetting"][0])["forgetting"].change
     made = {**CASES["forgetting"][0], "settings": {"adapter": False}}

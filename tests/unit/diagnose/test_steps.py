@@ -54,10 +54,12 @@ def test_without_a_bar_of_the_training_log_lines_are_counted(before):
     assert "max_steps" not in history.settings
 
 
-def test_bars_of_evaluations_between_the_lines():
+@pytest.mark.parametrize("batches", [5, 600])
+def test_bars_of_evaluations_between_the_lines(batches):
     parts = []
     for n in range(1, 9):
-        parts += [bar(10 * n, 600), entry(n), bar(1, 5), bar(5, 5), str({"eval_loss": 2.0, "epoch": n / 20})]
+        shown = [bar(1, batches), bar(batches, batches)]
+        parts += [bar(10 * n, 600), entry(n), *shown, str({"eval_loss": 2.0, "epoch": n / 20})]
     history = read("\n".join(parts))
     assert steps(history) == [10.0 * n for n in range(1, 9)]
     assert history.held_out[""]["loss"].steps.tolist() == [10 * n for n in range(1, 9)]

@@ -5,16 +5,17 @@ import pytest
 from oddsmith.diagnose.tables import table_of
 
 NOTEBOOK = (
-    "Step",
-    "Training Loss",
-    "Validation Loss",
-    "Runtime",
-    "Samples Per Second",
-    "Rewards / chosen",
-    "Log Odds Ratio",
+    *("Step", "Training Loss", "Validation Loss", "Runtime", "Samples Per Second"),
+    *("Rewards / chosen", "Logits/chosen", "Logits / rejected", "Nll Loss", "Log Odds Ratio"),
 )
-ROW = ("10", "1.9", "2.0", "12.3", "8.1", "-0.1", "-0.6")
-READ = {"loss": 1.9, "eval_loss": 2.0, "eval_rewards/chosen": -0.1, "eval_log_odds_ratio": -0.6}
+ROW = ("10", "1.9", "2.0", "12.3", "8.1", "-0.1", "-2.1", "-2.2", "1.8", "-0.6")
+READ = {
+    "loss": 1.9,
+    "eval_loss": 2.0,
+    "eval_rewards/chosen": -0.1,
+    "eval_nll_loss": 1.8,
+    "eval_log_odds_ratio": -0.6,
+}
 
 
 @pytest.mark.parametrize("separator", ["\t", " | ", "   ", " ", ","], ids=["tabs", "bars", "wide", "spaces", "commas"])

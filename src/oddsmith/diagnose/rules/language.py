@@ -109,25 +109,6 @@ def _above_start(nll: Series) -> tuple[int, float, float] | None:
     return (int(nll.steps[0]), start, end) if end - start > 3 * noise else None
 
 
-@rule
-def language_learned(history: History) -> Finding | None:
-    """Find a training NLL (the loss, where it was not logged) that falls, and no held-out one that rises (healthy)."""
-    metric = "nll_loss" if "nll_loss" in history.training else "loss"
-    series = history.get(metric)
-    found, levels = trend(series), start_and_end(series)
-    if found is None or levels is None or not found.falls or reversal(series, upward=True):
-        return None
-    if any(rise > HELD_OUT_WORSE_WATCH for _, _, rise, _ in _held_out_rises(history)):
-        return None
-    return Finding(
-        Verdict.HEALTHY,
-        metric,
-        None,
-        f"{levels[0]:.2f} nats per token at the start, {levels[1]:.2f} at the end",
-        "the model learns to write the chosen answers",
-    )
-
-
 def _held_out_rises(history: History) -> list[tuple[str, Series, float, bool]]:
     """Return the name of each held-out set, its NLL, the rise above its first value, and whether it is an anchor."""
     rises = []
@@ -204,6 +185,27 @@ def _parted(history: History, name: str, metric: str, held_out: Series) -> Findi
         "the model memorises the training pairs",
         f"stop at {history.at(step)} (load_best_model_at_end, metric_for_best_model {'eval_' + metric});"
         " fewer epochs, or more pairs",
+    )
+
+
+@rule
+def language_learned(history: History) -> Finding | None:
+    """Find a training NLL (the loss, where it was not logged) that falls, and no held-out one that rises (healthy)."""
+    metric = "nll_loss" if "nll_loss" in history.training else "loss"
+    series = history.get(metric)
+    found, levels = trend(series), start_and_end(series)
+    if found is None or levels is None or not found.falls or reversal(series, upward=True):
+        return None
+    if any(rise > HELD_OUT_WORSE_WATCH for _, _, rise, _ in _held_out_rises(history)):
+        return None
+    if any(harm(history) is not None for harm in (loss_rising, nll_diverging, forgetting, over_fitting)):
+        return None
+    return Finding(
+        Verdict.HEALTHY,
+        metric,
+        None,
+        f"{levels[0]:.2f} nats per token at the start, {levels[1]:.2f} at the end",
+        "the model learns to write the chosen answers",
     )
 
 

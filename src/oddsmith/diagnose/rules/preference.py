@@ -113,7 +113,7 @@ def preference_learned(history: History) -> Finding | None:
     """Find log odds that rise (healthy)."""
     odds = history.get("log_odds_chosen")
     found, levels = trend(odds), start_and_end(odds)
-    if found is None or levels is None or not found.rises or found.change < MIN_RISE:
+    if found is None or levels is None or not found.rises or found.change < MIN_RISE or accuracy_at_chance(history):
         return None
     accuracy = start_and_end(history.get("rewards/accuracies"))
     right = f"; right in {accuracy[0]:.0%} of the pairs, then {accuracy[1]:.0%}" if accuracy else ""
