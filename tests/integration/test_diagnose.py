@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -145,6 +146,25 @@ def test_a_finding_is_reported_once_while_training_and_logged(tmp_path, monkeypa
     assert {"from_step", "evidence", "meaning", "change", "metric"} <= set(written[0])
     # Reading the event log afterwards gives the same findings.
     assert {f.rule for f in judge(read_history(tmp_path))} >= {"learning_rate_high", "too_few_steps"}
+
+
+def test_what_cannot_be_told_yet_is_not_reported_while_training(tmp_path):
+    reported: list[Finding] = []
+    watch = Watch(tell=reported.append)
+    args = SimpleNamespace(output_dir=str(tmp_path), report_to=[])
+    state = SimpleNamespace(is_world_process_zero=True, global_step=10)
+    watch.on_train_begin(args, state, None)
+    watch.on_log(args, state, None, logs={"loss": 2.0})
+    assert reported == []
+    assert [verdict for verdict in Verdict if verdict.asks_for_a_look] == [Verdict.WATCH, Verdict.ACT]
+
+
+def test_the_monitor_says_that_it_cannot_tell(capsys, tmp_path):
+    (tmp_path / "train.log").write_text("Epoch\tTraining Loss\n1\t1.9\n2\t1.8\n")
+    done = run_here(capsys, "monitor", tmp_path / "train.log", "--once", "--json")
+    (run,) = json.loads(done.out)["runs"]
+    assert (run["verdict"], run["unit"], run["step"]) == ("cannot tell", "epochs", 2)
+    assert [finding["rule"] for finding in run["findings"]] == ["too_little"]
 
 
 def test_an_evaluation_alone_is_not_judged(tmp_path, caplog):

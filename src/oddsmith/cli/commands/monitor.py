@@ -106,7 +106,8 @@ def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
     """Print a run in a few lines: its progress, its curves, and the findings."""
     verdict = "unreadable" if run["problem"] else run["verdict"]
     left = f", {run['seconds_left'] / 60:.0f} min left" if run["seconds_left"] is not None else ""
-    lines = [f"{run['name']}: {verdict} ({run['state']}, step {run['step']} of {run['max_steps']}{left})", *curves]
+    place = f"{run['unit'].removesuffix('s')} {run['step']} of {run['max_steps']}"
+    lines = [f"{run['name']}: {verdict} ({run['state']}, {place}{left})", *curves]
     facts = [
         f"{count} {INCIDENTS[kind].one if count == 1 else INCIDENTS[kind].several}"
         for kind, count in run["happened"].items()
