@@ -33,8 +33,7 @@ def tokenize(tokenizer, pair: PreferencePair, max_length: int | None = None, **l
 
 def targets(tokenizer, pair: TokenizedPair, side: str = "chosen") -> str:
     """The learned part of a side as text."""
-    ids = getattr(pair, f"{side}_ids")
-    return tokenizer.decode(ids[getattr(pair, f"{side}_prompt_tokens") : getattr(pair, f"{side}_end")])
+    return tokenizer.decode(pair.side(side).targets())
 
 
 @functools.cache

@@ -76,7 +76,7 @@ tokens = st.lists(st.integers(3, 5), min_size=1, max_size=7)  # few ids, so that
 pairs = st.lists(st.tuples(tokens, tokens, tokens), min_size=1, max_size=4)
 
 
-def rows_of(pairs):
+def rows_of(pairs, gap_from=5):
     return [
         {
             "chosen_input_ids": prompt + chosen,
@@ -85,6 +85,9 @@ def rows_of(pairs):
             "rejected_prompt_tokens": len(prompt),
             "chosen_end": len(prompt) + len(chosen),
             "rejected_end": len(prompt) + len(rejected),
+            # As between the turns of a conversation: from the second token of an answer to its last.
+            "chosen_gaps": [len(prompt) + 1, len(prompt) + len(chosen) - 1] if len(chosen) > gap_from else [],
+            "rejected_gaps": [len(prompt) + 1, len(prompt) + 2] if len(rejected) > gap_from else [],
         }
         for prompt, chosen, rejected in pairs
     ]

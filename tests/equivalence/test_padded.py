@@ -33,8 +33,25 @@ sides = st.tuples(
 )
 
 
-def row(number, prompt, chosen, rejected):
+def gaps_in(answer):
+    """Gaps that begin and end between two tokens of an answer."""
+    places = st.lists(st.integers(1, max(1, len(answer) - 1)), unique=True, max_size=4).map(sorted)
+    return places.map(lambda found: found[: len(found) // 2 * 2] if len(answer) > 2 else [])
+
+
+rows_with_gaps = st.lists(
+    st.tuples(sides, sides).flatmap(
+        lambda pair: st.tuples(st.just(pair), st.tuples(gaps_in(pair[0][1]), gaps_in(pair[1][1])))
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def row(number, prompt, chosen, rejected, gaps=((), ())):
     return {
+        "chosen_gaps": [len(prompt) + place for place in gaps[0]],
+        "rejected_gaps": [len(prompt) + place for place in gaps[1]],
         "row": number,
         "chosen_input_ids": prompt + chosen,
         "chosen_prompt_tokens": len(prompt),
@@ -45,27 +62,28 @@ def row(number, prompt, chosen, rejected):
     }
 
 
-def reference(model, ids, prompt_tokens):
-    """log p of each token but the first, and those of the response."""
-    logits = model(torch.tensor([ids])).logits[0]
-    logp = logits.log_softmax(-1)
-    per_token = torch.stack([logp[t - 1, ids[t]] for t in range(1, len(ids))])
-    return per_token, per_token[max(prompt_tokens, 1) - 1 :]
+def reference(model, ids, prompt_tokens, gaps=()):
+    """log p of each token but the first and those in gaps, and those of the response."""
+    logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    targets = [t for t in range(1, len(ids)) if not any(a <= t < b for a, b in zip(gaps[::2], gaps[1::2], strict=True))]
+    per_token = torch.stack([logp[t - 1, ids[t]] for t in targets])
+    return per_token, per_token[[t >= prompt_tokens for t in targets]]
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("nll_on", ["sequence", "response"])
 @settings(max_examples=12)
-@given(pairs=st.lists(st.tuples(sides, sides), min_size=1, max_size=4))
+@given(pairs=rows_with_gaps)
 def test_values_and_gradients_equal_one_sequence_at_a_time(name, nll_on, pairs):
     model, tolerance = MODELS[name]
-    rows = [row(i, prompt, chosen, rejected) for i, ((prompt, chosen), (_, rejected)) in enumerate(pairs)]
+    rows = [row(i, *pair[0], pair[1][1], gaps) for i, (pair, gaps) in enumerate(pairs)]
     batch = PairCollator(pad_token_id=257)([trl_features(r) for r in rows])
     logps = pair_logps(model, batch, pad_token_id=257, nll_on=nll_on)
     expected = []
     for r in rows:
-        chosen, response = reference(model, r["chosen_input_ids"], r["chosen_prompt_tokens"])
-        rejected = reference(model, r["rejected_input_ids"][: r["rejected_end"]], r["rejected_prompt_tokens"])[1]
+        chosen, response = reference(model, r["chosen_input_ids"], r["chosen_prompt_tokens"], r["chosen_gaps"])
+        ids = r["rejected_input_ids"][: r["rejected_end"]]
+        rejected = reference(model, ids, r["rejected_prompt_tokens"], r["rejected_gaps"])[1]
         nll = -(chosen if nll_on == "sequence" else response)
         expected.append((nll.sum(), response.mean(), rejected.mean()))
         assert logps.nll_tokens_B[r["row"]] == len(nll)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from oddsmith import ORPOTrainer
 from oddsmith.model.logprobs import token_budget as memory
 from tests.command import run_two_processes
+from tests.pairs import assistant, user
 from tests.tiny import ragged_pairs, tiny_model
 from tests.tiny_runs import make_trainer
 
@@ -36,11 +37,14 @@ def float64_model():
     return AutoModelForCausalLM.from_config(config, dtype=torch.float64)
 
 
-def train(model, folder: Path, micro_batch: int, accumulation: int, rows=None, peft=None, **more) -> Outcome:
+def train(
+    model, folder: Path, micro_batch: int, accumulation: int, rows=None, peft=None, eval_rows=None, **more
+) -> Outcome:
     sizes = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
     settings = {"per_device_eval_batch_size": 2, "num_train_epochs": 1, "learning_rate": 1e-4, "beta": 0.3}
     rows = Dataset.from_list(ragged_pairs(PAIRS)) if rows is None else rows
-    trainer = make_trainer(folder, model, rows, ragged_pairs(7, seed=5), peft_config=peft, **sizes, **settings, **more)
+    eval_rows = eval_rows or ragged_pairs(7, seed=5)
+    trainer = make_trainer(folder, model, rows, eval_rows, peft_config=peft, **sizes, **settings, **more)
     if model.dtype == torch.float64:
         trainer.model.double()  # the adapter too
     trainer.train()
@@ -53,10 +57,10 @@ MODELS = {"float64": (float64_model, 1e-9), "float32": (tiny_model, 1e-5)}
 METRICS = ("loss", "nll_loss", "or_loss", "logps/chosen", "rewards/accuracies", "perplexity/chosen", "grad_norm")
 
 
-def assert_same(got: Outcome, expected: Outcome, tolerance: float) -> None:
+def assert_same(got: Outcome, expected: Outcome, tolerance: float, steps: int = 5) -> None:
     for name, value in expected.weights.items():
         torch.testing.assert_close(got.weights[name], value, rtol=tolerance, atol=tolerance, msg=name)
-    assert len(got.logs) == len(expected.logs) == 5
+    assert len(got.logs) == len(expected.logs) == steps
     for step, other in zip(got.logs, expected.logs, strict=True):
         for name in METRICS:
             assert step[name] == pytest.approx(other[name], rel=max(tolerance, 1e-6)), name
@@ -88,6 +92,28 @@ SPLITS = {
 def test_splits_give_the_same_parameters(whole, split, tmp_path):
     make, tolerance, expected = whole
     assert_same(train(make(), tmp_path, **SPLITS[split]), expected, tolerance)
+
+
+def dialogues(count: int) -> list[dict[str, Any]]:
+    """Answers of one to three turns of the assistant, with turns of the user between them."""
+    return [
+        {
+            "prompt": [user(row["prompt"])],
+            "chosen": [turn for _ in range(n % 3) for turn in (assistant(row["chosen"]), user("And?"))]
+            + [assistant(row["chosen"])],
+            "rejected": [assistant(row["rejected"]), user("Why?"), assistant("No.")],
+        }
+        for n, row in enumerate(ragged_pairs(count, seed=3))
+    ]
+
+
+@pytest.mark.parametrize("nll_on", ("sequence", "response"))
+def test_turns_of_others_within_an_answer_change_nothing_of_this(nll_on, tmp_path):
+    rows = dialogues(8)
+    options = {"rows": rows, "eval_rows": rows[:5], "nll_on": nll_on}
+    padded = train(float64_model(), tmp_path / "padded", 8, 1, prefix_forest=False, **options)
+    packed = train(float64_model(), tmp_path / "packed", 2, 4, max_tokens_per_microbatch=400, **options)
+    assert_same(packed, padded, 1e-9, steps=1)
 
 
 def lora() -> LoraConfig:

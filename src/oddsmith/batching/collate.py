@@ -8,6 +8,8 @@ token is harmless.
     chosen_attention_mask  1 1 1 1 1 1 0 0
     chosen_labels          - - - r r e - -      - = -100, no target
 
+Of a response of several turns, what stands between the assistant's own has no labels either.
+
 Shape suffixes: B pairs, T tokens of the longest sequence.
 """
 
@@ -35,11 +37,31 @@ def trl_features(row: Mapping[str, Any], is_encoder_decoder: bool = False) -> di
     for side in SIDES:
         ids = list(row[f"{side}_input_ids"][: row[f"{side}_end"]])
         prompt = row[f"{side}_prompt_tokens"]
-        features[f"{side}_labels"] = [IGNORED] * prompt + ids[prompt:]
+        labels = [IGNORED] * prompt + ids[prompt:]
+        for start, end in gaps_of(row, side):
+            labels[start:end] = [IGNORED] * (end - start)
+        features[f"{side}_labels"] = labels
         if not is_encoder_decoder:
             features[f"{side}_input_ids"] = ids
             features[f"{side}_attention_mask"] = [1] * len(ids)
     return features
+
+
+def gaps_of(row: Mapping[str, Any], side: str) -> list[tuple[int, int]]:
+    """Return the gaps between the targets of a tokenized row: start, and one past the end."""
+    places = row.get(f"{side}_gaps", ())
+    return list(zip(places[::2], places[1::2], strict=True))
+
+
+def sequence_targets(labels_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return the NLL targets of whole sequences: prompt and response without the gaps in it, bool [B, T].
+
+    A gap is what has no label after the first label, whatever made the batch. The first token is among the targets
+    here, although nothing predicts it.
+    """
+    is_target_BT = labels_BT != IGNORED
+    is_prompt_BT = is_target_BT.cumsum(-1) == 0
+    return (mask_BT == 1) & (is_target_BT | is_prompt_BT)
 
 
 @dataclass

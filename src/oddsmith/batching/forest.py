@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .collate import SIDES, padded
+from .collate import SIDES, gaps_of, padded
 
 
 class Path(NamedTuple):
@@ -160,9 +160,12 @@ def forest_batch(rows: Sequence[Mapping[str, Any]], nll_on: str) -> dict[str, An
     prompt_tokens = [row[f"{side}_prompt_tokens"] for side in SIDES for row in rows]
     ids_T, rows_of, layout = pack(sequences)
     # A response's first token is predicted by the last of its prompt; the first token of all is never predicted.
-    response = [of[max(prompt, 1) :] for of, prompt in zip(rows_of, prompt_tokens, strict=True)]
+    gaps = [gaps_of(row, side) for side in SIDES for row in rows]
+    response = [
+        _without(gaps_s, of, max(prompt, 1)) for gaps_s, of, prompt in zip(gaps, rows_of, prompt_tokens, strict=True)
+    ]
     chosen = range(len(rows))
-    nll = [rows_of[s][1:] for s in chosen] if nll_on == "sequence" else [response[s] for s in chosen]
+    nll = [_without(gaps[s], rows_of[s], 1) for s in chosen] if nll_on == "sequence" else [response[s] for s in chosen]
     parent_T = np.full(len(ids_T), -1)
     for of in rows_of:
         parent_T[of[1:]] = of[:-1]
@@ -185,3 +188,9 @@ def forest_batch(rows: Sequence[Mapping[str, Any]], nll_on: str) -> dict[str, An
         "nll_tokens_B": torch.tensor([len(of) for of in nll]),
         "tokens_B": torch.tensor([len(rows_of[s]) + len(rows_of[s + len(rows)]) for s in chosen]),
     }
+
+
+def _without(gaps: Sequence[tuple[int, int]], rows: np.ndarray, first: int) -> np.ndarray:
+    """Return the rows of a sequence from its position ``first`` on, without those of the gaps."""
+    places = [first, *(place for gap in gaps for place in gap), len(rows)]
+    return np.concatenate([rows[start:end] for start, end in zip(places[::2], places[1::2], strict=True)])

@@ -241,5 +241,6 @@ class LoaderFactory:
         )
 
     def _lengths(self) -> Lengths:
-        columns = self.rows.select_columns(["chosen_end", "rejected_end", "chosen_prompt_tokens"])
+        names = ("chosen_end", "rejected_end", "chosen_prompt_tokens", "chosen_gaps")
+        columns = self.rows.select_columns([name for name in names if name in self.rows.column_names])
         return self.measure(columns.with_format("numpy")[:])

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,17 +74,34 @@ def lengths_of(
 ) -> Lengths:
     """Return the lengths of pairs from the columns of a tokenized dataset (or one row of it).
 
-    ``columns`` are ``chosen_end``, ``rejected_end`` and ``chosen_prompt_tokens``; ``nll_on`` is ``"sequence"`` or
-    ``"response"``. With a ``shared_prompt`` the prompt of a pair is computed, and counted, once. The first token of a
-    sequence has no prediction, so it is no NLL target. In an encoder-decoder model the decoder begins with a start
-    token, so that every response token is a target.
+    ``columns`` are ``chosen_end``, ``rejected_end``, ``chosen_prompt_tokens`` and, where there are gaps between
+    targets, ``chosen_gaps``; ``nll_on`` is ``"sequence"`` or ``"response"``. With a ``shared_prompt`` the prompt of a
+    pair is computed, and counted, once. The first token of a sequence has no prediction, so it is no NLL target, and
+    gaps hold none. In an encoder-decoder model the decoder begins with a start token, so that every response token is a
+    target.
     """
     chosen, rejected = np.asarray(columns["chosen_end"]), np.asarray(columns["rejected_end"])
     prompt = np.asarray(columns["chosen_prompt_tokens"])
     if is_encoder_decoder:
         return Lengths(chosen + rejected, chosen)
     tokens = chosen + rejected - (prompt if shared_prompt else 0)
-    return Lengths(tokens, chosen - (1 if nll_on == "sequence" else np.maximum(prompt, 1)))
+    response = response_tokens(columns, "chosen")
+    return Lengths(tokens, response + np.maximum(prompt, 1) - 1 if nll_on == "sequence" else response)
+
+
+def response_tokens(columns: Mapping[str, Any], side: str) -> np.ndarray:
+    """Return the number of targets of each response, without gaps between the assistant's turns: int [num_pairs].
+
+    ``columns`` are ``SIDE_end``, ``SIDE_prompt_tokens`` and, where there are gaps, ``SIDE_gaps``, of a tokenized
+    dataset or of one row of it.
+    """
+    end, prompt = np.asarray(columns[f"{side}_end"]), np.asarray(columns[f"{side}_prompt_tokens"])
+    gaps = columns.get(f"{side}_gaps", ())
+    if end.ndim == 0:
+        in_gaps: Any = sum(gaps[1::2]) - sum(gaps[::2])
+    else:
+        in_gaps = np.array([sum(places[1::2]) - sum(places[::2]) for places in gaps] or 0)
+    return end - np.maximum(prompt, 1) - in_gaps
 
 
 def epoch_order(num_pairs: int, *, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:

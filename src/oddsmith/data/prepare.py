@@ -51,9 +51,11 @@ TOKEN_COLUMNS: dict[str, Any] = {
     "chosen_input_ids": IDS,
     "chosen_prompt_tokens": NUMBER,
     "chosen_end": NUMBER,
+    "chosen_gaps": IDS,
     "rejected_input_ids": IDS,
     "rejected_prompt_tokens": NUMBER,
     "rejected_end": NUMBER,
+    "rejected_gaps": IDS,
 }
 
 

@@ -22,11 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..batching.collate import IGNORED, trl_features
+from ..batching.plan import response_tokens
 from ..loss import pair_log_odds
 from ..system.files import dispensable, replacing
 from ..system.run_folder import FIRST_EVALUATION_FILE, PAIRS_FILE, Event, append_event
 from ..system.strict_json import strict
-from .meter import LENGTH_COLUMNS, EvaluatedPairs
+from .meter import LENGTH_COLUMNS, EvaluatedPairs, lengths_in
 
 logger = logging.getLogger(__name__)
 
@@ -283,9 +285,10 @@ class HeldOutPairs:
         prompt = row.get("prompt_input_ids") or row["chosen_input_ids"][: row["chosen_prompt_tokens"]]
         text = self._tokenizer.decode(prompt, skip_special_tokens=True)
         texts: dict[str, Any] = {"prompt": text[:MAX_PROMPT_CHARACTERS]}
+        features = trl_features(row, is_encoder_decoder=bool(row.get("prompt_input_ids")))
         for side, name in enumerate(("chosen", "rejected")):
-            start, end = row[f"{name}_prompt_tokens"], row[f"{name}_end"]
-            ids = row[f"{name}_input_ids"][start : min(end, start + MAX_TOKENS)]
+            start, labels = row[f"{name}_prompt_tokens"], features[f"{name}_labels"]
+            ids = [token for token in labels if token != IGNORED][:MAX_TOKENS]
             texts[name] = {"tokens": token_texts(self._tokenizer, ids)}
             is_predicted = start > 0 or bool(row.get("prompt_input_ids"))  # else the first token is no target
             if then_2K is not None and is_predicted:
@@ -301,9 +304,7 @@ def _margins(pairs: EvaluatedPairs) -> Tensor:
 
 def _lengths(rows: Any, margins: Tensor) -> list[list[float]]:
     """Return, for evenly chosen pairs, by how many tokens the chosen response is longer, and the margin."""
-    chosen, rejected = (
-        [end - start for end, start in zip(rows[f"{side}_end"], rows[f"{side}_prompt_tokens"], strict=True)]
-        for side in ("chosen", "rejected")
-    )
+    columns = lengths_in(rows)
+    longer = response_tokens(columns, "chosen") - response_tokens(columns, "rejected")
     every = -(-len(margins) // MAX_LENGTHS)
-    return [[chosen[i] - rejected[i], round(margins[i].item(), 4)] for i in range(0, len(margins), every)]
+    return [[int(longer[i]), round(margins[i].item(), 4)] for i in range(0, len(margins), every)]

@@ -22,7 +22,7 @@ from ..checkpoint.manifest import Manifest, read_manifest
 from ..config import ORPOConfig
 from ..config.catalogue import DECIDING_SETTINGS
 from ..data.token_cache import rows_digest
-from ..data.tokens.tokenized import TEXT_COLUMNS
+from ..data.tokens.tokenized import GAP_COLUMNS, TEXT_COLUMNS
 from ..errors import CheckpointError
 from ..model.loading.adapter_base import BaseRecord, record_base
 from ..model.loading.place import is_adapter_folder
@@ -142,10 +142,15 @@ def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest(rows: Dataset | IterableDataset | Sequence) -> dict[str, Any]:
-    """Return digest and number of tokenized rows; of a stream, the digest of its first rows. Texts do not count."""
+    """Return digest and number of tokenized rows; of a stream, the digest of its first rows.
+
+    Texts do not count, and neither do gaps between targets where no pair has any.
+    """
     if not isinstance(rows, Dataset | IterableDataset):
         return {}
     pairs = len(rows) if isinstance(rows, Dataset) else None
     first = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows.take(DIGESTED_STREAM_ROWS)))
-    tokens = first.remove_columns([name for name in TEXT_COLUMNS if name in first.column_names])
+    plain = first.with_format(None)
+    unused = [name for name in GAP_COLUMNS if name in first.column_names and not any(plain[name])]
+    tokens = first.remove_columns([*unused, *(name for name in TEXT_COLUMNS if name in first.column_names)])
     return {"sha256": rows_digest(tokens), "pairs": pairs}

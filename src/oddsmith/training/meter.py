@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import TrainerCallback, TrainerState
 
+from ..batching.plan import response_tokens
+from ..data.tokens.tokenized import GAP_COLUMNS
 from ..loss import odds_ratio_loss, pair_log_odds
 from ..model.logprobs.padded import PairLogps
 
@@ -114,6 +116,12 @@ def named_metrics(values_Q: Tensor, router_loss: bool = False, names: Sequence[s
     return metrics | ({"aux_loss": value["aux_loss"]} if router_loss else {}) | own
 
 
+def lengths_in(rows: Any) -> Mapping[str, Any]:
+    """Return the columns of tokenized pairs that give the lengths of their responses."""
+    gaps = [name for name in GAP_COLUMNS if name in getattr(rows, "column_names", ())]
+    return {name: rows[name][:] for name in (*LENGTH_COLUMNS, *gaps)}
+
+
 def length_correlation(rows: Mapping[str, Sequence[int]], logps: Tensor) -> float | None:
     """Correlate the length difference of pairs with their margin; near 1 or -1 the model may have learned only length.
 
@@ -121,14 +129,13 @@ def length_correlation(rows: Mapping[str, Sequence[int]], logps: Tensor) -> floa
     ``logp_w - logp_l``. Prompts do not count.
 
     Args:
-        rows: The columns ``LENGTH_COLUMNS`` of the pairs.
+        rows: The columns of the pairs that :func:`batching.plan.response_tokens` reads, of both sides.
         logps: ``[pairs, 2]``, what :meth:`EvaluationMeter.read` returns.
 
     Returns:
         The correlation, -1 to 1; ``None`` for fewer than ``MIN_CORRELATED_PAIRS`` pairs or where either is constant.
     """
-    chosen_end, chosen_start, rejected_end, rejected_start = (torch.tensor(rows[name]) for name in LENGTH_COLUMNS)
-    chosen, rejected = chosen_end - chosen_start, rejected_end - rejected_start
+    chosen, rejected = (torch.from_numpy(response_tokens(rows, side)) for side in ("chosen", "rejected"))
     if len(chosen) != len(logps) or len(logps) < MIN_CORRELATED_PAIRS:
         return None
     both_2P = torch.stack([(chosen - rejected).double(), (logps[:, 0] - logps[:, 1]).double()])

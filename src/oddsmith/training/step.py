@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
-from ..batching.collate import IGNORED, PairCollator
+from ..batching.collate import IGNORED, PairCollator, sequence_targets
 from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.paths import ForestPath, PaddedPath
 from .meter import TrainingMeter
@@ -207,7 +207,10 @@ def pair_counts(batch: Mapping[str, Any], path: PaddedPath) -> tuple[int, int]:
     if path.is_encoder_decoder:
         return len(labels_BT), int((labels_BT != IGNORED).sum())
     # The first token has no prediction and is never a target.
-    is_target_BT = labels_BT != IGNORED if path.nll_on == "response" else batch["chosen_attention_mask"] == 1
+    if path.nll_on == "response":
+        is_target_BT = labels_BT != IGNORED
+    else:
+        is_target_BT = sequence_targets(labels_BT, batch["chosen_attention_mask"])
     return len(labels_BT), int(is_target_BT[:, 1:].sum())
 
 

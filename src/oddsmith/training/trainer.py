@@ -66,11 +66,11 @@ from .live_diagnosis import Watch
 from .live_settings import LiveSettings
 from .loan import ModelLoan
 from .meter import (
-    LENGTH_COLUMNS,
     EvaluatedPairs,
     EvaluationMeter,
     TrainingMeter,
     length_correlation,
+    lengths_in,
     pair_sums,
     quantities_of,
 )
@@ -493,7 +493,7 @@ class ORPOTrainer(TransformersAdapter):
             metrics["loss"] = self.evaluation_meter.mean_loss(self.sum_over_processes)
         rows = dataset.rows if isinstance(dataset, PlannedDataset) else None
         if rows is not None and len(pairs.logps_P2):
-            correlation = length_correlation(rows.select_columns(LENGTH_COLUMNS)[:], pairs.logps_P2)
+            correlation = length_correlation(lengths_in(rows), pairs.logps_P2)
             metrics |= {} if correlation is None else {"length_correlation": correlation}
             self.recorder.record_pairs(rows, pairs, metric_key_prefix)
         predictions, labels = output.predictions, output.label_ids

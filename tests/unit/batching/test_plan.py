@@ -13,6 +13,7 @@ from oddsmith.batching.plan import (
     plan_epoch_step,
     plan_evaluation,
     plan_step,
+    response_tokens,
 )
 
 shapes = st.builds(
@@ -165,6 +166,21 @@ def test_one_pair_for_three_processes_keeps_the_others_busy():
     plan = plan_step([7], [40], StepShape(2, 2, 3, max_tokens=100))
     assert [len(process) for process in plan.micro_batches] == [1, 1, 1]
     assert sum(batch.is_filler for process in plan.micro_batches for batch in process) == 2
+
+
+def test_gaps_hold_no_targets():
+    """Chosen 12 = 4 prompt + 3 + gap of 2 + 3; rejected 9 = 4 + 1 + 1 + gaps of 1 and 2."""
+    columns = {
+        "chosen_end": [12, 12], "rejected_end": [9, 9],
+        "chosen_prompt_tokens": [4, 4], "rejected_prompt_tokens": [4, 4],
+        "chosen_gaps": [[7, 9], []], "rejected_gaps": [[5, 6, 7, 9], []],
+    }  # fmt: skip
+    assert lengths_of(columns, "sequence").nll_tokens.tolist() == [9, 11]
+    assert lengths_of(columns, "response").nll_tokens.tolist() == [6, 8]
+    assert lengths_of(columns, "response").tokens.tolist() == [21, 21]
+    assert response_tokens(columns, "rejected").tolist() == [2, 5]
+    row = {name: values[0] for name, values in columns.items()}
+    assert (int(lengths_of(row, "response").nll_tokens), int(response_tokens(row, "rejected"))) == (6, 2)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ NULL_ROW = {"prompt": "Question? ", "chosen": None, "rejected": "No"}
 SAME_ROW = {"prompt": "Question? ", "chosen": "Same", "rejected": "Same"}
 LONG_ROW = {"prompt": "Question? " * 10, "chosen": "Yes", "rejected": "No"}
 COLUMNS = [
-    "row", "chosen_input_ids", "chosen_prompt_tokens", "chosen_end", "rejected_input_ids", "rejected_prompt_tokens",
-    "rejected_end",
+    "row", "chosen_input_ids", "chosen_prompt_tokens", "chosen_end", "chosen_gaps", "rejected_input_ids",
+    "rejected_prompt_tokens", "rejected_end", "rejected_gaps",
 ]  # fmt: skip
 
 
@@ -60,6 +60,17 @@ class TestEverySource:
         assert tokenizer.tokenizer.decode(rows[3]["chosen_input_ids"]) == "<s>Question 3? Yes 3</s>"
         assert tokenizer.tokenizer.decode(rows[3]["rejected_input_ids"]) == "<s>Question 3? No</s>"
         assert (rows[3]["chosen_prompt_tokens"], rows[3]["chosen_end"], rows[3]["rejected_end"]) == (13, 19, 16)
+
+    @every_source
+    def test_turns_of_others_in_an_answer_are_gaps(self, make):
+        rows = [chat_row(), chat_row()]
+        rows[1] = rows[1] | {"chosen": [*rows[1]["chosen"], {"role": "user", "content": "?"}, *rows[1]["rejected"]]}
+        tokenizer = PairTokenizer(SMOLLM2.tokenizer(), max_length=None)
+        found = list(prepare(make(rows), tokenizer).dataset)
+        assert [row["rejected_gaps"] for row in found] == [[], []]
+        ((), (start, end)) = ([*row["chosen_gaps"]] for row in found)
+        gap = tokenizer.tokenizer.decode(found[1]["chosen_input_ids"][start:end])
+        assert gap == "\n<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
 
     @every_source
     def test_account(self, make):

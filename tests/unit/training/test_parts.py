@@ -181,6 +181,12 @@ class TestStepper:
         response_only = PaddedPath(lambda rows: rows, 0, "response", False, False)
         assert pair_counts(self.batch([4, 6]), response_only) == (2, 2 + 4)
 
+    def test_tokens_without_a_label_between_labels_are_not_counted(self):
+        batch = self.batch([6])
+        batch["chosen_labels"][0, 3:5] = -100
+        for nll_on, expected in (("sequence", 3), ("response", 2)):
+            assert pair_counts(batch, PaddedPath(lambda rows: rows, 0, nll_on, False, False)) == (1, expected)
+
 
 class TestCheckpoints:
     def manager(self, folder) -> tuple[CheckpointManager, Run, TrainingMeter]:

@@ -69,14 +69,13 @@ def example_of(number: int, pair: PreferencePair, pair_tokenizer: PairTokenizer)
         return None
     decode = pair_tokenizer.tokenizer.decode
 
-    def segments(ids: list[int], prompt_tokens: int, end: int) -> tuple[Segment, ...]:
-        learned, rest = Segment(decode(ids[prompt_tokens:end]), True), Segment(decode(ids[end:]), False)
-        return (learned, rest) if rest.text else (learned,)
+    def segments(side: str) -> tuple[Segment, ...]:
+        return tuple(Segment(decode(ids), is_learned) for ids, is_learned in tokens.side(side).segments())
 
     return Example(
         row=number,
         prompt=decode(list(tokens.prompt_ids) or tokens.chosen_ids[: tokens.chosen_prompt_tokens]),
-        chosen=segments(tokens.chosen_ids, tokens.chosen_prompt_tokens, tokens.chosen_end),
-        rejected=segments(tokens.rejected_ids, tokens.rejected_prompt_tokens, tokens.rejected_end),
+        chosen=segments("chosen"),
+        rejected=segments("rejected"),
         is_tokenized=True,
     )

@@ -192,10 +192,7 @@ class RowChecker:
                 if tokens is not None:
                     tally.kept += 1
                     tally.conversations += tokens.form is Form.CONVERSATION
-                    tally.tokens.count(
-                        tokens.chosen_end - tokens.chosen_prompt_tokens,
-                        tokens.rejected_end - tokens.rejected_prompt_tokens,
-                    )
+                    tally.tokens.count(*(len(tokens.side(side).targets()) for side in ("chosen", "rejected")))
         return tally
 
 

@@ -71,18 +71,18 @@ class TokenChecks:
         for side in ("chosen", "rejected"):
             if getattr(tokens, f"{side}_cut"):
                 yield catalogue.ANSWER_CUT, side
-            ids, end = getattr(tokens, f"{side}_ids"), getattr(tokens, f"{side}_end")
-            targets = ids[getattr(tokens, f"{side}_prompt_tokens") : end]
-            yield from self._end_hits(pair, targets, getattr(pair, side), side)
+            ids = getattr(tokens, f"{side}_ids")
+            yield from self._end_hits(pair, tokens.side(side).targets(), getattr(pair, side), side)
             bos = self.tokenizer.bos_token_id
             if bos is not None and list(tokens.prompt_ids or ids)[:2] == [bos, bos]:
                 yield catalogue.DOUBLE_BOS, side
 
     def _end_hits(self, pair: PreferencePair, targets: Sequence[int], answer: object, side: str) -> Iterator[Hit]:
-        """Yield a hit for more end-of-turn tokens than messages in an answer. Where it has none, training adds EOS."""
+        """Yield a hit for more end-of-turn tokens than turns of an answer. Where it has none, training adds EOS."""
         token = self.pair_tokenizer.renderer.end_of_turn if pair.is_conversational else None
         end = self.tokenizer.eos_token_id if token is None else self.tokenizer.convert_tokens_to_ids(token)
         if pair.is_conversational and token is None:
             yield catalogue.NO_TURN_END, ""
-        if list(targets).count(end) > (len(answer) if isinstance(answer, list) else 1):
+        turns = [message for message in answer if message["role"] == "assistant"] if isinstance(answer, list) else [1]
+        if list(targets).count(end) > len(turns):
             yield catalogue.TURN_ENDS, side

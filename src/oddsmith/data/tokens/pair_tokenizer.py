@@ -5,6 +5,11 @@
     targets                                   --------------       from there to ``end``, one past the end-of-turn token
     no target                                                --    rendered, so it stays; never learned
 
+    ids             ... [assistant] Let me look. </turn> \\n [tool] Wet. </turn> \\n [assistant] It rains. </turn>
+    gaps                                                 ---------------------------------------              no targets
+
+- Of a response of several turns only the assistant's own are targets (turns.py): results of tools, turns of the user
+  and the assistant's later headers are gaps.
 - A conversation's ids are the ids of its whole rendering (rendering.py), also where pieces.py cuts it: no BOS comes
   before the template's. Targets end at the last end-of-turn token of the response; a response without one gets EOS as
   its last target.
@@ -30,7 +35,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ...config import ORPOConfig
-from ...errors import ModelError
+from ...errors import ModelError, RowError
 from ..formats import Message, PreferencePair
 from ..formats.messages import is_blank
 from ..formats.values import common_prefix_length
@@ -117,6 +122,11 @@ class PairTokenizer:
         return self._render(pair)
 
     def _render(self, pair: PreferencePair) -> RenderedPair | Dropped:
+        if self.is_encoder_decoder and pair.is_conversational and max(len(pair.chosen), len(pair.rejected)) > 1:
+            raise RowError(
+                "several turns in an answer",
+                "an answer has several messages, and the decoder learns all that it is given; expected one message",
+            )
         rendered = self.renderer.render(pair)
         lost_sides = zip(rendered.left_out, (DropReason.LEFT_OUT_CHOSEN, DropReason.LEFT_OUT_REJECTED), strict=True)
         reasons = [reason for lost, reason in lost_sides if lost.is_turn_empty]
@@ -135,7 +145,7 @@ class PairTokenizer:
         return [pair if isinstance(pair, Dropped) else _with_account(next(encoded), pair) for pair in rendered]
 
     def _encode_decoder_only(self, pairs: Sequence[RenderedPair]) -> list[TokenizedPair | Dropped]:
-        texts = (text for pair in pairs for side in (pair.chosen, pair.rejected) for text in side)
+        texts = (text for pair in pairs for side in (pair.chosen, pair.rejected) for text in side.beginnings())
         ids_of = ids_of_pieces(self.tokenizer, texts)
         return [self._fit(*(self._side(pair, side, ids_of) for side in (pair.chosen, pair.rejected))) for pair in pairs]
 
@@ -153,7 +163,11 @@ class PairTokenizer:
         if end is None:
             ids.append(self._eos())
             end = len(ids)
-        return Tokens(ids, prompt_tokens, end)
+        gaps: list[int] = []
+        for gap in side.gaps:
+            first, after = (common_prefix_length(ids_of[side.text[:place]], ids) for place in gap)
+            gaps += [first, after] if first < after else []
+        return Tokens(ids, prompt_tokens, end, tuple(gaps))
 
     def _end_of_turn(self, ids: Sequence[int], prompt_tokens: int) -> int | None:
         """Return one past the last end-of-turn token of the response, else one past an added token at its end."""

@@ -6,7 +6,8 @@ A conversation is rendered twice a side; prompt and response are never rendered 
     text     template(prompt + response)                    "<user>Hi<end><assistant>Hello<end>\\n"
 
 What both share is the prompt; the rest is the response, with whatever the template adds to it (an empty think block,
-text after the end of turn). What it leaves out of the row is found by left_out.py.
+text after the end of turn). What it leaves out of the row is found by left_out.py; which turns of a response are the
+assistant's own, by turns.py.
 
 Continuations: where the prompt ends with an assistant turn and the response begins with one, the response continues
 that turn. Both contents are joined without a separator (``"It is" + " blue."``), the prompt is rendered with
@@ -15,7 +16,8 @@ that turn. Both contents are joined without a separator (``"It is" + " blue."``)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from jinja2.exceptions import TemplateError
@@ -27,8 +29,10 @@ from ..formats.values import common_prefix_length
 from ..templates.environment import guard_chat_templates
 from ..templates.limits import LimitReached
 from .call_arguments import CallArguments
-from .left_out import LeftOut, left_out
+from .left_out import LeftOut, left_out, may_lack_something
+from .marks import Marked, without_marks
 from .tokenized import Form
+from .turns import Gap, TurnFinder
 
 # A content of the conversations that show how a template writes turns; no template has reason to change it.
 PROBE = "oddsmith-probe"
@@ -47,6 +51,11 @@ class Rendering(NamedTuple):
 
     prompt: str
     text: str
+    gaps: tuple[Gap, ...] = ()  # characters of the response that are not the assistant's own
+
+    def beginnings(self) -> list[str]:
+        """Return the beginnings of the text that have to be tokenized: the prompt, up to each gap and after it, all."""
+        return [self.prompt, self.text, *(self.text[:place] for gap in self.gaps for place in gap)]
 
 
 class RenderedPair(NamedTuple):
@@ -61,7 +70,9 @@ class RenderedPair(NamedTuple):
     @property
     def texts(self) -> tuple[str, str, str]:
         """Return the prompt, which is what both sides share with it, and both responses."""
-        shared = min(common_prefix_length(*side) for side in (self.chosen, self.rejected))
+        shared = min(common_prefix_length(side.prompt, side.text) for side in (self.chosen, self.rejected))
+        if self.chosen.prompt != self.rejected.prompt:
+            shared = min(shared, common_prefix_length(self.chosen.text, self.rejected.text))
         return self.chosen.text[:shared], self.chosen.text[shared:], self.rejected.text[shared:]
 
 
@@ -130,13 +141,6 @@ class Renderer:
     def _render_conversation(self, pair: PreferencePair, prompt: list[Message]) -> RenderedPair:
         self._require_template()
         options = {"tools": pair.tools or None, **pair.template_kwargs}
-
-        def render_marked(messages: list[Message], tools: list[Any] | None) -> str | None:
-            try:
-                return self._apply(messages, **{**options, "tools": tools or options["tools"]})
-            except RowError:
-                return None
-
         openings: dict[str, str] = {}  # the prompt's text by the role of the next turn, usually the same for both sides
         renderings, lost = [], []
         for side in ("chosen", "rejected"):
@@ -150,12 +154,59 @@ class Renderer:
                 opening = {"add_generation_prompt": role == "assistant"}
             if role not in openings:
                 openings[role] = self._apply(prompt, **opening, **options) if prompt else ""
-            renderings.append(Rendering(openings[role], self._apply(whole, **options)))
-            _require_same_prompt(prompt, renderings[-1])
+            rendering = Rendering(openings[role], self._apply(whole, **options))
+            _require_same_prompt(prompt, rendering)
             start = len(whole) - len(response)
-            tools = pair.tools if side == "chosen" else None  # both sides have the same
-            lost.append(left_out(whole, tools, renderings[-1].text, render_marked, side=side, response_start=start))
+            lost.append(self._left_out(whole, options, rendering.text, side, start))
+            if len(response) > 1:
+                rendering = self._with_gaps(rendering, whole, options, start)
+            renderings.append(rendering)
         return RenderedPair(renderings[0], renderings[1], True, Form.CONVERSATION, (lost[0], lost[1]))
+
+    def _left_out(
+        self, messages: list[Message], options: Mapping[str, Any], text: str, side: str, response_start: int
+    ) -> LeftOut:
+        """Return what the rendering of a side lacks."""
+        tools = options["tools"] if side == "chosen" else None  # both sides have the same
+        if not may_lack_something(messages, tools, text):
+            return LeftOut()
+        marked = Marked(messages, tools)
+        rendered = self._tried(marked.messages, **{**options, "tools": marked.tools or options["tools"]})
+        return left_out(marked, rendered, text, side=side, response_start=response_start)
+
+    def _with_gaps(
+        self, rendering: Rendering, messages: list[Message], options: Mapping[str, Any], response_start: int
+    ) -> Rendering:
+        """Add to the rendering of a response of several messages what of it is not the assistant's own.
+
+        What stands before the first turn of the assistant becomes part of the prompt.
+        """
+        tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        for only_contents in (False, True):  # a template may decide by the name of a tool, for example
+            marked = Marked(messages, only_contents=only_contents)
+            rendered = self._tried(marked.messages, **options)
+            if rendered is None or without_marks(rendered) != rendering.text:
+                continue
+            finder = TurnFinder(
+                marked, rendered, partial(self._tried, **options), end_of_turn=self.end_of_turn, other_ends=tokens
+            )
+            gaps = finder.gaps(response_start)
+            if gaps is not None:
+                if gaps and not gaps[0][0]:
+                    rendering = rendering._replace(prompt=rendering.text[: gaps.pop(0)[1]])
+                return rendering._replace(gaps=tuple(gaps))
+        raise RowError(
+            "turns not found in the rendering",
+            "the chat template writes an answer of several turns so that the assistant's own cannot be told from the"
+            " others; expected one turn, or another template",
+        )
+
+    def _tried(self, messages: Sequence[Message], **options: Any) -> str | None:
+        """Render messages; None where the template refuses them."""
+        try:
+            return self._apply(messages, **options)
+        except RowError:
+            return None
 
     def _apply(self, messages: Sequence[Message], **options: Any) -> str:
         """Render messages; a refusal of the template becomes a ``RowError`` with the template's message."""
@@ -231,7 +282,7 @@ def _require_same_prompt(prompt: Sequence[Message], rendering: Rendering) -> Non
     if not prompt or rendering.text.startswith(rendering.prompt):
         return
     question = prompt[-1]["content"].strip()
-    shared = rendering.text[: common_prefix_length(*rendering)]
+    shared = rendering.text[: common_prefix_length(rendering.prompt, rendering.text)]
     if question in rendering.prompt and question not in shared:
         raise RowError(
             "prompt rendered in two ways",
@@ -241,7 +292,7 @@ def _require_same_prompt(prompt: Sequence[Message], rendering: Rendering) -> Non
 
 
 def _require_unicode(rendering: Rendering, side: str) -> None:
-    for text in rendering:
+    for text in (rendering.prompt, rendering.text):
         try:
             text.encode()
         except UnicodeEncodeError as error:

@@ -12,10 +12,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+GAP_COLUMNS = ("chosen_gaps", "rejected_gaps")
 # Under TRL's names, for callbacks and scripts that read the datasets of a trainer; nothing here needs them.
 TEXT_COLUMNS = ("prompt", "chosen", "rejected")
+
+
+# Runs of tokens in a response that are no targets: start and one past the end of the first, of the second, and so on.
+Gaps = tuple[int, ...]
+
+
+def gap_tokens(gaps: Sequence[int]) -> int:
+    """Return the number of tokens in gaps."""
+    return sum(gaps[1::2]) - sum(gaps[::2])
 
 
 class DropReason(StrEnum):
@@ -62,6 +73,8 @@ class TokenizedPair:
     rejected_prompt_tokens: int  # may differ by a merge at the end of the prompt
     chosen_end: int  # one past the last target, which is the end-of-turn token unless it was cut off
     rejected_end: int
+    chosen_gaps: Gaps = ()  # turns within the response that are not the assistant's own
+    rejected_gaps: Gaps = ()
     prompt_cut: bool = False  # whether prompt tokens were cut off
     chosen_cut: bool = False  # whether targets were cut off
     rejected_cut: bool = False
@@ -81,6 +94,10 @@ class TokenizedPair:
         cut = {"prompt": self.prompt_cut, "chosen": self.chosen_cut, "rejected": self.rejected_cut}
         return [side for side, is_cut in cut.items() if is_cut]
 
+    def side(self, name: str) -> Tokens:
+        """Return the tokens of ``"chosen"`` or ``"rejected"``."""
+        return Tokens(*(getattr(self, f"{name}_{part}") for part in ("ids", "prompt_tokens", "end", "gaps")))
+
     def to_row(self, number: int) -> dict[str, Any]:
         """Return the row of a prepared dataset, as the collators read it; ``number`` is the row's number."""
         return {
@@ -88,35 +105,53 @@ class TokenizedPair:
             "chosen_input_ids": self.chosen_ids,
             "chosen_prompt_tokens": self.chosen_prompt_tokens,
             "chosen_end": self.chosen_end,
+            "chosen_gaps": list(self.chosen_gaps),
             "rejected_input_ids": self.rejected_ids,
             "rejected_prompt_tokens": self.rejected_prompt_tokens,
             "rejected_end": self.rejected_end,
+            "rejected_gaps": list(self.rejected_gaps),
             "prompt_input_ids": self.prompt_ids,
             **dict(zip(TEXT_COLUMNS, self.texts, strict=True)),
         }
 
 
 class Tokens(NamedTuple):
-    """One side of a pair: its ids, the length of the prompt part, one past the last target."""
+    """One side of a pair: its ids, the length of the prompt part, one past the last target, gaps between targets."""
 
     ids: list[int]
     prompt_tokens: int
     end: int
+    gaps: Gaps = ()  # from after the first target to before the last, in their order
 
     @property
     def target_tokens(self) -> int:
         """Return the number of targets. The first token of a sequence has no prediction, so it is no target."""
-        return self.end - max(self.prompt_tokens, 1)
+        return self.end - max(self.prompt_tokens, 1) - gap_tokens(self.gaps)
+
+    def segments(self) -> list[tuple[list[int], bool]]:
+        """Return the ids after the prompt in pieces that are targets and pieces that are not, and which they are."""
+        places = [self.prompt_tokens, *self.gaps, self.end, len(self.ids)]
+        pieces = enumerate(pairwise(places))
+        return [(self.ids[start:end], number % 2 == 0) for number, (start, end) in pieces if start < end]
+
+    def targets(self) -> list[int]:
+        """Return the ids of the targets, the first of all ids included."""
+        return [token for ids, is_learned in self.segments() if is_learned for token in ids]
 
     def without_left(self, cut_tokens: int, *, kept_tokens: int = 0) -> Tokens:
         """Remove ``cut_tokens`` of the prompt, after its first ``kept_tokens``."""
         cut_tokens = max(0, min(cut_tokens, self.prompt_tokens - kept_tokens))
         ids = self.ids[:kept_tokens] + self.ids[kept_tokens + cut_tokens :]
-        return Tokens(ids, self.prompt_tokens - cut_tokens, self.end - cut_tokens)
+        gaps = tuple(position - cut_tokens for position in self.gaps)
+        return Tokens(ids, self.prompt_tokens - cut_tokens, self.end - cut_tokens, gaps)
 
     def without_right(self, max_length: int) -> Tokens:
-        """Keep the first ``max_length`` tokens."""
-        return Tokens(self.ids[:max_length], self.prompt_tokens, min(self.end, max_length))
+        """Keep the first ``max_length`` tokens; targets end before a gap that is cut."""
+        end = min(self.end, max_length)
+        gaps = self.gaps
+        while gaps and gaps[-1] >= end:
+            end, gaps = min(end, gaps[-2]), gaps[:-2]
+        return Tokens(self.ids[:max_length], self.prompt_tokens, end, gaps)
 
 
 def cut_pair(
@@ -160,6 +195,8 @@ def tokenized_pair(
         rejected_prompt_tokens=rejected.prompt_tokens,
         chosen_end=chosen.end,
         rejected_end=rejected.end,
+        chosen_gaps=chosen.gaps,
+        rejected_gaps=rejected.gaps,
         prompt_cut=prompt_cut,
         chosen_cut=chosen.target_tokens < whole[0].target_tokens,
         rejected_cut=rejected.target_tokens < whole[1].target_tokens,

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...batching.collate import IGNORED
+from ...batching.collate import IGNORED, sequence_targets
 from .pair_tokens import PairLosses, PairTokens, Tokens
 
 
@@ -124,10 +124,8 @@ def padded_tokens(
 
 
 def _left_aligned(values_ST: Tensor, response_ST: Tensor) -> Tensor:
-    """Move the values of each response so that they begin in column 0; 0 elsewhere."""
-    first_S1 = response_ST.int().argmax(-1, keepdim=True)
-    column_ST = first_S1 + torch.arange(values_ST.shape[1], device=values_ST.device)
-    return F.pad(values_ST, (0, 1)).gather(1, column_ST.clamp(max=values_ST.shape[1]))
+    """Move the values of each response to the first columns, in their order; 0 elsewhere, as outside of responses."""
+    return values_ST.gather(1, response_ST.int().argsort(dim=-1, descending=True, stable=True))
 
 
 def _stack(
@@ -146,8 +144,9 @@ def _stack_causal(batch: Mapping[str, Tensor], pad_token_id: int, nll_on: str) -
     mask_ST = stacked("attention_mask", 0)
     # Position t predicts token t + 1; the last position predicts nothing.
     target_ST = F.pad(ids_ST[:, 1:], (0, 1))
-    response_ST = F.pad(stacked("labels", IGNORED)[:, 1:] != IGNORED, (0, 1))
-    nll_ST = response_ST.clone() if nll_on == "response" else F.pad(mask_ST[:, 1:] == 1, (0, 1))
+    labels_ST = stacked("labels", IGNORED)
+    response_ST = F.pad(labels_ST[:, 1:] != IGNORED, (0, 1))
+    nll_ST = response_ST.clone() if nll_on == "response" else F.pad(sequence_targets(labels_ST, mask_ST)[:, 1:], (0, 1))
     nll_ST[len(ids_ST) // 2 :] = False
     inputs = {"input_ids": ids_ST, "attention_mask": mask_ST}
     return _Stacked(inputs, target_ST, response_ST, nll_ST, mask_ST.sum(-1))

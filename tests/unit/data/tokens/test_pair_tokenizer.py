@@ -116,21 +116,11 @@ class TestPeculiarities:
         assert targets(tokenizer, tokens) == "f()<|eom_id|>"
         assert tokens.chosen_end == len(tokens.chosen_ids)
 
-    def test_response_of_several_turns_is_learned_to_its_last_end(self):
-        tokenizer = PHI3.tokenizer()
-        pair = PreferencePair([user("Hi")], [assistant("A"), user("B"), assistant("C")], [assistant("No")])
-        expected = "A<|end|>\n<|user|>\nB<|end|>\n<|assistant|>\nC<|end|>"
-        assert targets(tokenizer, tokenize(tokenizer, pair)) == expected
-
-    def test_response_that_another_role_begins_has_its_own_header(self):
-        tokenizer = SMOLLM2.tokenizer()
+    def test_an_answer_cannot_follow_a_call(self):
         prompt = [user("Hi"), assistant("weather()", tool_calls=[{"name": "weather"}])]
         pair = PreferencePair(prompt, [{"role": "tool", "content": "rain"}, assistant("Wet")], [assistant("Dry")])
         with pytest.raises(RowError, match="answer after a call"):
-            tokenize(tokenizer, pair)
-        pair = PreferencePair(prompt, pair.chosen, [{"role": "tool", "content": "sun"}, assistant("Dry")])
-        expected = "<|im_start|>tool\nrain<|im_end|>\n<|im_start|>assistant\nWet<|im_end|>"
-        assert targets(tokenizer, tokenize(tokenizer, pair)) == expected
+            tokenize(SMOLLM2.tokenizer(), pair)
 
     def test_merge_over_the_boundary_gives_each_side_its_own_prompt(self):
         tokenizer = merging_tokenizer(PLAIN.template)
