@@ -18,10 +18,11 @@ class Hub(BaseHTTPRequestHandler):
         body = self.body()
         self.asked.append((self.path, body))
         here = f"http://127.0.0.1:{self.server.server_port}/me"
+        done = {"commitUrl": f"{here}/model/commit/1", "commitOid": "1" * 40}
         answers = {
             "/api/repos/create": {"url": f"{here}/{json.loads(body)['name']}" if "create" in self.path else ""},
             "/api/validate-yaml": {"errors": [], "warnings": []},
-            "/api/models/me/model/commit/main": {"commitUrl": f"{here}/model/commit/1", "commitOid": "1" * 40},
+            **{f"/api/models/me/model/commit/{branch}": done for branch in ("main", "a-branch")},
         }
         if "preupload" in self.path:
             files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]

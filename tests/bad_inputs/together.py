@@ -47,8 +47,16 @@ TOGETHER = (
     BadInput("asks for an unknown answer to spikes", "train c.yaml --loss-spikes stop",
         "--loss-spikes is 'stop'; expected one of 'warn', 'skip', 'ignore'"),
     BadInput("saves between steps, beside us", "train c.yaml --enable-jit-checkpoint",
-        "enable_jit_checkpoint is on; leave it out: oddsmith train stops with a checkpoint on SIGTERM by itself, and in"
-        " Python StopOnRequest does (enable_jit_checkpoint: --enable-jit-checkpoint)"),
+        "enable_jit_checkpoint is on; it saves in the middle of a step; leave it out: oddsmith train stops with a"
+        " checkpoint on SIGTERM by itself, and in Python StopOnRequest does (enable_jit_checkpoint:"
+        " --enable-jit-checkpoint)"),
+    BadInput("smooths labels", "train c.yaml --label-smoothing-factor 0.1",
+        "label_smoothing_factor is 0.1; the loss of ORPO has no label smoothing; leave it out (label_smoothing_factor:"
+        " --label-smoothing-factor)"),
+    BadInput("groups pairs by their length", "train c.yaml --train-sampling-strategy group_by_length",
+        "--train-sampling-strategy is 'group_by_length'; expected 'random' or 'sequential'"),
+    BadInput("gives the command what a script needs", "train c.yaml --batch-eval-metrics",
+        "--batch-eval-metrics: batch_eval_metrics is for scripts in Python, without use for the command; remove it"),
     BadInput("names no type of numbers", "train c.yaml --dtype float8",
         "--dtype is 'float8'; expected one of 'auto', 'bfloat16', 'float16', 'float32'"),
     BadInput("names an unknown optimiser", "train c.yaml --optim adamm",

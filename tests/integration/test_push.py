@@ -34,6 +34,7 @@ def commits(asked: list[tuple[str, bytes]]) -> list[set[str]]:
 def test_checkpoints_and_the_finished_run_are_uploaded(words, hub, tmp_path):
     asked, variables = hub
     more = ["--hub-model-id", "me/model", "--hub-strategy", "all_checkpoints", "--hub-token", "hf_planted_secret"]
+    more += ["--hub-private-repo", "--hub-revision", "a-branch"]
     outcome = run_apart(*words, *more, env=variables)
     assert outcome.code == 0, outcome.err
     found = commits(asked)
@@ -45,6 +46,9 @@ def test_checkpoints_and_the_finished_run_are_uploaded(words, hub, tmp_path):
         (folder,) = [files for files in found if f"checkpoint-{step}/model.safetensors" in files]
         assert {f"checkpoint-{step}/manifest.json", f"checkpoint-{step}/optimizer.safetensors"} < folder
     assert not any(b"hf_planted_secret" in body for _, body in asked)
+    (made,) = {body for path, body in asked if path.endswith("/api/repos/create")}
+    assert json.loads(made)["visibility"] == "private"
+    assert {path.rpartition("/")[2] for path, _ in asked if "/commit/" in path} == {"a-branch"}
     assert 'pipeline("text-generation", model="me/model")' in (tmp_path / "run" / "README.md").read_text()
 
 

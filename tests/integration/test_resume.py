@@ -76,7 +76,13 @@ def assert_same(one: ORPOTrainer, other: ORPOTrainer) -> None:
     [
         {},
         {"peft": LORA, "disable_dropout": False},
-        {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "eval_on_start": True},
+        {
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "load_best_model_at_end": True,
+            "eval_on_start": True,
+            "restore_callback_states_from_checkpoint": True,
+        },
         *(
             pytest.param(options, marks=pytest.mark.slow)
             for options in (

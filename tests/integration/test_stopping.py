@@ -14,9 +14,9 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from oddsmith import ORPOConfig, ORPOTrainer, StopOnRequest
+from oddsmith import ORPOTrainer, StopOnRequest
 from oddsmith.checkpoint.manifest import verify
-from oddsmith.errors import CheckpointError, ConfigError
+from oddsmith.errors import CheckpointError
 from oddsmith.system.signals import STOP_SIGNALS
 from tests import tiny_runs
 from tests.tiny import ragged_pairs, tiny_model
@@ -281,8 +281,3 @@ def test_a_run_makes_one_step_even_when_loading_takes_all_its_time(tmp_path):
         trainer.train()
     assert (stop.stopped, trainer.state.global_step) == ("the time limit", 1)
     verify(tmp_path / "checkpoint-1")
-
-
-def test_transformers_own_checkpoint_on_sigterm_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="enable_jit_checkpoint is on; leave it out: .*StopOnRequest"):
-        ORPOConfig(output_dir=str(tmp_path), enable_jit_checkpoint=True)

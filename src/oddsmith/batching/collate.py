@@ -84,10 +84,15 @@ class PaddedTensors:
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     is_encoder_decoder: bool = False
+    with_texts: bool = False  # whether the collator also gets the texts of a row
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the tensors of some rows."""
-        return self.collator([trl_features(row, self.is_encoder_decoder) for row in rows])
+        features = [trl_features(row, self.is_encoder_decoder) for row in rows]
+        if self.with_texts:
+            for feature, row in zip(features, rows, strict=True):
+                feature.update({name: row[name] for name in ("prompt", *SIDES) if name in row})
+        return self.collator(features)
 
 
 def padded(rows: Sequence[Sequence[int] | np.ndarray], value: int) -> Tensor:

@@ -15,6 +15,7 @@ from ..system.dtypes import with_dtype
 from ..system.names import require_folder_name
 from ..system.precision import NO_BF16_UNIT, best_precision, emulates_bf16
 from .catalogue import with_help
+from .inherited import lines_about, refuse
 from .optimizers import require_usable
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
@@ -126,11 +127,7 @@ class ORPOConfig(TrainingArguments):
             raise ConfigError("fp16 and bf16 are both on; choose one (bf16 where the hardware has it)")
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):  # accelerate would take float32
             raise ConfigError("fp16 is on, but it needs a GPU; leave it out, or take bf16, which CPUs compute too")
-        if self.enable_jit_checkpoint:  # its SIGTERM handler saves in the middle of a step, and then the step is made
-            raise ConfigError(
-                "enable_jit_checkpoint is on; leave it out: oddsmith train stops with a checkpoint on SIGTERM by"
-                " itself, and in Python StopOnRequest does"
-            )
+        refuse(self)
         emulated = self._resolve_precision()
         if self.report_to is None:  # YAML's null and `--report-to none`; transformers wants the word
             self.report_to: Any = "none"
@@ -138,12 +135,29 @@ class ORPOConfig(TrainingArguments):
             self.save_total_limit: Any = 2
         super().__post_init__()
         require_usable(self)
+        if (self.gradient_checkpointing_kwargs or {}).get("offload") and self.device.type == "cpu":
+            raise ConfigError("activation_checkpointing_kwargs has offload on, which needs a GPU; leave it out")
         if self.model_init_kwargs is not None:
             if not isinstance(self.model_init_kwargs, dict):
                 raise ConfigError(f"model_init_kwargs is {self.model_init_kwargs!r}; expected a mapping")
             self.model_init_kwargs = with_dtype(self.model_init_kwargs, "model_init_kwargs")
-        if emulated and self.process_index == 0:
-            logger.warning("float32: %s", BF16_EMULATED)
+        lines = [f"float32: {BF16_EMULATED}"] if emulated else []
+        for line in lines + lines_about(self) if self.process_index == 0 else ():
+            logger.warning(line)
+        self.use_liger_kernel: bool = False  # its layers would take the place of ours
+
+    def loader_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of a ``DataLoader`` that follow from the settings."""
+        options = {
+            "num_workers": self.dataloader_num_workers,
+            # torch warns where nothing could copy from pinned memory.
+            "pin_memory": self.dataloader_pin_memory and torch.accelerator.is_available(),
+            "persistent_workers": self.dataloader_persistent_workers,
+            "prefetch_factor": self.dataloader_prefetch_factor,
+        }
+        if self.dataloader_num_workers:  # transformers before 5.23 has no such field
+            options["multiprocessing_context"] = getattr(self, "dataloader_multiprocessing_context", None)
+        return options
 
     def _resolve_precision(self) -> bool:
         """Set ``bf16`` and the reason for it; return whether it was asked for on a CPU that must emulate it."""
@@ -194,11 +208,6 @@ class ORPOConfig(TrainingArguments):
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, choices))}")
-        if self.logging_nan_inf_filter:
-            raise ConfigError(
-                "logging_nan_inf_filter is on, which would log a NaN as the mean of other losses; leave it off: a step"
-                " with a NaN is skipped and reported here, and enters no mean (max_skipped_steps)"
-            )
         self._check_steps()
         self._check_budget()
 

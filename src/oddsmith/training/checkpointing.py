@@ -97,6 +97,12 @@ class CheckpointManager:
         self._run.callback_handler.remove_callback(SaveTiming)
         self._run.callback_handler.add_callback(SaveTiming(self))  # after all others, which may ask for a save
         require_writable(run_folder)
+        if wanted is None and args.resume_from_checkpoint and self._run.is_world_process_zero():
+            logger.warning(
+                "resume_from_checkpoint is %r, but train() was called without it, so the run starts from the beginning;"
+                " call train(resume_from_checkpoint=args.resume_from_checkpoint)",
+                args.resume_from_checkpoint,
+            )
         with held(run_folder) if self._run.is_world_process_zero() else nullcontext():
             folder = choose_checkpoint(wanted, run_folder, logger.warning) if wanted else None
             evaluates_on_start = args.eval_on_start

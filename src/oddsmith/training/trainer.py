@@ -49,7 +49,7 @@ from ..loss import odds_ratio_loss, orpo_loss
 from ..model.generation import stop_at_end_tokens
 from ..model.loading.adapter_base import BaseRecord
 from ..model.loading.place import is_adapter_folder
-from ..model.loading.setup import ready_model, resolve_model, resolve_tokenizer
+from ..model.loading.setup import ready_model, resolve_kind, resolve_model, resolve_tokenizer
 from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.pair_tokens import PairLosses, PairTokens
 from ..model.logprobs.paths import ForestPath, PaddedPath, choose_path
@@ -139,7 +139,7 @@ class ORPOTrainer(TransformersAdapter):
         self.args, self.peft_config = args, peft_config
         tokenizer = resolve_tokenizer(processing_class, model, args)
         model = resolve_model(model, args, model_init=model_init, adapter=peft_config is not None)
-        self._is_encoder_decoder = bool(model.config.is_encoder_decoder if model else args.is_encoder_decoder)
+        self._is_encoder_decoder = resolve_kind(model, args)
         self._tokenizer = tokenizer
         self.pair_tokenizer = PairTokenizer.from_settings(tokenizer, args, is_encoder_decoder=self.is_encoder_decoder)
         self.data_reports: dict[str, DataReport] = {}
@@ -249,7 +249,12 @@ class ORPOTrainer(TransformersAdapter):
     def padded_path(self) -> PaddedPath:
         """The path of any batch under TRL's names, wherever it comes from."""
         return PaddedPath(
-            self.data_collator, self.pad_token_id, self.args.nll_on, self.is_encoder_decoder, self.router_loss
+            self.data_collator,
+            self.pad_token_id,
+            self.args.nll_on,
+            self.is_encoder_decoder,
+            self.router_loss,
+            with_texts=not self.args.remove_unused_columns,
         )
 
     def _choose_path(self) -> MicroBatchPath:
@@ -269,21 +274,9 @@ class ORPOTrainer(TransformersAdapter):
         return getattr(getattr(self, name), "__func__", None) is not getattr(ORPOTrainer, name)
 
     def _loaders(self, path: MicroBatchPath, rows: Any, micro_batch_size: int, accumulation: int = 1) -> LoaderFactory:
-        args = self.args
-        return LoaderFactory(
-            rows,
-            StepShape(micro_batch_size, accumulation, args.world_size, path.max_tokens),
-            args.process_index,
-            path.batch_maker,
-            path.measure,
-            {
-                "num_workers": args.dataloader_num_workers,
-                # torch warns where nothing could copy from pinned memory.
-                "pin_memory": args.dataloader_pin_memory and torch.accelerator.is_available(),
-                "persistent_workers": args.dataloader_persistent_workers,
-                "prefetch_factor": args.dataloader_prefetch_factor,
-            },
-        )
+        shape = StepShape(micro_batch_size, accumulation, self.args.world_size, path.max_tokens)
+        options = self.args.loader_options()
+        return LoaderFactory(rows, shape, self.args.process_index, path.batch_maker, path.measure, options)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the pairs of an epoch, step by step: laid out as ``path`` says while training, padded otherwise."""

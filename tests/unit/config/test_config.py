@@ -29,7 +29,6 @@ from oddsmith.system.precision import best_precision
         ({"max_length": 64, "max_prompt_length": 64}, "leaves no room for a response"),
         ({"fp16": True, "bf16": True}, "fp16 and bf16 are both on"),
         ({"fp16": True, "use_cpu": True}, "fp16 is on, but it needs a GPU; leave it out, or take bf16"),
-        ({"logging_nan_inf_filter": True}, "logging_nan_inf_filter is on, which would log a NaN as the mean"),
         ({"max_skipped_steps": 0}, "max_skipped_steps is 0; expected at least 1"),
         ({"loss_spikes": "off"}, "loss_spikes is 'off'; expected 'warn' or 'skip' or 'ignore'"),
         ({"num_train_epochs": 0, "max_steps": 0}, "both 0 or less"),

@@ -62,19 +62,20 @@ def print_entries(
 def print_help(
     usage: str, intro: Sequence[str], options: Iterable[Option], fields: Mapping[str, Field], everything: bool
 ) -> None:
-    """Print the help of a command on stdout; with ``everything`` all settings of ``fields``, else the common ones."""
+    """Print the help of a command on stdout; with ``everything`` all settings of use, else the common ones."""
     page = _Page(FLAG_COLUMNS)
     page.paragraph(f"Usage: {usage}", "bold")
     for text in intro:
         page.console.print()
         page.paragraph(text)
     page.section("Command", {f"{option.flag} {option.metavar}".strip(): option.help for option in options})
-    shown = [field for field in fields.values() if field.common or everything]
+    listed = [field for field in fields.values() if field.listed]
+    shown = [field for field in listed if field.common or everything]
     for group in dict.fromkeys(field.group for field in shown):
         page.section(group, {_flag(field): _description(field) for field in shown if field.group == group})
-    if len(shown) < len(fields):
+    if len(shown) < len(listed):
         page.console.print()
-        page.paragraph(f"{len(fields) - len(shown)} more settings, all of transformers' among them: --help-all")
+        page.paragraph(f"{len(listed) - len(shown)} more settings, all of transformers' among them: --help-all")
 
 
 def _flag(field: Field) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...config.inherited import refuse_of_python
 from ...errors import ConfigError
 from ...system.dtypes import OLD_KEY
 from .config_file import Setting, read_config
@@ -134,6 +135,7 @@ def build(resolved: Resolved) -> Settings:
     """Make the dataclasses, which check ranges and contradictions; an error ends with where the values were given."""
     from ...config import ModelConfig, ORPOConfig, ScriptArguments
 
+    refuse_of_python(resolved.changed(), lambda name: resolved.settings[name].where)
     try:
         settings = Settings(
             ORPOConfig(**resolved.of("ORPOConfig")),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ...config.catalogue import COMMON, GROUPS, OTHER, SETTINGS
+from ...config.inherited import WITHOUT_USE, choices_of
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 
@@ -36,6 +37,7 @@ class Field:
     owner: str  # the name of its dataclass
     group: str  # heading of the help
     common: bool  # whether the short help lists it
+    listed: bool  # whether the long help does: not what is refused, has no effect, or is for scripts
     types: tuple[str, ...]  # what it takes, of: bool, int, float, str, list (of texts), dict, list[dict]
     nullable: bool
     default: Any
@@ -91,11 +93,12 @@ def _field(owner: type, field: dataclasses.Field, hint: Any) -> Field:
         owner=owner.__name__,
         group=GROUPS.get(field.name, OTHER),
         common=facts is not None and COMMON in facts.traits,
+        listed=field.name not in WITHOUT_USE,
         types=tuple(sorted(kinds)),
         nullable=nullable,
         default=default.value if isinstance(default, Enum) else default,
         help=(facts.help if facts else "") or _first_sentence(field.metadata.get("help", "")),
-        choices=tuple(field.metadata.get("choices") or choices),
+        choices=choices_of(field.name, tuple(field.metadata.get("choices") or choices)),
     )
 
 

@@ -55,6 +55,22 @@ def resolve_model(
     return model
 
 
+def resolve_kind(model: PreTrainedModel | None, args: ORPOConfig) -> bool:
+    """Return whether the model is an encoder-decoder; ``ConfigError`` if the settings say something else."""
+    if model is None:  # model_init will make it
+        return bool(args.is_encoder_decoder)
+    is_encoder_decoder = bool(model.config.is_encoder_decoder)
+    if args.is_encoder_decoder not in (None, is_encoder_decoder):
+        kind = "one" if is_encoder_decoder else "none"
+        raise ConfigError(f"is_encoder_decoder is {args.is_encoder_decoder}, but the model is {kind}; leave it out")
+    if args.max_completion_length is not None and not is_encoder_decoder and args.process_index == 0:
+        logger.warning(
+            "max_completion_length is %s; it has no effect: it is for encoder-decoders, and max_length cuts answers",
+            args.max_completion_length,
+        )
+    return is_encoder_decoder
+
+
 def resolve_tokenizer(
     tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel | str | None, args: ORPOConfig
 ) -> PreTrainedTokenizerBase:

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PaddedPath:
-    """Padded batches, for any model and any collator; the fields are those of ``pair_logps``."""
+    """Padded batches, for any model and any collator; most fields are those of ``pair_logps``."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     pad_token_id: int
@@ -46,6 +46,7 @@ class PaddedPath:
     is_encoder_decoder: bool
     router_loss: bool
     reason: str = ""  # why not the packed path
+    with_texts: bool = False  # whether a collator of the user's also gets the texts of a row
 
     name = "padded batches"
     max_tokens = None
@@ -53,7 +54,8 @@ class PaddedPath:
     @property
     def batch_maker(self) -> BatchMaker:
         """Return the maker of padded tensors; every item is one micro-batch, under TRL's names."""
-        return BatchMaker(PaddedTensors(self.collator, self.is_encoder_decoder), one_each=True)
+        with_texts = self.with_texts and type(self.collator) is not PairCollator
+        return BatchMaker(PaddedTensors(self.collator, self.is_encoder_decoder, with_texts), one_each=True)
 
     @property
     def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
