@@ -165,7 +165,8 @@ TABLE = (
         "batches are planned for data parallelism alone; use fsdp or deepspeed to shard the weights",
         accepted=(None,),
     ),
-    works("debug skip_memory_metrics"),
+    works("debug", "on padded batches"),
+    works("skip_memory_metrics"),
     # For scripts
     works("do_train", "for scripts: no trainer reads it", has_use=False),
     told("do_eval", "it has no effect on the trainer; eval_strategy says when to evaluate", accepted=(False,)),
