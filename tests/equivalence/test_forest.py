@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from oddsmith.batching.collate import PairCollator, trl_features
+from oddsmith.batching.collate import IGNORED, PairCollator, trl_features
 from oddsmith.batching.forest import forest_batch
 from oddsmith.loss import orpo_loss
 from oddsmith.model.logprobs.attention import forest_attention_in
 from oddsmith.model.logprobs.output_transform import output_transform
-from oddsmith.model.logprobs.packed import forest_logps
-from oddsmith.model.logprobs.padded import pair_logps
+from oddsmith.model.logprobs.packed import forest_logps, forest_tokens
+from oddsmith.model.logprobs.padded import padded_tokens, pair_logps
 from tests.tiny import SMALL
 
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -103,16 +103,29 @@ def loss_and_gradients(model, logps):
 
 
 def both_paths(model, rows, nll_on="sequence"):
-    plain = pair_logps(model, PairCollator(0)([trl_features(row) for row in rows]), pad_token_id=0, nll_on=nll_on)
+    padded, forest = PairCollator(0)([trl_features(row) for row in rows]), forest_batch(rows, nll_on)
+    plain = pair_logps(model, padded, pad_token_id=0, nll_on=nll_on)
     with forest_attention_in(model):
-        packed = forest_logps(model, forest_batch(rows, nll_on), transform=output_transform(model.config))
+        packed = forest_logps(model, forest, transform=output_transform(model.config))
+        # Each path keeps the log-probabilities of tokens in a layout of its own; this is one for both.
+        plain = plain._replace(
+            token_logps=padded_tokens(padded, plain.token_logps, nll_on=nll_on, is_encoder_decoder=False)
+        )
+        packed = packed._replace(token_logps=forest_tokens(forest, packed.token_logps))
         return (packed, *loss_and_gradients(model, packed)), (plain, *loss_and_gradients(model, plain))
 
 
 def assert_same(ours, reference, tolerance):
     for name in ours[0]._fields:
         one, other = getattr(ours[0], name), getattr(reference[0], name)
-        if other is not None:
+        if name == "token_logps":
+            for some, others in zip(one[:3], other[:3], strict=True):
+                width = some.ids_BL.shape[1]
+                assert torch.equal(some.ids_BL, others.ids_BL[:, :width])
+                assert (others.ids_BL[:, width:] == IGNORED).all()
+                logps = some.logp_BL.double(), others.logp_BL[:, :width].double()
+                assert torch.allclose(*logps, rtol=10 * tolerance, atol=10 * tolerance)
+        elif other is not None:
             if name == "response_logp_SL":  # filled up to different widths
                 width = min(one.shape[1], other.shape[1])
                 one, other = one[:, :width], other[:, :width]

@@ -109,11 +109,8 @@ def padded_tokens(
         logp_ST = torch.zeros(stacked.target_ST.shape, device=stacked.target_ST.device)
 
     def tokens(is_target_BT: Tensor, rows: slice) -> Tokens:
-        # The targets first, in their order: False sorts before True.
-        column_BT = (~is_target_BT).sort(dim=-1, stable=True).indices
-        is_there_BT = is_target_BT.gather(1, column_BT)
-        ids_BT, logp_BT = stacked.target_ST[rows].gather(1, column_BT), logp_ST[rows].gather(1, column_BT)
-        return Tokens(ids_BT.where(is_there_BT, IGNORED), logp_BT.where(is_there_BT, 0.0))
+        ids_BT, logp_BT = stacked.target_ST[rows].where(is_target_BT, IGNORED), logp_ST[rows].where(is_target_BT, 0.0)
+        return Tokens(_left_aligned(ids_BT, is_target_BT), _left_aligned(logp_BT, is_target_BT))
 
     chosen, rejected = slice(0, B), slice(B, 2 * B)
     return PairTokens(
