@@ -185,7 +185,7 @@ def test_what_templates_are_made_of_means_the_same(template):
 
 def test_a_row_under_such_a_template_stops_the_run_in_one_line():
     """Not as a row's refusal: `bad_rows: drop` would try it on every row of the dataset."""
-    pair = to_pair({"prompt": "p", "chosen": CONVERSATION, "rejected": REJECTED})
+    pair = to_pair({"prompt": "Hi", "chosen": CONVERSATION, "rejected": REJECTED})
     with pytest.raises(ModelError, match=r"chat template of .* beyond what a conversation needs; .*hostile"):
         Renderer(tiny_tokenizer(ENDLESS["loops in loops"])).render(pair)
 
