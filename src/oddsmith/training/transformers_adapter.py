@@ -196,14 +196,17 @@ class TransformersAdapter(Trainer):
         if wanted and AcceleratorState._shared_state.get("_mixed_precision", wanted) != wanted:
             AcceleratorState._reset_state()
         super().create_accelerator_and_postprocess()
+        vars(self.accelerator.state)["_made_by"] = id(self)
         self._accelerator_state = dict(vars(self.accelerator.state))
 
     def _claim_precision(self) -> None:
         """Set accelerate's state, of which a process has one, to that of this trainer: the precision, above all.
 
-        Another trainer may have set its own since, and settings that were made since have cleared it.
+        Another trainer may have set its own since, and settings that were made since have cleared it. Where it still
+        is this trainer's, it stays as it is: a person may have changed it.
         """
-        vars(self.accelerator.state).update(self._accelerator_state)
+        if vars(self.accelerator.state).get("_made_by") != id(self):
+            vars(self.accelerator.state).update(self._accelerator_state)
 
     def _forget_prepared(self) -> None:
         """Let the model be prepared, and wrapped, again the next time."""
