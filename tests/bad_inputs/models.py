@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import BertConfig, BertForMaskedLM, LlamaForSequenceClassification
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification
 
-from tests.bad_inputs.case import CONFIG, BadInput, Content, folder, gone, lines
+from tests.bad_inputs.case import CONFIG, GOOD, BadInput, Content, folder, gone, lines
 from tests.bad_inputs.pairs import CHAT
 from tests.command import save_model
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -50,6 +50,22 @@ def _with_template(template: str) -> dict[str, Content]:
 def _without_template(path: Path) -> None:
     tiny_model().save_pretrained(path)
     tiny_tokenizer(None).save_pretrained(path)
+
+
+def _of_other_vocabulary(**tokens: object) -> Callable[[Path], None]:
+    """A model of 258 embeddings, and a tokenizer with one token more, with the id 258."""
+
+    def make(path: Path) -> None:
+        tiny_model(vocab_size=258).save_pretrained(path)
+        tiny_tokenizer(**tokens).save_pretrained(path)
+
+    return make
+
+
+def _of_64_positions(path: Path) -> None:
+    sizes = {"n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 256, "eos_token_id": 257}
+    GPT2LMHeadModel(GPT2Config(vocab_size=264, **sizes)).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
 
 
 def _without_end(path: Path) -> None:
@@ -196,6 +212,23 @@ TOKENIZERS = (
     BadInput("gives a tokenizer without an end of text", "train c.yaml",
         "tokenizer 'model' has no EOS token, so an answer would have no end to learn; set tokenizer.eos_token",
         {"model": _without_end}),
+    BadInput("adds a token to the tokenizer alone", "train c.yaml",
+        "train, row 1: token without embedding: token 258 ('<extra>') has no row among the model's 258 embeddings; use"
+        " the model's own tokenizer, or add rows: model.resize_token_embeddings(259)",
+        {"model": _of_other_vocabulary(extra_special=("<extra>",)),
+         "pairs.jsonl": lines(GOOD, {**GOOD, "chosen": " <extra> Because."}, GOOD)}),
+    BadInput("adds a pad token to the tokenizer alone", "train c.yaml",
+        "the pad token '<pad>' has the id 258, but the model has 258 embeddings (ids 0 to 257); pad with a token that"
+        " has one, such as '<|im_end|>' (tokenizer.pad_token, or pad_token in tokenizer_config.json), or add rows:"
+        " model.resize_token_embeddings(259)",
+        {"model": _of_other_vocabulary(pad="<pad>")}),
+    BadInput("pads with an id that the model does not have", "train c.yaml --padding-value 264",
+        "padding_value is 264, but the model has 264 embeddings (ids 0 to 263); leave it out, or name one of them",
+        {"model": _real}),
+    BadInput("gives pairs longer than the model's positions", "train c.yaml",
+        "train, row 1: too many tokens: the model's 64 positions are too few for 106 tokens; set max_length to 64"
+        " (--max_length 64)",
+        {"model": _of_64_positions, "pairs.jsonl": lines(GOOD, {**GOOD, "chosen": 100 * "x"}, GOOD)}),
 )
 
 ADAPTERS = (

@@ -7,10 +7,11 @@ import sys
 
 import pyarrow.parquet
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.command import environment, run_apart, run_here, save_model, save_rows
 from tests.terminal import Terminal
-from tests.tiny import CHATML, ragged_pairs
+from tests.tiny import CHATML, ragged_pairs, tiny_model, tiny_tokenizer
 from tests.unit.data.checks.test_survey import FAULTY, GOOD
 
 
@@ -171,3 +172,28 @@ def test_a_terminal_sees_how_far_it_is(tmp_path):
         terminal.wait_for(r"\n(pass|warn)  \(0 fail")
         assert terminal.end() == 0
     assert "\x1b[1;33mwarn" in terminal.raw
+
+
+def test_rows_that_the_model_cannot_read_fail_and_are_not_scored(capsys, tmp_path):
+    model = save_model(
+        tmp_path / "model", model=tiny_model(vocab_size=258), tokenizer=tiny_tokenizer(extra_special=("<extra>",))
+    )
+    rows = [*ragged_pairs(6), {"prompt": "Why?", "chosen": " <extra>", "rejected": " No."}]
+    code, out, _ = run_here(capsys, "data", "check", save_rows(tmp_path / "p.jsonl", rows), "--model", model)
+    assert code == 3
+    assert re.search(r"fail  tokens without embedding +1 ", out)
+    assert "token 258 ('<extra>') of 258 embeddings 1" in out
+    assert f"{model} on 6 pairs" in out
+
+
+def test_more_tokens_than_positions_fail_unless_they_are_cut(capsys, tmp_path):
+    sizes = {"n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 256, "eos_token_id": 257}
+    model = save_model(tmp_path / "model", model=GPT2LMHeadModel(GPT2Config(vocab_size=264, **sizes)))
+    rows = [*ragged_pairs(6), {"prompt": "Why?", "chosen": 100 * "x", "rejected": " No."}]
+    words = ["data", "check", save_rows(tmp_path / "p.jsonl", rows), "--model", model]
+    code, out, _ = run_here(capsys, *words)
+    assert code == 3
+    assert re.search(r"fail  more tokens than positions", out)
+    assert "more than 64 tokens" in out
+    code, out, _ = run_here(capsys, *words, "--max-length", 64)
+    assert re.search(r"pass  more tokens than positions", out)

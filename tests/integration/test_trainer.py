@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from oddsmith import ORPOConfig, ORPOTrainer
-from oddsmith.errors import ConfigError, ModelError
+from oddsmith.errors import ConfigError, ModelError, RowError
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 from tests.tiny_runs import PLAIN, make_trainer
 
@@ -315,3 +315,53 @@ def test_a_base_that_learns_a_chat_template_stops_at_its_end_of_turn_everywhere(
         settings = GenerationConfig.from_pretrained(folder)
         assert settings.eos_token_id == ends, folder
         assert settings.max_new_tokens == (None if folder.name == "checkpoint-1" else 7)
+
+
+# ---- What the model cannot read
+
+
+def with_unknown_token(model=None):
+    """A tokenizer with a token more than the model has embeddings, which is in row 9 of the pairs."""
+    rows = ragged_pairs(12, seed=1)
+    rows[9] = {**rows[9], "rejected": " <extra>"}
+    return tiny_tokenizer(extra_special=("<extra>",)), rows
+
+
+UNKNOWN = r"row 9: token without embedding: token 258 \('<extra>'\) has no row among the model's 258 embeddings"
+
+
+@pytest.mark.parametrize("which", ["train", "eval", "one of several", "model_init", "rows of tokens"])
+def test_a_token_without_embedding_is_named_before_the_first_step(which, tmp_path):
+    tokenizer, rows = with_unknown_token()
+    data = {
+        "train": {"train": rows},
+        "eval": {"evaluate": rows},
+        "one of several": {"evaluate": {"good": ragged_pairs(3), "bad": rows}},
+        "model_init": {"train": rows, "model_init": lambda: tiny_model(vocab_size=258)},
+        "rows of tokens": {"train": trainer(tmp_path, train=rows, tokenizer=tokenizer).train_dataset},
+    }[which]
+    source = {"eval": "eval", "one of several": "bad"}.get(which, "train")
+    model = None if which == "model_init" else tiny_model(vocab_size=258)
+    with pytest.raises(RowError, match=f"^{source}, {UNKNOWN}"):
+        trainer(tmp_path, model, tokenizer=tokenizer, **data)
+
+
+def test_rows_to_predict_are_checked_too(tmp_path):
+    tokenizer, rows = with_unknown_token()
+    run = trainer(tmp_path, tiny_model(vocab_size=258), tokenizer=tokenizer)
+    with pytest.raises(RowError, match=UNKNOWN):
+        run.predict(rows)
+
+
+def test_a_row_of_a_stream_that_cannot_be_read_ends_the_run_and_the_steps_before_it_are_kept(tmp_path):
+    tokenizer, rows = with_unknown_token()
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    run = trainer(
+        tmp_path, tiny_model(vocab_size=258), stream, tokenizer=tokenizer, max_steps=6, save_strategy="steps",
+        save_steps=50,
+    )  # fmt: skip
+    with pytest.raises(RowError, match=f"^train, {UNKNOWN}"):
+        run.train()
+    steps = run.state.global_step
+    assert steps in (3, 4)  # the fifth step has the row; one batch is read ahead
+    assert (tmp_path / f"checkpoint-{steps}" / "manifest.json").is_file()

@@ -1,4 +1,4 @@
-"""How many token ids and positions a model has rows for; a larger one ends in an IndexError, or on a GPU in worse."""
+"""Find out how many token ids and positions a model has rows for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,37 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..data.limits import ModelLimits
+from ..errors import ConfigError, ModelError
 
 # A table of positions, by the last part of its path. Other models compute positions (rotary, relative, ALiBi).
 _POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|positions_embed|pos_encoding)$")
+
+
+def limits_of(model: Any) -> ModelLimits:
+    """Return how much a transformers model can read, wrapped by PEFT or not."""
+    return ModelLimits(embedding_rows(model), position_rows(model))
+
+
+def require_pad_token(
+    limits: ModelLimits, tokenizer: PreTrainedTokenizerBase, padding_value: int | None = None
+) -> None:
+    """Refuse a token to pad with that the model has no embedding for.
+
+    Batches are padded with ``padding_value`` where it is given, and prompts to generate from with the tokenizer's; a
+    model that names a pad token beyond its embeddings cannot be loaded again.
+    """
+    has = f"the model has {limits.embeddings:,} embeddings (ids 0 to {limits.embeddings - 1})"
+    if padding_value is not None and not 0 <= padding_value < limits.embeddings:
+        raise ConfigError(f"padding_value is {padding_value}, but {has}; leave it out, or name one of them")
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= limits.embeddings:
+        raise ModelError(
+            f"the pad token {tokenizer.pad_token!r} has the id {tokenizer.pad_token_id}, but {has}; pad with a token"
+            f" that has one, such as {tokenizer.eos_token!r} (tokenizer.pad_token, or pad_token in"
+            f" tokenizer_config.json), or add rows: model.resize_token_embeddings({len(tokenizer)})"
+        )
 
 
 def embedding_rows(model: Any) -> int:

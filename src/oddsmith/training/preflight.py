@@ -1,9 +1,10 @@
-"""Refuse, before its first step, a run that cannot be saved, makes no whole steps, or has several GPUs in a process."""
+"""Refuse a run before its first step: no room to save, pairs that cannot be read, no whole steps, several GPUs."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from ..checkpoint.space import (
     require_writable,
 )
 from ..config.optimizers import not_whole_steps
+from ..data.limits import readable
 from ..errors import ConfigError
+from ..model.limits import limits_of, require_pad_token
 from ..system.files import in_units
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,23 @@ class Preflight(TrainerCallback):
         warning = require_room(run, room)
         if warning and state.is_world_process_zero:
             logger.warning(warning)
+
+
+def require_readable(run: Any) -> None:
+    """Require that the model of a trainer can read its datasets and the token that they are padded with."""
+    require_pad_token(limits_of(run.model), run.pair_tokenizer.tokenizer, run.args.padding_value)
+    run.train_dataset = readable_by(run, run.train_dataset, "train")
+    if isinstance(run.eval_dataset, Mapping):
+        run.eval_dataset = {name: readable_by(run, rows, name) for name, rows in run.eval_dataset.items()}
+    else:
+        run.eval_dataset = readable_by(run, run.eval_dataset, "eval")
+
+
+def readable_by(run: Any, rows: Any, source: str) -> Any:
+    """Require that the model of a trainer can read the rows of a dataset, once there is a model; return them."""
+    if rows is None or getattr(run, "model", None) is None:
+        return rows
+    return readable(rows, limits_of(run.model), run.pair_tokenizer.tokenizer, source)
 
 
 def require_one_device(args: TrainingArguments) -> None:

@@ -75,7 +75,7 @@ from .meter import (
     quantities_of,
 )
 from .own_loss import OwnLoss, micro_batch_loss
-from .preflight import Preflight, require_one_device, require_whole_steps
+from .preflight import Preflight, readable_by, require_one_device, require_readable, require_whole_steps
 from .recorder import Recorder
 from .step import Path as MicroBatchPath
 from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
@@ -167,6 +167,7 @@ class ORPOTrainer(TransformersAdapter):
         self.add_callback(self.live)  # after the callbacks of the user, which may change settings, or ask for a save
         self.add_callback(self.guard)
         self.recorder.require_possible()
+        require_readable(self)
         require_whole_steps(self.optimizer, self.model)
         self.stepper = Stepper(
             self.accelerator,
@@ -238,7 +239,7 @@ class ORPOTrainer(TransformersAdapter):
         if self.args.process_index == 0:
             for warning in prepared.report.warnings():
                 logger.warning("%s: %s", source, warning)
-        return prepared.dataset
+        return readable_by(self, prepared.dataset, source)
 
     @property
     def path(self) -> MicroBatchPath:

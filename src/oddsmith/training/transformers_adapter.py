@@ -7,6 +7,7 @@ version of transformers lacks.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers.utils import PushInProgress
 
 from ..batching.loader import StreamedBatches
 from ..config import ORPOConfig
+from ..errors import RowError
 from ..model.generation import stop_at_end_tokens
 from ..model.loading.quiet import no_progress_bars
 from ..system.memory import clear_memory_errors
@@ -32,6 +34,8 @@ from .loan import ModelLoan
 from .step import Stepper, input_tokens
 from .stopping import EvaluationGivenUp, StopOnRequest
 from .trainable import require_trainable
+
+logger = logging.getLogger(__name__)
 
 # What this module overrides or calls, by name, so that a test can look for each in the installed transformers.
 PRIVATE_METHODS = (
@@ -250,7 +254,13 @@ class TransformersAdapter(Trainer):
             self._make_up_for_evaluation(kwargs["trial"], kwargs["ignore_keys_for_eval"])
             self.deferred_evaluation.random_states = self.checkpoints.random_states()
         if not self.control.should_training_stop:
-            super()._run_epoch(*args, **kwargs)
+            try:
+                super()._run_epoch(*args, **kwargs)
+            except RowError:  # of a stream, or of an evaluation: between two steps, so that what was done can be kept
+                if self.state.global_step and self.args.save_strategy != "no":
+                    self._save_checkpoint(self.model, kwargs["trial"])
+                    logger.warning("a row ends the run; its %d steps are saved", self.state.global_step)
+                raise
 
     def _use_averaged_weights(self) -> None:
         """Put the weights in place that a schedule-free optimizer evaluates and saves; the next step undoes it."""

@@ -23,6 +23,7 @@ NOTABLE = 0.05  # smaller shares may be chance or intended
 LARGE_CUT = 0.10  # a tenth of the answers lose their end
 
 MODEL, EVALUATION, BENCHMARK = "--model", "--eval-dataset-name", "--benchmark"
+OUTLINE = "--model with a configuration that needs no code of its own"  # to know its embeddings and positions
 
 
 @dataclass(frozen=True)
@@ -379,6 +380,25 @@ DOUBLE_BOS = Check(
     "take the BOS token out of the text; the template or the tokenizer adds it",
     drops=True,
     needs=MODEL,
+)
+
+NO_EMBEDDING = Check(
+    "tokens without embedding",
+    ANY,
+    ANY,
+    "the tokenizer makes ids beyond the model's embeddings; training stops before its first step",
+    "use the model's own tokenizer, or resize the embeddings of the model; or leave the rows out (--fix)",
+    drops=True,
+    needs=OUTLINE,
+)
+TOO_LONG = Check(
+    "more tokens than positions",
+    ANY,
+    ANY,
+    "the model has too few positions for such sequences; training stops before its first step",
+    "cut them with --max-length (and --max-prompt-length), here and in the training; or leave the rows out (--fix)",
+    drops=True,
+    needs=OUTLINE,
 )
 
 CHECKS: tuple[Check, ...] = tuple(value for value in globals().values() if isinstance(value, Check))

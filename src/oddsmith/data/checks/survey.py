@@ -30,6 +30,7 @@ from .rows import row_hits
 from .texts import PairTexts
 
 if TYPE_CHECKING:
+    from ..limits import ModelLimits
     from ..tokens.pair_tokenizer import PairTokenizer
     from .token_checks import TokenChecks
 
@@ -74,6 +75,7 @@ def survey(
     evaluation: Rows | FileRows | None = None,
     benchmark: Benchmark | None = None,
     pair_tokenizer: PairTokenizer | None = None,
+    limits: ModelLimits | None = None,
     on_rows: Callable[[int], object] = lambda count: None,
     processes: int | None = None,
 ) -> Survey:
@@ -84,6 +86,7 @@ def survey(
         evaluation: The evaluation set, of which no prompt should occur in the rows.
         benchmark: A benchmark, of which no text should occur in the rows.
         pair_tokenizer: Tokenizes as the training will; None leaves the checks of tokens out.
+        limits: How much the model can read; None leaves out whether it can read all.
         on_rows: Called with the number of rows checked since the last call.
         processes: Number of processes; by default one per core.
 
@@ -99,7 +102,7 @@ def survey(
     if pair_tokenizer is not None:
         from .token_checks import TokenChecks  # imports torch, like the tokenizer
 
-        checker.token_checks = TokenChecks(pair_tokenizer)
+        checker.token_checks = TokenChecks(pair_tokenizer, limits)
     language_identifier()  # before the processes start, so that they share the model
     duplicates = Duplicates(None if evaluation is None else _prompt_index(evaluation, processes))
     total = Tally()
@@ -113,6 +116,7 @@ def survey(
         raise DataError(_no_pair(total))
     has = {
         catalogue.MODEL: pair_tokenizer is not None,
+        catalogue.OUTLINE: limits is not None,
         catalogue.EVALUATION: evaluation is not None,
         catalogue.BENCHMARK: benchmark is not None,
     }
@@ -269,7 +273,12 @@ def _summary(tally: Tally, *, missing: Sequence[str], is_decided: bool) -> Surve
         rows=tally.rows,
         formats=dict(tally.formats.most_common()),
         findings=findings,
-        skipped={check.name: flag for flag in missing for check in catalogue.CHECKS if check.needs == flag},
+        skipped={
+            check.name: flag if has_tokens or flag != catalogue.OUTLINE else catalogue.MODEL
+            for flag in missing
+            for check in catalogue.CHECKS
+            if check.needs == flag
+        },
         left_out=left_out,
         kept=tally.kept if has_tokens else None,
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from ...errors import RowError
 from ..formats import PreferencePair
+from ..limits import TOO_LONG, Misfit, ModelLimits, misfit_of
 from ..tokens.pair_tokenizer import PairTokenizer
 from ..tokens.rendering import RenderedPair
 from ..tokens.tokenized import OF_TEMPLATE, Dropped, DropReason, Form, TokenizedPair
@@ -29,8 +30,8 @@ REASONS: dict[str, Check] = {
 class TokenChecks:
     """Tokenize pairs as the training will, and find the faults that only tokens show."""
 
-    def __init__(self, pair_tokenizer: PairTokenizer):
-        self.pair_tokenizer = pair_tokenizer
+    def __init__(self, pair_tokenizer: PairTokenizer, limits: ModelLimits | None = None):
+        self.pair_tokenizer, self.limits = pair_tokenizer, limits
         self.tokenizer = pair_tokenizer.tokenizer
         added = self.tokenizer.added_tokens_decoder.values()
         # Only special tokens: others such as <think> are added too, but belong in answers.
@@ -63,6 +64,8 @@ class TokenChecks:
             yield hits, None
 
     def _token_hits(self, pair: PreferencePair, tokens: TokenizedPair) -> Iterator[Hit]:
+        if self.limits is not None and (misfit := misfit_of(tokens.to_row(0), self.limits)) is not None:
+            yield self._misfit_hit(misfit, self.limits)
         if tokens.form is Form.TEXT:
             yield catalogue.PLAIN_TEXT, ""
         yield from ((catalogue.LEFT_OUT, part) for part in tokens.left_out)
@@ -76,6 +79,12 @@ class TokenChecks:
             bos = self.tokenizer.bos_token_id
             if bos is not None and list(tokens.prompt_ids or ids)[:2] == [bos, bos]:
                 yield catalogue.DOUBLE_BOS, side
+
+    def _misfit_hit(self, misfit: Misfit, limits: ModelLimits) -> Hit:
+        if misfit.reason == TOO_LONG:
+            return catalogue.TOO_LONG, f"more than {limits.positions:,} tokens"
+        token = self.tokenizer.convert_ids_to_tokens(misfit.number)
+        return catalogue.NO_EMBEDDING, f"token {misfit.number} ({token!r}) of {limits.embeddings:,} embeddings"
 
     def _end_hits(self, pair: PreferencePair, targets: Sequence[int], answer: object, side: str) -> Iterator[Hit]:
         """Yield a hit for more end-of-turn tokens than turns of an answer. Where it has none, training adds EOS."""
