@@ -42,6 +42,7 @@ def test_the_quick_start_runs_with_the_import_changed(model_and_data, tmp_path):
     assert events[-1]["step"] == 6  # three epochs of two steps
 
 
+@pytest.mark.slow
 def test_trl_s_script_runs_with_trl_s_command_line(model_and_data, tmp_path):
     model, data = model_and_data
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", EXAMPLES / "scripts" / "orpo.py"]

@@ -17,7 +17,11 @@ from tests.kills import Outputs, Trials, committed, differences, outputs_of, ste
 
 @pytest.mark.parametrize(
     ("variant", "aims"),
-    [(LORA, ("saving", "training")), (STREAM, ("evaluating",)), (LORA.together(), ("saving",))],
+    [
+        pytest.param(LORA, ("saving", "training"), marks=pytest.mark.slow),
+        (STREAM, ("evaluating",)),
+        pytest.param(LORA.together(), ("saving",), marks=pytest.mark.slow),
+    ],
     ids=("LoRA", "stream", "two processes"),
 )
 def test_a_killed_run_ends_like_the_undisturbed_one(variant, aims, tmp_path):

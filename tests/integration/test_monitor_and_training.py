@@ -97,6 +97,7 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_monitor_that_is_killed_frozen_or_without_a_disk_does_not_touch_the_run(tmp_path, monitors):
     model, pairs = save_model(tmp_path / "model"), save_pairs(tmp_path / "pairs.jsonl")
     data = {"model_name_or_path": str(model), "dataset_name": str(pairs), "test_split_size": 4}

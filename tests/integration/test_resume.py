@@ -302,6 +302,7 @@ def test_other_rows_that_came_tokenized_are_recognised(tmp_path):
     assert "train pairs: others than before" in refused(tmp_path / "run", pairs=tokens.select(range(11)))
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_steps(tmp_path):
     settings = SETTINGS | {
         "model_name_or_path": str(save_model(tmp_path / "model")),

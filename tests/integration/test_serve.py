@@ -70,7 +70,9 @@ def served(model: Path, port: int) -> Iterator[subprocess.Popen]:
         process.communicate(timeout=30)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("gguf", "tiny"), ("adapter", "my-run")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("gguf", "tiny"), pytest.param("adapter", "my-run", marks=pytest.mark.slow)]
+)
 def test_a_client_talks_to_the_server(kind, name, port, request):
     model = request.getfixturevalue(kind)
     with Conversation(open_backend(str(model)), Sampling(0.0, 4)) as chat:

@@ -170,6 +170,7 @@ def test_a_time_limit_ends_a_run_in_time(workshop, tmp_path, capsys):
     assert saved_step(run) == 1
 
 
+@pytest.mark.slow
 def test_all_processes_of_a_job_are_signalled_and_those_of_a_run_stop_after_the_same_step(workshop, tmp_path):
     """As Slurm and systemd do it: the launcher, what it started, and the workers of their data loaders."""
     run = tmp_path / "run"

@@ -85,7 +85,8 @@ def submit(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [1, 2])
 def test_a_job_is_put_back_and_goes_on_until_the_run_is_done(tasks, submit, tmp_path):
     save_model(tmp_path / "model")
     save_pairs(tmp_path / "pairs.jsonl", 8)

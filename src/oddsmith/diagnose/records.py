@@ -114,6 +114,8 @@ def record_of_pairs(pairs: Iterable[Pair]) -> Record:
             values[name] = number
             if of and name == "epoch":
                 facts["epochs"] = of
+            if name == "beta" and is_marked:  # a setting, which is also logged with the metrics once it has changed
+                facts["beta"] = number
         elif name.startswith("step"):
             if (not step_name or name < step_name) and 0 <= number <= 1e15:
                 record.step, step_name = int(number), name
@@ -122,6 +124,8 @@ def record_of_pairs(pairs: Iterable[Pair]) -> Record:
             record.is_summary = True
         elif is_marked:
             facts |= {name: number, **({"parameters": of} if of and name == "trainable_parameters" else {})}
+    if values.keys() == {"beta"}:
+        values.clear()
     return record
 
 
