@@ -8,7 +8,7 @@ attributes    those of TRL read the settings; one that can no longer change says
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from transformers import Trainer
@@ -17,6 +17,7 @@ from ..batching.collate import IGNORED, PairCollator
 from ..config.training import require_beta
 from ..errors import ConfigError
 from ..loss import orpo_loss
+from ..system.words import enumerated
 
 Kind = TypeVar("Kind", bound=type)
 
@@ -55,7 +56,7 @@ def require_called(trainer: Any, bypassed: Mapping[str, str]) -> None:
         if name in vars(trainer) or getattr(type(trainer), name, None) is not getattr(Trainer, name, None):
             lost.setdefault(instead, []).append(name)
     if lost:
-        fixes = "; ".join(f"instead of {_enumerated(names)}, {instead}" for instead, names in lost.items())
+        fixes = "; ".join(f"instead of {enumerated(names)}, {instead}" for instead, names in lost.items())
         raise ConfigError(
             f"{type(trainer).__name__} replaces methods that are never called here: {fixes} (docs/from-trl.md)"
         )
@@ -69,10 +70,6 @@ def require_called(trainer: Any, bypassed: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"{type(trainer).__name__}.{name} is called as {name}({call}), which it does not take ({error})"
             ) from None
-
-
-def _enumerated(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 class Attribute:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from ...system.words import enumerated
 from .messages import Message
 
 CHOSEN, REJECTED = "chosen", "rejected"
@@ -158,8 +159,7 @@ def unknown_columns(row: Mapping[str, Any], formats: Sequence[tuple[str, tuple[s
     found = f"found the columns {', '.join(map(str, row)) or 'none'}"
     renamed = _renamed(row)
     if renamed:
-        *others, last = (f"{old} to {new}" for old, new in renamed.items())
-        changes = f"{', '.join(others)} and {last}" if others else last
+        changes = enumerated(f"{old} to {new}" for old, new in renamed.items())
         return f"{found}; expected prompt, chosen and rejected; did you mean these? rename {changes}"
     name, columns = max(formats, key=lambda known: sum(column in row for column in known[1]))
     missing = [column for column in columns if column not in row]

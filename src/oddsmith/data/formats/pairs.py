@@ -32,6 +32,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ...errors import DataError, RowError
+from ...system.words import enumerated
 from .columns import ANSWERS, is_prompt, is_repeated, squeezed, text_of, unknown_columns, unread_texts
 from .conversations import Conversation, reconciled, shared_prompt, shown
 from .messages import SYSTEM_ROLES, Message, messages_of_text, to_messages
@@ -422,8 +423,7 @@ def _no_prompt(row: Row, found: str) -> RowError:
 def _prompt_elsewhere(shared: str | None, names: Sequence[str]) -> RowError:
     """Return the error for answers whose common beginning, if they have one, is not likely to be the prompt."""
     share = "nothing that could be the prompt" if shared is None else f"{shown(shared)}, where both answers may begin"
-    *others, last = names
-    columns = f"columns {', '.join(others)} and {last}" if others else f"column {last}"
+    columns = f"column{'s' if len(names) > 1 else ''} {enumerated(names)}"
     return RowError(
         "no prompt",
         f"chosen and rejected share {share}, and text in the {columns} would not be read; rename the column of the"
