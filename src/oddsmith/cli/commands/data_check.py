@@ -16,7 +16,6 @@ from ..terminal.data_table import print_example, print_preference, print_survey
 from ..terminal.outcome import JSON, TRACEBACK, Judged
 
 if TYPE_CHECKING:
-    from ...data.limits import ModelLimits
     from ...data.sources import FileRows, Rows
     from ...data.tokens.pair_tokenizer import PairTokenizer
 
@@ -76,8 +75,12 @@ def data_check(arguments: Sequence[str]) -> Judged:
         rows = open_rows(name, config=config, split=given.get("dataset_train_split", "train"))
         evaluation = _evaluation(given)
         benchmark = read_benchmark(given["benchmark"]) if "benchmark" in given else None
-        pair_tokenizer = _pair_tokenizer(given["model"], limits, on_text) if "model" in given else None
-        readable = _readable_by(given["model"], pair_tokenizer) if pair_tokenizer is not None else None
+        pair_tokenizer, readable = None, None
+        if "model" in given:
+            from ...model.loading.outline import outlined_limits
+
+            pair_tokenizer = _pair_tokenizer(given["model"], limits, on_text)
+            readable = outlined_limits(given["model"], pair_tokenizer.tokenizer)
     with counting("checking", "rows", len(rows) if hasattr(rows, "__len__") else None) as on_rows:
         found = survey(
             rows,
@@ -151,19 +154,6 @@ def _pair_tokenizer(model: str, limits: dict[str, int | None], on_text: bool | N
         max_prompt_length=limits["max_prompt_length"],
         chat_template_on_text=on_text,
     )
-
-
-def _readable_by(model: str, pair_tokenizer: PairTokenizer) -> ModelLimits | None:
-    """Return how much a model can read, the token to pad with included; None where only its own code knows."""
-    from ...model.limits import limits_of, require_pad_token
-    from ...model.loading.outline import outline_model
-
-    outline = outline_model(model, dtype="auto")
-    if outline is None:
-        return None
-    limits = limits_of(outline)
-    require_pad_token(limits, pair_tokenizer.tokenizer)
-    return limits
 
 
 def _preference(

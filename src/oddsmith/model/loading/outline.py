@@ -1,4 +1,4 @@
-"""Build a model without its weights: names, shapes and types, to estimate memory before anything is loaded."""
+"""Build a model without its weights: names, shapes and types, to know its size before anything is loaded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
+from ...data.limits import ModelLimits
 from ..adapters import add_adapter
+from ..limits import limits_of, require_pad_token
 from .adapter_base import find_base
 from .gguf import load_gguf_config
 from .place import is_adapter_folder, is_gguf, locate
@@ -42,6 +44,18 @@ def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfi
     with torch.device("meta"):
         model = auto_class.from_config(config, dtype=dtype)
     return model if peft_config is None else _with_adapter(model, peft_config, is_new=True)
+
+
+def outlined_limits(
+    name: str, tokenizer: PreTrainedTokenizerBase, padding_value: int | None = None
+) -> ModelLimits | None:
+    """Return how much a model can read, after :func:`limits.require_pad_token`; ``None`` as of ``outline_model``."""
+    outline = outline_model(name, dtype="auto")
+    if outline is None:
+        return None
+    limits = limits_of(outline)
+    require_pad_token(limits, tokenizer, padding_value)
+    return limits
 
 
 def _with_adapter(model: nn.Module, peft_config: PeftConfig, *, is_new: bool) -> nn.Module:

@@ -18,14 +18,11 @@ from ....data.limits import ModelLimits, readable
 from ....data.prepare import prepare, require_pairs
 from ....data.tokens.pair_tokenizer import PairTokenizer
 from ....errors import DataError, RowError
-from ....model.limits import limits_of, require_pad_token
-from ....model.loading.outline import outline_model
+from ....model.loading.outline import outlined_limits
 from ...parsing.resolve import Settings
-from .assembly import base_dtype, is_encoder_decoder_by_config, load_its_tokenizer, read_rows, tokenizing
+from .assembly import is_encoder_decoder_by_config, load_its_tokenizer, read_rows, tokenizing
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from ....data.report import DataReport
     from ....data.sources.mixture import Share
 
@@ -71,22 +68,12 @@ def rehearse(settings: Settings, *, full: bool) -> tuple[dict[str, Rehearsed], l
     tokenizer = load_its_tokenizer(settings)
     seq2seq = is_encoder_decoder_by_config(settings)
     pair_tokenizer = PairTokenizer.from_settings(tokenizer, settings.orpo, is_encoder_decoder=seq2seq)
-    limits = _limits(settings, tokenizer)
+    limits = outlined_limits(str(settings.model.model_name_or_path), tokenizer, settings.orpo.padding_value)
     sets = {"train": train}
     if evaluation is not None:
         sets |= evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
     found = {name: _rehearsed(name, rows, settings, pair_tokenizer, limits, full=full) for name, rows in sets.items()}
     return found, shares
-
-
-def _limits(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> ModelLimits | None:
-    """Return how much the model can read, its token to pad with included; None where it is not on this machine."""
-    outline = outline_model(str(settings.model.model_name_or_path), dtype=base_dtype(settings))
-    if outline is None:
-        return None
-    limits = limits_of(outline)
-    require_pad_token(limits, tokenizer, settings.orpo.padding_value)
-    return limits
 
 
 def _rehearsed(
