@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...batching.collate import PairCollator, trl_features
 from ...batching.forest import forest_batch
+from ...data.tokens.tokenized import TokenizedPair
 from ...errors import ModelError
 from ..limits import position_rows
 from ..loading.setup import dropout_rates
@@ -205,14 +206,14 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, positions: int | None) -> list[di
 
 def _row(prompt: list[int], chosen: list[int], rejected: list[int]) -> dict[str, Any]:
     """Return a tokenized pair."""
-    return {
-        "chosen_input_ids": prompt + chosen,
-        "rejected_input_ids": prompt + rejected,
-        "chosen_prompt_tokens": len(prompt),
-        "rejected_prompt_tokens": len(prompt),
-        "chosen_end": len(prompt) + len(chosen),
-        "rejected_end": len(prompt) + len(rejected),
-    }
+    return TokenizedPair(
+        chosen_ids=prompt + chosen,
+        rejected_ids=prompt + rejected,
+        chosen_prompt_tokens=len(prompt),
+        rejected_prompt_tokens=len(prompt),
+        chosen_end=len(prompt) + len(chosen),
+        rejected_end=len(prompt) + len(rejected),
+    ).to_row(0)
 
 
 @contextmanager
