@@ -123,12 +123,15 @@ def read(folder):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_llama_cpp_computes_and_cuts_text_as_transformers_does(family, folders, tmp_path):
-    path = convert(folders[family], tmp_path / "ours.gguf")
+    plan = plan_conversion(folders[family], title="tiny", source=family)
+    write_gguf(plan, tmp_path / "ours.gguf", "bf16")
     tokenizer, model = read(folders[family])
     text = "<|im_start|>user\nthe cat sat, 1969: Grüße 🎉[NOTE] on  a mat<|im_end|>\n"
+    if plan.vocabulary.adds_space:  # as transformers 5.24 reads tokenizer.model; test_families.py has the difference
+        text = text.replace("[NOTE] on", "[NOTE]on")
     ids = tokenizer(text, add_special_tokens=False).input_ids
     # A context no longer than the text: llama.cpp chooses LongRoPE's factors by the context, not by the text.
-    with GgufModel(path, threads=1, context_length=len(ids)) as loaded, torch.no_grad():
+    with GgufModel(tmp_path / "ours.gguf", threads=1, context_length=len(ids)) as loaded, torch.no_grad():
         assert loaded.tokenize(text) == ids
         logp, logq = (
             torch.as_tensor(logits).double().log_softmax(-1)

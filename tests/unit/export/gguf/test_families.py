@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from oddsmith.errors import ExportError, ModelError
@@ -16,6 +16,7 @@ from oddsmith.export.gguf.convert import interleave_heads, plan_conversion, safe
 from oddsmith.export.gguf.families import FAMILIES as KNOWN
 from oddsmith.export.gguf.families import family_of
 from oddsmith.export.gguf.llama_cpp import GgufModel
+from oddsmith.export.gguf.vocabulary import SPACE
 from tests.llama_cpp_oracle import read_fields, read_tensors
 from tests.tiny import CHATML
 from tests.tiny_families import FAMILIES, LLAMA3_ROPE, YARN_ROPE, byte_tokenizer, save_family
@@ -181,6 +182,29 @@ class TestTokenizers:
         with GgufModel(tmp_path / "gemma.gguf", threads=1) as model:
             for text in ("the cat sat on 1969 mats, far away from all hills", "Grüße 🎉  [NOTE] then it ran", "x"):
                 assert model.tokenize(text, begin=True) == tokenizer(text).input_ids
+
+    def test_that_put_a_space_in_front_of_every_text(self, tmp_path):
+        """llama.cpp puts one behind every added token, too; a tokenizer not where a space follows an ordinary one."""
+        folder = save_family(tmp_path / "mistral", "mistral")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+        spaces = [normalizers.Replace(" ", SPACE), normalizers.Replace(Regex(rf"\A{SPACE}"), 2 * SPACE)]
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(spaces)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
+        tokenizer.save_pretrained(folder)
+        assert plan(folder).vocabulary.adds_space
+        write_gguf(plan(folder), tmp_path / "mistral.gguf", "bf16")
+        space = tokenizer.convert_tokens_to_ids(SPACE)
+        with GgufModel(tmp_path / "mistral.gguf", threads=1) as model:
+
+            def both(text):
+                return model.tokenize(text), tokenizer(text, add_special_tokens=False).input_ids
+
+            for text in ("the cat", " the cat", "<|im_start|>user\nit<|im_end|>\n", "<|im_end|> it", "a[NOTE]on it"):
+                theirs, ours = both(text)
+                assert theirs == ours, text
+            theirs, ours = both("[NOTE] on it")
+            assert theirs == [ours[0], space, *ours[1:]]
 
     def test_that_swallow_spaces_behind_special_tokens(self, tmp_path):
         folder = save_family(tmp_path / "phi", "phi3")
