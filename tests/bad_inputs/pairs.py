@@ -69,8 +69,8 @@ ROWS = (
         " bad_rows=drop leaves such rows out",
         _rows(CHAT, {**CHAT, "prompt": [{"role": "user", "content": [{"type": "image"}]}]})),
     BadInput("gives no prompt, and none can be told", "train c.yaml",
-        "train, row 0: no prompt: chosen and rejected share no role marker or line break that could end it; give it in"
-        " a column prompt (found the columns chosen, rejected); bad_rows=drop leaves such rows out",
+        "train, row 0: no prompt: chosen and rejected do not begin with the same words; give it in a"
+        " column prompt (found the columns chosen, rejected); bad_rows=drop leaves such rows out",
         _rows(*[{"chosen": "a", "rejected": "b"}] * 2)),
     BadInput("gives the prompt in a column of another name", "train c.yaml",
         "train, row 0: no prompt: chosen and rejected share 'Sure!\\n', where both answers may begin, and text in the"

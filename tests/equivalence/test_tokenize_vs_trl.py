@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from trl.data_utils import maybe_apply_chat_template, maybe_extract_prompt
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from oddsmith.data.formats import PreferencePair
+from oddsmith.data.formats import PreferencePair, to_pair
 from oddsmith.data.prepare import prepare
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.data.tokens.tokenized import TokenizedPair
@@ -75,6 +75,38 @@ def test_strings(trl_trainer, pair, bos):
     for side in ("chosen", "rejected"):
         assert getattr(tokens, f"{side}_ids") == expected[f"{side}_input_ids"]
         assert labels(tokens, side) == expected[f"{side}_labels"]
+
+
+SHARED = (
+    ("The sky is blue.", "The sky is green."),
+    ("Paris is the capital of France.", "Paris is  the capital of France."),
+    ("Eat the apples, please.", "Eat the colours!"),
+    ("日本語です。", "日本酒です。"),
+    ("Äpfel und Öl", "Äpfel und 🍎"),
+)
+
+
+@pytest.mark.parametrize("bos", ("<s>", None))
+@pytest.mark.parametrize("texts", SHARED, ids=lambda texts: texts[0][:12])
+def test_words_that_both_texts_begin_with(trl_trainer, texts, bos):
+    trl_trainer.processing_class = tokenizer = bpe_tokenizer(bos)
+    row = dict(zip(("chosen", "rejected"), texts, strict=True))
+    expected = trl_trainer.tokenize_row(maybe_extract_prompt(row))
+    (tokens,) = PairTokenizer(tokenizer, max_length=64).tokenize([to_pair(row)])
+    for side in ("chosen", "rejected"):
+        assert getattr(tokens, f"{side}_ids") == expected[f"{side}_input_ids"]
+        assert labels(tokens, side) == expected[f"{side}_labels"]
+
+
+def test_no_prompt_ends_within_a_word(trl_trainer):
+    """TRL cuts the word, and fails where the tokens of its beginning are not those of the whole."""
+    trl_trainer.processing_class = tokenizer = bpe_tokenizer("<s>")
+    row = {"chosen": "Name three colours", "rejected": "Name three columns"}
+    with pytest.raises(ValueError, match="should have the same length"):
+        trl_trainer.tokenize_row(maybe_extract_prompt(row))
+    (tokens,) = PairTokenizer(tokenizer, max_length=64).tokenize([to_pair(row)])
+    assert tokenizer.decode(tokens.chosen_ids[: tokens.chosen_prompt_tokens]) == "<s>Name three"
+    assert tokenizer.decode(tokens.chosen_ids) == "<s>Name three colours</s>"
 
 
 def test_the_pairs_merge_over_boundaries_and_are_cut():

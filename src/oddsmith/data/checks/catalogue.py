@@ -250,6 +250,13 @@ CARRIAGE_RETURNS = Check(
     "line breaks of Windows (\\r\\n), which most models saw rarely: the model learns to write them",
     "replace \\r\\n by \\n",
 )
+SHARED_WORDS = Check(
+    "prompts taken from the answers",
+    ANY,
+    NEVER,
+    "there is no prompt, so the words that both answers begin with are taken for it, as TRL does",
+    "if that is not meant, give the prompt in a column prompt",
+)
 EVALUATION_OVERLAP = Check(
     "prompts of the evaluation set",
     ANY,
@@ -403,4 +410,4 @@ TOO_LONG = Check(
 
 CHECKS: tuple[Check, ...] = tuple(value for value in globals().values() if isinstance(value, Check))
 # What training tells of, too.
-TOLD_IN_TRAINING = (UNREAD_COLUMN, MEDIA, SCORES, HTML, CARRIAGE_RETURNS)
+TOLD_IN_TRAINING = (SHARED_WORDS, UNREAD_COLUMN, MEDIA, SCORES, HTML, CARRIAGE_RETURNS)

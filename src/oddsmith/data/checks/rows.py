@@ -1,6 +1,7 @@
 """Checks of what a row holds beside or around the text of its pair; they are made while training, too.
 
-Columns that are not read (parts of the prompt, images), scores against the choice, HTML and carriage returns.
+Prompts that are no more than the words that both answers begin with, columns that are not read (parts of the prompt,
+images), scores against the choice, HTML and carriage returns.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ ABOUT_HTML = re.compile(r"html|xml|svg|jsx|react|css|markup|web ?(?:page|site)|j
 def row_hits(row: Mapping[str, Any], pair: PreferencePair, texts: PairTexts) -> Iterator[Hit]:
     """Yield the checks of this module that a row and its pair do not pass.
 
-    The part of a hit is the name of a column, or a side of the pair.
+    The part of a hit is the name of a column, a side of the pair, or where the prompt is from.
     """
+    if pair.is_prompt_shared_words:
+        yield catalogue.SHARED_WORDS, "the words that both begin with"
     for name in unread_columns(row, pair):
         yield catalogue.UNREAD_COLUMN, name
     yield from ((catalogue.MEDIA, name) for name in _media(row))

@@ -14,7 +14,7 @@ A format is recognised by its columns, the first of these that fits; other colum
       chosen, rejected or output of two
     input [history], chosen, rejected      input            messages
     chosen, rejected                       implicit prompt  prompt: the leading messages, or the text up to a turn
-                                                            boundary, that both share
+                                                            boundary, else to a space, that both share
     instruction or prompt, completions     UltraFeedback    messages; the best completion against the worst
 
 Anthropic HH transcripts ("\\n\\nHuman: ...") become messages in any of these columns, and so do messages that are
@@ -27,7 +27,7 @@ Empty and identical answers are valid here: the tokenizer drops and counts them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ from .transcripts import (
     is_hh_prompt,
     parse_hh_dialogue,
     split_shared_prompt,
+    split_shared_words,
     strip_repeated_prompt,
 )
 from .values import checked_text, kind_of, number_of, parsed, without_nulls
@@ -64,6 +65,8 @@ class PreferencePair:
     rejected: str | list[Message]
     tools: list[Any] | None = None  # functions that the model may call, as JSON schemas, for the chat template
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # further variables of the chat template
+    # Whether the prompt is no more than the words that both answers begin with
+    is_prompt_shared_words: bool = field(default=False, compare=False)
 
     @property
     def is_conversational(self) -> bool:
@@ -189,7 +192,8 @@ def _from_implicit(row: Row) -> PreferencePair:
         return _shared_prompt(row, to_messages(chosen, "chosen"), to_messages(rejected, "rejected"))
     if is_hh_dialogue(chosen) and is_hh_dialogue(rejected):
         return _shared_prompt(row, parse_hh_dialogue(chosen), parse_hh_dialogue(rejected))
-    parts = split_shared_prompt(chosen, rejected)
+    of_turn = split_shared_prompt(chosen, rejected)
+    parts = of_turn or split_shared_words(chosen, rejected)
     is_marked = parts is not None and ends_with_marker(parts[0])
     texts = unread_texts(row, {*ANSWERS, *(_ALWAYS_READ if is_marked else _FOR_TEMPLATE)})
     names = [name for name, found in texts.items() if not is_repeated(found, parts[0] if parts else "")]
@@ -197,8 +201,8 @@ def _from_implicit(row: Row) -> PreferencePair:
     if names:
         raise _prompt_elsewhere(parts[0] if parts else None, names)
     if parts is None:
-        raise _no_prompt(row, "chosen and rejected share no role marker or line break that could end it")
-    return _text_pair(row, *parts)
+        raise _no_prompt(row, "chosen and rejected do not begin with the same words")
+    return replace(_text_pair(row, *parts), is_prompt_shared_words=of_turn is None)
 
 
 def _from_question(row: Row, column: str) -> PreferencePair:

@@ -9,12 +9,19 @@ text is cut back to a turn boundary:
 A boundary is the end of the last marker in the shared text that hands over to the answering side (``ANSWER_MARKER``);
 without one, its last line break, because an answer never begins in the middle of a line. If the first lines of both
 answers are the same, they become part of the prompt, because they express no preference. Where there is neither
-marker nor line break, prompt and answers cannot be separated.
+marker nor line break, the prompt is the words that both texts begin with, and both go on with a word of their own:
+
+    chosen    "The sky is blue."       shared "The sky is b"
+    rejected  "The sky is black."      prompt "The sky is"      answers " blue.", " black."
+
+Source: the last rule is that of TRL 1.16 (``extract_prompt``), which goes on to the last common character and may end
+the prompt within a word.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from .messages import Message
 from .values import common_prefix_length
@@ -37,6 +44,12 @@ ANY_TURN = re.compile(
 )
 # A lone "A:" also names the first of several options, so it counts only after a "Q:" and before no "B:".
 QUESTION_AND_ANSWER = re.compile(r"^Q:.*?^A:(?!.*^B:)(?:[ \t]*\n+)?", re.DOTALL | re.MULTILINE)
+
+# Scripts that put no space between words: ideographs, kana and their punctuation; Thai, Lao, Myanmar, Khmer.
+UNSPACED = re.compile(
+    r"[\u2e80-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"
+)
 
 # A shorter prompt that both answers begin with may be an echo ("Hi!" - "Hi! How are you?").
 SHORTEST_REPEATED_PROMPT_CHARACTERS = 16
@@ -96,6 +109,24 @@ def split_shared_prompt(chosen: str, rejected: str) -> tuple[str, str, str] | No
     """Split two texts into prompt, chosen and rejected answer; None where they share no turn boundary."""
     end = turn_boundary(chosen[: common_prefix_length(chosen, rejected)])
     return None if end is None else (chosen[:end], chosen[end:], rejected[end:])
+
+
+def split_shared_words(chosen: str, rejected: str) -> tuple[str, str, str] | None:
+    """Split two texts after the words that both begin with; None where they share no word.
+
+    The space stays with the answers, where tokenizers want it, and of two equal texts the last word is the answer. Where
+    a script has no spaces, every character that no mark combines with counts as a word.
+    """
+    end = min(common_prefix_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+    while end > 0 and not (chosen[end] == rejected[end] == " " or _is_between_words(chosen, rejected, end)):
+        end -= 1
+    return (chosen[:end], chosen[end:], rejected[end:]) if chosen[: max(0, end)].strip() else None
+
+
+def _is_between_words(chosen: str, rejected: str, end: int) -> bool:
+    """Return whether the common beginning up to ``end`` ends in a script without spaces, and no mark follows."""
+    marks = (unicodedata.category(text[end]).startswith("M") for text in (chosen, rejected))
+    return UNSPACED.match(chosen[end - 1]) is not None and not any(marks)
 
 
 def strip_repeated_prompt(prompt: str, chosen: str, rejected: str) -> tuple[str, str]:

@@ -21,6 +21,18 @@ def hits(**more):
     return [(check.name, part) for check, part in row_hits(row, pair, PairTexts.of(pair))]
 
 
+def test_a_prompt_of_shared_words_is_told():
+    pair = to_pair({"chosen": "The sky is blue.", "rejected": "The sky is black."})
+    found = [(check.name, part) for check, part in row_hits({}, pair, PairTexts.of(pair))]
+    assert found == [("prompts taken from the answers", "the words that both begin with")]
+    rows = [{"chosen": "The sky is blue.", "rejected": "The sky is black."}, {**ROW}]
+    lines = prepare(rows, PairTokenizer(tiny_tokenizer(), max_length=64)).report.lines()
+    assert (
+        "  prompts taken from the answers in 1: the words that both begin with (row 0); if that is not meant, give the"
+        " prompt in a column prompt"
+    ) in lines
+
+
 @pytest.mark.parametrize("column", ["image", "images", "image_path", "Image", "videos", "audio", "pixel_values"])
 @pytest.mark.parametrize("value", ["a.png", ["a.png"], [{"bytes": b"PNG", "path": None}], object()], ids=range(4))
 def test_columns_of_images_are_told(column, value):

@@ -72,6 +72,7 @@ FAULTY = {
     catalogue.SCORES: ([row() | {"score_chosen": 2.5, "score_rejected": "7"}], [0]),
     catalogue.HTML: ([row(chosen="<p>It is blue.</p>")], [0]),
     catalogue.CARRIAGE_RETURNS: ([row(chosen="It is\r\nblue.")], [0]),
+    catalogue.SHARED_WORDS: ([{"chosen": "The sky is blue.", "rejected": "The sky is green."}], [0]),
     catalogue.PERSONAL_DATA: (
         [row(chosen="Write to jane.doe@mail.com."), row(prompt="key AKIAABCDEFGHIJKLMNOP")], [0, 1],
     ),

@@ -34,6 +34,11 @@ def test_answers_that_begin_alike_by_chance_are_no_prompt_beside_another_column_
         to_pair(row)
 
 
+def test_words_that_both_begin_with_are_no_prompt_beside_another_column_of_text():
+    with pytest.raises(RowError, match=r"share 'It is', where .* the column task would not be read"):
+        to_pair({"task": QUESTION, "chosen": "It is easy.", "rejected": "It is hard."})
+
+
 def test_every_column_that_may_hold_it_is_named():
     with pytest.raises(RowError, match="share nothing that could be the prompt, and text in the columns a and b would"):
         to_pair({"a": "What is it?", "b": "Say it.", "id": "x y", "chosen": "This.", "rejected": "That."})

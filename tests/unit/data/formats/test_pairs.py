@@ -147,6 +147,13 @@ def test_the_implicit_prompt_leaves_each_side_its_last_turn():
     assert to_pair({"chosen": longer, "rejected": longer}) == PreferencePair(longer[:3], longer[3:], longer[3:])
 
 
+def test_the_words_that_both_texts_begin_with_are_a_prompt_and_said_to_be_so():
+    pair = to_pair(TEXTS | {"source": "a book"})
+    assert (pair, pair.is_prompt_shared_words) == (PreferencePair("It is", " blue.", " green."), True)
+    assert format_of(TEXTS) == "standard, implicit prompt"
+    assert not to_pair({"chosen": "Which?\nThis.", "rejected": "Which?\nThat."}).is_prompt_shared_words
+
+
 def test_several_turns_and_a_system_message_belong_to_the_prompt():
     shared = [system("Be brief."), user("Hi"), assistant("Hello."), *SKY]
     assert to_pair({"chosen": shared + BLUE, "rejected": shared + GREEN}) == PreferencePair(shared, BLUE, GREEN)
@@ -290,7 +297,7 @@ FAULTS = [
     ("malformed completions", "completions is a list", {"instruction": "Hi", "completions": ["a", "b"]}),
     ("malformed history", "history holds text", {"instruction": "Hi", "history": ["Hello"], **TEXTS}),
     ("no prompt", "give it in a column prompt (found the columns chosen, rejected, source)",
-     TEXTS | {"source": "a book"}),
+     {"chosen": "Blue.", "rejected": "Green.", "source": "a book"}),
     ("no prompt", "do not begin with the same user turn", {"chosen": BLUE, "rejected": GREEN}),
     ("no prompt", "do not begin with the same user turn",
      {"chosen": [system("a"), *SKY, *BLUE], "rejected": [system("a"), user("Hi"), *GREEN]}),

@@ -9,6 +9,7 @@ from oddsmith.data.formats.transcripts import (
     is_hh_dialogue,
     parse_hh_dialogue,
     split_shared_prompt,
+    split_shared_words,
     strip_repeated_prompt,
 )
 from oddsmith.errors import RowError
@@ -103,6 +104,43 @@ def test_the_shared_text_is_cut_back_to_a_turn_boundary(prompt, chosen, rejected
 
 def test_the_middle_of_a_line_is_no_boundary():
     assert split_shared_prompt("The sky is blue.", "The sky is green.") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"),
+    [
+        ("The sky is", " blue.", " green."),
+        ("The sky is", " blue.", " black."),
+        ("The sky is ", " blue.", " black."),
+        ("The sky", " is", " is blue"),
+        ("The sky", " is", " is"),
+        ("Der Himmel", " über uns", " übers Meer"),
+        ("I like", " 👨‍👩‍👧", " 👨‍👩‍👦"),
+        ("天空是", "蓝色的。", "绿色的。"),
+        ("空は", "青い", "青"),
+        ("天空", "是", "是蓝色的。"),
+        ("ท้อง", "ฟ้า", "ฟี้"),
+        ("Sky是", "blue", "black"),
+    ],
+)
+def test_the_shared_words_are_a_prompt(prompt, chosen, rejected):
+    assert split_shared_words(prompt + chosen, prompt + rejected) == (prompt, chosen, rejected)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"), [("Blue.", "Green."), ("Blue.", "Black."), (" a", " b"), ("", "a"), ("Yes", "Yes, Sir")]
+)
+def test_without_a_shared_word_there_is_no_prompt(chosen, rejected):
+    assert split_shared_words(chosen, rejected) is None
+
+
+@given(st.text("ab 天ั"), st.text("ab 天ั", max_size=4), st.text("ab 天ั", max_size=4))
+def test_shared_words_lose_no_character_and_leave_both_an_answer(shared, chosen, rejected):
+    parts = split_shared_words(shared + chosen, shared + rejected)
+    if parts is not None:
+        assert (parts[0] + parts[1], parts[0] + parts[2]) == (shared + chosen, shared + rejected)
+        assert all(parts)
+        assert parts[1][0] == parts[2][0] == " " or parts[0][-1] in "天ั"
 
 
 @given(st.text("aA:Q\n #", max_size=30), st.text("ab\n", max_size=10), st.text("ab\n", max_size=10))
