@@ -114,8 +114,8 @@ def split_shared_prompt(chosen: str, rejected: str) -> tuple[str, str, str] | No
 def split_shared_words(chosen: str, rejected: str) -> tuple[str, str, str] | None:
     """Split two texts after the words that both begin with; None where they share no word.
 
-    The space stays with the answers, where tokenizers want it, and of two equal texts the last word is the answer. Where
-    a script has no spaces, every character that no mark combines with counts as a word.
+    The space stays with the answers, where tokenizers want it, and of two equal texts the last word is the answer. In
+    a script without spaces every character counts as a word, with the marks that combine with it.
     """
     end = min(common_prefix_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     while end > 0 and not (chosen[end] == rejected[end] == " " or _is_between_words(chosen, rejected, end)):
