@@ -47,6 +47,17 @@ EXACT = {
     "gpt_neox": {"rotary_pct": 0.5},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
     "deepseek_v3": EXPERTS | LATENT,
+    "gpt_oss": EXPERTS | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite_swa": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "granitemoe_swa": EXPERTS | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "mimo_v2_flash": EXPERTS | {"sliding_window": 4},
+    "llama4_text": EXPERTS
+    | {
+        "attention_chunk_size": 4,
+        "intermediate_size_mlp": 48,
+        "no_rope_layers": [1, 0],
+        "floor_scale": 3,
+    },
 }
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 BETA = 0.3

@@ -44,7 +44,7 @@ def random_heads(rows, dtype, heads=4, groups=2, channels=8, value_channels=None
 
 
 def assert_same_values_and_gradients(attend, tensors, layout, tolerance, **options):
-    found, expected = (way(*tensors, layout, **options) for way in (attend, dense_forest_attention))
+    found, expected = (way(*tensors[:3], layout, **options) for way in (attend, dense_forest_attention))
     weights = torch.linspace(-1, 1, found.numel()).reshape(found.shape).to(found)
     ours = (found, *torch.autograd.grad(found, tensors, weights))
     reference = (expected, *torch.autograd.grad(expected, tensors, weights))
@@ -142,14 +142,14 @@ def test_which_heads_are_for_the_flash_kernel(dtype, channels, value_channels, t
     assert attention_cuda._flash_takes(query, value) is taken
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("seen", [(None, None), (3, None), (None, 4)], ids=str)
 @given(sequences=sequences)
 @settings(max_examples=25)
-def test_the_mask_function_is_the_mask(window, sequences):
+def test_the_mask_function_is_the_mask(seen, sequences):
     layout = layout_of(sequences)
     rows = len(layout.depth_T)
-    mask = create_mask(block_mask(layout, window).mask_mod, None, None, rows, rows, device="cpu")[0, 0]
-    assert torch.equal(mask, layout.ancestor_mask(window))
+    mask = create_mask(block_mask(layout, *seen).mask_mod, None, None, rows, rows, device="cpu")[0, 0]
+    assert torch.equal(mask, layout.ancestor_mask(*seen))
 
 
 def blocks(mask, kind):
@@ -162,23 +162,23 @@ def blocks(mask, kind):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("window", [None, 40, 300])
-def test_blocks_are_what_the_mask_says(window, seed):
+@pytest.mark.parametrize("seen", [(None, None), (40, None), (300, None), (None, 40), (None, 300)], ids=str)
+def test_blocks_are_what_the_mask_says(seen, seed):
     layout = long_forest(seed)
     rows = len(layout.depth_T)
-    ours = block_mask(layout, window)
+    ours = block_mask(layout, *seen)
     reference = create_block_mask(ours.mask_mod, None, None, rows, rows, device="cpu", BLOCK_SIZE=BLOCK)
     some, whole = blocks(ours, ""), blocks(ours, "full_")
     seen, seen_whole = blocks(reference, "") | blocks(reference, "full_"), blocks(reference, "full_")
     assert not (some & whole).any()
     assert ours.shape == reference.shape
-    if window is None:
+    if seen == (None, None):
         assert torch.equal(some | whole, seen)
         assert torch.equal(whole, seen_whole)
     else:  # nothing is left out, nothing hidden is taken
         assert not (seen & ~(some | whole)).any()
         assert not (whole & ~seen_whole).any()
-        assert (some | whole).sum() < blocks(block_mask(layout, None), "").numel()
+        assert (some | whole).sum() < some.numel()
 
 
 @pytest.fixture
@@ -191,24 +191,28 @@ def uncompiled(monkeypatch):
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)], ids=str)
 @pytest.mark.parametrize(
-    ("window", "softcap", "channels", "value_channels", "groups"),
+    ("options", "channels", "value_channels", "groups"),
     (
-        (None, None, 16, 16, 4),
-        (20, None, 16, 16, 2),
-        (None, 2.0, 32, 32, 2),
-        (60, 2.0, 8, 8, 1),
-        (None, None, 24, 16, 2),
+        ({}, 16, 16, 4),
+        ({"window": 20}, 16, 16, 2),
+        ({"softcap": 2.0}, 32, 32, 2),
+        ({"window": 60, "softcap": 2.0}, 8, 8, 1),
+        ({}, 24, 16, 2),
+        ({"chunk": 30}, 16, 16, 2),
+        ({"window": 20, "sinks": [-3.0, 0.0, 1.5, 30.0]}, 16, 8, 2),
     ),
+    ids=str,
 )
 def test_flex_attention_agrees_with_the_whole_mask(
-    uncompiled, dtype, tolerance, window, softcap, channels, value_channels, groups
+    uncompiled, dtype, tolerance, options, channels, value_channels, groups
 ):
     layout = long_forest(7, longest=70)
     sizes = {"groups": groups, "channels": channels, "value_channels": value_channels}
     tensors = random_heads(len(layout.depth_T), dtype, **sizes, requires_grad=True)
-    assert_same_values_and_gradients(
-        flex_forest_attention, tensors, layout, tolerance, scaling=0.4, window=window, softcap=softcap
-    )
+    if "sinks" in options:
+        options = options | {"sinks": torch.tensor(options["sinks"], dtype=dtype, requires_grad=True)}
+        tensors = *tensors, options["sinks"]
+    assert_same_values_and_gradients(flex_forest_attention, tensors, layout, tolerance, scaling=0.4, **options)
 
 
 def test_one_mask_serves_all_layers_and_one_graph_all_forests(monkeypatch):

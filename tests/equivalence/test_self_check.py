@@ -55,7 +55,7 @@ MIXING = {
     "zamba2": {"layers_block_type": ["mamba", "hybrid"]},
     "zaya": EXPERTS | {"num_experts_per_tok": 1},
 }
-# Attention of their own, sinks, biases, chunks, chosen keys: the reason has this in it.
+# Attention of their own, biases, chosen keys: the reason has this in it.
 OTHERS = {
     "bloom": ({"n_layer": 2, "n_head": 4}, "its BloomAttention mixes tokens"),
     "mpt": ({"d_model": 32, "n_layers": 2, "n_heads": 4}, "cannot be called with packed rows"),
@@ -63,13 +63,9 @@ OTHERS = {
     "stablelm": ({}, "cannot be called with packed rows"),
     "nemotron": ({}, "cannot be called with packed rows"),
     "doge": ({}, "cannot be called with packed rows"),
-    "gpt_oss": (EXPERTS | {"sliding_window": 4}, "its attention uses s_aux"),
     "minimax_m3_vl_text": (
         EXPERTS | {"layer_types": ["minimax_m3_sparse"] * 2, "index_n_heads": 2, "index_head_dim": 8},
         "its attention uses block_indices",
-    ),
-    "llama4_text": (
-        EXPERTS | {"attention_chunk_size": 64, "intermediate_size_mlp": 48}, "differ from single sequences by",
     ),
 }  # fmt: skip
 # Families of MODEL_FOR_CAUSAL_LM whose code has one of these words for another reason, or that are not packed anyway.

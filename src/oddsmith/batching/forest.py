@@ -60,16 +60,23 @@ class ForestLayout:
         names = ("depth_T", "subtree_end_T", "key_row_K", "query_ends_P", "key_ends_P")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
-    def ancestor_mask(self, window: int | None = None) -> Tensor:
+    def lowest_depth(self, window: int | None = None, chunk: int | None = None) -> Tensor:
+        """Return the smallest depth that each token attends to, int64 [T]; below 0 is as good as 0.
+
+        With a ``window``, a token attends to this many tokens at most, itself included; with a ``chunk``, to those of
+        its own chunk of so many.
+        """
+        lowest_T = torch.zeros_like(self.depth_T) if window is None else self.depth_T - (window - 1)
+        return lowest_T if chunk is None else lowest_T.maximum(self.depth_T // chunk * chunk)
+
+    def ancestor_mask(self, window: int | None = None, chunk: int | None = None) -> Tensor:
         """Return a dense mask, bool [T, T], True where the token of the row attends to that of the column.
 
-        With a ``window``, a token attends to this many tokens at most, itself included, counted in depth.
+        ``window`` and ``chunk`` are those of :meth:`lowest_depth`.
         """
         row_T = torch.arange(len(self.depth_T), device=self.depth_T.device)
         mask_TT = (row_T[None, :] <= row_T[:, None]) & (row_T[:, None] < self.subtree_end_T[None, :])
-        if window is not None:
-            mask_TT &= self.depth_T[:, None] - self.depth_T[None, :] < window
-        return mask_TT
+        return mask_TT & (self.depth_T[None, :] >= self.lowest_depth(window, chunk)[:, None])
 
 
 def pack(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], ForestLayout]:

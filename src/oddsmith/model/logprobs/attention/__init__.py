@@ -5,6 +5,7 @@ transformers' attention layers call ``forest_attention`` under the name ``NAME``
     dense_forest_attention   the whole [T, T] mask in plain torch: the reference, and models with soft caps
     cpu.py                   one path of the forest at a time, against its ancestors and itself
     cuda.py                  one call for all paths, keys and values gathered; or FlexAttention
+    sinks.py                 attention sinks, applied to the result of either
 
 Every path is a causal sequence with ``depth`` ancestors before its first query: query i sees keys 0 to depth + i,
 aligned at the bottom right.
@@ -34,7 +35,7 @@ from .cuda import cuda_forest_attention
 
 NAME = "oddsmith_forest"
 # Tensors that layers pass on to their attention, and that say nothing about which keys a query sees
-_HARMLESS = ("position_ids", "cache_position")
+_HARMLESS = ("position_ids", "cache_position", "s_aux")
 
 
 def forest_attention(
@@ -49,30 +50,60 @@ def forest_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Compute tree attention for one of transformers' attention layers, and return it with ``None`` for the weights.
 
-    Arguments and result are those of ``dense_forest_attention``; ``scaling`` is 1 / sqrt(C) by default. A layer that
-    asks for anything else raises ``ModelError``; the self-check recognises such a model before training.
+    Arguments and result are those of ``dense_forest_attention``, under transformers' names: ``s_aux`` are the sinks, a
+    chunk is the module's. ``scaling`` is 1 / sqrt(C) by default. A layer that asks for anything else raises
+    ``ModelError``; the self-check recognises such a model before training.
     """
     forest = require_packable(attention_mask, forest=forest, dropout=dropout, **others)
     if torch.is_autocast_enabled(query.device.type):  # as PyTorch's own attention does
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window = sliding_window if sliding_window and sliding_window < forest.longest_keys else None
+    query = _scaled_by_depth(module, query, forest)
+    window, chunk = (
+        size if size and size < forest.longest_keys else None for size in (sliding_window, _chunk_size(module))
+    )
     if softcap is not None:
         attend = dense_forest_attention
     else:
         attend = {"cpu": paths_forest_attention, "cuda": cuda_forest_attention}.get(
             query.device.type, dense_forest_attention
         )
-    out = attend(query, key, value, forest, scaling=scaling, window=window, softcap=softcap)
+    out = attend(query, key, value, forest, scaling=scaling, window=window, chunk=chunk, softcap=softcap, sinks=s_aux)
     return out.contiguous(), None  # as transformers' own; some layers take a view of it
 
 
 AttentionInterface.register(NAME, forest_attention)
+
+
+def _chunk_size(module: nn.Module) -> int | None:
+    """Return the size of the chunks of a layer's attention, which transformers says with a mask alone."""
+    config: Any = getattr(module, "config", None)
+    kinds, layer = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
+    chunked = kinds is not None and layer is not None and kinds[layer] == "chunked_attention"
+    return config.attention_chunk_size if chunked else None
+
+
+def _scaled_by_depth(module: Any, query: Tensor, forest: ForestLayout) -> Tensor:
+    """Return queries that Llama 4 has scaled by the places in the row, scaled by depths instead.
+
+    Its layers without rotation multiply a query by ``log1p(floor((place + 1) / floor_scale)) * attn_scale + 1``.
+    """
+    rows = len(forest.depth_T)
+    tuned = getattr(module, "attn_temperature_tuning", False) and not getattr(module, "use_rope", True)
+    if not tuned or rows < module.floor_scale:  # below it the factor is 1
+        return query
+
+    def scale(place_T: Tensor) -> Tensor:
+        return torch.log1p(torch.floor((place_T.float() + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
+
+    row_T = torch.arange(rows, device=query.device)
+    return (query * (scale(forest.depth_T) / scale(row_T)).unsqueeze(-1)).to(query.dtype)
 
 
 def require_packable(
@@ -86,7 +117,7 @@ def require_packable(
     """Return the layout that an attention layer was called with; ``ModelError`` where it asks for something else.
 
     That is a mask, a view of later tokens, dropout (two sequences that share a token would share its dropout mask), and
-    any other tensor: attention sinks, biases, chosen keys or blocks of keys.
+    any other tensor: biases, chosen keys or blocks of keys.
     """
     unknown = [name for name, value in others.items() if isinstance(value, Tensor) and name not in _HARMLESS]
     if unknown:
@@ -122,7 +153,9 @@ def dense_forest_attention(
     *,
     scaling: float,
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Compute tree attention with the whole mask: the reference.
 
@@ -133,7 +166,9 @@ def dense_forest_attention(
         forest: The layout.
         scaling: Factor of the scores.
         window: A token sees only this many, itself included; all by default.
+        chunk: A token sees only those of its own chunk of so many, counted in depth; all by default.
         softcap: Scores become softcap * tanh(scores / softcap).
+        sinks: [H], a score of each head that takes its share of the softmax and has no value.
 
     Returns:
         [1, T, H, C'] in the dtype of ``query``; the softmax is in float32 or better.
@@ -143,6 +178,8 @@ def dense_forest_attention(
     scores = (query @ key.transpose(2, 3)) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~forest.ancestor_mask(window), float("-inf"))
+    scores = scores.masked_fill(~forest.ancestor_mask(window, chunk), float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    return (weights @ value).transpose(1, 2)
+    return (weights[..., : key.shape[2]] @ value).transpose(1, 2)

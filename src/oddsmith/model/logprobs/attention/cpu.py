@@ -4,6 +4,8 @@
     dV = P^T dO               dS = P * (dO V^T - rowsum(dO * O))
     dQ = scaling * dS K       dK = scaling * dS^T Q
 
+With the logarithm of the sums, lse, as a second result, dS = P * (dO V^T - rowsum(dO * O) + dlse).
+
 PyTorch's own flash kernel takes twice as long for these sizes, on whole paths and in either direction (docs/log.md).
 
 S is float32 also where Q and K are bfloat16: a score of 20 would be rounded by 0.04, its weight by 4%. A product of
@@ -29,6 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ....batching.forest import ForestLayout, Path
+from .sinks import with_sinks
 
 # Scores of a block stay in the cache: 9 heads x 128 queries x 450 keys are 2 MB.
 _BLOCK_QUERIES = 128
@@ -45,14 +48,17 @@ def paths_forest_attention(
     *,
     scaling: float,
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Compute ``dense_forest_attention`` path by path; ``softcap`` is not supported."""
-    work = [(path, list(_blocks(path, window))) for path in forest.paths]
+    work = [(path, list(_blocks(path, window, chunk))) for path in forest.paths]
     seen = sum(block.scores for _, blocks in work for block in blocks)
     saves_weights = torch.is_grad_enabled() and seen <= _MAX_SAVED_KEYS * query.shape[2]
     with torch.autocast("cpu", enabled=False):  # which would round the scores to bfloat16
-        return _PathsAttention.apply(query, key, value, work, scaling, saves_weights)
+        out, lse = _PathsAttention.apply(query, key, value, work, scaling, saves_weights, sinks is not None)
+        return out if sinks is None else with_sinks(out, lse, sinks)
 
 
 class _Block(NamedTuple):
@@ -69,12 +75,16 @@ class _Block(NamedTuple):
         return (self.rows.stop - self.rows.start) * (self.keys.stop - self.keys.start)
 
 
-def _blocks(path: Path, window: int | None) -> Iterator[_Block]:
-    for start in range(path.start, path.end, _BLOCK_QUERIES):
+def _blocks(path: Path, window: int | None, chunk: int | None) -> Iterator[_Block]:
+    start = path.start
+    while start < path.end:
         end = min(start + _BLOCK_QUERIES, path.end)
         depth = path.depth + start - path.start
         first = 0 if window is None else max(0, depth - window + 1)
+        if chunk is not None:  # a block is in one chunk, so its queries see the same keys before the diagonal
+            end, first = min(end, start + chunk - depth % chunk), max(first, depth // chunk * chunk)
         yield _Block(slice(start, end), slice(first, depth + end - start), depth - first, window)
+        start = end
 
 
 class _PathsAttention(torch.autograd.Function):
@@ -87,33 +97,42 @@ class _PathsAttention(torch.autograd.Function):
         work: list[tuple[Path, list[_Block]]],
         scaling: float,
         saves_weights: bool,
-    ) -> Tensor:
+        wants_lse: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         groups, N = key.shape[1], query.shape[1] // key.shape[1]
         q_GRC = _by_group(query.transpose(1, 2), groups)
         out_GRC = q_GRC.new_empty(*q_GRC.shape[:2], value.shape[-1])
+        exact = torch.promote_types(query.dtype, torch.float32)
+        lse_GR1 = q_GRC.new_empty(*q_GRC.shape[:2], 1, dtype=exact) if wants_lse else None
         saved = []
         for path, blocks in work:
             path_key, path_value = _with_ancestors(key, path), _with_ancestors(value, path)
             for block in blocks:
                 rows = slice(block.rows.start * N, block.rows.stop * N)
-                weights = _weights(q_GRC[:, rows], path_key[:, block.keys], block, scaling)
+                scores = _scores(q_GRC[:, rows], path_key[:, block.keys], block, scaling)
+                exact_weights = torch.softmax(scores, -1)
+                if lse_GR1 is not None:  # the largest weight is 1 / sum(exp(scores - largest score))
+                    lse_GR1[:, rows] = scores.amax(-1, keepdim=True) - exact_weights.amax(-1, keepdim=True).log()
+                weights = exact_weights.to(query.dtype)
                 torch.bmm(weights, path_value[:, block.keys], out=out_GRC[:, rows])
                 if saves_weights:
                     saved.append(weights)
         out = _by_row(out_GRC, N)
         ctx.save_for_backward(query, key, value, out, *saved)
         ctx.work, ctx.scaling = work, scaling
-        return out
+        return out, None if lse_GR1 is None else _by_row(lse_GR1, N).squeeze(-1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         query, key, value, out, *saved = ctx.saved_tensors
         scaling, groups, N = ctx.scaling, key.shape[1], query.shape[1] // key.shape[1]
         exact = torch.promote_types(query.dtype, torch.float32)
         q_GRC = _by_group(query.transpose(1, 2), groups)
         # dO V^T - rowsum(dO * O) as one product: the sum is two more channels of dO, against ones in V.
         row_sum = (d_out.to(exact) * out).sum(-1, keepdim=True).neg_()
+        if d_lse is not None:
+            row_sum += d_lse.unsqueeze(-1)
         d_out_GRC = _by_group(torch.cat([d_out, *_high_and_low(row_sum, d_out.dtype)], -1), groups)
         d_query_GRC = torch.empty_like(q_GRC)
         d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
@@ -124,23 +143,27 @@ class _PathsAttention(torch.autograd.Function):
             for block in blocks:
                 rows, keys = slice(block.rows.start * N, block.rows.stop * N), block.keys
                 q, d_o = q_GRC[:, rows], d_out_GRC[:, rows]
-                weights = saved.pop(0) if saved else _weights(q, path_key[:, keys], block, scaling)
+                weights = (
+                    saved.pop(0)
+                    if saved
+                    else torch.softmax(_scores(q, path_key[:, keys], block, scaling), -1).to(q.dtype)
+                )
                 d_scores = torch.bmm(d_o, value_and_ones[:, keys].transpose(1, 2)).mul_(weights)
                 path_d_value[:, keys].baddbmm_(weights.transpose(1, 2), d_o[..., :-2])
                 path_d_key[:, keys].baddbmm_(d_scores.transpose(1, 2), q, alpha=scaling)
                 d_query_GRC[:, rows].baddbmm_(d_scores, path_key[:, keys], beta=0, alpha=scaling)
             _add_to_ancestors(d_key, path_d_key, path)
             _add_to_ancestors(d_value, path_d_value, path)
-        return _by_row(d_query_GRC, N).transpose(1, 2), d_key, d_value, None, None, None
+        return _by_row(d_query_GRC, N).transpose(1, 2), d_key, d_value, None, None, None, None
 
 
-def _weights(q: Tensor, keys: Tensor, block: _Block, scaling: float) -> Tensor:
-    """Return P of a block, [G, R, K], in the dtype of ``q``."""
+def _scores(q: Tensor, keys: Tensor, block: _Block, scaling: float) -> Tensor:
+    """Return S of a block, [G, R, K], in float32 or better; -inf where a query does not see a key."""
     exact = torch.promote_types(q.dtype, torch.float32)
     with _bfloat16_products(q.dtype == torch.bfloat16):
         zero = q.new_zeros((), dtype=exact)
         scores = torch.baddbmm(zero, q.to(exact), keys.to(exact).transpose(1, 2), beta=0, alpha=scaling)
-    return torch.softmax(_masked(scores, block), -1).to(q.dtype)
+    return _masked(scores, block)
 
 
 @contextmanager

@@ -5,8 +5,8 @@
 right: query i of a path with ``depth`` ancestors sees keys 0 to depth + i. flash-attention masks like this since 2.1,
 and so does PyTorch's ``varlen_attn``, which is a build of it.
 
-**FlexAttention** takes what flash cannot (float32, large heads, soft caps). The mask of the tree is a function of row
-and column, and nothing is gathered:
+**FlexAttention** takes what flash cannot (float32, large heads, soft caps, chunks, sinks). The mask of the tree is a
+function of row and column, and nothing is gathered:
 
     row sees column   when   column <= row < subtree_end[column]   and   depth[column] >= lowest_depth[row]
 
@@ -27,10 +27,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
 from ....batching.forest import ForestLayout
+from .sinks import with_sinks
 
 # Of flash-attention 2, in PyTorch's build and in its own.
 _MAX_CHANNELS, _CHANNELS_MULTIPLE = 256, 8
@@ -48,12 +49,17 @@ def cuda_forest_attention(
     *,
     scaling: float,
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Compute ``dense_forest_attention`` by the fastest kernel that takes these tensors."""
-    attend = _varlen_kernel(query.device) if softcap is None and _flash_takes(query, value) else None
+    plain = softcap is None and chunk is None and sinks is None
+    attend = _varlen_kernel(query.device) if plain and _flash_takes(query, value) else None
     if attend is None:
-        return flex_forest_attention(query, key, value, forest, scaling=scaling, window=window, softcap=softcap)
+        return flex_forest_attention(
+            query, key, value, forest, scaling=scaling, window=window, chunk=chunk, softcap=softcap, sinks=sinks
+        )
     channels = value.shape[-1]
     value = F.pad(value, (0, query.shape[-1] - channels))  # as many as keys have; none in most models
     query_THC, key_TGC, value_TGC = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -142,22 +148,26 @@ def flex_forest_attention(
     *,
     scaling: float,
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Compute ``dense_forest_attention`` by FlexAttention, for any floating dtype and head size."""
     channels = value.shape[-1]
     query, key, value = (F.pad(t, (0, max(0, _MIN_CHANNELS - t.shape[-1]))) for t in (query, key, value))
-    out = _compiled()(
+    out, also = _compiled()(
         query,
         key,
         value,
         score_mod=None if softcap is None else _capped(softcap, query.device),
-        block_mask=block_mask(forest, window),
+        block_mask=block_mask(forest, window, chunk),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
         kernel_options={"BACKEND": "TRITON"},  # one kernel for all lengths, not another below 128 rows
+        return_aux=AuxRequest(lse=sinks is not None),
     )
-    return out[..., :channels].transpose(1, 2)
+    out = out[..., :channels].transpose(1, 2)
+    return out if sinks is None else with_sinks(out, also.lse.transpose(1, 2), sinks)
 
 
 @cache
@@ -176,15 +186,14 @@ def _capped(softcap: float, device: torch.device) -> Callable[..., Tensor]:
 
 
 @lru_cache(maxsize=4)  # the layers of a forward pass share one or two; layouts are hashed by identity
-def block_mask(forest: ForestLayout, window: int | None) -> BlockMask:
+def block_mask(forest: ForestLayout, window: int | None, chunk: int | None = None) -> BlockMask:
     """Make FlexAttention's mask of a forest on its device, without making the host wait for the device.
 
-    Without a window the mask's empty and full blocks are exactly those of the tree. With one, a few blocks that could
-    be empty or full count as partial.
+    Without a window and chunks the mask's empty and full blocks are exactly those of the tree. With one of them, a few
+    blocks that could be empty or full count as partial.
     """
     subtree_end_T, depth_T = forest.subtree_end_T, forest.depth_T
-    window = forest.longest_keys if window is None else window
-    lowest_depth_T = depth_T - (window - 1)
+    lowest_depth_T = forest.lowest_depth(window, chunk)
 
     # Tensors alone, so that one compiled kernel serves every forest and window.
     def is_ancestor(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -194,15 +203,16 @@ def block_mask(forest: ForestLayout, window: int | None) -> BlockMask:
     start_N = torch.arange(0, rows, BLOCK, device=depth_T.device)
     min_end_N, max_end_N = _in_blocks(subtree_end_T, 0).aminmax(dim=1)  # columns behind the last row: seen by none
     min_depth_N, max_depth_N = _in_blocks(depth_T, rows).amin(1), _in_blocks(depth_T, -1).amax(1)
+    min_lowest_N, max_lowest_N = _in_blocks(lowest_depth_T, rows).amin(1), _in_blocks(lowest_depth_T, -rows).amax(1)
     some_NN = (
         (start_N[None, :] <= start_N[:, None])
         & (max_end_N[None, :] > start_N[:, None])
-        & (min_depth_N[:, None] - max_depth_N[None, :] < window)
+        & (max_depth_N[None, :] >= min_lowest_N[:, None])
     )
     all_NN = (
         (start_N[None, :] < start_N[:, None])
         & (min_end_N[None, :] >= start_N[:, None] + BLOCK)
-        & (max_depth_N[:, None] - min_depth_N[None, :] < window)
+        & (min_depth_N[None, :] >= max_lowest_N[:, None])
     )
     return BlockMask.from_kv_blocks(
         *_listed(some_NN & ~all_NN), *_listed(all_NN), BLOCK_SIZE=BLOCK, mask_mod=is_ancestor, seq_lengths=(rows, rows)
