@@ -14,7 +14,7 @@ from oddsmith.data.prepare import prepare
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.data.tokens.tokenized import TokenizedPair
 from tests.pairs import assistant, user
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import CHATML, tiny_model, tiny_tokenizer
 
 CORPUS = (
     "Question: what is the capital of France?\n\nAnswer: Paris is the capital of France.\n",
@@ -128,6 +128,51 @@ def test_encoder_decoder():
         assert list(tokens.prompt_ids) == expected["prompt_input_ids"]
         assert labels(tokens, "chosen") == expected["chosen_labels"]
         assert labels(tokens, "rejected") == expected["rejected_labels"]
+
+
+ASKED = "\n\nHuman: Is it far?\n\nAssistant: Yes.\n\nHuman: How far?\n\nAssistant:"
+TRANSCRIPTS = {
+    "implicit prompt": {"chosen": f"{ASKED} A mile.", "rejected": f"{ASKED} No."},
+    "prompt column": {"prompt": ASKED, "chosen": " A mile.", "rejected": " No."},
+    "repeated prompt": {"prompt": ASKED, "chosen": f"{ASKED} A mile.", "rejected": f"{ASKED} No."},
+    "several turns": {
+        "chosen": f"{ASKED} A mile.\n\nHuman: Thanks.\n\nAssistant: Welcome.", "rejected": f"{ASKED} No.",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", TRANSCRIPTS.values(), ids=TRANSCRIPTS)
+@pytest.mark.parametrize("on_text", [None, False], ids=["without template", "text as it is"])
+def test_hh_transcripts(trl_trainer, row, on_text):
+    """Without a chat template, or where text stays as it is, they are the text that TRL trains on."""
+    trl_trainer.processing_class = tokenizer = bpe_tokenizer("<s>")
+    whole = {side: row[side].removeprefix(ASKED) for side in ("chosen", "rejected")}
+    expected = trl_trainer.tokenize_row(maybe_extract_prompt({"prompt": ASKED, **whole}))
+    if row.keys() == {"chosen", "rejected"}:
+        assert maybe_extract_prompt(row)["prompt"] == ASKED
+    if on_text is False:
+        tokenizer.chat_template = CHATML
+    pair_tokenizer = PairTokenizer(tokenizer, max_length=64, chat_template_on_text=on_text)
+    prepared = prepare([row], pair_tokenizer, source="eval")
+    (found,) = prepared.dataset
+    for side in ("chosen", "rejected"):
+        ids, prompt, end = (found[f"{side}_{part}"] for part in ("input_ids", "prompt_tokens", "end"))
+        assert ids == expected[f"{side}_input_ids"]
+        assert [-100] * prompt + ids[prompt:end] == expected[f"{side}_labels"]
+    (said,) = [line for line in prepared.report.lines() if "as it is" in line or "without the chat template" in line]
+    assert ("no chat template" in said) == (on_text is None)
+
+
+def test_hh_transcripts_that_begin_alike(trl_trainer):
+    """TRL takes the words that both answers begin with for the prompt; the ids are the same."""
+    trl_trainer.processing_class = tokenizer = bpe_tokenizer("<s>")
+    row = {"chosen": f"{ASKED} It is a mile.", "rejected": f"{ASKED} It is near."}
+    expected = trl_trainer.tokenize_row(maybe_extract_prompt(row))
+    (found,) = prepare([row], PairTokenizer(tokenizer, max_length=64), source="eval").dataset
+    assert found["prompt"] == ASKED
+    assert [found[f"{side}_input_ids"] for side in ("chosen", "rejected")] == [
+        expected[f"{side}_input_ids"] for side in ("chosen", "rejected")
+    ]
 
 
 CHATS = (

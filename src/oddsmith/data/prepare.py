@@ -165,7 +165,7 @@ def _require_decision(report: DataReport, pair_tokenizer: PairTokenizer) -> None
     if report.is_mixed and pair_tokenizer.chat_template_on_text is None:
         raise DataError(
             f"{report.source}: found {counted(report.forms[Form.TEXT], 'row')} of plain text and"
-            f" {report.forms[Form.CONVERSATION]:,} of messages; set chat_template_on_text to true, which puts the text"
+            f" {report.conversations:,} of messages; set chat_template_on_text to true, which puts the text"
             " into the chat template, too, or to false, which trains on it as it is"
         )
 

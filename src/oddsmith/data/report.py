@@ -12,6 +12,8 @@ from .tokens.tokenized import Dropped, Form, TokenizedPair
 FORMS_IN_WORDS: dict[str, str] = {
     Form.TEXT: "plain text, without the chat template; with it: chat_template_on_text: true",
     Form.TEMPLATED_TEXT: "plain text, put into the chat template; without it: chat_template_on_text: false",
+    Form.TRANSCRIPT: "Anthropic HH text, rendered anew by the chat template; as it is: chat_template_on_text: false",
+    Form.TRANSCRIPT_TEXT: "Anthropic HH text as it is, because the model has no chat template",
     Form.RENDERED_TEXT: "text that was put into the chat template before, and stays as it is",
 }
 
@@ -94,7 +96,12 @@ class DataReport:
     @property
     def is_mixed(self) -> bool:
         """Return whether there are conversations beside text without chat template."""
-        return Form.TEXT in self.forms and Form.CONVERSATION in self.forms
+        return Form.TEXT in self.forms and self.conversations > 0
+
+    @property
+    def conversations(self) -> int:
+        """Return how many kept rows hold turns that the chat template renders, as messages or as a transcript."""
+        return sum(self.forms.get(form, 0) for form in (Form.CONVERSATION, Form.TRANSCRIPT))
 
     def _form_lines(self) -> list[str]:
         """Return in sentences whether text is in the chat template, and how to get it otherwise."""

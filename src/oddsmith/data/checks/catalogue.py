@@ -312,6 +312,15 @@ PLAIN_TEXT = Check(
     "chat_template_on_text: true puts the text into the template (here --chat-template-on-text)",
     needs=MODEL,
 )
+TRANSCRIPTS = Check(
+    "Anthropic HH text in the chat template",
+    ANY,
+    NEVER,
+    'the turns of such text ("\\n\\nHuman: ...") are rendered anew by this model\'s chat template, where other trainers'
+    " take the text as it is: right for a chat model",
+    "nothing, if that is meant; chat_template_on_text: false trains on the text (here --chat-template-on-text false)",
+    needs=MODEL,
+)
 MIXED_FORMS = Check(
     "plain text beside conversations",
     ANY,

@@ -195,7 +195,7 @@ class RowChecker:
                 tally.hit(number, hits)
                 if tokens is not None:
                     tally.kept += 1
-                    tally.conversations += tokens.form is Form.CONVERSATION
+                    tally.conversations += tokens.form in (Form.CONVERSATION, Form.TRANSCRIPT)
                     tally.tokens.count(*(len(tokens.side(side).targets()) for side in ("chosen", "rejected")))
         return tally
 

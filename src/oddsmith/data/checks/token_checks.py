@@ -12,7 +12,7 @@ from ..formats import PreferencePair
 from ..limits import TOO_LONG, Misfit, ModelLimits, misfit_of
 from ..tokens.pair_tokenizer import PairTokenizer
 from ..tokens.rendering import RenderedPair
-from ..tokens.tokenized import OF_TEMPLATE, Dropped, DropReason, Form, TokenizedPair
+from ..tokens.tokenized import IN_TEMPLATE, OF_TEMPLATE, Dropped, DropReason, Form, TokenizedPair
 from . import catalogue
 from .catalogue import Check, Hit
 from .texts import PairTexts
@@ -68,6 +68,8 @@ class TokenChecks:
             yield self._misfit_hit(misfit, self.limits)
         if tokens.form is Form.TEXT:
             yield catalogue.PLAIN_TEXT, ""
+        if tokens.form is Form.TRANSCRIPT:
+            yield catalogue.TRANSCRIPTS, ""
         yield from ((catalogue.LEFT_OUT, part) for part in tokens.left_out)
         if tokens.prompt_cut:
             yield catalogue.PROMPT_CUT, ""
@@ -75,7 +77,7 @@ class TokenChecks:
             if getattr(tokens, f"{side}_cut"):
                 yield catalogue.ANSWER_CUT, side
             ids = getattr(tokens, f"{side}_ids")
-            yield from self._end_hits(pair, tokens.side(side).targets(), getattr(pair, side), side)
+            yield from self._end_hits(tokens, getattr(pair, side), side)
             bos = self.tokenizer.bos_token_id
             if bos is not None and list(tokens.prompt_ids or ids)[:2] == [bos, bos]:
                 yield catalogue.DOUBLE_BOS, side
@@ -86,12 +88,13 @@ class TokenChecks:
         token = self.tokenizer.convert_ids_to_tokens(misfit.number)
         return catalogue.NO_EMBEDDING, f"token {misfit.number} ({token!r}) of {limits.embeddings:,} embeddings"
 
-    def _end_hits(self, pair: PreferencePair, targets: Sequence[int], answer: object, side: str) -> Iterator[Hit]:
+    def _end_hits(self, tokens: TokenizedPair, answer: object, side: str) -> Iterator[Hit]:
         """Yield a hit for more end-of-turn tokens than turns of an answer. Where it has none, training adds EOS."""
-        token = self.pair_tokenizer.renderer.end_of_turn if pair.is_conversational else None
+        is_in_template = tokens.form in IN_TEMPLATE
+        token = self.pair_tokenizer.renderer.end_of_turn if is_in_template else None
         end = self.tokenizer.eos_token_id if token is None else self.tokenizer.convert_tokens_to_ids(token)
-        if pair.is_conversational and token is None:
+        if is_in_template and token is None:
             yield catalogue.NO_TURN_END, ""
         turns = [message for message in answer if message["role"] == "assistant"] if isinstance(answer, list) else [1]
-        if list(targets).count(end) > len(turns):
+        if tokens.side(side).targets().count(end) > len(turns):
             yield catalogue.TURN_ENDS, side

@@ -17,10 +17,11 @@ A format is recognised by its columns, the first of these that fits; other colum
                                                             boundary, else to a space, that both share
     instruction or prompt, completions     UltraFeedback    messages; the best completion against the worst
 
-Anthropic HH transcripts ("\\n\\nHuman: ...") become messages in any of these columns, and so do messages that are
-written as text (written.py). A column ``system`` puts a system message in front, and so makes a conversation of text;
-``tools`` and ``chat_template_kwargs`` go to the chat template. A prompt of text that both sides share is refused where
-another column may hold the prompt (columns.py). An invalid row raises a ``RowError`` with a reason that can be counted.
+Anthropic HH transcripts ("\\n\\nHuman: ...") become messages in any of these columns, and keep their text for models
+without a chat template. Messages that are written as text (written.py) become messages, too. A column ``system`` puts a
+system message in front, and so makes a conversation of text; ``tools`` and ``chat_template_kwargs`` go to the chat
+template. A prompt of text that both sides share is refused where another column may hold the prompt (columns.py). An
+invalid row raises a ``RowError`` with a reason that can be counted.
 Empty and identical answers are valid here: the tokenizer drops and counts them.
 """
 
@@ -43,6 +44,7 @@ from .transcripts import (
     is_hh_dialogue,
     is_hh_prompt,
     parse_hh_dialogue,
+    split_hh_dialogues,
     split_shared_prompt,
     split_shared_words,
     strip_repeated_prompt,
@@ -67,6 +69,8 @@ class PreferencePair:
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # further variables of the chat template
     # Whether the prompt is no more than the words that both answers begin with
     is_prompt_shared_words: bool = field(default=False, compare=False)
+    # Prompt and answers as the row has them, where it holds a transcript as text; None: it holds more, or messages
+    transcript: tuple[str, str, str] | None = field(default=None, compare=False)
 
     @property
     def is_conversational(self) -> bool:
@@ -191,7 +195,7 @@ def _from_implicit(row: Row) -> PreferencePair:
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         return _shared_prompt(row, to_messages(chosen, "chosen"), to_messages(rejected, "rejected"))
     if is_hh_dialogue(chosen) and is_hh_dialogue(rejected):
-        return _shared_prompt(row, parse_hh_dialogue(chosen), parse_hh_dialogue(rejected))
+        return _from_transcripts(row, chosen, rejected)
     of_turn = split_shared_prompt(chosen, rejected)
     parts = of_turn or split_shared_words(chosen, rejected)
     is_marked = parts is not None and ends_with_marker(parts[0])
@@ -350,10 +354,11 @@ def _answered(row: Row, question: str, chosen: Any, rejected: Any, before: Seque
     if isinstance(chosen, str) and isinstance(rejected, str):
         if is_hh_prompt(question):
             texts = (question + answer for answer in strip_repeated_prompt(question, chosen, rejected))
-            return _shared_prompt(row, *map(parse_hh_dialogue, texts))
+            return _from_transcripts(row, *texts)
         chosen, rejected = _without_question(question, chosen, rejected)
         if is_hh_dialogue(chosen) and is_hh_dialogue(rejected):
-            return _answered(row, question, parse_hh_dialogue(chosen), parse_hh_dialogue(rejected), before)
+            pair = _answered(row, question, parse_hh_dialogue(chosen), parse_hh_dialogue(rejected), before)
+            return _with_transcript(row, pair, chosen, rejected)
     sides = to_messages(chosen, "chosen"), to_messages(rejected, "rejected")
     if not all(_is_whole(side) for side in sides):
         return _conversation(row, [*before, {"role": "user", "content": question}], *sides)
@@ -365,6 +370,19 @@ def _answered(row: Row, question: str, chosen: Any, rejected: Any, before: Seque
             f"the prompt {shown(question)} is none of the turns that chosen and rejected share; remove what is wrong",
         )
     return _finished(row, found)
+
+
+def _from_transcripts(row: Row, chosen: str, rejected: str) -> PreferencePair:
+    """Make a conversation of two whole HH transcripts."""
+    pair = _shared_prompt(row, parse_hh_dialogue(chosen), parse_hh_dialogue(rejected))
+    return _with_transcript(row, pair, chosen, rejected)
+
+
+def _with_transcript(row: Row, pair: PreferencePair, chosen: str, rejected: str) -> PreferencePair:
+    """Add to a pair that was read from HH transcripts their text, unless it lacks something that the row has."""
+    if any(row.get(column) for column in _ALWAYS_READ):
+        return pair
+    return replace(pair, transcript=split_hh_dialogues(chosen, rejected))
 
 
 def _without_question(question: str, chosen: str, rejected: str) -> tuple[str, str]:

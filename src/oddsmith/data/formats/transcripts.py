@@ -85,6 +85,13 @@ def parse_hh_dialogue(text: str) -> list[Message]:
     return messages
 
 
+def split_hh_dialogues(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Split two HH transcripts into prompt, chosen and rejected answer: at the last answer that begins in both."""
+    shared = chosen[: common_prefix_length(chosen, rejected)]
+    end = max((match.end() for match in HH_TURN.finditer(shared) if match[1] == "Assistant"), default=0)
+    return chosen[:end], chosen[end:], rejected[end:]
+
+
 def turn_boundary(shared: str) -> int | None:
     """Return where the prompt ends in the common beginning of two texts; None where there is no boundary."""
     return _last_marker(shared) or shared.rfind("\n") + 1 or None

@@ -13,9 +13,10 @@
 - A conversation's ids are the ids of its whole rendering (rendering.py), also where pieces.py cuts it: no BOS comes
   before the template's. Targets end at the last end-of-turn token of the response; a response without one gets EOS as
   its last target.
-- Plain strings get TRL's tokens, unless ``chat_template_on_text`` makes conversations of them: BOS unless the text
-  begins with it, prompt + response tokenized as one text, EOS unless the response ends with it. If blank text follows
-  an EOS, none is added and the targets end at that EOS.
+- Plain strings get TRL's tokens, unless ``chat_template_on_text`` makes conversations of them; so do HH transcripts
+  where there is no chat template, or ``chat_template_on_text`` is False. These tokens are: BOS unless the text begins
+  with it, prompt + response tokenized as one text, EOS unless the response ends with it. If blank text follows an EOS,
+  none is added and the targets end at that EOS.
 - Targets are defined by position, never by token id, so a pad token that is also EOS hides no target.
 - Each side has its own prompt length: in ``"...:\\n" + "\\nYes"`` both newlines may be one token, the response's.
 - Encoder-decoder models read the prompt in the encoder (``prompt_ids``, with the tokenizer's special tokens) and learn
@@ -109,17 +110,31 @@ class PairTokenizer:
             return Dropped(DropReason.EMPTY_REJECTED)
         if pair.chosen == pair.rejected:
             return Dropped(DropReason.IDENTICAL)
-        if self.chat_template_on_text and isinstance(pair.prompt, str):
-            form = self.renderer.form_of_text(pair.prompt)
-            if form is None:
-                raise ModelError(
-                    f"chat_template_on_text is on, but tokenizer {tokenizer_name(self.tokenizer)} has no chat template;"
-                    " leave it out, or set tokenizer.chat_template"
-                )
-            if form is Form.TEXT:
-                rendered = self._render(_as_conversation(pair))
-                return rendered if isinstance(rendered, Dropped) else rendered._replace(form=Form.TEMPLATED_TEXT)
-        return self._render(pair)
+        is_text = isinstance(pair.prompt, str) or pair.transcript is not None
+        if self.chat_template_on_text and is_text and not self.tokenizer.chat_template:
+            raise ModelError(
+                f"chat_template_on_text is on, but tokenizer {tokenizer_name(self.tokenizer)} has no chat template;"
+                " leave it out, or set tokenizer.chat_template"
+            )
+        if pair.transcript is not None:
+            return self._render_transcript(pair, *pair.transcript)
+        if not (self.chat_template_on_text and isinstance(pair.prompt, str)):
+            return self._render(pair)
+        if self.renderer.form_of_text(pair.prompt) is not Form.TEXT:  # rendered before
+            return self._render(pair)
+        rendered = self._render(_as_conversation(pair))
+        return rendered if isinstance(rendered, Dropped) else rendered._replace(form=Form.TEMPLATED_TEXT)
+
+    def _render_transcript(
+        self, pair: PreferencePair, prompt: str, chosen: str, rejected: str
+    ) -> RenderedPair | Dropped:
+        """Render an HH transcript anew, where there is a chat template; else, or where text stays, keep its text."""
+        if self.tokenizer.chat_template and self.chat_template_on_text is not False:
+            rendered, form = self._render(pair), Form.TRANSCRIPT
+        else:
+            form = Form.TEXT if self.tokenizer.chat_template else Form.TRANSCRIPT_TEXT
+            rendered = self._render(PreferencePair(prompt, chosen, rejected))
+        return rendered if isinstance(rendered, Dropped) else rendered._replace(form=form)
 
     def _render(self, pair: PreferencePair) -> RenderedPair | Dropped:
         if self.is_encoder_decoder and pair.is_conversational and max(len(pair.chosen), len(pair.rejected)) > 1:

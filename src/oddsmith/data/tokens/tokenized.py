@@ -44,14 +44,18 @@ class DropReason(StrEnum):
 
 
 class Form(StrEnum):
-    """What a pair is made of, where the tokenizer has a chat template; without one, text is all that it can be."""
+    """What a pair is made of; plain text without a chat template is all that it can be, and has no form."""
 
     CONVERSATION = "conversations"
+    TRANSCRIPT = "HH transcripts in the chat template"
+    TRANSCRIPT_TEXT = "HH transcripts as they are"  # there is no chat template
     TEXT = "plain text as it is"
     TEMPLATED_TEXT = "plain text in the chat template"
     RENDERED_TEXT = "text that was rendered before"  # it holds the marks of the chat template
 
 
+# What is rendered by the chat template.
+IN_TEMPLATE = (Form.CONVERSATION, Form.TRANSCRIPT, Form.TEMPLATED_TEXT)
 # Reasons for which the chat template is to blame.
 OF_TEMPLATE = (DropReason.LEFT_OUT_CHOSEN, DropReason.LEFT_OUT_REJECTED, DropReason.IDENTICAL_RENDERED)
 
@@ -79,7 +83,7 @@ class TokenizedPair:
     chosen_cut: bool = False  # whether targets were cut off
     rejected_cut: bool = False
     prompt_ids: tuple[int, ...] = ()  # the encoder's input; empty for other models
-    form: Form | None = None  # None: text, and no chat template
+    form: Form | None = None  # None: text that is no transcript, and no chat template
     left_out: tuple[str, ...] = ()  # what the chat template leaves out of the row, such as ``"thoughts in chosen"``
     texts: tuple[str, str, str] = ("", "", "")  # prompt and both responses as rendered, before anything is cut
 

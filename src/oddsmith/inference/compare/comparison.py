@@ -184,7 +184,9 @@ def _tokens(loaded: LoadedSide, prompt: Prompt, answers: Sequence[ModelAnswer]) 
         for answer, question in zip(answers, prompt.follow_ups, strict=False):
             messages += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": question}]
         if tokenizer.chat_template is None:
-            ids = tokenizer("\n".join(message["content"] for message in messages)).input_ids
+            transcript = prompt.pair.transcript if prompt.pair else None
+            text = transcript[0] if transcript else "\n".join(message["content"] for message in messages)
+            ids = tokenizer(text).input_ids
         else:
             try:
                 ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

@@ -18,6 +18,7 @@ from tests.unit.data.checks.test_survey import chat
 
 HI = user("Hi")
 PLAIN = {"prompt": "a", "chosen": "b", "rejected": "c"}
+HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away."}
 ENDLESS = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
 TRIMS = CHATML.replace("message['content']", "message['content'] | trim")
 
@@ -54,6 +55,7 @@ FAULTY = {
     ),
     catalogue.LEFT_OUT: (CHATML, None, None, [chat(HI), TOOL_TURNS, chat(HI) | {"tools": [{"name": "f"}]}], [1, 2]),
     catalogue.PLAIN_TEXT: (CHATML, None, None, [PLAIN, PLAIN | {"chosen": "d"}], [0, 1]),
+    catalogue.TRANSCRIPTS: (CHATML, None, None, [HH, chat(HI)], [0]),
     catalogue.MIXED_FORMS: (CHATML, None, None, [chat(HI), PLAIN], [1]),
     catalogue.IDENTICAL_AFTER_CUT: (CHATML, 100, None, [chat(HI, chosen="x" * 99 + "a", rejected="x" * 99 + "b")], [0]),
     catalogue.PROMPT_TOO_LONG: (CHATML, 100, None, [chat(user("long " * 20)), chat(HI)], [0]),

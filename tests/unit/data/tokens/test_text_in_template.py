@@ -3,6 +3,7 @@
 import datasets
 import pytest
 
+from oddsmith.data.formats import to_pair
 from oddsmith.data.prepare import prepare
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.data.tokens.tokenized import Form
@@ -17,6 +18,7 @@ CHAT = {
     "chosen": [{"role": "assistant", "content": "Because."}],
     "rejected": [{"role": "assistant", "content": "No."}],
 }
+HH = {"chosen": "\n\nHuman: Why?\n\nAssistant: Because.", "rejected": "\n\nHuman: Why?\n\nAssistant: No."}
 RENDERED = {**TEXT, "prompt": "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"}
 
 of_chat = pytest.mark.parametrize("chat", CHAT_FORMATS, ids=lambda chat: chat.name)
@@ -57,9 +59,23 @@ def test_text_needs_no_template(template):
     assert tokenize(tiny_tokenizer(template), text_pair("Hi ", "Yes", "No")).form is (Form.TEXT if template else None)
 
 
-def test_asking_for_a_template_that_is_not_there_is_an_error():
+@pytest.mark.parametrize("row", (TEXT, HH), ids=("text", "HH transcript"))
+def test_asking_for_a_template_that_is_not_there_is_an_error(row):
     with pytest.raises(ModelError, match="chat_template_on_text is on, but tokenizer .* has no chat template"):
-        tokenize(tiny_tokenizer(None), text_pair("Hi ", "Yes", "No"), chat_template_on_text=True)
+        report_of([row], True, template=None)
+
+
+@pytest.mark.parametrize("on_text", (None, True))
+def test_a_transcript_is_the_conversation_of_its_turns_under_a_template(on_text):
+    tokenizer = SMOLLM2.tokenizer()
+    tokens, expected = (tokenize(tokenizer, to_pair(row), chat_template_on_text=on_text) for row in (HH, CHAT))
+    assert tokens.form is Form.TRANSCRIPT
+    assert (tokens.chosen_ids, tokens.rejected_ids) == (expected.chosen_ids, expected.rejected_ids)
+
+
+def test_a_transcript_with_more_than_its_text_needs_a_template():
+    with pytest.raises(ModelError, match="has no chat template, but the rows are conversations"):
+        report_of([HH | {"system": "Be kind."}] * 2, template=None)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +86,8 @@ def test_asking_for_a_template_that_is_not_there_is_an_error():
         ([RENDERED] * 2, None, "text that was put into the chat template before, and stays as it is"),
         ([TEXT, CHAT, TEXT], False, "2 of them plain text, without the chat template; with it: "),
         ([TEXT, CHAT], True, "1 of them plain text, put into the chat template; without it: "),
+        ([HH] * 2, None, "Anthropic HH text, rendered anew by the chat template; as it is: chat_template_on_text: "),
+        ([HH] * 2, False, "plain text, without the chat template; with it: chat_template_on_text: true"),
         ([RENDERED, TEXT, TEXT], None, "2 of them plain text, without the chat template; "),
     ),
 )  # fmt: skip
@@ -87,7 +105,11 @@ def test_a_stream_says_it_before_a_row_is_counted():
     assert "  plain text, without the chat template; with it: chat_template_on_text: true" in lines
 
 
-@pytest.mark.parametrize("rows", ([TEXT, CHAT, TEXT], [CHAT, TEXT, TEXT]), ids=("text first", "conversation first"))
+@pytest.mark.parametrize(
+    "rows",
+    ([TEXT, CHAT, TEXT], [CHAT, TEXT, TEXT], [TEXT, HH, TEXT]),
+    ids=("text first", "conversation first", "HH transcript"),
+)
 @pytest.mark.parametrize("make", (list, stream_of))
 def test_both_in_one_dataset_need_a_decision(rows, make):
     with pytest.raises(DataError, match="found 2 rows of plain text and 1 of messages; set chat_template_on_text to"):
