@@ -119,15 +119,19 @@ CHECKPOINTS: tuple[BadInput, ...] = (
         {**RUN, **_last(MANIFEST_FILE, "{"), "out/checkpoint-2/model.safetensors": _cut}),
     BadInput("goes on with another learning rate", f"train c.yaml --resume {LAST} --learning-rate 1e-4",
         "out/checkpoint-4: is of a run with other settings or data: learning_rate: 1e-06 -> 0.0001. Set them back, or"
-        " continue anyway with --allow-changed",
+        " continue anyway with --allow-changed (in Python: train(..., allow_changed=True))",
+        RUN),
+    BadInput("goes on for fewer steps than are done", f"train c.yaml --resume {LAST} --max-steps 3",
+        "out/checkpoint-4: is of step 4, and with max_steps 3 this run ends after step 3; make it longer, or resume from"
+        " an earlier checkpoint",
         RUN),
     BadInput("goes on with other pairs", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: is of a run with other settings or data: train pairs: others than before (4 pairs -> 4"
-        " pairs). Set them back, or continue anyway with --allow-changed",
+        " pairs). Set them back, or continue anyway with --allow-changed (in Python: train(..., allow_changed=True))",
         {**RUN, "pairs.jsonl": lines(*[{**GOOD, "prompt": "How?"}] * 4)}),
     BadInput("goes on with another base", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: is of a run with other settings or data: base model: other weights than before. Set them"
-        " back, or continue anyway with --allow-changed",
+        " back, or continue anyway with --allow-changed (in Python: train(..., allow_changed=True))",
         {**RUN, "model": lambda path: save_model(path, seed=1)}),
     BadInput("goes on with another batch size", f"train c.yaml --resume {LAST} --per-device-train-batch-size 1",
         "out/checkpoint-4: its steps had 2 pairs (1 process), these would have 1 (1 process), so its 4 steps would not"

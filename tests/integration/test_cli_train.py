@@ -14,6 +14,8 @@ from oddsmith.cli.commands.train import rehearsal
 from oddsmith.cli.commands.train.assembly import base_dtype
 from oddsmith.cli.parsing.resolve import build, resolve
 from oddsmith.cli.parsing.schema import load_fields
+from oddsmith.diagnose.readers import read_history
+from oddsmith.monitor.run import Run
 from oddsmith.system import precision
 from oddsmith.system.run_folder import PAIRS_FILE
 from tests.command import SETTINGS, run_apart, run_here, save_config, save_model, save_pairs, save_rows
@@ -127,10 +129,18 @@ def test_a_second_run_in_the_same_folder_is_refused_resumed_or_replaces_the_firs
     refused = train()
     assert (refused.code, "already holds a run" in refused.err) == (2, True)
     longer = ("--resume", "--num-train-epochs", "2")
-    changed = train(*longer)
-    assert (changed.code, "num_train_epochs: 1 -> 2" in changed.err) == (2, True), changed.err
-    resumed = train(*longer, "--allow-changed")
+    changed = train(*longer, "--learning-rate", "3e-2")
+    assert (changed.code, "learning_rate: 0.001 -> 0.03." in changed.err) == (2, True), changed.err
+    resumed = train(*longer)
     assert resumed.code == 0
+    assert "8 steps now instead of 4; its learning rate follows linear over 8 steps" in resumed.err
+    assert (run / "model.safetensors").read_bytes() == (run / "checkpoint-8" / "model.safetensors").read_bytes()
+    assert "num_train_epochs: 2 " in (run / "run.yaml").read_text()
+    assert "| steps | 8 |" in (run / "README.md").read_text()
+    page = Run(run)
+    page.refresh()
+    assert (page.summary()["state"], page.summary()["step"], page.summary()["max_steps"]) == ("finished", 8, 8)
+    assert read_history(run).training["loss"].steps.tolist() == [2, 4, 6, 8]
     assert f"going on from {run}/checkpoint-4" in resumed.err
     assert "step 4/8" not in resumed.err
     assert "step 6/8" in resumed.err

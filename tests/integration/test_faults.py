@@ -283,7 +283,7 @@ def test_of_two_processes_one_that_finds_no_memory(workshop, tmp_path):
         assert time.monotonic() - began < GRACE_S + END_S + 5
     assert "of 2 was ended by SIGKILL, as the kernel does when memory runs out" in (tmp_path / "said").read_text()
     steps = verify(tmp_path / "run" / f"checkpoint-{committed(tmp_path / 'run')}").step + 2
-    resumed = run_apart(*words, "--max-steps", steps, "--resume", "--allow-changed")
+    resumed = run_apart(*words, "--max-steps", steps, "--resume")
     assert resumed.code == 0, resumed.err
     assert verify(tmp_path / "run" / f"checkpoint-{steps}").step == steps
 

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from oddsmith import ORPOTrainer
 from oddsmith.checkpoint.manifest import read_manifest, verify
 from oddsmith.errors import CheckpointError
+from oddsmith.system.run_folder import events_that_count, read_events
 from tests import tiny_runs
 from tests.command import run_apart, save_config, save_model, save_pairs
 from tests.tiny import ragged_pairs
@@ -159,6 +160,107 @@ def test_micro_batches_are_made_as_before(tmp_path):
     assert poor.path.max_tokens == budget // 4
 
 
+# ---- Longer
+
+
+def longer(folder: Path, options: dict, **more) -> ORPOTrainer:
+    """Resume a run that was done, with more epochs or steps."""
+    make(folder, **options).train()
+    trainer = make(folder, **{**options, **more})
+    trainer.train(resume_from_checkpoint=True)
+    return trainer
+
+
+CONSTANT = {"lr_scheduler_type": "constant"}
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ({**CONSTANT, "num_train_epochs": 1}, {"num_train_epochs": 2}),
+        ({**CONSTANT, "max_steps": 4, "peft": LORA, "disable_dropout": False}, {"max_steps": 9}),
+        pytest.param({**CONSTANT, "max_steps": 4}, {"max_steps": -1, "num_train_epochs": 2}, marks=pytest.mark.slow),
+        ({"lr_scheduler_type": "inverse_sqrt", "warmup_steps": 3, "max_steps": 6}, {"max_steps": 11}),
+    ],
+    ids=["an epoch more", "LoRA with dropout, within an epoch", "steps, then epochs", "a schedule without a length"],
+)
+def test_a_longer_run_equals_one_that_was_as_long_from_the_start(tmp_path, caplog, options, more):
+    resumed = longer(tmp_path / "run", options, **more)
+    assert caplog.text.count("steps now instead of") == caplog.text.count("goes on at") == 1
+    whole = make(tmp_path / "whole", **{**options, **more})
+    ended = whole.train()
+    assert_same(whole, resumed)
+    assert resumed.loss_sums.mean_of_run() == ended.training_loss
+
+
+def rates(trainer: ORPOTrainer) -> list[float]:
+    return [line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line]
+
+
+@pytest.mark.parametrize("schedule", ["linear", pytest.param("cosine", marks=pytest.mark.slow)])
+def test_a_longer_run_has_the_learning_rates_of_its_new_length_from_there_on(tmp_path, caplog, schedule):
+    options = {"lr_scheduler_type": schedule, "logging_steps": 1, "num_train_epochs": 1}
+    resumed = longer(tmp_path / "run", options, num_train_epochs=2)
+    whole = make(tmp_path / "whole", **{**options, "num_train_epochs": 2})
+    whole.train()
+    assert rates(resumed)[6:] == rates(whole)[6:]
+    assert rates(resumed)[:6] != rates(whole)[:6]
+    line = f"the run has 12 steps now instead of 6; its learning rate follows {schedule} over 12 steps from here on: 0.005, not 0"
+    assert caplog.text.count(line) == 1
+
+
+def test_a_run_may_become_shorter_but_not_than_what_is_done(tmp_path):
+    start(tmp_path)
+    message = f"{tmp_path}/checkpoint-4: is of step 4, and with max_steps 3 this run ends after step 3"
+    assert message in refused(tmp_path, max_steps=3)
+    with pytest.raises(CheckpointError, match=r"with num_train_epochs 0.5 this run ends after step 3"):
+        make(tmp_path, num_train_epochs=0.5).train(resume_from_checkpoint=True, allow_changed=True)
+    trainer = make(tmp_path, num_train_epochs=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 6
+    events = read_events(tmp_path)
+    trainer.create_model_card()
+    assert [event["step"] for event in events_that_count(events) if event["event"] == "end"] == [6]
+    assert "| steps | 6 |" in (tmp_path / "README.md").read_text()
+
+
+def test_shares_of_all_steps_are_those_of_the_new_length(tmp_path):
+    options = {**CONSTANT, "num_train_epochs": 1, "logging_steps": 0.5, "save_steps": 0.5}
+    resumed = longer(tmp_path, options, num_train_epochs=2)
+    assert [line["step"] for line in resumed.state.log_history if "loss" in line] == [3, 6, 12]
+    assert {folder.name for folder in tmp_path.glob("checkpoint-*")} == {
+        "checkpoint-3",
+        "checkpoint-6",
+        "checkpoint-12",
+    }
+
+
+def test_settings_of_the_optimizer_that_may_change_do_change(tmp_path):
+    start(tmp_path, **CONSTANT)
+    trainer = make(tmp_path, learning_rate=2e-2, weight_decay=0.1, adam_beta2=0.9, logging_steps=1, **CONSTANT)
+    trainer.train(resume_from_checkpoint=True, allow_changed=True)
+    (step,) = {(group["lr"], group["betas"]) for group in trainer._finished_optimizer.param_groups}
+    assert step == (2e-2, (0.9, 0.9))
+    assert {group["weight_decay"] for group in trainer._finished_optimizer.param_groups} == {0.1, 0.0}
+    assert set(rates(trainer)[1:]) == {2e-2}
+
+
+@pytest.mark.parametrize("steps", [4, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (6, 8))])
+def test_a_longer_run_over_a_stream_goes_on_where_it_stopped(tmp_path, steps):
+    def stream():
+        return Dataset.from_list(ragged_pairs(12)).to_iterable_dataset()
+
+    options = {**CONSTANT, "max_steps": steps}
+    make(tmp_path / "run", pairs=stream(), **options).train()
+    resumed = make(tmp_path / "run", pairs=stream(), **{**options, "max_steps": 13})
+    resumed.train(resume_from_checkpoint=True)
+    whole = make(tmp_path / "whole", pairs=stream(), **{**options, "max_steps": 13})
+    whole.train()
+    weights = resumed.model.state_dict()
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+
+
 # ---- What a checkpoint holds
 
 
@@ -217,7 +319,7 @@ def refused(folder: Path, resume: object = True, **options) -> str:
         ({"beta": 0.2, "seed": 1}, "beta: 0.1 -> 0.2; seed: 42 -> 1"),
         ({"pairs": 13}, "train pairs: others than before (12 pairs -> 13 pairs)"),
         ({"pairs": ragged_pairs(12, seed=5)}, "train pairs: others than before (12 pairs -> 12 pairs)"),
-        ({"num_train_epochs": 3}, "num_train_epochs: 2 -> 3"),
+        ({"weight_decay": 0.1, "num_train_epochs": 3}, "weight_decay: 0.0 -> 0.1"),
     ],
 )
 def test_another_run_is_refused_with_the_difference_unless_it_is_allowed(tmp_path, options, expected):
@@ -243,7 +345,8 @@ def test_settings_that_change_no_step_may_change(tmp_path):
     start(tmp_path)
     trainer = make(tmp_path, logging_steps=1, save_steps=5, eval_strategy="steps", eval_steps=4, save_total_limit=3)
     trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 12
+    assert [line["step"] for line in trainer.state.log_history if "loss" in line] == [3, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == [8, 12]
 
 
 def test_another_number_of_pairs_a_step_is_refused_and_another_split_of_them_is_not(tmp_path):

@@ -100,7 +100,7 @@ def test_a_job_is_put_back_and_goes_on_until_the_run_is_done(tasks, submit, tmp_
     assert log.count("stopped by SIGUSR1 after step") == 1
     step = verify(checkpoints(run)[-1]).step
 
-    more = ("--allow-changed", "--max-steps", step + 1)  # so that it is soon done
+    more = ("--max-steps", step + 1)  # so that it is soon done
     code, log, requeued = submit(config, run, *more, tasks=tasks)
     assert (code, requeued) == (0, ""), log
     assert f"done: {step + 1} steps" in log

@@ -1,11 +1,11 @@
 """Check that a resumed run is the run that was saved: the same settings, pairs, base model and step size.
 
-Settings of logging, saving, evaluation and speed may differ freely. Needs no torch.
+Settings of logging, saving, evaluation and speed may differ freely, and a run may become longer. Needs no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,33 @@ def require_possible(folder: Path, saved: Manifest, now: Manifest) -> None:
         raise CheckpointError(f"{folder}: was saved by {was}, and cannot be read by {here}; resume it with {was}")
 
 
-def changes(saved: Manifest, now: Manifest) -> list[str]:
+def require_length(folder: Path, done: int, steps: int, length: str) -> None:
+    """Raise a ``CheckpointError`` for a checkpoint of ``done`` steps in a run that now ends before, after ``steps``.
+
+    ``length`` is the setting that says so, with its value.
+    """
+    if steps < done:
+        raise CheckpointError(
+            f"{folder}: is of step {done}, and with {length} this run ends after step {steps}; make it longer, or"
+            " resume from an earlier checkpoint"
+        )
+
+
+def changed_settings(saved: Manifest, now: Manifest) -> list[str]:
+    """Return the names of the settings that are not as they were."""
+    return [name for name in now.settings if name in saved.settings and saved.settings[name] != now.settings[name]]
+
+
+def changes(saved: Manifest, now: Manifest, free: Collection[str] = ()) -> list[str]:
     """Return the differences that affect the weights, a line each: ``learning_rate: 8e-06 -> 1e-05``.
 
-    ``saved`` is the manifest of a checkpoint, ``now`` the one that this run would write.
+    ``saved`` is the manifest of a checkpoint, ``now`` the one that this run would write, and ``free`` are the settings
+    that may change, because they say how long the run is.
     """
     lines = [
-        f"{name}: {_shown(saved.settings.get(name))} -> {_shown(now.settings.get(name))}"
-        for name in now.settings
-        if name in saved.settings and saved.settings[name] != now.settings[name]
+        f"{name}: {_shown(saved.settings[name])} -> {_shown(now.settings[name])}"
+        for name in changed_settings(saved, now)
+        if name not in free
     ]
     for name, found in now.data.items():
         was = saved.data.get(name)
@@ -56,14 +74,14 @@ def changes(saved: Manifest, now: Manifest) -> list[str]:
     return lines
 
 
-def require_unchanged(folder: Path, saved: Manifest, now: Manifest) -> None:
+def require_unchanged(folder: Path, saved: Manifest, now: Manifest, free: Collection[str] = ()) -> None:
     """Raise a ``CheckpointError`` that names the :func:`changes` of a run since its checkpoint, where there are any."""
-    lines = changes(saved, now)
+    lines = changes(saved, now, free)
     if lines:
         more = [f"and {len(lines) - SHOWN_CHANGES} more"] if len(lines) > SHOWN_CHANGES else []
         raise CheckpointError(
             f"{folder}: is of a run with other settings or data: {'; '.join([*lines[:SHOWN_CHANGES], *more])}."
-            " Set them back, or continue anyway with --allow-changed"
+            " Set them back, or continue anyway with --allow-changed (in Python: train(..., allow_changed=True))"
         )
 
 

@@ -22,12 +22,14 @@ class Effect(Enum):
     """The effect of a setting on the trained weights, and so whether it may change when a run is resumed.
 
     DECIDES: The setting itself is compared with that in the checkpoint, and a change is refused.
+    LENGTH: It says how long the run is, and may change to any length that is not over yet.
     BY_RESULT: Its result is compared instead: the tokens of the pairs, the files and type of the base model, the
     adapter, the number of pairs of a step. So a dataset may be renamed.
     FREE: It may change: logging, saving, evaluation, speed, memory. The weights differ by rounding at most.
     """
 
     DECIDES = auto()
+    LENGTH = auto()
     BY_RESULT = auto()
     FREE = auto()
 
@@ -41,7 +43,7 @@ class Trait(Flag):
     EVAL = auto()  # `oddsmith eval` takes it from the run, so that its metrics can be compared with the run's
 
 
-DECIDES, BY_RESULT, FREE = Effect
+DECIDES, LENGTH, BY_RESULT, FREE = Effect
 COMMON, SUMMARY, EVAL = Trait
 
 
@@ -54,7 +56,7 @@ class Facts(NamedTuple):
     traits: Trait = Trait.NONE
 
 
-decides, by_result, free = (partial(Facts, effect) for effect in Effect)
+decides, length, by_result, free = (partial(Facts, effect) for effect in Effect)
 
 
 def each(make: Callable[[str], Facts], names: str) -> tuple[Facts, ...]:
@@ -145,8 +147,8 @@ TRAINING = (
         "Highest learning rate of the schedule; about 8e-6 for a whole model, 2e-4 with LoRA.",
         COMMON | SUMMARY,
     ),
-    decides("num_train_epochs", "How often to go through the pairs.", COMMON | SUMMARY),
-    decides("max_steps", "Stop after so many optimizer steps, whatever num_train_epochs says.", COMMON | SUMMARY),
+    length("num_train_epochs", "How often to go through the pairs.", COMMON | SUMMARY),
+    length("max_steps", "Stop after so many optimizer steps, whatever num_train_epochs says.", COMMON | SUMMARY),
     by_result("per_device_train_batch_size", "Pairs of a micro-batch, per device.", COMMON | SUMMARY),
     by_result(
         "gradient_accumulation_steps", "Micro-batches that make one optimizer step, per device.", COMMON | SUMMARY
@@ -272,7 +274,9 @@ CATALOGUE: dict[str, tuple[Facts, ...]] = {
 
 SETTINGS: dict[str, Facts] = {facts.name: facts for group in CATALOGUE.values() for facts in group}
 GROUPS: dict[str, str] = {facts.name: group for group, members in CATALOGUE.items() for facts in members}
-DECIDING_SETTINGS = tuple(name for name, facts in SETTINGS.items() if facts.effect is DECIDES)
+LENGTH_SETTINGS = tuple(name for name, facts in SETTINGS.items() if facts.effect is LENGTH)
+# What a checkpoint records.
+DECIDING_SETTINGS = tuple(name for name, facts in SETTINGS.items() if facts.effect in (DECIDES, LENGTH))
 SUMMARY_SETTINGS = tuple(name for name, facts in SETTINGS.items() if SUMMARY in facts.traits)
 EVAL_SETTINGS = frozenset(name for name, facts in SETTINGS.items() if EVAL in facts.traits)
 

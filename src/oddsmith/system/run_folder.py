@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,3 +118,13 @@ def read_events(folder: str | Path) -> list[dict[str, Any]]:
         if isinstance(event, dict) and isinstance(event.get("step"), int):
             events.append(event)
     return events
+
+
+def events_that_count(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the events without those of steps that a later start undid: it went on from an earlier step, or anew."""
+    kept: list[Mapping[str, Any]] = []
+    for event in events:
+        if event.get("event") == Event.START:
+            kept = [before for before in kept if before["step"] <= event["step"]]
+        kept.append(event)
+    return kept

@@ -20,7 +20,7 @@ from ..data.report import counted
 from ..metrics import BY_NAME, Place, shown_in
 from ..model.loading.builtin import PACKAGES, PREFIX, is_builtin
 from ..model.loading.place import is_gguf
-from ..system.run_folder import CARD_FILE, CURVES_FILE
+from ..system.run_folder import CARD_FILE, CURVES_FILE, events_that_count
 from .curves import curves_svg
 
 TAGS = ("oddsmith", "orpo")
@@ -125,6 +125,7 @@ class CardFacts:
 
 def write_card(folder: Path, facts: CardFacts, events: Sequence[Mapping[str, Any]]) -> None:
     """Write ``README.md`` into a folder, and ``curves.svg`` if the event log, which may be empty, has curves."""
+    events = events_that_count(events)
     curves = curves_svg(events)
     if curves is not None:
         (folder / CURVES_FILE).write_text(curves, encoding="utf-8")

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
-from ..checkpoint.compatibility import require_possible, require_unchanged
+from ..checkpoint.compatibility import changed_settings, require_length, require_possible, require_unchanged
 from ..checkpoint.lock import held
 from ..checkpoint.manifest import begin, commit, verify
 from ..checkpoint.rank_state import (
@@ -34,10 +34,12 @@ from ..checkpoint.space import require_writable
 from ..checkpoint.state import has_state, read_state, write_state
 from ..checkpoint.store import checkpoints, clear_save_errors, give_back, newest_verified, rotate, set_aside, step_of
 from ..config import ORPOConfig
+from ..config.catalogue import LENGTH_SETTINGS
 from ..errors import CheckpointError, OddsmithError, SaveError
 from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE
-from .identity import RunIdentity
+from .identity import RunIdentity, length_of
 from .preflight import size_in_training
+from .schedule import follow_schedule, line_about, load_states
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,8 @@ class CheckpointManager:
     def __init__(self, run: CheckpointedRun, identity: RunIdentity, parts: Mapping[str, CheckpointPart]):
         self._run, self._identity, self._parts = run, identity, parts
         self._resumed: tuple[Path, RankState] | None = None
+        self._changed: list[str] = []  # settings that are not as in the checkpoint
+        self._steps_then: int | None = None  # of the run, when the checkpoint was written
         self._restored: set[str] = set()
         self._saved_step: int | None = None
 
@@ -93,7 +97,7 @@ class CheckpointManager:
         The arguments and errors are those of :meth:`ORPOTrainer.train`.
         """
         run_folder, args = Path(self._run.args.output_dir), self._run.args
-        self._resumed, self._restored, self._saved_step = None, set(), None
+        self._resumed, self._restored, self._saved_step, self._changed = None, set(), None, []
         self._run.callback_handler.remove_callback(SaveTiming)
         self._run.callback_handler.add_callback(SaveTiming(self))  # after all others, which may ask for a save
         require_writable(run_folder)
@@ -107,27 +111,53 @@ class CheckpointManager:
             folder = choose_checkpoint(wanted, run_folder, logger.warning) if wanted else None
             evaluates_on_start = args.eval_on_start
             if folder is not None:
-                on_main_process(lambda: self._require_of_this_run(folder, allow_changed))
+                self._changed = on_main_process(lambda: self._require_of_this_run(folder, allow_changed))
                 manifest = verify(folder, contents=False)
                 state = read_rank_state(folder, manifest, args.process_index, args.world_size, self._parts)
                 self._resumed = folder, state
+                self._steps_then = TrainerState.load_from_json(str(folder / TRAINER_STATE_FILE)).max_steps
                 args.eval_on_start = False  # the start was long ago
             try:
                 yield folder
             finally:
                 args.eval_on_start = evaluates_on_start
 
-    def _require_of_this_run(self, folder: Path, allow_changed: bool) -> None:
-        """Refuse a checkpoint of another run, and set aside those that this run will replace."""
+    def _require_of_this_run(self, folder: Path, allow_changed: bool) -> list[str]:
+        """Refuse a checkpoint of another run, and set aside those that this run will replace.
+
+        Return the names of the settings that are not as they were.
+        """
         saved, now = verify(folder, contents=False), self._identity.manifest()
         if not has_state(folder, SCHEDULER) and saved.sharded_by is None:
             raise CheckpointError(f"{folder}: holds only the model (save_only_model), so a run cannot go on from it")
         require_possible(folder, saved, now)
         if not allow_changed:
-            require_unchanged(folder, saved, now)
+            require_unchanged(folder, saved, now, free=LENGTH_SETTINGS)
         for later in checkpoints(Path(self._run.args.output_dir)):
             if (step_of(later) or 0) > saved.step:
                 logger.warning("%s is newer than where this run goes on; it was moved to %s", later, set_aside(later))
+        return changed_settings(saved, now)
+
+    def steps_then(self, steps: int) -> int | None:
+        """Return how many steps the resumed run had when its checkpoint was written, ``None`` for one that begins.
+
+        A ``CheckpointError`` if it ends now, after ``steps``, before what is done of it.
+        """
+        if self._resumed is None:
+            return None
+        require_length(self._resumed[0], self._run.state.global_step, steps, length_of(self._run.args))
+        return self._steps_then
+
+    def continue_schedule(self) -> None:
+        """Let the learning rate go on as this run says, where it has become another than that of the checkpoint."""
+        run, state = self._run, self._run.state
+        if self._resumed is None or not (self._changed or self._steps_then != state.max_steps):
+            return
+        rates = follow_schedule(run.optimizer, run.lr_scheduler)
+        name = str(getattr(run.args.lr_scheduler_type, "value", run.args.lr_scheduler_type))
+        line = line_about(self._steps_then or 0, state.max_steps, name, rates)
+        if line is not None and run.is_world_process_zero():
+            logger.warning(line)
 
     def restore_part(self, name: str) -> None:
         """Continue one part of the trainer from the checkpoint, once."""
@@ -165,8 +195,8 @@ class CheckpointManager:
 
     def load_optimizer(self, folder: Path) -> None:
         """Load the states of optimizer and schedule, which are not sharded."""
-        self._run.optimizer.load_state_dict(read_state(folder, OPTIMIZER))
-        self._run.lr_scheduler.load_state_dict(read_state(folder, SCHEDULER))
+        states = read_state(folder, OPTIMIZER), read_state(folder, SCHEDULER)
+        load_states(self._run.optimizer, self._run.lr_scheduler, states, self._changed)
 
     def load_scaler(self, folder: Path) -> None:
         """Load the state of fp16's loss scaler, if there is one."""
@@ -324,8 +354,9 @@ class SaveTiming(TrainerCallback):
         self._save_is_due = False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Continue the parts."""
+        """Continue the parts, and the learning rate."""
         self._checkpoints.restore_parts()
+        self._checkpoints.continue_schedule()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Put off the save of an epoch's last step."""

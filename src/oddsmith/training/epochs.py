@@ -27,6 +27,20 @@ def stream_position(state: TrainerState, args: ORPOConfig, max_steps: int, num_e
     return int(done), round(share * max_steps * args.gradient_accumulation_steps)
 
 
+def epoch_of_length(epoch: float, steps_then: int, steps: int) -> float:
+    """Return ``state.epoch`` of a stream as a run of ``steps`` has it; it is that of a run of ``steps_then``.
+
+    1.0 at the end of a run within its first epoch: all steps were made in it, and more may follow. The share of a run
+    that ends where it stands is kept, because nothing follows.
+    """
+    if steps == steps_then:
+        return epoch
+    done, share = divmod(epoch, 1)
+    if not share and done:
+        done, share = done - 1, 1.0
+    return done + share * steps_then / steps
+
+
 class EpochSetter(TrainerCallback):
     """Set the epoch number on what plans the training batches.
 

@@ -17,15 +17,16 @@ from torch import nn
 from transformers import TrainerState
 
 from .. import __version__
-from ..checkpoint.compatibility import require_possible, require_unchanged
+from ..checkpoint.compatibility import require_length, require_possible, require_unchanged
 from ..checkpoint.manifest import Manifest, read_manifest
 from ..config import ORPOConfig
-from ..config.catalogue import DECIDING_SETTINGS
+from ..config.catalogue import DECIDING_SETTINGS, LENGTH_SETTINGS
 from ..data.token_cache import rows_digest
 from ..data.tokens.tokenized import GAP_COLUMNS, TEXT_COLUMNS
 from ..errors import CheckpointError
 from ..model.loading.adapter_base import BaseRecord, record_base
 from ..model.loading.place import is_adapter_folder
+from .preflight import steps_of_run
 
 ADAPTER_SETTINGS = (
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "bias"),
@@ -117,7 +118,8 @@ def require_same_settings(folder: Path, args: ORPOConfig, *, adapter: bool, allo
         allow_changed: Whether settings may differ where that is possible at all.
 
     Raises:
-        CheckpointError: They differ, or one of both trains the whole model and the other an adapter.
+        CheckpointError: They differ, the run is shorter than what is done of it, or one of both trains the whole model
+            and the other an adapter.
     """
     if is_adapter_folder(folder) != adapter:
         kind, fix = ("the whole model", "leave out") if adapter else ("an adapter", "add")
@@ -126,8 +128,16 @@ def require_same_settings(folder: Path, args: ORPOConfig, *, adapter: bool, allo
     pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     now = replace(saved, settings=decisive_settings(args), pairs_per_step=pairs, world_size=args.world_size)
     require_possible(folder, saved, now)
+    in_train = saved.data.get("train", {}).get("pairs")
+    if isinstance(in_train, int) and pairs:
+        require_length(folder, saved.step, steps_of_run(args, in_train, pairs), length_of(args))
     if not allow_changed:
-        require_unchanged(folder, saved, now)
+        require_unchanged(folder, saved, now, free=LENGTH_SETTINGS)
+
+
+def length_of(args: ORPOConfig) -> str:
+    """Return the setting that says how long a run is, with its value."""
+    return f"max_steps {args.max_steps}" if args.max_steps > 0 else f"num_train_epochs {args.num_train_epochs:g}"
 
 
 def decisive_settings(args: ORPOConfig) -> dict[str, Any]:

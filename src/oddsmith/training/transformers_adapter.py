@@ -28,7 +28,7 @@ from ..model.generation import stop_at_end_tokens
 from ..model.loading.quiet import no_progress_bars
 from ..system.memory import clear_memory_errors
 from .checkpointing import STATE_FILES, CheckpointManager
-from .epochs import stream_position
+from .epochs import epoch_of_length, stream_position
 from .evaluation import DeferredEvaluation
 from .loan import ModelLoan
 from .step import Stepper, input_tokens
@@ -243,9 +243,14 @@ class TransformersAdapter(Trainer):
     ) -> tuple[int, int]:
         epochs, items = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, *arguments)
         self._initial_global_step = self.state.global_step  # transformers before 5.19 does not set it
+        steps_then = self.checkpoints.steps_then(max_steps)
+        self.state.compute_steps(self.args, max_steps)  # those of a checkpoint may have been other ones
         self.checkpoints.restore_callbacks()
-        if isinstance(self.stepper.plan, StreamedBatches) and not self.args.ignore_data_skip:
-            return stream_position(self.state, self.args, max_steps, num_epochs)
+        if isinstance(self.stepper.plan, StreamedBatches):
+            if steps_then is not None:
+                self.state.epoch = epoch_of_length(self.state.epoch or 0.0, steps_then, max_steps)
+            if not self.args.ignore_data_skip:
+                return stream_position(self.state, self.args, max_steps, num_epochs)
         return epochs, items
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

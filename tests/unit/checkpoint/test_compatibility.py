@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from oddsmith.checkpoint.compatibility import changes, require_possible, require_unchanged
+from oddsmith.checkpoint.compatibility import changes, require_length, require_possible, require_unchanged
 from oddsmith.checkpoint.manifest import Manifest
 from oddsmith.errors import CheckpointError
 
@@ -40,8 +40,19 @@ def test_every_change_is_shown_with_both_values():
         "train pairs: others than before (1,000 pairs -> 1,001 pairs)",
         "base model: other weights than before (commit None -> 123)",
     ]
-    with pytest.raises(CheckpointError, match="with other settings or data: beta: 0.1 -> 0.2; .*--allow-changed"):
+    with pytest.raises(CheckpointError, match=r"with other settings or data: beta: 0.1 -> 0.2; .*allow_changed=True"):
         require_unchanged(FOLDER, SAVED, now)
+
+
+def test_settings_that_may_change_are_no_changes():
+    now = replace(SAVED, settings={**SAVED.settings, "beta": 0.2})
+    require_unchanged(FOLDER, SAVED, now, free=("beta",))
+
+
+def test_a_run_ends_after_what_is_done_of_it():
+    require_length(FOLDER, 8, 8, "max_steps 8")
+    with pytest.raises(CheckpointError, match="is of step 8, and with max_steps 7 this run ends after step 7; make it"):
+        require_length(FOLDER, 8, 7, "max_steps 7")
 
 
 def test_a_base_in_other_files_is_the_same_and_one_that_is_not_known_is_not_judged():
