@@ -122,8 +122,8 @@ CHECKPOINTS: tuple[BadInput, ...] = (
         " continue anyway with --allow-changed (in Python: train(..., allow_changed=True))",
         RUN),
     BadInput("goes on for fewer steps than are done", f"train c.yaml --resume {LAST} --max-steps 3",
-        "out/checkpoint-4: is of step 4, and with max_steps 3 this run ends after step 3; make it longer, or resume from"
-        " an earlier checkpoint",
+        "out/checkpoint-4: is of step 4, and with max_steps 3 this run ends after step 3; make it longer, or resume"
+        " from an earlier checkpoint",
         RUN),
     BadInput("goes on with other pairs", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: is of a run with other settings or data: train pairs: others than before (4 pairs -> 4"

@@ -205,7 +205,7 @@ def test_a_longer_run_has_the_learning_rates_of_its_new_length_from_there_on(tmp
     whole.train()
     assert rates(resumed)[6:] == rates(whole)[6:]
     assert rates(resumed)[:6] != rates(whole)[:6]
-    line = f"the run has 12 steps now instead of 6; its learning rate follows {schedule} over 12 steps from here on: 0.005, not 0"
+    line = f"12 steps now instead of 6; its learning rate follows {schedule} over 12 steps from here on: 0.005, not 0"
     assert caplog.text.count(line) == 1
 
 
