@@ -73,13 +73,16 @@ def follow_schedule(optimizer: Any, scheduler: Any) -> tuple[float, float] | Non
 
 
 def line_about(steps_before: int, steps: int, schedule: str, rates: tuple[float, float] | None) -> str | None:
-    """Return the line that says what has become of a run's length and learning rate; ``None`` where nothing has.
+    """Say in a line what has become of a run's length and learning rate.
 
     Args:
         steps_before: Steps that the run had when the checkpoint was written.
         steps: Steps that it has now.
         schedule: Name of the schedule.
         rates: What :func:`follow_schedule` returned.
+
+    Returns:
+        The line; ``None`` where nothing has changed.
     """
     is_same = rates is None or rates[0] == rates[1]
     if steps == steps_before and is_same:
