@@ -13,9 +13,6 @@ TOGETHER = (
         "beta is -0.1; expected a number from 0 upwards, such as 0.1 (beta: --beta)"),
     BadInput("leaves no room for an answer", "train c.yaml --max-length 1",
         "max_length is 1; expected at least 2 (max_length: --max-length)"),
-    BadInput("leaves the whole length to the prompt", "train c.yaml --max-length 64 --max-prompt-length 64",
-        "max_prompt_length (64) leaves no room for a response within max_length (64); make it smaller"
-        " (max_prompt_length: --max-prompt-length, max_length: --max-length)"),
     BadInput("sets a batch size of 0", "train c.yaml --per-device-train-batch-size 0",
         "per_device_train_batch_size is 0; expected at least 1 (per_device_train_batch_size:"
         " --per-device-train-batch-size)"),
@@ -53,8 +50,6 @@ TOGETHER = (
     BadInput("smooths labels", "train c.yaml --label-smoothing-factor 0.1",
         "label_smoothing_factor is 0.1; the loss of ORPO has no label smoothing; leave it out (label_smoothing_factor:"
         " --label-smoothing-factor)"),
-    BadInput("groups pairs by their length", "train c.yaml --train-sampling-strategy group_by_length",
-        "--train-sampling-strategy is 'group_by_length'; expected 'random' or 'sequential'"),
     BadInput("gives the command what a script needs", "train c.yaml --batch-eval-metrics",
         "--batch-eval-metrics: batch_eval_metrics is for scripts in Python, without use for the command; remove it"),
     BadInput("names no type of numbers", "train c.yaml --dtype float8",

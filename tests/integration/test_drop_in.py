@@ -3,12 +3,15 @@
 import inspect
 import json
 import re
+from dataclasses import dataclass
 from math import sqrt
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from trl.experimental.orpo import ORPOConfig as TRLConfig
 from trl.experimental.orpo import ORPOTrainer as TRLTrainer
 
 from oddsmith import ORPOConfig, ORPOTrainer
@@ -16,8 +19,8 @@ from oddsmith.errors import ConfigError
 from oddsmith.training.drop_in import OF_TRL
 from oddsmith.training.live_settings import LiveSettings
 from oddsmith.training.transformers_adapter import BYPASSED_METHODS
-from tests.tiny import ragged_pairs
-from tests.tiny_runs import make_trainer
+from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
+from tests.tiny_runs import PLAIN, make_trainer
 
 ROWS = Dataset.from_list(ragged_pairs(8, seed=1))
 HELD_OUT = Dataset.from_list(ragged_pairs(4, seed=2))
@@ -336,3 +339,109 @@ class TestSettingsThatChangeWhileTraining:
         change = Change(by_attribute=False, gradient_accumulation_steps=3)
         with pytest.raises(ConfigError, match="gradient_accumulation_steps has become 3; it cannot change while"):
             run(tmp_path, change, save_strategy="no").train()
+
+
+# ---- What older scripts give the trainer
+
+
+def older(folder, tokenizer=None, args=None, **more):
+    """A trainer as an older script makes it, and what it was told."""
+    args = args or ORPOConfig(output_dir=str(folder), **PLAIN)
+    return ORPOTrainer(tiny_model(), args, train_dataset=ROWS, tokenizer=tokenizer or tiny_tokenizer(), **more)
+
+
+def told(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("oddsmith")]
+
+
+class Processor:
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+
+OF_TOKENIZER = "tokenizer is an older name: write processing_class=..."
+
+
+class TestOlderScripts:
+    def test_the_tokenizer(self, tmp_path, caplog):
+        tokenizer = tiny_tokenizer()
+        trainer = older(tmp_path, tokenizer)
+        assert trainer.processing_class is tokenizer
+        assert told(caplog) == [OF_TOKENIZER]
+
+    def test_a_processor(self, tmp_path, caplog):
+        tokenizer = tiny_tokenizer()
+        trainer = make_trainer(tmp_path, tokenizer=Processor(tokenizer))
+        assert trainer.processing_class is tokenizer
+        assert told(caplog) == ["processing_class is a Processor: its tokenizer is taken, as pairs are texts"]
+
+    def test_settings_beside_args(self, tmp_path, caplog):
+        trainer = older(
+            tmp_path, beta=0.25, max_length=12, max_prompt_length=5, dataset_num_proc=1, label_pad_token_id=0
+        )
+        assert (trainer.beta, trainer.max_length, trainer.args.max_prompt_length) == (0.25, 12, 5)
+        assert trainer.pair_tokenizer.max_length == 12
+        assert max(map(len, trainer.train_dataset["chosen"])) > 12  # so rows were cut
+        assert told(caplog)[:3] == [
+            OF_TOKENIZER,
+            "settings belong in args: write ORPOConfig(beta=0.25, max_length=12, max_prompt_length=5,"
+            " dataset_num_proc=1)",
+            "label_pad_token_id has no effect: which tokens are learned is told by lengths, not by token ids",
+        ]
+
+    def test_they_are_checked(self, tmp_path):
+        with pytest.raises(ConfigError, match="beta is -1; expected a number from 0 upwards"):
+            older(tmp_path, beta=-1)
+
+    def test_plain_training_arguments(self, tmp_path, caplog):
+        plain = {**PLAIN, "output_dir": str(tmp_path), "learning_rate": 1e-3, "max_steps": 1}
+        trainer = make_trainer(tmp_path / "ours", None, ROWS, **plain)
+        theirs = older(tmp_path, args=TrainingArguments(**plain), beta=0.1)
+        for run in (trainer, theirs):
+            run.train()
+        assert isinstance(theirs.args, ORPOConfig)
+        assert theirs.state.log_history[0]["loss"] == trainer.state.log_history[0]["loss"]
+        assert told(caplog)[:3] == [
+            OF_TOKENIZER,
+            "args is a TrainingArguments: write ORPOConfig; its settings are taken, learning_rate=0.001 among them,"
+            " with beta=0.1 and max_length=1024",
+            "settings belong in args: write ORPOConfig(beta=0.1)",
+        ]
+
+    def test_arguments_of_one_s_own_keep_their_fields(self, tmp_path):
+        @dataclass
+        class Mine(TRLConfig):
+            mine: str = "x"
+
+        trainer = older(tmp_path, args=Mine(output_dir=str(tmp_path), **PLAIN, beta=0.3, mine="y"))
+        assert (trainer.beta, trainer.args.mine) == (0.3, "y")
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"beta": 0.1, "processor_class": 1, "learning_rate": 1, "ref": 2},
+             "unknown ORPOTrainer arguments processor_class (did you mean processing_class?), learning_rate"
+             " (learning_rate is a setting: give it in args, as ORPOConfig(learning_rate=...)), ref; docs/from-trl.md"),
+            ({"compute_loss_func": print}, "compute_loss_func; instead, override pair_losses, or compute_loss"),
+            ({"max_seq_length": 9}, "max_seq_length; max_length is a setting: give it in args, as ORPOConfig(max_len"),
+            ({"args": {"beta": 1}}, "args is a dict; expected an ORPOConfig"),
+            ({"processing_class": "gpt2"}, "processing_class and tokenizer are one argument, with two values; give pr"),
+            ({"tokenizer": "gpt2"}, "processing_class is a str; expected a tokenizer, or a processor that has one"),
+            ({"loss_type": "sigmoid"}, "loss_type is 'sigmoid'; the loss is ORPO's; leave it out"),
+        ],
+        ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+    )  # fmt: skip
+    def test_what_is_refused(self, tmp_path, given, message):
+        with pytest.raises(ConfigError) as error:
+            older(tmp_path, **given)
+        assert message in str(error.value)
+
+    def test_the_folder_of_tensorboard(self, tmp_path):
+        class Board(TensorBoardCallback):  # without the package, which writes the files
+            def __init__(self):
+                self.logging_dir = None
+
+        callbacks = Board(), Board()
+        for callback, folder in zip(callbacks, (str(tmp_path), None), strict=True):
+            make_trainer(tmp_path, callbacks=[callback], logging_dir=folder)
+        assert [callback.logging_dir for callback in callbacks] == [str(tmp_path), None]

@@ -21,4 +21,6 @@ _HOME = {"ORPOConfig": ".training", "ModelConfig": ".model", "ScriptArguments": 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for home in (".data", ".model"):  # cheap; an unknown setting of one class may be that of another
+        import_module(home, __name__)
     return getattr(import_module(_HOME[name], __name__), name)

@@ -212,6 +212,7 @@ LOGGING = (
     free("logging_steps", "Log every so many optimizer steps; below 1: this share of all steps.", COMMON),
     free("report_to", "Trackers that get the logs: wandb, tensorboard, trackio, mlflow, ...; none; all.", COMMON),
     free("run_name", "Name of the run in the trackers.", COMMON),
+    free("logging_dir", "Folder of TensorBoard's logs; one in output_dir by default."),
     free("logging_first_step"),
     free("logging_strategy", "When to log."),
     free("log_level"),

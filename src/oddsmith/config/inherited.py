@@ -98,9 +98,10 @@ TABLE = (
     refused(
         "dataloader_in_order", "the micro-batches of a step have to come in their order; leave it on", accepted=(True,)
     ),
-    refused(
+    told(
         "train_sampling_strategy",
-        "`random` and `sequential` work; micro-batches have about equal numbers of tokens in any case",
+        "`random` and `sequential` work, others are taken as `random`: micro-batches have about equal numbers of tokens"
+        " in any case",
         accepted=("random", "sequential"),
         has_use=True,
     ),
@@ -112,11 +113,16 @@ TABLE = (
         "logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica disable_tqdm"
         " report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id"
     ),
+    told(
+        "logging_dir",
+        "it counts for TensorBoard alone; newer transformers read the environment variable TENSORBOARD_LOGGING_DIR",
+        accepted=(None,),
+        has_use=True,
+    ),
     works("include_num_input_tokens_seen", "the tokens that are computed: packed, a shared prompt counts once"),
-    refused(
+    told(
         "logging_nan_inf_filter",
-        "it would log a NaN as the mean of other losses; leave it off: a step with a NaN is skipped and reported here,"
-        " and enters no mean (max_skipped_steps)",
+        "it has no effect: a step with a NaN is skipped and reported, and enters no mean (max_skipped_steps)",
         accepted=(False,),
     ),
     # Evaluation
@@ -177,14 +183,6 @@ TABLE = (
 FIELDS: dict[str, Fields] = {name: fields for fields in TABLE for name in fields.names}
 # What the help leaves out: it can only be refused, has no effect, or needs a script.
 WITHOUT_USE = frozenset(name for name, fields in FIELDS.items() if not fields.has_use)
-
-
-def choices_of(name: str, choices: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those of a field's choices that are not refused."""
-    known = FIELDS.get(name)
-    if known is None or known.verdict is not Verdict.REFUSED:
-        return choices
-    return tuple(choice for choice in choices if choice in known.accepted)
 
 
 def refuse(args: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Optional, Union
 
@@ -17,6 +18,7 @@ from ..system.precision import NO_BF16_UNIT, best_precision, emulates_bf16
 from .catalogue import with_help
 from .inherited import lines_about, refuse
 from .optimizers import require_usable
+from .spellings import with_older_names
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP007, UP045
@@ -43,6 +45,7 @@ _CHOICES = {
 }
 
 
+@with_older_names
 @with_help
 @dataclass
 class ORPOConfig(TrainingArguments):
@@ -83,6 +86,8 @@ class ORPOConfig(TrainingArguments):
             row the run rolls back to the weights of its last good checkpoint, once; the second time it stops.
         loss_spikes: A step whose loss is more than six standard deviations above the mean of the last 128 is reported
             (``"warn"``), skipped (``"skip"``) or ignored (``"ignore"``).
+        logging_dir: Folder of TensorBoard's logs, a setting of transformers before 5.2; by default one in
+            ``output_dir``.
 
     Raises:
         ConfigError: A value is out of range or contradicts another.
@@ -117,6 +122,7 @@ class ORPOConfig(TrainingArguments):
     max_tokens_per_microbatch: Union[int, str, None] = "auto"
     max_skipped_steps: int = 3
     loss_spikes: Literal["warn", "skip", "ignore"] = "warn"
+    logging_dir: Optional[str] = None
 
     def __post_init__(self):
         if self.output_dir is not None:
@@ -137,14 +143,37 @@ class ORPOConfig(TrainingArguments):
         require_usable(self)
         if (self.gradient_checkpointing_kwargs or {}).get("offload") and self.device.type == "cpu":
             raise ConfigError("activation_checkpointing_kwargs has offload on, which needs a GPU; leave it out")
+        self._check_model_options()
+        self._tell([f"float32: {BF16_EMULATED}"] * emulated + self._lines_on_lengths() + lines_about(self))
+        self.use_liger_kernel: bool = False  # its layers would take the place of ours
+        self.logging_nan_inf_filter = False
+
+    def change(self, settings: Mapping[str, Any]) -> None:
+        """Give settings that ``ORPOConfig`` adds to transformers' other values, and check them all again."""
+        for name, value in settings.items():
+            setattr(self, name, value)
+        self._resolve_beta()
+        self._check_ranges()
+        self._check_model_options()
+        self._tell(self._lines_on_lengths() if {"max_length", "max_prompt_length"} & settings.keys() else [])
+
+    def _tell(self, lines: list[str]) -> None:
+        for line in lines if self.process_index == 0 else ():
+            logger.warning(line)
+
+    def _check_model_options(self) -> None:
         if self.model_init_kwargs is not None:
             if not isinstance(self.model_init_kwargs, dict):
                 raise ConfigError(f"model_init_kwargs is {self.model_init_kwargs!r}; expected a mapping")
             self.model_init_kwargs = with_dtype(self.model_init_kwargs, "model_init_kwargs")
-        lines = [f"float32: {BF16_EMULATED}"] if emulated else []
-        for line in lines + lines_about(self) if self.process_index == 0 else ():
-            logger.warning(line)
-        self.use_liger_kernel: bool = False  # its layers would take the place of ours
+
+    def _lines_on_lengths(self) -> list[str]:
+        if not (self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length):
+            return []
+        return [
+            f"max_prompt_length ({self.max_prompt_length}) is not below max_length ({self.max_length}), so it has no"
+            " effect: pairs whose prompt leaves no room for a response are dropped; make it smaller to cut prompts"
+        ]
 
     def loader_options(self) -> dict[str, Any]:
         """Return the keyword arguments of a ``DataLoader`` that follow from the settings."""
@@ -198,11 +227,6 @@ class ORPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ConfigError(f"{name} is {value}; expected at least {minimum}")
-        if self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length:
-            raise ConfigError(
-                f"max_prompt_length ({self.max_prompt_length}) leaves no room for a response"
-                f" within max_length ({self.max_length}); make it smaller"
-            )
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise ConfigError("num_train_epochs and max_steps are both 0 or less, so nothing would be trained; set one")
         for name, choices in _CHOICES.items():

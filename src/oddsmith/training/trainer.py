@@ -74,6 +74,7 @@ from .meter import (
     pair_sums,
     quantities_of,
 )
+from .older_scripts import use_logging_dir, with_older_arguments
 from .own_loss import OwnLoss, micro_batch_loss
 from .preflight import Preflight, readable_by, require_one_device, require_readable, require_whole_steps
 from .recorder import Recorder
@@ -85,6 +86,7 @@ from .transformers_adapter import BYPASSED_METHODS, LossSums, TransformersAdapte
 logger = logging.getLogger(__name__)
 
 
+@with_older_arguments
 @with_attributes_of_trl
 class ORPOTrainer(TransformersAdapter):
     """Align a language model on pairs (prompt, chosen, rejected) in one step, without a reference model.
@@ -166,6 +168,7 @@ class ORPOTrainer(TransformersAdapter):
         )
         self.add_callback(self.live)  # after the callbacks of the user, which may change settings, or ask for a save
         self.add_callback(self.guard)
+        use_logging_dir(self)
         self.recorder.require_possible()
         require_readable(self)
         require_whole_steps(self.optimizer, self.model)

@@ -26,7 +26,6 @@ from oddsmith.system.precision import best_precision
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"beta": -0.1}, "beta is -0.1; expected a number from 0 upwards"),
         ({"max_length": 1}, "max_length is 1; expected at least 2"),
-        ({"max_length": 64, "max_prompt_length": 64}, "leaves no room for a response"),
         ({"fp16": True, "bf16": True}, "fp16 and bf16 are both on"),
         ({"fp16": True, "use_cpu": True}, "fp16 is on, but it needs a GPU; leave it out, or take bf16"),
         ({"max_skipped_steps": 0}, "max_skipped_steps is 0; expected at least 1"),

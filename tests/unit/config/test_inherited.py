@@ -18,13 +18,17 @@ PAGE = ROOT / "docs" / "from-trl.md"
 
 REFUSED = {
     "label_smoothing_factor": (0.1, "label_smoothing_factor is 0.1; the loss of ORPO has no label smoothing"),
-    "logging_nan_inf_filter": (True, "logging_nan_inf_filter is on; it would log a NaN as the mean of other losses"),
     "enable_jit_checkpoint": (True, "enable_jit_checkpoint is on; it saves in the middle of a step; leave it out"),
     "dataloader_in_order": (False, "dataloader_in_order is off; the micro-batches of a step have to come in their"),
-    "train_sampling_strategy": ("group_by_length", "is 'group_by_length'; random and sequential work; micro-batches"),
     "parallelism_config": (ParallelismConfig(), "parallelism_config is set; batches are planned for data parallelism"),
 }
 TOLD = {
+    "logging_nan_inf_filter": (True, "logging_nan_inf_filter is on; it has no effect: a step with a NaN is skipped"),
+    "train_sampling_strategy": (
+        "group_by_length",
+        "is 'group_by_length'; random and sequential work, others are taken",
+    ),
+    "logging_dir": ("logs", "logging_dir is 'logs'; it counts for TensorBoard alone; newer transformers read"),
     "average_tokens_across_devices": (False, "average_tokens_across_devices is off; it has no effect: a step has"),
     "use_liger_kernel": (True, "use_liger_kernel is on; it has no effect: layers and head save that memory here"),
     "liger_kernel_config": ({"rope": True}, "liger_kernel_config is {'rope': True}; it has no effect"),
@@ -133,11 +137,10 @@ def test_the_page_on_trl_has_the_table():
     assert markdown_table() in PAGE.read_text(encoding="utf-8"), "renew it with inherited.markdown_table()"
 
 
-def test_the_help_lists_what_is_of_use_with_the_choices_that_work():
+def test_the_help_lists_what_is_of_use():
     listed = {name for name, field in load_fields().items() if field.listed}
     assert set(load_fields()) - listed == WITHOUT_USE - {"parallelism_config"}
     assert not listed & {"label_smoothing_factor", "do_predict", "local_rank", "enable_jit_checkpoint", "label_names"}
-    assert load_fields()["train_sampling_strategy"].choices == ("random", "sequential")
 
 
 def test_a_field_for_scripts_is_refused_by_the_command():

@@ -53,6 +53,7 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
     """Run ``oddsmith demo``; return its outcome as JSON values."""
     quiet_libraries()
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
+    resolved.tell()
     foreign = [given.where for name, given in resolved.settings.items() if resolved.fields[name].owner != "ORPOConfig"]
     if foreign:
         raise ConfigError(f"{foreign[0]} is no setting of the demo, which brings its pairs and its adapter")

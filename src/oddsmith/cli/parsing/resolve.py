@@ -8,15 +8,16 @@ A flag may use dashes or underscores. A list takes several values (``--lora-targ
 
 from __future__ import annotations
 
-import difflib
+import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...config.inherited import refuse_of_python
+from ...config.spellings import OLDER, Place, nearest, refuse_unknown, under_todays_names
 from ...errors import ConfigError
-from ...system.dtypes import OLD_KEY
 from .config_file import Setting, read_config
 from .schema import Field, flag_of
 from .values import FALSE_WORDS, TRUE_WORDS, check, from_flag
@@ -24,28 +25,10 @@ from .values import FALSE_WORDS, TRUE_WORDS, check, from_flag
 if TYPE_CHECKING:
     from ...config import ModelConfig, ORPOConfig, ScriptArguments
 
-# Other accepted names of settings.
-ALIASES = {OLD_KEY: "dtype"}
+logger = logging.getLogger(__name__)
 
 # The setting that only the command line can turn on, never a file.
 TYPED_ONLY = "trust_remote_code"
-
-# Wrong names that users try, and the right ones: suggested in the message, not accepted.
-HINTS = {
-    "alpha": "beta",
-    "batch_size": "per_device_train_batch_size",
-    "dataset": "dataset_name",
-    "dataset_mixer": "datasets",
-    "epochs": "num_train_epochs",
-    "evaluation_strategy": "eval_strategy",
-    "lambda": "beta",
-    "lr": "learning_rate",
-    "model": "model_name_or_path",
-    "model_name": "model_name_or_path",
-    "output": "output_dir",
-    "steps": "max_steps",
-    "warmup_ratio": "warmup_steps (below 1 it is a share of all steps)",
-}
 
 
 @dataclass(frozen=True)
@@ -70,6 +53,7 @@ class Resolved:
     options: dict[str, str]  # the command's own flags that were given: name -> text, "" without one
     positional: list[str]  # words without a flag, other than the configuration file
     fields: Mapping[str, Field] = field(repr=False)  # the known settings
+    lines: list[str] = field(default_factory=list)  # what to say about older names of settings
 
     def get(self, name: str) -> Any:
         """Return the value of a setting, its default where none was given."""
@@ -86,6 +70,11 @@ class Resolved:
             for name, known in self.fields.items()
             if name in self.settings and self.settings[name].value != known.default
         }
+
+    def tell(self) -> None:
+        """Warn of older names. Not when they are read: a command that starts processes has it read again by each."""
+        for line in self.lines:
+            logger.warning(line)
 
 
 class Settings(NamedTuple):
@@ -104,7 +93,7 @@ def resolve(
     ``max_positional`` is how many words without a flag the command takes; with 0 it takes one, the configuration file.
     Raises ``ConfigError`` for an unknown flag or setting, a value of the wrong type, a second configuration file.
     """
-    words = _Words(arguments, fields, {option.name: option for option in options})
+    words = _Words(arguments, {**_older_fields(fields), **fields}, {option.name: option for option in options})
     words.read()
     configs = words.configs + ([] if max_positional else words.positional)
     if len(configs) > 1:
@@ -112,10 +101,16 @@ def resolve(
     if max_positional and len(words.positional) > max_positional:
         example = "--dataset-name" if fields else next(iter(words.options_known.values())).flag
         raise ConfigError(f"found {words.positional[max_positional]!r}; expected a flag such as {example} there")
-    settings = _read_file(configs[0], fields, words.options_known) if configs else {}
-    settings.update(words.settings)
-    _require_typed(settings)
-    return Resolved(settings, words.options, words.positional if max_positional else [], fields)
+    in_file, unknown = _read_file(configs[0], words) if configs else ({}, {})
+    _refuse_unknown(unknown, words.unknown, has_settings=bool(fields))
+    resolved = Resolved({}, words.options, words.positional if max_positional else [], fields)
+    for given, place in ((in_file, _in_file(in_file)), (words.settings, _as_flags(words.settings))):
+        today = under_todays_names({name: setting.value for name, setting in given.items()}, fields, place)
+        for name, value in today.settings.items():
+            resolved.settings[name] = Setting(value, given[today.origin.get(name, name)].where)
+        resolved.lines += today.lines
+    _require_typed(resolved.settings)
+    return resolved
 
 
 def resolve_word(
@@ -135,6 +130,7 @@ def build(resolved: Resolved) -> Settings:
     """Make the dataclasses, which check ranges and contradictions; an error ends with where the values were given."""
     from ...config import ModelConfig, ORPOConfig, ScriptArguments
 
+    resolved.tell()
     refuse_of_python(resolved.changed(), lambda name: resolved.settings[name].where)
     try:
         settings = Settings(
@@ -166,7 +162,8 @@ class _Words:
     def __init__(self, arguments: Sequence[str], fields: Mapping[str, Field], options: dict[str, Option]):
         self.arguments, self.fields, self.options_known = list(arguments), fields, options
         self.position = 0
-        self.settings: dict[str, Setting] = {}
+        self.settings: dict[str, Setting] = {}  # under the names that were given
+        self.unknown: dict[str, str | None] = {}  # flag -> what was probably meant
         self.options: dict[str, str] = {}
         self.configs: list[str] = []
         self.positional: list[str] = []
@@ -185,7 +182,6 @@ class _Words:
     def _read_flag(self, word: str) -> None:
         flag, has_value, attached = word.partition("=")
         name = flag[2:].replace("-", "_")
-        name = ALIASES.get(name, name)
         if name == "config":
             self.configs.append(attached if has_value else self._one_value(flag))
         elif name in self.options_known:
@@ -199,8 +195,10 @@ class _Words:
         elif name.removeprefix("no_") in self.fields:
             raise ConfigError(f"{flag}: {name[3:]} is no switch; expected --{name[3:].replace('_', '-')} VALUE")
         else:
-            candidates = [*self.fields, *self.options_known]
-            raise ConfigError(f"unknown flag {flag}; {_suggestion(name, candidates, dashes=True)}")
+            meant = nearest(name, [*self.fields, *self.options_known])
+            self.unknown[flag] = meant and f"did you mean {flag_of(meant)}?"
+            while not has_value and self._peek() is not None and not _is_config(self._peek() or ""):
+                self.position += 1
 
     def _values(self, known: Field, flag: str) -> list[str]:
         """Take the words that belong to a setting's flag."""
@@ -246,19 +244,57 @@ def _is_config(word: str) -> bool:
     return word.endswith((".yaml", ".yml"))
 
 
-def _read_file(path: str, fields: Mapping[str, Field], options: Mapping[str, Option]) -> dict[str, Setting]:
-    """Read a configuration file, and check each value."""
+def _read_file(path: str, words: _Words) -> tuple[dict[str, Setting], dict[str, str | None]]:
+    """Read a configuration file, and check each value; return the settings, and the unknown ones with their hints."""
     settings: dict[str, Setting] = {}
+    unknown: dict[str, str | None] = {}
     for key, given in read_config(path).items():
-        name = ALIASES.get(key, key)
-        if name in options:
-            raise ConfigError(f"{given.where}: {key} is a flag of the command, no setting; give {options[name].flag}")
-        if name not in fields:
-            raise ConfigError(f"{given.where}: unknown setting {key}; {_suggestion(key, fields)}")
-        if name in settings:
-            raise ConfigError(f"{given.where}: {name} is given twice, first at {settings[name].where}; remove one")
-        settings[name] = Setting(check(fields[name], given.value, given.where), given.where)
-    return settings
+        if key in words.options_known and key not in OLDER:
+            flag = words.options_known[key].flag
+            raise ConfigError(f"{given.where}: {key} is a flag of the command, no setting; give {flag}")
+        if key in words.fields:
+            settings[key] = Setting(check(words.fields[key], given.value, given.where), given.where)
+        else:
+            meant = nearest(key, words.fields)
+            unknown[f"{given.where}: {key}"] = meant and f"did you mean {meant}?"
+    return settings, unknown
+
+
+def _refuse_unknown(in_file: Mapping[str, str | None], flags: Mapping[str, str | None], has_settings: bool) -> None:
+    """Raise one ``ConfigError`` for all unknown settings of a file, and all unknown flags."""
+    otherwise = "`oddsmith train --help-all` lists all settings" if has_settings else "--help lists all flags"
+    if len(in_file) == 1 and not flags:
+        ((name, hint),) = in_file.items()
+        where, _, key = name.rpartition(" ")
+        raise ConfigError(f"{where} unknown setting {key}; {hint or otherwise}")
+    refuse_unknown("setting" if in_file else "flag", {**in_file, **flags}, otherwise)
+
+
+def _older_fields(fields: Mapping[str, Field]) -> dict[str, Field]:
+    """Return the older names of settings as settings of their own, so that their values can be read."""
+    found = {}
+    for name, older in OLDER.items():
+        new = fields.get(older.new[0]) if older.new else None
+        if fields and (new or not older.new):
+            types = older.kind or (new.types if new else ())
+            choices = new.choices if new and not older.kind else ()
+            found[name] = Field(name, "", "", False, False, types, True, None, "", choices)
+    return found
+
+
+def _in_file(given: Mapping[str, Setting]) -> Place:
+    return Place(lambda name: f"{given[name].where}: ", value=lambda name, value: f"{name}: {_text(value)}")
+
+
+def _as_flags(given: Mapping[str, Setting]) -> Place:
+    def written(name: str, value: Any) -> str:
+        return flag_of(name) if value is True else f"{flag_of(name)} {_text(value)}"
+
+    return Place(name=lambda name: given[name].where if name in given else flag_of(name), value=written)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _require_typed(settings: Mapping[str, Setting]) -> None:
@@ -281,17 +317,3 @@ def _keys_inside(value: Any) -> set[str]:
     if isinstance(value, dict):
         return {str(key).replace("-", "_") for key in value}.union(*map(_keys_inside, value.values()))
     return set().union(*map(_keys_inside, value)) if isinstance(value, list) else set()
-
-
-def _suggestion(name: str, candidates: Iterable[str], dashes: bool = False) -> str:
-    """Word the end of the message "unknown ...;": the name that was probably meant."""
-    candidates = list(candidates)
-    has_settings = "model_name_or_path" in candidates  # a command's own few flags are all of them otherwise
-    hint = HINTS.get(name) if has_settings else None
-    nearest = hint or next(iter(difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)), None)
-    if nearest is None:
-        return "`oddsmith train --help-all` lists all settings" if has_settings else "--help lists all flags"
-    if dashes:
-        head, *rest = nearest.split(" ", 1)
-        nearest = " ".join(["--" + head.replace("_", "-"), *rest])
-    return f"did you mean {nearest}?"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ...config.catalogue import COMMON, GROUPS, OTHER, SETTINGS
-from ...config.inherited import WITHOUT_USE, choices_of
+from ...config.inherited import WITHOUT_USE
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 
@@ -98,7 +98,7 @@ def _field(owner: type, field: dataclasses.Field, hint: Any) -> Field:
         nullable=nullable,
         default=default.value if isinstance(default, Enum) else default,
         help=(facts.help if facts else "") or _first_sentence(field.metadata.get("help", "")),
-        choices=choices_of(field.name, tuple(field.metadata.get("choices") or choices)),
+        choices=tuple(field.metadata.get("choices") or choices),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import ConfigError
-from ...system.dtypes import dtype_name
+from ...system.dtypes import OLD_KEY, dtype_name
 from ...system.strict_json import read_json
 from .schema import Field, flag_of
 
@@ -59,7 +59,7 @@ def check(field: Field, value: Any, where: str, typed: str | None = None) -> Any
     ``where`` is the file and line, or the flag, for the message; ``typed`` is the text that the value was read from.
     """
     accepted, result = _accept(field, value)
-    if field.name == "dtype":
+    if field.name in ("dtype", OLD_KEY):
         result = dtype_name(result)
     if accepted and not (field.choices and isinstance(result, str) and result not in field.choices):
         return result
