@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from ..config import ModelConfig
 from ..errors import MissingExtraError, ModelError
 from .merging import is_tied
+from .text_part import outside_text, pattern_of
 
 ALL_LINEAR = "all-linear"
 
@@ -94,7 +95,9 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     peft_config = copy.deepcopy(peft_config)
     if model.config.is_encoder_decoder and peft_config.task_type in (None, TaskType.CAUSAL_LM):
         peft_config.task_type = TaskType.SEQ_2_SEQ_LM
-    _check_targets(model, peft_config)
+    outside = outside_text(model)
+    _check_targets(model, peft_config, outside)
+    _leave_out(peft_config, outside)
     _check_initialisation(model, peft_config)
     _keep_tied(model, peft_config)
     # No prepare_model_for_kbit_training: it casts norms, embeddings and head to float32, which on SmolLM2-135M (NF4,
@@ -192,9 +195,13 @@ def _target_modules(names: str | list[str] | None) -> str | list[str]:
     return names
 
 
-def _check_targets(model: PreTrainedModel, peft_config: PeftConfig) -> None:
+def _check_targets(model: PreTrainedModel, peft_config: PeftConfig, outside: list[str]) -> None:
     """Require that every target exists, and list the candidates otherwise; PEFT complains only where none exists."""
-    paths = [path for path, _ in model.named_modules() if path]
+    is_outside = re.compile(pattern_of(outside)) if outside else None
+    reached = [(path, module) for path, module in model.named_modules() if path]
+    if is_outside:
+        reached = [(path, module) for path, module in reached if not is_outside.fullmatch(path)]
+    paths = [path for path, _ in reached]
     targets = getattr(peft_config, "target_modules", None) or []
     if isinstance(targets, str):
         missing = [] if targets == ALL_LINEAR or any(re.fullmatch(targets, path) for path in paths) else [targets]
@@ -203,12 +210,23 @@ def _check_targets(model: PreTrainedModel, peft_config: PeftConfig) -> None:
     missing += [name for name in getattr(peft_config, "modules_to_save", None) or [] if not _names_any(name, paths)]
     if missing:
         head = model.get_output_embeddings()
-        linear = [(path, module) for path, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+        linear = [(path, module) for path, module in reached if isinstance(module, (nn.Linear, Conv1D))]
         candidates = dict.fromkeys(path.rpartition(".")[2] for path, module in linear if module is not head)
+        where = "this model" if not outside else "what pairs of text train of this model"
         raise ModelError(
-            f"LoRA target {', '.join(sorted(missing))} is not in this model ({model.config.model_type});"
+            f"LoRA target {', '.join(sorted(missing))} is not in {where} ({model.config.model_type});"
             f" expected all-linear or some of: {', '.join(candidates)}"
         )
+
+
+def _leave_out(peft_config: PeftConfig, outside: list[str]) -> None:
+    """Keep an adapter out of what text does not reach, whatever its targets are called."""
+    if not outside or not hasattr(peft_config, "exclude_modules"):
+        return
+    already: Any = peft_config.exclude_modules
+    if already and not isinstance(already, str):
+        already = rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(already)))})"
+    peft_config.exclude_modules = "|".join(filter(None, (already, pattern_of(outside))))
 
 
 def _check_initialisation(model: PreTrainedModel, peft_config: PeftConfig) -> None:

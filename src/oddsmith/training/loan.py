@@ -1,5 +1,6 @@
 """Change a model for its training, and give it back as it was: only its weights are other ones then.
 
+    towers                 what reads images or sound is frozen from the trainer's constructor on (``text_part.py``)
     dropout rates          set to 0 from the trainer's constructor on, if ``disable_dropout`` is on
     use_cache              set by the constructor of transformers' ``Trainer``
     checkpointing          switched on by transformers, with a hook on the embeddings that gives their output a gradient
@@ -17,6 +18,7 @@ from torch import nn
 
 from ..config import ORPOConfig
 from ..model.loading.setup import disable_dropout
+from ..model.text_part import freeze_outside_text
 
 # Attributes of modules: accelerate's, then transformers'.
 ATTRIBUTES = (
@@ -41,6 +43,7 @@ class ModelLoan:
         self._config: Any = getattr(model, "config", None)
         self._use_cache = getattr(self._config, "use_cache", None)
         self._rates = disable_dropout(model) if args.disable_dropout else []
+        self._frozen = freeze_outside_text(model)
         self._attributes: dict[nn.Module, dict[str, Any]] = {}
         self._hooks: dict[nn.Module, set[int]] = {}
 
@@ -49,6 +52,7 @@ class ModelLoan:
         self.note()
         if self._args.disable_dropout:
             self._rates += disable_dropout(self.model)  # nothing, in the first training
+        self._frozen += freeze_outside_text(self.model)
         if self._use_cache is not None:
             self._config.use_cache = self._args.use_cache
         # Frozen embeddings give no gradient to the input of a checkpointed layer.
@@ -84,6 +88,8 @@ class ModelLoan:
         self.take_off()
         for module, name, rate in self._rates:
             setattr(module, name, rate)
-        self._rates = []
+        for weight in self._frozen:
+            weight.requires_grad_(True)
+        self._rates, self._frozen = [], []
         if self._use_cache is not None:
             self._config.use_cache = self._use_cache

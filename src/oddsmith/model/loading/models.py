@@ -13,23 +13,13 @@ import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
 from peft import PeftModel
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.templates.environment import guard_chat_templates
 from ...errors import ModelError
 from ..adapters import fit_vocabulary, keep_weights_unpacked, repeatable_initialisation
 from .adapter_base import adapter_settings, base_of, read_base_record, require_same_base
+from .architecture import auto_class_for
 from .gguf import as_model_folder, load_gguf_config, load_gguf_model, load_gguf_tokenizer
 from .load_errors import clear_errors
 from .place import TOKENIZER_FILES, is_gguf, locate
@@ -40,9 +30,6 @@ from .untrusted_files import (
     refuse_code_in_hub_model,
     refuse_code_in_options,
 )
-
-# Weights without a language-modelling head, by the end of their architecture's name.
-HEADLESS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 
 # Keyword arguments of ``from_pretrained`` that say how to reach the hub.
 HUB_OPTIONS = ("token", "cache_dir", "local_files_only")
@@ -60,7 +47,7 @@ def load_model(
     dequantize: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel | PeftModel:
-    """Load a model that generates text: decoder-only or encoder-decoder.
+    """Load a model that generates text: decoder-only or encoder-decoder, with its parts for images or sound if any.
 
     Args:
         name: Hub id, folder, GGUF file, ``builtin:smollm2-135m-instruct``, or the folder or hub id of a PEFT adapter.
@@ -104,7 +91,7 @@ def load_model(
             with repeatable_initialisation(adapter):
                 return PeftModel.from_pretrained(base, place, is_trainable=is_trainable, revision=revision)
         if is_gguf(place):
-            _require_generator(name, load_gguf_config(Path(place)))
+            auto_class_for(name, load_gguf_config(Path(place)))  # refuses what is no generator
             model = _load_gguf(Path(place), **options)
         else:
             model = _load(name, place, revision=revision, trust_remote_code=trust_remote_code, **options)
@@ -146,9 +133,8 @@ def _load(name: str, place: str, *, revision: str, trust_remote_code: bool, **op
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     hub_options = {key: options[key] for key in HUB_OPTIONS if key in options}
     config = AutoConfig.from_pretrained(place, **source, **hub_options)
-    _require_generator(name, config)
+    auto_class = auto_class_for(name, config)
     refuse_code_in_hub_model(name, place, revision, trust_remote_code, options.get("cache_dir"))
-    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     return auto_class.from_pretrained(place, **source, **{**options, "use_safetensors": True})
 
 
@@ -157,23 +143,6 @@ def _load_gguf(path: Path, **options: Any) -> PreTrainedModel:
         return load_gguf_model(path, **options)
     with as_model_folder(path) as folder:  # transformers cannot requantise a GGUF file
         return _load(str(path), str(folder), revision="main", trust_remote_code=False, **options)
-
-
-def _require_generator(name: str, config: PreTrainedConfig) -> None:
-    """Refuse models that do not give log p(answer | prompt): encoders, classifiers, models of images."""
-    needs = "ORPO needs a model that generates text"
-    mapping, own_class = MODEL_FOR_CAUSAL_LM_MAPPING, "AutoModelForCausalLM"
-    if config.is_encoder_decoder:
-        mapping, own_class = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, "AutoModelForSeq2SeqLM"
-    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        raise ModelError(f"{name}: is an encoder ({config.model_type}); {needs}, such as Llama, Qwen or T5")
-    architectures = config.architectures or []
-    if architectures and all(architecture.endswith(HEADLESS) for architecture in architectures):
-        raise ModelError(f"{name}: is a classifier ({', '.join(architectures)}); {needs}")
-    if type(config) not in mapping and own_class not in (getattr(config, "auto_map", None) or {}):
-        raise ModelError(
-            f"{name}: transformers has no text generation for its model type {config.model_type!r}; {needs}"
-        )
 
 
 def _has_tokenizer(place: str, revision: str) -> bool:

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ...data.limits import ModelLimits
 from ..adapters import add_adapter
 from ..limits import limits_of, require_pad_token
+from ..text_part import freeze_outside_text
 from .adapter_base import find_base
+from .architecture import auto_class_of
 from .gguf import load_gguf_config
 from .place import is_adapter_folder, is_gguf, locate
 
@@ -36,13 +38,14 @@ def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfi
             config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError):
             return None
-        if not any(type(config) in known._model_mapping for known in (AutoModelForCausalLM, AutoModelForSeq2SeqLM)):
-            return None
-    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto_class = auto_class_of(config)
+    if auto_class is None:
+        return None
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
     with torch.device("meta"):
         model = auto_class.from_config(config, dtype=dtype)
+    freeze_outside_text(model)
     return model if peft_config is None else _with_adapter(model, peft_config, is_new=True)
 
 
