@@ -38,6 +38,10 @@ WHOLE: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_thinker": {"vision_start_token_id": 250},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 250},
 }
+MROPE = (
+    "qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text",
+    "paddleocr_vl_text",
+)  # fmt: skip
 KINDS = sorted(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
 
 
@@ -85,24 +89,27 @@ def _shrink(part: PreTrainedConfig) -> None:
     settings = dict(vars(part))
     layers = next((settings[name] for name in ("num_hidden_layers", "num_layers", "depth") if settings.get(name)), 0)
     for name, value in settings.items():
-        if isinstance(value, bool):
-            continue
-        if name == "vocab_size" and isinstance(value, int):
-            part.vocab_size = VOCABULARY
-        elif name in MOST and isinstance(value, int):
-            setattr(part, name, min(value, MOST[name]))
-        elif name in MOST and isinstance(value, list):
-            setattr(part, name, [min(one, MOST[name]) for one in value])
-        elif name.endswith(("token_id", "token_index")) and isinstance(value, int) and value >= VOCABULARY:
-            setattr(part, name, VOCABULARY - 1 - sum(map(ord, name)) % 5)  # no token of the tokenizer
-        elif name.endswith("token_id") and isinstance(value, list):
-            setattr(part, name, [VOCABULARY - 1])
-        elif isinstance(value, list | tuple) and len(value) == layers > LAYERS:  # one of each kind
-            setattr(part, name, [value[0], next((one for one in value if one != value[0]), value[1])])
-        elif "dropout" in name and isinstance(value, float):
-            setattr(part, name, 0.0)
+        if not isinstance(value, bool | None):
+            setattr(part, name, _small(name, value, layers))
     rope = getattr(part, "rope_parameters", None) or {}
-    if "mrope_section" in rope or part.model_type.startswith(("qwen2_vl_text", "qwen2_5_vl_text")):
+    if "mrope_section" in rope or part.model_type in MROPE:
         width = getattr(part, "head_dim", None) or part.hidden_size // part.num_attention_heads
         half = int(width * rope.get("partial_rotary_factor", 1.0)) // 2
         rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
+
+
+def _small(name: str, value: Any, layers: int) -> Any:
+    """Return a setting of a small configuration; ``layers`` is how many layers the part had."""
+    if name == "vocab_size":
+        return VOCABULARY
+    if name in MOST and isinstance(value, int):
+        return min(value, MOST[name])
+    if name in MOST and isinstance(value, list):
+        return [min(one, MOST[name]) for one in value]
+    if name.endswith(("token_id", "token_index")) and isinstance(value, int) and value >= VOCABULARY:
+        return VOCABULARY - 1 - sum(map(ord, name)) % 5  # no token of the tokenizer
+    if name.endswith("token_id") and isinstance(value, list):
+        return [VOCABULARY - 1]
+    if isinstance(value, list | tuple) and len(value) == layers > LAYERS:  # one of each kind
+        return [value[0], next((one for one in value if one != value[0]), value[1])]
+    return 0.0 if "dropout" in name and isinstance(value, float) else value

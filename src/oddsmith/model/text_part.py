@@ -19,7 +19,9 @@ from torch import nn
 from transformers import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 # Modules for images and sound inside of a decoder, by their own names or their classes'.
-_NAMES = re.compile(r"^(vision|visual|image|img|audio|speech|video)|_(vision|visual|image|audio)$|^embed_tokens_extend$")
+_NAMES = re.compile(
+    r"^(vision|visual|image|img|audio|speech|video)|_(vision|visual|image|audio)$|^embed_tokens_extend$"
+)
 _CLASSES = re.compile(r"CrossAttentionDecoderLayer$")
 
 
@@ -84,9 +86,7 @@ def _outside(module: nn.Module, text: list[nn.Module], path: str = "") -> Iterat
                 yield below
             else:
                 yield from _outside(child, [child], below)
-        elif any(child is one for one in text):
-            yield from _outside(child, text, below)
-        elif {id(one) for one in child.modules()} & {id(one) for one in text}:
+        elif any(child is one for one in text) or {id(one) for one in child.modules()} & {id(one) for one in text}:
             yield from _outside(child, text, below)
         else:
             yield below

@@ -16,7 +16,6 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.templates.environment import guard_chat_templates
-from ...errors import ModelError
 from ..adapters import fit_vocabulary, keep_weights_unpacked, repeatable_initialisation
 from .adapter_base import adapter_settings, base_of, read_base_record, require_same_base
 from .architecture import auto_class_for

@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from ...batching.collate import IGNORED, sequence_targets
 from .pair_tokens import PairLosses, PairTokens, Tokens
 
+# What kind of token all are, where a model that reads images as well would take text for something else: by its model
+# type the argument, and its value for text that sees only what is before it.
+_KIND_OF_TEXT = {"molmo2": ("mm_token_type_ids", 0), "paligemma": ("token_type_ids", 1)}
+
 
 class PairLogps(NamedTuple):
     """Log-probabilities and counts of a micro-batch for loss and metrics; differentiable, float32 or better."""
@@ -73,7 +77,9 @@ def pair_logps(
     start_token = unwrap(model).config.decoder_start_token_id if is_encoder_decoder else None
     stacked = _stack(batch, pad_token_id, nll_on, is_encoder_decoder, start_token)
     is_target_ST = stacked.response_ST | stacked.nll_ST
-    extra = {"output_router_logits": True} if router_loss else {}
+    extra: dict[str, Any] = {"output_router_logits": True} if router_loss else {}
+    if kind := _KIND_OF_TEXT.get(unwrap(model).config.model_type):
+        extra[kind[0]] = torch.full_like(stacked.target_ST, kind[1])
     with _head_only_at(model, is_target_ST):
         outputs = model(**stacked.model_inputs, use_cache=False, **extra)
     logits_NV = outputs.logits
