@@ -19,11 +19,13 @@ def llama_cpp_source() -> Path:
 
 
 # Runs in a process of its own: the script brings its own package ``gguf``. Tiny tokenizers have no known fingerprint,
-# so the name of their pre-tokenizer is given; the fingerprints have a test of their own.
+# so the name of their pre-tokenizer is given; the fingerprints have a test of their own. Layers that predict further
+# tokens are left out.
 _MANY = """
 import json, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
 import conversion, convert_hf_to_gguf
+conversion.ModelBase.no_mtp = True
 for folder, target, encoding, pre in json.loads(sys.argv[2]):
     if pre:
         conversion.TextModel.get_vocab_base_pre = lambda self, tokenizer, name=pre: name

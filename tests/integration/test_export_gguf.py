@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from oddsmith.export import divergence
-from oddsmith.export.gguf import convert, proof
+from oddsmith.export.gguf import convert, parts, proof
 from oddsmith.export.gguf import export as export_module
 from oddsmith.export.gguf.llama_cpp import GgufModel
 from oddsmith.model.loading.models import load_model, load_tokenizer
@@ -104,6 +104,16 @@ def test_what_is_printed(model, tmp_path, capsys):
     assert left(tmp_path / "out") == ["Modelfile", "tiny-llama-BF16.gguf", "tiny-llama-Q8_0.gguf"]
 
 
+def test_the_text_part_of_a_vision_language_model(tmp_path, capsys):
+    folder = save_family(tmp_path / "gemma", "gemma3-images")
+    outcome = run_here(capsys, "export", folder, "--to", "gguf", "--quantize", "bf16", "--json")
+    assert outcome.code == 0, outcome.err
+    (file,) = json.loads(outcome.out)["files"]
+    assert file["proof"]["divergence"]["kl"] < 1e-3
+    assert "text part alone" in json.loads(outcome.out)["left_out"]
+    assert "the files hold the model's text part alone; for images llama.cpp needs a second file" in outcome.err
+
+
 @pytest.mark.parametrize(("place", "title"), [("merged", "my-run"), ("checkpoint-7", "my-run-checkpoint-7")])
 def test_files_are_named_after_the_run(base, tmp_path, capsys, place, title):
     folder = shutil.copytree(base, tmp_path / "my-run" / place)
@@ -154,7 +164,7 @@ class TestRefused:
             before = left(name)
             outcome = run_here(capsys, "export", name, "--to", "gguf")
             assert_refused(
-                outcome, 2, "OlmoForCausalLM is none of the families", "Llama, Mistral, Qwen2", "--converter"
+                outcome, 2, "OlmoForCausalLM is none of the families", "Llama, Mistral, Mixtral", "--converter"
             )
             assert "merging" not in outcome.err
             assert left(name) == before
@@ -194,14 +204,14 @@ class TestFailed:
 
     def test_a_conversion_that_computes_something_else(self, model, capsys, monkeypatch):
         """The check that everything rests on: heads that were not permuted are another model."""
-        monkeypatch.setattr(convert, "interleave_heads", lambda rows, heads: rows)
+        monkeypatch.setattr(parts, "interleave_heads", lambda rows, heads: rows)
         before = left(model)
         outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0,f16")
         assert_refused(outcome, 1, "f16 does not compute what the model does: KL", "nothing was written")
         assert left(model) == before
 
     def test_a_quantised_file_past_its_limit_is_only_warned_about(self, model, capsys, monkeypatch):
-        monkeypatch.setattr(convert, "interleave_heads", lambda rows, heads: rows)
+        monkeypatch.setattr(parts, "interleave_heads", lambda rows, heads: rows)
         outcome = run_here(capsys, "export", model, "--to", "gguf", "--quantize", "q8_0")
         assert outcome.code == 0
         assert "warning: q8_0 is further from the model than expected: KL" in outcome.err

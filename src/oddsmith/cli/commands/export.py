@@ -124,6 +124,8 @@ def _export_gguf(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any],
         on_stage=lambda stage, detail: _say_stage("merged" if stage == "write" else stage, detail),
     )
     print("\n".join(_gguf_lines(report)))
+    if report.left_out:
+        say(report.left_out)
     for file in report.files:
         for warning in file.warnings:
             say(f"warning: {warning}", style="yellow", hang=2)

@@ -31,7 +31,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from ...errors import ExportError, ModelError
-from .families import Family, Settings, family_of
+from .families import Family, family_of
+from .parts import Change, Part, text_name
+from .settings import Settings, text_settings
 from .vocabulary import Vocabulary, read_vocabulary
 
 
@@ -56,6 +58,22 @@ PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
 # Buffers in older model folders, which every library computes itself.
 IGNORED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
+# One expert of many, which llama.cpp wants in one tensor: where they are, its number, its weight.
+EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+\.weight)")
+# Matrices that are float32 in every file.
+FLOAT32 = (
+    "_norm.weight", ".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight", ".ssm_conv1d.weight", ".shortconv.conv.weight"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a model folder."""
+
+    file: Path
+    key: str  # its name in that file
+    shape: tuple[int, ...]
+    type: str  # ``"f32"``, ``"f16"`` or ``"bf16"``
 
 
 @dataclass(frozen=True)
@@ -64,13 +82,17 @@ class Tensor:
 
     name: str  # in llama.cpp
     shape: tuple[int, ...]  # in torch
-    file: Path | None  # the safetensors file that holds it; ``None`` where it is computed
-    source: str  # its name in that file
-    source_type: str  # ``"f32"``, ``"f16"`` or ``"bf16"``
+    stored: tuple[Stored, ...]  # what it is made of; none where it is computed
+    is_stack: bool = False  # whether these are stacked, one or several
+    change: Change = lambda values: values  # makes it of the stored one or the stack
 
     @property
     def stays_float32(self) -> bool:
-        return len(self.shape) < 2 or self.name.endswith("_norm.weight")
+        return len(self.shape) < 2 or self.name.endswith(FLOAT32) or not self.name.endswith(".weight")
+
+    @property
+    def source(self) -> str:
+        return self.stored[0].key if self.stored else self.name
 
     @property
     def numbers(self) -> int:
@@ -95,7 +117,7 @@ def plan_conversion(folder: Path, *, title: str, source: str) -> Conversion:
     A model that cannot be converted raises ``ModelError``, which says why, and which models can.
     """
     try:
-        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+        settings = text_settings(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source}: cannot be read: {str(error).strip().splitlines()[0]}") from error
@@ -104,7 +126,7 @@ def plan_conversion(folder: Path, *, title: str, source: str) -> Conversion:
     embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
     if embedding is None:
         raise ModelError(f"{source}: has no token embedding; expected a whole model")
-    matrix_types = {tensor.source_type for tensor in tensors if not tensor.stays_float32}
+    matrix_types = {stored.type for tensor in tensors if not tensor.stays_float32 for stored in tensor.stored}
     return Conversion(
         title=safe_title(title, tokenizer),
         settings=settings,
@@ -132,24 +154,44 @@ def _plan_tensors(folder: Path, settings: Settings, family: Family, source: str)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{source}: holds no .safetensors file; expected a model folder that save_pretrained wrote")
+    found: dict[str, dict[int, Stored]] = {}  # by name, the experts of a layer by number
+    for stored in (stored for file in files for stored in _read_header(file, source)):
+        key = text_name(stored.key)
+        if key is None or key.endswith(IGNORED) or (key == "lm_head.weight" and settings["tie_word_embeddings"]):
+            continue  # a tied head is the embedding; llama.cpp takes it from there
+        expert = EXPERT.fullmatch(key)
+        name, number = (f"{expert[1]}.{expert[3]}", int(expert[2])) if expert else (key, -1)
+        found.setdefault(name, {})[number] = stored
+    tensors = [Tensor(name, tuple(data.shape), ()) for name, data in family.extra_tensors(settings)]
     names = get_tensor_name_map(family.architecture, settings["num_hidden_layers"])
-    tensors = [Tensor(name, tuple(data.shape), None, "", "f32") for name, data in family.extra_tensors(settings)]
-    for file in files:
-        try:
-            with safe_open(file, "pt") as weights:
-                for key in weights.keys():  # noqa: SIM118  no mapping
-                    if key.endswith(IGNORED) or (key == "lm_head.weight" and settings["tie_word_embeddings"]):
-                        continue  # a tied head is the embedding; llama.cpp takes it from there
-                    part = weights.get_slice(key)
-                    name = names.get_name(key, try_suffixes=(".weight", ".bias"))
-                    if name is None:
-                        raise ModelError(f"{source}: llama.cpp has no name for its tensor {key}; use --converter PATH")
-                    if part.get_dtype().lower() not in ENCODINGS:
-                        raise ModelError(f"{source}: {key} is {part.get_dtype()}; expected 16- or 32-bit numbers")
-                    tensors.append(Tensor(name, tuple(part.get_shape()), file, key, part.get_dtype().lower()))
-        except SafetensorError as error:
-            raise ModelError(f"{source}: {file.name} is damaged ({error}); fetch or export it again") from error
+    for name, experts in found.items():
+        several = tuple(experts[number] for number in sorted(experts))
+        for part in family.parts(name, settings):
+            tensors.append(_plan_tensor(part, several, -1 not in experts, names, source))
     return tensors
+
+
+def _read_header(file: Path, source: str) -> Iterator[Stored]:
+    """Yield the tensors of a file."""
+    try:
+        with safe_open(file, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118  no mapping
+                part = weights.get_slice(key)
+                yield Stored(file, key, tuple(part.get_shape()), part.get_dtype().lower())
+    except SafetensorError as error:
+        raise ModelError(f"{source}: {file.name} is damaged ({error}); fetch or export it again") from error
+
+
+def _plan_tensor(part: Part, stored: tuple[Stored, ...], is_stack: bool, names: Any, source: str) -> Tensor:
+    name = names.get_name(part.name, try_suffixes=(".weight", ".bias"))
+    if name is None:
+        raise ModelError(f"{source}: llama.cpp has no name for its tensor {stored[0].key}; use --converter PATH")
+    for each in stored:
+        if each.type not in ENCODINGS:
+            raise ModelError(f"{source}: {each.key} is {each.type.upper()}; expected 16- or 32-bit numbers")
+    shape = (len(stored), *stored[0].shape) if is_stack else stored[0].shape
+    shape = tuple(part.change(torch.empty(shape, device="meta")).shape)
+    return Tensor(name, shape, stored, is_stack, part.change)
 
 
 def write_gguf(plan: Conversion, path: Path, encoding: str) -> None:
@@ -159,10 +201,8 @@ def write_gguf(plan: Conversion, path: Path, encoding: str) -> None:
     """
     kind = ENCODINGS[encoding]
     writer = GGUFWriter(path, MODEL_ARCH_NAMES[plan.family.architecture])
-    parameters = sum(tensor.numbers for tensor in plan.tensors)
     writer.add_type(GGUFType.MODEL)
     writer.add_name(plan.title)
-    writer.add_size_label(size_label(parameters, parameters, 0, 0))
     plan.family.write_settings(writer, plan.settings)
     writer.add_file_type(kind.file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -172,6 +212,7 @@ def write_gguf(plan: Conversion, path: Path, encoding: str) -> None:
         raw_type = GGMLQuantizationType.F32 if tensor.stays_float32 else kind.tensor_type
         # GGUFWriter ignores the NumPy type, except for "uint8", which would make the shape one of bytes.
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("float32"), tensor.numbers * bytes_each, raw_type)
+    writer.add_size_label(size_label(*writer.get_total_parameter_count()))
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -191,32 +232,19 @@ def _load(plan: Conversion) -> Iterator[tuple[Tensor, torch.Tensor]]:
     computed = dict(plan.family.extra_tensors(plan.settings))
     with ExitStack() as stack:
         opened: dict[Path, Any] = {}
+
+        def read(stored: Stored) -> torch.Tensor:
+            if stored.file not in opened:
+                opened[stored.file] = stack.enter_context(safe_open(stored.file, "pt"))
+            return opened[stored.file].get_tensor(stored.key)
+
         for tensor in plan.tensors:
-            if tensor.file is None:
+            if not tensor.stored:
                 yield tensor, computed[tensor.name]
-                continue
-            if tensor.file not in opened:
-                opened[tensor.file] = stack.enter_context(safe_open(tensor.file, "pt"))
-            yield tensor, _rearranged(tensor, opened[tensor.file].get_tensor(tensor.source), plan)
-
-
-def _rearranged(tensor: Tensor, values: torch.Tensor, plan: Conversion) -> torch.Tensor:
-    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
-    part = tensor.source.split(".")[-2] if "." in tensor.source else ""
-    if plan.family.permutes_heads and part in heads:
-        return interleave_heads(values, plan.settings[heads[part]])
-    if plan.family.norm_offset and tensor.source.endswith("norm.weight"):
-        return values.float() + plan.family.norm_offset
-    return values
-
-
-def interleave_heads(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """Return weights ``[heads * 2R, inputs]`` or a bias ``[heads * 2R]`` in the row order that llama.cpp rotates.
-
-    transformers rotates row i of a head with row i + R, llama.cpp with the next: ``x0 x1 .. y0 y1 ..`` becomes
-    ``x0 y0 x1 y1 ..``.
-    """
-    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+            elif tensor.is_stack:
+                yield tensor, tensor.change(torch.stack([read(stored) for stored in tensor.stored]))
+            else:
+                yield tensor, tensor.change(read(tensor.stored[0]))
 
 
 def _encode(tensor: Tensor, values: torch.Tensor, kind: Encoding) -> np.ndarray:
@@ -225,7 +253,7 @@ def _encode(tensor: Tensor, values: torch.Tensor, kind: Encoding) -> np.ndarray:
     encoded = values.to(kind.torch_type).contiguous()
     if kind.torch_type is torch.float16 and not encoded.isfinite().all() and values.isfinite().all():
         raise ExportError(
-            f"{tensor.source or tensor.name}: holds {values.abs().max().item():,.0f}, and float16 ends at 65,504;"
+            f"{tensor.source}: holds {values.abs().max().item():,.0f}, and float16 ends at 65,504;"
             " export bf16 (or a quantised type) instead of f16"
         )
     # NumPy has no bfloat16; the writer needs only the bits.

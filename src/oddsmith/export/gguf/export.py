@@ -31,8 +31,13 @@ from .llama_cpp import load_cyllama
 from .modelfile import MARK, write_modelfile
 from .proof import Proof, make_reference, prove
 from .quantise import FILE_TYPES, check_types, is_quantised, quantise
+from .settings import text_settings
 
 MODELFILE = "Modelfile"
+TEXT_ALONE = (
+    "the files hold the model's text part alone; for images llama.cpp needs a second file, which its own script makes"
+    " (convert_hf_to_gguf.py --mmproj)"
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class GgufReport:
     modelfile: str  # path
     merge: MergeReport | None  # how an adapter was merged; ``None`` where nothing was merged
     is_exact: bool  # whether the files were compared with the model in float32
+    left_out: str | None  # which part of the model the files lack, in a sentence
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,8 +145,17 @@ def export_gguf(
         names, begins = [targets[kind].name for kind in wanted], files[wanted[0]].proof.begins
         text = write_modelfile(names[0], reference.tokenizer, begins=begins, others=names[1:])
         partial_modelfile.write_text(text, encoding="utf-8")
-    seconds = time.monotonic() - started_at
-    return GgufReport(name, title, [files[kind] for kind in wanted], str(modelfile), merge, reference.exact, seconds)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return GgufReport(
+        name,
+        title,
+        [files[kind] for kind in wanted],
+        str(modelfile),
+        merge,
+        is_exact=reference.exact,
+        left_out=TEXT_ALONE if hasattr(config, "vision_config") else None,
+        seconds=time.monotonic() - started_at,
+    )
 
 
 class _FileWriter:
@@ -228,7 +243,7 @@ def _refuse_unknown_family(source: NamedModel) -> None:
     if is_gguf(place):
         return
     try:
-        settings = AutoConfig.from_pretrained(place, trust_remote_code=False).to_dict()
+        settings = text_settings(AutoConfig.from_pretrained(place, trust_remote_code=False))
     except (OSError, ValueError):
         return  # loading the model raises a clearer error
     family_of({**settings, "quantization_config": None}, source.name)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,8 @@ def _load(library: Any, path: Path) -> Any:
             return Model(str(path), library.LlamaModelParams())
         except (ValueError, RuntimeError, MemoryError, OSError) as error:
             reason = errors[0].removeprefix("llama_model_load: error loading model: ") if errors else str(error)
+            if "unknown model architecture" in reason or "unknown pre-tokenizer" in reason:
+                reason += f"; the llama.cpp in cyllama {metadata.version('cyllama')} is older than that"
             raise ModelError(f"{path}: llama.cpp cannot load it: {reason}") from error
 
 

@@ -45,7 +45,7 @@ PROBE = (
     " I'll make it, 'D you like some tea? We'Ve a'lL"
 )
 # A name for each pattern that can be compared with the tokenizer's own.
-COMPARABLE = ("gpt-2", "smollm", "llama-bpe", "qwen2")
+COMPARABLE = ("gpt-2", "smollm", "llama-bpe", "qwen2", "qwen35")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,15 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3_PATTERN = _WORDS + r"|\p{N}{1,3}" + _REST
 QWEN2_PATTERN = _WORDS + r"|\p{N}" + _REST
+# Accents that are characters of their own stay with their letters.
+QWEN35_PATTERN = QWEN2_PATTERN.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
+)
+PATTERNS = {
+    **dict.fromkeys(AS_LLAMA3, LLAMA3_PATTERN),
+    **dict.fromkeys(AS_QWEN2, QWEN2_PATTERN),
+    "qwen35": QWEN35_PATTERN,
+}
 
 # Families that look a whole word up before merging its letters, and start every text with the begin token.
 # Source: ``ignore_merges`` and ``add_bos`` in llama.cpp.
@@ -150,8 +159,8 @@ def byte_level_pre_tokenizer(kind: str | None) -> pre_tokenizers.PreTokenizer | 
     if kind in DIGIT_BY_DIGIT:
         cut: pre_tokenizers.PreTokenizer = pre_tokenizers.Digits(individual_digits=True)
         return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
-    if kind in AS_LLAMA3 or kind in AS_QWEN2:
-        cut = pre_tokenizers.Split(Regex(LLAMA3_PATTERN if kind in AS_LLAMA3 else QWEN2_PATTERN), behavior="isolated")
+    if kind in PATTERNS:
+        cut = pre_tokenizers.Split(Regex(PATTERNS[kind]), behavior="isolated")
         return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     return None
 

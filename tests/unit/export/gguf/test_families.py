@@ -12,14 +12,16 @@ from transformers import AutoTokenizer
 
 from oddsmith.errors import ExportError, ModelError
 from oddsmith.export.gguf import convert, vocabulary
-from oddsmith.export.gguf.convert import interleave_heads, plan_conversion, safe_title, write_gguf
+from oddsmith.export.gguf.convert import plan_conversion, safe_title, write_gguf
 from oddsmith.export.gguf.families import FAMILIES as KNOWN
 from oddsmith.export.gguf.families import family_of
 from oddsmith.export.gguf.llama_cpp import GgufModel
+from oddsmith.export.gguf.parts import interleave_heads, text_name
+from oddsmith.export.gguf.settings import text_settings
 from oddsmith.export.gguf.vocabulary import SPACE
 from tests.llama_cpp_oracle import read_fields, read_tensors
 from tests.tiny import CHATML
-from tests.tiny_families import FAMILIES, LLAMA3_ROPE, YARN_ROPE, byte_tokenizer, save_family
+from tests.tiny_families import FAMILIES, LLAMA3_ROPE, YARN_ROPE, byte_tokenizer, class_of, save_family
 
 
 @pytest.fixture
@@ -31,10 +33,13 @@ def plan(folder):
     return plan_conversion(folder, title="tiny", source="tiny")
 
 
+def settings_of(family):
+    config = FAMILIES[family][0]
+    return {**text_settings(config), "architectures": [class_of(config).__name__]}
+
+
 def test_every_family_has_a_tiny_model_here():
-    assert {config.architectures[0] for config, _ in FAMILIES.values() if config.architectures} <= set(KNOWN)
-    assert {type(config).__name__.replace("TextConfig", "Config").replace("Config", "ForCausalLM")
-            for config, _ in FAMILIES.values()} == set(KNOWN)  # fmt: skip
+    assert {class_of(config).__name__ for config, _ in FAMILIES.values()} == set(KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -57,12 +62,23 @@ def test_every_family_has_a_tiny_model_here():
         ("gemma3", {"attn_logit_softcapping": 50.0}, "does not cap"),
         ("gemma3", {"use_bidirectional_attention": True}, "backwards only"),
         ("smollm3", {"no_rope_layers": [1, 1, 1, 1]}, "every fourth layer"),
+        ("mistral3-images", {"model_type": "mistral4"}, "text part is Mistral or Ministral 3, here it is mistral4"),
+        ("ministral3", {"rope_parameters": YARN_ROPE}, "needs a rope of type yarn with mscale_all_dim"),
+        ("granite", {"hidden_act": "gelu"}, "computes with silu"),
+        ("olmo3", {"layer_types": ["full_attention"] * 4}, "every fourth layer sees everything"),
+        ("qwen2-experts", {"norm_topk_prob": True}, "are not scaled to add up to 1"),
+        ("qwen3-experts", {"norm_topk_prob": False}, "always add up to 1"),
+        ("qwen3-experts", {"mlp_only_layers": [0]}, "every layer has experts"),
+        ("qwen3.5", {"layer_types": ["full_attention"] * 2}, "every second layer has full attention"),
+        ("qwen3.5", {"linear_value_head_dim": 16}, "equally wide"),
+        ("gpt-oss", {"layer_types": ["full_attention"] * 2}, "every second layer"),
+        ("cohere", {"use_qk_norm": True}, "no norms"),
+        ("cohere2", {"layer_types": ["sliding_attention"] * 4}, "every fourth layer"),
+        ("stablelm", {"qk_layernorm": True}, "no norms"),
     ],
 )
 def test_what_llama_cpp_would_get_wrong_is_refused(family, changes, message):
-    config = FAMILIES[family][0]
-    name = type(config).__name__.replace("TextConfig", "Config").replace("Config", "ForCausalLM")
-    settings = {**config.to_dict(), "architectures": [name]}
+    settings = settings_of(family)
     family_of(settings, "tiny")
     with pytest.raises(ModelError, match=message) as refusal:
         family_of({**settings, **changes}, "tiny")
@@ -224,6 +240,30 @@ class TestTokenizers:
         write_gguf(plan_conversion(folder, title="my-Phi3-run", source="tiny"), tmp_path / "a.gguf", "bf16")
         with GgufModel(tmp_path / "a.gguf", threads=1) as model:
             assert model.metadata["general.name"] == "my-phi_3-run"
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
+    folder = save_family(tmp_path / "qwen", "qwen3.5")
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "mtp.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}, folder / "model.safetensors")
+    assert {tensor.source for tensor in plan(folder).tensors} <= set(weights)
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [
+        ("language_model.model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("model.language_model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+        ("language_model.norm.weight", "model.norm.weight"),
+        ("lm_head.weight", "lm_head.weight"),
+        ("vision_tower.layers.0.attention.q_proj.weight", None),
+        ("model.visual.blocks.0.norm1.weight", None),
+        ("multi_modal_projector.linear_1.weight", None),
+    ],
+)
+def test_the_text_part_of_a_vision_language_model(stored, name):
+    assert text_name(stored) == name
 
 
 def test_nothing_of_this_machine_is_in_the_file(folder, tmp_path):
