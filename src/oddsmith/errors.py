@@ -5,6 +5,7 @@
     │   ├── ConfigError               a setting: unknown, of the wrong type, out of range, contradictory
     │   ├── DataError                 a dataset: missing, unreadable, empty, of an unknown format
     │   │   └── RowError              one row of it, by number
+    │   │       └── UndecidedRow      a row that prefers neither answer: left out and counted, no fault
     │   ├── ModelError                a model or tokenizer: missing, unsuitable, unknown adapter target
     │   ├── CheckpointError           a checkpoint to resume from: missing, damaged, or of another run
     │   └── MissingExtraError         an optional dependency; the message is the install command
@@ -78,6 +79,13 @@ class RowError(DataError):
     def __str__(self) -> str:
         where = ", ".join(part for part in (self.source, f"row {self.row}" if self.row is not None else None) if part)
         return showable(f"{where}: {self.reason}: {self.detail}" if where else f"{self.reason}: {self.detail}")
+
+
+class UndecidedRow(RowError):
+    """A row prefers neither answer, as rows of comparisons do: a tie, no judgement, one answer only.
+
+    It is left out and counted whatever ``bad_rows`` says.
+    """
 
 
 class ModelError(UsageError):

@@ -111,8 +111,28 @@ ROWS = (
         " bad_rows=drop leaves such rows out",
         _rows(*[{"instruction": "a", "output": ["b"]}] * 2)),
     BadInput("rates all completions alike", "train c.yaml",
-        "train, row 0: no preference: all 2 scored completions have the score 1; bad_rows=drop leaves such rows out",
+        "train: 0 usable pairs in 2 rows (dropped 2 tie: rows 0, 1); expected at least 2",
         _rows(*[{"prompt": "a", "completions": [{"text": "b", "score": 1}, {"text": "c", "score": 1}]}] * 2)),
+    BadInput("says of two answers not which is better", "train c.yaml",
+        "train: found the columns prompt, response_a, response_b, of which response_a and response_b are answers, and"
+        " none that says which is better; expected chosen and rejected, a column winner (a or b), or score_a and"
+        " score_b",
+        _rows(*[{"prompt": "a", "response_a": "b", "response_b": "c"}] * 2)),
+    BadInput("names a winner that is none of the answers", "train c.yaml",
+        "train, row 1: unknown winner: winner is 'gpt'; expected a, b or tie; bad_rows=drop leaves such rows out",
+        _rows(*[{"prompt": "a", "response_a": "b", "response_b": "c", "winner": name} for name in ("a", "gpt")])),
+    BadInput("gives a number that may be an answer or a scale", "train c.yaml",
+        "train, row 0: unknown winner: preference is 1, which may mean answer 1, or that the second one is better by 1;"
+        " rename the column to winner (1 or 2: the better answer) or to overall_preference (-3 to 3: below 0 the first"
+        " is better); bad_rows=drop leaves such rows out",
+        _rows(*[{"prompt": "a", "response_1": "b", "response_2": "c", "preference": 1}] * 2)),
+    BadInput("exports records that nobody has judged", "train c.yaml",
+        "train: 0 usable pairs in 2 rows (dropped 2 no judgement: rows 0, 1); expected at least 2",
+        _rows(*[{"data": {"prompt": "a", "answer1": "b", "answer2": "c"}, "annotations": []}] * 2)),
+    BadInput("gives fewer ratings than answers", "train c.yaml",
+        "train, row 1: malformed scores: ratings is a list of 1; expected a list of 2, one number for each of"
+        " generations; bad_rows=drop leaves such rows out",
+        _rows(*[{"instruction": "a", "generations": ["b", "c"], "ratings": [3, 1][:n]} for n in (2, 1)])),
     BadInput("gives tools that are no list", "train c.yaml",
         "train, row 1: malformed tools: tools is an object; expected a list of JSON schemas; bad_rows=drop leaves such"
         " rows out",

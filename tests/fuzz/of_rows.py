@@ -18,6 +18,7 @@ from oddsmith.system.strict_json import MAX_DEPTH
 from tests.fuzz.answers import answered, require_json
 from tests.fuzz.material import NUMBERS, SCALARS, TEXTS, VALUES, damaged, nested
 from tests.fuzz.target import Target, folder
+from tests.layouts import LAYOUTS
 from tests.templates import LLAMA3, QWEN3
 from tests.tiny import tiny_tokenizer
 
@@ -39,6 +40,7 @@ ROWS: tuple[dict[str, Any], ...] = (
         "chosen": [*TURNS, TURNS[0], {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}],
         "rejected": TURNS,
     },
+    *(row for rows in LAYOUTS.values() for row in rows.values()),
 )
 _LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 _TABLE = b'prompt,chosen,rejected\nWhy?," Because, it is.",No\n"two\nlines",b,c\n"[{""role"": ""user""}]",x,y\n'
@@ -69,11 +71,24 @@ CELLS = st.one_of(
 
 @st.composite
 def rows(draw: st.DrawFn) -> dict[str, Any]:
-    """A sound row with some of its columns replaced, or columns of any kind."""
+    """A sound row with some of its columns replaced, or a value inside of them, or columns of any kind."""
     row: dict[str, Any] = dict(draw(st.sampled_from([*ROWS, {}])))
     for column in draw(st.lists(st.sampled_from(COLUMNS), max_size=3)):
         row[column] = draw(CELLS)
-    return row
+    return _changed_inside(draw, row) if draw(st.booleans()) else row
+
+
+def _changed_inside(draw: st.DrawFn, value: Any) -> Any:
+    """Replace or remove one value, at any depth."""
+    if not value or not isinstance(value, dict | list):
+        return draw(CELLS)
+    places = list(value) if isinstance(value, dict) else range(len(value))
+    place, copy = draw(st.sampled_from(places)), value.copy()
+    if draw(st.sampled_from([True, False, False, False, False])):
+        del copy[place]
+    else:
+        copy[place] = _changed_inside(draw, copy[place])
+    return copy
 
 
 @st.composite

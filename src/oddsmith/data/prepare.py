@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from transformers.utils import get_json_schema
 
-from ..errors import DataError, RowError
+from ..errors import DataError, RowError, UndecidedRow
 from .checks.catalogue import Hit
 from .checks.rows import row_hits
 from .checks.texts import PairTexts
@@ -83,7 +83,8 @@ def prepare(
     Args:
         rows: The rows; an ``IterableDataset`` is tokenized as it is read.
         pair_tokenizer: Makes the tokens and drops what cannot be learned from.
-        bad_rows: Stop at the first invalid row, or leave such rows out and count them.
+        bad_rows: Stop at the first invalid row, or leave such rows out and count them. Rows of comparisons that
+            prefer neither answer are left out and counted anyway.
         num_proc: Processes that tokenize; by default one per core, fewer for few rows. A stream ignores it.
         source: Name of the dataset in the report and in errors.
         min_pairs: Fewest pairs that are enough; by default 2 of the source ``"train"``, 1 of any other. A stream is
@@ -217,7 +218,7 @@ class RowTokenizer:
             pair = to_pair(row)
             return self.pair_tokenizer.render(pair), list(row_hits(row, pair, PairTexts.of(pair)))
         except RowError as error:
-            if self.bad_rows == "drop":
+            if self.bad_rows == "drop" or isinstance(error, UndecidedRow):
                 return Dropped(error.reason), []
             raise _located(error, number, self.source, self.bad_rows) from error
 

@@ -85,6 +85,15 @@ class TestEverySource:
         }  # fmt: skip
 
     @every_source
+    def test_rows_without_a_preference_are_left_out_and_counted(self, make):
+        answers = {"prompt": "Why?", "response_a": "Because.", "response_b": "No."}
+        rows = [answers | {"winner": name} for name in ("tie", "model_a", "tie (bothbad)", "model_b", "tie", None)]
+        prepared = prepare(make(rows), PairTokenizer(SMOLLM2.tokenizer(), max_length=None))
+        assert [row["row"] for row in prepared.dataset] == [1, 3]
+        assert prepared.report.dropped == {"tie": [0, 4], "tie, both bad": [2], "no judgement": [5]}
+        assert prepared.report.format == "answers with a winner or scores"
+
+    @every_source
     def test_bad_row_stops_with_its_number(self, make):
         rows = [text_row(0), text_row(1), NULL_ROW, text_row(3)]
         with pytest.raises(RowError) as error:

@@ -93,6 +93,14 @@ NO_PAIR = Check(
     "repair them, or leave them out: --fix, or bad_rows: drop in the training",
     drops=True,
 )
+UNDECIDED = Check(
+    "rows without a preference",
+    ANY,
+    NEVER,
+    "a tie, no judgement, or one answer only: there is nothing to prefer, and training leaves the row out",
+    "nothing, where ties are normal (comparisons, annotations); else look at the reasons",
+    drops=True,
+)
 EMPTY_ANSWER = Check(
     "empty answers",
     ANY,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from ..formats import PreferencePair, unread_columns
+from ..formats import PreferencePair, restated, unread_columns
 from ..formats.columns import is_media, words_of
 from ..formats.values import number_of
 from . import catalogue
@@ -43,7 +43,7 @@ def row_hits(row: Mapping[str, Any], pair: PreferencePair, texts: PairTexts) -> 
     yield from ((catalogue.MEDIA, name) for name in _media(row))
     if match := PLACEHOLDER.search(texts.prompt):
         yield catalogue.MEDIA, f"{match[0]} in the prompt"
-    yield from ((catalogue.SCORES, name) for name in _scores_against_the_choice(row))
+    yield from ((catalogue.SCORES, name) for name in _scores_against_the_choice(restated(row)))
     for side in ("chosen", "rejected"):
         if has_html(getattr(texts, side)) and not ABOUT_HTML.search(texts.prompt):
             yield catalogue.HTML, side

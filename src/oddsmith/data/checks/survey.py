@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError, RowError
+from ...errors import DataError, RowError, UndecidedRow
 from ..formats import PreferencePair, format_of, to_pair
 from ..processes import parallel_shares, usable_processes
 from ..sources import FileRows, Rows, batches
@@ -173,8 +173,9 @@ class RowChecker:
         valid = []
         for number, row in enumerate(rows, start):
             found = _valid(row, tally)
-            if isinstance(found, str):
-                tally.hit(number, [(catalogue.NO_PAIR, found)])
+            if isinstance(found, RowError):
+                check = catalogue.UNDECIDED if isinstance(found, UndecidedRow) else catalogue.NO_PAIR
+                tally.hit(number, [(check, found.reason)])
                 continue
             valid.append((number, *found))
             if not self.compares_only:
@@ -200,17 +201,18 @@ class RowChecker:
         return tally
 
 
-def _valid(row: Any, tally: Tally) -> tuple[PreferencePair, PairTexts] | str:
-    """Return a row as a pair with its texts and count its format, or return why the row is invalid."""
+def _valid(row: Any, tally: Tally) -> tuple[PreferencePair, PairTexts] | RowError:
+    """Return a row as a pair with its texts and count its format, or return why the row is none."""
     try:
         pair = to_pair(row)
     except RowError as error:
         tally.first_fault = tally.first_fault or str(error)
-        return error.reason
+        return error
     texts = PairTexts.of(pair)
     if not texts.is_unicode():
-        tally.first_fault = tally.first_fault or "invalid Unicode: a text holds half of a surrogate pair"
-        return "invalid Unicode"
+        fault = RowError("invalid Unicode", "a text holds half of a surrogate pair")
+        tally.first_fault = tally.first_fault or str(fault)
+        return fault
     tally.formats[format_of(row)] += 1
     return pair, texts
 

@@ -5,6 +5,10 @@ Every message about the content of a row is raised here, as a ``RowError`` or, f
     pairs         the formats: missing columns, no prompt, no preference, malformed tools
     messages      messages of a conversation: unknown roles, missing content
     conversations where the prompt ends; turns that contradict each other
+    layouts       the rows of platforms, annotation tools and comparisons, restated as pairs:
+      platforms, annotated, judged      their readers; malformed answers, candidates, scores
+      families      response_a and response_b, score_1 to score_4; raises nothing
+      verdicts      unknown winners; rows that prefer neither answer (``UndecidedRow``)
     columns       columns that are not read; unknown columns
     tool_calls    tools, and calls of them
     transcripts   dialogues written as plain text; raises nothing
@@ -13,6 +17,6 @@ Every message about the content of a row is raised here, as a ``RowError`` or, f
 """
 
 from .messages import Message
-from .pairs import PreferencePair, Row, format_of, to_pair, unread_columns
+from .pairs import PreferencePair, Row, format_of, restated, to_pair, unread_columns
 
-__all__ = ["Message", "PreferencePair", "Row", "format_of", "to_pair", "unread_columns"]
+__all__ = ["Message", "PreferencePair", "Row", "format_of", "restated", "to_pair", "unread_columns"]

@@ -15,7 +15,7 @@ A format is recognised by its columns, the first of these that fits; other colum
     input [history], chosen, rejected      input            messages
     chosen, rejected                       implicit prompt  prompt: the leading messages, or the text up to a turn
                                                             boundary, else to a space, that both share
-    instruction or prompt, completions     UltraFeedback    messages; the best completion against the worst
+    others, without chosen or rejected     layouts.py       what these columns say, once they are restated as above
 
 Anthropic HH transcripts ("\\n\\nHuman: ...") become messages in any of these columns, and keep their text for models
 without a chat template. Messages that are written as text (written.py) become messages, too. A column ``system`` puts a
@@ -36,6 +36,8 @@ from ...errors import DataError, RowError
 from ...system.words import enumerated
 from .columns import ANSWERS, is_prompt, is_repeated, squeezed, text_of, unknown_columns, unread_texts
 from .conversations import Conversation, reconciled, shared_prompt, shown
+from .judged import answers_without_verdict
+from .layouts import Layout, layout_of
 from .messages import SYSTEM_ROLES, Message, messages_of_text, to_messages
 from .tool_calls import read_tools
 from .transcripts import (
@@ -49,13 +51,9 @@ from .transcripts import (
     split_shared_words,
     strip_repeated_prompt,
 )
-from .values import checked_text, kind_of, number_of, parsed, without_nulls
+from .values import checked_text, kind_of, parsed, without_nulls
 
 Row = Mapping[str, Any]
-
-# UltraFeedback: names of a completion's score and of its text. The first score that two completions have counts.
-SCORE_KEYS = ("overall_score", "fine-grained_overall_score", "score", "rating")
-TEXT_KEYS = ("response", "completion", "content", "text")
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def to_pair(row: Row) -> PreferencePair:
     """Return the preference pair of a row; an invalid row raises a ``RowError`` with a reason to count."""
     known = _recognise(row)
     if known is None:
-        raise RowError("missing column", unknown_columns(row, _NAMED))
+        raise RowError("missing column", _unknown(row))
     return known.convert(_with_messages(row, known.columns))
 
 
@@ -93,7 +91,7 @@ def format_of(row: Row) -> str:
     """
     known = _recognise(row)
     if known is None:
-        raise DataError(unknown_columns(row, _NAMED))
+        raise DataError(_unknown(row))
     if known.columns not in (_STANDARD, ANSWERS):
         return known.name
     row = _with_messages(row, known.columns)
@@ -105,12 +103,19 @@ def format_of(row: Row) -> str:
     return name if known.columns == _STANDARD else f"{name}, implicit prompt"
 
 
+def restated(row: Row) -> Row:
+    """Return a row with the columns ``chosen`` and ``rejected``, and the scores of both where it has them."""
+    known = _recognise(row)
+    return row if known is None or known.layout is None else known.layout.restate(row).row
+
+
 def unread_columns(row: Row, pair: PreferencePair) -> list[str]:
     """Return the columns of a row that may hold a part of the prompt, are not read, and say more than the prompt."""
     known = _recognise(row)
     if known is None:
         return []
-    texts = unread_texts(row, {*known.columns, *known.optional, *_FOR_TEMPLATE})
+    read = known.layout.restate(row).read if known.layout is not None else {*known.columns, *known.optional}
+    texts = unread_texts(row, {*read, *_FOR_TEMPLATE})
     prompt = text_of(pair.prompt) if texts else ""
     # A system message that the messages outrank is not read, either.
     names = [name for name in texts if is_prompt(name) or name == "system"]
@@ -252,52 +257,12 @@ def _history(row: Row) -> list[Message]:
     return messages
 
 
-def _from_ultrafeedback(row: Row) -> PreferencePair:
-    """Take the completion with the highest score against the one with the lowest.
-
-    Completions without a number for a score are left out ("4.5" is a number, "N/A" is not). Of several with the same
-    score the first one counts. Where all scores are equal there is no preference, and the row is refused.
-
-    Source: Cui et al., "UltraFeedback", arXiv 2310.01377; openbmb/UltraFeedback.
-    """
-    column = "instruction" if row.get("instruction") is not None else "prompt"
-    prompt = to_messages(row.get(column), column, "user")
-    completions = parsed(row["completions"], "completions")
-    if completions is None:
-        raise RowError("null value", "completions is null; expected a list of completions with scores")
-    if not isinstance(completions, list | tuple) or not all(isinstance(item, Mapping) for item in completions):
-        raise RowError("malformed completions", f"completions is {kind_of(completions)}; expected a list of objects")
-    scores = _scores(completions)
-    best, worst = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
-    if scores[best] == scores[worst]:
-        raise RowError("no preference", f"all {len(scores)} scored completions have the score {scores[best]:g}")
-    sides = []
-    for position in (best, worst):
-        key = next((key for key in TEXT_KEYS if key in completions[position]), TEXT_KEYS[0])
-        where = f"completions[{position}].{key}"
-        text = checked_text(completions[position].get(key), where, "response is not text")
-        sides.append([{"role": "assistant", "content": text}])
-    return _conversation(row, prompt, *sides)
-
-
-def _scores(completions: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """Return the scores by the positions of their completions."""
-    for key in SCORE_KEYS:
-        numbers = {position: number_of(item.get(key)) for position, item in enumerate(completions)}
-        scores = {position: number for position, number in numbers.items() if number is not None}
-        if len(scores) >= 2:
-            return scores
-    raise RowError(
-        "no preference",
-        f"completions holds {len(completions)}, fewer than two of them with a score ({', '.join(SCORE_KEYS)})",
-    )
-
-
 class _Format(NamedTuple):
     name: str
     columns: tuple[str, ...]  # all of which a row has
     convert: Callable[[Row], PreferencePair]
     optional: tuple[str, ...] = ()  # further columns that are read
+    layout: Layout | None = None  # how its rows are restated before they are read
 
 
 _STANDARD = ("prompt", *ANSWERS)
@@ -314,20 +279,29 @@ _FORMATS = (
     _Format("Alpaca", ("instruction", *ANSWERS), _from_alpaca, ("input", *_HISTORY)),
     _Format("input", ("input", *ANSWERS), partial(_from_question, column="input"), _HISTORY),
     _Format("implicit prompt", ANSWERS, _from_implicit),
-    _Format("UltraFeedback", ("instruction", "completions"), _from_ultrafeedback),
-    _Format("UltraFeedback", ("prompt", "completions"), _from_ultrafeedback),
     _Format("Alpaca", ("instruction", "output"), _from_alpaca, ("input", *_HISTORY)),
 )
-_NAMED = tuple((known.name, known.columns) for known in _FORMATS)
+_NAMED = (
+    *((known.name, known.columns) for known in _FORMATS[:-1]),
+    *(("UltraFeedback", (prompt, "completions")) for prompt in ("instruction", "prompt")),
+    *((known.name, known.columns) for known in _FORMATS[-1:]),
+)
 
 
 def _recognise(row: Row) -> _Format | None:
     """Return the first format whose columns a row has, if possible one of which no prompt is null."""
     if not isinstance(row, Mapping):
         raise RowError("malformed row", f"found {kind_of(row)}; expected an object with columns such as prompt, chosen")
+    if not set(ANSWERS) <= row.keys() and (layout := layout_of(row)) is not None:
+        return _Format(layout.name, (), lambda row: to_pair(layout.restate(row).row), layout=layout)
     fitting = [known for known in _FORMATS if all(column in row for column in known.columns)]
     given = (known for known in fitting if known.columns != ANSWERS and row[known.columns[0]] is not None)
     return next(given, fitting[0] if fitting else None)
+
+
+def _unknown(row: Row) -> str:
+    """Return what is wrong with the columns of a row."""
+    return answers_without_verdict(row) or unknown_columns(row, _NAMED)
 
 
 def _required(row: Row, *columns: str) -> list[Any]:

@@ -19,7 +19,7 @@ from ...data.formats import PreferencePair, format_of, to_pair
 from ...data.formats.messages import Message, to_messages
 from ...data.sources import load_rows
 from ...data.sources.files import require_path
-from ...errors import DataError, RowError
+from ...errors import DataError, RowError, UndecidedRow
 
 # Columns with the prompt of a row without a pair; the first of them in the row counts.
 PROMPT_COLUMNS = ("prompt", "messages", "conversations", "question", "instruction")
@@ -60,6 +60,8 @@ def read_prompts(name: str, split: str = "test") -> list[Prompt]:
     for number, row in enumerate(rows):
         try:
             prompts.append(_prompt(number, row))
+        except UndecidedRow:  # a comparison without a preference has no pair to show
+            continue
         except RowError as error:
             raise RowError(error.reason, error.detail, number, name) from error
     return prompts

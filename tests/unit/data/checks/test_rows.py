@@ -61,6 +61,12 @@ def test_scores_are_compared_under_every_name(name, other):
         assert hits(**{name: None, other: 3}) == hits(**{name: 3}) == hits(**{name: float("nan"), other: 3}) == []
 
 
+def test_scores_against_a_winner_are_told():
+    row = {"prompt": "a", "response_a": "b", "response_b": "c", "winner": "a", "score_a": 1, "score_b": 2}
+    pair = to_pair(row)
+    assert list(row_hits(row, pair, PairTexts.of(pair))) == [(catalogue.SCORES, "score_chosen")]
+
+
 @pytest.mark.parametrize(
     ("text", "is_html"),
     [

@@ -48,6 +48,9 @@ OF_ROWS = [check for check in catalogue.CHECKS if not check.needs]
 # What is at fault in rows that follow the good ones: check -> (the rows, which of them are named).
 FAULTY = {
     catalogue.NO_PAIR: ([row(chosen=None), row(rejected=7), {"text": "?"}, row(chosen="\ud800 half")], [0, 1, 2, 3]),
+    catalogue.UNDECIDED: (
+        [{"prompt": "a", "response_a": "b", "response_b": "c", "winner": name} for name in ("tie", "b", None)], [0, 2],
+    ),
     catalogue.EMPTY_ANSWER: ([row(chosen=" \n\t"), row(), row(prompt="And now?", rejected="")], [0, 2]),
     catalogue.EMPTY_PROMPT: ([chat(user("  "))], [0]),
     catalogue.IDENTICAL: ([row(rejected=BLUE)], [0]),
