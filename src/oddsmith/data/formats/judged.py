@@ -20,6 +20,7 @@ from ...system.words import enumerated
 from .columns import CHOSEN, REJECTED, words_of
 from .families import RANKS, Columns, Prompt, answers_of, families, prompt_of, scores_of, with_turns
 from .messages import Message
+from .transcripts import is_hh_dialogue
 from .values import checked_text, kind_of, number_of, parsed
 from .verdicts import SIGNED, WINNERS, extremes, flagged, winner
 
@@ -53,10 +54,14 @@ class Restated(NamedTuple):
 def preferring(prompt: Prompt, sides: Sequence[Any], read: Sequence[str], scores: Sequence[float] = ()) -> Restated:
     """Return the row that prefers the first of two answers, with their scores where there are any.
 
-    ``read`` are the columns beside those of the prompt. An answer that is null is an ``UndecidedRow``.
+    ``read`` are the columns beside those of the prompt. An answer that is null is an ``UndecidedRow``,
+    answers of text without a prompt are a ``RowError``.
     """
     if any(value is None for value in sides):
         raise UndecidedRow("one answer only", "one of the two answers is null")
+    has_prompt = not {"prompt", "question", "instruction"}.isdisjoint(prompt.columns)
+    if not has_prompt and any(isinstance(side, str) and not is_hh_dialogue(side) for side in sides):
+        raise RowError("no prompt", "no column holds the question that the answers are to; give it in a column prompt")
     row = {**prompt.columns, **dict(zip((CHOSEN, REJECTED), sides, strict=True))}
     if scores:
         row |= {f"score_{side}": score for side, score in zip((CHOSEN, REJECTED), scores, strict=True)}
