@@ -40,13 +40,10 @@ _COMPARED = re.compile(r"\W*(\w+)\s*([<>]+|={1,2}|~)\s*(\w+)\W*")
 
 
 def winner(value: Any, column: str, names: Mapping[str, Sequence[str]], *, is_signed: bool = False) -> str:
-    """Return the member that a verdict names.
+    """Return the member that a verdict in a column names.
 
-    Args:
-        value: The verdict.
-        column: Its column, for messages.
-        names: The members (a, b or 1, 2, ...) in their order, each with further names, such as that of its model.
-        is_signed: Whether the sign of a number decides.
+    ``names`` are the members (a, b or 1, 2, ...) in their order, each with further names, such as that of its model;
+    ``is_signed``: whether the sign of a number decides.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         raise UndecidedRow("no judgement", f"{column} is empty; expected {_expected(names)}")
