@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
 
 from oddsmith.cli.main import main
 
+from .forked import fork_all, free_port, rank_environment, run_module
 from .tiny import CHATML, ragged_pairs, tiny_model, tiny_tokenizer
 
 START = [sys.executable, "-m", "oddsmith.cli.main"]
@@ -73,11 +76,24 @@ def run_apart(
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def run_forked(*words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Outcome:
+    """Run the command in another process, as ``run_apart``, but one that has the libraries imported already.
+
+    ``env`` must hold nothing that libraries read while they are imported, such as ``HF_ENDPOINT``.
+    """
+    with TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        (code,) = fork_all(partial(main, list(map(str, words))), [env or environment()], log, timeout_s=200, cwd=cwd)
+        out, err = (log.with_name(f"log-0.{kind}").read_text(encoding="utf-8") for kind in ("out", "err"))
+    return Outcome(code, out, err)
+
+
 def run_two_processes(module: str, folder: Path) -> None:
     """Run a module of the tests in two processes that train together; ``folder`` is its argument."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    done = run_apart(module, folder, start=torchrun, env=with_tests(os.environ | {"OMP_NUM_THREADS": "1"}))
-    assert done.code == 0, done.err[-3000:]
+    port, log = free_port(), folder / "log"
+    environments = [environment() | rank_environment(rank, 2, port) for rank in range(2)]
+    codes = fork_all(partial(run_module, module, str(folder)), environments, log, timeout_s=200)
+    assert codes == [0, 0], "".join(path.read_text(encoding="utf-8")[-3000:] for path in folder.glob("log-*.err"))
 
 
 def with_tests(variables: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Run the command in processes that can be held at a checkpoint, under limits of the machine."""
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -14,7 +13,7 @@ import torch
 
 from oddsmith.cli.main import main
 from tests.command import SETTINGS, Outcome, save_config, save_model, save_pairs
-from tests.killed_runs import free_port, rank_environment, redirect_output
+from tests.forked import fork_server, free_port, rank_environment, redirect_output
 from tests.kills import committed
 
 POLL_S = 0.001
@@ -48,9 +47,7 @@ class Run:
     """``oddsmith`` in processes forked from one with torch and Oddsmith imported; ``log`` gets their output."""
 
     def __init__(self, *words: object, log: Path, machine: Machine | None = None, processes: int = 1):
-        context = multiprocessing.get_context("forkserver")
-        modules = ["tests.killed_runs", "tests.fault_runs", "oddsmith.cli.commands.train.assembly"]
-        context.set_forkserver_preload(modules)
+        context = fork_server()
         port = free_port()
         self._logs = [log.with_name(f"{log.name}-{rank}") for rank in range(processes)]
         self._all = [

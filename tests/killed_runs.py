@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from oddsmith import ORPOTrainer
 from oddsmith.model.logprobs import token_budget as memory
+from tests.forked import rank_environment, redirect_output
 from tests.tiny import ragged_pairs, tiny_model
 from tests.tiny_runs import make_trainer
 
@@ -99,7 +99,7 @@ class Phases(TrainerCallback):
 
 def attempt(variant: Variant, folder: Path, rank: int, port: int, phase: Any) -> None:
     """Train a variant to the end, from the newest checkpoint in its run folder and then with less free memory."""
-    redirect_output(Path(f"{folder}-{rank}.log"), os.O_APPEND)
+    redirect_output(Path(f"{folder}-{rank}.log"), flags=os.O_APPEND)
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of data loader workers, as in a process that nothing forked
     begun = any(folder.glob("checkpoint-*/manifest.json"))
@@ -112,28 +112,6 @@ def attempt(variant: Variant, folder: Path, rank: int, port: int, phase: Any) ->
     if variant.processes > 1:
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.state.destroy_process_group()
-
-
-def redirect_output(log: Path, flags: int = os.O_TRUNC) -> None:
-    """Send stdout and stderr of this process to a file."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | flags)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-
-
-def free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def rank_environment(rank: int, processes: int, port: int) -> dict[str, str]:
-    """Return the environment that tells a process its rank; empty for one process."""
-    if processes == 1:
-        return {}
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    return {name: str(n) for name, n in {**numbers, "MASTER_PORT": port}.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 
 def trainer_of(variant: Variant, folder: Path, callback: TrainerCallback) -> ORPOTrainer:

@@ -10,7 +10,6 @@ saves, the run folder holds a checkpoint without a manifest.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from oddsmith.system.run_folder import read_events
-from tests.killed_runs import PHASES, Variant, attempt, free_port
+from tests.forked import fork_server, free_port
+from tests.killed_runs import PHASES, Variant, attempt
 
 ENDS_WITHIN_S = 10.0  # a process whose peer was killed
 ATTEMPT_S = 120.0
@@ -101,8 +101,7 @@ class Processes:
     """The processes of one attempt, which train a variant in a run folder."""
 
     def __init__(self, variant: Variant, folder: Path):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.killed_runs"])
+        context = fork_server()
         self.folder, port = folder, free_port()
         self._phase = context.Value("i", 0, lock=False)
         self.all = [

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from oddsmith.config import ModelConfig
 from oddsmith.inference.loading import load_for_inference
 from oddsmith.model.adapters import get_quantization_config
-from tests.command import START, environment, run_apart, run_here, save_model
+from tests.command import START, environment, run_apart, run_forked, run_here, save_model
 from tests.pairs import assistant, user
 from tests.terminal import Terminal
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -222,6 +222,6 @@ def test_a_run_that_never_finished_names_its_checkpoint(model, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoint-4").mkdir(parents=True)
     (model / "config.json").rename(run / "checkpoint-4" / "config.json")
-    outcome = run_apart("chat", run, "--prompt", "Hi")
+    outcome = run_forked("chat", run, "--prompt", "Hi")
     assert outcome.code == 2
     assert f"did you mean {run}/checkpoint-4?" in outcome.err

@@ -15,7 +15,7 @@ from oddsmith.config import ModelConfig
 from oddsmith.export.atomic import RECORD_FILE
 from oddsmith.model.adapters import get_quantization_config
 from oddsmith.model.loading.models import load_model
-from tests.command import environment, run_apart, run_here, save_model
+from tests.command import environment, run_apart, run_forked, run_here, save_model
 from tests.tiny import tiny_model
 from tests.tiny_runs import train_run
 
@@ -69,7 +69,7 @@ def test_a_run_is_merged_into_its_folder_and_reported_in_plain_lines(run, finish
 
 def test_json_is_alone_on_stdout(run, tmp_path):
     words = ("export", run, "--to", "merged", "--output", tmp_path / "out", "--dtype", "fp32", "--json")
-    outcome = run_apart(*words)
+    outcome = run_forked(*words)
     document = json.loads(outcome.out)
     assert outcome.code == 0
     assert (document["command"], document["to"], document["dtype"]) == ("export", "merged", "float32")

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.command import environment, run_apart, run_here, save_model, save_rows
+from tests.command import environment, run_forked, run_here, save_model, save_rows
 from tests.terminal import Terminal
 from tests.tiny import CHATML, ragged_pairs, tiny_model, tiny_tokenizer
 from tests.unit.data.checks.test_survey import FAULTY, GOOD
@@ -49,7 +49,7 @@ def test_a_failed_check_ends_with_3_and_says_what_where_and_what_to_do(capsys, m
 
 
 def test_json_is_one_document(faulty):
-    code, out, err = run_apart("data", "check", faulty, "--json")
+    code, out, err = run_forked("data", "check", faulty, "--json")
     assert (code, err) == (3, "")
     found = json.loads(out)
     assert (found["command"], found["verdict"], found["kept"]) == ("data check", "fail", None)
@@ -95,7 +95,7 @@ def test_colours_show_the_mask_on_a_terminal(tmp_path):
     model = save_model(tmp_path / "model", CHATML)
     data = save_rows(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": "yes", "rejected": "no"}] * 2)
     colours = {**environment(), "FORCE_COLOR": "1", "TERM": "xterm-256color"}
-    code, out, err = run_apart("data", "check", data, "--model", model, "--scored-pairs", 0, env=colours)
+    code, out, err = run_forked("data", "check", data, "--model", model, "--scored-pairs", 0, env=colours)
     assert code == 0, err
     assert "\x1b[32myes<|im_end|>\x1b[0m" in out
     assert "\x1b[31mno<|im_end|>\x1b[0m" in out

@@ -23,7 +23,7 @@ from oddsmith.cli.commands.train.launch import END_S, GRACE_S
 from oddsmith.errors import OutOfMemoryError
 from oddsmith.model.loading.outline import outline_model
 from oddsmith.system.run_folder import FIRST_EVALUATION_FILE, read_events
-from tests.command import START, environment, run_apart, save_model
+from tests.command import START, environment, run_forked, save_model
 from tests.fault_runs import Machine, Run, reverse_times, save_config_with_dropout
 from tests.faults import memory_group, remount, small_disk
 from tests.killed_runs import LORA, trainer_of
@@ -283,7 +283,7 @@ def test_of_two_processes_one_that_finds_no_memory(workshop, tmp_path):
         assert time.monotonic() - began < GRACE_S + END_S + 5
     assert "of 2 was ended by SIGKILL, as the kernel does when memory runs out" in (tmp_path / "said").read_text()
     steps = verify(tmp_path / "run" / f"checkpoint-{committed(tmp_path / 'run')}").step + 2
-    resumed = run_apart(*words, "--max-steps", steps, "--resume")
+    resumed = run_forked(*words, "--max-steps", steps, "--resume")
     assert resumed.code == 0, resumed.err
     assert verify(tmp_path / "run" / f"checkpoint-{steps}").step == steps
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import START, environment, run_apart
+from tests.command import START, environment, run_forked
 from tests.fault_runs import save_config_with_dropout
 from tests.killed_runs import LORA, STREAM
 from tests.kills import Outputs, Trials, committed, differences, outputs_of, steps_saved
@@ -39,14 +39,14 @@ def config(tmp_path) -> Path:
 
 def test_the_command_goes_on_from_where_it_was_killed(config, tmp_path):
     folder, words = (tmp_path / "killed", ["train", str(config), "--output-dir"])
-    assert run_apart(*words, tmp_path / "undisturbed").code == 0
+    assert run_forked(*words, tmp_path / "undisturbed").code == 0
     killed = subprocess.Popen([*START, *words, str(folder)], stderr=subprocess.DEVNULL, env=environment())
     wait_for_save(killed, folder, after=4)
     killed.kill()
     assert killed.wait() == -9
     saved = committed(folder)
     assert saved >= 4
-    resumed = run_apart(*words, folder, "--resume", "auto")
+    resumed = run_forked(*words, folder, "--resume", "auto")
     assert resumed.code == 0, resumed.err
     assert f"checkpoint-{saved}" in resumed.err
     assert list(differences(outputs_of(folder), outputs_of(tmp_path / "undisturbed"))) == []

@@ -16,7 +16,7 @@ from oddsmith.checkpoint.manifest import read_manifest, verify
 from oddsmith.errors import CheckpointError
 from oddsmith.system.run_folder import events_that_count, read_events
 from tests import tiny_runs
-from tests.command import run_apart, save_config, save_model, save_pairs
+from tests.command import run_forked, save_config, save_model, save_pairs
 from tests.tiny import ragged_pairs
 from tests.tiny_runs import make_trainer
 
@@ -416,7 +416,7 @@ def test_another_number_of_processes_goes_on_with_the_same_steps(tmp_path):
     config = save_config(tmp_path / "config.yaml", **settings)
 
     def logged(name: str, *words: object) -> tuple[dict, dict]:
-        outcome = run_apart("train", config, "--output-dir", tmp_path / name, *words)
+        outcome = run_forked("train", config, "--output-dir", tmp_path / name, *words)
         assert outcome.code == 0, outcome.err
         lines = [json.loads(line) for line in (tmp_path / name / "events.jsonl").read_text().splitlines()]
         (line,) = [line for line in lines if line["event"] == "log" and "nll_loss" in line]

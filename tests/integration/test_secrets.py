@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
 
 import pytest
 
-from tests.command import SETTINGS, START, environment, run_here, save_config, save_model, save_pairs
+from tests.command import SETTINGS, Outcome, environment, run_forked, run_here, save_config, save_model, save_pairs
 
 FLAG = "hf_PlantedByFlagAAAAAAAAAAAAAAAAAAAA"
 PUSH = "hf_PlantedForPushBBBBBBBBBBBBBBBBBBB"
@@ -20,11 +19,10 @@ PLANTED = {
 }  # fmt: skip
 
 
-def run(folder, *words) -> subprocess.CompletedProcess:
+def run(folder, *words) -> Outcome:
     """The command with secrets in its environment."""
     secret = {"HF_TOKEN": ENVIRONMENT, "HUGGING_FACE_HUB_TOKEN": ENVIRONMENT, "WANDB_API_KEY": TRACKER}
-    command, variables = [*START, *map(str, words)], {**environment(), **secret}
-    return subprocess.run(command, capture_output=True, cwd=folder, timeout=200, env=variables)
+    return run_forked(*words, env=environment() | secret, cwd=folder)
 
 
 def found_in(data: bytes) -> list[str]:
@@ -44,7 +42,7 @@ def finished(tmp_path_factory):
     }  # fmt: skip
     config = save_config(folder / "config.yaml", **settings)
     done = run(folder, "train", config, "--hub-token", FLAG, "--traceback", "--json")
-    assert done.returncode == 0, done.stderr.decode()
+    assert done.code == 0, done.err
     return folder, done
 
 
@@ -62,8 +60,8 @@ def test_there_is_no_pickle_of_the_settings(finished):
 
 def test_neither_stream_shows_a_secret(finished):
     _, done = finished
-    assert not found_in(done.stdout + done.stderr)
-    json.loads(done.stdout)
+    assert not found_in((done.out + done.err).encode())
+    json.loads(done.out)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +96,9 @@ def test_no_unforeseen_error_shows_a_secret(finished, tmp_path):
     folder, _ = finished
     options = ("--model-init-kwargs", json.dumps({"token": NESTED, "nonsense": 1, "api_key": PASSWORD}))
     done = run(folder, "train", "config.yaml", "--output-dir", tmp_path / "run", *options, "--traceback")
-    assert done.returncode == 1
-    assert b"Traceback" in done.stderr
-    assert not found_in(done.stdout + done.stderr)
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert not found_in((done.out + done.err).encode())
 
 
 def test_what_is_planted_would_be_found():
