@@ -21,6 +21,10 @@ A message is one or two lines: where it is (file, line, row or field), what was 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Self
+
 from .system.secrets import masked
 
 # Characters of a long message that are shown from its beginning and from its end.
@@ -59,7 +63,17 @@ class ConfigError(UsageError):
 
 
 class DataError(UsageError):
-    """A dataset is missing, unreadable, empty, or of an unknown format."""
+    """A dataset is missing, unreadable, empty, or of an unknown format.
+
+    ``columns`` may say which of its columns are probably meant, by name: a value of the setting ``columns``.
+    """
+
+    columns: Mapping[str, str] = MappingProxyType({})
+
+    def offering(self, columns: Mapping[str, str]) -> Self:
+        """Set the columns that are probably meant; return the error itself."""
+        self.columns = dict(columns)
+        return self
 
 
 class RowError(DataError):

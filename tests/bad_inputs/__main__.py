@@ -18,12 +18,16 @@ def page() -> str:
         "Exit codes: 0 done, 1 failed while running, 2 bad usage or bad input, 3 a check failed, 4 a check could not"
         " tell, 75 interrupted and resumable, 130 interrupted twice. With `--json`, stdout has"
         ' `{"error": ..., "kind": ..., "exit_code": ...}`.'
-        " `--traceback` shows where in the code an error came from.",
+        " `--traceback` shows where in the code an error came from. Where columns have other names, the next line is"
+        " the command with `--columns`, as it is offered in the last column, to be pasted.",
         "Unless the row says otherwise, `c.yaml` is valid, and so are `pairs.jsonl` and the folder `model` beside it:"
         f"\n\n```yaml\n{CONFIG}```",
     ]
     for group, cases in GROUPS.items():
-        rows = [f"| {_cell(case.done)} | `{_command(case.words)}` | {_cell(case.message)} |" for case in cases]
+        rows = [
+            f"| {_cell(case.done)} | `{_command(case.words)}` | {_cell(case.message)}{_offer(case.flags)} |"
+            for case in cases
+        ]
         head = "| A user ... | types `oddsmith ...` | and reads |\n|---|---|---|"
         parts.append(f"## {group}\n\n{head}\n" + "\n".join(rows))
     return "\n\n".join(parts) + "\n"
@@ -32,6 +36,10 @@ def page() -> str:
 def _command(words: str) -> str:
     shown = words if len(words) <= LONGEST_COMMAND else f"{words[:LONGEST_COMMAND]}..."
     return shown.replace("|", "\\|")
+
+
+def _offer(flags: str) -> str:
+    return f" (offered: `{flags}`)" if flags else ""
 
 
 def _cell(text: str) -> str:

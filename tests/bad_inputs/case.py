@@ -23,6 +23,7 @@ class BadInput(NamedTuple):
     files: Mapping[str, Content] = {}  # what the folder holds besides, or instead, by name
     code: int = 2  # the exit code
     without: tuple[str, ...] = ()  # packages that are not installed
+    flags: str = ""  # what is to be added to the command, which the next line repeats
 
     def lay_out(self, place: Path, model: Path) -> None:
         """Fill the empty folder that the command runs in: c.yaml, pairs.jsonl, model, and what this row changes."""

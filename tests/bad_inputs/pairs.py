@@ -16,12 +16,36 @@ def _rows(*rows: Any) -> dict[str, Content]:
 # fmt: off
 ROWS = (
     BadInput("leaves out the rejected answers", "train c.yaml",
-        "train: found the columns prompt, chosen; rejected is missing (standard or conversational format)",
+        "train: found the columns prompt, chosen; rejected is missing (standard or conversational format); say"
+        " which other columns are meant, as in columns: rejected=NAME",
         _rows(*[{"prompt": "a", "chosen": "b"}] * 2)),
     BadInput("names the columns otherwise", "train c.yaml",
-        "train: found the columns q, good, bad; expected prompt, chosen and rejected; did you mean these? rename q to"
-        " prompt, good to chosen and bad to rejected",
-        _rows(*[{"q": "a", "good": "b", "bad": "c"}] * 2)),
+        "train: found the columns q, good, bad; expected prompt, chosen and rejected; did you mean prompt=q,"
+        " chosen=good and rejected=bad? (setting columns)",
+        _rows(*[{"q": "a", "good": "b", "bad": "c"}] * 2), flags="--columns prompt=q,chosen=good,rejected=bad"),
+    BadInput("writes names with capitals and blanks", "train c.yaml --beta 0.2",
+        'train: found the columns The "$Q", Chosen, Rejected answer; expected prompt, chosen and rejected; did you mean'
+        ' prompt=The "$Q", chosen=Chosen and rejected=Rejected answer? (setting columns)',
+        _rows(*[{'The "$Q"': "a", "Chosen": "b", "Rejected answer": "c"}] * 2),
+        flags="""--columns 'prompt=The "$Q",chosen=Chosen,rejected=Rejected answer'"""),
+    BadInput("names a column that is not there", "train c.yaml --columns prompt=qestion",
+        "pairs.jsonl: there is no column 'qestion' for prompt; found the columns question, chosen, rejected; did you"
+        " mean question?",
+        _rows(*[{"question": "a", "chosen": "b", "rejected": "c"}] * 2)),
+    BadInput("names a path that ends early in a row", "train c.yaml --columns chosen=best.0.text",
+        "train, row 1: column not found: chosen=best.0.text leads nowhere: best.0 has the keys txt; bad_rows=drop"
+        " leaves such rows out",
+        _rows(*[{**GOOD, "best": [{key: "a"}]} for key in ("text", "txt")])),
+    BadInput("gives a column to a name that nothing reads", "train c.yaml --columns promt=q",
+        "columns names 'promt', which no format reads; did you mean prompt?"),
+    BadInput("gives the column before its name", "train c.yaml --columns frage=prompt",
+        "columns names 'frage', which no format reads; the name comes first: prompt=frage"),
+    BadInput("gives one column to two names", "data check pairs.jsonl --columns chosen=a,rejected=a",
+        "columns: chosen and rejected are both read from 'a'; give each its own column"),
+    BadInput("gives two columns to one name", "train c.yaml --columns prompt=a,prompt=b",
+        "columns gives prompt twice, 'a' and 'b'; keep one"),
+    BadInput("lists columns without names", "train c.yaml --columns question,good,bad",
+        "columns has 'question,good,bad'; expected NAME=COLUMN, as in prompt=question,chosen=good,rejected=bad"),
     BadInput("has a null among the answers", "train c.yaml",
         "train, row 1: null value: chosen is null; expected text or messages; bad_rows=drop leaves such rows out",
         _rows(GOOD, {**GOOD, "chosen": None}, GOOD)),
@@ -35,7 +59,8 @@ ROWS = (
         _rows(GOOD, {**GOOD, "chosen": ["a"]})),
     BadInput("has another column in one row", "train c.yaml",
         "train, row 1: missing column: found the columns prompt, answer; chosen and rejected are missing (standard or"
-        " conversational format); bad_rows=drop leaves such rows out",
+        " conversational format); say which other columns are meant, as in columns: chosen=NAME,rejected=NAME;"
+        " bad_rows=drop leaves such rows out",
         _rows(GOOD, {"prompt": "a", "answer": "b"})),
     BadInput("invents a role", "train c.yaml",
         "train, row 0: unknown role: chosen[0] has the role 'oracle'; expected one of system, developer, user,"
@@ -76,12 +101,14 @@ ROWS = (
         "train, row 0: no prompt: chosen and rejected share 'Sure!\\n', where both answers may begin, and text in the"
         " column task would not be read; rename the column of the prompt to prompt (of the system message to system),"
         " and remove others; bad_rows=drop leaves such rows out",
-        _rows(*[{"task": "Sort a list", "chosen": "Sure!\na", "rejected": "Sure!\nb"}] * 2)),
+        _rows(*[{"task": "Sort a list", "chosen": "Sure!\na", "rejected": "Sure!\nb"}] * 2),
+        flags="--columns prompt=task"),
     BadInput("gives the answers in columns of other names", "data check pairs.jsonl --fix clean.jsonl",
         "none of the 2 rows is a pair; row 0: missing column: found the columns instruction, chosen_response,"
-        " rejected_response; expected prompt, chosen and rejected; did you mean these? rename instruction to prompt,"
-        " chosen_response to chosen and rejected_response to rejected",
-        _rows(*[{"instruction": "a", "chosen_response": "b", "rejected_response": "c"}] * 2)),
+        " rejected_response; expected prompt, chosen and rejected; did you mean prompt=instruction,"
+        " chosen=chosen_response and rejected=rejected_response? (setting columns)",
+        _rows(*[{"instruction": "a", "chosen_response": "b", "rejected_response": "c"}] * 2),
+        flags="--columns prompt=instruction,chosen=chosen_response,rejected=rejected_response"),
     BadInput("answers another question", "train c.yaml",
         "train, row 1: prompt and answers disagree: chosen begins with the user's turn 'How?' and goes on unlike the"
         " prompt; give each turn once: the question and what is before it in prompt, the answers alone in chosen and"

@@ -72,15 +72,16 @@ def _dispatch(words: list[str], group: str) -> int:
     if name in GROUPS:
         return _dispatch(words[1:], group=name)
     if name in COMMANDS:
-        return _run(COMMANDS[name], words[1:])
+        return _run(name, words[1:])
     say_error(_unknown(word, group))
     return UsageError.exit_code
 
 
-def _run(command: Command, words: list[str]) -> int:
+def _run(name: str, words: list[str]) -> int:
+    command = COMMANDS[name]
     module = import_module(f".commands.{command.module}", __package__)
     if not set(HELP_FLAGS) & set(words):
-        return run(getattr(module, command.function), words)
+        return run(getattr(module, command.function), words, name)
     from .parsing.help import print_help
     from .parsing.schema import load_fields
 

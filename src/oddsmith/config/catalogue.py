@@ -136,8 +136,13 @@ DATA = (
         "Render plain text with the chat template, as a question and its answers; by default it stays as it is.",
         COMMON | EVAL,
     ),
+    by_result(
+        "columns",
+        "Columns of other names, as in prompt=question,chosen=good,rejected=bad; answers.0.text leads into a column.",
+        COMMON | EVAL,
+    ),
     by_result("dataset_config", "Configuration of the hub dataset.", EVAL),
-    by_result("datasets", "A mixture: a list of {path, name, split, weight}, in YAML or as JSON.", EVAL),
+    by_result("datasets", "A mixture: a list of {path, name, split, weight, columns}, in YAML or as JSON.", EVAL),
     by_result("dataset_streaming", "Read rows as they are needed; needs max_steps."),
     free("dataset_num_proc", "Processes that tokenize."),
 )

@@ -23,7 +23,9 @@ class ScriptArguments:
         dataset_config: Configuration of the hub dataset.
         dataset_train_split, dataset_test_split: Its splits for training and evaluation.
         dataset_streaming: Read rows as they are needed instead of all at once; needs ``max_steps``.
-        datasets: A mixture instead of one dataset: a list of ``{path, name, split, weight}``.
+        columns: Which columns hold what formats read, under names of their own: ``prompt=question,chosen=good``, or a
+            mapping; a dotted path leads into objects and lists.
+        datasets: A mixture instead of one dataset: a list of ``{path, name, split, weight, columns}``.
         eval_dataset_name: Another dataset to evaluate on.
         test_split_size: Hold out this share (below 1) or number of the rows for evaluation.
     """
@@ -35,6 +37,7 @@ class ScriptArguments:
     dataset_streaming: bool = False
 
     # Ours.
+    columns: Union[dict[str, Any], str, None] = None
     datasets: Union[list[dict[str, Any]], str, None] = None
     eval_dataset_name: Optional[str] = None
     test_split_size: Optional[float] = None

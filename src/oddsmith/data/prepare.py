@@ -145,7 +145,7 @@ def _recognised_format(rows: Any, source: str, bad_rows: str) -> str:
         except RowError as error:
             problem = problem or _located(error, number, source, bad_rows)
         except DataError as error:
-            problem = problem or DataError(f"{source}: {error}")
+            problem = problem or DataError(f"{source}: {error}").offering(error.columns)
     raise problem or DataError(f"{source}: the dataset is empty; expected rows with a prompt and two answers")
 
 
@@ -174,7 +174,7 @@ def _require_decision(report: DataReport, pair_tokenizer: PairTokenizer) -> None
 def _located(error: RowError, number: int, source: str, bad_rows: str) -> RowError:
     """Add dataset and row number to an error and, where invalid rows stop the run, how to leave them out."""
     hint = "; bad_rows=drop leaves such rows out" if bad_rows == "error" else ""
-    return RowError(error.reason, error.detail + hint, number, source)
+    return RowError(error.reason, error.detail + hint, number, source).offering(error.columns)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from ..parsing.resolve import Option, resolve
 from ..parsing.values import number, whole_number
 from ..terminal.console import printable, quiet_libraries, say, stdout_console, working
 from ..terminal.counting import count_in_place
-from ..terminal.outcome import JSON, TRACEBACK
+from ..terminal.outcome import COLUMNS, JSON, TRACEBACK
 
 if TYPE_CHECKING:
     from ...inference.compare.comparison import Comparison, PromptResult
@@ -30,6 +30,7 @@ FORMATS = ("alpaca_eval", "mt_bench")
 OPTIONS = (
     Option("prompts", "value", "Text (a prompt a line), JSONL, pairs in any format, MT-Bench's question file.", "FILE"),
     Option("split", "value", "Split of a dataset, or a slice such as test[:20], of a file too. [test]", "SPLIT"),
+    COLUMNS,
     Option("max_new_tokens", "value", "Where an answer is cut that does not end by itself. [256]", "N"),
     Option("temperature", "value", "0 is greedy. [0]", "X"),
     Option("seed", "value", "Of the drawing, with a temperature. [0]", "N"),
@@ -69,13 +70,15 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     _require_format(given)
 
     with working("starting"):
+        from ...data.sources import offering
         from ...inference.chat.backends import Sampling
         from ...inference.compare import comparison
         from ...inference.compare import files as comparison_files
         from ...inference.compare.prompts import read_prompts
 
         sampling = Sampling(temperature, max_new_tokens, seed)
-        prompts = read_prompts(given["prompts"], given.get("split", "test"))
+        with offering(given.get("columns")):
+            prompts = read_prompts(given["prompts"], given.get("split", "test"), given.get("columns"))
         layout = given.get("format")
         files = {"html": Path(given["html"])} if "html" in given else {}
         if layout is not None:

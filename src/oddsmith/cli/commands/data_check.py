@@ -13,7 +13,7 @@ from ..parsing.values import FALSE_WORDS, TRUE_WORDS, whole_number
 from ..terminal.console import quiet_libraries, say, working
 from ..terminal.counting import counting
 from ..terminal.data_table import print_example, print_preference, print_survey
-from ..terminal.outcome import JSON, TRACEBACK, Judged
+from ..terminal.outcome import COLUMNS, JSON, TRACEBACK, Judged
 
 if TYPE_CHECKING:
     from ...data.sources import FileRows, Rows
@@ -44,6 +44,7 @@ OPTIONS = (
         f"How many pairs the model scores, spread over the set; 0: only its tokenizer is used. [{SCORED_PAIRS}]",
         "N",
     ),
+    COLUMNS,
     Option("fix", "value", "Write the set without the rows that are at fault.", "OUT.jsonl"),
     Option("eval_dataset_name", "value", "Evaluation set; the training set must not hold its prompts.", "DATASET"),
     Option("benchmark", "value", "File of a benchmark; the training set must not hold its text.", "FILE"),
@@ -66,13 +67,14 @@ def data_check(arguments: Sequence[str]) -> Judged:
     from ...data.checks.cleaning import require_new_file, write_cleaned
     from ...data.checks.example import first_example
     from ...data.checks.survey import survey
-    from ...data.sources import open_rows
+    from ...data.sources import offering, open_rows
 
     if target is not None:
         require_new_file(target)
     with working("reading"):
         config = given.get("dataset_config")
-        rows = open_rows(name, config=config, split=given.get("dataset_train_split", "train"))
+        columns = given.get("columns")
+        rows = open_rows(name, config=config, split=given.get("dataset_train_split", "train"), columns=columns)
         evaluation = _evaluation(given)
         benchmark = read_benchmark(given["benchmark"]) if "benchmark" in given else None
         pair_tokenizer, readable = None, None
@@ -81,7 +83,8 @@ def data_check(arguments: Sequence[str]) -> Judged:
 
             pair_tokenizer = _pair_tokenizer(given["model"], limits, on_text)
             readable = outlined_limits(given["model"], pair_tokenizer.tokenizer)
-    with counting("checking", "rows", len(rows) if hasattr(rows, "__len__") else None) as on_rows:
+    total = len(rows) if hasattr(rows, "__len__") else None
+    with offering(columns), counting("checking", "rows", total) as on_rows:
         found = survey(
             rows,
             evaluation=evaluation,
@@ -140,7 +143,8 @@ def _evaluation(given: dict[str, str]) -> Rows | FileRows | None:
         if "dataset_test_split" in given:
             raise ConfigError("--dataset-test-split is a split of the evaluation set; name it with --eval-dataset-name")
         return None
-    return open_rows(name, split=given.get("dataset_test_split", "test"))
+    split, columns = given.get("dataset_test_split", "test"), given.get("columns")
+    return open_rows(name, split=split, columns=columns, where_there=True)
 
 
 def _pair_tokenizer(model: str, limits: dict[str, int | None], on_text: bool | None) -> PairTokenizer:

@@ -29,7 +29,16 @@ INTRO = (
 OPTIONS = (JSON, TRACEBACK)
 # The settings that the help lists; all others are accepted too.
 SETTINGS_IN_HELP = {
-    *("dataset_name", "dataset_config", "dataset_test_split", "max_length", "max_prompt_length", "beta", "nll_on"),
+    *(
+        "dataset_name",
+        "dataset_config",
+        "dataset_test_split",
+        "columns",
+        "max_length",
+        "max_prompt_length",
+        "beta",
+        "nll_on",
+    ),
     *("bad_rows", "per_device_eval_batch_size", "bf16", "use_cpu", "dtype", "trust_remote_code"),
 }
 # The settings of a run that determine its held-out pairs.
@@ -70,12 +79,14 @@ def _inherit(resolved: Resolved) -> bool:
 
 
 def _measure(settings: Settings, has_own_data: bool) -> dict[str, Any]:
+    from ...data.sources import offering
     from ...system.memory import clear_memory_errors
     from ..terminal.progress import ShowProgress
     from .train.assembly import make_trainer
 
     rows = _rows(settings, has_own_data)
-    with ShowProgress() as progress:
+    data = settings.data
+    with ShowProgress() as progress, offering(data.columns, of_one_dataset=not data.datasets):
         trainer = make_trainer(settings, None, rows, callbacks=[progress])
         for report in trainer.data_reports.values():
             for line in report.lines():
@@ -102,7 +113,9 @@ def _rows(settings: Settings, has_own_data: bool) -> Any:
             if rows is None:
                 raise DataError("the run held no pairs out; give the pairs to measure on with --dataset-name DATASET")
             return rows
-        return load_rows(str(data.dataset_name), config=data.dataset_config, split=data.dataset_test_split)
+        return load_rows(
+            str(data.dataset_name), config=data.dataset_config, split=data.dataset_test_split, columns=data.columns
+        )
 
 
 def _print_table(trainer: ORPOTrainer, metrics: Mapping[str, Any]) -> None:

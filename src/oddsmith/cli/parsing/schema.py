@@ -23,8 +23,8 @@ SCHEMA_FILE = Path(__file__).with_name("schema.json")
 
 # An object of accelerate, which neither YAML nor a flag can hold.
 NOT_SETTABLE = frozenset({"parallelism_config"})
-# Mappings that may also be given as the path of a JSON file.
-PATH_OR_MAPPING = frozenset({"accelerator_config", "deepspeed", "fsdp_config"})
+# Mappings that may also be given as text: as the path of a JSON file, or as NAME=COLUMN,...
+TEXT_OR_MAPPING = frozenset({"accelerator_config", "deepspeed", "fsdp_config", "columns"})
 
 _SIMPLE = {bool: "bool", int: "int", float: "float", str: "str", dict: "dict"}
 
@@ -85,7 +85,7 @@ def _field(owner: type, field: dataclasses.Field, hint: Any) -> Field:
     kinds, nullable, choices = _read_type(hint)
     if field.metadata.get("const") is True:  # `--fsdp` alone, as well as `--fsdp full_shard`
         kinds.add("bool")
-    if "dict" in kinds and field.name not in PATH_OR_MAPPING:
+    if "dict" in kinds and field.name not in TEXT_OR_MAPPING:
         kinds.discard("str")
     default = field.default_factory() if callable(field.default_factory) else field.default
     return Field(

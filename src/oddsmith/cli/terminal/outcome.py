@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import traceback
@@ -15,12 +16,14 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
-from ...errors import Interrupted, OddsmithError
+from rich.text import Text
+
+from ...errors import DataError, Interrupted, OddsmithError
 from ...system.memory import OTHER_FIX, clear_memory_errors
 from ...system.secrets import masked
 from ...system.signals import ENDED_AT_ONCE, NothingTrained
 from ..parsing.resolve import Option
-from .console import is_main_process, say_error
+from .console import is_main_process, say_error, stderr_console
 
 # What torch raises in a distributed run when another process is gone; gloo only raises a RuntimeError.
 LOST_PEER = ("DistBackendError", "DistNetworkError")
@@ -28,6 +31,12 @@ LOST_PEER = ("DistBackendError", "DistNetworkError")
 # Flags of every command; `run` looks for them itself, so that they also work where the command line is wrong.
 JSON = Option("json", "switch", "Print the result as one JSON document on stdout, and nothing else there.")
 TRACEBACK = Option("traceback", "switch", "Show where in the code an error came from.")
+COLUMNS = Option(
+    "columns",
+    "value",
+    "Columns of other names, as in prompt=question,chosen=good,rejected=bad; answers.0.text leads into a column.",
+    "NAME=COLUMN,...",
+)
 
 
 class Judged(NamedTuple):
@@ -40,10 +49,11 @@ class Judged(NamedTuple):
 Command = Callable[[Sequence[str]], "dict[str, Any] | Judged | int"]
 
 
-def run(command: Command, arguments: Sequence[str]) -> int:
-    """Run a command on the words after its name, and return its exit code.
+def run(command: Command, arguments: Sequence[str], name: str = "") -> int:
+    """Run a command on the words after its ``name``, and return its exit code.
 
-    Unforeseen errors are not caught: they end in :func:`_say_unforeseen`.
+    An error that offers columns is followed by the command with them. Unforeseen errors are not caught: they end in
+    :func:`_say_unforeseen`.
     """
     as_json, with_traceback = JSON.flag in arguments, TRACEBACK.flag in arguments
     sys.excepthook = (lambda kind, error, trace: _trace(error)) if with_traceback else _say_unforeseen
@@ -54,7 +64,7 @@ def run(command: Command, arguments: Sequence[str]) -> int:
     except (OddsmithError, NothingTrained, KeyboardInterrupt) as error:
         if with_traceback:
             _trace(error)
-        return _say_how_it_ended(error, as_json)
+        return _say_how_it_ended(error, as_json, _offered_command(name, arguments, error))
     if isinstance(result, int):
         return result
     document, exit_code = result if isinstance(result, Judged) else (result, 0)
@@ -77,8 +87,26 @@ def termination_as_interruption() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _say_how_it_ended(error: OddsmithError | NothingTrained | KeyboardInterrupt, as_json: bool) -> int:
-    """Print why a command ended; return its exit code."""
+def _offered_command(name: str, arguments: Sequence[str], error: BaseException) -> str:
+    """Return what was typed with the columns that an error offers, ready to be pasted; empty where it offers none."""
+    if not (name and isinstance(error, DataError) and error.columns):
+        return ""
+    from ...data.sources.naming import text_of_columns
+
+    words, given = [], iter(arguments)
+    for word in given:
+        if word == COLUMNS.flag:
+            next(given, None)
+        elif not word.startswith(f"{COLUMNS.flag}="):
+            words.append(word)
+    offered = [COLUMNS.flag, text_of_columns(error.columns)]
+    return masked(shlex.join(["oddsmith", *name.split(), *words, *offered]))
+
+
+def _say_how_it_ended(
+    error: OddsmithError | NothingTrained | KeyboardInterrupt, as_json: bool, command: str = ""
+) -> int:
+    """Print why a command ended, and a ``command`` that goes on; return the exit code."""
     kind = type(error).__name__
     if isinstance(error, OddsmithError):
         text, exit_code = str(error), error.exit_code
@@ -90,8 +118,10 @@ def _say_how_it_ended(error: OddsmithError | NothingTrained | KeyboardInterrupt,
         say_error(text)
     elif is_main_process():  # all processes of a run are interrupted together
         say_error(text, "interrupted", "bold yellow")
+    if command and is_main_process():
+        stderr_console().print(Text(f"  {command}"), soft_wrap=True)  # as it is, to be pasted
     if as_json and is_main_process():
-        _print_json({"error": text, "kind": kind, "exit_code": exit_code})
+        _print_json({"error": text, "kind": kind, "exit_code": exit_code} | ({"command": command} if command else {}))
     return exit_code
 
 

@@ -113,7 +113,7 @@ def survey(
                 total.hits.setdefault((check, ""), []).append(faulty)
         on_rows(part.rows)
     if not total.formats:
-        raise DataError(_no_pair(total))
+        raise DataError(_no_pair(total)).offering(total.meant)
     has = {
         catalogue.MODEL: pair_tokenizer is not None,
         catalogue.OUTLINE: limits is not None,
@@ -138,6 +138,7 @@ class Tally:
     conversations: int = 0  # how many of them are in the chat template
     fingerprints: list[tuple[int, Fingerprint]] = field(default_factory=list)  # with the row numbers of the pairs
     first_fault: str = ""  # what is wrong with the first row that is no pair
+    meant: Mapping[str, str] = field(default_factory=dict)  # which of its columns may be meant
 
     def hit(self, row: int, hits: Iterable[Hit]) -> None:
         """Count a row under the checks that it fails."""
@@ -151,7 +152,8 @@ class Tally:
         self.rows += other.rows
         self.kept += other.kept
         self.conversations += other.conversations
-        self.first_fault = self.first_fault or other.first_fault
+        if not self.first_fault:
+            self.first_fault, self.meant = other.first_fault, other.meant
         for key, rows in other.hits.items():
             self.hits.setdefault(key, []).extend(rows)
         self.formats.update(other.formats)
@@ -206,7 +208,8 @@ def _valid(row: Any, tally: Tally) -> tuple[PreferencePair, PairTexts] | RowErro
     try:
         pair = to_pair(row)
     except RowError as error:
-        tally.first_fault = tally.first_fault or str(error)
+        if not tally.first_fault:
+            tally.first_fault, tally.meant = str(error), dict(error.columns)
         return error
     texts = PairTexts.of(pair)
     if not texts.is_unicode():

@@ -9,7 +9,8 @@ Every message about the content of a row is raised here, as a ``RowError`` or, f
       platforms, annotated, judged      their readers; malformed answers, candidates, scores
       families      response_a and response_b, score_1 to score_4; raises nothing
       verdicts      unknown winners; rows that prefer neither answer (``UndecidedRow``)
-    columns       columns that are not read; unknown columns
+    columns       columns that are not read
+    offer         unknown columns, and which of them may be meant
     tool_calls    tools, and calls of them
     transcripts   dialogues written as plain text; raises nothing
     written       messages and other values written as text, as JSON or as Python prints them
@@ -17,6 +18,16 @@ Every message about the content of a row is raised here, as a ``RowError`` or, f
 """
 
 from .messages import Message
-from .pairs import PreferencePair, Row, format_of, restated, to_pair, unread_columns
+from .pairs import NOWHERE, READ_COLUMNS, PreferencePair, Row, format_of, restated, to_pair, unread_columns
 
-__all__ = ["Message", "PreferencePair", "Row", "format_of", "restated", "to_pair", "unread_columns"]
+__all__ = [
+    "NOWHERE",
+    "READ_COLUMNS",
+    "Message",
+    "PreferencePair",
+    "Row",
+    "format_of",
+    "restated",
+    "to_pair",
+    "unread_columns",
+]

@@ -1,7 +1,7 @@
 """Judge columns by their names: which hold the prompt or a part of it, which hold facts about the row.
 
 The columns that formats read are listed in pairs.py. Here are those that they do not read: a prompt under an unknown
-name must not be dropped in silence, while scores, ids and names of models may.
+name must not be dropped in silence, while scores, ids and names of models may. What else they may be: offer.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ...system.words import enumerated
 from .messages import Message
 
 CHOSEN, REJECTED = "chosen", "rejected"
@@ -102,10 +101,10 @@ def unread_texts(row: Mapping[str, Any], read: Collection[str]) -> dict[str, lis
     """Return the texts, without blank ones, of the columns that are not ``read`` and may hold a prompt."""
     found = {}
     for name, value in row.items():
-        if value is None or name in read or isinstance(value, bool | int | float) or _is_no_prompt(str(name)):
+        if value is None or name in read or isinstance(value, bool | int | float) or is_no_prompt(str(name)):
             continue
         texts = [text for text in _texts(value) if text.strip()]
-        if texts and not (len(texts) == 1 and _is_label(str(name), texts[0])):
+        if texts and not (len(texts) == 1 and is_label(str(name), texts[0])):
             found[str(name)] = texts
     return found
 
@@ -127,17 +126,19 @@ def text_of(content: str | Sequence[Message]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _is_no_prompt(name: str) -> bool:
+def is_no_prompt(name: str) -> bool:
     """Return whether a name is one of facts about the row, of images and the like, or of an answer."""
-    return is_fact(name) or is_media(name) or side_of(name) is not None or _is_answer(name)
+    return is_fact(name) or is_media(name) or side_of(name) is not None or is_answer(name)
 
 
-def _is_answer(name: str) -> bool:
+def is_answer(name: str) -> bool:
+    """Return whether a name ends with a word for any answer."""
     words = words_of(name)
     return bool(words) and words[-1] in ANSWER_WORDS
 
 
-def _is_label(name: str, text: str) -> bool:
+def is_label(name: str, text: str) -> bool:
+    """Return whether a text is the name of a category, unless its column is one of prompts."""
     return not is_prompt(name) and len(text) <= LABEL_CHARACTERS and len(text.split()) == 1
 
 
@@ -152,42 +153,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)
-
-
-def unknown_columns(row: Mapping[str, Any], formats: Sequence[tuple[str, tuple[str, ...]]]) -> str:
-    """Return what a row has and what the formats (name, columns) need, with a guess of what was meant."""
-    found = f"found the columns {', '.join(map(str, row)) or 'none'}"
-    renamed = _renamed(row)
-    if renamed:
-        changes = enumerated(f"{old} to {new}" for old, new in renamed.items())
-        return f"{found}; expected prompt, chosen and rejected; did you mean these? rename {changes}"
-    name, columns = max(formats, key=lambda known: sum(column in row for column in known[1]))
-    missing = [column for column in columns if column not in row]
-    if len(missing) < len(columns):
-        are = "is" if len(missing) == 1 else "are"
-        return f"{found}; {' and '.join(missing)} {are} missing ({name} format)"
-    prompts = [columns[0] for _, columns in formats if columns[1:] == ANSWERS]
-    others = [f"; or {' and '.join(columns)}" for _, columns in formats if not set(ANSWERS) <= set(columns)]
-    return (
-        f"{found}; expected {prompts[0]}, chosen and rejected (instead of {prompts[0]} also {', '.join(prompts[1:])},"
-        f" or none if the answers begin with it){''.join(others)}"
-    )
-
-
-def _renamed(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return which columns may be prompt, chosen and rejected under other names; empty where it cannot be told."""
-    names = [str(name) for name, value in row.items() if not isinstance(value, bool | int | float)]
-    sides = {side: [name for name in names if side_of(name) == side] for side in ANSWERS}
-    sides = {side: [side] if side in found else found for side, found in sides.items()}
-    if not sides[CHOSEN]:  # such as response and rejected_response
-        sides[CHOSEN] = [name for name in names if side_of(name) is None and _is_answer(name)]
-    if any(len(found) != 1 for found in sides.values()):
-        return {}
-    others = [name for name in names if not _is_no_prompt(name)]
-    prompts = [name for known in PROMPT_NAMES for name in others if "_".join(words_of(name)) == known]
-    prompt = prompts[0] if prompts else others[0] if len(others) == 1 else None
-    renamed = {prompt: "prompt"} if prompt is not None else {}
-    renamed |= {found[0]: side for side, found in sides.items()}
-    if {"instruction", "input"} <= set(names):  # read together as they are
-        renamed.pop("instruction", None)
-    return {old: new for old, new in renamed.items() if old != new}

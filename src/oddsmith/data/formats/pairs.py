@@ -30,15 +30,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ...errors import DataError, RowError
 from ...system.words import enumerated
-from .columns import ANSWERS, is_prompt, is_repeated, squeezed, text_of, unknown_columns, unread_texts
+from .columns import ANSWERS, is_prompt, is_repeated, squeezed, text_of, unread_texts
 from .conversations import Conversation, reconciled, shared_prompt, shown
 from .judged import answers_without_verdict
 from .layouts import Layout, layout_of
 from .messages import SYSTEM_ROLES, Message, messages_of_text, to_messages
+from .offer import offered_columns, unknown_columns
 from .tool_calls import read_tools
 from .transcripts import (
     ANY_TURN,
@@ -80,7 +82,7 @@ def to_pair(row: Row) -> PreferencePair:
     """Return the preference pair of a row; an invalid row raises a ``RowError`` with a reason to count."""
     known = _recognise(row)
     if known is None:
-        raise RowError("missing column", _unknown(row))
+        raise RowError("missing column", _unknown(row)).offering(offered_columns(row))
     return known.convert(_with_messages(row, known.columns))
 
 
@@ -91,7 +93,7 @@ def format_of(row: Row) -> str:
     """
     known = _recognise(row)
     if known is None:
-        raise DataError(_unknown(row))
+        raise DataError(_unknown(row)).offering(offered_columns(row))
     if known.columns not in (_STANDARD, ANSWERS):
         return known.name
     row = _with_messages(row, known.columns)
@@ -286,12 +288,20 @@ _NAMED = (
     *(("UltraFeedback", (prompt, "completions")) for prompt in ("instruction", "prompt")),
     *((known.name, known.columns) for known in _FORMATS[-1:]),
 )
+# All columns that are read, in the order of the formats.
+READ_COLUMNS = tuple(
+    dict.fromkeys(chain(*(columns for _, columns in _NAMED), *(known.optional for known in _FORMATS), _ALWAYS_READ))
+)
+# A column in which a row says that a column of the setting ``columns`` is not in it (sources/naming.py).
+NOWHERE = "columns that lead nowhere"
 
 
 def _recognise(row: Row) -> _Format | None:
     """Return the first format whose columns a row has, if possible one of which no prompt is null."""
     if not isinstance(row, Mapping):
         raise RowError("malformed row", f"found {kind_of(row)}; expected an object with columns such as prompt, chosen")
+    if row.get(NOWHERE):
+        raise RowError("column not found", row[NOWHERE])
     if not set(ANSWERS) <= row.keys() and (layout := layout_of(row)) is not None:
         return _Format(layout.name, (), lambda row: to_pair(layout.restate(row).row), layout=layout)
     fitting = [known for known in _FORMATS if all(column in row for column in known.columns)]
@@ -420,11 +430,12 @@ def _prompt_elsewhere(shared: str | None, names: Sequence[str]) -> RowError:
     """Return the error for answers whose common beginning, if they have one, is not likely to be the prompt."""
     share = "nothing that could be the prompt" if shared is None else f"{shown(shared)}, where both answers may begin"
     columns = f"column{'s' if len(names) > 1 else ''} {enumerated(names)}"
+    prompts = [name for name in names if is_prompt(name)] or names
     return RowError(
         "no prompt",
         f"chosen and rejected share {share}, and text in the {columns} would not be read; rename the column of the"
         " prompt to prompt (of the system message to system), and remove others",
-    )
+    ).offering({"prompt": prompts[0]} if len(prompts) == 1 and prompts[0] != "system" else {})
 
 
 def _for_template(row: Row) -> dict[str, Any]:

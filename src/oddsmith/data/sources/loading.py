@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from ...errors import ConfigError, DataError
 from .files import PARQUET, Row, kind_of_file, read_rows, require_path
 from .mixture import Share, mix, mix_streams, parse_mixture, shares_of, weights_of
+from .naming import Columns, columns_there, named_row, parse_columns, with_names
 from .splits import Split, files_of
 from .tables import is_saved_dataset, read_hub, read_parquet, read_saved
 
@@ -43,12 +44,33 @@ BATCH_ROWS = 250  # a tenth of a second of work for the checks
 HUB_ID = re.compile(r"\w[\w.-]*(?:/[\w.-]+)?")
 
 
-def load_rows(name: str, *, config: str | None = None, split: str = "train", streaming: bool = False) -> Rows:
-    """Load the rows of one dataset, as the table above shows, or read them as they are needed (``streaming``).
+def load_rows(
+    name: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    columns: Any = None,
+    where_there: bool = False,
+) -> Rows:
+    """Load the rows of one dataset, as the table above shows.
 
-    ``config`` is the configuration of a hub dataset, ``split`` a split or a slice of one. A dataset that is missing,
-    unreadable or empty, or has no such split, raises a ``DataError``.
+    Args:
+        name: The name.
+        config: Configuration of a hub dataset.
+        split: A split, or a slice of one.
+        streaming: Read rows as they are needed.
+        columns: The setting: columns of other names than those that formats read.
+        where_there: Whether a dataset that has none of these columns is read as it is.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ConfigError: The columns are named wrongly.
+        DataError: The dataset is missing, unreadable or empty, or has no such split or columns.
     """
+    named = parse_columns(columns)
     rows: Any
     if not is_local(name):
         rows = read_hub(name, config, split, streaming=streaming)
@@ -65,10 +87,17 @@ def load_rows(name: str, *, config: str | None = None, split: str = "train", str
     if not streaming and not len(rows):
         where = name if split == "train" else f"{name}, split {split!r}"
         raise DataError(f"{where}: the dataset is empty; expected rows with a prompt and two answers")
-    return rows
+    return with_names(rows, named, name, where_there=where_there)
 
 
-def open_rows(name: str, *, config: str | None = None, split: str = "train") -> Rows | FileRows:
+def open_rows(
+    name: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    columns: Any = None,
+    where_there: bool = False,
+) -> Rows | FileRows:
     """Open the rows of one dataset so that they can be read several times without being held in memory.
 
     Takes and raises what ``load_rows`` does. Rows of text files are read as they are needed, so that an empty file is
@@ -78,18 +107,20 @@ def open_rows(name: str, *, config: str | None = None, split: str = "train") -> 
     if is_local(name) and not part.is_slice:
         rows = _local_rows(name, part, streaming=False)
         if isinstance(rows, FileRows):
-            return rows
-    return load_rows(name, config=config, split=split)
+            named = columns_there(rows, parse_columns(columns), name, where_there=where_there)
+            return FileRows(rows.paths, named)
+    return load_rows(name, config=config, split=split, columns=columns, where_there=where_there)
 
 
 class FileRows:
-    """Rows of text files; every iteration reads the files again, row by row."""
+    """Rows of text files, with their columns under other names; every iteration reads the files again, row by row."""
 
-    def __init__(self, paths: list[Path]):
-        self.paths = paths
+    def __init__(self, paths: list[Path], columns: Columns | None = None):
+        self.paths, self.columns = paths, columns
 
     def __iter__(self) -> Iterator[Row]:
-        return _from_files(self.paths)
+        rows = _from_files(self.paths)
+        return (named_row(row, self.columns) for row in rows) if self.columns else rows
 
 
 def batches(rows: Rows | FileRows, share: int = 0, shares: int = 1) -> Iterator[tuple[int, list[Any]]]:
@@ -246,11 +277,25 @@ def _require_consistent(arguments: ScriptArguments, evaluate: bool) -> None:
 def _training_rows(arguments: ScriptArguments, seed: int) -> tuple[Rows, list[Share]]:
     split, streaming = arguments.dataset_train_split, arguments.dataset_streaming
     if arguments.dataset_name:
-        rows = load_rows(arguments.dataset_name, config=arguments.dataset_config, split=split, streaming=streaming)
+        rows = load_rows(
+            arguments.dataset_name,
+            config=arguments.dataset_config,
+            split=split,
+            streaming=streaming,
+            columns=arguments.columns,
+        )
         return rows, []
     parts = parse_mixture(arguments.datasets)
     all_rows: list[Any] = [
-        load_rows(part.path, config=part.name, split=part.split or split, streaming=streaming) for part in parts
+        load_rows(
+            part.path,
+            config=part.name,
+            split=part.split or split,
+            streaming=streaming,
+            columns=part.columns or arguments.columns,
+            where_there=not part.columns,
+        )
+        for part in parts
     ]
     shares = shares_of(parts, None if streaming else list(map(len, all_rows)))
     return (mix_streams if streaming else mix)(all_rows, weights_of(parts), seed), shares
@@ -262,7 +307,14 @@ def _evaluation_rows(arguments: ScriptArguments) -> Rows | dict[str, Rows]:
     sets = {}
     for name in names:
         config = arguments.dataset_config if name == arguments.dataset_name else None
-        rows = load_rows(name, config=config, split=arguments.dataset_test_split, streaming=arguments.dataset_streaming)
+        rows = load_rows(
+            name,
+            config=config,
+            split=arguments.dataset_test_split,
+            streaming=arguments.dataset_streaming,
+            columns=arguments.columns,
+            where_there=arguments.eval_dataset_name is not None,
+        )
         short = Path(name).name.split(".")[0]
         sets[name if short in sets else short] = rows
     return sets if len(sets) > 1 else next(iter(sets.values()))

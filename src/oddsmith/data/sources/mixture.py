@@ -23,13 +23,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ...system.strict_json import read_json
 from ..formats.values import kind_of
+from .naming import parse_columns
 
 if TYPE_CHECKING:
     import datasets
@@ -46,6 +47,7 @@ class Part:
     name: str | None = None  # configuration of a hub dataset
     split: str | None = None  # split, or a slice of one; by default the training split
     weight: float | None = None  # relative share of the mixture's rows; give every part one, or none
+    columns: Mapping[str, str] = field(default_factory=dict)  # where its columns have other names (naming.py)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def parse_mixture(entries: Any) -> list[Part]:
             ) from error
     if not isinstance(entries, list | tuple) or not entries:
         raise ConfigError(
-            f"datasets is {kind_of(entries)}; expected a list of {{path, name, split, weight}} with at least one entry"
+            f"datasets is {kind_of(entries)}; expected a list of {{path, name, split, weight, columns}} with at least"
+            " one entry"
         )
     parts = [_part(entry, f"datasets[{position}]") for position, entry in enumerate(entries)]
     weighted = [part.weight is not None for part in parts]
@@ -131,8 +134,8 @@ def _part(entry: Any, where: str) -> Part:
     if isinstance(entry, str):
         return Part(entry)
     if not isinstance(entry, Mapping):
-        raise ConfigError(f"{where} is {kind_of(entry)}; expected an object with path, name, split and weight")
-    known = [field.name for field in fields(Part)]
+        raise ConfigError(f"{where} is {kind_of(entry)}; expected an object with path, name, split, weight and columns")
+    known = [known.name for known in fields(Part)]
     for key in entry:
         if key not in known:
             nearest = get_close_matches(str(key), known, n=1)
@@ -146,7 +149,7 @@ def _part(entry: Any, where: str) -> Part:
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if weight is not None and not (is_number and 0 < weight < MAX_WEIGHT):
         raise ConfigError(f"{where}.weight is {weight!r}; expected a number above 0")
-    return Part(**entry)
+    return Part(**{**entry, "columns": parse_columns(entry.get("columns"), f"{where}.columns")})
 
 
 def row_counts(totals: Sequence[int], weights: Sequence[float] | None) -> list[int]:

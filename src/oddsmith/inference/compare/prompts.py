@@ -17,6 +17,7 @@ from typing import Any
 
 from ...data.formats import PreferencePair, format_of, to_pair
 from ...data.formats.messages import Message, to_messages
+from ...data.formats.offer import offered_columns
 from ...data.sources import load_rows
 from ...data.sources.files import require_path
 from ...errors import DataError, RowError, UndecidedRow
@@ -48,14 +49,15 @@ class Prompt:
         return [first, *self.follow_ups]
 
 
-def read_prompts(name: str, split: str = "test") -> list[Prompt]:
+def read_prompts(name: str, split: str = "test", columns: Any = None) -> list[Prompt]:
     """Read the prompts of a text file, or of any file or dataset that training can read.
 
-    ``split`` is a split of a dataset; a slice of it (``test[:20]``) works for files, too. Raise ``DataError`` where
-    nothing is there or it holds no prompts, and ``RowError`` for a row that holds none.
+    ``split`` is a split of a dataset; a slice of it (``test[:20]``) works for files, too. ``columns`` is the setting,
+    for columns of other names. Raise ``DataError`` where nothing is there or it holds no prompts, and ``RowError`` for
+    a row that holds none.
     """
     path = Path(name).expanduser()
-    rows = _lines(path) if path.suffix.lower() in TEXT_SUFFIXES else load_rows(name, split=split)
+    rows = _lines(path) if path.suffix.lower() in TEXT_SUFFIXES else load_rows(name, split=split, columns=columns)
     prompts = []
     for number, row in enumerate(rows):
         try:
@@ -63,7 +65,7 @@ def read_prompts(name: str, split: str = "test") -> list[Prompt]:
         except UndecidedRow:  # a comparison without a preference has no pair to show
             continue
         except RowError as error:
-            raise RowError(error.reason, error.detail, number, name) from error
+            raise RowError(error.reason, error.detail, number, name).offering(error.columns) from error
     return prompts
 
 
@@ -90,7 +92,7 @@ def _prompt(number: int, row: Mapping[str, Any]) -> Prompt:
         found = ", ".join(map(str, row)) or "none"
         raise RowError(
             "no prompt", f"found the columns {found}; expected a pair, turns, or one of {', '.join(PROMPT_COLUMNS)}"
-        )
+        ).offering(offered_columns(row))
     messages = to_messages(row[column], column, "user")
     while messages and messages[-1]["role"] == "assistant":  # the answer that the dataset has
         messages.pop()

@@ -225,7 +225,7 @@ def test_no_rows_is_an_error(tmp_path):
     ("rows", "message"),
     [
         ([{"instruction": "a", "chosen_response": "b", "rejected_response": "c"}] * 600, r"none of the 600 rows is a"
-         r" pair; row 0: missing column: found the columns instruction, chosen_response, .* did you mean these\?"),
+         r" pair; row 0: missing column: found the columns instruction, chosen_response, .* did you mean prompt="),
         ([{"text": "a"}], "the only row is no pair; row 0: missing column: found the columns text; expected prompt,"),
         ([row(chosen=None), row(rejected=3)], "none of the 2 rows is a pair; row 0: null value: chosen is null"),
         ([row(chosen="\ud800")], "the only row is no pair; row 0: invalid Unicode"),

@@ -317,29 +317,6 @@ def test_a_fault_is_named_and_can_be_counted(reason, detail, row):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("row", "renamed"),
-    [
-        ({"instruction": "a", "chosen_response": "b", "rejected_response": "c", "chosen_avg_rating": 4, "source": "d"},
-         "instruction to prompt, chosen_response to chosen and rejected_response to rejected"),
-        ({"q": "a", "good": "b", "bad": "c"}, "q to prompt, good to chosen and bad to rejected"),
-        ({"prompt": "a", "chosen": "b", "rejected_answer": "c"}, "rejected_answer to rejected"),
-        ({"input": {}, "preferred": [], "non_preferred": []},
-         "input to prompt, preferred to chosen and non_preferred to rejected"),
-        ({"q": "a", "response": "b", "rejected_response": "c"},
-         "q to prompt, response to chosen and rejected_response to rejected"),
-        ({"Prompt": "a", "Chosen": "b", "REJECTED": "c"},
-         "Prompt to prompt, Chosen to chosen and REJECTED to rejected"),
-        ({"instruction": "a", "input": "b", "winning": "c", "losing": "d"}, "winning to chosen and losing to rejected"),
-    ],
-    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
-)  # fmt: skip
-def test_other_names_of_the_columns_are_guessed(row, renamed):
-    message = f"expected prompt, chosen and rejected; did you mean these\\? rename {renamed}$"
-    with pytest.raises(DataError, match=message):
-        format_of(row)
-
-
 def test_an_unknown_format_names_the_columns_and_the_formats():
     message = r"found the columns text, label; expected prompt, .*also conversations, messages.*; or .*completions"
     with pytest.raises(DataError, match=message):

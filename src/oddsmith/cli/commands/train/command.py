@@ -11,12 +11,13 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....checkpoint.lock import held
 from ....checkpoint.space import require_writable
+from ....data.sources import offering
 from ....errors import ConfigError, Interrupted
 from ....system.files import dispensable
 from ....system.memory import clear_memory_errors
@@ -87,13 +88,19 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
 
         with working("starting"):
             settings = build(resolved)
-        return show(resolved, settings, processes, full="full" in resolved.options)
+        with _offering(settings):
+            return show(resolved, settings, processes, full="full" in resolved.options)
     end_with_launcher()
     with StopSignals() as signals:
         with working("starting"):
             settings = build(resolved)
-        with clear_memory_errors(), held(folder) if is_main_process() else nullcontext():
+        with clear_memory_errors(), _offering(settings), held(folder) if is_main_process() else nullcontext():
             return _run(resolved, settings, signals, time_limit_s)
+
+
+def _offering(settings: Settings) -> AbstractContextManager[None]:
+    """Let an error for unknown columns offer them beside those that were given."""
+    return offering(settings.data.columns, of_one_dataset=not settings.data.datasets)
 
 
 def _require_names(resolved: Resolved) -> None:
