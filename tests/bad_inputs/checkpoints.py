@@ -67,7 +67,7 @@ def _unfinished(path: Path) -> None:
 
 
 def _of_another_trainer(path: Path) -> None:
-    path.mkdir()
+    path.mkdir(parents=True)
     (path / "trainer_state.json").write_text('{"global_step": 4}')
     (path / "optimizer.pt").write_bytes(b"PK pickle")
 
@@ -89,8 +89,19 @@ CHECKPOINTS: tuple[BadInput, ...] = (
     BadInput("names one that was never finished", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: is no checkpoint: its save was never finished", {**RUN, LAST: _unfinished}),
     BadInput("names one of another trainer", f"train c.yaml --resume {LAST}5",
-        "out/checkpoint-45: is no checkpoint: it has no manifest.json, so its files cannot be verified",
+        "out/checkpoint-45: was written by another trainer (it has trainer_state.json and no manifest.json), so no run"
+        " goes on from here; start a new one from its weights: --from-weights out/checkpoint-45 (in Python:"
+        ' ORPOTrainer("out/checkpoint-45", ...))',
         {**RUN, f"{LAST}5": _of_another_trainer}),
+    BadInput("names a model", "train c.yaml --resume model",
+        "model: is a model, and no checkpoint of a run, so no run goes on from here; start a new one from its weights:"
+        ' --from-weights model (in Python: ORPOTrainer("model", ...))'),
+    BadInput("trains into a run of another trainer", "train c.yaml --overwrite-output-dir",
+        "output_dir out holds a run of another trainer; choose another folder, and to start from the weights of that"
+        " run give --from-weights out/checkpoint-4",
+        {LAST: _of_another_trainer}),
+    BadInput("starts from weights and goes on with a run", f"train c.yaml --from-weights {LAST} --resume",
+        "--from-weights starts a new run, and --resume goes on with a run; give one of them", RUN),
     BadInput("has a bit flipped in the weights", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: model.safetensors is damaged (its SHA-256 is not the one that was written)",
         {**RUN, **_last("model.safetensors", _damaged)}),

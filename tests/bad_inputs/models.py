@@ -240,7 +240,7 @@ ADAPTERS = (
         "model: its adapter_config.json names no base model; add base_model_name_or_path there", {"model": _adapter()}),
     BadInput("gives an adapter whose base is gone", "train c.yaml",
         "model: is an adapter whose base model cannot be found: ./base: nothing there; expected a model folder, a .gguf"
-        " file or a hub id (base_model_name_or_path in its adapter_config.json)",
+        " file or a hub id (base_model_name_or_path in its adapter_config.json: change it there)",
         {"model": _adapter(base_model_name_or_path="./base")}),
     BadInput("gives an adapter of an unknown kind", "train c.yaml",
         "model: its adapter_config.json cannot be read by PEFT ... ('LORE')",

@@ -92,6 +92,17 @@ IN_A_FILE = (
     BadInput("gives a setting in both spellings", "train c.yaml",
         "c.yaml:7: torch_dtype and dtype are one setting, with two values; remove torch_dtype",
         _added("dtype: auto\ntorch_dtype: bf16")),
+    BadInput("stops early without evaluations", "train c.yaml",
+        "early_stopping_patience counts evaluations, and eval_strategy is no; set eval_strategy to steps (with"
+        " eval_steps) or epoch (early_stopping_patience: c.yaml:6)",
+        _added("early_stopping_patience: 3")),
+    BadInput("gives a threshold without patience", "train c.yaml",
+        "early_stopping_threshold has no effect without early_stopping_patience; give both (early_stopping_threshold:"
+        " c.yaml:6)",
+        _added("early_stopping_threshold: 0.1")),
+    BadInput("has no patience", "train c.yaml",
+        "early_stopping_patience is 0; expected at least 1 (early_stopping_patience: c.yaml:6)",
+        _added("early_stopping_patience: 0")),
     BadInput("names no type in the model's options", "train c.yaml",
         "model_init_kwargs: torch_dtype is 'bf-16'; expected one of 'auto', 'bfloat16', 'float16', 'float32', 'float64'"
         " (model_init_kwargs: c.yaml:6)", _added("model_init_kwargs: {torch_dtype: bf-16}")),

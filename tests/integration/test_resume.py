@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from oddsmith import ORPOTrainer
 from oddsmith.checkpoint.manifest import read_manifest, verify
-from oddsmith.errors import CheckpointError
+from oddsmith.errors import CheckpointError, ConfigError
+from oddsmith.monitor.run import Run
 from oddsmith.system.run_folder import events_that_count, read_events
+from oddsmith.training.early_stopping import early_stopping_of
 from tests import tiny_runs
 from tests.command import run_forked, save_config, save_model, save_pairs
 from tests.tiny import ragged_pairs
@@ -132,18 +135,74 @@ def test_the_loss_of_a_run_that_is_made_longer_is_the_mean_of_all_its_steps(tmp_
     assert ended.training_loss == ended.metrics["train_loss"] == pytest.approx(sum(losses) / 5)
 
 
-def test_early_stopping_counts_on(tmp_path):
-    options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "metric_for_best_model": "eval_loss"}
+EARLY = {
+    "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "early_stopping_patience": 4,
+    "early_stopping_threshold": 100.0,  # no improvement is enough, so the run stops when its patience is over
+}  # fmt: skip
 
-    def stopping():  # hardly any improvement is enough, so it stops when its patience is over
+
+def test_early_stopping_counts_on(tmp_path):
+    by_settings = make(tmp_path / "settings", load_best_model_at_end=True, **EARLY)
+    by_settings.train()
+
+    def stopping():
         return [EarlyStoppingCallback(early_stopping_patience=4, early_stopping_threshold=100.0)]
 
-    whole = make(tmp_path / "whole", callbacks=stopping(), load_best_model_at_end=True, **options)
-    whole.train()
-    start(tmp_path / "cut", 3, callbacks=stopping(), load_best_model_at_end=True, **options)
-    resumed = make(tmp_path / "cut", callbacks=stopping(), load_best_model_at_end=True, **options)
+    options = {**EARLY, "early_stopping_patience": None, "early_stopping_threshold": 0.0}
+    options |= {"metric_for_best_model": "eval_loss", "load_best_model_at_end": True}
+    start(tmp_path / "callback", 3, callbacks=stopping(), **options)
+    by_callback = make(tmp_path / "callback", callbacks=stopping(), **options)
+    by_callback.train(resume_from_checkpoint=True)
+    start(tmp_path / "cut", 3, load_best_model_at_end=True, **EARLY)
+    resumed = make(tmp_path / "cut", load_best_model_at_end=True, **EARLY)
     resumed.train(resume_from_checkpoint=True)
-    assert whole.state.global_step == resumed.state.global_step < 12
+    assert resumed.state.global_step == by_callback.state.global_step == by_settings.state.global_step == 5
+    assert_same(resumed, by_settings)
+    assert_same(by_callback, by_settings)
+
+
+def test_a_run_that_was_stopped_early_goes_on_with_more_patience_alone(tmp_path, caplog):
+    make(tmp_path, **EARLY).train()
+    reason = "eval_loss has not improved by more than 100 on its best (5."
+    assert "step 5: stopped early, because " + reason in caplog.text
+    assert "will end with the weights of its last step, not with its best" in caplog.text
+    again = make(tmp_path, **EARLY)
+    again.create_model_card()
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 5
+    assert "the run was stopped early; give more early_stopping_patience to go on" in caplog.text
+    assert f"| stopped early | {reason}" in (tmp_path / "README.md").read_text()
+    page = Run(tmp_path)
+    page.refresh()
+    assert (page.summary()["state"], page.summary()["happened"]["stopped_early"]) == ("finished", 1)
+    assert page.details()["marks"][0]["text"].startswith(f"stopped early: {reason}")
+    more = make(tmp_path, **{**EARLY, "early_stopping_patience": 6})
+    more.train(resume_from_checkpoint=True)
+    assert more.state.global_step == 7
+
+
+def test_an_evaluation_counts_once_and_of_several_sets_that_of_the_metric(tmp_path):
+    trainer = make(tmp_path, **EARLY, metric_for_best_model="b_rewards/margins")
+    trainer.eval_dataset = {"a": trainer.eval_dataset, "b": trainer.eval_dataset}
+    trainer.train()
+    stopping = early_stopping_of(trainer.callback_handler.callbacks)
+    assert (trainer.state.global_step, stopping.early_stopping_patience_counter) == (5, 4)
+    trainer.evaluate()
+    assert stopping.early_stopping_patience_counter == 4
+    trainer.train()  # counts anew
+    assert trainer.state.global_step == 5
+
+
+@pytest.mark.parametrize(
+    ("metric", "hint"), [("rewards/margin", "did you mean rewards/margins?"), ("xyz", "such as loss")]
+)
+def test_a_metric_that_no_evaluation_has_is_refused_before_the_first_step(tmp_path, metric, hint):
+    trainer = make(tmp_path, **EARLY, metric_for_best_model=metric)
+    with pytest.raises(ConfigError, match=re.escape(f"{metric!r}, which no evaluation of this run has; {hint}")):
+        trainer.train()
+    trainer.compute_metrics = lambda prediction: {"mine": 1.0}
+    with pytest.raises(ConfigError, match=re.escape(f"{metric!r}, which the evaluation lacks; it has eval_loss, ")):
+        trainer.train()
 
 
 def test_micro_batches_are_made_as_before(tmp_path):

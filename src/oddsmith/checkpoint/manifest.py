@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..system.files import flush_to_disk
-from ..system.run_folder import MANIFEST_FILE
+from ..system.run_folder import EVENTS_FILE, MANIFEST_FILE, SETTINGS_FILE, TRAINER_STATE_FILE
 from ..system.strict_json import read_json, strict
 
 UNFINISHED = f"{MANIFEST_FILE}.partial"
@@ -34,6 +34,10 @@ LOADED_SUFFIXES = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".py"}
 )
 PICKLED_SUFFIXES = LOADED_SUFFIXES - {".safetensors", ".py"}
+# What transformers' Trainer leaves beside a model, and so TRL's, Axolotl's, LLaMA-Factory's and Unsloth's.
+OTHER_TRAINERS_FILES = (TRAINER_STATE_FILE, "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+OUR_FILES = (MANIFEST_FILE, UNFINISHED, "process-0.json", SETTINGS_FILE, EVENTS_FILE)
+MODEL_FILES = ("config.json", "adapter_config.json")
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ def read_manifest(folder: Path) -> Manifest:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
+        require_ours(folder)
         why = f"it has no {MANIFEST_FILE}, so its files cannot be verified"
         if (folder / UNFINISHED).exists():
             why = "its save was never finished"
@@ -135,6 +140,30 @@ def read_manifest(folder: Path) -> Manifest:
         return _parsed(read_json(data.decode()))
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder}: {MANIFEST_FILE} is damaged ({first_line(error)})") from None
+
+
+def file_of_another_trainer(folder: Path) -> str | None:
+    """Return a file by which a folder is a checkpoint or the result of another trainer; ``None`` if it is not."""
+    if any((folder / name).exists() for name in OUR_FILES):
+        return None
+    return next((name for name in OTHER_TRAINERS_FILES if (folder / name).is_file()), None)
+
+
+def require_ours(folder: Path) -> None:
+    """Raise a ``CheckpointError`` for a checkpoint of another trainer, or a model: its weights can start a new run."""
+    found = file_of_another_trainer(folder)
+    if found is not None:
+        what = f"was written by another trainer (it has {found} and no {MANIFEST_FILE})"
+    elif any((folder / name).is_file() for name in MODEL_FILES) and not is_unfinished(folder):
+        what = "is a model, and no checkpoint of a run"
+    else:
+        return
+    raise CheckpointError(f"{folder}: {what}, so no run goes on from here; {start_anew(folder)}")
+
+
+def start_anew(folder: Path) -> str:
+    """Say how a new run starts from the weights in a folder."""
+    return f'start a new one from its weights: --from-weights {folder} (in Python: ORPOTrainer("{folder}", ...))'
 
 
 def is_unfinished(folder: Path) -> bool:

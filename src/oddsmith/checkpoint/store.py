@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import CheckpointError, SaveError
 from ..system.files import CLOSED, explained, flush_to_disk, free_bytes, in_units, in_words
 from ..system.run_folder import QUARANTINE_FOLDER
-from .manifest import is_unfinished, retract, verify
+from .manifest import file_of_another_trainer, is_unfinished, require_ours, retract, verify
 
 MIN_KEPT = 2
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
@@ -47,10 +47,14 @@ def newest_verified(run: Path, report: Callable[[str], object]) -> Path | None:
     """Return the newest checkpoint of a run that verifies, and move damaged newer ones into quarantine.
 
     ``report`` is called with a line for each damaged one. The result is ``None`` if the run never finished a save. A
-    ``CheckpointError`` says that checkpoints exist, here or in quarantine, but none is intact: the user decides whether
-    to start over.
+    ``CheckpointError`` says that checkpoints exist, here or in quarantine, but none is intact, or that all are another
+    trainer's, which stay where they are: the user decides whether to start over.
     """
-    for folder in reversed(checkpoints(run)):
+    found = checkpoints(run)
+    others = [folder for folder in found if file_of_another_trainer(folder) is not None]
+    for folder in reversed(found):
+        if folder in others:
+            continue
         try:
             manifest = verify(folder)
             if manifest.step != step_of(folder):
@@ -59,6 +63,8 @@ def newest_verified(run: Path, report: Callable[[str], object]) -> Path | None:
             report(f"skipped {error}; it was moved to {set_aside(folder)}")
         else:
             return folder
+    if others:
+        require_ours(others[-1])
     quarantine = run / QUARANTINE_FOLDER
     inside = quarantine.iterdir() if quarantine.is_dir() else ()
     damaged = [folder for folder in inside if folder.is_dir() and not is_unfinished(folder)]

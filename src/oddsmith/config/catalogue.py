@@ -209,6 +209,12 @@ EVALUATING = (
     free("generate_during_eval", "At each evaluation answer a few held-out prompts and record the answers."),
     decides("metric_for_best_model", "Which evaluation metric decides what is best, e.g. rewards/accuracies."),
     decides("greater_is_better", "Whether a higher metric_for_best_model is better."),
+    length(
+        "early_stopping_patience",
+        "Stop after so many evaluations in a row that do not improve metric_for_best_model (the loss by default).",
+        COMMON | SUMMARY,
+    ),
+    length("early_stopping_threshold", "With early_stopping_patience: an improvement of at most this much is none."),
     free("bf16_full_eval", "Evaluate wholly in bf16."),
     *each(free, "fp16_full_eval eval_delay prediction_loss_only eval_do_concat_batches eval_use_gather_object"),
     *each(free, "eval_accumulation_steps include_for_metrics batch_eval_metrics"),

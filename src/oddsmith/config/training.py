@@ -34,9 +34,15 @@ _MINIMUM = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "max_skipped_steps": 1,
+    "early_stopping_patience": 1,
 }
 
 BF16_EMULATED = f"bf16 is asked for, but {NO_BF16_UNIT} and would take several times as long; float32 is used"
+
+EARLY_WITHOUT_BEST = (
+    "early_stopping_patience is set without load_best_model_at_end: the run will end with the weights of its last step,"
+    " not with its best"
+)
 
 _CHOICES = {
     "nll_on": ("sequence", "response"),
@@ -86,6 +92,9 @@ class ORPOConfig(TrainingArguments):
             row the run rolls back to the weights of its last good checkpoint, once; the second time it stops.
         loss_spikes: A step whose loss is more than six standard deviations above the mean of the last 128 is reported
             (``"warn"``), skipped (``"skip"``) or ignored (``"ignore"``).
+        early_stopping_patience: Stop after so many evaluations in a row in which ``metric_for_best_model`` (the loss by
+            default) does not improve on the best one. ``None``: never.
+        early_stopping_threshold: An improvement of at most this much counts as none.
         logging_dir: Folder of TensorBoard's logs, a setting of transformers before 5.2; by default one in
             ``output_dir``.
 
@@ -122,6 +131,8 @@ class ORPOConfig(TrainingArguments):
     max_tokens_per_microbatch: Union[int, str, None] = "auto"
     max_skipped_steps: int = 3
     loss_spikes: Literal["warn", "skip", "ignore"] = "warn"
+    early_stopping_patience: Optional[int] = None
+    early_stopping_threshold: float = 0.0
     logging_dir: Optional[str] = None
 
     def __post_init__(self):
@@ -134,6 +145,7 @@ class ORPOConfig(TrainingArguments):
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):  # accelerate would take float32
             raise ConfigError("fp16 is on, but it needs a GPU; leave it out, or take bf16, which CPUs compute too")
         refuse(self)
+        self._resolve_early_stopping()
         emulated = self._resolve_precision()
         if self.report_to is None:  # YAML's null and `--report-to none`; transformers wants the word
             self.report_to: Any = "none"
@@ -144,7 +156,8 @@ class ORPOConfig(TrainingArguments):
         if (self.gradient_checkpointing_kwargs or {}).get("offload") and self.device.type == "cpu":
             raise ConfigError("activation_checkpointing_kwargs has offload on, which needs a GPU; leave it out")
         self._check_model_options()
-        self._tell([f"float32: {BF16_EMULATED}"] * emulated + self._lines_on_lengths() + lines_about(self))
+        lines = [f"float32: {BF16_EMULATED}"] * emulated + [EARLY_WITHOUT_BEST] * self._ends_after_its_best
+        self._tell(lines + self._lines_on_lengths() + lines_about(self))
         self.use_liger_kernel: bool = False  # its layers would take the place of ours
         self.logging_nan_inf_filter = False
 
@@ -154,6 +167,7 @@ class ORPOConfig(TrainingArguments):
             setattr(self, name, value)
         self._resolve_beta()
         self._check_ranges()
+        self._resolve_early_stopping()
         self._check_model_options()
         self._tell(self._lines_on_lengths() if {"max_length", "max_prompt_length"} & settings.keys() else [])
 
@@ -216,6 +230,25 @@ class ORPOConfig(TrainingArguments):
             1.0 if self.orpo_beta is None else self.orpo_beta
         )
         self.orpo_alpha = self.orpo_beta = None
+
+    def _resolve_early_stopping(self) -> None:
+        """Require what early stopping needs, and let it watch the loss by default."""
+        if not (math.isfinite(self.early_stopping_threshold) and self.early_stopping_threshold >= 0):
+            raise ConfigError(f"early_stopping_threshold is {self.early_stopping_threshold}; expected 0 or more")
+        if self.early_stopping_patience is None:
+            if self.early_stopping_threshold:
+                raise ConfigError("early_stopping_threshold has no effect without early_stopping_patience; give both")
+            return
+        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+            raise ConfigError(
+                "early_stopping_patience counts evaluations, and eval_strategy is no; set eval_strategy to steps (with"
+                " eval_steps) or epoch"
+            )
+        self.metric_for_best_model: Any = self.metric_for_best_model or "loss"
+
+    @property
+    def _ends_after_its_best(self) -> bool:
+        return self.early_stopping_patience is not None and not self.load_best_model_at_end
 
     def _check_ranges(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

@@ -95,6 +95,8 @@ def _sentence(event: dict[str, Any]) -> str:
         words.append(f" ({loss:.4g})")
     if checkpoint:
         words.append(f", {checkpoint}")
+    if kind == Event.STOPPED_EARLY and (reason := text(event.get("reason"), 200)):
+        words.append(f": {reason}")
     rows = [int(row) for row in _numbers(event.get("rows"), MAX_ROWS) if row is not None]
     if rows:
         more = (number(event.get("num_rows")) or 0) - len(rows)

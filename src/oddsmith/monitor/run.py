@@ -60,6 +60,7 @@ class Run:
         self.events = RunEvents()
         self.problem = ""
         self._ended_at = 0
+        self._stopped_early_at: int | None = None
         self._logged: deque[tuple[int, float]] = deque(maxlen=RATE_LINES)
         self._last_time = 0.0
         self._before_start: list[dict[str, Any]] = []  # the evaluation of the untrained model precedes the start
@@ -118,6 +119,8 @@ class Run:
             self._logged.clear()
         if kind in (Event.START, Event.END):
             self.finished, self._ended_at = kind == Event.END, step
+        elif kind == Event.STOPPED_EARLY:
+            self._stopped_early_at = step
         elif kind == Event.LOG and moment is not None:
             self._logged.append((step, moment))
         self.events.add(event)
@@ -210,7 +213,8 @@ class Run:
             return "unreadable"
         if self.finished:
             planned = number(self.start.get("max_steps"))
-            return "finished" if planned is None or self._ended_at >= planned else "ended early"
+            is_whole = planned is None or self._ended_at >= planned or self._ended_at == self._stopped_early_at
+            return "finished" if is_whole else "ended early"
         return "running" if time.time() - self._last_time < STALLED_SECONDS else "stopped"
 
     def _seconds_left(self, history: History) -> float | None:

@@ -54,6 +54,7 @@ class Event(StrEnum):
     SPIKE = "spike"
     ROLLED_BACK = "rolled_back"
     NOT_FINITE = "not_finite"
+    STOPPED_EARLY = "stopped_early"
     CHECKPOINT = "checkpoint"
     END = "end"
 
@@ -79,6 +80,7 @@ INCIDENTS: dict[str, Incident] = {
         "the evaluation has no result: log-probabilities are NaN or infinite",
         "act",
     ),
+    Event.STOPPED_EARLY: Incident("early stop", "early stops", "stopped early", "quiet"),
 }
 
 

@@ -301,6 +301,9 @@ def _training(start: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> 
     steps = [event["step"] for event in events if event.get("event") in ("log", "end")]
     if steps:
         facts["steps"] = max(steps)
+    stopped = [event for event in events if event.get("event") == "stopped_early"]
+    if stopped and steps and stopped[-1]["step"] == max(steps):
+        facts["stopped early"] = stopped[-1].get("reason")
     settings = start.get("settings") or {}
     facts |= {f"`{name}`": value for name, value in settings.items() if value is not None and value != -1}
     if not facts:

@@ -20,7 +20,7 @@ from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from ..checkpoint.compatibility import changed_settings, require_length, require_possible, require_unchanged
 from ..checkpoint.lock import held
-from ..checkpoint.manifest import begin, commit, verify
+from ..checkpoint.manifest import begin, commit, require_ours, start_anew, verify
 from ..checkpoint.rank_state import (
     CheckpointPart,
     RankState,
@@ -36,7 +36,7 @@ from ..checkpoint.store import checkpoints, clear_save_errors, give_back, newest
 from ..config import ORPOConfig
 from ..config.catalogue import LENGTH_SETTINGS
 from ..errors import CheckpointError, OddsmithError, SaveError
-from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE
+from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE, Event, read_events
 from .identity import RunIdentity, length_of
 from .preflight import size_in_training
 from .schedule import follow_schedule, line_about, load_states
@@ -382,6 +382,7 @@ def choose_checkpoint(wanted: str | Path | bool, run: Path, warn: Callable[[str]
             folder = Path(wanted)
             inner = checkpoints(folder)
             if inner and not (folder / MANIFEST_FILE).exists():
+                require_ours(inner[-1])
                 raise CheckpointError(
                     f"{folder}: is a run, not a checkpoint; give {inner[-1]}, or --resume alone for the newest that is"
                     " whole"
@@ -389,11 +390,19 @@ def choose_checkpoint(wanted: str | Path | bool, run: Path, warn: Callable[[str]
             verify(folder)
             return folder
         newest = newest_verified(run, warn)
+        if newest is None and _is_done(run):
+            raise CheckpointError(f"{run}: is a run that is done and kept no checkpoint; {start_anew(run)}")
         if newest is None and wanted is True:
             raise CheckpointError(f"{run}: holds no checkpoint to resume from; leave out resume_from_checkpoint")
         return newest
 
     return on_main_process(choose)
+
+
+def _is_done(run: Path) -> bool:
+    """Return whether a training ended in a run folder."""
+    last = next(reversed(read_events(run)), None)
+    return last is not None and last["event"] == Event.END and last["step"] > 0
 
 
 def on_main_process(act: Callable[[], Result]) -> Result:

@@ -56,6 +56,7 @@ from ..model.logprobs.paths import ForestPath, PaddedPath, choose_path
 from ..system.memory import clear_memory_errors
 from .checkpointing import CheckpointManager
 from .drop_in import require_called, with_attributes_of_trl
+from .early_stopping import EarlyStopping, require_known_metric
 from .epochs import EpochSetter
 from .evaluation import DeferredEvaluation, metrics_of_own_step, predictions_of
 from .events import EventWriter, describe_run
@@ -166,6 +167,8 @@ class ORPOTrainer(TransformersAdapter):
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStopping(args))
         self.add_callback(self.live)  # after the callbacks of the user, which may change settings, or ask for a save
         self.add_callback(self.guard)
         use_logging_dir(self)
@@ -344,6 +347,7 @@ class ORPOTrainer(TransformersAdapter):
             OutOfMemoryError: The memory of this machine is too small.
         """
         require_called(self, BYPASSED_METHODS)
+        require_known_metric(self)
         # transformers before 5.19 divides losses by the accumulation steps unless there is such a function.
         self.compute_loss_func = orpo_loss if self.loss_is_scaled_for_ga else None
         self.loss_sums.begin()

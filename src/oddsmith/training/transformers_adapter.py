@@ -23,7 +23,7 @@ from transformers.utils import PushInProgress
 
 from ..batching.loader import StreamedBatches
 from ..config import ORPOConfig
-from ..errors import RowError
+from ..errors import ConfigError, RowError
 from ..model.generation import stop_at_end_tokens
 from ..model.loading.quiet import no_progress_bars
 from ..system.memory import clear_memory_errors
@@ -323,7 +323,13 @@ class TransformersAdapter(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         if self.deferred_evaluation.is_due:
             return True  # which only means that a checkpoint is written
-        return super()._determine_best_metric(metrics=metrics, trial=trial)
+        try:
+            return super()._determine_best_metric(metrics=metrics, trial=trial)
+        except KeyError as error:
+            raise ConfigError(
+                f"metric_for_best_model is {self.args.metric_for_best_model!r}, which the evaluation lacks; it has"
+                f" {', '.join(metrics)}"
+            ) from error
 
     # ---- Saving
 

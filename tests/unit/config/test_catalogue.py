@@ -65,7 +65,8 @@ def test_what_trains_decides():
     training = {name for name, owner in FIELDS.items() if owner is ORPOConfig and name.startswith(prefixes)}
     others = {"max_tokens_per_microbatch", *LENGTH_SETTINGS}
     assert {name for name in training if SETTINGS[name].effect is not DECIDES} == others
-    assert set(LENGTH_SETTINGS) == {"num_train_epochs", "max_steps"}
+    early = {"early_stopping_patience", "early_stopping_threshold"}
+    assert set(LENGTH_SETTINGS) == {"num_train_epochs", "max_steps", *early}
     for name in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "label_smoothing_factor"):
         assert SETTINGS[name].effect is DECIDES, name
 

@@ -70,7 +70,8 @@ TRIED = {
     "tests/integration/test_paths.py": "dataloader_num_workers disable_dropout gradient_checkpointing_kwargs"
     " max_skipped_steps neftune_noise_alpha torch_compile torch_compile_backend",
     "tests/integration/test_numbers.py": "ddp_backend fp16 loss_spikes max_grad_norm optim_args",
-    "tests/integration/test_resume.py": "restore_callback_states_from_checkpoint save_only_model save_steps"
+    "tests/integration/test_resume.py": "early_stopping_patience early_stopping_threshold"
+    " restore_callback_states_from_checkpoint save_only_model save_steps"
     " save_strategy save_total_limit",
     "tests/integration/test_stopping.py": "eval_on_start greater_is_better logging_strategy",
     "tests/integration/test_trainer.py": "dataloader_drop_last generate_during_eval nll_on",

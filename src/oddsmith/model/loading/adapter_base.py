@@ -90,7 +90,7 @@ def base_of(name: str, adapter: PeftConfig) -> tuple[str, str]:
     except ModelError as error:
         raise ModelError(
             f"{name}: is an adapter whose base model cannot be found: {error}"
-            f" (base_model_name_or_path in its {ADAPTER_SETTINGS})"
+            f" (base_model_name_or_path in its {ADAPTER_SETTINGS}: change it there)"
         ) from error
     return base, adapter.revision or "main"
 

@@ -51,7 +51,8 @@ def _require_model_folder(name: str, folder: Path) -> None:
     if (folder / MODEL_SETTINGS).is_file() or is_adapter_folder(folder):
         return
     settings = [*folder.glob(f"*/{MODEL_SETTINGS}"), *folder.glob(f"*/{ADAPTER_SETTINGS}")]
-    found = sorted(file.parent for file in settings) or sorted(folder.glob("*.gguf"))
+    folders = sorted((file.parent for file in settings), key=lambda found: (len(found.name), found.name))
+    found = folders or sorted(folder.glob("*.gguf"))  # checkpoint-1000 after checkpoint-900
     hint = f"; did you mean {found[-1]}?" if found else "; expected a folder that save_pretrained wrote"
     raise ModelError(f"{name}: holds no model ({MODEL_SETTINGS}) and no adapter ({ADAPTER_SETTINGS}){hint}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     PreTrainedModel,
@@ -18,6 +20,7 @@ from transformers import (
     TrainerState,
 )
 
+from ....config import ModelConfig
 from ....data.prepare import prepare
 from ....data.sources import RunRows, load_datasets
 from ....data.tokens.pair_tokenizer import PairTokenizer
@@ -34,6 +37,8 @@ from .run_folder import write_settings
 
 if TYPE_CHECKING:
     from ....data.report import DataReport
+
+logger = logging.getLogger(__name__)
 
 MIN_ROWS_FOR_A_BAR = 5_000
 
@@ -56,6 +61,9 @@ def make_trainer(
         model = _load(settings, is_trainable=train_rows is not None)
         if bool(model.config.is_encoder_decoder) != seq2seq:  # seen only now; the trainer tokenizes again
             train_data, eval_data, reports = train_rows, eval_rows, {}
+        is_adapter = isinstance(model, PeftModel)
+        if is_adapter and chosen.use_peft:
+            tell_of_adapter(name, model, chosen)
         orpo.model_init_kwargs, orpo.disable_tqdm = None, True
         trainer = ORPOTrainer(
             model,
@@ -63,12 +71,27 @@ def make_trainer(
             train_dataset=train_data,
             eval_dataset=eval_data,
             processing_class=tokenizer,
-            peft_config=get_peft_config(chosen) if train_rows is not None else None,
+            peft_config=get_peft_config(chosen) if train_rows is not None and not is_adapter else None,
             callbacks=callbacks,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.data_reports.update(reports)
     return trainer
+
+
+def tell_of_adapter(name: str, model: PeftModel, chosen: ModelConfig) -> None:
+    """Warn of settings of an adapter that the model, which is one already and is trained further, does not have."""
+    its, asked = model.active_peft_config, get_peft_config(chosen)
+    names = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
+    names |= {setting: setting for setting in ("use_rslora", "use_dora")}
+    odd = {
+        setting: getattr(its, field, None)
+        for setting, field in names.items()
+        if getattr(chosen, setting) not in (getattr(ModelConfig, setting), getattr(its, field, None))
+    }
+    if asked is not None and odd:
+        shown = ", ".join(f"{setting} stays {value}" for setting, value in odd.items())
+        logger.warning("%s is an adapter, which is trained further as it is: %s", name, shown)
 
 
 def load_its_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:

@@ -32,6 +32,7 @@ from ...terminal.console import is_main_process, quiet_libraries, say, working
 from ...terminal.outcome import JSON, TRACEBACK
 from .launch import end_with_launcher, launch
 from .run_folder import check_folder, clear_folder
+from .weights import take_weights
 
 if TYPE_CHECKING:
     from ....training.trainer import ORPOTrainer
@@ -48,6 +49,12 @@ OPTIONS = (
     Option("dry_run", "switch", "Read and tokenize the data, show a pair and the settings, say what would be refused."),
     Option("full", "switch", "With --dry-run: tokenize all rows, not a sample; a run finds their tokens in the cache."),
     Option("resume", "optional", "Go on from the last checkpoint in output_dir, or from this one.", "[auto|PATH]"),
+    Option(
+        "from_weights",
+        "value",
+        "Start a new run from the weights of this checkpoint or run, ours or another trainer's, with its tokenizer.",
+        "PATH",
+    ),
     Option("allow_changed", "switch", "Go on from a checkpoint although settings, pairs or base model have changed."),
     Option("overwrite_output_dir", "switch", "Replace the run that output_dir holds; everything in it is removed."),
     Option("time_limit", "value", "Stop with a checkpoint before so much time has passed: 3h50m, 90s, ...", "TIME"),
@@ -67,6 +74,8 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     """Run ``oddsmith train``; return its result, or the exit code of the processes that it started."""
     quiet_libraries()
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
+    if "from_weights" in resolved.options:
+        take_weights(resolved)
     _require_names(resolved)
     processes, limit, is_dry = _processes(resolved), resolved.options.get("time_limit"), "dry_run" in resolved.options
     time_limit_s = None if limit is None else seconds_of(limit, "--time-limit")
@@ -146,6 +155,8 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
     checkpoint = _checkpoint(_wanted_checkpoint(resolved), settings, allow_changed)
     stop = StopOnRequest(time_limit_s, started_at=STARTED_AT, signals=signals, tell=_warn)
     progress = ShowProgress(before=lambda state: say("\n".join(banner(trainer, settings, state, shares)), hang=15))
+    if "from_weights" in resolved.options:
+        say(f"starting anew from the weights of {settings.model.model_name_or_path}")
     train_rows, eval_rows, shares = read_rows(settings)
     trainer = make_trainer(settings, train_rows, eval_rows, callbacks=[stop, progress])
     trainer.remove_callback(Watch)  # here its warnings are printed beside the progress line

@@ -13,6 +13,8 @@ import yaml
 
 from .... import __version__
 from ....checkpoint.lock import is_lock_file
+from ....checkpoint.manifest import file_of_another_trainer
+from ....checkpoint.store import checkpoints
 from ....errors import ConfigError
 from ....system.run_folder import SETTINGS_FILE
 from ....system.secrets import SECRET_NAME, masked, without_secrets
@@ -34,6 +36,12 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if not folder.is_dir() or resume or all(map(is_lock_file, folder.iterdir())):
         return
     if not (folder / SETTINGS_FILE).is_file():
+        others = [one for one in (folder, *checkpoints(folder)) if file_of_another_trainer(one)]
+        if others:
+            raise ConfigError(
+                f"output_dir {folder} holds a run of another trainer; choose another folder, and to start from the"
+                f" weights of that run give --from-weights {others[-1]}"
+            )
         raise ConfigError(f"output_dir {folder} is not empty and holds no run ({SETTINGS_FILE}); choose another folder")
     if not overwrite:
         raise ConfigError(

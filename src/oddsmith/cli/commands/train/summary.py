@@ -15,6 +15,7 @@ from transformers import TrainerState
 from .... import __version__
 from ....data.report import counted
 from ....data.sources.mixture import Share, share_lines
+from ....training.early_stopping import early_stopping_of
 from ...parsing.resolve import Settings
 from ...terminal.progress import clock, evaluation_lines, figures
 
@@ -56,7 +57,8 @@ def _parameters(trainer: ORPOTrainer, settings: Settings) -> str:
     kind = "DoRA" if settings.model.use_dora else "LoRA"
     bits = " on 4-bit weights" if settings.model.load_in_4bit else " on 8-bit weights"
     quantised = settings.model.load_in_4bit or settings.model.load_in_8bit
-    return f"{text}: {kind} of rank {settings.model.lora_r}{bits if quantised else ''}"
+    rank = getattr(getattr(model, "active_peft_config", None), "r", settings.model.lora_r)
+    return f"{text}: {kind} of rank {rank}{bits if quantised else ''}"
 
 
 def _count(number: int) -> str:
@@ -90,10 +92,12 @@ def result(trainer: ORPOTrainer, settings: Settings, shares: Sequence[Share], se
     evaluations = [entry for entry in history if any(key.startswith("eval_") for key in entry)]
     files = sorted({file.name for pattern in WEIGHT_FILES for file in folder.glob(pattern)})
     memory_bytes, memory_of = peak_memory()
+    stopped = early_stopping_of(trainer.callback_handler.callbacks)
     return {
         "command": "train",
         "output_dir": str(folder),
         "steps": trainer.state.global_step,
+        "stopped_early": None if stopped is None else stopped.reason(trainer.args, trainer.state),
         "seconds": seconds,
         "peak_memory_bytes": memory_bytes,
         "peak_memory_of": memory_of,
@@ -111,6 +115,8 @@ def result_lines(document: dict[str, Any]) -> list[str]:
     """Format the outcome of a run for reading."""
     memory = f"{document['peak_memory_bytes'] / 2**30:.2f} GiB of {document['peak_memory_of']} memory at most"
     lines = ["", f"done: {document['steps']:,} steps in {clock(document['seconds'])}, {memory}"]
+    if document["stopped_early"]:
+        lines.append(f"  stopped early, because {document['stopped_early']}")
     if document["metrics"]:
         lines.append(
             f"  training, at step {document['metrics']['step']}: {'  '.join(figures(document['metrics']).values())}"
