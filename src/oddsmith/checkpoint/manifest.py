@@ -144,9 +144,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 def file_of_another_trainer(folder: Path) -> str | None:
     """Return a file by which a folder is a checkpoint or the result of another trainer; ``None`` if it is not."""
-    if any((folder / name).exists() for name in OUR_FILES):
+    if _is_ours(folder):
         return None
     return next((name for name in OTHER_TRAINERS_FILES if (folder / name).is_file()), None)
+
+
+def _is_ours(folder: Path) -> bool:
+    return any((folder / name).exists() for name in OUR_FILES)
 
 
 def require_ours(folder: Path) -> None:
@@ -154,7 +158,7 @@ def require_ours(folder: Path) -> None:
     found = file_of_another_trainer(folder)
     if found is not None:
         what = f"was written by another trainer (it has {found} and no {MANIFEST_FILE})"
-    elif any((folder / name).is_file() for name in MODEL_FILES) and not is_unfinished(folder):
+    elif any((folder / name).is_file() for name in MODEL_FILES) and not _is_ours(folder):
         what = "is a model, and no checkpoint of a run"
     else:
         return
