@@ -29,8 +29,10 @@ from ..errors import ConfigError, ExportError, MissingExtraError
 from ..model.generation import stop_at_end_tokens
 from ..model.loading.models import load_model, load_tokenizer
 from ..model.loading.place import locate
+from ..model.loading.processor_files import copy_processor_files
 from ..model.loading.quiet import no_progress_bars
 from ..model.merging import cast_parameters, is_tied, merge_weights
+from ..model.text_part import outside_parameters, stored_dtype
 from ..system.dtypes import dtype_name
 from ..system.run_folder import read_events
 from ..training.card import CardFacts, card_names, place_of, write_card
@@ -192,6 +194,7 @@ def _load(
     quantised = source.quantization_config() if merge_into == "dequantized" else None
     # Dequantised in any case: a base that is only published in 4 bits has no other weights.
     model = load_model(source.name, dtype=loaded, dequantize=True, quantization_config=quantised)
+    _restore_outside(model, source)
     wanted = getattr(torch, dtype) if dtype else (model.dtype if model.dtype.itemsize == 2 else torch.bfloat16)
     held_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     fits = fits_in_memory(model.num_parameters() * 4 - held_bytes)
@@ -199,6 +202,17 @@ def _load(
     if compute == torch.float32:
         model.float()
     return model.eval(), wanted, compute
+
+
+def _restore_outside(model: PreTrainedModel | PeftModel, source: NamedModel) -> None:
+    """Read what text does not reach once more where it was rounded: a base in float32 may be trained on in bfloat16."""
+    stored = stored_dtype(model)
+    if stored is None or stored.itemsize <= model.dtype.itemsize:
+        return
+    original = dict(outside_parameters(load_model(source.base or source.name, dtype=stored)))
+    for name, weight in outside_parameters(model):
+        if name in original:
+            weight.data = original[name].data
 
 
 def _max_kl(dtype: torch.dtype, compute: torch.dtype) -> float:
@@ -230,6 +244,7 @@ def write_model_folder(
     with no_progress_bars():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    copy_processor_files(model, folder)
 
 
 def _copy_sentencepiece_file(folder: Path, names: Iterable[str]) -> None:

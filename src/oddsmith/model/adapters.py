@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import ModelConfig
@@ -75,6 +75,25 @@ def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | N
         bnb_4bit_compute_dtype=compute,
         bnb_4bit_quant_storage=model_config.bnb_4bit_quant_storage,
     )
+
+
+def for_text_alone(quantization: Any, auto_class: Any, config: PreTrainedConfig) -> Any:
+    """Return bitsandbytes' settings with what text does not reach, and the head, left in the type it is stored in.
+
+    ``auto_class`` and ``config`` make the model. Towers are kept as they are that way, also where the base is
+    dequantised later. Settings that name modules to skip, and of other kinds, stay as they are.
+    """
+    if not isinstance(quantization, BitsAndBytesConfig) or quantization.llm_int8_skip_modules:
+        return quantization
+    with torch.device("meta"):
+        model = auto_class.from_config(config)
+    outside = outside_text(model)
+    if not outside:
+        return quantization
+    head = model.get_output_embeddings()
+    quantization = copy.deepcopy(quantization)
+    quantization.llm_int8_skip_modules = [*outside, *(path for path, module in model.named_modules() if module is head)]
+    return quantization
 
 
 def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
+from .text_part import outside_parameters, stored_dtype
 
 
 def merge_weights(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -53,9 +54,13 @@ def is_tied(model: PreTrainedModel) -> bool:
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast all parameters in place. Buffers keep their type: those of rotary embeddings need float32."""
+    """Cast all parameters in place, but what text does not reach into the type of its files.
+
+    Buffers keep their type: those of rotary embeddings need float32.
+    """
+    outside = {id(weight) for _, weight in outside_parameters(model)} if stored_dtype(model) else set()
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.to(stored_dtype(model) if id(parameter) in outside else dtype)
 
 
 def _untie_adapted(base: PreTrainedModel) -> None:

@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 # Modules for images and sound inside of a decoder, by their own names or their classes'.
@@ -59,6 +60,19 @@ def freeze_outside_text(model: nn.Module) -> list[nn.Parameter]:
     for weight in frozen:
         weight.requires_grad_(False)
     return frozen
+
+
+def as_stored(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights of a model to save, with what text does not reach in the type of the checkpoint it is from."""
+    dtype = stored_dtype(model)
+    outside = {name for name, _ in outside_parameters(model)} if dtype else set()
+    return {name: weight.to(dtype) if name in outside else weight for name, weight in weights.items()}
+
+
+def stored_dtype(model: Any) -> torch.dtype | None:
+    """Return the type of the weights in the files that a model was loaded from, where ``load_model`` did it."""
+    found = getattr(model, "stored_dtype", None)
+    return found if isinstance(found, torch.dtype) else None
 
 
 def pattern_of(paths: list[str]) -> str:

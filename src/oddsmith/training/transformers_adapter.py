@@ -25,7 +25,9 @@ from ..batching.loader import StreamedBatches
 from ..config import ORPOConfig
 from ..errors import ConfigError, RowError
 from ..model.generation import stop_at_end_tokens
+from ..model.loading.processor_files import copy_processor_files
 from ..model.loading.quiet import no_progress_bars
+from ..model.text_part import as_stored, is_multimodal
 from ..system.memory import clear_memory_errors
 from .checkpointing import STATE_FILES, CheckpointManager
 from .epochs import epoch_of_length, stream_position
@@ -362,11 +364,14 @@ class TransformersAdapter(Trainer):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self.processing_class is not None:
             stop_at_end_tokens(model, self.processing_class)  # once more: a person may have changed either
+        if is_multimodal(model) and not hasattr(model, "peft_config"):
+            state_dict = as_stored(model, model.state_dict() if state_dict is None else state_dict)
         with no_progress_bars():
             model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
         if self.args.should_save:
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
+            copy_processor_files(model, Path(folder))
             self.after_saving_model(Path(folder))
 
     def after_saving_model(self, folder: Path) -> None:

@@ -16,12 +16,14 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.templates.environment import guard_chat_templates
-from ..adapters import fit_vocabulary, keep_weights_unpacked, repeatable_initialisation
+from ..adapters import fit_vocabulary, for_text_alone, keep_weights_unpacked, repeatable_initialisation
+from ..text_part import is_multimodal
 from .adapter_base import adapter_settings, base_of, read_base_record, require_same_base
 from .architecture import auto_class_for
 from .gguf import as_model_folder, load_gguf_config, load_gguf_model, load_gguf_tokenizer
 from .load_errors import clear_errors
 from .place import TOKENIZER_FILES, is_gguf, locate
+from .processor_files import processor_files
 from .quiet import no_progress_bars
 from .untrusted_files import (
     refuse_code_in_folder,
@@ -134,7 +136,14 @@ def _load(name: str, place: str, *, revision: str, trust_remote_code: bool, **op
     config = AutoConfig.from_pretrained(place, **source, **hub_options)
     auto_class = auto_class_for(name, config)
     refuse_code_in_hub_model(name, place, revision, trust_remote_code, options.get("cache_dir"))
-    return auto_class.from_pretrained(place, **source, **{**options, "use_safetensors": True})
+    if "quantization_config" in options:
+        options["quantization_config"] = for_text_alone(options["quantization_config"], auto_class, config)
+    stored = config.dtype
+    model = auto_class.from_pretrained(place, **source, **{**options, "use_safetensors": True})
+    if is_multimodal(model):
+        model.stored_dtype = stored
+        processor_files(name, revision=revision, **hub_options)  # now, for a run without a connection
+    return model
 
 
 def _load_gguf(path: Path, **options: Any) -> PreTrainedModel:

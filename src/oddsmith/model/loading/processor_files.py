@@ -1,0 +1,60 @@
+"""Take the files of a model's processor along: what turns images and sound into tensors is no part of the weights.
+
+transformers' ``AutoProcessor`` reads them beside the tokenizer, so a trained model without them sees nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import hf_hub_download
+
+from ...errors import ModelError
+from ..text_part import is_multimodal
+from .place import is_gguf, locate
+
+# Of a feature extractor for sound the file has the same name as that for images.
+FILES = (
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    *("audio_tokenizer_config.json", "chat_template.json"),
+)
+_MISSING = (
+    *(hub_errors.EntryNotFoundError, hub_errors.LocalEntryNotFoundError, hub_errors.HFValidationError),
+    hub_errors.HfHubHTTPError,
+)
+
+
+def processor_files(name: str, **source: Any) -> list[Path]:
+    """Return the files of the processor of a model, fetched where it is on the hub and not in the cache yet.
+
+    ``source`` has ``revision`` and options of the hub. What cannot be reached is left out.
+    """
+    try:
+        place = locate(name)
+    except ModelError:  # a model that was made on the spot
+        return []
+    if is_gguf(place):
+        return []
+    if Path(place).exists():
+        return [file for file in (Path(place) / name for name in FILES) if file.is_file()]
+    found = []
+    for file in FILES:
+        with suppress(*_MISSING):
+            found.append(Path(hf_hub_download(place, file, **source)))
+    return found
+
+
+def copy_processor_files(model: Any, folder: Path) -> None:
+    """Copy the processor's files of a loaded model, wrapped by PEFT or not, into the folder that it is saved in."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = getattr(getattr(base, "config", None), "_name_or_path", "")
+    if not (name and is_multimodal(base)):
+        return
+    for file in processor_files(name, revision=getattr(base, "revision", "main"), local_files_only=True):
+        copy = folder / file.name
+        if not (copy.exists() and copy.samefile(file)):
+            shutil.copyfile(file, copy)
