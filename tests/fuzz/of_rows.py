@@ -47,7 +47,13 @@ _TABLE = b'prompt,chosen,rejected\nWhy?," Because, it is.",No\n"two\nlines",b,c\
 FILES = {
     ".jsonl": [_LINES, *(json.dumps(row).encode() + b"\n" for row in ROWS)],
     ".json": [json.dumps(ROWS).encode(), json.dumps({"data": ROWS[:2]}, indent=1).encode(), _LINES],
-    ".csv": [_TABLE],
+    ".csv": [
+        _TABLE,
+        _TABLE.replace(b",", b";"),
+        _TABLE.decode().encode("utf-16"),
+        b"sep=|\n" + _TABLE.replace(b",", b"|"),
+    ],
+    ".txt": [_TABLE, _TABLE.replace(b",", b"\t")],
     ".tsv": [_TABLE.replace(b",", b"\t")],
 }
 COLUMNS = sorted({column for row in ROWS for column in row})

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import RowError
 from .written import read_text
+
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,(?:\d\d?|\d{4,})\s*")
 
 
 def kind_of(value: Any) -> str:
@@ -46,9 +49,14 @@ def parsed(value: Any, where: str) -> Any:
 
 
 def number_of(value: Any) -> float | None:
-    """Return a finite number, or the one that text holds (``"4.5"``); None for anything else."""
+    """Return a finite number, or the one that text holds (``"4.5"``, ``"4,5"``); None for anything else.
+
+    A comma before three digits may be that of thousands, so ``"1,234"`` is no number.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
+    if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value):
+        value = value.replace(",", ".")
     try:
         number = float(value)
     except (ValueError, OverflowError):

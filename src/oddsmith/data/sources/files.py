@@ -1,4 +1,4 @@
-"""Read rows from JSON Lines, JSON, CSV and TSV files, plain or gzipped; an error names file and line.
+"""Read rows from JSON Lines, JSON, tables in text and spreadsheets, plain or gzipped; an error names file and line.
 
 Rows need no common schema: a row may hold text where another holds messages. Parquet files have one schema and are
 read by ``datasets`` (tables.py).
@@ -6,11 +6,9 @@ read by ``datasets`` (tables.py).
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
@@ -21,10 +19,12 @@ from typing import Any
 from ...errors import DataError
 from ...system.strict_json import read_json
 from ..formats.values import kind_of
+from .decoding import decoded
+from .delimited import delimited_rows
+from .spreadsheets import SPREADSHEETS, spreadsheet_rows
 
 Row = dict[str, Any]
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARQUET = ".parquet"
 JSON_LINES = (".jsonl", ".ndjson")
 
@@ -45,7 +45,7 @@ def kind_of_file(path: Path) -> str | None:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Read a JSON Lines, JSON, CSV or TSV file row by row; its suffix says which of these it is.
+    """Read a file of JSON, a table or a spreadsheet row by row; its suffix says which of these it is.
 
     A file that cannot be read or is malformed is a ``DataError``; the message names line and column or byte.
     """
@@ -105,7 +105,7 @@ class _Unpacked(io.RawIOBase):
 def _json_lines(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
     offset_bytes = 0
     for number, line in enumerate(file, 1):
-        text = _decoded(line, path, offset_bytes, number)
+        text = decoded(line, path, offset_bytes, number)
         offset_bytes += len(line)
         if text.strip():
             yield _parsed_line(text.rstrip(), path, number)
@@ -113,7 +113,7 @@ def _json_lines(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
 
 def _json_document(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
     """Read a list of rows, an object with such a list under ``data``, one row, or JSON Lines with a wrong suffix."""
-    text = _decoded(file.read(), path)
+    text = decoded(file.read(), path)
     if not text.strip():
         return
     try:
@@ -133,51 +133,14 @@ def _json_document(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
         yield row
 
 
-def _delimited(path: Path, file: io.BufferedIOBase, *, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # 131,072 characters by default, less than a long conversation
-    lines = csv.reader(io.StringIO(_decoded(file.read(), path), newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    try:
-        for fields in lines:
-            if not fields:
-                continue
-            if not header:
-                header = [field.strip() for field in fields]
-                twice = sorted({name for name in header if header.count(name) > 1})
-                if twice:
-                    names = ", ".join(map(repr, twice))
-                    raise DataError(f"{path}: the header names {names} twice; give each column its own name")
-                continue
-            if len(fields) != len(header):
-                raise DataError(
-                    f"{path}, line {lines.line_num}: found {len(fields)} fields; expected the {len(header)} of the"
-                    f" header ({', '.join(header)}); put fields with {delimiter!r} or a line break in double quotes"
-                )
-            yield dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num}: malformed: {error}") from error
-
-
 READERS: dict[str, Callable[[Path, io.BufferedIOBase], Iterator[Row]]] = {
     **dict.fromkeys(JSON_LINES, _json_lines),
     ".json": _json_document,
-    ".csv": partial(_delimited, delimiter=","),
-    ".tsv": partial(_delimited, delimiter="\t"),
+    ".csv": partial(delimited_rows, usual=","),
+    ".tsv": partial(delimited_rows, usual="\t"),
+    ".txt": partial(delimited_rows, usual="\t", may_be_text=True),
+    **dict.fromkeys(SPREADSHEETS, spreadsheet_rows),
 }
-
-
-def _decoded(data: bytes, path: Path, offset_bytes: int = 0, line: int | None = None) -> str:
-    """Decode a file, or a line that begins ``offset_bytes`` into it, and drop a byte order mark."""
-    if offset_bytes == 0 and data.startswith(BYTE_ORDER_MARK):
-        offset_bytes, data = len(BYTE_ORDER_MARK), data[len(BYTE_ORDER_MARK) :]
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        number = line or data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {number}: not UTF-8 at byte {offset_bytes + error.start} of the file"
-            f" (found 0x{data[error.start]:02x}); save the file as UTF-8"
-        ) from error
 
 
 def _parsed_line(text: str, path: Path, number: int) -> Row:

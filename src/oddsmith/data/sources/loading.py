@@ -2,7 +2,7 @@
 
     name                                     rows
     builtin:house-style                      the pairs of the demo, as a list of dicts
-    pairs.jsonl  .json  .csv  .tsv  (.gz)    list of dicts (files.py)
+    pairs.jsonl  .json  .csv  .xlsx  (.gz)   list of dicts (files.py)
     pairs.parquet                            datasets.Dataset (tables.py)
     a folder of such files                   those of the split (splits.py)
     a folder made by save_to_disk            datasets.Dataset

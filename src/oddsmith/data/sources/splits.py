@@ -75,11 +75,13 @@ def files_of(folder: Path, split: Split) -> list[Path]:
     paths = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and kind_of_file(path) and path.name not in NOT_DATA
+        if path.is_file() and kind_of_file(path) not in (None, ".txt") and path.name not in NOT_DATA
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not paths:
-        raise DataError(f"{folder}: the folder holds no file of rows; expected .jsonl, .json, .csv, .tsv or .parquet")
+        raise DataError(
+            f"{folder}: the folder holds no file of rows; expected .jsonl, .json, .csv, .tsv, .xlsx or .parquet"
+        )
     splits: dict[str, list[Path]] = {}
     for path in paths:
         for name in _split_names(path.relative_to(folder)):

@@ -1,0 +1,85 @@
+"""Read the rows of a spreadsheet: Excel's .xlsx, .xlsm and .xls, and .ods of LibreOffice.
+
+The first row of the first sheet is the header. Further sheets with the same header hold more rows; others are left out,
+of which a warning tells. Numbers and dates become text as in a CSV file, empty cells empty text.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError, MissingExtraError
+
+logger = logging.getLogger(__name__)
+
+SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
+# What a file may unpack to: text in XML shrinks to a tenth or twentieth.
+MAX_RATIO, MIN_LIMIT_BYTES = 200, 64 * 2**20
+
+
+def spreadsheet_rows(path: Path, file: io.BufferedIOBase) -> Iterator[dict[str, Any]]:
+    """Read a spreadsheet row by row; a damaged one, or one without a header, is a ``DataError``."""
+    try:
+        from python_calamine import CalamineError, CalamineWorkbook
+    except ImportError as error:
+        raise MissingExtraError(f"{path}: reading a spreadsheet", "spreadsheets") from error
+    data = file.read()
+    _require_sound_size(path, data)
+    try:
+        book = CalamineWorkbook.from_filelike(io.BytesIO(data))
+        sheets = [(name, book.get_sheet_by_name(name).to_python(skip_empty_area=True)) for name in book.sheet_names]
+    except (CalamineError, OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not a spreadsheet that can be read ({text}); save it again, or as CSV") from error
+    tables = [(name, _without_blanks(cells)) for name, cells in sheets]
+    filled = [(name, table[0], table[1:]) for name, table in tables if table]
+    if not filled:
+        return
+    header = filled[0][1]
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        names = ", ".join(map(repr, twice))
+        raise DataError(f"{path}: the header names {names} twice; give each column its own name")
+    others = [name for name, names, _ in filled if names != header]
+    if others:
+        logger.warning("%s: only sheets with the header of %r are read, not %s", path, filled[0][0], ", ".join(others))
+    for cells in (cells for _, names, rows in filled if names == header for cells in rows):
+        yield dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=True))
+
+
+def _require_sound_size(path: Path, data: bytes) -> None:
+    """Refuse a file of kilobytes that unpacks to gigabytes."""
+    if not data.startswith(b"PK"):
+        return
+    limit = max(MIN_LIMIT_BYTES, MAX_RATIO * len(data))
+    try:
+        size = sum(entry.file_size for entry in zipfile.ZipFile(io.BytesIO(data)).infolist())
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{path}: not a spreadsheet that can be read ({error}); save it again, or as CSV") from error
+    if size > limit:
+        raise DataError(f"{path}: unpacks to more than {limit:,} bytes, {MAX_RATIO} times its size; save it as CSV")
+
+
+def _without_blanks(cells: Sequence[Sequence[Any]]) -> list[list[str]]:
+    """Return the rows of a sheet as text, without blank ones; cells to the right of the header are left out."""
+    rows = [row for row in ([_text(cell) for cell in row] for row in cells) if any(text.strip() for text in row)]
+    if not rows:
+        return []
+    header = [text.strip() for text in rows[0]]
+    while header and not header[-1]:
+        header.pop()
+    return [header, *(row[: len(header)] for row in rows[1:])]
+
+
+def _text(cell: Any) -> str:
+    """Return a cell as a CSV file would hold it."""
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    if isinstance(cell, float) and cell == int(cell) and abs(cell) < 2**53:
+        return str(int(cell))
+    return cell if isinstance(cell, str) else str(cell)
