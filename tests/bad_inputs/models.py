@@ -181,9 +181,25 @@ TOKENIZERS = (
     BadInput("damages tokenizer.json", "train c.yaml",
         "model: one of its JSON files is damaged; fetch or copy them again", {"model/tokenizer.json": "{"}),
     BadInput("gives conversations to a model without a chat template", "train c.yaml",
-        "tokenizer 'model' has no chat template, but the rows are conversations; use an instruction-tuned model, set"
-        " tokenizer.chat_template, or give prompt and answers as plain text",
+        "tokenizer 'model' has no chat template, but the rows are conversations; use an instruction-tuned model, set a"
+        " template (chat_template: chatml, a .jinja file or a chat model; in Python also tokenizer.chat_template), or"
+        " give prompt and answers as plain text",
         {"model": _without_template, **CHATS}),
+    BadInput("mistypes the name of a chat template", "train c.yaml --chat-template chatlm",
+        "chat_template is 'chatlm'; expected chatml, a file (.jinja), or a model that has a chat template (chatlm:"
+        " ...)",
+        {"model": _without_template, **CHATS}),
+    BadInput("names a chat template that is not there", "train c.yaml --chat-template chat.jinja",
+        "chat_template is 'chat.jinja', a file that cannot be read as text: [Errno 2] No such file or directory:"
+        " 'chat.jinja'",
+        {"model": _without_template, **CHATS}),
+    BadInput("takes the chat template of a model that has none", "train c.yaml --chat-template model",
+        "chat_template is 'model', a model that has no chat template itself; name another",
+        {"model": _without_template, **CHATS}),
+    BadInput("gives a system message to plain text", "train c.yaml --system-prompt Be-kind.",
+        "train: system_prompt is set, but 4 rows of 4 are text that no chat template renders; leave system_prompt out,"
+        " write it into the text, or set chat_template_on_text: true",
+        {"model": _real}),
     BadInput("gives a chat template that says nothing", "train c.yaml",
         "chat template of 'model': it renders no plain question and answer (the answer is missing from its text); set a"
         " template meant for chats",

@@ -141,6 +141,10 @@ DATA = (
         "Columns of other names, as in prompt=question,chosen=good,rejected=bad; answers.0.text leads into a column.",
         COMMON | EVAL,
     ),
+    by_result(
+        "chat_template", "Chat template for a model without one: chatml, a file (.jinja), or a chat model.", COMMON
+    ),
+    by_result("system_prompt", "System message for conversations that have none.", COMMON | SUMMARY | EVAL),
     by_result("dataset_config", "Configuration of the hub dataset.", EVAL),
     by_result("datasets", "A mixture: a list of {path, name, split, weight, columns}, in YAML or as JSON.", EVAL),
     by_result("dataset_streaming", "Read rows as they are needed; needs max_steps."),

@@ -54,8 +54,9 @@ TABLE = (
     works("max_completion_length", "as in TRL, for encoder-decoders; told for other models, where it has no effect"),
     of_python("is_encoder_decoder", "as in TRL, with `model_init`; refused if the model is of the other kind"),
     works(
-        "max_prompt_length nll_on orpo_alpha orpo_beta bad_rows chat_template_on_text prefix_forest"
-        " max_tokens_per_microbatch max_skipped_steps loss_spikes early_stopping_patience early_stopping_threshold",
+        "max_prompt_length nll_on orpo_alpha orpo_beta bad_rows chat_template_on_text chat_template system_prompt"
+        " prefix_forest max_tokens_per_microbatch max_skipped_steps loss_spikes early_stopping_patience"
+        " early_stopping_threshold",
         "Oddsmith's own",
     ),
     # Steps

@@ -83,6 +83,10 @@ class ORPOConfig(TrainingArguments):
         chat_template_on_text: Plain text is rendered by the chat template as a question and its answers (``True``), or
             trained on as it is (``False``). By default it is trained on as it is, and a dataset that holds both text
             and conversations is refused.
+        chat_template: Give the tokenizer this chat template: ``"chatml"``, a file (``.jinja``), or a model that has
+            one. Markers that it writes become tokens, with rows in the embeddings; an adapter trains these rows, too.
+        system_prompt: Put this system message in front of the conversations that have none. Text that is not rendered
+            by the chat template is refused.
         prefix_forest: Compute what the sequences of a micro-batch share once and without padding, wherever the model
             can do that exactly (it is checked at the start). Off: padded batches.
         max_tokens_per_microbatch: With prefix forests, most tokens of a micro-batch; their number follows, and the
@@ -127,6 +131,8 @@ class ORPOConfig(TrainingArguments):
     orpo_beta: Optional[float] = None
     bad_rows: Literal["error", "drop"] = "error"
     chat_template_on_text: Optional[bool] = None
+    chat_template: Optional[str] = None
+    system_prompt: Optional[str] = None
     prefix_forest: bool = True
     max_tokens_per_microbatch: Union[int, str, None] = "auto"
     max_skipped_steps: int = 3

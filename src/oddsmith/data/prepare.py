@@ -26,7 +26,7 @@ import pyarrow as pa
 from transformers.utils import get_json_schema
 
 from ..errors import DataError, RowError, UndecidedRow
-from .checks.catalogue import Hit
+from .checks.catalogue import NO_TURN_END, Hit
 from .checks.rows import row_hits
 from .checks.texts import PairTexts
 from .formats import format_of, to_pair
@@ -36,7 +36,7 @@ from .sources.loading import rows_of_columns
 from .token_cache import cached, token_key
 from .tokens.pair_tokenizer import PairTokenizer
 from .tokens.rendering import RenderedPair
-from .tokens.tokenized import OF_TEMPLATE, TEXT_COLUMNS, Dropped, Form, TokenizedPair
+from .tokens.tokenized import IN_TEMPLATE, OF_TEMPLATE, TEXT_COLUMNS, Dropped, Form, TokenizedPair
 
 BATCH_ROWS = 500
 ROWS_PER_PROCESS = 2_000  # a second of work; starting a process takes up to 0.05 s
@@ -122,6 +122,7 @@ def prepare(
     table = cached(key, lambda: _tokenized(rows, tokenize, num_proc))
     report.add(DataReport(source, report.format, **json.loads(table.schema.metadata[REPORT])))
     _require_decision(report, pair_tokenizer)
+    _require_conversations(report, pair_tokenizer)
     require_pairs(report, min_pairs)
     return PreparedData(_dataset(table.replace_schema_metadata(None)), report)
 
@@ -171,6 +172,20 @@ def _require_decision(report: DataReport, pair_tokenizer: PairTokenizer) -> None
         )
 
 
+def _require_conversations(report: DataReport, pair_tokenizer: PairTokenizer) -> None:
+    """Refuse text without chat template where the settings have a system message for the rows."""
+    rendered = sum(report.forms.get(form, 0) for form in IN_TEMPLATE)
+    if pair_tokenizer.system_prompt is None or rendered == report.kept:
+        return
+    has_template = pair_tokenizer.tokenizer.chat_template
+    fix = "chat_template_on_text: true" if has_template else "chat_template: chatml and chat_template_on_text: true"
+    raise DataError(
+        f"{report.source}: system_prompt is set, but {counted(report.kept - rendered, 'row')} of"
+        f" {report.kept:,} {'is' if report.kept - rendered == 1 else 'are'} text that no chat template renders; leave"
+        f" system_prompt out, write it into the text, or set {fix}"
+    )
+
+
 def _located(error: RowError, number: int, source: str, bad_rows: str) -> RowError:
     """Add dataset and row number to an error and, where invalid rows stop the run, how to leave them out."""
     hint = "; bad_rows=drop leaves such rows out" if bad_rows == "error" else ""
@@ -216,7 +231,11 @@ class RowTokenizer:
         """Return the text of a row, or why it is dropped, and what is odd about it."""
         try:
             pair = to_pair(row)
-            return self.pair_tokenizer.render(pair), list(row_hits(row, pair, PairTexts.of(pair)))
+            rendered, hits = self.pair_tokenizer.render(pair), list(row_hits(row, pair, PairTexts.of(pair)))
+            is_in_template = isinstance(rendered, RenderedPair) and rendered.form in IN_TEMPLATE
+            if is_in_template and self.pair_tokenizer.renderer.end_of_turn is None:
+                hits.append((NO_TURN_END, "answers"))
+            return rendered, hits
         except RowError as error:
             if self.bad_rows == "drop" or isinstance(error, UndecidedRow):
                 return Dropped(error.reason), []
@@ -271,6 +290,7 @@ def _tokenized_stream(
     def tokenize_batch(columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         kept = tokenize.kept_rows(columns, numbers, report)
         _require_decision(report, tokenize.pair_tokenizer)
+        _require_conversations(report, tokenize.pair_tokenizer)
         return {name: [row[name] for row in kept] for name in features}
 
     columns = rows.column_names

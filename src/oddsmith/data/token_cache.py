@@ -62,6 +62,7 @@ def token_key(rows: datasets.Dataset, pair_tokenizer: PairTokenizer, bad_rows: s
         "is_encoder_decoder": pair_tokenizer.is_encoder_decoder,
         "max_completion_length": pair_tokenizer.max_completion_length,
         "chat_template_on_text": pair_tokenizer.chat_template_on_text,
+        "system_prompt": pair_tokenizer.system_prompt,
         "bad_rows": bad_rows,
         "rows": rows_digest(rows),
     }

@@ -25,8 +25,11 @@ from ..config import ModelConfig
 from ..errors import MissingExtraError, ModelError
 from .merging import is_tied
 from .text_part import outside_text, pattern_of
+from .vocabulary import grow_embeddings
 
 ALL_LINEAR = "all-linear"
+# How the name of an embedding ends in an adapter: as it is, under LoRA, with rows that are trained.
+SAVED_EMBEDDINGS = (".weight", ".base_layer.weight", ".token_adapter.base_layer.weight")
 
 
 def get_peft_config(model_config: ModelConfig) -> LoraConfig | None:
@@ -168,26 +171,36 @@ def require_dora_possible(model: nn.Module) -> None:
             )
 
 
-def fit_vocabulary(base: PreTrainedModel, place: str, revision: str = "main") -> None:
-    """Resize a base's embeddings to those of an adapter that was trained after ``resize_token_embeddings``.
+def fit_vocabulary(base: PreTrainedModel, place: str, revision: str = "main", *, rows: int = 0) -> None:
+    """Resize a base's embeddings to those of an adapter that was trained with more tokens.
 
-    ``place`` is the adapter's folder, or its id on the hub. The adapter's weights replace the embeddings later.
+    Args:
+        base: The base.
+        place: The adapter's folder, or its id on the hub. Embeddings in it replace those of the base later.
+        revision: Branch, tag or commit on the hub.
+        rows: How many rows they have at least, where the adapter holds only those that it trains.
     """
+    saved = _saved_rows(base, place, revision)
+    if saved and saved != base.get_input_embeddings().num_embeddings:
+        base.resize_token_embeddings(saved, mean_resizing=False)
+    grow_embeddings(base, rows)
+
+
+def _saved_rows(base: PreTrainedModel, place: str, revision: str) -> int:
+    """Return how many rows the embeddings in an adapter have; 0 where it has none."""
     file = Path(place) / SAFETENSORS_WEIGHTS_NAME
     if not Path(place).exists():
         try:
             file = Path(hf_hub_download(place, SAFETENSORS_WEIGHTS_NAME, revision=revision))
         except (hub_errors.EntryNotFoundError, hub_errors.LocalEntryNotFoundError):
-            return
+            return 0
     if not file.is_file():
-        return
+        return 0
     embedding = base.get_input_embeddings()
     path = next(path for path, module in base.named_modules() if module is embedding)
     with safe_open(file, framework="pt") as weights:
-        saved = {f"base_model.model.{path}{end}" for end in (".weight", ".base_layer.weight")} & set(weights.keys())
-        rows = {weights.get_slice(key).get_shape()[0] for key in saved}
-    if rows and rows != {embedding.num_embeddings}:
-        base.resize_token_embeddings(max(rows), mean_resizing=False)
+        names = {f"base_model.model.{path}{end}" for end in SAVED_EMBEDDINGS} & set(weights.keys())
+        return max((weights.get_slice(name).get_shape()[0] for name in names), default=0)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import warnings
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -50,7 +51,14 @@ def merge_weights(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
 def is_tied(model: PreTrainedModel) -> bool:
     """Return whether input embedding and head are one weight."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    return head is not None and head.weight is embedding.weight
+    return head is not None and plain_layer(head).weight is plain_layer(embedding).weight
+
+
+def plain_layer(layer: nn.Module) -> nn.Module:
+    """Return the layer that PEFT has put others around, to train it in full, some of its rows, or by LoRA."""
+    while isinstance(layer, AuxiliaryTrainingWrapper | BaseTunerLayer):
+        layer = layer.original_module if isinstance(layer, AuxiliaryTrainingWrapper) else layer.get_base_layer()
+    return layer
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:

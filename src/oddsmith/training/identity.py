@@ -30,7 +30,11 @@ from .preflight import steps_of_run
 
 ADAPTER_SETTINGS = (
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "bias"),
-    *("target_parameters", "init_lora_weights"),  # PiSSA's start is taken out of the base's weights
+    *(
+        "target_parameters",
+        "trainable_token_indices",
+        "init_lora_weights",
+    ),  # PiSSA's start is taken out of the base's weights
 )
 DIGESTED_STREAM_ROWS = 4  # the first rows of a stream tell it from another
 

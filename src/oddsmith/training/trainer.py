@@ -227,7 +227,7 @@ class ORPOTrainer(TransformersAdapter):
         return self._ready(super().call_model_init(trial))
 
     def _ready(self, model: PreTrainedModel) -> Any:
-        model = ready_model(model, self.args, self.peft_config)
+        model = ready_model(model, self.args, self.peft_config, self._tokenizer)
         stop_at_end_tokens(model, self.pair_tokenizer.tokenizer)
         self.loan = ModelLoan(model, self.args)
         if getattr(self, "is_in_train", False):  # made by model_init

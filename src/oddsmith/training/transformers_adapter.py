@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub import upload_folder
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, PredictionOutput, TrainOutput
@@ -28,6 +29,7 @@ from ..model.generation import stop_at_end_tokens
 from ..model.loading.processor_files import copy_processor_files
 from ..model.loading.quiet import no_progress_bars
 from ..model.text_part import as_stored, is_multimodal
+from ..model.vocabulary import grown_rows
 from ..system.memory import clear_memory_errors
 from .checkpointing import STATE_FILES, CheckpointManager
 from .epochs import epoch_of_length, stream_position
@@ -366,8 +368,11 @@ class TransformersAdapter(Trainer):
             stop_at_end_tokens(model, self.processing_class)  # once more: a person may have changed either
         if is_multimodal(model) and not hasattr(model, "peft_config"):
             state_dict = as_stored(model, model.state_dict() if state_dict is None else state_dict)
+        options: dict[str, Any] = {"state_dict": state_dict, "is_main_process": self.args.should_save}
+        if isinstance(model, PeftModel) and grown_rows(model):
+            options["save_embedding_layers"] = False  # the rows that the base lacks are made anew, or trained ones
         with no_progress_bars():
-            model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
+            model.save_pretrained(folder, **options)
         if self.args.should_save:
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)

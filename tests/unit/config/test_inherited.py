@@ -81,8 +81,10 @@ TRIED = {
     "tests/integration/test_loading_is_not_executing.py": "trust_remote_code",
     "tests/unit/config/test_config.py": "bf16 max_length orpo_alpha orpo_beta use_cpu",
     "tests/unit/config/test_optimizers.py": "optim optim_target_modules",
+    "tests/integration/test_base_model.py": "chat_template",
     "tests/unit/data/test_processes.py": "dataset_num_proc",
     "tests/unit/data/test_prepare.py": "bad_rows chat_template_on_text",
+    "tests/unit/data/tokens/test_system_prompt.py": "system_prompt",
     "tests/unit/data/tokens/test_tokenized.py": "max_prompt_length",
     "tests/unit/model/test_setup.py": "model_init_kwargs",
 }

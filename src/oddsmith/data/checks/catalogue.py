@@ -393,7 +393,7 @@ NO_TURN_END = Check(
     ANY,
     NEVER,
     "the template writes no token where an answer ends; training adds EOS to the last one, earlier turns show none",
-    "use the model's own chat template, or one that ends every turn",
+    "use the model's own chat template, or one that ends every turn with a token (chat_template: chatml adds its own)",
     needs=MODEL,
 )
 DOUBLE_BOS = Check(

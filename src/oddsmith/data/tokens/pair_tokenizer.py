@@ -38,7 +38,7 @@ from transformers import PreTrainedTokenizerBase
 from ...config import ORPOConfig
 from ...errors import ModelError, RowError
 from ..formats import Message, PreferencePair
-from ..formats.messages import is_blank
+from ..formats.messages import SYSTEM_ROLES, is_blank
 from ..formats.values import common_prefix_length
 from .pieces import ids_of_pieces, ids_of_texts
 from .rendering import RenderedPair, Renderer, Rendering, tokenizer_name
@@ -61,6 +61,7 @@ class PairTokenizer:
         max_completion_length: Most tokens of a response of an encoder-decoder model (None: 128); else without effect.
         chat_template_on_text: Whether plain text is rendered by the chat template, unless it was before. It is not by
             default (None), and ``prepare`` refuses datasets that hold both text and conversations.
+        system_prompt: System message for conversations that have none; ``prepare`` refuses text that is not rendered.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class PairTokenizer:
         is_encoder_decoder: bool = False,
         max_completion_length: int | None = None,
         chat_template_on_text: bool | None = None,
+        system_prompt: str | None = None,
     ):
         self.tokenizer = tokenizer
         self.renderer = Renderer(tokenizer)
@@ -80,6 +82,7 @@ class PairTokenizer:
         self.is_encoder_decoder = is_encoder_decoder
         self.max_completion_length = max_completion_length or DEFAULT_COMPLETION_LENGTH
         self.chat_template_on_text = chat_template_on_text
+        self.system_prompt = system_prompt
 
     @classmethod
     def from_settings(
@@ -93,6 +96,7 @@ class PairTokenizer:
             is_encoder_decoder=is_encoder_decoder,
             max_completion_length=args.max_completion_length,
             chat_template_on_text=args.chat_template_on_text,
+            system_prompt=args.system_prompt,
         )
 
     def tokenize(self, pairs: Sequence[PreferencePair]) -> list[TokenizedPair | Dropped]:
@@ -142,7 +146,13 @@ class PairTokenizer:
                 "several turns in an answer",
                 "an answer has several messages, and the decoder learns all that it is given; expected one message",
             )
-        rendered = self.renderer.render(pair)
+        with_system = self._with_system_prompt(pair)
+        try:
+            rendered = self.renderer.render(with_system)
+        except RowError as error:
+            if with_system is pair:
+                raise
+            raise RowError(error.reason, f"{error.detail} (its system message is that of system_prompt)") from error
         lost_sides = zip(rendered.left_out, (DropReason.LEFT_OUT_CHOSEN, DropReason.LEFT_OUT_REJECTED), strict=True)
         reasons = [reason for lost, reason in lost_sides if lost.is_turn_empty]
         if rendered.chosen.text == rendered.rejected.text:
@@ -151,6 +161,14 @@ class PairTokenizer:
             return rendered
         _ = self.renderer.end_of_turn  # an error for a template that renders no answer at all
         return Dropped(reasons[0])
+
+    def _with_system_prompt(self, pair: PreferencePair) -> PreferencePair:
+        """Return a conversation with the system message of the settings, unless it has one of its own."""
+        if self.system_prompt is None or isinstance(pair.prompt, str):
+            return pair
+        if any(message["role"] in SYSTEM_ROLES for message in pair.prompt):
+            return pair
+        return replace(pair, prompt=[{"role": "system", "content": self.system_prompt}, *pair.prompt])
 
     def encode(self, rendered: Sequence[RenderedPair | Dropped]) -> list[TokenizedPair | Dropped]:
         """Tokenize rendered pairs in one call of the tokenizer; pairs that are dropped already pass through."""

@@ -16,7 +16,7 @@ that turn. Both contents are joined without a separator (``"It is" + " blue."``)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -117,6 +117,17 @@ class Renderer:
         if template not in self._end_of_turn_by_template:
             self._end_of_turn_by_template[template] = self._probe_end_of_turn()
         return self._end_of_turn_by_template[template]
+
+    def probes(self) -> Iterator[str]:
+        """Yield renderings of short conversations, each also open for its answer; those that are refused are left out.
+
+        Without a template a ``ModelError`` is raised.
+        """
+        self._require_template()
+        for probe in PROBES:
+            for rendered in (self._tried(probe), self._tried(probe[:-1], add_generation_prompt=True)):
+                if rendered is not None:
+                    yield rendered
 
     def form_of_text(self, prompt: str) -> Form | None:
         """Return whether the text of a prompt was rendered before; None where there is no chat template."""
@@ -247,7 +258,8 @@ class Renderer:
         except ValueError as error:
             raise ModelError(
                 f"tokenizer {tokenizer_name(self.tokenizer)} has no chat template, but the rows are conversations;"
-                " use an instruction-tuned model, set tokenizer.chat_template, or give prompt and answers as plain text"
+                " use an instruction-tuned model, set a template (chat_template: chatml, a .jinja file or a chat model;"
+                " in Python also tokenizer.chat_template), or give prompt and answers as plain text"
             ) from error
 
 

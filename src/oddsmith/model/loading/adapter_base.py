@@ -4,7 +4,8 @@
 
     {"commit": the base's on the hub, or null,
      "files": {"model.safetensors": {"bytes": 538090408, "sha256": of its beginning and of 64 blocks spread evenly}},
-     "quantization": bitsandbytes' settings, or null,   "dtype": type of the weights that were not quantised}
+     "quantization": bitsandbytes' settings, or null,   "dtype": type of the weights that were not quantised,
+     "embeddings": how many rows they had in training, if more than in these files}
 
 At most 8 MiB of each file are read, so bases of any size are compared in milliseconds. A change of a few weights alone
 can be missed.
@@ -24,6 +25,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from peft import PeftConfig
 
 from ...errors import ModelError
+from ..vocabulary import grown_rows
 from .load_errors import clear_errors
 from .place import ADAPTER_SETTINGS, MODEL_SETTINGS, is_adapter_folder, is_gguf, locate
 
@@ -103,6 +105,7 @@ class BaseRecord:
     commit: str | None = None
     quantization: dict[str, Any] | None = None
     dtype: str | None = None
+    embeddings: int | None = None
 
     def save(self, folder: Path) -> None:
         """Write ``base_model.json``."""
@@ -121,7 +124,7 @@ def record_base(model: Any) -> BaseRecord:
     quantization: Any = getattr(base.config, "quantization_config", None)
     if hasattr(quantization, "to_dict"):
         quantization = quantization.to_dict()
-    return BaseRecord(files, commit, quantization, str(base.dtype).removeprefix("torch."))
+    return BaseRecord(files, commit, quantization, str(base.dtype).removeprefix("torch."), grown_rows(base))
 
 
 def read_base_record(place: str, revision: str = "main") -> BaseRecord | None:

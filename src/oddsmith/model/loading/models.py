@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from ...data.templates.environment import guard_chat_templates
 from ..adapters import fit_vocabulary, for_text_alone, keep_weights_unpacked, repeatable_initialisation
 from ..text_part import is_multimodal
+from ..vocabulary import rows_of_adapter
 from .adapter_base import adapter_settings, base_of, read_base_record, require_same_base
 from .architecture import auto_class_for
 from .gguf import as_model_folder, load_gguf_config, load_gguf_model, load_gguf_tokenizer
@@ -88,7 +89,8 @@ def load_model(
             record = read_base_record(place, revision)
             if record is not None:  # checked only now: loading has brought a base on the hub to this disk
                 require_same_base(name, record, base_name, base_revision)
-            fit_vocabulary(base, place, revision)
+            rows = max(rows_of_adapter(adapter), (record.embeddings or 0) if record else 0)
+            fit_vocabulary(base, place, revision, rows=rows)
             with repeatable_initialisation(adapter):
                 return PeftModel.from_pretrained(base, place, is_trainable=is_trainable, revision=revision)
         if is_gguf(place):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model
@@ -14,8 +15,10 @@ from ...data.limits import ModelLimits
 from ..adapters import add_adapter
 from ..limits import limits_of, require_pad_token
 from ..text_part import freeze_outside_text
+from ..vocabulary import rows_of_adapter
 from .adapter_base import find_base
 from .architecture import auto_class_of
+from .chat_template import new_tokens
 from .gguf import load_gguf_config
 from .place import is_adapter_folder, is_gguf, locate
 
@@ -52,16 +55,22 @@ def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfi
 def outlined_limits(
     name: str, tokenizer: PreTrainedTokenizerBase, padding_value: int | None = None
 ) -> ModelLimits | None:
-    """Return how much a model can read, after :func:`limits.require_pad_token`; ``None`` as of ``outline_model``."""
+    """Return how much a model can read, after :func:`limits.require_pad_token`; ``None`` as of ``outline_model``.
+
+    Its embeddings are as large as a chat template of the settings makes them.
+    """
     outline = outline_model(name, dtype="auto")
     if outline is None:
         return None
     limits = limits_of(outline)
+    new = [tokenizer.convert_tokens_to_ids(token) for token in new_tokens(tokenizer)]
+    if any(token >= limits.embeddings for token in new):
+        limits = limits._replace(embeddings=len(tokenizer))
     require_pad_token(limits, tokenizer, padding_value)
     return limits
 
 
-def _with_adapter(model: nn.Module, peft_config: PeftConfig, *, is_new: bool) -> nn.Module:
+def _with_adapter(model: Any, peft_config: PeftConfig, *, is_new: bool) -> nn.Module:
     """Add the adapter's shapes. Initialisations such as PiSSA are left out: they need weights and change no shape."""
     peft_config = copy.deepcopy(peft_config)
     peft_config.init_lora_weights = False
@@ -69,4 +78,6 @@ def _with_adapter(model: nn.Module, peft_config: PeftConfig, *, is_new: bool) ->
         if is_new:
             return add_adapter(model, peft_config)
         peft_config.inference_mode = False
+        if rows_of_adapter(peft_config) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(rows_of_adapter(peft_config), mean_resizing=False)
         return get_peft_model(model, peft_config)

@@ -16,6 +16,7 @@ from ...system.dtypes import with_dtype
 from ...system.memory import clear_memory_errors
 from ...system.precision import NO_BF16_UNIT, emulates_bf16
 from ..adapters import add_adapter, keep_weights_unpacked, require_dora_possible, require_whole
+from .chat_template import fit_model, set_chat_template
 from .models import load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ def resolve_tokenizer(
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if args.chat_template is not None:
+        set_chat_template(tokenizer, args.chat_template, is_main=args.process_index == 0)
     return tokenizer
 
 
@@ -98,11 +101,21 @@ def _init_options(args: ORPOConfig) -> dict[str, Any]:
     return with_dtype(options, "model_init_kwargs") if isinstance(options, dict) else {}
 
 
-def ready_model(model: PreTrainedModel, args: ORPOConfig, peft_config: Any = None) -> Any:
-    """Add the adapter to a model of any kind that a user has made: quantised, with an adapter, evaluated before."""
+def ready_model(
+    model: PreTrainedModel, args: ORPOConfig, peft_config: Any = None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Any:
+    """Make a model of any kind that a user has made ready: quantised, with an adapter, evaluated before.
+
+    It gets an adapter, where settings of one are given, and rows in its embeddings for the tokens that the chat
+    template of its tokenizer writes.
+    """
     keep_weights_unpacked(model)
     if emulates_bf16(use_cpu=bool(args.use_cpu)) and compute_in_float32(model) and args.process_index == 0:
         logger.warning("The model's weights were bfloat16, and %s; they are float32 now.", NO_BF16_UNIT)
+    if tokenizer is not None:
+        is_main = args.process_index == 0
+        is_set = args.chat_template is not None
+        peft_config = fit_model(model, tokenizer, peft_config, is_set=is_set, is_main=is_main)
     if peft_config is not None:
         model = add_adapter(model, peft_config)
     require_whole(model)

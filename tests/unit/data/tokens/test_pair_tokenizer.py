@@ -178,7 +178,7 @@ class TestRefusals:
     def test_conversation_without_chat_template(self):
         tokenizer = tiny_tokenizer(chat_template=None)
         tokenizer.name_or_path = "some/base-model"
-        with pytest.raises(ModelError, match=r"'some/base-model' has no chat template.*set tokenizer.chat_template"):
+        with pytest.raises(ModelError, match=r"'some/base-model' has no chat template.*chat_template: chatml"):
             tokenize(tokenizer, conversation([user("Hi")], "Yes", "No"))
 
     def test_text_needs_no_chat_template(self):

@@ -26,6 +26,7 @@ from ....data.sources import RunRows, load_datasets
 from ....data.tokens.pair_tokenizer import PairTokenizer
 from ....errors import ConfigError
 from ....model.adapters import get_peft_config, get_quantization_config
+from ....model.loading.chat_template import set_chat_template
 from ....model.loading.models import load_model, load_tokenizer
 from ....model.loading.place import is_gguf, locate
 from ....model.loading.setup import default_dtype
@@ -95,11 +96,14 @@ def tell_of_adapter(name: str, model: PeftModel, chosen: ModelConfig) -> None:
 
 
 def load_its_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of the model of a run."""
+    """Load the tokenizer of the model of a run, with the chat template that its settings name."""
     orpo, chosen, _ = settings
     name = str(chosen.model_name_or_path)
     with working(f"loading the tokenizer of {name}"):
-        return load_tokenizer(name, revision=chosen.model_revision, trust_remote_code=orpo.trust_remote_code)
+        tokenizer = load_tokenizer(name, revision=chosen.model_revision, trust_remote_code=orpo.trust_remote_code)
+        if orpo.chat_template is not None:
+            set_chat_template(tokenizer, orpo.chat_template, is_main=is_main_process())
+        return tokenizer
 
 
 def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
