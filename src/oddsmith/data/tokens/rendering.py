@@ -29,6 +29,7 @@ from ..formats.values import common_prefix_length
 from ..templates.environment import guard_chat_templates
 from ..templates.limits import LimitReached
 from .call_arguments import CallArguments
+from .content_parts import as_template_reads
 from .left_out import LeftOut, left_out, may_lack_something
 from .marks import Marked, without_marks
 from .tokenized import Form
@@ -222,7 +223,7 @@ class Renderer:
     def _apply(self, messages: Sequence[Message], **options: Any) -> str:
         """Render messages; a refusal of the template becomes a ``RowError`` with the template's message."""
         try:
-            messages = self._arguments.as_expected(messages)
+            messages = as_template_reads(self.tokenizer, self._arguments.as_expected(messages))
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except LimitReached as error:  # the template is at fault, not the row: do not try the next one
             raise ModelError(

@@ -16,6 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ...data.formats import Message
 from ...data.templates.environment import guard_chat_templates
+from ...data.tokens.content_parts import as_template_reads
 from ...errors import ConfigError, ModelError
 from ...export.gguf.llama_cpp import GgufModel
 from ...model.generation import context_length, end_tokens, stream
@@ -92,7 +93,8 @@ class TransformersBackend:
 
     def render(self, messages: Sequence[Message]) -> str:
         with _clear_refusal(self.name):
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            messages = as_template_reads(self.tokenizer, messages)
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=not self.has_template).input_ids

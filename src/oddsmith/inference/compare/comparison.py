@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from ...data.tokens.content_parts import as_template_reads
 from ...data.tokens.pair_tokenizer import PairTokenizer
 from ...data.tokens.tokenized import TokenizedPair
 from ...errors import DataError
@@ -189,6 +190,7 @@ def _tokens(loaded: LoadedSide, prompt: Prompt, answers: Sequence[ModelAnswer]) 
             ids = tokenizer(text).input_ids
         else:
             try:
+                messages = as_template_reads(tokenizer, messages)
                 ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             except (TemplateError, TypeError, ValueError) as error:
                 where = f"prompt {prompt.number}, {loaded.side} model"

@@ -24,7 +24,7 @@ from .architecture import auto_class_for
 from .gguf import as_model_folder, load_gguf_config, load_gguf_model, load_gguf_tokenizer
 from .load_errors import clear_errors
 from .place import TOKENIZER_FILES, is_gguf, locate
-from .processor_files import processor_files
+from .processor_files import processor_files, processor_template
 from .quiet import no_progress_bars
 from .untrusted_files import (
     refuse_code_in_folder,
@@ -126,6 +126,8 @@ def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool
                 base_name, base_revision = base_of(name, adapter)
                 return load_tokenizer(base_name, revision=base_revision, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+            if tokenizer.chat_template is None:
+                tokenizer.chat_template = processor_template(place, revision=revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"

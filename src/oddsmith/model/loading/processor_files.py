@@ -5,7 +5,9 @@ transformers' ``AutoProcessor`` reads them beside the tokenizer, so a trained mo
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,23 @@ from ..text_part import is_multimodal
 from .place import is_gguf, locate
 
 # Of a feature extractor for sound the file has the same name as that for images.
+CHAT_TEMPLATE = "chat_template.json"
 FILES = (
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
-    *("audio_tokenizer_config.json", "chat_template.json"),
+    *("audio_tokenizer_config.json", CHAT_TEMPLATE),
 )
 _MISSING = (
     *(hub_errors.EntryNotFoundError, hub_errors.LocalEntryNotFoundError, hub_errors.HFValidationError),
     hub_errors.HfHubHTTPError,
 )
+
+
+def processor_template(place: str, **source: Any) -> str | None:
+    """Return the chat template of a model whose processor has one and whose tokenizer has none, as of LLaVA."""
+    for file in _files(place, (CHAT_TEMPLATE,), **source):
+        template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+        return template if isinstance(template, str) else None
+    return None
 
 
 def processor_files(name: str, **source: Any) -> list[Path]:
@@ -37,12 +48,14 @@ def processor_files(name: str, **source: Any) -> list[Path]:
         place = locate(name)
     except ModelError:  # a model that was made on the spot
         return []
-    if is_gguf(place):
-        return []
+    return [] if is_gguf(place) else _files(place, FILES, **source)
+
+
+def _files(place: str, names: Iterable[str], **source: Any) -> list[Path]:
     if Path(place).exists():
-        return [file for file in (Path(place) / name for name in FILES) if file.is_file()]
+        return [file for file in (Path(place) / name for name in names) if file.is_file()]
     found = []
-    for file in FILES:
+    for file in names:
         with suppress(*_MISSING):
             found.append(Path(hf_hub_download(place, file, **source)))
     return found
