@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .. import __version__
 from ..errors import ConfigError, ExportError, MissingExtraError
 from ..model.generation import stop_at_end_tokens
+from ..model.loading.architecture import multimodal_class
 from ..model.loading.models import load_model, load_tokenizer
 from ..model.loading.place import locate
 from ..model.loading.processor_files import copy_processor_files
@@ -165,7 +166,8 @@ def merge_adapter(
         )
         _require(report.written, report.tolerance, f"the model as {report.dtype}")
         _write_record(partial, report)
-        _write_card(partial, report, source, title, tokenizer, is_encoder_decoder=model.config.is_encoder_decoder)
+        kind = {"is_encoder_decoder": model.config.is_encoder_decoder, "auto_class": multimodal_class(model)}
+        _write_card(partial, report, source, title, tokenizer, **kind)
     return report
 
 
@@ -274,6 +276,7 @@ def _write_card(
     tokenizer: PreTrainedTokenizerBase,
     *,
     is_encoder_decoder: bool,
+    auto_class: str,
 ) -> None:
     """Write the model card, with the names that the run's own card has."""
     origin = source.run or Path(source.place)
@@ -286,6 +289,7 @@ def _write_card(
         datasets=datasets,
         has_chat_template=tokenizer.chat_template is not None,
         is_encoder_decoder=is_encoder_decoder,
+        auto_class=auto_class,
         notes=_card_notes(report),
     )
     write_card(folder, facts, read_events(source.run) if source.run else [])

@@ -90,6 +90,15 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
 """
+_MULTIMODAL = """\
+from transformers import {auto_class}, AutoTokenizer
+
+model, tokenizer = {auto_class}.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
+"""
+_ANSWER_IN_A_CHAT = """\
+messages = [{{"role": "user", "content": "What is a good first step?"}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0], skip_special_tokens=True))"""
 _UNNAMED_SEQ2SEQ = """\
 from peft import PeftModel
 from transformers import AutoTokenizer
@@ -119,6 +128,7 @@ class CardFacts:
     tags: Iterable[str] = ()  # hub tags beside oddsmith and orpo
     has_chat_template: bool = True
     is_encoder_decoder: bool = False
+    auto_class: str = ""  # of transformers, where a pipeline for text does not know the model
     notes: Sequence[str] = ()  # sentences about the files, such as how exact they are
     files: Sequence[str] = ()  # names of GGUF files
 
@@ -212,10 +222,13 @@ def _usage(facts: CardFacts, name: str) -> str:
         )
     if facts.is_encoder_decoder:
         opening, end = (_UNNAMED_SEQ2SEQ if facts.base == "unnamed" else _SEQ2SEQ), _ANSWER
+    elif facts.auto_class and facts.base == "named":
+        opening, end = _MULTIMODAL, _ANSWER_IN_A_CHAT if facts.has_chat_template else _ANSWER
     else:
         opening, end = _opening(facts), _CHAT if facts.has_chat_template else _CONTINUE
-    text = f"With {_libraries(facts)}:\n\n```python\n{(opening + end).format(name=place)}\n```"
-    if facts.is_encoder_decoder or facts.base == "unnamed":
+    code = (opening + end).format(name=place, auto_class=facts.auto_class)
+    text = f"With {_libraries(facts)}:\n\n```python\n{code}\n```"
+    if facts.is_encoder_decoder or facts.auto_class or facts.base == "unnamed":
         return text
     return f"{text}\n\nWith llama.cpp and Ollama, converted by Oddsmith with its extra `gguf`:\n\n" + _shell(
         f"oddsmith export {place} --to gguf --quantize q4_k_m --output gguf",

@@ -22,6 +22,7 @@ from ..checkpoint.store import checkpoints
 from ..config import ORPOConfig
 from ..errors import ConfigError
 from ..model.generation import answer
+from ..model.loading.architecture import multimodal_class
 from ..model.loading.place import MODEL_SETTINGS, is_adapter_folder
 from ..system.files import dispensable
 from ..system.run_folder import CARD_FILE, read_events
@@ -179,6 +180,7 @@ class Recorder(TrainerCallback):
             tags=[tags] if isinstance(tags, str) else tags or (),
             has_chat_template=run.processing_class.chat_template is not None,
             is_encoder_decoder=run.is_encoder_decoder,
+            auto_class=multimodal_class(model),
         )
         with dispensable(folder / CARD_FILE, "the model is saved all the same"):
             write_card(folder, facts, read_events(run.args.output_dir))

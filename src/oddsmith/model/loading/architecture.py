@@ -85,6 +85,12 @@ def auto_class_for(name: str, config: PreTrainedConfig) -> Any:
     return auto_class
 
 
+def multimodal_class(model: Any) -> str:
+    """Return the name of the auto class that loads a model beside images or sound; "" for models of text alone."""
+    auto_class = auto_class_of(model.config)
+    return auto_class.__name__ if auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM) else ""
+
+
 def _names(auto_class: Any, config: PreTrainedConfig) -> set[str]:
     classes = auto_class._model_mapping[type(config)]
     return {one.__name__ for one in (classes if isinstance(classes, tuple) else (classes,))}
