@@ -158,7 +158,7 @@ MODELS = (
         {WEIGHTS: gone, "model/pytorch_model.bin": b"PK"}),
     BadInput("gives a model with code of its own", "train c.yaml",
         "model: needs its own Python code; read that code, then give --trust-remote-code on the command line (in"
-        " Python: trust_remote_code=True)",
+        " Python: trust_remote_code=True); it allows custom code",
         _changed("model/config.json", model_type="mine", auto_map=CODE)),
     BadInput("gives damaged weights", "train c.yaml",
         "model: its weights are damaged; fetch or copy them again", {WEIGHTS: b"no weights"}),

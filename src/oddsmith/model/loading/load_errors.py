@@ -57,7 +57,7 @@ def _explain(name: str, revision: str, error: BaseException) -> str:
         if any(isinstance(cause, kinds) for cause in causes):
             return explanation
     if "trust_remote_code" in str(error):
-        return f"needs its own Python code; read that code, then {ALLOW_CODE}"
+        return f"needs its own Python code; read that code, then {ALLOW_CODE}; it allows custom code"
     if "file named model.safetensors" in str(error):
         return f"holds no model.safetensors; fetch or copy the whole model. If it has other weights: {CONVERT}"
     if "instantiate the backend tokenizer" in str(error):
