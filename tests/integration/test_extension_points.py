@@ -1,6 +1,7 @@
 """What people override or pass in transformers' Trainer works here: by really subclassing or passing it."""
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback
+from trl.experimental.utils import DPODataCollatorWithPadding
 
 from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.errors import ConfigError
@@ -91,6 +93,58 @@ class TestDataLoaders:
         assert losses(trainer) == plain[0]
         assert trainer.asked
         assert trainer.path.name == "prefix forest"
+
+
+class WeightedByColumn(ORPOTrainer):
+    """A loss that a column of the rows decides, which is no concern of ours."""
+
+    seen: ClassVar[list] = []
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.seen += zip(inputs.pop("chosen_score"), inputs["chosen"], inputs["note"], strict=True)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+class TestCollators:
+    def test_the_users_own_call_makes_a_batch_of_rows(self, tmp_path):
+        trainer = make(tmp_path)
+        rows = trainer.train_dataset
+        batch = trainer.data_collator([rows[0], rows[1]])
+        assert set(batch) == {
+            f"{part}_{of}" for part in ("chosen", "rejected") for of in ("input_ids", "attention_mask", "labels")
+        } | {"prompt_input_ids", "prompt_attention_mask"}
+        ids, mask, labels = (batch[f"chosen_{of}"][1] for of in ("input_ids", "attention_mask", "labels"))
+        assert ids[mask == 1].tolist() == rows[1]["chosen_input_ids"][: rows[1]["chosen_end"]]
+        assert labels[labels != -100].tolist() == ids[mask == 1][rows[1]["chosen_prompt_tokens"] :].tolist()
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator([rows[0], rows[1]]))
+        assert loss.item() == pytest.approx(float(make(tmp_path).compute_loss(trainer.model, batch)))
+
+    @pytest.mark.parametrize("stay", [True, False])
+    def test_trls_gives_the_same_losses(self, tmp_path, plain, stay):
+        collator = DPODataCollatorWithPadding(pad_token_id=257)
+        trainer = make(tmp_path, data_collator=collator, remove_unused_columns=not stay)
+        assert losses(trainer) == pytest.approx(plain[0], rel=1e-5)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(plain[1]["eval_loss"], rel=1e-5)
+
+    @pytest.mark.parametrize("kind", [Dataset.from_list, list], ids=["dataset", "list"])
+    def test_columns_of_the_rows_reach_a_loss_where_they_stay(self, tmp_path, plain, kind):
+        rows = [{**row, "chosen_score": number, "note": f"n{number}"} for number, row in enumerate(ragged_pairs(12, 1))]
+        rows.insert(0, {**rows[3], "chosen": rows[3]["rejected"]})  # is dropped
+        WeightedByColumn.seen.clear()
+        options = {"kind": WeightedByColumn, "remove_unused_columns": False, **SETTINGS}
+        trainer = make_trainer(tmp_path, None, kind(rows), **options)
+        assert losses(trainer) == pytest.approx(plain[0], rel=1e-5)
+        answers = {row["chosen_score"]: (row["chosen"].strip(), row["note"]) for row in rows[1:]}
+        assert len(WeightedByColumn.seen) == 6
+        for score, answer, note in WeightedByColumn.seen:
+            assert answers[score] == (answer.strip(), note)
+
+    def test_a_column_of_mixed_types_is_left_out_and_told(self, tmp_path, caplog):
+        rows = [{**row, "meta": meta} for row, meta in zip(ragged_pairs(4), [1, "x", None, [2]], strict=True)]
+        trainer = make_trainer(tmp_path, None, rows, remove_unused_columns=False, max_steps=1)
+        assert "meta" not in trainer.train_dataset.column_names
+        assert "column meta is left out of the batches" in caplog.text
+        trainer.train()
 
 
 class StopAt(TrainerCallback):

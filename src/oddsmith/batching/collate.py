@@ -25,6 +25,12 @@ from torch import Tensor
 
 IGNORED = -100
 SIDES = ("chosen", "rejected")
+# Columns of a tokenized row that hold its tokens; the others are texts, and what the user's rows have beside the pair.
+OF_TOKENS = {"row", "prompt_input_ids"} | {
+    f"{side}_{part}" for side in SIDES for part in ("input_ids", "prompt_tokens", "end", "gaps")
+}
+# Names of TRL's columns of tokens.
+OF_TRL = {f"{part}_{of}" for part in ("prompt", *SIDES) for of in ("input_ids", "attention_mask", "labels")}
 
 
 def trl_features(row: Mapping[str, Any], is_encoder_decoder: bool = False) -> dict[str, Any]:
@@ -70,12 +76,16 @@ class PairCollator:
 
     pad_token_id: int
 
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Stack features from :func:`trl_features`, or tokenized rows, into tensors [B, T], int64."""
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Stack features from :func:`trl_features`, or tokenized rows, into tensors [B, T], int64; others in lists."""
         if "chosen_end" in features[0]:  # rows of a trainer's dataset, in a data loader of the user's own
             features = [trl_features(row, bool(row.get("prompt_input_ids"))) for row in features]
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
-        return {key: padded([feature[key] for feature in features], fill[key.split("_", 1)[1]]) for key in features[0]}
+        batch: dict[str, Any] = {key: [feature[key] for feature in features] for key in features[0]}
+        return {
+            key: padded(values, fill[key.partition("_")[2]]) if key in OF_TRL else values
+            for key, values in batch.items()
+        }
 
 
 @dataclass
@@ -84,14 +94,14 @@ class PaddedTensors:
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     is_encoder_decoder: bool = False
-    with_texts: bool = False  # whether the collator also gets the texts of a row
+    with_columns: bool = False  # whether the collator also gets what a row has beside its tokens
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the tensors of some rows."""
         features = [trl_features(row, self.is_encoder_decoder) for row in rows]
-        if self.with_texts:
+        if self.with_columns:
             for feature, row in zip(features, rows, strict=True):
-                feature.update({name: row[name] for name in ("prompt", *SIDES) if name in row})
+                feature.update({name: value for name, value in row.items() if name not in OF_TOKENS | OF_TRL})
         return self.collator(features)
 
 

@@ -107,7 +107,11 @@ TABLE = (
         has_use=True,
     ),
     told("length_column_name", "it has no effect: lengths are those of the tokens", accepted=("length",)),
-    of_python("remove_unused_columns", "off: your `data_collator` also gets the texts `prompt`, `chosen`, `rejected`"),
+    of_python(
+        "remove_unused_columns",
+        "off: padded batches, and your `data_collator`, also get the texts `prompt`, `chosen`, `rejected` and the other"
+        " columns of your rows (not those of a stream)",
+    ),
     told("label_names", "it has no effect: labels are those of the pairs", accepted=(None,)),
     # Logs
     works(

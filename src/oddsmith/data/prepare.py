@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import math
 import uuid
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ from .token_cache import cached, token_key
 from .tokens.pair_tokenizer import PairTokenizer
 from .tokens.rendering import RenderedPair
 from .tokens.tokenized import IN_TEMPLATE, OF_TEMPLATE, TEXT_COLUMNS, Dropped, Form, TokenizedPair
+
+logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 500
 ROWS_PER_PROCESS = 2_000  # a second of work; starting a process takes up to 0.05 s
@@ -77,6 +80,7 @@ def prepare(
     source: str = "train",
     min_pairs: int | None = None,
     numbers: Sequence[int] | None = None,
+    keep_columns: bool = False,
 ) -> PreparedData:
     """Tokenize a dataset of preference pairs.
 
@@ -90,6 +94,8 @@ def prepare(
         min_pairs: Fewest pairs that are enough; by default 2 of the source ``"train"``, 1 of any other. A stream is
             only checked for being empty.
         numbers: The numbers of the rows, ascending, where they are a sample of a dataset; by default from 0 upwards.
+        keep_columns: Whether the result also has the columns of the rows under names that no column of tokens or texts
+            has; not those of a stream.
 
     Returns:
         The tokens of the kept rows, and the report of all.
@@ -116,6 +122,7 @@ def prepare(
     if isinstance(rows, datasets.IterableDataset):
         report.forms = _first_form(rows, pair_tokenizer)
         return PreparedData(_tokenized_stream(rows, tokenize, report), report)
+    given = rows
     if not isinstance(rows, datasets.Dataset):
         rows = _dataset(pa.table({JSON_COLUMN: pa.array([_as_json(row) for row in rows], pa.string())}))
     key = token_key(rows, pair_tokenizer, bad_rows) if numbers is None else None
@@ -124,7 +131,8 @@ def prepare(
     _require_decision(report, pair_tokenizer)
     _require_conversations(report, pair_tokenizer)
     require_pairs(report, min_pairs)
-    return PreparedData(_dataset(table.replace_schema_metadata(None)), report)
+    table = table.replace_schema_metadata(None)
+    return PreparedData(_dataset(_with_columns(table, given) if keep_columns else table), report)
 
 
 def require_pairs(report: DataReport, min_pairs: int | None = None) -> None:
@@ -305,6 +313,24 @@ def _tokenized_stream(
         remove_columns=columns,
         features=features,
     )
+
+
+def _with_columns(table: pa.Table, rows: Sequence[Mapping[str, Any]] | datasets.Dataset) -> pa.Table:
+    """Add the other columns of the rows that a table of tokens was made of; a column of mixed types is left out."""
+    kept = table["row"].to_pylist()
+    if isinstance(rows, datasets.Dataset):
+        names = [name for name in rows.column_names if name not in table.column_names]
+        found = rows.select_columns(names).with_format("arrow")[kept] if names else pa.table({})
+        columns = {name: found[name] for name in names}
+    else:
+        names = [name for name in dict.fromkeys(chain.from_iterable(rows)) if name not in table.column_names]
+        columns = {name: [rows[number].get(name) for number in kept] for name in names}
+    for name, values in columns.items():
+        try:
+            table = table.append_column(name, values if isinstance(values, pa.ChunkedArray) else [values])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            logger.warning("column %s is left out of the batches: %s", name, str(error).splitlines()[0])
+    return table
 
 
 def _dataset(table: pa.Table) -> datasets.Dataset:

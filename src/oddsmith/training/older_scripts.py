@@ -49,6 +49,7 @@ def with_older_arguments(trainer: Trainer) -> Trainer:
         args, tokenizer = _arguments_of_today(args, tokenizer, more, type(self))
         call.arguments |= {"args": args, "processing_class": tokenizer}
         plain(*call.args, **call.kwargs)
+        _use_logging_dir(self)
 
     trainer.__init__ = read  # type: ignore[misc]
     return trainer
@@ -139,7 +140,7 @@ def _tokenizer(processing_class: Any, lines: list[str]) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def use_logging_dir(trainer: Any) -> None:
+def _use_logging_dir(trainer: Any) -> None:
     """Let TensorBoard write into ``logging_dir`` of the settings, if that is given."""
     folder = trainer.args.logging_dir
     for callback in trainer.callback_handler.callbacks if folder else ():

@@ -75,7 +75,7 @@ from .meter import (
     pair_sums,
     quantities_of,
 )
-from .older_scripts import use_logging_dir, with_older_arguments
+from .older_scripts import with_older_arguments
 from .own_loss import OwnLoss, micro_batch_loss
 from .preflight import Preflight, readable_by, require_one_device, require_readable, require_whole_steps
 from .recorder import Recorder
@@ -171,7 +171,6 @@ class ORPOTrainer(TransformersAdapter):
             self.add_callback(EarlyStopping(args))
         self.add_callback(self.live)  # after the callbacks of the user, which may change settings, or ask for a save
         self.add_callback(self.guard)
-        use_logging_dir(self)
         self.recorder.require_possible()
         require_readable(self)
         require_whole_steps(self.optimizer, self.model)
@@ -239,12 +238,16 @@ class ORPOTrainer(TransformersAdapter):
         if rows is None or "chosen_end" in (getattr(rows, "column_names", None) or ()):
             return rows
         prepared = prepare(
-            rows, self.pair_tokenizer, bad_rows=self.args.bad_rows, num_proc=self.args.dataset_num_proc, source=source
+            rows,
+            self.pair_tokenizer,
+            bad_rows=self.args.bad_rows,
+            num_proc=self.args.dataset_num_proc,
+            source=source,
+            keep_columns=not self.args.remove_unused_columns,
         )
         self.data_reports[source] = prepared.report
-        if self.args.process_index == 0:
-            for warning in prepared.report.warnings():
-                logger.warning("%s: %s", source, warning)
+        for warning in prepared.report.warnings() if self.args.process_index == 0 else ():
+            logger.warning("%s: %s", source, warning)
         return readable_by(self, prepared.dataset, source)
 
     @property
@@ -261,7 +264,7 @@ class ORPOTrainer(TransformersAdapter):
             self.args.nll_on,
             self.is_encoder_decoder,
             self.router_loss,
-            with_texts=not self.args.remove_unused_columns,
+            with_columns=not self.args.remove_unused_columns,
         )
 
     def _choose_path(self) -> MicroBatchPath:

@@ -46,7 +46,7 @@ class PaddedPath:
     is_encoder_decoder: bool
     router_loss: bool
     reason: str = ""  # why not the packed path
-    with_texts: bool = False  # whether a collator of the user's also gets the texts of a row
+    with_columns: bool = False  # whether the collator also gets what a row has beside its tokens
 
     name = "padded batches"
     max_tokens = None
@@ -54,8 +54,8 @@ class PaddedPath:
     @property
     def batch_maker(self) -> BatchMaker:
         """Return the maker of padded tensors; every item is one micro-batch, under TRL's names."""
-        with_texts = self.with_texts and type(self.collator) is not PairCollator
-        return BatchMaker(PaddedTensors(self.collator, self.is_encoder_decoder, with_texts), one_each=True)
+        tensors = PaddedTensors(self.collator, self.is_encoder_decoder, self.with_columns)
+        return BatchMaker(tensors, one_each=True)
 
     @property
     def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
