@@ -178,7 +178,9 @@ ROWS = (
         "train: 0 usable pairs in 2 rows (dropped 2 empty chosen answer: rows 0, 1); expected at least 2",
         twice(chosen="  ")),
     BadInput("gives prompts longer than the model may read", "train c.yaml --max-length 8",
-        "train: 0 usable pairs in 2 rows (dropped 2 prompt fills max_length: rows 0, 1); expected at least 2",
+        "train: 0 usable pairs in 2 rows (dropped 2 prompt fills max_length: rows 0, 1); expected at least 2; for the 2"
+        " too long: max_length ... keeps all of them whole (...), max_prompt_length ... all, none with whole"
+        " answers, prompts cut from the left",
         twice(prompt="Why? " * 9)),
     BadInput("gives one pair", "train c.yaml", "train: 1 usable pair in 1 row; expected at least 2", _rows(GOOD)),
 )

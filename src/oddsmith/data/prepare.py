@@ -116,6 +116,7 @@ def prepare(
         source,
         _recognised_format(rows, source, bad_rows),
         max_length=pair_tokenizer.max_length,
+        most_tokens=pair_tokenizer.most_tokens,
         is_stream=isinstance(rows, datasets.IterableDataset),
     )
     tokenize = RowTokenizer(pair_tokenizer, bad_rows, source, numbers)
@@ -142,7 +143,8 @@ def require_pairs(report: DataReport, min_pairs: int | None = None) -> None:
         found = f"{counted(report.kept, 'usable pair')} in {counted(report.rows, 'row')}"
         dropped = f" (dropped {report.dropped_in_words()})" if report.dropped else ""
         fix = "; set a chat template that renders them" if set(OF_TEMPLATE) & set(report.dropped) else ""
-        raise DataError(f"{report.source}: {found}{dropped}; expected at least {minimum}{fix}")
+        keeps = f"; for the {len(report.too_long):,} too long: {advice}" if (advice := report.longer_limits()) else ""
+        raise DataError(f"{report.source}: {found}{dropped}; expected at least {minimum}{fix}{keeps}")
 
 
 def _recognised_format(rows: Any, source: str, bad_rows: str) -> str:
@@ -280,7 +282,7 @@ def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | N
             progress.update(part.rows)
     numbers = {
         name: getattr(report, name)
-        for name in ("rows", "kept", "dropped", "cut", "left_out", "odd", "forms", "longest_tokens")
+        for name in ("rows", "kept", "dropped", "cut", "left_out", "odd", "forms", "longest_tokens", "too_long")
     }
     return pa.concat_tables(tables).replace_schema_metadata({REPORT: json.dumps(numbers)})
 

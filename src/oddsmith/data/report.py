@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .checks.catalogue import SHOWN_ROWS, TOLD_IN_TRAINING, Hit
-from .tokens.tokenized import Dropped, Form, TokenizedPair
+from .tokens.tokenized import Dropped, Form, Lengths, TokenizedPair
+from .too_long import advice
+
+MANY = 0.01  # a share of rows that are too long from which on a report says what keeps them
 
 FORMS_IN_WORDS: dict[str, str] = {
     Form.TEXT: "plain text, without the chat template; with it: chat_template_on_text: true",
@@ -36,6 +39,8 @@ class DataReport:
     # Numbers of the kept rows with something odd about them, by the name of the check that finds it and the part
     odd: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     forms: dict[str, int] = field(default_factory=dict)  # how many kept rows are of which ``Form``
+    too_long: list[Sequence[int]] = field(default_factory=list)  # ``Lengths`` of those left out for their length
+    most_tokens: int | None = None  # what the model can read; None: not known
     longest_tokens: int = 0  # tokens of the longest kept sequence, after cutting (encoder-decoder: of the encoder's)
 
     def count(self, row: int, outcome: TokenizedPair | Dropped, hits: Iterable[Hit] = ()) -> None:
@@ -43,6 +48,7 @@ class DataReport:
         self.rows += 1
         if isinstance(outcome, Dropped):
             self.dropped.setdefault(outcome.reason, []).append(row)
+            self.too_long += [outcome.lengths] if outcome.lengths else []
             return
         self.kept += 1
         self.longest_tokens = max(self.longest_tokens, outcome.longest_tokens)
@@ -59,6 +65,7 @@ class DataReport:
         """Add the counts of the rows after these."""
         self.rows += part.rows
         self.kept += part.kept
+        self.too_long += part.too_long
         self.longest_tokens = max(self.longest_tokens, part.longest_tokens)
         for form, count in part.forms.items():
             self.forms[form] = self.forms.get(form, 0) + count
@@ -75,7 +82,8 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counts as JSON values."""
-        return {name: value for name, value in asdict(self).items() if name != "is_stream"}
+        internal = ("is_stream", "too_long", "most_tokens")
+        return {name: value for name, value in asdict(self).items() if name not in internal}
 
     def lines(self) -> list[str]:
         """Return the counts in sentences: what is kept, each reason to drop with its rows, what was cut."""
@@ -112,8 +120,9 @@ class DataReport:
         ]
 
     def warnings(self) -> list[str]:
-        """Return in sentences what the chat template leaves out of the kept rows, and what is odd about them."""
-        lines = [
+        """Return in sentences what can be done for long rows, what is left out of the kept ones, what is odd there."""
+        lines = [f"{len(self.too_long):,} are too long: {advice}"] if (advice := self.longer_limits(MANY)) else []
+        lines += [
             f"left out of {len(rows):,} by the chat template: {part} ({named_rows(rows)})"
             for part, rows in sorted(self.left_out.items(), key=lambda item: -len(item[1]))
         ]
@@ -123,6 +132,12 @@ class DataReport:
             if check.verdict(len(rows), self.rows) != "pass":
                 lines.append(f"{check.name} in {len(rows):,}: {', '.join(parts)} ({named_rows(rows)}); {check.fix}")
         return lines
+
+    def longer_limits(self, least_share: float = 0.0) -> str:
+        """Return which limits keep how many of the rows that are too long; empty for less than a share of all rows."""
+        if self.max_length is None or len(self.too_long) <= least_share * self.rows:
+            return ""
+        return advice([Lengths(*lengths) for lengths in self.too_long], self.max_length, self.most_tokens)
 
     def dropped_in_words(self) -> str:
         """Return the reasons with their counts and rows on one line; empty when nothing was dropped."""

@@ -153,7 +153,9 @@ class TestTooFew:
             prepare([SAME_ROW, LONG_ROW, SAME_ROW], pair_tokenizer())
         assert str(error.value) == (
             "train: 0 usable pairs in 3 rows (dropped 2 identical answers: rows 0, 2;"
-            " 1 prompt fills max_length: row 1); expected at least 2"
+            " 1 prompt fills max_length: row 1); expected at least 2; for the 1 too long: max_length 128 keeps all of"
+            " them whole (2 times the tokens take about as many times the memory), max_prompt_length 48 all, prompts"
+            " cut from the left"
         )
 
     def test_one_row_is_an_evaluation_set(self):

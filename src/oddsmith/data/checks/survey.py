@@ -18,7 +18,8 @@ from ...errors import DataError, RowError, UndecidedRow
 from ..formats import PreferencePair, format_of, to_pair
 from ..processes import parallel_shares, usable_processes
 from ..sources import FileRows, Rows, batches
-from ..tokens.tokenized import Form
+from ..tokens.tokenized import Dropped, Form, Lengths, TokenizedPair
+from ..too_long import advice
 from . import catalogue
 from .benchmark import Benchmark
 from .catalogue import Check, Finding, Hit, Verdict, worst
@@ -122,7 +123,8 @@ def survey(
     }
     missing = [flag for flag, is_given in has.items() if not is_given]
     is_decided = pair_tokenizer is None or pair_tokenizer.chat_template_on_text is not None
-    return _summary(total, missing=missing, is_decided=is_decided)
+    found = {check: _limits_that_keep(lengths, pair_tokenizer, limits) for check, lengths in total.too_long.items()}
+    return _summary(total, missing=missing, is_decided=is_decided, found=found)
 
 
 @dataclass
@@ -137,6 +139,9 @@ class Tally:
     kept: int = 0  # number of rows that the training keeps; only with a tokenizer
     conversations: int = 0  # how many of them are in the chat template
     fingerprints: list[tuple[int, Fingerprint]] = field(default_factory=list)  # with the row numbers of the pairs
+    too_long: dict[Check, list[Lengths]] = field(
+        default_factory=dict
+    )  # of the pairs dropped for their length, by check
     first_fault: str = ""  # what is wrong with the first row that is no pair
     meant: Mapping[str, str] = field(default_factory=dict)  # which of its columns may be meant
 
@@ -147,6 +152,15 @@ class Tally:
             if not rows or rows[-1] != row:
                 rows.append(row)
 
+    def count_tokens(self, hits: Sequence[Hit], outcome: TokenizedPair | Dropped) -> None:
+        """Count the tokens of a pair, or how long it is if it is dropped for that, under the last of its hits."""
+        if isinstance(outcome, TokenizedPair):
+            self.kept += 1
+            self.conversations += outcome.form in (Form.CONVERSATION, Form.TRANSCRIPT)
+            self.tokens.count(*(len(outcome.side(side).targets()) for side in ("chosen", "rejected")))
+        elif outcome.lengths is not None:
+            self.too_long.setdefault(hits[-1][0], []).append(outcome.lengths)
+
     def add(self, other: Tally) -> None:
         """Add the tally of the rows after these, without its fingerprints."""
         self.rows += other.rows
@@ -154,6 +168,8 @@ class Tally:
         self.conversations += other.conversations
         if not self.first_fault:
             self.first_fault, self.meant = other.first_fault, other.meant
+        for check, lengths in other.too_long.items():
+            self.too_long.setdefault(check, []).extend(lengths)
         for key, rows in other.hits.items():
             self.hits.setdefault(key, []).extend(rows)
         self.formats.update(other.formats)
@@ -194,12 +210,9 @@ class RowChecker:
             tally.fingerprints.append((number, Fingerprint.of(texts)))
         if self.token_checks is not None:
             results = self.token_checks.check([pair for _, pair, _ in valid], [texts for *_, texts in valid])
-            for (number, *_), (hits, tokens) in zip(valid, results, strict=True):
+            for (number, *_), (hits, outcome) in zip(valid, results, strict=True):
                 tally.hit(number, hits)
-                if tokens is not None:
-                    tally.kept += 1
-                    tally.conversations += tokens.form in (Form.CONVERSATION, Form.TRANSCRIPT)
-                    tally.tokens.count(*(len(tokens.side(side).targets()) for side in ("chosen", "rejected")))
+                tally.count_tokens(hits, outcome)
         return tally
 
 
@@ -245,10 +258,21 @@ def _no_pair(tally: Tally) -> str:
     return f"{none}; row 0: {tally.first_fault}"
 
 
-def _summary(tally: Tally, *, missing: Sequence[str], is_decided: bool) -> Survey:
+def _limits_that_keep(
+    lengths: Sequence[Lengths], pair_tokenizer: PairTokenizer | None, limits: ModelLimits | None
+) -> str:
+    """Return in words which limits keep how many pairs that are too long for that of the tokenizer."""
+    if pair_tokenizer is None or pair_tokenizer.max_length is None:
+        return ""
+    readable = (pair_tokenizer.most_tokens, limits.positions if limits is not None else None)
+    most_tokens = min((tokens for tokens in readable if tokens is not None), default=None)
+    return advice(lengths, pair_tokenizer.max_length, most_tokens)
+
+
+def _summary(tally: Tally, *, missing: Sequence[str], is_decided: bool, found: Mapping[Check, str]) -> Survey:
     """Return the result for a tally of all rows; checks that need one of the ``missing`` flags were not made.
 
-    ``is_decided``: whether text beside conversations is meant.
+    ``is_decided``: whether text beside conversations is meant. ``found``: what else is to be said of the faulty rows.
     """
     rows_of: dict[Check, set[int]] = {}
     parts_of: dict[Check, dict[str, int]] = {}
@@ -270,7 +294,8 @@ def _summary(tally: Tally, *, missing: Sequence[str], is_decided: bool) -> Surve
         if check is catalogue.REFUSALS_CHOSEN:
             findings.append(tally.tokens.finding("tokens") if has_tokens else tally.characters.finding("characters"))
         faulty = rows_of.get(check, set())
-        findings.append(check.finding(sorted(faulty), tally.rows, _counted_parts(parts_of.get(check, {}))))
+        parts = found.get(check) or _counted_parts(parts_of.get(check, {}))
+        findings.append(check.finding(sorted(faulty), tally.rows, parts))
         if check.drops and (dropped := faulty - done):
             left_out[check.name] = sorted(dropped)
             done |= dropped

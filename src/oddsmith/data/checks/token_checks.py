@@ -39,8 +39,8 @@ class TokenChecks:
 
     def check(
         self, pairs: Sequence[PreferencePair], texts: Sequence[PairTexts]
-    ) -> Iterator[tuple[list[Hit], TokenizedPair | None]]:
-        """Yield the faults of each pair, and its tokens unless it is dropped; ``texts`` are those of the pairs.
+    ) -> Iterator[tuple[list[Hit], TokenizedPair | Dropped]]:
+        """Yield the faults of each pair, and its tokens or why it is dropped; ``texts`` are those of the pairs.
 
         A tokenizer without a chat template or an EOS token that is needed is a ``ModelError``.
         """
@@ -61,7 +61,7 @@ class TokenChecks:
                 continue
             if not isinstance(before, Dropped) or outcome.reason in OF_TEMPLATE:
                 hits.append((REASONS[outcome.reason], outcome.reason))
-            yield hits, None
+            yield hits, outcome
 
     def _token_hits(self, pair: PreferencePair, tokens: TokenizedPair) -> Iterator[Hit]:
         if self.limits is not None and (misfit := misfit_of(tokens.to_row(0), self.limits)) is not None:

@@ -34,6 +34,7 @@ from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from ...config import ORPOConfig
 from ...errors import ModelError, RowError
@@ -42,7 +43,7 @@ from ..formats.messages import SYSTEM_ROLES, is_blank
 from ..formats.values import common_prefix_length
 from .pieces import ids_of_pieces, ids_of_texts
 from .rendering import RenderedPair, Renderer, Rendering, tokenizer_name
-from .tokenized import Dropped, DropReason, Form, TokenizedPair, Tokens, cut_pair, same_targets, tokenized_pair
+from .tokenized import Dropped, DropReason, Form, Lengths, TokenizedPair, Tokens, cut_pair, same_targets, tokenized_pair
 
 DEFAULT_COMPLETION_LENGTH = 128  # tokens, for encoder-decoder models, as in TRL
 
@@ -83,6 +84,11 @@ class PairTokenizer:
         self.max_completion_length = max_completion_length or DEFAULT_COMPLETION_LENGTH
         self.chat_template_on_text = chat_template_on_text
         self.system_prompt = system_prompt
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Return how many tokens the model can read, as far as its tokenizer says."""
+        return self.tokenizer.model_max_length if self.tokenizer.model_max_length < LARGE_INTEGER else None
 
     @classmethod
     def from_settings(
@@ -245,9 +251,9 @@ class PairTokenizer:
             bos_token_id=self.tokenizer.bos_token_id,
         )
         if min(side.target_tokens for side in cut) < 1:
-            return Dropped(DropReason.PROMPT_TOO_LONG)
+            return Dropped(DropReason.PROMPT_TOO_LONG, Lengths.of(chosen, rejected))
         if same_targets(*cut):
-            return Dropped(DropReason.IDENTICAL_AFTER_CUT)
+            return Dropped(DropReason.IDENTICAL_AFTER_CUT, Lengths.of(chosen, rejected))
         return tokenized_pair((chosen, rejected), cut, prompt_cut=cut[0].prompt_tokens < chosen.prompt_tokens)
 
     def _encode_encoder_decoder(self, pairs: Sequence[RenderedPair]) -> list[TokenizedPair | Dropped]:
@@ -279,7 +285,7 @@ class PairTokenizer:
         whole_prompt = prompt
         if self.max_length is not None and len(prompt) > self.max_length:
             if self.max_prompt_length is None:
-                return Dropped(DropReason.PROMPT_TOO_LONG)
+                return Dropped(DropReason.PROMPT_TOO_LONG, Lengths(len(prompt) - 1, 0, len(prompt)))
             kept = int(prompt[0] == self.tokenizer.bos_token_id)
             prompt = prompt[:kept] + prompt[len(prompt) - self.max_prompt_length + kept :]
         prompt_cut = len(prompt) < len(whole_prompt)

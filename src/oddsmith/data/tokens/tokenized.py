@@ -10,10 +10,12 @@ after       B         p p r r r r r     the prompt keeps its BOS and its last to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any, NamedTuple
+
+from ..formats.values import common_prefix_length
 
 GAP_COLUMNS = ("chosen_gaps", "rejected_gaps")
 # Under TRL's names, for callbacks and scripts that read the datasets of a trainer; nothing here needs them.
@@ -65,6 +67,7 @@ class Dropped:
     """A pair that is left out, and why."""
 
     reason: str
+    lengths: Lengths | None = field(default=None, compare=False)  # of a pair that is too long
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,24 @@ class Tokens(NamedTuple):
         while gaps and gaps[-1] >= end:
             end, gaps = min(end, gaps[-2]), gaps[:-2]
         return Tokens(self.ids[:max_length], self.prompt_tokens, end, gaps)
+
+
+class Lengths(NamedTuple):
+    """How many tokens a pair has before it is cut: of its prompt, shared by both sides, up to the last target."""
+
+    prompt_tokens: int
+    shared_tokens: int
+    all_tokens: int
+
+    @classmethod
+    def of(cls, chosen: Tokens, rejected: Tokens) -> Lengths:
+        """Return the lengths of both sides of a pair."""
+        shared = common_prefix_length(chosen.ids[: chosen.end], rejected.ids[: rejected.end])
+        return cls(max(chosen.prompt_tokens, rejected.prompt_tokens, 1), shared, max(chosen.end, rejected.end))
+
+    def without(self, tokens: int) -> Lengths:
+        """Return the lengths after so many tokens of the prompt are cut off."""
+        return Lengths(*(length - tokens for length in self))
 
 
 def cut_pair(
