@@ -80,6 +80,48 @@ def _model_id(value: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return {} if given.get("push_to_hub_organization") else {"hub_model_id": value}
 
 
+def _mixture(value: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the datasets, splits and shares of alignment-handbook's recipes as settings of today."""
+    splits = given.get("dataset_splits") or ["train", "test"]
+    train, test = ([split for split in splits if word in split] for word in ("train", "test"))
+    if not isinstance(value, Mapping) or not value or not train or len(test) > 1:
+        raise ConfigError(
+            "dataset_mixer is not understood: expected shares by dataset, and dataset_splits such as train"
+        )
+    configs = given.get("dataset_configs") or [None] * len(value)
+    parts = [
+        {"path": path, "name": config, "split": _beginning(split, share)}
+        for (path, share), config in zip(value.items(), configs, strict=False)
+        for split in train
+    ]
+    if len(parts) == 1:
+        (part,) = parts
+        names = {"path": "dataset_name", "name": "dataset_config", "split": "dataset_train_split"}
+        today = {new: part[key] for key, new in names.items() if part[key] is not None}
+    else:
+        today = {"datasets": [{key: named for key, named in part.items() if named is not None} for part in parts]}
+        today |= {"eval_dataset_name": ",".join(value)} if test else {}
+    return today | dict.fromkeys(["dataset_test_split"] * len(test), *test)
+
+
+def _beginning(split: str, share: Any) -> str:
+    percent = share * 100 if isinstance(share, int | float) else 0
+    if not 0 < percent <= 100 or not float(f"{percent:.9g}").is_integer():
+        raise ConfigError(
+            f"dataset_mixer holds the share {share!r}; expected a whole percentage, such as 0.25, up to 1"
+        )
+    return split if percent == 100 else f"{split}[:{percent:.0f}%]"
+
+
+def _same_model(value: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    if value != given.get("model_name_or_path"):
+        raise ConfigError(
+            f"tokenizer_name_or_path is {value!r}; the model's own tokenizer is taken: save that one into the model's"
+            " folder, or give processing_class in Python"
+        )
+    return {}
+
+
 def _always(name: str, new: Any) -> Convert:
     return lambda value, given: {name: new}
 
@@ -102,6 +144,15 @@ def _gone(names: str, note: str, kind: str = "bool", unset: tuple[Any, ...] = (N
 
 def _refused(names: str, note: str, kind: str = "str", unset: tuple[Any, ...] = (None,)) -> tuple[Older, ...]:
     return tuple(Older(name, Verdict.REFUSED, note, kind=(kind,), unset=unset) for name in names.split())
+
+
+def _taken_with(names: str, other: str, kind: str) -> tuple[Older, ...]:
+    def read(value: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        if not given.get(other):
+            raise ConfigError(f"{names.replace(' ', ' and ')} belong to {other}, which is missing")
+        return {}
+
+    return tuple(_renamed(name, "datasets", f"with {other}", kind=(kind,), convert=read) for name in names.split())
 
 
 _AUTOCAST = "fp16 and bf16 use torch's autocast"
@@ -170,6 +221,14 @@ _TABLE: tuple[Older, ...] = (
     # alignment-handbook
     _renamed("preprocessing_num_workers", "dataset_num_proc"),
     _renamed("hub_model_revision", "hub_revision"),
+    _renamed("dataset_mixer", "dataset_name dataset_train_split dataset_test_split datasets", "with dataset_splits and"
+             " dataset_configs; a share of a dataset are its first rows", kind=("dict",), convert=_mixture),
+    *_taken_with("dataset_splits dataset_configs", "dataset_mixer", "list"),
+    _renamed("tokenizer_name_or_path", "model_name_or_path", "refused if it is another model's", convert=_same_model),
+    *_gone("auto_insert_empty_system_msg", "no empty system message is added; system_prompt adds one", unset=(None,)),
+    *_gone("text_column", "rows are pairs with prompt, chosen and rejected", "str", (None, "text")),
+    *_refused("base_model_revision model_code_revision", "give model_revision, and record a base in its adapter",
+              unset=(None, "main")),
     *_refused("truncation_side", "a prompt that is too long is cut from the left, down to max_prompt_length; leave it"
               " out", unset=(None, "left")),
 )  # fmt: skip
@@ -186,7 +245,6 @@ MEANT = {
     "cutoff_len": "max_length",
     "data_path": "dataset_name",
     "dataset": "dataset_name",
-    "dataset_mixer": "datasets",
     "dpo_beta": "beta",
     "epochs": "num_train_epochs",
     "gradient_accumulation": "gradient_accumulation_steps",

@@ -263,3 +263,23 @@ def test_a_command_with_a_positional_word():
     assert resolved("runs/a", "--beta", "1", max_positional=1).positional == ["runs/a"]
     with pytest.raises(ConfigError, match=r"found 'pairs\.jsonl'; expected a flag"):
         resolved("runs/a", "pairs.jsonl", max_positional=1)
+
+
+def test_a_recipe_of_the_field(config):
+    text = (
+        "model_name_or_path: m\ntokenizer_name_or_path: m\ntorch_dtype: bfloat16\nuse_flash_attention_2: true\n"
+        "dataset_mixer:\n  a/b: 1.0\ndataset_splits:\n- train_prefs\n- test_prefs\npreprocessing_num_workers: 12\n"
+        'bf16: true\nhub_model_revision: v1\nlogging_strategy: "no"\nlr_scheduler_type: inverse_sqrt\nbeta: 0.05\n'
+    )
+    found = resolved(config(text))
+    assert {name: setting.value for name, setting in found.settings.items()} == {
+        "model_name_or_path": "m", "dtype": "bfloat16", "attn_implementation": "flash_attention_2",
+        "dataset_name": "a/b", "dataset_train_split": "train_prefs", "dataset_test_split": "test_prefs",
+        "dataset_num_proc": 12, "bf16": True, "hub_revision": "v1", "logging_strategy": "no",
+        "lr_scheduler_type": "inverse_sqrt", "beta": 0.05,
+    }  # fmt: skip
+    assert found.settings["dataset_name"].where == "config.yaml:5"
+    assert [line.split()[1] for line in found.lines] == [
+        "torch_dtype", "use_flash_attention_2", "dataset_mixer", "preprocessing_num_workers", "hub_model_revision"
+    ]  # fmt: skip
+    assert error(config("tokenizer_name_or_path: other\n")).startswith("config.yaml:1: tokenizer_name_or_path is 'oth")

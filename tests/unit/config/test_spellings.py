@@ -143,6 +143,40 @@ def test_the_settings_of_model_and_data(caplog):
         ScriptArguments(beta=0.1)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected", "line"),
+    [
+        ({"dataset_mixer": {"a/b": 1.0}, "dataset_splits": ["train"]},
+         {"dataset_name": "a/b", "dataset_train_split": "train"}, "write dataset_name='a/b' and dataset_train_split="),
+        ({"dataset_mixer": {"a/b": 0.29}, "dataset_splits": ["train_prefs", "test_prefs"], "dataset_configs": ["c"]},
+         {"dataset_name": "a/b", "dataset_config": "c", "dataset_train_split": "train_prefs[:29%]",
+          "dataset_test_split": "test_prefs"}, "and dataset_test_split='test_prefs'"),
+        ({"dataset_mixer": {"a": 1, "b": 0.5}},
+         {"datasets": [{"path": "a", "split": "train"}, {"path": "b", "split": "train[:50%]"}],
+          "eval_dataset_name": "a,b", "dataset_test_split": "test"}, "and eval_dataset_name='a,b' and"),
+    ],
+    ids=["one", "a share", "two"],
+)  # fmt: skip
+def test_the_mixture_of_a_recipe(caplog, given, expected, line):
+    assert ScriptArguments(**given) == ScriptArguments(**expected)
+    (only,) = said(caplog)
+    assert line in only
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dataset_mixer": {"a": 0.005}}, "dataset_mixer holds the share 0.005; expected a whole percentage"),
+        ({"dataset_mixer": {"a": 1}, "dataset_splits": ["all"]}, "dataset_mixer is not understood: expected shares"),
+        ({"dataset_splits": ["train"]}, "dataset_splits and dataset_configs belong to dataset_mixer, which is missing"),
+    ],
+    ids=["share", "splits", "alone"],
+)
+def test_a_mixture_that_cannot_be_taken(given, message):
+    with pytest.raises(ConfigError, match=message):
+        ScriptArguments(**given)
+
+
 def test_the_dump_of_other_arguments_is_taken(tmp_path, caplog):
     plain = TrainingArguments(output_dir=str(tmp_path), learning_rate=3e-5, use_cpu=True, eval_strategy="steps")
     args = ORPOConfig(**plain.to_dict())
