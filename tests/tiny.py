@@ -24,13 +24,18 @@ def tiny_tokenizer(
     eos: str = "<|im_end|>",
     pad: str | None = None,
     extra_special: tuple[str, ...] = (),
+    chatml: bool = True,
 ) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer (one token a byte) with ChatML by default; ``pad`` is the end token unless given."""
+    """A byte-level tokenizer (one token a byte) with ChatML by default; ``pad`` is the end token unless given.
+
+    ``chatml``: whether it has ChatML's two tokens, whatever the template.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    special = list(dict.fromkeys(t for t in ("<|im_start|>", "<|im_end|>", bos, eos, pad, *extra_special) if t))
+    own = ("<|im_start|>", "<|im_end|>") if chatml else ()
+    special = list(dict.fromkeys(t for t in (*own, bos, eos, pad, *extra_special) if t))
     backend.add_special_tokens(special)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=pad or eos, additional_special_tokens=special

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import ModelConfig, ORPOConfig, ScriptArguments
     from .model.adapters import get_peft_config, get_quantization_config
+    from .model.chat_format import setup_chat_format
     from .model.logprobs.pair_tokens import PairLosses, PairTokens
     from .training.stopping import StopOnRequest
     from .training.trainer import ORPOTrainer
@@ -28,6 +29,7 @@ _HOME = {
     "StopOnRequest": ".training.stopping",
     "get_peft_config": ".model.adapters",
     "get_quantization_config": ".model.adapters",
+    "setup_chat_format": ".model.chat_format",
 }
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "__version__",
     "get_peft_config",
     "get_quantization_config",
+    "setup_chat_format",
 ]
 
 

@@ -85,7 +85,8 @@ CHECKPOINTS: tuple[BadInput, ...] = (
     BadInput("names a file", "train c.yaml --resume pairs.jsonl",
         "pairs.jsonl: no such checkpoint; expected a folder such as RUN/checkpoint-100"),
     BadInput("names the run instead of a checkpoint", "train c.yaml --resume out",
-        "out: is a run, not a checkpoint; give out/checkpoint-4, or --resume alone for the newest that is whole", RUN),
+        "out: is a run, not a checkpoint; give out/checkpoint-4, or for the newest that is whole --resume alone (in"
+        " Python: resume_from_checkpoint=True)", RUN),
     BadInput("names one that was never finished", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: is no checkpoint: its save was never finished", {**RUN, LAST: _unfinished}),
     BadInput("names one of another trainer", f"train c.yaml --resume {LAST}5",

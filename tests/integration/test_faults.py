@@ -165,7 +165,7 @@ def test_a_limit_on_the_size_of_files_that_is_set_while_it_runs(workshop, tmp_pa
     assert outcome.code == 1
     assert outcome.err.endswith(
         f"not saved (file too large); checkpoint-{saved} is complete; raise the limit on the size of files (ulimit -f),"
-        " then go on with --resume\n"
+        " then go on with --resume (in Python: train(resume_from_checkpoint=True))\n"
     )
     assert_goes_on(tmp_path / "run", workshop, saved)
 

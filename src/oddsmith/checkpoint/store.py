@@ -145,7 +145,7 @@ def give_back(folder: Path) -> None:
 def _message(folder: Path, fault: int, needed: int) -> str:
     last = _newest_intact(folder.parent if step_of(folder) is not None else folder)
     left = f"{last.name} is complete" if last else "no checkpoint was saved before"
-    go_on = ", then go on with --resume" if last else ""
+    go_on = ", then go on with --resume (in Python: train(resume_from_checkpoint=True))" if last else ""
     space = _space(folder, needed) if fault in _NO_SPACE else ""
     return f"{folder}: not saved ({in_words(fault)}){space}; {left}; {_what_to_do(fault)}{go_on}"
 

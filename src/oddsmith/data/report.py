@@ -12,6 +12,10 @@ from .too_long import advice
 
 MANY = 0.01  # a share of rows that are too long from which on a report says what keeps them
 
+QUESTION_TWICE = (
+    "a raw prompt before answers that were rendered with their question, so that it stands twice in each text; give"
+    " conversations, or render the prompt apart from the answers"
+)
 FORMS_IN_WORDS: dict[str, str] = {
     Form.TEXT: "plain text, without the chat template; with it: chat_template_on_text: true",
     Form.TEMPLATED_TEXT: "plain text, put into the chat template; without it: chat_template_on_text: false",
@@ -126,6 +130,8 @@ class DataReport:
             f"left out of {len(rows):,} by the chat template: {part} ({named_rows(rows)})"
             for part, rows in sorted(self.left_out.items(), key=lambda item: -len(item[1]))
         ]
+        if twice := self.forms.get(Form.RENDERED_ANSWERS):
+            lines.append(f"{counted(twice, 'row')}: {QUESTION_TWICE}")
         for check in TOLD_IN_TRAINING:
             parts = self.odd.get(check.name, {})
             rows = sorted({row for rows in parts.values() for row in rows})

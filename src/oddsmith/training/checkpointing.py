@@ -384,8 +384,8 @@ def choose_checkpoint(wanted: str | Path | bool, run: Path, warn: Callable[[str]
             if inner and not (folder / MANIFEST_FILE).exists():
                 require_ours(inner[-1])
                 raise CheckpointError(
-                    f"{folder}: is a run, not a checkpoint; give {inner[-1]}, or --resume alone for the newest that is"
-                    " whole"
+                    f"{folder}: is a run, not a checkpoint; give {inner[-1]}, or for the newest that is whole --resume"
+                    " alone (in Python: resume_from_checkpoint=True)"
                 )
             verify(folder)
             return folder

@@ -139,7 +139,7 @@ def test_a_save_that_fails_says_why_what_is_left_and_what_to_do(tmp_path):
         save_file({"x": torch.zeros(10_000)}, folder / "model.safetensors")
     assert str(raised.value) == (
         f"{folder}: not saved (file too large); checkpoint-2 is complete; raise the limit on the size of files"
-        " (ulimit -f), then go on with --resume"
+        " (ulimit -f), then go on with --resume (in Python: train(resume_from_checkpoint=True))"
     )
     give_back(folder)
     give_back(damaged)

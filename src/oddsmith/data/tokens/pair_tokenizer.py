@@ -130,7 +130,7 @@ class PairTokenizer:
             return self._render_transcript(pair, *pair.transcript)
         if not (self.chat_template_on_text and isinstance(pair.prompt, str)):
             return self._render(pair)
-        if self.renderer.form_of_text(pair.prompt) is not Form.TEXT:  # rendered before
+        if self.renderer.form_of_text(pair.prompt, str(pair.chosen)) is not Form.TEXT:  # rendered before
             return self._render(pair)
         rendered = self._render(_as_conversation(pair))
         return rendered if isinstance(rendered, Dropped) else rendered._replace(form=Form.TEMPLATED_TEXT)

@@ -99,7 +99,7 @@ class Renderer:
         if isinstance(pair.prompt, str):
             prompt = pair.prompt
             chosen, rejected = (Rendering(prompt, prompt + cast(str, side)) for side in (pair.chosen, pair.rejected))
-            rendered = RenderedPair(chosen, rejected, False, self.form_of_text(prompt))
+            rendered = RenderedPair(chosen, rejected, False, self.form_of_text(prompt, cast(str, pair.chosen)))
         else:
             rendered = self._render_conversation(pair, pair.prompt)
         for name in ("chosen", "rejected"):
@@ -130,12 +130,16 @@ class Renderer:
                 if rendered is not None:
                     yield rendered
 
-    def form_of_text(self, prompt: str) -> Form | None:
-        """Return whether the text of a prompt was rendered before; None where there is no chat template."""
+    def form_of_text(self, prompt: str, answer: str) -> Form | None:
+        """Return whether a text was rendered before, or its answer alone; None where there is no chat template."""
         if not self.tokenizer.chat_template:
             return None
         handover = self._handover(str(self.tokenizer.chat_template))
-        return Form.RENDERED_TEXT if handover and handover in prompt else Form.TEXT
+        if not handover or handover not in prompt + answer:
+            return Form.TEXT
+        if handover in prompt or handover not in answer:  # at the end of the prompt, or where both meet
+            return Form.RENDERED_TEXT
+        return Form.RENDERED_ANSWERS
 
     def _handover(self, template: str) -> str:
         """Return what the template writes between a question and its answer, without blanks around it.

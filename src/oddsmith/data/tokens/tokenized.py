@@ -54,6 +54,7 @@ class Form(StrEnum):
     TEXT = "plain text as it is"
     TEMPLATED_TEXT = "plain text in the chat template"
     RENDERED_TEXT = "text that was rendered before"  # it holds the marks of the chat template
+    RENDERED_ANSWERS = "a raw prompt before answers that were rendered with it"
 
 
 # What is rendered by the chat template.

@@ -8,7 +8,7 @@ from oddsmith.data.prepare import prepare
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.data.tokens.tokenized import Form
 from oddsmith.errors import DataError, ModelError
-from tests.pairs import conversation, targets, text_pair, tokenize, user
+from tests.pairs import assistant, conversation, targets, text_pair, tokenize, user
 from tests.templates import CHAT_FORMATS, SMOLLM2
 from tests.tiny import tiny_tokenizer
 
@@ -52,6 +52,32 @@ def test_text_that_was_rendered_before_stays_as_it_is(chat, on_text):
     assert tokens.form is Form.RENDERED_TEXT
     assert tokenizer.decode(tokens.chosen_ids).count("Why?") == 1
     assert targets(tokenizer, tokens) == "Because." + chat.eos
+
+
+@of_chat
+@pytest.mark.parametrize("on_text", (True, False, None))
+def test_a_raw_prompt_before_answers_that_were_rendered_with_it_is_told(chat, on_text):
+    tokenizer = chat.tokenizer()
+
+    def whole(answer):
+        return tokenizer.apply_chat_template([user("Why?"), assistant(answer)], tokenize=False)
+
+    pair = text_pair("Why?", whole("Because."), whole("No."))
+    tokens = tokenize(tokenizer, pair, chat_template_on_text=on_text)
+    assert tokens.form is Form.RENDERED_ANSWERS
+    assert tokenizer.decode(tokens.chosen_ids).count("Why?") == 2
+
+
+def test_that_a_question_stands_twice_is_a_warning_of_the_report():
+    turn = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    row = {"prompt": "Why?", "chosen": f"{turn}Because.<|im_end|>\n", "rejected": f"{turn}No.<|im_end|>\n"}
+    report = report_of([row, CHAT])
+    (warning,) = report.warnings()
+    assert warning.startswith("1 row: a raw prompt before answers that were rendered with their question")
+    split = {"prompt": "<|im_start|>user\nWhy?<|im_end|>\n"} | {
+        side: f"<|im_start|>assistant\n{text}<|im_end|>\n" for side, text in (("chosen", "A"), ("rejected", "B"))
+    }
+    assert report_of([split, split]).forms == {Form.RENDERED_TEXT: 2}
 
 
 @pytest.mark.parametrize("template", (None, "always the same"), ids=("no template", "one without turns"))
