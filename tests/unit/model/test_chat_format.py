@@ -6,7 +6,7 @@ import torch
 from oddsmith import setup_chat_format
 from oddsmith.errors import ConfigError
 from tests.pairs import assistant, user
-from tests.tiny import CHATML, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def base():
@@ -19,7 +19,8 @@ def test_a_base_model_gets_template_tokens_and_rows():
     before = model.get_input_embeddings().weight.detach().clone()
     assert setup_chat_format(model, tokenizer) == (model, tokenizer)
     ids = tokenizer.apply_chat_template([user("Hi"), assistant("Ho")], tokenize=True, return_dict=False)
-    assert (tokenizer.chat_template, ids.count(tokenizer.eos_token_id)) == (CHATML, 2)
+    assert ids.count(tokenizer.eos_token_id) == 2
+    assert tokenizer.decode(ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
     weight = model.get_input_embeddings().weight
     assert weight.shape[0] == len(tokenizer) == len(before) + 2
     assert torch.equal(weight[:-2], before)
