@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..config import ModelConfig
 from ..errors import MissingExtraError, ModelError
+from .bypassed import bypassed_layers
 from .merging import is_tied
 from .text_part import outside_text, pattern_of
 from .vocabulary import grow_embeddings
@@ -119,7 +120,8 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         peft_config.task_type = TaskType.SEQ_2_SEQ_LM
     outside = outside_text(model)
     _check_targets(model, peft_config, outside)
-    _leave_out(peft_config, outside)
+    bypassed = bypassed_layers(model) if peft_config.target_modules == ALL_LINEAR else []
+    _leave_out(peft_config, [*outside, *bypassed])
     _check_initialisation(model, peft_config)
     _keep_tied(model, peft_config)
     # No prepare_model_for_kbit_training: it casts norms, embeddings and head to float32, which on SmolLM2-135M (NF4,
@@ -252,7 +254,7 @@ def _check_targets(model: PreTrainedModel, peft_config: PeftConfig, outside: lis
 
 
 def _leave_out(peft_config: PeftConfig, outside: list[str]) -> None:
-    """Keep an adapter out of what text does not reach, whatever its targets are called."""
+    """Keep an adapter out of what text does not reach, or does not call, whatever its targets are called."""
     if not outside or not hasattr(peft_config, "exclude_modules"):
         return
     already: Any = peft_config.exclude_modules
