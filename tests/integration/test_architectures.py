@@ -1,0 +1,38 @@
+"""docs/models.md against what the product does with a tiny model of each architecture."""
+
+import pytest
+import transformers
+
+from tests.architectures import ARCHITECTURES, PAGE, batches_of, row_of, rows_of_page, save_tiny
+
+pytestmark = pytest.mark.skipif(
+    f"transformers {transformers.__version__}." not in PAGE.read_text(encoding="utf-8"),
+    reason="docs/models.md was made with another version of transformers",
+)
+
+# Some of each kind: attention alone, with a mixer, older layers, with images, refused.
+IN_EVERY_RUN = {"gpt-oss", "Qwen3.5 (text)", "Nemotron, Minitron", "Qwen3-VL", "BERT"}
+# Trained, merged and looked up as well: its mixer reads weights that an adapter must leave alone.
+WHOLE = {"Jamba"}
+
+
+def test_the_page_has_a_row_for_each():
+    assert list(rows_of_page()) == list(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_a_row(name, tmp_path):
+    assert str(row_of(name, tmp_path)) == rows_of_page()[name]
+
+
+@pytest.mark.parametrize("name", sorted(IN_EVERY_RUN))
+def test_batches(name, tmp_path):
+    batches, why = batches_of(save_tiny(name, tmp_path / "base"), tmp_path / "run")
+    assert rows_of_page()[name].split(" | ")[2:3] == [batches]
+    assert why in rows_of_page()[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in WHOLE])
+def test_all_rows(name, tmp_path):
+    assert str(row_of(name, tmp_path)) == rows_of_page()[name]
