@@ -21,11 +21,11 @@ ROWS = (
         _rows(*[{"prompt": "a", "chosen": "b"}] * 2)),
     BadInput("names the columns otherwise", "train c.yaml",
         "train: found the columns q, good, bad; expected prompt, chosen and rejected; did you mean prompt=q,"
-        " chosen=good and rejected=bad? (setting columns)",
+        " chosen=good and rejected=bad? (setting columns, or dataset.rename_columns)",
         _rows(*[{"q": "a", "good": "b", "bad": "c"}] * 2), flags="--columns prompt=q,chosen=good,rejected=bad"),
     BadInput("writes names with capitals and blanks", "train c.yaml --beta 0.2",
         'train: found the columns The "$Q", Chosen, Rejected answer; expected prompt, chosen and rejected; did you mean'
-        ' prompt=The "$Q", chosen=Chosen and rejected=Rejected answer? (setting columns)',
+        ' prompt=The "$Q", chosen=Chosen and rejected=Rejected answer? (setting columns, or dataset.rename_columns)',
         _rows(*[{'The "$Q"': "a", "Chosen": "b", "Rejected answer": "c"}] * 2),
         flags="""--columns 'prompt=The "$Q",chosen=Chosen,rejected=Rejected answer'"""),
     BadInput("names a column that is not there", "train c.yaml --columns prompt=qestion",
@@ -106,7 +106,7 @@ ROWS = (
     BadInput("gives the answers in columns of other names", "data check pairs.jsonl --fix clean.jsonl",
         "none of the 2 rows is a pair; row 0: missing column: found the columns instruction, chosen_response,"
         " rejected_response; expected prompt, chosen and rejected; did you mean prompt=instruction,"
-        " chosen=chosen_response and rejected=rejected_response? (setting columns)",
+        " chosen=chosen_response and rejected=rejected_response? (setting columns, or dataset.rename_columns)",
         _rows(*[{"instruction": "a", "chosen_response": "b", "rejected_response": "c"}] * 2),
         flags="--columns prompt=instruction,chosen=chosen_response,rejected=rejected_response"),
     BadInput("answers another question", "train c.yaml",

@@ -46,6 +46,12 @@ def _split(name: str) -> tuple[tuple[str, ...], str] | None:
     return tuple(words), member.lstrip("0") or "0" if member.isdigit() else member
 
 
+def is_of_answers(name: str) -> bool:
+    """Return whether a name is that of one of several answers, or of its score."""
+    parts = _split(name)
+    return parts is not None and parts[0][-1].removesuffix("s") in (*ANSWERS, *SCORES)
+
+
 def families(row: Mapping[str, Any]) -> dict[tuple[str, ...], Columns]:
     """Return all families of columns by their words."""
     found: dict[tuple[tuple[str, ...], bool], Columns] = {}

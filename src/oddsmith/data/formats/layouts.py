@@ -10,7 +10,9 @@ from functools import partial
 from typing import NamedTuple
 
 from . import annotated, judged, platforms
+from .families import is_of_answers
 from .judged import Restated, Row
+from .verdicts import WINNERS
 
 
 class Layout(NamedTuple):
@@ -37,6 +39,21 @@ LAYOUTS = (
     Layout("answers with a winner or scores", judged.has_verdict, judged.compared),
     Layout("list of answers with scores", judged.has_rated_list, judged.ranked),
 )
+
+
+# Columns of these layouts, beside those that belong to a family (response_a, score_2, ...).
+NAMES = frozenset(
+    (
+        *("completions", "contents", "response", "rejected_response", "rejected_messages", "response_j", "response_k"),
+        *("systemInstruction", "system_instruction", platforms.PREFERRED, platforms.NOT_PREFERRED),
+        *(*judged.LISTS, *judged.LIST_SCORES, *WINNERS),
+    )
+)
+
+
+def is_read(name: str) -> bool:
+    """Return whether a layout reads a column of this name."""
+    return name in NAMES or is_of_answers(name)
 
 
 def layout_of(row: Row) -> Layout | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from ...system.words import enumerated
@@ -72,7 +73,8 @@ def unknown_columns(row: Mapping[str, Any], formats: Sequence[tuple[str, tuple[s
     found = f"found the columns {', '.join(map(str, row)) or 'none'}"
     if offered := offered_columns(row):
         guess = enumerated(f"{name}={column}" for name, column in offered.items())
-        return f"{found}; expected prompt, chosen and rejected; did you mean {guess}? (setting columns)"
+        settings = "setting columns, or dataset.rename_columns"
+        return f"{found}; expected prompt, chosen and rejected; did you mean {guess}? ({settings})"
     known, _ = _meant(row)
     form = ",".join(f"{name}={known.get(name, 'NAME')}" for name in (PROMPT, *ANSWERS) if name not in row)
     advice = f"; say which other columns are meant, as in columns: {form}" if form and len(row) > 1 else ""
@@ -131,6 +133,7 @@ def _side(name: str, value: Any) -> str | None:
     return CHOSEN if better else None
 
 
+@lru_cache(maxsize=4096)
 def _is_among(word: str, words: frozenset[str]) -> bool:
     """Return whether a word is one of those, or one of them with a letter wrong and none of the other side."""
     if word in words or len(word) < MIN_MISTYPED or word in BETTER | WORSE | ANSWER_WORDS:
@@ -167,6 +170,7 @@ def _prompts(row: Mapping[str, Any], leaves: Mapping[str, Any], sides: Mapping[s
     return begun if len(begun) == 1 else texts or list(others)
 
 
+@lru_cache(maxsize=4096)
 def _prompt_name(name: str) -> str:
     """Return the name of a prompt that a column has, maybe with a letter wrong, and in an object or not."""
     joined = "_".join(words_of(name.rpartition(".")[2]))

@@ -24,6 +24,7 @@ from ...errors import ConfigError, DataError
 from ...system.strict_json import read_json
 from ...system.words import enumerated
 from ..formats import NOWHERE, READ_COLUMNS
+from ..formats.layouts import is_read
 from ..formats.values import kind_of
 from ..formats.written import read_text
 
@@ -48,7 +49,7 @@ def parse_columns(value: Any, where: str = "columns") -> dict[str, str]:
     for name, column in value.items():
         if isinstance(column, bool) or not isinstance(column, str | int) or column == "":
             raise ConfigError(f"{where}: {name} is {kind_of(column)}; expected the name of a column")
-        if name not in READ_COLUMNS:
+        if name not in READ_COLUMNS and not is_read(str(name)):
             raise ConfigError(f"{where} names {name!r}, which no format reads; {_hint(str(name), str(column))}")
     columns = {name: str(column) for name, column in value.items()}
     for column in columns.values():

@@ -55,7 +55,9 @@ def test_a_clear_choice_is_offered(given, columns):
     expected = {name: column for name, column in expected if column != "-"}
     assert offered_columns(given) == expected
     guess = ".*".join(f"{name}={column}" for name, column in expected.items())
-    with pytest.raises(DataError, match=rf"did you mean {guess}\? \(setting columns\)$") as caught:
+    with pytest.raises(
+        DataError, match=rf"did you mean {guess}\? \(setting columns, or dataset.rename_columns\)$"
+    ) as caught:
         format_of(given)
     assert caught.value.columns == expected
     with pytest.raises(RowError) as of_row:

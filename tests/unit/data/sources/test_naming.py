@@ -158,6 +158,14 @@ def test_a_column_that_is_not_there(columns, message):
     assert with_names(ROWS, {"prompt": "q"}, "a.csv", where_there=True) is ROWS
 
 
+def test_columns_of_comparisons_have_names_too():
+    row = {"q": "Which is it?", "one": "This.", "two": "That.", "best": "b"}
+    columns = parse_columns("question=q,response_a=one,response_b=two,winner=best")
+    pair = to_pair(named_row(row, columns))
+    assert (pair.chosen[0]["content"], pair.rejected[0]["content"]) == ("That.", "This.")
+    assert parse_columns("preferred_output=a,score_1=b,ratings=c")
+
+
 class TestRuns:
     """Where the setting reaches: training, evaluation, mixtures, files that are read again and again."""
 

@@ -170,7 +170,7 @@ class TestReport:
         rows = [{"prompt": ASK, "chosen": [assistant("Sun")], "rejected": NO, "tools": [TOOL]}] * 2
         trainer = SimpleNamespace(
             pair_tokenizer=PairTokenizer(SMOLLM2.tokenizer(), max_length=None),
-            args=SimpleNamespace(bad_rows="error", dataset_num_proc=None, process_index=0),
+            args=SimpleNamespace(bad_rows="error", dataset_num_proc=None, process_index=0, remove_unused_columns=True),
             data_reports={},
         )
         ORPOTrainer.prepare_rows(trainer, rows, "train")
