@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from peft.utils import TrainableTokensWrapper
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -196,7 +197,7 @@ def through_model(model, logps, ids_1T, case):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("setting", ["full", "full but for the head", "LoRA", "modules_to_save", "disabled"])
+@pytest.mark.parametrize("setting", ["full", "full but for the head", "LoRA", "modules_to_save", "disabled", "rows"])
 def test_gradients_through_a_model(setting, tied):
     """A tied weight gets the head's contribution on top of the embedding's."""
     model = tiny_model(tie_word_embeddings=tied)
@@ -207,8 +208,10 @@ def test_gradients_through_a_model(setting, tied):
         model = get_peft_model(
             model, LoraConfig(r=2, target_modules=["q_proj"], **(tying if tied else {"modules_to_save": ["lm_head"]}))
         )
-    elif setting == "LoRA":
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    elif setting in ("LoRA", "rows"):
+        tokens = {layer: [3, 100, 257] for layer in ("embed_tokens", *([] if tied else ["lm_head"]))}
+        rows = {"trainable_token_indices": tokens} if setting == "rows" else {}
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], **rows))
     if setting == "disabled":
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -221,8 +224,37 @@ def test_gradients_through_a_model(setting, tied):
     ours, plain = (through_model(model, logps, ids_1T, case) for logps in (token_logps, token_logps_reference))
     assert_equal(ours, plain, 1e-5)
     assert any("lm_head" in name or "embed_tokens" in name for name in ours) == (
-        setting in ("full", "modules_to_save") or (setting == "full but for the head" and not tied)
+        setting in ("full", "modules_to_save", "rows") or (setting == "full but for the head" and not tied)
     )
+
+
+@pytest.mark.parametrize("budget_rows", [10**6, 7])
+@pytest.mark.parametrize("transform", [OutputTransform(), OutputTransform(scale=0.5, soft_cap=3.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rows_that_peft_trains(dtype, transform, budget_rows):
+    """They are computed without PEFT's copy of the weight, whatever the targets are."""
+    case = Case(40, 60, 16, 90)
+    head = TrainableTokensWrapper(linear(16, 90, bias=False).to(dtype), "default", token_indices=[2, 5, 89])
+    rows = head.token_adapter.trainable_tokens_delta["default"]
+    with torch.no_grad():
+        rows.add_(torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)).to(dtype))
+    case.target_E[:3] = torch.tensor([2, 5, 89])
+    results = []
+    for logps in (token_logps, token_logps_reference):
+        hidden = case.hidden_TD.to(dtype).clone().requires_grad_()
+        budget = budget_rows * 90 * dtype.itemsize
+        logp_E = logps(head, hidden, case.position_E, case.target_E, transform=transform, budget_bytes=budget)
+        gradients = torch.autograd.grad((logp_E * case.weight_E).sum(), [hidden, rows])
+        results.append((logp_E.detach(), *gradients))
+        if logps is token_logps_reference:
+            continue
+        with torch.no_grad():
+            again = token_logps(head, hidden, case.position_E, case.target_E, transform=transform, budget_bytes=budget)
+        assert torch.equal(again, logp_E)
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.02}[dtype]
+    for ours, plain in zip(*results, strict=True):
+        assert ours.dtype == plain.dtype or dtype == torch.bfloat16
+        assert error(ours, plain.double()) < tolerance
 
 
 def error(result, truth):

@@ -435,6 +435,70 @@ def test_lora_layers_give_the_same_output_in_every_state():
             assert torch.allclose(layer(X), expected, atol=1e-6), way
 
 
+def rows_trained(model, adapter="default"):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(f"trainable_tokens_delta.{adapter}"):
+                parameter.normal_()
+    return model
+
+
+def ways_of_rows(model, layer):
+    """Put a layer with trained rows into each state in which its output is another."""
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 9]))
+    rows_trained(model, "other")
+    yield "unchanged"
+    model.set_adapter("other")
+    yield "another adapter"
+    model.set_adapter("default")
+    with model.disable_adapter():
+        yield "disabled"
+    layer.merge()
+    yield "merged"
+    layer.unmerge()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_rows_of_an_embedding_give_the_same_output_in_every_state(name):
+    model = rows_trained(with_adapter(architecture(name), trainable_token_indices=[5, 20, 263]))
+    layer = model.get_input_embeddings().token_adapter
+    layers = memory_saving_layers(model)
+    assert layers.counts["tokens"] == 1
+    ids = torch.tensor([[5, 6, 263], [263, 3, 9]])
+    for way in ways_of_rows(model, layer):
+        expected = model.get_input_embeddings()(ids)
+        with layers.applied():
+            assert torch.equal(model.get_input_embeddings()(ids), expected), way
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_gradients_of_rows_of_an_embedding(name, dtype):
+    model = rows_trained(with_adapter(architecture(name, dtype), trainable_token_indices=[5, 20, 263]))
+    layers, embedding = memory_saving_layers(model), model.get_input_embeddings()
+    rows = embedding.token_adapter.trainable_tokens_delta["default"]
+    assert rows.dtype == torch.float32
+    ids = torch.tensor([[5, 6, 263, 5, 5], [263, 3, 9, 8, 7]])
+
+    def gradient():
+        y = embedding(ids).float()
+        return torch.autograd.grad((y * torch.arange(y.numel()).view(y.shape)).sum(), rows)[0]
+
+    expected = gradient()
+    with layers.applied():
+        assert torch.allclose(gradient(), expected, rtol=0.02 if dtype == torch.bfloat16 else 1e-6)
+        assert saved_bytes(model, lambda: embedding(ids)) < 10_000
+
+
+def test_the_row_of_the_token_to_pad_with_gets_no_gradient():
+    model = with_adapter(architecture("llama"), trainable_token_indices=[0, 20])
+    assert model.get_base_model().model.embed_tokens.original_module.padding_idx == 0
+    rows = model.get_input_embeddings().token_adapter.trainable_tokens_delta["default"]
+    with memory_saving_layers(model).applied():
+        gradient = torch.autograd.grad(model.get_input_embeddings()(torch.tensor([0, 20])).sum(), rows)[0]
+    assert gradient.abs().sum(1).tolist() == [0, 32]
+
+
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.1}])
 def test_other_kinds_of_adapters_are_left_alone(settings):
     model, _ = lora_layer(**settings)

@@ -14,12 +14,16 @@ With g = d loss / d logp, the gradients of a linear head are matrix products wit
     dW = -sum over entries of r (g * scale * h)^T
     db = -sum over entries of g * scale * r
 
+Of a frozen layer of which PEFT trains some rows (trainable tokens), these take the place of W's in z and r W, and
+dW is needed for them alone: the residuals of K tokens, [E, K], are saved for it.
+
 g is only a factor. So the forward pass computes r W [E, D] while the logits exist, and the backward pass scales it. A
 frozen layer costs two matrix products. A trained one saves the r of its last chunk for dW and computes those of the
 other chunks again: three products where the budget holds all entries, four for those that it does not hold.
 
 Shape suffixes: T packed positions, E entries (a position and a token that it predicts; a branch point has several), C
-entries of a chunk, R rows of a slice (so few that their float32 copies stay in the cache), D hidden, V vocabulary.
+entries of a chunk, R rows of a slice (so few that their float32 copies stay in the cache), D hidden, V vocabulary, K
+rows that PEFT trains.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -73,6 +77,8 @@ def token_logps(
     """
     head = _active_module(head)
     hidden_ED = hidden_TD.index_select(0, position_E)
+    if (trained := _trained_rows(head)) is not None:
+        return _rows_logps(*trained, hidden_ED, target_E, transform, budget_bytes)
     # A subclass computes something else, a parametrised layer is a subclass, and accelerate's hook moves weights.
     if type(head) is nn.Linear and not hasattr(head, "_hf_hook"):
         return _linear_logps(head, hidden_ED, target_E, transform, budget_bytes)
@@ -228,6 +234,90 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     if total is None:
         return torch.mm(left, right).to(exact)
     return total.addmm_(left, right) if left.dtype == exact else total.add_(torch.mm(left, right))
+
+
+# ---- A frozen linear head with rows that are trained
+
+
+def _trained_rows(head: nn.Module) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the weight of a frozen head, and token ids and weights of the rows that PEFT trains, if it does no more.
+
+    PEFT's own layer copies the weight in each pass, and computes the gradient of all of it.
+    """
+    if not isinstance(head, TrainableTokensWrapper) or hasattr(head, "_hf_hook"):
+        return None
+    adapter: Any = head.token_adapter
+    layer: Any = adapter.base_layer
+    active = adapter.active_adapters
+    kind: type = type(layer)
+    if kind is not nn.Linear or layer.bias is not None or hasattr(layer, "_hf_hook"):
+        return None
+    if layer.weight.requires_grad or adapter.merged or adapter.disable_adapters:
+        return None
+    if len(active) != 1 or active[0] not in adapter.trainable_tokens_delta:
+        return None
+    token_K = torch.tensor(adapter.token_indices[active[0]], device=layer.weight.device)
+    return layer.weight, token_K, adapter.trainable_tokens_delta[active[0]]
+
+
+def _rows_logps(
+    weight_VD: Tensor,
+    token_K: Tensor,
+    row_KD: Tensor,
+    hidden_ED: Tensor,
+    target_E: Tensor,
+    transform: OutputTransform,
+    budget_bytes: int,
+) -> Tensor:
+    device = hidden_ED.device.type
+    if torch.is_autocast_enabled(device) and hidden_ED.dtype != torch.float64:
+        hidden_ED = hidden_ED.to(torch.get_autocast_dtype(device))
+    rows = max(1, budget_bytes // (len(weight_VD) * hidden_ED.element_size()))
+    rows = min(rows, _efficient_rows(device))
+    return _RowsLogps.apply(hidden_ED, row_KD, weight_VD, token_K, target_E, transform, rows, torch.is_grad_enabled())
+
+
+class _RowsLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ED: Tensor,
+        row_KD: Tensor,
+        weight_VD: Tensor,
+        token_K: Tensor,
+        target_E: Tensor,
+        transform: OutputTransform,
+        rows: int,
+        grad_enabled: bool,
+    ) -> Tensor:
+        E, dtype = len(hidden_ED), hidden_ED.dtype
+        weight_VD, row_in_dtype_KD = weight_VD.to(dtype), row_KD.to(dtype)
+        logp_E = hidden_ED.new_empty(E, dtype=_exact_dtype(dtype))
+        product_ED, residual_EK = torch.empty_like(hidden_ED), hidden_ED.new_empty(E, len(token_K))
+        buffer_CV = hidden_ED.new_empty(min(rows, E), len(weight_VD))
+        for first, last in _chunk_bounds(E, rows):
+            z_CV = _outputs(hidden_ED[first:last], weight_VD, None, out_CV=buffer_CV[: last - first])
+            z_CV[:, token_K] = hidden_ED[first:last] @ row_in_dtype_KD.t()
+            logp_E[first:last] = _logps_and_residuals(z_CV, target_E[first:last], transform, residuals=grad_enabled)
+            if grad_enabled:
+                residual_EK[first:last] = z_CV[:, token_K]
+                z_CV[:, token_K] = 0
+                torch.mm(z_CV, weight_VD, out=product_ED[first:last])
+                product_ED[first:last] += residual_EK[first:last] @ row_in_dtype_KD
+        ctx.transform, ctx.row_dtype = transform, row_KD.dtype
+        ctx.save_for_backward(hidden_ED, product_ED, residual_EK)
+        return logp_E
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logp_E: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ED, product_ED, residual_EK = ctx.saved_tensors
+        factor_E1 = grad_logp_E.mul(-ctx.transform.scale).unsqueeze(1)
+        wants_hidden, wants_rows = ctx.needs_input_grad[:2]
+        grad_hidden_ED = (product_ED * factor_E1).to(product_ED.dtype) if wants_hidden else None
+        exact = _exact_dtype(hidden_ED.dtype)  # few products, so that they may be exact
+        grad_row_KD = (residual_EK * factor_E1).to(exact).t() @ hidden_ED.to(exact) if wants_rows else None
+        return grad_hidden_ED, None if grad_row_KD is None else grad_row_KD.to(ctx.row_dtype), *[None] * 6
 
 
 # ---- Any other head

@@ -2,6 +2,7 @@
 
 operations.py   RMSNorm, act(gate) * up, a linear layer with its LoRA branch; recomputing instead of saving
 forwards.py     which module of transformers and PEFT each operation can replace, found by trying
+token_rows.py   the same for a frozen embedding of which PEFT trains some rows
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from .forwards import Forward, linear_forward, lora_forward, mlp_forward, norm_forward
+from .token_rows import token_rows_forward
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class MemorySavingLayers:
     """
 
     forwards: dict[nn.Module, Forward] = field(repr=False)
-    counts: Counter[str]  # modules by kind (``norm``, ``mlp``, ``lora``, ``linear``)
+    counts: Counter[str]  # modules by kind (``norm``, ``mlp``, ``lora``, ``linear``, ``tokens``)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -52,6 +54,7 @@ def memory_saving_layers(model: nn.Module) -> MemorySavingLayers:
     if all(p.dtype == torch.float64 for p in model.parameters() if p.is_floating_point()):
         return MemorySavingLayers({}, Counter())
     kinds = {"norm": norm_forward, "mlp": mlp_forward, "lora": lora_forward, "linear": linear_forward}
+    kinds["tokens"] = token_rows_forward
     forwards: dict[nn.Module, Forward] = {}
     counts: Counter[str] = Counter()
     adapted = [module for module in model.modules() if hasattr(module, "base_layer")]

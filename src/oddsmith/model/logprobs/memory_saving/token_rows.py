@@ -1,0 +1,58 @@
+"""Embed tokens where PEFT trains some rows of a frozen embedding, without copying all of it.
+
+PEFT's layer (``TrainableTokensLayer``) makes a copy of the whole weight in each forward pass, and its backward pass a
+gradient of the same size, of which a few rows are read. Here the frozen embedding is looked up as it is, and the
+positions of the trained tokens get their rows:
+
+    y[t] = row of x[t] if x[t] is trained, else weight[x[t]]        d row = sum of dy[t] over its positions
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .operations import Forward, is_hooked
+
+
+def token_rows_forward(module: Any) -> Forward | None:
+    """Replace PEFT's layers that train rows of a frozen embedding, if ours gives the same for these rows."""
+    if (
+        f"{type(module).__module__}.{type(module).__name__}"
+        != "peft.tuners.trainable_tokens.layer.TrainableTokensLayer"
+    ):
+        return None
+    base = module.base_layer
+    if not isinstance(base, nn.Embedding) or is_hooked(base) or base.max_norm is not None or base.sparse:
+        return None
+    ours = partial(forward_token_rows, module, module.forward)
+    tokens = [token for some in module.token_indices.values() for token in some]
+    x = torch.tensor([0, *tokens], device=base.weight.device)
+    with torch.no_grad():
+        return ours if torch.equal(ours(x), module.forward(x)) else None
+
+
+def forward_token_rows(module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Compute what the layer does.
+
+    Its own forward runs where it is merged, disabled, or has several adapters, and where it trains the row of the token
+    to pad with, which gets no gradient.
+    """
+    active, base = module.active_adapters, module.base_layer
+    is_usual = len(active) == 1 and not (args or kwargs or module.disable_adapters or module.merged)
+    if not is_usual or active[0] not in module.trainable_tokens_delta or base.weight.requires_grad:
+        return own(x, *args, **kwargs)
+    tokens = module.token_indices[active[0]]
+    if base.padding_idx in tokens:
+        return own(x)
+    y = base(x)
+    rows_KD = module.trainable_tokens_delta[active[0]].to(base.weight.dtype)
+    scale = module._get_embed_scale()
+    if scale is not None:  # of classes such as Gemma 3's, whose embedding multiplies
+        rows_KD = rows_KD * scale.to(rows_KD.dtype)
+    is_token = x.unsqueeze(-1) == torch.tensor(tokens, device=x.device)
+    rows = rows_KD[is_token.int().argmax(-1)]
+    return torch.where(is_token.any(-1, keepdim=True), rows.to(y.dtype), y)
