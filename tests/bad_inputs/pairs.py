@@ -44,6 +44,8 @@ ROWS = (
         "columns: chosen and rejected are both read from 'a'; give each its own column"),
     BadInput("gives two columns to one name", "train c.yaml --columns prompt=a,prompt=b",
         "columns gives prompt twice, 'a' and 'b'; keep one"),
+    BadInput("puts blanks between columns", "data check pairs.jsonl --columns prompt=q chosen=good rejected=bad",
+        "found 'chosen=good' after --columns prompt=q; join them with commas: prompt=q,chosen=good,..."),
     BadInput("lists columns without names", "train c.yaml --columns question,good,bad",
         "columns has 'question,good,bad'; expected NAME=COLUMN, as in prompt=question,chosen=good,rejected=bad"),
     BadInput("has a null among the answers", "train c.yaml",

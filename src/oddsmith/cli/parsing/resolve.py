@@ -176,6 +176,9 @@ class _Words:
                 self._read_flag(word)
             elif word.startswith("-") and len(word) > 1:
                 raise ConfigError(f"unknown flag {word}; every flag begins with two dashes")
+            elif "=" in word and self.arguments[: self.position - 1][-2:-1] == ["--columns"]:
+                given = self.arguments[self.position - 2]
+                raise ConfigError(f"found {word!r} after --columns {given}; join them with commas: {given},{word},...")
             else:
                 self.positional.append(word)
 
