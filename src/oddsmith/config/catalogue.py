@@ -137,6 +137,11 @@ DATA = (
         COMMON | EVAL,
     ),
     by_result(
+        "min_score_margin",
+        "Leave out pairs whose chosen answer scores less than this above the rejected one, where rows have scores.",
+        COMMON | EVAL,
+    ),
+    by_result(
         "columns",
         "Columns of other names, as in prompt=question,chosen=good,rejected=bad; answers.0.text leads into a column.",
         COMMON | EVAL,

@@ -55,8 +55,8 @@ TABLE = (
     of_python("is_encoder_decoder", "as in TRL, with `model_init`; refused if the model is of the other kind"),
     works(
         "max_prompt_length nll_on orpo_alpha orpo_beta bad_rows chat_template_on_text chat_template system_prompt"
-        " prefix_forest max_tokens_per_microbatch max_skipped_steps loss_spikes early_stopping_patience"
-        " early_stopping_threshold",
+        " min_score_margin prefix_forest max_tokens_per_microbatch max_skipped_steps loss_spikes"
+        " early_stopping_patience early_stopping_threshold",
         "Oddsmith's own",
     ),
     # Steps

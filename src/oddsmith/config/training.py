@@ -35,6 +35,7 @@ _MINIMUM = {
     "gradient_accumulation_steps": 1,
     "max_skipped_steps": 1,
     "early_stopping_patience": 1,
+    "min_score_margin": 0,
 }
 
 BF16_EMULATED = f"bf16 is asked for, but {NO_BF16_UNIT} and would take several times as long; float32 is used"
@@ -87,6 +88,8 @@ class ORPOConfig(TrainingArguments):
             one. Markers that it writes become tokens, with rows in the embeddings; an adapter trains these rows, too.
         system_prompt: Put this system message in front of the conversations that have none. Text that is not rendered
             by the chat template is refused.
+        min_score_margin: Leave out and count pairs of which the score of the chosen answer exceeds that of the rejected
+            one by less than this, where rows have scores; by default pairs are kept whatever their scores are.
         prefix_forest: Compute what the sequences of a micro-batch share once and without padding, wherever the model
             can do that exactly (it is checked at the start). Off: padded batches.
         max_tokens_per_microbatch: With prefix forests, most tokens of a micro-batch; their number follows, and the
@@ -133,6 +136,7 @@ class ORPOConfig(TrainingArguments):
     chat_template_on_text: Optional[bool] = None
     chat_template: Optional[str] = None
     system_prompt: Optional[str] = None
+    min_score_margin: Optional[float] = None
     prefix_forest: bool = True
     max_tokens_per_microbatch: Union[int, str, None] = "auto"
     max_skipped_steps: int = 3
@@ -264,7 +268,7 @@ class ORPOConfig(TrainingArguments):
         require_beta(self.beta)
         for name, minimum in _MINIMUM.items():
             value = getattr(self, name)
-            if value is not None and value < minimum:
+            if value is not None and not value >= minimum:  # NaN among them
                 raise ConfigError(f"{name} is {value}; expected at least {minimum}")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise ConfigError("num_train_epochs and max_steps are both 0 or less, so nothing would be trained; set one")

@@ -63,6 +63,7 @@ def token_key(rows: datasets.Dataset, pair_tokenizer: PairTokenizer, bad_rows: s
         "max_completion_length": pair_tokenizer.max_completion_length,
         "chat_template_on_text": pair_tokenizer.chat_template_on_text,
         "system_prompt": pair_tokenizer.system_prompt,
+        "min_score_margin": pair_tokenizer.min_score_margin,
         "bad_rows": bad_rows,
         "rows": rows_digest(rows),
     }

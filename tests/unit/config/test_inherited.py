@@ -83,7 +83,7 @@ TRIED = {
     "tests/unit/config/test_optimizers.py": "optim optim_target_modules",
     "tests/integration/test_base_model.py": "chat_template",
     "tests/unit/data/test_processes.py": "dataset_num_proc",
-    "tests/unit/data/test_prepare.py": "bad_rows chat_template_on_text",
+    "tests/unit/data/test_prepare.py": "bad_rows chat_template_on_text min_score_margin",
     "tests/unit/data/tokens/test_system_prompt.py": "system_prompt",
     "tests/unit/data/tokens/test_tokenized.py": "max_prompt_length",
     "tests/unit/model/test_setup.py": "model_init_kwargs",

@@ -94,6 +94,15 @@ class TestEverySource:
         assert prepared.report.format == "answers with a winner or scores"
 
     @every_source
+    def test_pairs_with_close_scores_are_left_out_where_a_margin_is_set(self, make):
+        answers = {"prompt": "Why?", "response_1": "Because.", "response_2": "No."}
+        rows = [answers | {"score_1": first, "score_2": second} for first, second in ((3, 1), (1, 2), (4, 2.5), (2, 2))]
+        tokenizer = PairTokenizer(SMOLLM2.tokenizer(), max_length=None, min_score_margin=1.5)
+        prepared = prepare(make(rows), tokenizer)
+        assert [row["row"] for row in prepared.dataset] == [0, 2]
+        assert prepared.report.dropped == {"scores closer than min_score_margin": [1], "tie": [3]}
+
+    @every_source
     def test_bad_row_stops_with_its_number(self, make):
         rows = [text_row(0), text_row(1), NULL_ROW, text_row(3)]
         with pytest.raises(RowError) as error:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 from ..formats import PreferencePair, restated, unread_columns
-from ..formats.columns import is_media, words_of
-from ..formats.values import number_of
+from ..formats.columns import is_media
+from ..formats.scores import scores_of_sides
 from . import catalogue
 from .catalogue import Hit
 from .texts import PairTexts
 
 PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
-SCORE_WORDS = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards", "quality", "grade", "grades"))
 
 # Tags that write text, and entities. Code is left out before they are looked for.
 HTML = re.compile(
@@ -43,7 +41,9 @@ def row_hits(row: Mapping[str, Any], pair: PreferencePair, texts: PairTexts) -> 
     yield from ((catalogue.MEDIA, name) for name in _media(row))
     if match := PLACEHOLDER.search(texts.prompt):
         yield catalogue.MEDIA, f"{match[0]} in the prompt"
-    yield from ((catalogue.SCORES, name) for name in _scores_against_the_choice(restated(row)))
+    yield from (
+        (catalogue.SCORES, name) for name, chosen, rejected in scores_of_sides(restated(row)) if chosen < rejected
+    )
     for side in ("chosen", "rejected"):
         if has_html(getattr(texts, side)) and not ABOUT_HTML.search(texts.prompt):
             yield catalogue.HTML, side
@@ -69,22 +69,3 @@ def _is_something(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_is_something, value))
     return bool(value.strip()) if isinstance(value, str) else value is not None
-
-
-def _scores_against_the_choice(row: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in row.items():
-        other = counterpart(str(name))
-        if other is None or other not in row:
-            continue
-        chosen, rejected = number_of(value), number_of(row[other])
-        if chosen is not None and rejected is not None and chosen < rejected:
-            yield str(name)
-
-
-@lru_cache(maxsize=4096)
-def counterpart(name: str) -> str | None:
-    """Return the column of the rejected answer's score for that of the chosen one; None for any other column."""
-    words = words_of(name)
-    if "chosen" not in words or SCORE_WORDS.isdisjoint(words):
-        return None
-    return re.sub("chosen", lambda match: "Rejected" if match[0][0] == "C" else "rejected", name, flags=re.IGNORECASE)

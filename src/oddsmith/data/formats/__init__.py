@@ -8,6 +8,7 @@ Every message about the content of a row is raised here, as a ``RowError`` or, f
     layouts       the rows of platforms, annotation tools and comparisons, restated as pairs:
       platforms, annotated, judged      their readers; malformed answers, candidates, scores
       families      response_a and response_b, score_1 to score_4; raises nothing
+      scores        scores of both answers; raises nothing
       verdicts      unknown winners; rows that prefer neither answer (``UndecidedRow``)
     columns       columns that are not read
     offer         unknown columns, and which of them may be meant

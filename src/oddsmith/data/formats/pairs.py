@@ -41,6 +41,7 @@ from .judged import answers_without_verdict
 from .layouts import Layout, layout_of
 from .messages import SYSTEM_ROLES, Message, messages_of_text, to_messages
 from .offer import offered_columns, unknown_columns
+from .scores import scores_of_sides
 from .tool_calls import read_tools
 from .transcripts import (
     ANY_TURN,
@@ -69,6 +70,8 @@ class PreferencePair:
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # further variables of the chat template
     # Whether the prompt is no more than the words that both answers begin with
     is_prompt_shared_words: bool = field(default=False, compare=False)
+    # How much the score of the chosen answer exceeds that of the rejected one; None where the row has none
+    score_margin: float | None = field(default=None, compare=False)
     # Prompt and answers as the row has them, where it holds a transcript as text; None: it holds more, or messages
     transcript: tuple[str, str, str] | None = field(default=None, compare=False)
 
@@ -83,7 +86,9 @@ def to_pair(row: Row) -> PreferencePair:
     known = _recognise(row)
     if known is None:
         raise RowError("missing column", _unknown(row)).offering(offered_columns(row))
-    return known.convert(_with_messages(row, known.columns))
+    pair = known.convert(_with_messages(row, known.columns))
+    scores = next(scores_of_sides(row), None) if known.layout is None else None
+    return pair if scores is None else replace(pair, score_margin=scores[1] - scores[2])
 
 
 def format_of(row: Row) -> str:

@@ -63,6 +63,7 @@ class PairTokenizer:
         chat_template_on_text: Whether plain text is rendered by the chat template, unless it was before. It is not by
             default (None), and ``prepare`` refuses datasets that hold both text and conversations.
         system_prompt: System message for conversations that have none; ``prepare`` refuses text that is not rendered.
+        min_score_margin: Pairs whose scores differ by less are dropped; None: none are.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class PairTokenizer:
         max_completion_length: int | None = None,
         chat_template_on_text: bool | None = None,
         system_prompt: str | None = None,
+        min_score_margin: float | None = None,
     ):
         self.tokenizer = tokenizer
         self.renderer = Renderer(tokenizer)
@@ -84,6 +86,7 @@ class PairTokenizer:
         self.max_completion_length = max_completion_length or DEFAULT_COMPLETION_LENGTH
         self.chat_template_on_text = chat_template_on_text
         self.system_prompt = system_prompt
+        self.min_score_margin = min_score_margin
 
     @property
     def most_tokens(self) -> int | None:
@@ -103,6 +106,7 @@ class PairTokenizer:
             max_completion_length=args.max_completion_length,
             chat_template_on_text=args.chat_template_on_text,
             system_prompt=args.system_prompt,
+            min_score_margin=args.min_score_margin,
         )
 
     def tokenize(self, pairs: Sequence[PreferencePair]) -> list[TokenizedPair | Dropped]:
@@ -114,6 +118,9 @@ class PairTokenizer:
 
     def render(self, pair: PreferencePair) -> RenderedPair | Dropped:
         """Return the text of a pair, or why it is dropped: the half of ``tokenize`` that can raise a ``RowError``."""
+        margin, minimum = pair.score_margin, self.min_score_margin
+        if margin is not None and minimum is not None and margin < minimum:
+            return Dropped(DropReason.CLOSE_SCORES)
         if is_blank(pair.chosen):
             return Dropped(DropReason.EMPTY_CHOSEN)
         if is_blank(pair.rejected):

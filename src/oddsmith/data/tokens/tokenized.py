@@ -34,6 +34,7 @@ def gap_tokens(gaps: Sequence[int]) -> int:
 class DropReason(StrEnum):
     """Why a valid pair is not trained on; reports use this wording."""
 
+    CLOSE_SCORES = "scores closer than min_score_margin"
     EMPTY_CHOSEN = "empty chosen answer"
     EMPTY_REJECTED = "empty rejected answer"
     IDENTICAL = "identical answers"

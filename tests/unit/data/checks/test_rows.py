@@ -3,10 +3,11 @@
 import pytest
 
 from oddsmith.data.checks import catalogue
-from oddsmith.data.checks.rows import counterpart, has_html, row_hits
+from oddsmith.data.checks.rows import has_html, row_hits
 from oddsmith.data.checks.texts import PairTexts
 from oddsmith.data.formats import to_pair
 from oddsmith.data.formats.columns import is_media
+from oddsmith.data.formats.scores import counterpart
 from oddsmith.data.prepare import prepare
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from tests.pairs import assistant, user

@@ -117,7 +117,7 @@ def test_a_cut_in_front_of_a_turn_is_no_doubled_bos():
 
 
 def test_every_reason_to_drop_a_pair_is_known_to_a_check():
-    of_rows = {DropReason.EMPTY_CHOSEN, DropReason.EMPTY_REJECTED}
+    of_rows = {DropReason.EMPTY_CHOSEN, DropReason.EMPTY_REJECTED, DropReason.CLOSE_SCORES}
     assert set(REASONS) == set(DropReason) - of_rows
 
 

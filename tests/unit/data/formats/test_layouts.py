@@ -199,6 +199,14 @@ def test_scores_go_with_the_restated_row():
     assert restated({"prompt": "a"}) == {"prompt": "a"}
 
 
+def test_the_margin_of_the_scores_goes_with_the_pair():
+    assert to_pair(NUMBERED | {"score_1": 1, "score_2": "3,5"}).score_margin == 2.5
+    assert to_pair(NUMBERED | {"overall_preference": -2}).score_margin == 2
+    assert to_pair(NUMBERED | {"rank_1": 1, "rank_2": 2}).score_margin is None
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert to_pair(pair | {"rating_chosen": 1, "rating_rejected": 4}).score_margin == -3
+
+
 def test_a_column_that_may_be_a_part_of_the_prompt_is_told():
     row = AB | {"winner": "b", "context": "The sun has set."}
     assert unread_columns(row, to_pair(row)) == ["context"]
