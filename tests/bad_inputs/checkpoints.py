@@ -101,6 +101,10 @@ CHECKPOINTS: tuple[BadInput, ...] = (
         "output_dir out holds a run of another trainer; choose another folder, and to start from the weights of that"
         " run give --from-weights out/checkpoint-4",
         {LAST: _of_another_trainer}),
+    BadInput("starts from weights in shards", f"train c.yaml --from-weights {LAST}",
+        "out/checkpoint-4: its weights lie in shards of DeepSpeed; join them first, where you trust them: python"
+        " out/checkpoint-4/zero_to_fp32.py out/checkpoint-4 out/checkpoint-4 --safe_serialization",
+        {f"{LAST}/zero_to_fp32.py": "", f"{LAST}/trainer_state.json": "{}", f"{LAST}/config.json": "{}"}),
     BadInput("starts from weights and goes on with a run", f"train c.yaml --from-weights {LAST} --resume",
         "--from-weights starts a new run, and --resume goes on with a run; give one of them", RUN),
     BadInput("has a bit flipped in the weights", f"train c.yaml --resume {LAST}",

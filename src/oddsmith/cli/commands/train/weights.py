@@ -44,9 +44,10 @@ def weights_in(name: str) -> str:
     folder = Path(name).expanduser()
     if (folder / MANIFEST_FILE).exists():
         verify(folder)
+    found = checkpoints(folder)
+    _require_joined(folder)
     if not folder.is_dir() or _holds_model(folder):
         return name
-    found = checkpoints(folder)
     for checkpoint in reversed(found):
         if file_of_another_trainer(checkpoint) is not None and _holds_model(checkpoint):
             return str(checkpoint)
@@ -56,8 +57,25 @@ def weights_in(name: str) -> str:
         except CheckpointError:
             continue
     if found:
+        _require_joined(found[-1])
         raise CheckpointError(f"{folder}: none of its {len(found)} checkpoints holds a model that is whole")
     return name
+
+
+def _require_joined(folder: Path) -> None:
+    """Refuse weights that lie in shards, as DeepSpeed and FSDP write them; say what joins them."""
+    if not folder.is_dir() or next(folder.glob("*.safetensors"), None) is not None:
+        return
+    sharded = next(folder.glob("pytorch_model_fsdp_*"), None)
+    if sharded is not None and sharded.is_dir():
+        what, join = "FSDP", f"accelerate merge-weights {sharded} {folder}"
+    elif (folder / "zero_to_fp32.py").is_file():
+        what, join = "DeepSpeed", f"python {folder}/zero_to_fp32.py {folder} {folder} --safe_serialization"
+    else:
+        return
+    raise CheckpointError(
+        f"{folder}: its weights lie in shards of {what}; join them first, where you trust them: {join}"
+    )
 
 
 def _holds_model(folder: Path) -> bool:
