@@ -9,7 +9,8 @@ from math import sqrt
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from peft import LoraConfig
+from transformers import AutoModelForSeq2SeqLM, T5Config, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from trl.experimental.orpo import ORPOConfig as TRLConfig
 from trl.experimental.orpo import ORPOTrainer as TRLTrainer
@@ -19,6 +20,7 @@ from oddsmith.errors import ConfigError
 from oddsmith.training.drop_in import OF_TRL
 from oddsmith.training.live_settings import LiveSettings
 from oddsmith.training.transformers_adapter import BYPASSED_METHODS
+from tests.command import save_model
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 from tests.tiny_runs import PLAIN, make_trainer
 
@@ -341,6 +343,74 @@ class TestSettingsThatChangeWhileTraining:
             run(tmp_path, change, save_strategy="no").train()
 
 
+# ---- What TRL's documentation trains on
+
+
+def turns(question, *answers):
+    asked = [{"role": "user", "content": question}] if question else []
+    return [[*asked, {"role": "assistant", "content": answer}] for answer in answers]
+
+
+def forms_of_trl() -> dict[str, list[dict]]:
+    """The same pairs as text and as conversations, with the prompt in a column and at the beginning of both answers."""
+    rows = [{name: text.strip() for name, text in row.items()} for row in ragged_pairs(8, seed=3)]
+    answers = [(row["chosen"], row["rejected"]) for row in rows]
+    asked = [turns(row["prompt"], *sides) for row, sides in zip(rows, answers, strict=True)]
+    prompts = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    alone = [dict(zip(("chosen", "rejected"), turns("", *sides), strict=True)) for sides in answers]
+    return {
+        "text": [{**row, "chosen": f" {row['chosen']}", "rejected": f" {row['rejected']}"} for row in rows],
+        "text alone": [{side: f"{row['prompt']} {row[side]}" for side in ("chosen", "rejected")} for row in rows],
+        "conversation": [{"prompt": prompt, **row} for prompt, row in zip(prompts, alone, strict=True)],
+        "conversation alone": [dict(zip(("chosen", "rejected"), sides, strict=True)) for sides in asked],
+    }
+
+
+def encoder_decoder():
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4, "vocab_size": 264}
+    return AutoModelForSeq2SeqLM.from_config(T5Config(**sizes, decoder_start_token_id=257))
+
+
+class TestFormsOfTRL:
+    @pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
+    @pytest.mark.parametrize("form", ["text", "conversation"])
+    def test_an_implicit_prompt_gives_the_same_rows(self, tmp_path, form, kind):
+        model = tiny_model if kind == "decoder" else encoder_decoder
+        columns = ("chosen_input_ids", "chosen_prompt_tokens", "rejected_input_ids", "prompt_input_ids")
+        rows = [
+            [{name: row.get(name) for name in columns} for row in trainer.train_dataset]
+            for trainer in (
+                make_trainer(tmp_path, model(), forms_of_trl()[name]) for name in (form, f"{form} alone")
+            )
+        ]  # fmt: skip
+        if form == "text":  # words that both answers begin with go to the prompt, so where it ends may differ
+            whole = [[(row["prompt_input_ids"] or []) + row["chosen_input_ids"] for row in side] for side in rows]
+            assert whole[0] == whole[1]
+        else:
+            assert rows[0] == rows[1]
+
+    @pytest.mark.parametrize("form", ["text alone", "conversation alone"])
+    def test_an_adapter_trains_on_it(self, tmp_path, form):
+        adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        rows = Dataset.from_list(forms_of_trl()[form])
+        options = {"peft_config": adapter, "remove_unused_columns": False, "max_steps": 2, "learning_rate": 1e-2}
+        trainer = make_trainer(tmp_path, None, rows, rows, eval_strategy="steps", **options)
+        before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+        trainer.train()
+        changed = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+        assert changed == {name for name in before if "lora_" in name}
+        assert "eval_loss" in trainer.state.log_history[-2]
+
+    def test_weights_in_half_precision_by_the_settings(self, tmp_path):
+        save_model(tmp_path / "model", model=tiny_model())
+        settings = {"model_init_kwargs": {"dtype": torch.float16}, "max_steps": 1, "learning_rate": 0.1}
+        args = ORPOConfig(output_dir=str(tmp_path / "run"), **PLAIN, **settings)
+        trainer = ORPOTrainer(model=str(tmp_path / "model"), args=args, train_dataset=ROWS)
+        trainer.train()
+        assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float16}
+        assert trainer.processing_class is not None
+
+
 # ---- What older scripts give the trainer
 
 
@@ -403,8 +473,8 @@ class TestOlderScripts:
         assert theirs.state.log_history[0]["loss"] == trainer.state.log_history[0]["loss"]
         assert told(caplog)[:3] == [
             OF_TOKENIZER,
-            "args is a TrainingArguments: write ORPOConfig; its settings are taken, learning_rate=0.001 among them,"
-            " with beta=0.1 and max_length=1024",
+            "args is a TrainingArguments: write ORPOConfig, whose defaults count where it lacks a setting; its own are"
+            " taken, learning_rate=0.001 among them",
             "settings belong in args: write ORPOConfig(beta=0.1)",
         ]
 

@@ -163,7 +163,7 @@ TABLE = (
     told(
         "fsdp fsdp_config deepspeed",
         "sharding is left to transformers and accelerate, and not covered by our tests; FSDP has no effect on CPUs",
-        accepted=(None, "", False, {}),
+        accepted=(None, "", False, {}, []),
         has_use=True,
     ),
     told(
@@ -228,7 +228,7 @@ def _line(args: Any, name: str, fields: Fields) -> str | None:
         return f"{name} holds {', '.join(parts)}: {fields.note}" if parts else None
     if name == "do_eval" and str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
         return None  # transformers has set it
-    if value in fields.accepted or (name == "fsdp_config" and args.fsdp):
+    if value in fields.accepted or (name == "fsdp_config" and (args.fsdp or not any(dict(value or {}).values()))):
         return None
     shown: Any = ("off", "on")[value] if isinstance(value, bool) else repr(value)
     if len(shown) > MAX_SHOWN:

@@ -121,8 +121,8 @@ def _settings(args: Any, lines: list[str]) -> ORPOConfig:
         if name not in known:
             setattr(settings, name, value)
     lines.append(
-        f"args is a {type(args).__name__}: write ORPOConfig; its settings are taken, learning_rate={args.learning_rate}"
-        f" among them, with beta={settings.beta} and max_length={settings.max_length}"
+        f"args is a {type(args).__name__}: write ORPOConfig, whose defaults count where it lacks a setting; its own are"
+        f" taken, learning_rate={args.learning_rate} among them"
     )
     lines += today.lines
     return settings

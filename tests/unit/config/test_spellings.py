@@ -183,6 +183,8 @@ def test_the_dump_of_other_arguments_is_taken(tmp_path, caplog):
     assert (args.learning_rate, args.eval_strategy, args.eval_steps) == (3e-5, "steps", plain.eval_steps)
     assert (args.hub_token, args.logging_nan_inf_filter, args.beta) == (None, False, 0.1)
     assert [line.partition(" ")[0] for line in said(caplog)] == ["logging_nan_inf_filter"]
+    older = {"fsdp": [], "fsdp_config": {"min_num_params": 0, "xla": False}, "push_to_hub_token": "<PUSH_TO_HUB_TOKEN>"}
+    assert orpo(tmp_path, **older).hub_token is None
     again = ORPOConfig(**args.to_dict())
     assert again.to_dict() == args.to_dict()
     assert len(said(caplog)) == 1
