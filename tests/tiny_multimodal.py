@@ -32,6 +32,10 @@ MOST: dict[str, int] = {
 VOCABULARY = SMALL["vocab_size"]
 # What else a kind needs: settings of its text part, and of the whole.
 TEXT: dict[str, dict[str, Any]] = {
+    "cohere2_vision": {"logit_scale": 0.5},
+    "granite_docling": {"logits_scaling": 2.0},
+    "hyperclovax_vision_v2": {"logits_scaling": 2.0},
+    "lfm2_vl": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
     "mllama": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
 }
 WHOLE: dict[str, dict[str, Any]] = {

@@ -120,7 +120,10 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
         peft_config.task_type = TaskType.SEQ_2_SEQ_LM
     outside = outside_text(model)
     _check_targets(model, peft_config, outside)
-    bypassed = bypassed_layers(model) if peft_config.target_modules == ALL_LINEAR else []
+    is_all_linear = getattr(peft_config, "target_modules", None) == ALL_LINEAR
+    bypassed = bypassed_layers(model) if is_all_linear else []
+    if outside and is_all_linear:
+        peft_config.target_modules = _linear_layers(model, re.compile(pattern_of(outside)))
     _leave_out(peft_config, [*outside, *bypassed])
     _check_initialisation(model, peft_config)
     _keep_tied(model, peft_config)
@@ -261,6 +264,24 @@ def _leave_out(peft_config: PeftConfig, outside: list[str]) -> None:
     if already and not isinstance(already, str):
         already = rf"(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(already)))})"
     peft_config.exclude_modules = "|".join(filter(None, (already, pattern_of(outside))))
+
+
+def _linear_layers(model: PreTrainedModel, is_outside: re.Pattern[str]) -> list[str]:
+    """Name the linear layers of the text part but the head, by their last names where those name nothing else.
+
+    PEFT's own search takes routers that are a subclass of a linear layer and return more than one tensor (Llama 4), and
+    shortens ``merger.mlp.0`` of a vision tower to ``0``, which names every first layer.
+    """
+    head = model.get_output_embeddings()
+    named = [(path, module) for path, module in model.named_modules() if path and not is_outside.fullmatch(path)]
+    layers = [path for path, module in named if _is_plain_linear(module) and module is not head]
+    last_names = {path.rpartition(".")[2] for path in layers}
+    with_these = [path for path, _ in named if path.rpartition(".")[2] in last_names]
+    return sorted(last_names) if len(with_these) == len(layers) else layers
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D)) and not type(module).__module__.startswith("transformers.models.")
 
 
 def _check_initialisation(model: PreTrainedModel, peft_config: PeftConfig) -> None:

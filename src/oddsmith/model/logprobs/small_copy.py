@@ -120,7 +120,8 @@ def _narrow(config: PreTrainedConfig) -> None:
     hidden, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
     key_heads = getattr(config, "num_key_value_heads", None)
     if isinstance(hidden, int) and isinstance(heads, int):
-        own_width = getattr(config, "head_dim", None)
+        # getattr refuses what differs by layer, as in Gemma 4.
+        own_width = vars(config).get("head_dim") if "head_dim" in vars(config) else getattr(config, "head_dim", None)
         width = own_width if isinstance(own_width, int) else hidden // heads
         if key_heads in (None, heads):
             new_heads, new_key_heads = 2, 2
