@@ -267,6 +267,14 @@ def test_other_prompts_other_code():
     assert "llama" not in texts["encoder"]
 
 
+def test_the_code_gives_the_system_message_of_the_training():
+    start = {"event": "start", "step": 0, "settings": {"system_prompt": 'Say "no" | {x}.\nOr yes.', "beta": 0.1}}
+    text = str(model_card(CardFacts("a", "model"), [start]))
+    assert r'[{"role": "system", "content": "Say \"no\" | {x}.\nOr yes."}, {"role": "user"' in text
+    assert "| `beta` | 0.1 |" in text
+    assert "| `system_prompt`" not in text
+
+
 def test_a_broken_last_line_of_the_event_log_is_left_out(tmp_path):
     (tmp_path / "events.jsonl").write_text('{"event": "log", "step": 1}\n{"event": "lo', encoding="utf-8")
     assert read_events(tmp_path) == [{"event": "log", "step": 1}]

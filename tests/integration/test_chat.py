@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from oddsmith.config import ModelConfig
 from oddsmith.inference.loading import load_for_inference
 from oddsmith.model.adapters import get_quantization_config
+from oddsmith.system.run_folder import Event, append_event
 from tests.command import START, environment, run_apart, run_forked, run_here, save_model
 from tests.pairs import assistant, user
 from tests.terminal import Terminal
@@ -102,6 +103,16 @@ def test_a_model_without_a_template_says_so(capsys, tmp_path):
     outcome = run_here(capsys, "chat", tmp_path, "--prompt", "Once", "--max-new-tokens", 8)
     assert outcome.code == 0
     assert outcome.err.startswith(f"{tmp_path} has no chat template: your text is continued as it stands\n")
+
+
+def test_the_system_message_of_the_training_is_offered(capsys, tmp_path):
+    save_model(tmp_path)
+    append_event(tmp_path, Event.START, 0, settings={"system_prompt": "Be brief."})
+    outcome = run_here(capsys, "chat", tmp_path, "--prompt", "Once", "--max-new-tokens", 8)
+    said = f"{tmp_path} was trained with the system message 'Be brief.': --system, or /system, gives it\n"
+    assert outcome.err.startswith(said)
+    outcome = run_here(capsys, "chat", tmp_path, "--prompt", "Once", "--max-new-tokens", 8, "--system", "Rhyme.")
+    assert "was trained with" not in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.command import environment, run_forked, run_here, save_model, save_rows
+from tests.pairs import assistant, merging_tokenizer, user
 from tests.terminal import Terminal
 from tests.tiny import CHATML, ragged_pairs, tiny_model, tiny_tokenizer
 from tests.unit.data.checks.test_survey import FAULTY, GOOD
@@ -197,3 +198,19 @@ def test_more_tokens_than_positions_fail_unless_they_are_cut(capsys, tmp_path):
     assert "more than 64 tokens" in out
     code, out, _ = run_here(capsys, *words, "--max-length", 64)
     assert re.search(r"pass  more tokens than positions", out)
+
+
+def test_a_base_model_with_the_chat_template_and_system_message_of_the_training(capsys, tmp_path):
+    merging_tokenizer.cache_clear()
+    model = save_model(tmp_path / "model", model=tiny_model(vocab_size=260), tokenizer=merging_tokenizer())
+    rows = [
+        {"prompt": [user(f"{n}?")], "chosen": [assistant("Yes.")], "rejected": [assistant("No!")]} for n in range(6)
+    ]
+    words = ["data", "check", save_rows(tmp_path / "p.jsonl", rows), "--model", model, "--json"]
+    code, out, _ = run_here(capsys, *words, "--chat-template", "chatml", "--system-prompt", "Be kind.")
+    found = json.loads(out)
+    assert found["example"]["prompt"].startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n0?")
+    assert found["preference"]["pairs"] == 6
+    assert not [check for check in found["findings"] if "template" in check["check"] and check["verdict"] != "pass"]
+    code, out, _ = run_here(capsys, *words)
+    assert (code, "has no chat template" in out) == (2, True)

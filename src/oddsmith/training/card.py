@@ -6,6 +6,7 @@ values are from a fixed selection, so that no path, token or host name gets into
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def model_card(facts: CardFacts, events: Sequence[Mapping[str, Any]], *, has_cur
         f"{IS[facts.kind]}{on_base} with [ORPO](https://arxiv.org/abs/2403.07691) (odds ratio preference optimization)"
         f" by Oddsmith {__version__}.",
         "\n".join(f"- {note}" for note in facts.notes),
-        "## Use it\n\n" + _usage(facts, name),
+        "## Use it\n\n" + _usage(facts, name, system_prompt_of(start)),
         _held_out(events),
         _data(start.get("data", {})),
         _training(start, events),
@@ -171,6 +172,11 @@ def model_card(facts: CardFacts, events: Sequence[Mapping[str, Any]], *, has_cur
     ]
     body = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def system_prompt_of(start: Mapping[str, Any]) -> str | None:
+    """Return the system message that a run gave its rows, from its start event; None where it gave none."""
+    return (start.get("settings") or {}).get("system_prompt")
 
 
 def hub_id(name: str | None) -> str | None:
@@ -212,7 +218,7 @@ def _public_name(name: str) -> str:
     return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else Path(name).resolve().name
 
 
-def _usage(facts: CardFacts, name: str) -> str:
+def _usage(facts: CardFacts, name: str, system_prompt: str | None) -> str:
     short, place = name.rpartition("/")[2], facts.place or name
     if facts.kind == "gguf":
         files = ", ".join(f"`{file}`" for file in facts.files)
@@ -227,6 +233,9 @@ def _usage(facts: CardFacts, name: str) -> str:
     else:
         opening, end = _opening(facts), _CHAT if facts.has_chat_template else _CONTINUE
     code = (opening + end).format(name=place, auto_class=facts.auto_class)
+    if system_prompt is not None:  # with which it was trained
+        message = json.dumps({"role": "system", "content": system_prompt}, ensure_ascii=False)
+        code = code.replace('[{"role": "user"', f'[{message}, {{"role": "user"')
     text = f"With {_libraries(facts)}:\n\n```python\n{code}\n```"
     if facts.is_encoder_decoder or facts.auto_class or facts.base == "unnamed":
         return text
@@ -318,7 +327,8 @@ def _training(start: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> 
     if stopped and steps and stopped[-1]["step"] == max(steps):
         facts["stopped early"] = stopped[-1].get("reason")
     settings = start.get("settings") or {}
-    facts |= {f"`{name}`": value for name, value in settings.items() if value is not None and value != -1}
+    told = {name: value for name, value in settings.items() if name != "system_prompt"}  # which the code above has
+    facts |= {f"`{name}`": value for name, value in told.items() if value is not None and value != -1}
     if not facts:
         return ""
     rows = [

@@ -76,6 +76,8 @@ def chat(arguments: Sequence[str]) -> dict[str, Any]:
         model = conversation.backend.name
         if not conversation.backend.has_template:
             say(f"{model} has no chat template: your text is continued as it stands")
+        elif "system" not in given and (trained := _trained_system(name)):
+            say(f"{model} was trained with the system message {trained!r}: --system, or /system, gives it", hang=4)
         if prompt is None:
             _talk(conversation)
             return {"command": "chat", "model": model, "messages": conversation.messages}
@@ -91,6 +93,15 @@ def chat(arguments: Sequence[str]) -> dict[str, Any]:
             "seconds": round(answer.seconds, 3),
             "messages": conversation.messages,
         }
+
+
+def _trained_system(name: str) -> str | None:
+    """Return the system message that a run gave its rows (``system_prompt``)."""
+    from ...system.run_folder import read_events
+    from ...training.card import system_prompt_of
+
+    starts = [event for event in read_events(name) if event.get("event") == "start"]
+    return system_prompt_of(starts[-1]) if starts else None
 
 
 def _piped() -> str:

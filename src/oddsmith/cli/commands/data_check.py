@@ -37,6 +37,8 @@ OPTIONS = (
         "Put plain text into the chat template, as with the training's setting; false: keep it as it is.",
         "[true|false]",
     ),
+    Option("chat_template", "value", "Chat template for a model without one, as with the training's setting.", "NAME"),
+    Option("system_prompt", "value", "System message for conversations that have none, as in the training.", "TEXT"),
     Option("max_prompt_length", "value", "What the prompt of a pair that is too long is cut down to.", "N"),
     Option(
         "scored_pairs",
@@ -81,7 +83,7 @@ def data_check(arguments: Sequence[str]) -> Judged:
         if "model" in given:
             from ...model.loading.outline import outlined_limits
 
-            pair_tokenizer = _pair_tokenizer(given["model"], limits, on_text)
+            pair_tokenizer = _pair_tokenizer(given, limits, on_text)
             readable = outlined_limits(given["model"], pair_tokenizer.tokenizer)
     total = len(rows) if hasattr(rows, "__len__") else None
     with offering(columns), counting("checking", "rows", total) as on_rows:
@@ -125,6 +127,9 @@ def _limits(given: dict[str, str]) -> dict[str, int | None]:
 
 def _chat_template_on_text(given: dict[str, str]) -> bool | None:
     """Read whether plain text is put into the chat template, which needs ``--model``; None where nothing is said."""
+    for flag in ("chat_template", "system_prompt"):
+        if flag in given and "model" not in given:
+            raise ConfigError(f"{flag_of(flag)} is about what a model sees; name it with --model MODEL")
     word = given.get("chat_template_on_text")
     if word is None:
         return None
@@ -147,16 +152,21 @@ def _evaluation(given: dict[str, str]) -> Rows | FileRows | None:
     return open_rows(name, split=split, columns=columns, where_there=True)
 
 
-def _pair_tokenizer(model: str, limits: dict[str, int | None], on_text: bool | None) -> PairTokenizer:
+def _pair_tokenizer(given: dict[str, str], limits: dict[str, int | None], on_text: bool | None) -> PairTokenizer:
     from ...config import ORPOConfig
     from ...data.tokens.pair_tokenizer import PairTokenizer
+    from ...model.loading.chat_template import set_chat_template
     from ...model.loading.models import load_tokenizer
 
+    tokenizer = load_tokenizer(given["model"])
+    if "chat_template" in given:
+        set_chat_template(tokenizer, given["chat_template"])
     return PairTokenizer(
-        load_tokenizer(model),
+        tokenizer,
         max_length=limits["max_length"] or ORPOConfig.max_length,
         max_prompt_length=limits["max_prompt_length"],
         chat_template_on_text=on_text,
+        system_prompt=given.get("system_prompt"),
     )
 
 
@@ -169,10 +179,13 @@ def _preference(
     most_pairs: int,
 ) -> dict[str, Any]:
     from ...inference.loading import load_for_inference
+    from ...model.loading.chat_template import fit_model
     from ...model.preference import model_preference
 
     with working(f"loading {given['model']}"):
         model, _ = load_for_inference(given["model"])
+        if "chat_template" in given:
+            fit_model(model, pair_tokenizer.tokenizer, None, is_set=True, is_main=False)
     pairs = min(most_pairs, total - len(left_out))
     with counting("scoring", "pairs", pairs) as on_pairs:
         found = model_preference(
