@@ -23,7 +23,8 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from ...errors import ConfigError, DataError
+from ...errors import ConfigError, DataError, RowError
+from ..formats import format_of
 from .files import PARQUET, Row, kind_of_file, read_rows, require_path
 from .mixture import Share, mix, mix_streams, parse_mixture, shares_of, weights_of
 from .naming import Columns, columns_there, named_row, parse_columns, with_names
@@ -40,6 +41,7 @@ Rows: TypeAlias = "list[Row] | datasets.Dataset | datasets.IterableDataset"
 BUILTIN = "builtin:"
 HOUSE_STYLE = "builtin:house-style"
 HOUSE_STYLE_SPLITS: dict[str, Literal["train", "heldout"]] = {"train": "train", "test": "heldout", "heldout": "heldout"}
+FIRST_ROWS = 100  # of a dataset in a mixture, one of which should have known columns
 BATCH_ROWS = 250  # a tenth of a second of work for the checks
 HUB_ID = re.compile(r"\w[\w.-]*(?:/[\w.-]+)?")
 
@@ -297,8 +299,25 @@ def _training_rows(arguments: ScriptArguments, seed: int) -> tuple[Rows, list[Sh
         )
         for part in parts
     ]
+    for number, (part, rows) in enumerate(zip(parts, all_rows, strict=True)):
+        _require_known_columns(rows, f"datasets[{number}] ({part.path})")
     shares = shares_of(parts, None if streaming else list(map(len, all_rows)))
     return (mix_streams if streaming else mix)(all_rows, weights_of(parts), seed), shares
+
+
+def _require_known_columns(rows: Rows, where: str) -> None:
+    """Name the dataset of a mixture of which no format knows the columns; in the mixture, rows alone would be named."""
+    problem: DataError | None = None
+    for row in islice(rows, FIRST_ROWS):
+        try:
+            format_of(row)
+            return
+        except RowError:
+            return  # known columns, a fault in them
+        except DataError as error:
+            problem = problem or error
+    if problem is not None:
+        raise DataError(f"{where}: {problem}")
 
 
 def _evaluation_rows(arguments: ScriptArguments) -> Rows | dict[str, Rows]:

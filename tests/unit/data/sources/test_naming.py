@@ -188,6 +188,13 @@ class TestRuns:
             rows = plain_rows(load_datasets(arguments, seed=1, evaluate=False).train)
             assert sorted(rows, key=str) == sorted(plain_rows(NAMED) * 3, key=str)
 
+    def test_a_mixture_names_the_dataset_of_unknown_columns(self, tmp_path):
+        path, named = str(save_rows(tmp_path / "a.jsonl", ROWS)), str(save_rows(tmp_path / "b.jsonl", NAMED))
+        for streaming in (False, True):
+            arguments = ScriptArguments(datasets=[named, path], dataset_streaming=streaming)
+            with pytest.raises(DataError, match=r"^datasets\[1\] \(.*a.jsonl\): found .* did you mean prompt=question"):
+                load_datasets(arguments, seed=1, evaluate=False)
+
     def test_a_file_that_is_read_again(self, tmp_path):
         rows = open_rows(str(save_rows(tmp_path / "a.jsonl", NESTED)), columns=PATHS)
         assert plain_rows(row for _, row in numbered_rows(rows)) == plain_rows(NAMED) == plain_rows(rows)
