@@ -152,8 +152,8 @@ ROWS = (
         _rows(*[{"prompt": "a", "response_a": "b", "response_b": "c", "winner": name} for name in ("a", "gpt")])),
     BadInput("gives a number that may be an answer or a scale", "train c.yaml",
         "train, row 0: unknown winner: preference is 1, which may mean answer 1, or that the second one is better by 1;"
-        " rename the column to winner (1 or 2: the better answer) or to overall_preference (-3 to 3: below 0 the first"
-        " is better); bad_rows=drop leaves such rows out",
+        " say which, as in columns: winner=preference (1 or 2: the better answer) or columns:"
+        " overall_preference=preference (-3 to 3: below 0 the first is better); bad_rows=drop leaves such rows out",
         _rows(*[{"prompt": "a", "response_1": "b", "response_2": "c", "preference": 1}] * 2)),
     BadInput("exports records that nobody has judged", "train c.yaml",
         "train: 0 usable pairs in 2 rows (dropped 2 no judgement: rows 0, 1); expected at least 2",

@@ -165,8 +165,8 @@ def _winner(row: Row, column: str, answers: Columns, found: Mapping[tuple[str, .
         raise RowError(
             "unknown winner",
             f"{column} is {number:g}, which may mean answer {number:g}, or that the second one is better by {number:g};"
-            " rename the column to winner (1 or 2: the better answer) or to overall_preference (-3 to 3: below 0 the"
-            " first is better)",
+            f" say which, as in columns: winner={column} (1 or 2: the better answer) or columns:"
+            f" overall_preference={column} (-3 to 3: below 0 the first is better)",
         )
     return winner(value, column, names, is_signed=name in SIGNED or is_scale)
 

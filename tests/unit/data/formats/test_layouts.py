@@ -7,6 +7,7 @@ import pytest
 
 from oddsmith.data.formats import PreferencePair, format_of, restated, to_pair, unread_columns
 from oddsmith.data.formats.layouts import LAYOUTS as KNOWN
+from oddsmith.data.sources.naming import named_row
 from oddsmith.errors import DataError, RowError, UndecidedRow
 from tests.layouts import AB, BLUE, GREEN, LAYOUTS, NUMBERED, QUESTION, assistant, user
 
@@ -184,6 +185,11 @@ def test_a_fault_is_named_and_can_be_counted(reason, detail, row):
     assert caught.value.reason == reason
     assert detail in caught.value.detail
     assert not isinstance(caught.value, UndecidedRow)
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("winner", GREEN), ("overall_preference", BLUE)])
+def test_a_number_that_may_mean_two_things_is_read_under_either_name(name, chosen):
+    assert to_pair(named_row(NUMBERED | {"preference": 1}, {name: "preference"})).chosen == [assistant(chosen)]
 
 
 def test_answers_without_a_verdict_are_of_no_format():
