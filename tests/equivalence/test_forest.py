@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oddsmith.batching.collate import IGNORED, PairCollator, trl_features
@@ -18,6 +17,7 @@ from oddsmith.model.logprobs.attention import forest_attention_in
 from oddsmith.model.logprobs.output_transform import output_transform
 from oddsmith.model.logprobs.packed import forest_logps, forest_tokens
 from oddsmith.model.logprobs.padded import padded_tokens, pair_logps
+from oddsmith.model.logprobs.small_copy import Float64Everywhere
 from tests.tiny import SMALL
 
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -48,6 +48,8 @@ EXACT = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
     "deepseek_v3": EXPERTS | LATENT,
     "gpt_oss": EXPERTS | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "stablelm": {},
+    "nemotron": {},
     "granite_swa": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
     "granitemoe_swa": EXPERTS | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
     "mimo_v2_flash": EXPERTS | {"sliding_window": 4},
@@ -61,16 +63,6 @@ EXACT = {
 }
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 BETA = 0.3
-
-
-class Float64Everywhere(TorchFunctionMode):
-    """Compute in float64 what models otherwise compute in float32 (norms, rotations, softmax, routers)."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        swap = {torch.float32: torch.float64, torch.float: torch.float64}
-        args = tuple(swap.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
-        kwargs = {k: swap.get(v, v) if isinstance(v, torch.dtype) else v for k, v in (kwargs or {}).items()}
-        return torch.Tensor.double(*args) if func is torch.Tensor.float else func(*args, **kwargs)
 
 
 @functools.cache

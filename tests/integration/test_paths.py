@@ -25,8 +25,9 @@ from oddsmith.batching.collate import PairCollator
 from oddsmith.errors import NonFiniteError
 from oddsmith.model.logprobs import paths
 from oddsmith.model.logprobs import token_budget as memory
+from oddsmith.model.logprobs.small_copy import Float64Everywhere
 from tests.command import run_here, save_config, save_model, save_pairs
-from tests.equivalence.test_forest import Float64Everywhere
+from tests.equivalence.test_self_check import MIXING, made
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 from tests.tiny_runs import make_trainer
 
@@ -63,9 +64,10 @@ def run(folder, *args, double=False, resume=None, **more) -> Run:
 
 
 def in_its_precision(trainer):
-    """Llama computes norms and rotations in float32, whatever its weights are; GPT-2 computes in their type."""
+    """Llama and Qwen3.5 compute much in float32, whatever their weights are; GPT-2 computes in their type."""
     is_double = trainer.model.dtype == torch.float64
-    return Float64Everywhere() if is_double and trainer.model.config.model_type == "llama" else nullcontext()
+    in_float32 = trainer.model.config.model_type in ("llama", "qwen3_5_text")
+    return Float64Everywhere() if is_double and in_float32 else nullcontext()
 
 
 def finished(trainer) -> Run:
@@ -109,6 +111,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {},
     "full, tied": {"model": tied},
     "full, learned positions and tied": {"model": gpt2},
+    "full, hybrid": {"model": functools.partial(made, "qwen3_5_text", MIXING["qwen3_5_text"])},
     "full, NLL on the response": {"nll_on": "response"},
     "full, checkpoints": {"model": gpt2, **NOT_REENTRANT},
     "full, reentrant checkpoints": {"model": gpt2, **REENTRANT},

@@ -25,6 +25,7 @@ from ...batching.forest import ForestLayout, pack
 from ...errors import ModelError
 from ..limits import embedding_rows
 from .attention import NAME, forest_attention, forest_attention_in, require_packable
+from .current_layout import set_layout
 from .packed import head_replaced
 from .padded import unwrap
 
@@ -36,8 +37,12 @@ FIRST_ID, MARK = 16, 100  # ordinary tokens in any vocabulary, and larger than a
 class _Mixed(Exception):
     """A module was found; ends the forward pass, which may take long in such a module."""
 
+    def __init__(self, kind: type[nn.Module]):
+        super().__init__(kind.__name__)
+        self.kind = kind
 
-def mixing_module(model: nn.Module, *, tokens: int) -> str | None:
+
+def mixing_module(model: nn.Module, *, tokens: int) -> type[nn.Module] | None:
     """Run a model once, in the mode, precision and context it is in, and return the class of what mixes tokens.
 
     Args:
@@ -45,7 +50,7 @@ def mixing_module(model: nn.Module, *, tokens: int) -> str | None:
         tokens: Length of the row, about. What works on blocks of tokens mixes only in a row longer than a block.
 
     Returns:
-        The name of the innermost class that mixes tokens; ``None`` where all but the attention works token by token.
+        The innermost class that mixes tokens; ``None`` where all but the attention works token by token.
 
     Raises:
         ModelError: The attention cannot be replaced, or the NaN of a token disappears on the way through the model.
@@ -73,12 +78,13 @@ def mixing_module(model: nn.Module, *, tokens: int) -> str | None:
             if not type(module).__module__.startswith("torch."):  # the class around it says more
                 hook = module.register_forward_hook(_watching(is_marked_T), with_kwargs=True)
                 stack.callback(hook.remove)
+        set_layout(layout)
         try:
-            model(input_ids=ids_T[None], position_ids=layout.depth_T[None], forest=layout, use_cache=False)
+            model(input_ids=ids_T[None], position_ids=layout.depth_T[None], use_cache=False)
         except _Mixed as found:
-            return str(found)
+            return found.kind
     if (found_T[0] & ~is_marked_T).any():
-        return type(inner).__name__
+        return type(inner)
     if not found_T[0][is_marked_T].all():
         raise ModelError("what becomes of a token on its way through the model could not be followed")
     return None
@@ -144,6 +150,6 @@ def _watching(is_marked_T: Tensor) -> Any:
         if any(spoiled(outputs)):
             inputs = spoiled((*args, *kwargs.values()))
             if inputs and not any(inputs):
-                raise _Mixed(type(module).__name__)
+                raise _Mixed(type(module))
 
     return hook

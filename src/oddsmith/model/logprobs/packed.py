@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...batching.collate import IGNORED
+from .current_layout import resumed_in_backward, set_layout
 from .head import token_logps
 from .output_transform import OutputTransform
 from .padded import PairLogps, unwrap
@@ -30,12 +31,12 @@ def forest_logps(model: nn.Module, batch: Mapping[str, Any], *, transform: Outpu
     layout = batch["forest"].to(batch["input_ids"].device)
 
     def logp_of(head: nn.Module, hidden_1TD: Tensor) -> Tensor:
-        return token_logps(head, hidden_1TD[0], batch["position_E"], batch["target_E"], transform=transform)
+        hidden_TD = resumed_in_backward(hidden_1TD, layout)[0]
+        return token_logps(head, hidden_TD, batch["position_E"], batch["target_E"], transform=transform)
 
+    set_layout(layout)
     with head_replaced(model, logp_of):
-        outputs = model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], forest=layout, use_cache=False
-        )
+        outputs = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
     logp_E = F.pad(outputs.logits, (0, 1))  # the lists of entries are padded with E
     logp_SL = logp_E[batch["response_entry_SL"]]
     logp_S = logp_SL.sum(-1) / batch["response_tokens_S"]

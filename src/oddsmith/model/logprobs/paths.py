@@ -31,6 +31,7 @@ from .packed import forest_logps, forest_tokens
 from .padded import PairLogps, padded_tokens, pair_logps, unwrap
 from .pair_tokens import PairTokens
 from .self_check import Verdict, check_forest
+from .sequence_wise import SequenceWiseLayers
 from .token_budget import token_budget
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class ForestPath:
     nll_on: str
     transform: OutputTransform
     memory_saving: MemorySavingLayers
+    sequence_wise: SequenceWiseLayers
     reason: str  # what the self-check found
     max_tokens: int | None = None  # in a micro-batch; None: the batch sizes fix the micro-batches
 
@@ -105,13 +107,13 @@ class ForestPath:
 
     @property
     def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
-        """Return a function that computes lengths of pairs from columns; a pair's prompt counts once."""
-        return partial(lengths_of, nll_on=self.nll_on, shared_prompt=True)
+        """Return a function that computes lengths of pairs from columns; a prompt that is computed once counts once."""
+        return partial(lengths_of, nll_on=self.nll_on, shared_prompt=self.sequence_wise.shares_prompts)
 
     @contextmanager
     def around(self, model: nn.Module) -> Iterator[None]:
-        """Replace attention and memory-saving layers while a step is computed."""
-        with forest_attention_in(model), self.memory_saving.applied():
+        """Replace attention, memory-saving layers and those on sequences while a step is computed."""
+        with forest_attention_in(model), self.memory_saving.applied(), self.sequence_wise.applied():
             yield
 
     def halved(self, loaded: LoadedRows | None) -> int | None:
@@ -172,10 +174,10 @@ def choose_path(
         verdict = Verdict(False, obstacle)
     if not least(verdict.forest) and verdict.forest:
         verdict = Verdict(False, "another process found that it cannot be packed")
-    if verdict.transform is None or verdict.memory_saving is None:
+    if verdict.transform is None or verdict.memory_saving is None or verdict.sequence_wise is None:
         logger.warning("Training on padded batches, which is slower: %s.", verdict.reason)
         return replace(padded, reason=verdict.reason)
-    path = ForestPath(args.nll_on, verdict.transform, verdict.memory_saving, verdict.reason)
+    path = ForestPath(args.nll_on, verdict.transform, verdict.memory_saving, verdict.sequence_wise, verdict.reason)
     if isinstance(args.max_tokens_per_microbatch, str):  # "auto"
         forward = partial(_one_forward, model, path, precision)
         budget = token_budget(model, forward, processes=args.world_size)
@@ -205,16 +207,20 @@ def _obstacle_in_run(args: ORPOConfig, padded: PaddedPath, overridden: list[str]
 def _one_forward(
     model: nn.Module, path: ForestPath, precision: Callable[[], AbstractContextManager], tokens: int
 ) -> Tensor:
-    """Compute a loss over a packed row of one pair, the first half of it prompt, as in a training step."""
+    """Compute a loss over a packed row of one pair as in a training step; the first half of it is a shared prompt.
+
+    Where some layers run on whole sequences, and a prompt counts twice, hardly anything is shared.
+    """
     ids = np.arange(tokens) % 64 + 3
-    prompt, third = tokens // 2, tokens // 4
+    prompt = tokens // 2 if path.sequence_wise.shares_prompts else 1
+    answer = (tokens - prompt) // 2
     row = {
-        "chosen_input_ids": ids[: prompt + third],
-        "rejected_input_ids": np.concatenate([ids[:prompt], ids[prompt + third :] + 1]),
+        "chosen_input_ids": ids[: prompt + answer],
+        "rejected_input_ids": np.concatenate([ids[:prompt], ids[prompt + answer :] + 1]),
         "chosen_prompt_tokens": prompt,
         "rejected_prompt_tokens": prompt,
-        "chosen_end": prompt + third,
-        "rejected_end": tokens - third,
+        "chosen_end": prompt + answer,
+        "rejected_end": tokens - answer,
     }
     batch = send_to_device(forest_batch([row], "sequence"), next(model.parameters()).device)
     if limit := position_rows(unwrap(model)):  # only sizes count here

@@ -3,7 +3,8 @@
 What a packed row needs of a model (replaceable attention, position ids that it obeys, no recurrence, nothing else that
 mixes tokens) does not follow from its name. Three things decide, and the first that fails rules packed rows out:
 
-    structure   nothing but the replaced attention mixes tokens, in the model itself (mixing.py), whatever its weights
+    structure   nothing but the replaced attention mixes tokens, in the model itself (mixing.py), whatever its weights;
+                or else layers of classes that the copy has too, and those run on sequences (sequence_wise.py)
     exactness   packed rows equal sequences computed one by one to 1e-5, on a small copy in float64 (small_copy.py)
     agreement   packed and padded batches of a few pairs are alike on the model itself, as it will compute
 
@@ -15,7 +16,7 @@ long in all of them, so that short sequences reveal a model that handles them an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,16 @@ from .mixing import mixing_module
 from .output_transform import OutputTransform, output_transform
 from .packed import forest_logps
 from .padded import PairLogps, pair_logps, unwrap
-from .small_copy import SHORT_WINDOW, SPECIAL_IDS, VOCABULARY, is_window, small_config, small_copy
+from .sequence_wise import SequenceWiseLayers, sequence_wise_layers
+from .small_copy import (
+    SHORT_WINDOW,
+    SPECIAL_IDS,
+    VOCABULARY,
+    Float64Everywhere,
+    is_window,
+    small_config,
+    small_copy,
+)
 
 # Largest difference of a token's log-probability over their spread, on a copy in float64. What models compute in
 # float32 even then (norms, soft caps) rounds to 2e-7 of it; a token of another sequence changes hundredths.
@@ -46,7 +56,8 @@ EXACT = 1e-5
 ALIKE = 0.3
 # A row of the model itself is short, for it may be large; one of the copy exceeds blocks that a layer may work on.
 ROW_TOKENS, COPY_ROW_TOKENS = 68, 306
-COPY_SEQUENCE_TOKENS = 40  # all alike: then nothing is padded
+# All alike: then nothing is padded. Layers that mix tokens in their own way often work on blocks of 64.
+COPY_SEQUENCE_TOKENS, COPY_LONG_TOKENS = 40, 80
 PROMPT = (
     "Water boils at a lower temperature on a mountain than by the sea. Why is that so, and what follows for cooking?"
 )
@@ -67,6 +78,7 @@ class Verdict(NamedTuple):
     reason: str
     transform: OutputTransform | None = None
     memory_saving: MemorySavingLayers | None = None
+    sequence_wise: SequenceWiseLayers | None = None
 
 
 def check_forest(
@@ -90,20 +102,46 @@ def check_forest(
     try:
         with torch.no_grad(), _short_windows(model):
             with precision():
-                mixing = mixing_module(model, tokens=ROW_TOKENS)
-            obstacle = _leak(mixing) if mixing else _inexactness(model)
-            if obstacle:
-                return Verdict(False, obstacle)
+                mixers = _mixers(model, tokens=ROW_TOKENS)
+            exactness = _exactness(model)
+            if exactness.obstacle:
+                return Verdict(False, exactness.obstacle)
+            if added := [kind for kind in mixers if kind not in exactness.mixers]:
+                raise _Leak(added[0])
+            sequence_wise = sequence_wise_layers(model, mixers, hands_on_states=exactness.hands_on_states)
             with precision():
-                return _agreement(model, tokenizer, pad_token_id, transform)
+                return _agreement(model, tokenizer, pad_token_id, transform, sequence_wise)
+    except _Leak as leak:
+        return Verdict(False, str(leak))
     except _REFUSALS as error:
         return Verdict(False, f"it cannot be called with packed rows ({_in_short(error)})")
     finally:
         model.train(was_training)
 
 
-def _leak(mixing: str) -> str:
-    return f"its {mixing} mixes tokens in its own way, so packed sequences would leak into each other"
+class _Leak(Exception):
+    def __init__(self, kind: type[nn.Module]):
+        super().__init__(
+            f"its {kind.__name__} mixes tokens in its own way, so packed sequences would leak into each other"
+        )
+
+
+def _mixers(model: nn.Module, *, tokens: int) -> list[type[nn.Module]]:
+    """Return the classes of layers that mix tokens in their own way; ``_Leak`` where they cannot run on sequences."""
+    kinds: list[type[nn.Module]] = []
+    while True:
+        try:
+            with sequence_wise_layers(model, kinds, hands_on_states=False).applied(mixing=False):
+                kind = mixing_module(model, tokens=tokens)
+        except _REFUSALS as error:
+            if kinds:
+                raise _Leak(kinds[-1]) from error
+            raise
+        if kind is None:
+            return kinds
+        if kind in kinds or isinstance(unwrap(model), kind):
+            raise _Leak(kind)
+        kinds.append(kind)
 
 
 def _in_short(error: Exception) -> str:
@@ -111,47 +149,67 @@ def _in_short(error: Exception) -> str:
     return cause.splitlines()[0][:100]
 
 
-_found_inexact: dict[tuple[type, str], str | None] = {}  # by class and settings, for runs of the same kind of model
+class _Exactness(NamedTuple):
+    """What was found on a small copy of a model."""
+
+    obstacle: str | None = None  # why packed rows are not exact
+    mixers: tuple[type[nn.Module], ...] = ()  # layers that have to run on sequences
+    hands_on_states: bool = False  # and are exact on answers that begin with the state behind their prompt
 
 
-def _inexactness(model: nn.Module) -> str | None:
-    """Return why packed rows are not exact on a small copy of a model, or ``None`` where they are."""
+_exactness_of_kind: dict[tuple[type, str], _Exactness] = {}  # by class and settings, for runs of the same kind of model
+
+
+def _exactness(model: nn.Module) -> _Exactness:
+    """Return how packed rows are exact on a small copy of a model."""
     inner: Any = unwrap(model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     try:
         kind = type(inner), small_config(inner).to_json_string()
-        if kind not in _found_inexact:
-            _found_inexact[kind] = _inexactness_of_copy(small_copy(inner))
+        if kind not in _exactness_of_kind:
+            _exactness_of_kind[kind] = _exactness_of_copy(small_copy(inner))
+    except _Leak as leak:
+        return _Exactness(str(leak))
     except Exception as error:  # noqa: BLE001  the class's own code, with settings that nobody has tried
-        return f"no small copy of it could be made to check on ({_in_short(error)})"
-    return _found_inexact[kind]
+        return _Exactness(f"no small copy of it could be made to check on ({_in_short(error)})")
+    return _exactness_of_kind[kind]
 
 
-def _inexactness_of_copy(small: nn.Module) -> str | None:
-    if mixing := mixing_module(small, tokens=COPY_ROW_TOKENS):
-        return _leak(mixing)
+def _exactness_of_copy(small: nn.Module) -> _Exactness:
+    mixers = tuple(_mixers(small, tokens=COPY_ROW_TOKENS))
     transform = output_transform(small.config)
     if transform is None:
         raise ModelError("its output layer is followed by an unknown change of the logits")
-    rows = _random_pairs()
-    padded = pair_logps(small, PairCollator(0)([trl_features(row) for row in rows]), pad_token_id=0)
-    with forest_attention_in(small):
-        packed = forest_logps(small, forest_batch(rows, "sequence"), transform=transform)
-    difference = _differences(packed, padded).max().item()
-    if difference <= EXACT:
-        return None
-    return f"packed rows of a small copy of it differ from single sequences by {difference:.2g} of the spread"
+    rows = _random_pairs(COPY_LONG_TOKENS if mixers else COPY_SEQUENCE_TOKENS)
+
+    with Float64Everywhere() if mixers else nullcontext():
+        padded = pair_logps(small, PairCollator(0)([trl_features(row) for row in rows]), pad_token_id=0)
+
+        def difference(hands_on_states: bool) -> float:
+            layers = sequence_wise_layers(small, mixers, hands_on_states=hands_on_states, min_shared=2)
+            with forest_attention_in(small), layers.applied():
+                packed = forest_logps(small, forest_batch(rows, "sequence"), transform=transform)
+            return _differences(packed, padded).max().item()
+
+        if mixers:
+            with suppress(*_REFUSALS):  # a layer without states, or with others than most
+                if difference(True) <= EXACT:
+                    return _Exactness(None, mixers, True)
+        found = difference(False)
+    if found <= EXACT:
+        return _Exactness(None, mixers)
+    return _Exactness(f"packed rows of a small copy of it differ from single sequences by {found:.2g} of the spread")
 
 
-def _random_pairs() -> list[dict[str, Any]]:
-    """Return four tokenized pairs for a copy, of sequences of one length that share prompts and beginnings."""
+def _random_pairs(tokens: int) -> list[dict[str, Any]]:
+    """Return four tokenized pairs for a copy, of sequences of so many tokens that share prompts and beginnings."""
     generator = np.random.default_rng(0)
 
     def ids(count: int) -> list[int]:
         return generator.integers(SPECIAL_IDS, VOCABULARY, count).tolist()
 
     def pair(prompt: list[int], shared: int) -> dict[str, Any]:
-        chosen = ids(COPY_SEQUENCE_TOKENS - len(prompt))
+        chosen = ids(tokens - len(prompt))
         return _row(prompt, chosen, chosen[:shared] + ids(len(chosen) - shared))
 
     first, second = ids(12), ids(25)
@@ -159,19 +217,24 @@ def _random_pairs() -> list[dict[str, Any]]:
 
 
 def _agreement(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, pad_token_id: int, transform: OutputTransform
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pad_token_id: int,
+    transform: OutputTransform,
+    sequence_wise: SequenceWiseLayers,
 ) -> Verdict:
     """Compare both paths on four short pairs that share prompts and beginnings of answers."""
     device, memory_saving = next(model.parameters()).device, memory_saving_layers(model)
     rows = _pairs(tokenizer, position_rows(unwrap(model)))
     features = PairCollator(pad_token_id)([trl_features(row) for row in rows])
     padded = pair_logps(model, send_to_device(features, device), pad_token_id=pad_token_id)
-    with forest_attention_in(model), memory_saving.applied():
+    with forest_attention_in(model), memory_saving.applied(), sequence_wise.applied():
         packed = forest_logps(model, send_to_device(forest_batch(rows, "sequence"), device), transform=transform)
     difference = _differences(packed, padded).mean().item()
     if not difference <= ALIKE:  # also where it is NaN
         return Verdict(False, f"packed and padded batches differ by {difference:.2g} of the log-probabilities' spread")
-    return Verdict(True, f"packed and padded batches agree to {difference:.1g} of the spread", transform, memory_saving)
+    reason = f"packed and padded batches agree to {difference:.1g} of the spread{sequence_wise.said}"
+    return Verdict(True, reason, transform, memory_saving, sequence_wise)
 
 
 def _obstacle(model: nn.Module) -> str | None:

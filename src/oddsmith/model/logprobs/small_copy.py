@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...errors import ModelError
@@ -49,6 +50,23 @@ def small_copy(model: PreTrainedModel) -> PreTrainedModel:
     return small
 
 
+class Float64Everywhere(TorchFunctionMode):
+    """Compute in float64 what models otherwise compute in float32 (norms, rotations, softmax, routers, recurrences).
+
+    Where a router follows, rounding in float32 may choose other experts, and then nothing is exact.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        swap = {torch.float32: torch.float64}
+
+        def swapped(value: Any) -> Any:
+            return swap.get(value, value) if isinstance(value, torch.dtype) else value
+
+        if func is torch.Tensor.float:
+            return torch.Tensor.double(*args)
+        return func(*map(swapped, args), **{name: swapped(value) for name, value in (kwargs or {}).items()})
+
+
 def small_config(model: PreTrainedModel) -> PreTrainedConfig:
     """Return the configuration of a small copy: every kind of layer occurs, and windows are a few tokens long."""
     config = copy.deepcopy(model.config)
@@ -73,7 +91,8 @@ def small_config(model: PreTrainedModel) -> PreTrainedConfig:
 
 def is_window(name: str, value: Any) -> bool:
     """Return whether an attribute of a model or configuration is how many tokens an attention sees."""
-    return name in ("sliding_window", "attention_chunk_size") and isinstance(value, int) and not isinstance(value, bool)
+    names = ("sliding_window", "attention_window_size", "attention_chunk_size")
+    return name in names and isinstance(value, int) and not isinstance(value, bool)
 
 
 def layers_of_every_kind(model: PreTrainedModel) -> int:

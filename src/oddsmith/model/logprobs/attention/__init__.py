@@ -30,6 +30,7 @@ from transformers import AttentionInterface
 
 from ....batching.forest import ForestLayout
 from ....errors import ModelError
+from ..current_layout import current_layout, set_layout
 from .cpu import paths_forest_attention
 from .cuda import cuda_forest_attention
 
@@ -45,7 +46,6 @@ def forest_attention(
     value: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    forest: ForestLayout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -59,7 +59,8 @@ def forest_attention(
     chunk is the module's. ``scaling`` is 1 / sqrt(C) by default. A layer that asks for anything else raises
     ``ModelError``; the self-check recognises such a model before training.
     """
-    forest = require_packable(attention_mask, forest=forest, dropout=dropout, **others)
+    require_packable(attention_mask, dropout=dropout, **others)
+    forest = current_layout(query.shape[2])
     if torch.is_autocast_enabled(query.device.type):  # as PyTorch's own attention does
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -109,12 +110,11 @@ def _scaled_by_depth(module: Any, query: Tensor, forest: ForestLayout) -> Tensor
 def require_packable(
     attention_mask: Tensor | None = None,
     *,
-    forest: ForestLayout | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = True,
     **others: Any,
-) -> ForestLayout:
-    """Return the layout that an attention layer was called with; ``ModelError`` where it asks for something else.
+) -> None:
+    """Raise ``ModelError`` where an attention layer asks for something else than tree attention.
 
     That is a mask, a view of later tokens, dropout (two sequences that share a token would share its dropout mask), and
     any other tensor: biases, chosen keys or blocks of keys.
@@ -122,9 +122,8 @@ def require_packable(
     unknown = [name for name, value in others.items() if isinstance(value, Tensor) and name not in _HARMLESS]
     if unknown:
         raise ModelError(f"its attention uses {' and '.join(unknown)}, which packed rows do not know")
-    if forest is None or attention_mask is not None or dropout or is_causal is False:
+    if attention_mask is not None or dropout or is_causal is False:
         raise ModelError("this attention layer cannot work on packed rows")
-    return forest
 
 
 @contextmanager
@@ -141,6 +140,7 @@ def forest_attention_in(model: nn.Module) -> Iterator[None]:
             config._attn_implementation_internal = NAME
         yield
     finally:
+        set_layout(None)
         for key, config in configs.items():
             config._attn_implementation_internal = before[key]
 

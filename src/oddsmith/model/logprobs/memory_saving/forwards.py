@@ -146,7 +146,7 @@ def _try(module: nn.Module, x: Tensor) -> Tensor | None:
     """Return what a module computes of x; ``None`` where it needs more arguments or another width."""
     try:
         y = module.forward(x)  # without hooks: they are for the model's own passes
-    except (RuntimeError, TypeError, AttributeError):
+    except (RuntimeError, TypeError, AttributeError, LookupError):
         return None
     return y if isinstance(y, Tensor) else None
 
