@@ -14,8 +14,9 @@ INTRO = """# Models
 Any checkpoint that writes text is loaded, also one that reads images, and what works with it is found out at the start
 of a run, not looked up. This table says what was found for a tiny model of each architecture, with random weights:
 
-- **batches**: *packed, prompt shared*: [one row, a prompt in it once](speed.md); *packed*: one row, each sequence
-  whole; *padded*: batches padded to their longest sequence, which is slower and gives the same result.
+- **batches**: *packed, prompt shared*: [one row, a prompt in it once](speed.md), on a GPU perhaps *packed* where there
+  is a recurrence; *packed*: the same, but its [recurrences](speed.md#hybrids) compute each sequence whole; *padded*:
+  batches padded to their longest sequence, which is slower and gives the same result.
 - **LoRA** on all linear layers, **all weights**: two steps and an evaluation. Layers whose weights a model reads
   without calling them (such as `out_proj` and `dt_proj` of Mamba's mixers) and routers of experts get no adapter.
 - **merge**: the adapter was merged, and the merged model loaded again and compared.
