@@ -63,9 +63,9 @@ def test_what_logs_saves_or_evaluates_does_not_decide():
 def test_what_trains_decides():
     prefixes = ("adam_", "optim", "lr_scheduler", "weight_decay", "warmup", "max_", "num_train", "seed", "data_seed")
     training = {name for name, owner in FIELDS.items() if owner is ORPOConfig and name.startswith(prefixes)}
-    others = {"max_tokens_per_microbatch", *LENGTH_SETTINGS}
-    assert {name for name in training if SETTINGS[name].effect is not DECIDES} == others
     early = {"early_stopping_patience", "early_stopping_threshold"}
+    others = {"max_tokens_per_microbatch", *LENGTH_SETTINGS} - early
+    assert {name for name in training if SETTINGS[name].effect is not DECIDES} == others
     assert set(LENGTH_SETTINGS) == {"num_train_epochs", "max_steps", *early}
     for name in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "label_smoothing_factor"):
         assert SETTINGS[name].effect is DECIDES, name
