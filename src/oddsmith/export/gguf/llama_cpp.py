@@ -250,10 +250,24 @@ def _load(library: Any, path: Path) -> Any:
         try:
             return Model(str(path), library.LlamaModelParams())
         except (ValueError, RuntimeError, MemoryError, OSError) as error:
-            reason = errors[0].removeprefix("llama_model_load: error loading model: ") if errors else str(error)
-            if "unknown model architecture" in reason or "unknown pre-tokenizer" in reason:
-                reason += f"; the llama.cpp in cyllama {metadata.version('cyllama')} is older than that"
+            reason = load_failure("\n".join(errors), "cyllama") or str(error)
             raise ModelError(f"{path}: llama.cpp cannot load it: {reason}") from error
+
+
+def load_failure(log: str, package: str) -> str | None:
+    """Return why llama.cpp could not load a file, by its log; ``package`` is the wheel that it is in.
+
+    A family or a pre-tokenizer that it does not know is newer than the wheel. Return ``None`` where the log names no
+    reason.
+    """
+    reasons = [
+        line.rpartition("error loading model: ")[2] for line in log.splitlines() if "error loading model: " in line
+    ]
+    if not reasons:
+        return None
+    is_newer = "unknown model architecture" in reasons[0] or "unknown pre-tokenizer" in reasons[0]
+    newer = f"; the llama.cpp in {package} {metadata.version(package)} is older than that" if is_newer else ""
+    return reasons[0] + newer
 
 
 @contextmanager

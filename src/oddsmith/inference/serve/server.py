@@ -28,7 +28,7 @@ from urllib.request import urlopen
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from ...errors import ConfigError, MissingExtraError, ServerError
-from ...export.gguf.llama_cpp import available_processors
+from ...export.gguf.llama_cpp import available_processors, load_failure
 from ...export.merge import merge_adapter
 from ...export.named_model import find_model
 from ...model.loading.gguf_header import check_gguf
@@ -151,9 +151,12 @@ def require_free(host: str, port: int) -> None:
 
 
 def last_words(log: IO[bytes]) -> str:
-    """Return the last line of a server's output that names an error, else the last line."""
+    """Return why llama.cpp could not load a file, else the last line that names an error, else the last line."""
     log.seek(0)
-    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    text = log.read().decode(errors="replace")
+    if failure := load_failure(text, "xllamacpp"):
+        return failure
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines[-LOG_LINES:] if "error" in line.lower()]
     return (errors or lines or ["no output"])[-1]
 

@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import re
 import struct
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from oddsmith.errors import MissingExtraError, ModelError
-from oddsmith.export.gguf.llama_cpp import BATCH_TOKENS, GgufModel, available_processors
+from oddsmith.export.gguf.llama_cpp import BATCH_TOKENS, GgufModel, available_processors, load_failure
 from oddsmith.model.loading.gguf_header import check_gguf
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
@@ -203,6 +204,17 @@ class TestBrokenFiles:
         message = "unknown model architecture: 'lhama'; the llama.cpp in cyllama [0-9.]+ is older"
         with pytest.raises(ModelError, match=message):
             GgufModel(path)
+
+
+def test_why_a_server_could_not_load_a_file_is_in_its_log():
+    """Lines of xllamacpp's, which ends with an exception that says nothing."""
+    log = (
+        "0.00.016.4 E llama_model_load: error loading model: unknown model architecture: 'lhama'\n"
+        "0.00.016.7 E srv          init: exiting due to model loading error\nRuntimeError: Failed to init server\n"
+    )
+    expected = r"unknown model architecture: 'lhama'; the llama.cpp in xllamacpp [0-9.]+ is older than that"
+    assert re.fullmatch(expected, load_failure(log, "xllamacpp"))
+    assert load_failure("listening\nan error of another kind", "xllamacpp") is None
 
 
 def test_threads_are_as_many_as_the_other_libraries_may_have(monkeypatch):
