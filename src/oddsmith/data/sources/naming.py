@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -197,8 +197,10 @@ def _value_at(value: Any, path: str, before: str) -> Any:
     return _value_at(item, rest, f"{before}.{key}" if before else key) if rest else item
 
 
-def _root(path: str, names: Iterable[str]) -> str | None:
+def _root(path: str, names: Collection[str]) -> str | None:
     """Return the longest of the names that is a path or begins it; None where none does."""
+    if path in names:
+        return path
     fitting = [name for name in names if path == name or path.startswith(f"{name}.")]
     return max(fitting, key=len, default=None)
 
