@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import AutoPeftModelForCausalLM, LoraConfig
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import clone_chat_template
 
 from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith.errors import ModelError
 from oddsmith.export.merge import merge_adapter
 from oddsmith.inference.loading import load_for_inference
 from oddsmith.model.generation import answer
@@ -37,6 +38,12 @@ def base(request, tmp_path_factory) -> Path:
     tiny_model(**{"vocab_size": len(tokenizer), **ids, **KINDS[request.param]}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def of(*kinds: str):
+    """Run a test with some kinds of bases, the others in the slow tests."""
+    others = [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not in kinds]
+    return pytest.mark.parametrize("base", [*kinds, *others], indirect=True)
 
 
 def lora(**settings) -> LoraConfig:
@@ -92,7 +99,8 @@ def test_what_is_trained_is_what_is_saved_loaded_and_merged(base, tmp_path, adap
         torch.testing.assert_close(logits(merged, ids), logits(trainer.model, ids), atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("adapter", [None, lora()], ids=["whole", "LoRA"])
+@of("untied", "tied")
+@pytest.mark.parametrize("adapter", [pytest.param(None, marks=pytest.mark.slow), lora()], ids=["whole", "LoRA"])
 def test_packed_and_padded_steps_are_the_same(base, tmp_path, adapter):
     gradients = []
     for forest in (True, False):
@@ -114,7 +122,8 @@ def test_packed_and_padded_steps_are_the_same(base, tmp_path, adapter):
         torch.testing.assert_close(packed[name], padded[name], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("adapter", [None, lora()], ids=["whole", "LoRA"])
+@of("tied")
+@pytest.mark.parametrize("adapter", [pytest.param(None, marks=pytest.mark.slow), lora()], ids=["whole", "LoRA"])
 def test_a_resumed_run_has_the_same_bits(base, tmp_path, adapter):
     whole = trainer_of(str(base), tmp_path / "whole", adapter, chat_template="chatml", max_steps=4)
     whole.train()
@@ -127,7 +136,8 @@ def test_a_resumed_run_has_the_same_bits(base, tmp_path, adapter):
         assert torch.equal(parameter, expected[name]), name
 
 
-@pytest.mark.parametrize("adapter", [None, lora()], ids=["whole", "LoRA"])
+@of("tied", "padded")
+@pytest.mark.parametrize("adapter", [pytest.param(None, marks=pytest.mark.slow), lora()], ids=["whole", "LoRA"])
 def test_a_script_that_clones_a_template_gets_the_same(base, tmp_path, adapter, caplog):
     tiny_tokenizer(CHATML, bos=None).save_pretrained(tmp_path / "chat")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
@@ -150,6 +160,7 @@ def test_a_script_that_clones_a_template_gets_the_same(base, tmp_path, adapter, 
     assert torch.equal(logits(load_model(str(tmp_path / "script")), ids), logits(script.model, ids))
 
 
+@of("padded")
 def test_a_trained_model_keeps_its_rows(base, tmp_path):
     """Another trainer with the same settings, over the model in memory or the saved one, goes on from it."""
     trainer = trainer_of(str(base), tmp_path / "run", chat_template="chatml")
@@ -163,6 +174,7 @@ def test_a_trained_model_keeps_its_rows(base, tmp_path):
     assert with_adapter.model.active_peft_config.trainable_token_indices is None
 
 
+@of("untied")
 def test_the_end_of_an_answer_is_learned(base, tmp_path):
     trainer = trainer_of(
         str(base), tmp_path / "run", lora(), chat_template="chatml", max_steps=60, learning_rate=3e-2, logging_steps=60
@@ -187,7 +199,29 @@ def test_a_model_that_has_the_template_is_left_alone(tmp_path, caplog):
     assert not [record for record in caplog.records if record.name.endswith("chat_template")]
 
 
-def test_rows_are_told_from_a_dataset_as_from_a_list(tmp_path, base):
+@pytest.mark.parametrize("base", ["untied"], indirect=True)
+def test_an_adapter_that_would_not_train_the_rows_is_refused(base, tmp_path):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora())
+    with pytest.raises(ModelError, match="chat_template adds the tokens .* has an adapter already"):
+        trainer_of(model, tmp_path, tokenizer=load_tokenizer(str(base)), chat_template="chatml")
+
+
+@pytest.mark.slow
+def test_a_base_in_4_bits(base, tmp_path):
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    options = {"quantization_config": quantization, "dtype": "float32"}
+    trainer = trainer_of(str(base), tmp_path / "run", lora(), chat_template="chatml", model_init_kwargs=options)
+    trainer.train()
+    trainer.save_model()
+    ids = ids_of(trainer.processing_class)
+    again, _ = load_for_inference(str(tmp_path / "run"))
+    torch.testing.assert_close(logits(again, ids).float(), logits(trainer.model, ids), atol=1e-5, rtol=1e-5)
+    report = merge_adapter(str(tmp_path / "run"), tmp_path / "merged", dtype="float32", merge_into="dequantized")
+    assert report.from_trained.kl < 1e-9
+
+
+@of("untied")
+def test_a_system_message_for_rows_of_a_base_model(tmp_path, base):
     rows = Dataset.from_list(ROWS)
     args = ORPOConfig(str(tmp_path), chat_template="chatml", system_prompt="Be kind.", use_cpu=True, bf16=False)
     trainer = ORPOTrainer(str(base), args, train_dataset=rows)

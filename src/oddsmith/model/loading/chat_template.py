@@ -89,7 +89,7 @@ def fit_model(
     """Give the tokens that a chat template writes rows in a model's embeddings, where they have none yet.
 
     Args:
-        model: The model, changed in place; it has no adapter yet.
+        model: The model, changed in place.
         tokenizer: Its tokenizer.
         peft_config: Settings of the adapter that is to be trained, if one is.
         is_set: Whether the settings of the run name the template: else no weight is changed.
@@ -97,6 +97,9 @@ def fit_model(
 
     Returns:
         The settings of the adapter, which also trains the rows that no training has seen.
+
+    Raises:
+        ModelError: The model lacks rows and has an adapter, which cannot train them.
     """
     id_of = tokenizer.convert_tokens_to_ids
     written = [id_of(token) for token in template_tokens(tokenizer)]
@@ -105,6 +108,11 @@ def fit_model(
     if unknown and (is_set or peft_config is not None) and (known := _own_tokens(model)) is not None:
         tokens.update({token for token in unknown if token < rows} - known - getattr(model, _STARTED, set()))
     if is_set and any(token >= rows for token in unknown):
+        if hasattr(model, "peft_config"):
+            raise ModelError(
+                f"chat_template adds the tokens {enumerated(map(repr, new_tokens(tokenizer)))}, and the model has an"
+                " adapter already, which does not train their rows; give the base and peft_config instead"
+            )
         grow_embeddings(model, len(tokenizer))
         tokens.update(range(rows, len(tokenizer)))
         if is_main:
