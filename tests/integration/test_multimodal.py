@@ -9,8 +9,10 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
 
+from oddsmith.config import ModelConfig
 from oddsmith.export.merge import merge_adapter
 from oddsmith.inference.chat.backends import Sampling, open_backend
+from oddsmith.model.adapters import get_quantization_config
 from oddsmith.model.loading.models import load_model
 from tests.integration.test_card import require_answer
 from tests.tiny_multimodal import save_multimodal
@@ -75,6 +77,19 @@ def test_an_adapter_is_trained_merged_and_answers(kind, tmp_path, monkeypatch, c
         backend = open_backend(str(folder))
         prompt = backend.tokenize(backend.render([{"role": "user", "content": "Hi"}]))
         assert len(list(backend.generate(prompt, Sampling(max_new_tokens=3)))) > 0
+
+
+@pytest.mark.parametrize("merge_into", [pytest.param("16bit", marks=pytest.mark.slow), "dequantized"])
+def test_towers_are_not_quantised(merge_into, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    base = save_multimodal(tmp_path / "base", "qwen3_vl")
+    settings = get_quantization_config(ModelConfig(use_peft=True, load_in_4bit=True))
+    model = load_model(str(base), dtype="bfloat16", quantization_config=settings)
+    four_bit = {path for path, layer in model.named_modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)}
+    assert {path.rpartition("layers")[0] for path in four_bit} == {"model.language_model."}
+    run = train_run(base, tmp_path / "run", lora={}, dtype="bfloat16", quantization_config=settings)
+    merge_adapter(str(run), tmp_path / "merged", merge_into=merge_into)
+    assert_kept(tmp_path / "merged", base)
 
 
 def test_towers_in_float32_stay_so_under_an_adapter_on_bfloat16(tmp_path):
