@@ -18,8 +18,9 @@ from tests.tiny import ragged_pairs, tiny_model
 from tests.tiny_runs import make_trainer
 
 SETTINGS = {"max_steps": 3, "learning_rate": 1e-2, "per_device_eval_batch_size": 2}
+RECOMPUTE = "activation" if "activation_checkpointing" in ORPOConfig.__dataclass_fields__ else "gradient"
 WITHOUT_EFFECT = {
-    "activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}, "data_seed": 42,
+    f"{RECOMPUTE}_checkpointing": True, f"{RECOMPUTE}_checkpointing_kwargs": {"use_reentrant": False}, "data_seed": 42,
     "ddp_broadcast_buffers": False, "ddp_bucket_cap_mb": 7, "ddp_find_unused_parameters": True,
     "ddp_static_graph": True, "ddp_timeout": 60, "do_train": True, "full_determinism": True, "log_level": "error",
     "log_level_replica": "critical", "log_on_each_node": False, "save_on_each_node": True,
@@ -58,7 +59,7 @@ def test_they_leave_the_result_as_it_is(tmp_path, plain, monkeypatch, as_before)
     monkeypatch.setattr("transformers.trainer.clear_device_cache", lambda: emptied.update(["cache"]))
     recomputed = Counter()
     callback = TrainerCallback()
-    callback.on_step_begin = lambda *_, model, **more: recomputed.update([model.is_activation_checkpointing])
+    callback.on_step_begin = lambda *_, model, **more: recomputed.update([model.is_gradient_checkpointing])
     trainer = make(tmp_path, callbacks=[callback], **WITHOUT_EFFECT)
     ended = trainer.train()
     assert losses(trainer) == pytest.approx(losses(plain), rel=1e-6)
@@ -145,7 +146,7 @@ def test_tf32_needs_an_nvidia_gpu(tmp_path):
 
 def test_activations_are_not_put_aside_without_a_gpu(tmp_path):
     with pytest.raises(ConfigError, match="activation_checkpointing_kwargs has offload on, which needs a GPU"):
-        make(tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs={"offload": True})
+        make(tmp_path, **{f"{RECOMPUTE}_checkpointing": True, f"{RECOMPUTE}_checkpointing_kwargs": {"offload": True}})
 
 
 def test_the_batch_is_made_smaller_until_it_fits(tmp_path):

@@ -42,10 +42,7 @@ TOLD = {
     "local_rank": (0, "local_rank is 0; it has no effect; the launcher's variable LOCAL_RANK counts"),
 }
 IS_A_PACKAGE = {"deepspeed"}  # told too, but transformers needs the package to read it
-IN_NEWER_VERSIONS = {  # than the oldest that is supported
-    "activation_checkpointing", "activation_checkpointing_kwargs", "dataloader_in_order",
-    "dataloader_multiprocessing_context", "trackio_bucket_id", "trackio_static_space_id", "train_sampling_strategy",
-}  # fmt: skip
+IN_NEWER_VERSIONS = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # than the oldest that is supported
 
 # Test file -> the fields that it tries.
 TRIED = {

@@ -37,17 +37,17 @@ def test_what_the_user_set_stays(tmp_path):
     model = tiny_model(attention_dropout=0.1)
     model.requires_grad_(False)
     model.enable_input_require_grads()
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     model.model.norm.forward = lambda x: x
     model.lm_head.register_forward_hook(hook := lambda module, args, y: y)
     model.model.layers[0].eval()
     loan = ModelLoan(model, settings(tmp_path, gradient_checkpointing=True))
     loan.begin()
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     model.train()
     loan.give_back()
     assert input_has_gradient(model)
-    assert model.is_activation_checkpointing
+    assert model.is_gradient_checkpointing
     assert "forward" in vars(model.model.norm)
     assert hook in model.lm_head._forward_hooks.values()
     assert [layer.training for layer in model.model.layers] == [False, True]

@@ -113,7 +113,7 @@ def test_parameters_without_gradient_are_named(reentrant, caplog):
     model = two_adapters()
     if reentrant is not None:
         model.enable_input_require_grads()
-        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         model.train()
     first_step(model, lambda: model(IDS, labels=IDS, use_cache=False).loss)
     layer = "model.layers.*.self_attn.q_proj.lora"
