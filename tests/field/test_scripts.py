@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,6 +24,7 @@ SCRIPTS = {
     "unsloth_notebook": (True, [TOKENIZER, "warmup_ratio is an older name"]),
     "llama3_qlora": (False, [TOKENIZER, EVAL]),
     "trl_documentation": (True, []),
+    "trl_script": (True, [TOKENIZER]),
     "alignment_handbook": (True, [TOKENIZER, EVAL]),
     "autotrain": (True, [TOKENIZER, "warmup_ratio is an older name"]),
 }
@@ -59,7 +61,15 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def run(data, models, tmp_path, caplog, monkeypatch):
+def verbosity():
+    """Take back what ``log_level`` sets for the whole process."""
+    before = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(before)
+
+
+@pytest.fixture
+def run(data, models, tmp_path, caplog, monkeypatch, verbosity):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
@@ -96,6 +106,14 @@ def test_smol_course_notebook(run, tmp_path):
     assert trainer.model.get_input_embeddings().num_embeddings == len(tokenizer)
     row = trainer.train_dataset[0]
     assert tokenizer.decode(row["chosen_input_ids"]).startswith("<|im_start|>user\nWhat is ")
+
+
+def test_trl_script(run, tmp_path):
+    trainer, _ = run("trl_script")
+    assert trainer.state.global_step == 2
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    row = trainer.train_dataset[0]
+    assert trainer.processing_class.decode(row["chosen_input_ids"]).startswith("<|im_start|>user\nWhat is ")
 
 
 def test_smol_course_page(run):
@@ -146,7 +164,7 @@ def test_alignment_handbook(run, tmp_path):
     assert "alignment-handbook" in (tmp_path / "README.md").read_text()
 
 
-def test_the_recipe_of_alignment_handbook_is_a_file_of_the_command(data, models, tmp_path, capsys):
+def test_the_recipe_of_alignment_handbook_is_a_file_of_the_command(data, models, tmp_path, capsys, verbosity):
     words = ["--model-name-or-path", models / "chat", "--dataset-name", data, "--output-dir", tmp_path / "run"]
     outcome = run_here(capsys, "train", RECIPE, *words, "--bf16", "false", "--json")
     assert outcome.code == 0, outcome.err

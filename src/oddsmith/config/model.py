@@ -79,3 +79,8 @@ class ModelConfig:
         if self.lora_target_modules is not None and len(self.lora_target_modules) == 1:
             # One name may be a pattern or "all-linear", which PEFT takes only as a string.
             self.lora_target_modules = self.lora_target_modules[0]  # type: ignore[assignment]
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """``False``: what TRL's older scripts read here is a setting of ``ORPOConfig``, in TRL today, too."""
+        return False

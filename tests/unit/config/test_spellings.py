@@ -193,6 +193,7 @@ def test_the_dump_of_other_arguments_is_taken(tmp_path, caplog):
 
 def test_a_setting_can_be_read_under_its_older_name(tmp_path):
     assert ModelConfig(dtype="auto").torch_dtype == "auto"
+    assert ModelConfig().trust_remote_code is False
     args = orpo(tmp_path, eval_strategy="steps", eval_steps=1)
     assert args.evaluation_strategy == "steps"
     assert (hasattr(args, "warmup_ratio"), hasattr(args, "torch_dtype"), hasattr(args, "quickly")) == (False,) * 3
