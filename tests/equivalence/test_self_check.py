@@ -7,6 +7,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -66,13 +68,14 @@ NOT_BY_SEQUENCES = {
 OTHERS = {
     "bloom": ({"n_layer": 2, "n_head": 4}, "its BloomAttention mixes tokens"),
     "mpt": ({"d_model": 32, "n_layers": 2, "n_heads": 4}, "cannot be called with packed rows"),
-    "gptj": ({"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "differ from single sequences by"),
     "doge": ({}, "cannot be called with packed rows"),
     "minimax_m3_vl_text": (
         EXPERTS | {"layer_types": ["minimax_m3_sparse"] * 2, "index_n_heads": 2, "index_head_dim": 8},
         "its attention uses block_indices",
     ),
 }  # fmt: skip
+if Version(transformers.__version__) < Version("5.24"):  # it has taken transformers' attention interface since
+    OTHERS["gptj"] = ({"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "differ from single sequences by")
 # Families of MODEL_FOR_CAUSAL_LM whose code has one of these words for another reason, or that are not packed anyway.
 MIXING_WORDS = re.compile(r"conv1d|selective_scan|delta_rule|recurrent|lightning_attention|_scan\(")
 NOT_MIXING = {

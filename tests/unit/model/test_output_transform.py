@@ -80,7 +80,7 @@ def assignments_to_logits(model_type: str, class_name: str) -> list[str]:
 
 
 def does_more_than_its_head(model_type: str, class_name: str) -> bool:
-    hidden = r"\w+(\[\w+\]|\.\w+|\.to\([\w.=]+\))?"
+    hidden = r"\w+(\[\w+\]|\[:, \w+, :\]|\.\w+|\.to\([\w.=]+\))?"
     called = rf"self\.\w+\(({hidden}|self\.\w+\({hidden}\))\)(\.float\(\)|\.contiguous\(\))?"
     handed_on = r"\w*outputs?(\.logits|\[0\])"
     assigned = assignments_to_logits(model_type, class_name)

@@ -33,7 +33,7 @@ from ...batching.forest import ForestLayout
 from ...errors import ModelError
 from .current_layout import current_layout
 
-CACHES = ("cache_params", "past_key_values")  # names under which transformers' layers get their states
+CACHES = ("cache", "cache_params", "past_key_values")  # names under which transformers' layers get their states
 MIN_SHARED = 32  # tokens: fewer cost less than another call
 # A batch of parts may hold this much more than its tokens, or parts that differ by so many tokens.
 _WASTE, _WASTE_TOKENS = 1.25, 16
