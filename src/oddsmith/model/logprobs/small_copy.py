@@ -21,6 +21,7 @@ from ...errors import ModelError
 VOCABULARY, SPECIAL_IDS = 320, 16  # the first ids of a copy are special tokens
 WIDTH, EXPERTS, POSITIONS = 64, 32, 1024  # of an MLP at most; at most so many experts; at least so many positions
 SHORT_WINDOW = 8
+SHORT_CHUNK = 8  # tokens: a recurrence in chunks fills its last one up, by default to 256
 MOST_PARAMETERS = 200_000_000  # two seconds and 1.6 GB; reached where the settings of widths have unknown names
 _MLP_WIDTHS = ("intermediate_size", "ffn", "n_inner", "dff", "d_ff")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -81,6 +82,8 @@ def small_config(model: PreTrainedModel) -> PreTrainedConfig:
                 setattr(part, name, len(name) % SPECIAL_IDS)
             elif is_window(name, value):
                 setattr(part, name, SHORT_WINDOW)
+            elif name in ("chunk_size", "mamba_chunk_size"):  # of a recurrence's algorithm, of no result
+                setattr(part, name, SHORT_CHUNK)
         if isinstance(positions := getattr(part, "max_position_embeddings", None), int):
             part.max_position_embeddings = max(positions, POSITIONS)
     if config._attn_implementation not in ("eager", "sdpa"):  # flash kernels take no float64
