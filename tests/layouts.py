@@ -41,6 +41,9 @@ _ITEMS = [{"id": "x", "title": "1", "body": GREEN}, {"id": "y", "title": "2", "b
 _LISTS = {"instruction": QUESTION, "generations": [GREEN, PURPLE, BLUE], "generation_models": ["a", "b", "c"]}
 
 # Name of the format -> rows of it.
+# Prompts of which the text of the question is only a part.
+PROMPTS = {"summaries": f"POST: {QUESTION}\n\nTL;DR:"}
+
 LAYOUTS: dict[str, dict[str, dict[str, Any]]] = {
     "OpenAI": {
         "OpenAI": {
@@ -144,6 +147,15 @@ LAYOUTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "better and worse answer": {
         "Stack Exchange": {"qid": 1, "question": QUESTION, "date": "2020", "response_j": BLUE, "response_k": GREEN},
+    },
+    "summaries": {
+        "summarize_from_feedback": {
+            "info": {"id": "t3", "post": QUESTION, "title": None, "subreddit": None, "site": None, "article": None},
+            "summaries": [
+                {"text": f" {GREEN}", "policy": "sup"}, {"text": f" {BLUE}", "policy": "ref", "note": "Good."}
+            ],
+            "choice": 1, "worker": "w", "batch": "b", "split": "train", "extra": {"confidence": 8},
+        },
     },
     "answers with a winner or scores": {
         "arena": {

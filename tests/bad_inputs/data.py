@@ -102,7 +102,8 @@ FILES = (
         "pairs.csv: the header names 'chosen' twice; give each column its own name",
         _file("pairs.csv", "prompt,chosen,chosen\na,b,c\n")),
     BadInput("leaves a quote open", "train c.yaml",
-        "pairs.csv, line 2: malformed: unexpected end of data", _file("pairs.csv", 'prompt,chosen,rejected\na,b,"c\n')),
+        "pairs.csv, line 2: malformed: unexpected end of data; put fields with quotes in double quotes, and write each"
+        ' quote in them twice ("")', _file("pairs.csv", 'prompt,chosen,rejected\na,b,"c\n')),
     BadInput("saves a table in a code page", "train c.yaml",
         "pairs.csv, line 2: not UTF-8 at byte 23 of the file (found 0xcf); save the file as UTF-8",
         _file("pairs.csv", "prompt;chosen;rejected\nПочему;Потому;Нет\n".encode("cp1251"))),

@@ -168,6 +168,12 @@ def _winner(row: Row, column: str, answers: Columns, found: Mapping[tuple[str, .
             f" say which, as in columns: winner={column} (1 or 2: the better answer) or columns:"
             f" overall_preference={column} (-3 to 3: below 0 the first is better)",
         )
+    if name in ("label", "labels") and number in (0, 1) and members[0] == "1":
+        raise RowError(
+            "unknown winner",
+            f"{column} is {number:g}, which may count the answers from 0 or from 1; say so if it is from 1, as in"
+            f" columns: winner={column}, else name the better answer ({enumerated(members, 'or')}) in a column winner",
+        )
     return winner(value, column, names, is_signed=name in SIGNED or is_scale)
 
 

@@ -36,6 +36,7 @@ LAYOUTS = (
     Layout("Argilla", annotated.is_argilla, annotated.from_argilla),
     Layout("Label Studio", annotated.is_label_studio, annotated.from_label_studio),
     Layout("better and worse answer", _has("question", "response_j", "response_k"), platforms.from_paired_answers),
+    Layout("summaries", _has("info", "summaries", "choice"), platforms.from_summaries),
     Layout("answers with a winner or scores", judged.has_verdict, judged.compared),
     Layout("list of answers with scores", judged.has_rated_list, judged.ranked),
 )
@@ -45,7 +46,7 @@ LAYOUTS = (
 NAMES = frozenset(
     (
         *("completions", "contents", "response", "rejected_response", "rejected_messages", "response_j", "response_k"),
-        *("systemInstruction", "system_instruction", platforms.PREFERRED, platforms.NOT_PREFERRED),
+        *("info", "summaries", "systemInstruction", "system_instruction", platforms.PREFERRED, platforms.NOT_PREFERRED),
         *(*judged.LISTS, *judged.LIST_SCORES, *WINNERS),
     )
 )

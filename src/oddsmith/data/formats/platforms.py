@@ -1,4 +1,4 @@
-"""Turn rows of other trainers and platforms into rows with ``chosen`` and ``rejected``.
+"""Turn rows of other trainers, platforms and well-known sets into rows with ``chosen`` and ``rejected``.
 
     OpenAI, Azure, Fireworks, Together      input: {messages, tools}, preferred_output, non_preferred_output
     ms-swift                                messages (with the chosen answer), or query and response, or instruction and
@@ -6,8 +6,10 @@
     Amazon Nova                             messages, of which the last has two candidates with a preferenceLabel
     Gemini                                  contents, completions of two: {score, completion: {role, parts}}
     Stack Exchange, paired                  question, response_j (the better), response_k
+    OpenAI's summaries                      info: a post or an article; summaries: [{text}, {text}]; choice: 0 or 1
 
-Source: the documentation of each.
+Source: the documentation of each; of the last, openai/summarize_from_feedback and the prompts of Stiennon et al.,
+arXiv 2009.01325.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import RowError
+from ...errors import RowError, UndecidedRow
 from .families import Prompt, prompt_of
 from .judged import Restated, Row, preferring
 from .messages import Message, messages_of_text
@@ -158,3 +160,35 @@ def from_paired_answers(row: Row) -> Restated:
     """Restate a row of lvwerra/stack-exchange-paired, of which response_j is the better answer."""
     names = ("response_j", "response_k")
     return preferring(prompt_of(row, names), [row[name] for name in names], names)
+
+
+def from_summaries(row: Row) -> Restated:
+    """Restate a comparison of openai/summarize_from_feedback, of which ``choice`` counts from 0."""
+    info, summaries = (parsed(row[column], column) for column in ("info", "summaries"))
+    if not isinstance(info, Mapping):
+        raise RowError("malformed info", f"info is {kind_of(info)}; expected an object with a post or an article")
+    if not isinstance(summaries, list | tuple) or not all(isinstance(item, Mapping) for item in summaries):
+        raise RowError("malformed summaries", f"summaries is {kind_of(summaries)}; expected a list of two objects")
+    if row["choice"] is None:
+        raise UndecidedRow("no judgement", "choice is null; expected 0 or 1")
+    choice = number_of(row["choice"])
+    if len(summaries) != 2 or choice not in (0, 1):
+        found = f"{row['choice']!r:.40} of {len(summaries)} summaries"
+        raise RowError("unknown winner", f"choice is {found}; expected 0 or 1 of two")
+    texts = [item.get("text") for item in (summaries if choice == 0 else reversed(summaries))]
+    sides = [text.strip() if isinstance(text, str) else text for text in texts]
+    return preferring(Prompt({"question": _summarised(info)}, ("info",)), sides, ("summaries", "choice"))
+
+
+def _summarised(info: Mapping[str, Any]) -> str:
+    """Return the text to be summarised as the models of the paper were asked."""
+    key = "article" if info.get("post") is None else "post"
+    body = checked_text(info.get(key), f"info.{key}", "prompt is not text").strip()
+    title, forum = (
+        value.strip() if isinstance(value := info.get(name), str) else "" for name in ("title", "subreddit")
+    )
+    if key == "article":
+        parts = [title, body]
+    else:
+        parts = [forum and f"SUBREDDIT: r/{forum}", title and f"TITLE: {title}", f"POST: {body}"]
+    return "\n\n".join((*filter(None, parts), "TL;DR:"))

@@ -33,6 +33,7 @@ _AROUND = (
     "is are the better best good wins win won winner preferred slightly much significantly more than id number no",
 )
 _FILLING = frozenset(" ".join(_AROUND).split())
+_TIE_OF_JUDGES = "[[C]]"  # of MT-Bench, beside [[A]] and [[B]]
 _BAD = re.compile(r"both.?bad|neither|none|all.?bad", re.IGNORECASE)
 _TIE = re.compile(r"\b(?:tie|tied|draw|equal|equally|same|both|similar|undecided|indifferent)\b|^=$", re.IGNORECASE)
 _PLACES = {"left": 0, "right": 1, "first": 0, "second": 1, "third": 2, "fourth": 3}
@@ -97,7 +98,7 @@ def _of_text(value: str, names: Mapping[str, Sequence[str]]) -> str | None:
     if _BAD.search(value):
         raise UndecidedRow("tie, both bad", f"the winner is {value!r}: no answer is preferred")
     words = re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", value).lower())
-    if _TIE.search(value.replace("_", " ")):
+    if _TIE.search(value.replace("_", " ")) or (value.strip() == _TIE_OF_JUDGES and list(names) == ["a", "b"]):
         raise UndecidedRow("tie", f"the winner is {value!r}: no answer is preferred")
     members = list(names)
     found = {word if word in names else None for word in words if word not in _FILLING or word in names}

@@ -62,7 +62,10 @@ def delimited_rows(
                 )
             yield dict(zip(header, fields, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num}: malformed: {error}") from error
+        raise DataError(
+            f"{path}, line {lines.line_num}: malformed: {error}; put fields with quotes in double quotes, and write"
+            ' each quote in them twice ("")'
+        ) from error
 
 
 def _header(path: Path, fields: list[str]) -> list[str]:

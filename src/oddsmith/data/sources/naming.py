@@ -128,14 +128,17 @@ def with_names(rows: Any, columns: Columns, source: str, *, where_there: bool = 
     if not columns:
         return rows
     names = _names(rows)
+    is_stream = hasattr(rows, "remove_columns") and not hasattr(rows, "__len__")
+    is_swapped = any(column != name and column in columns for name, column in columns.items())
     is_plain = all(column in names for column in columns.values())
-    if is_plain and getattr(rows, "column_names", None):
+    # A stream of datasets cannot rename a column to one that is renamed as well.
+    if is_plain and getattr(rows, "column_names", None) and not (is_stream and is_swapped):
         replaced = [name for name in columns if name in names and name not in columns.values()]
         rows = rows.remove_columns(replaced) if replaced else rows
         return rows.rename_columns({column: name for name, column in columns.items() if name != column})
     if hasattr(rows, "take"):  # a stream, or a dataset
         rows = rows.with_format(None)
-    if hasattr(rows, "remove_columns") and not hasattr(rows, "__len__"):
+    if is_stream:
         replaced = [*columns, *filter(None, (_root(column, names) for column in columns.values()))]
         return rows.map(partial(named_row, columns=columns), remove_columns=sorted(set(replaced)))
     return [named_row(row, columns) for row in rows]

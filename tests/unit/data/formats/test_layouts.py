@@ -9,7 +9,7 @@ from oddsmith.data.formats import PreferencePair, format_of, restated, to_pair, 
 from oddsmith.data.formats.layouts import LAYOUTS as KNOWN
 from oddsmith.data.sources.naming import named_row
 from oddsmith.errors import DataError, RowError, UndecidedRow
-from tests.layouts import AB, BLUE, GREEN, LAYOUTS, NUMBERED, QUESTION, assistant, user
+from tests.layouts import AB, BLUE, GREEN, LAYOUTS, NUMBERED, PROMPTS, QUESTION, assistant, user
 
 PAIR = PreferencePair([user()], [assistant(BLUE)], [assistant(GREEN)])
 ROWS = [(name, kind, row) for name, rows in LAYOUTS.items() for kind, row in rows.items()]
@@ -19,7 +19,11 @@ IDS = [f"{name}: {kind}" for name, kind, _ in ROWS]
 @pytest.mark.parametrize(("name", "kind", "row"), ROWS, ids=IDS)
 def test_a_row_is_read_as_what_it_is_and_as_nothing_else(name, kind, row):
     pair = to_pair(row)
-    assert (pair.prompt, pair.chosen, pair.rejected) == (PAIR.prompt, PAIR.chosen, PAIR.rejected)
+    assert (pair.prompt, pair.chosen, pair.rejected) == (
+        [user(PROMPTS.get(name, QUESTION))],
+        PAIR.chosen,
+        PAIR.rejected,
+    )
     assert format_of(row) == name
     assert [layout.name for layout in KNOWN if layout.fits(row)] == [name]
     assert unread_columns(row, pair) == []
@@ -83,11 +87,27 @@ def test_of_a_conversation_the_turn_that_was_judged_is_the_last():
     assert to_pair(row | {"turn": 2}).chosen == first[1:]
 
 
+@pytest.mark.parametrize("choice", [1, 1.0, "1", "1.0"])
+def test_a_summary_is_asked_for_as_in_the_paper(choice):
+    row = LAYOUTS["summaries"]["summarize_from_feedback"] | {"choice": choice}
+    post = {"subreddit": "sky", "title": "Look", "post": " Up.\n", "article": None}
+    pair = to_pair(row | {"info": post})
+    assert pair == PreferencePair(
+        [user("SUBREDDIT: r/sky\n\nTITLE: Look\n\nPOST: Up.\n\nTL;DR:")], PAIR.chosen, PAIR.rejected
+    )
+    article = {"subreddit": None, "title": "Look", "post": None, "article": "Up."}
+    assert to_pair(row | {"info": json.dumps(article)}).prompt == [user("Look\n\nUp.\n\nTL;DR:")]
+    first = to_pair(row | {"choice": 0})
+    assert (first.chosen, first.rejected) == (PAIR.rejected, PAIR.chosen)
+
+
 UNDECIDED = [
     ("tie", AB | {"winner": "tie"}),
     ("tie", AB | {"winner": "Equal"}),
     ("tie", AB | {"verdict": "A=B"}),
     ("tie", AB | {"winner": "both"}),
+    ("tie", AB | {"verdict": "[[C]]"}),
+    ("no judgement", LAYOUTS["summaries"]["summarize_from_feedback"] | {"choice": None}),
     ("tie, both bad", AB | {"winner": "tie (bothbad)"}),
     ("tie, both bad", AB | {"winner": "both_bad"}),
     ("tie, both bad", AB | {"winner": "neither"}),
@@ -150,6 +170,12 @@ FAULTS = [
      AB | {"winner": 1}),
     ("unknown winner", "preference is 2, which may mean answer 2, or that the second one is better by 2",
      NUMBERED | {"preference": 2}),
+    ("unknown winner", "label is 1, which may count the answers from 0 or from 1", NUMBERED | {"label": 1}),
+    ("unknown winner", "label is 0, which may count the answers from 0 or from 1", NUMBERED | {"label": "0"}),
+    ("unknown winner", "choice is 2 of 2 summaries; expected 0 or 1 of two",
+     LAYOUTS["summaries"]["summarize_from_feedback"] | {"choice": 2}),
+    ("malformed summaries", "summaries is a number", {"info": {}, "summaries": 1, "choice": 0}),
+    ("malformed info", "info is a number", {"info": 1, "summaries": [], "choice": 0}),
     ("unknown winner", "2 flags of the winner are set; expected one",
      AB | {"winner_model_a": 1, "winner_model_b": 1, "winner_tie": 0}),
     ("unknown winner", "winner is ['a']; expected a, b or tie", AB | {"winner": ["a"]}),

@@ -53,6 +53,11 @@ def test_names_may_be_exchanged():
     expected = [{"prompt": "q", "chosen": "good", "rejected": "bad"}]
     assert list(with_names(rows, columns, "a")) == list(with_names(datasets.Dataset.from_list(rows), columns, "a"))
     assert list(with_names(rows, columns, "a")) == [dict(sorted(row.items())) for row in expected]
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    assert list(with_names(stream, columns, "a")) == expected
+    moved = {"prompt": "chosen", "chosen": "rejected"}
+    for kind in (rows, datasets.Dataset.from_list(rows), stream):
+        assert plain_rows(with_names(kind, moved, "a")) == [{"chosen": "good", "prompt": "bad"}]
 
 
 @pytest.mark.parametrize(
