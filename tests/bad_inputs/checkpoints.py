@@ -107,6 +107,10 @@ CHECKPOINTS: tuple[BadInput, ...] = (
         {f"{LAST}/zero_to_fp32.py": "", f"{LAST}/trainer_state.json": "{}", f"{LAST}/config.json": "{}"}),
     BadInput("starts from weights and goes on with a run", f"train c.yaml --from-weights {LAST} --resume",
         "--from-weights starts a new run, and --resume goes on with a run; give one of them", RUN),
+    BadInput("starts from weights in the run that it replaces",
+        f"train c.yaml --from-weights {LAST} --overwrite-output-dir",
+        "model_name_or_path out/checkpoint-4 lies in output_dir out, which --overwrite-output-dir would empty; choose"
+        " another folder", RUN),
     BadInput("has a bit flipped in the weights", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: model.safetensors is damaged (its SHA-256 is not the one that was written)",
         {**RUN, **_last("model.safetensors", _damaged)}),

@@ -148,6 +148,16 @@ def taken(*words: object) -> str:
     return resolved.get("model_name_or_path")
 
 
+def test_the_revision_of_a_file_is_its_model_s_and_one_that_was_typed_that_of_the_weights(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("model_name_or_path: a/b\nmodel_revision: v1\n")
+    for typed, expected in ([], "main"), (["--model-revision", "v2"], "v2"):
+        resolved = resolve([str(config), "--from-weights", "c/d", *typed], fields_for_run(), OPTIONS)
+        take_weights(resolved)
+        assert resolved.get("model_name_or_path") == "c/d"
+        assert resolved.get("model_revision") == expected
+
+
 def test_weights_of_a_run_of_ours_are_those_at_its_root_or_of_its_newest_whole_checkpoint(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=3)
     trainer.train()

@@ -31,7 +31,7 @@ from ...parsing.values import seconds_of
 from ...terminal.console import is_main_process, quiet_libraries, say, working
 from ...terminal.outcome import JSON, TRACEBACK
 from .launch import end_with_launcher, launch
-from .run_folder import check_folder, clear_folder
+from .run_folder import check_folder, clear_folder, require_elsewhere
 from .weights import take_weights
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     if is_main_process():
         resume, overwrite = _wanted_checkpoint(resolved) is not None, "overwrite_output_dir" in resolved.options
         check_folder(folder, resume=resume, overwrite=overwrite)
+        if overwrite:
+            require_elsewhere(folder, resolved)
         require_writable(folder)
     if "report" in resolved.options:
         from ....monitor.report import plotly_script

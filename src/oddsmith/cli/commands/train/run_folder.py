@@ -50,6 +50,18 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
+def require_elsewhere(folder: Path, resolved: Resolved) -> None:
+    """Refuse to replace a run that holds the model or the pairs that the new one begins with."""
+    for name in ("model_name_or_path", "dataset_name"):
+        given = resolved.get(name)
+        place = None if given is None else Path(given).expanduser().resolve()
+        if place is not None and place.exists() and folder.resolve() in (place, *place.parents):
+            raise ConfigError(
+                f"{name} {given} lies in output_dir {folder}, which --overwrite-output-dir would empty;"
+                " choose another folder"
+            )
+
+
 def clear_folder(folder: Path) -> None:
     """Remove everything in a run folder but its lock; only in one that :func:`check_folder` accepted."""
     if not (folder / SETTINGS_FILE).is_file():

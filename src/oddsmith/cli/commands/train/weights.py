@@ -28,7 +28,8 @@ def take_weights(resolved: Resolved) -> None:
             what = "names the model, too" if name == "model_name_or_path" else "goes on with a run"
             raise ConfigError(f"{FLAG} starts a new run, and {flag} {what}; give one of them")
     for name in ("resume_from_checkpoint", "model_revision"):  # of the file's run, and of its model
-        resolved.settings.pop(name, None)
+        if name in resolved.settings and not resolved.settings[name].where.startswith("--"):
+            del resolved.settings[name]
     place = weights_in(resolved.options["from_weights"])
     resolved.settings["model_name_or_path"] = Setting(place, FLAG)
     if (Path(place) / ADAPTER).is_file():
