@@ -459,6 +459,12 @@ class TestOlderScripts:
             "label_pad_token_id has no effect: which tokens are learned is told by lengths, not by token ids",
         ]
 
+    def test_none_stands_for_what_args_says(self, tmp_path, caplog):
+        trainer = older(tmp_path, max_length=None, beta=None, compute_loss_func=None)
+        assert (trainer.max_length, trainer.beta) == (ORPOConfig.max_length, ORPOConfig.beta)
+        assert told(caplog)[0] == OF_TOKENIZER
+        assert not any(line.startswith("settings belong in args") for line in told(caplog))
+
     def test_they_are_checked(self, tmp_path):
         with pytest.raises(ConfigError, match="beta is -1; expected a number from 0 upwards"):
             older(tmp_path, beta=-1)
@@ -473,8 +479,8 @@ class TestOlderScripts:
         assert theirs.state.log_history[0]["loss"] == trainer.state.log_history[0]["loss"]
         assert told(caplog)[:3] == [
             OF_TOKENIZER,
-            "args is a TrainingArguments: write ORPOConfig, whose defaults count where it lacks a setting; its own are"
-            " taken, learning_rate=0.001 among them",
+            "args is a TrainingArguments: write Oddsmith's ORPOConfig, whose defaults count where it lacks a setting;"
+            " its own are taken, learning_rate=0.001 among them",
             "settings belong in args: write ORPOConfig(beta=0.1)",
         ]
 

@@ -89,9 +89,11 @@ def _mixture(value: Any, given: Mapping[str, Any]) -> dict[str, Any]:
             "dataset_mixer is not understood: expected shares by dataset, and dataset_splits such as train"
         )
     configs = given.get("dataset_configs") or [None] * len(value)
+    if len(configs) != len(value):
+        raise ConfigError(f"dataset_configs holds {len(configs)}, and dataset_mixer {len(value)}; name one for each")
     parts = [
         {"path": path, "name": config, "split": _beginning(split, share)}
-        for (path, share), config in zip(value.items(), configs, strict=False)
+        for (path, share), config in zip(value.items(), configs, strict=True)
         for split in train
     ]
     if len(parts) == 1:
@@ -333,7 +335,8 @@ def _translate(today: Today, older: Older, given: Mapping[str, Any], place: Plac
 def _add(today: Today, older: str, new: str, value: Any, place: Place) -> None:
     """Add a setting that an older one stands for; refuse it where it has another value already."""
     now = today.settings.get(new)
-    if isinstance(now, Mapping) and isinstance(value, Mapping):
+    both = isinstance(now, Mapping) and isinstance(value, Mapping)
+    if both and all(now.get(key, inner) == inner for key, inner in value.items()):
         value = {**value, **now}
     elif now is not None and now != value and not (OLDER[older].yields and not now):
         raise ConfigError(
@@ -356,7 +359,7 @@ def _without_placeholder(value: Any) -> Any:
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """Return the setting that was probably meant by an unknown name."""
-    candidates = list(candidates)
+    candidates = [one for one in candidates if one not in OLDER]
     meant = MEANT.get(name)
     if meant in candidates:
         return meant

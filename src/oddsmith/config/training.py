@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Optional, Union
 
 import torch
@@ -148,6 +148,7 @@ class ORPOConfig(TrainingArguments):
     def __post_init__(self):
         if self.output_dir is not None:
             require_folder_name(self.output_dir, "output_dir")
+        self._read_numbers()
         self._resolve_beta()
         self._check_ranges()
         if self.fp16 and self.bf16:
@@ -175,6 +176,7 @@ class ORPOConfig(TrainingArguments):
         """Give settings that ``ORPOConfig`` adds to transformers' other values, and check them all again."""
         for name, value in settings.items():
             setattr(self, name, value)
+        self._read_numbers()
         self._resolve_beta()
         self._check_ranges()
         self._resolve_early_stopping()
@@ -228,6 +230,18 @@ class ORPOConfig(TrainingArguments):
             self.use_cpu: bool = True  # what transformers asks for before it computes in bf16 on a CPU
         return emulated
 
+    def _read_numbers(self) -> None:
+        """Read numbers that are given as texts: PyYAML takes ``1e-5`` for one."""
+        for field in fields(self):
+            kind, value = type(field.default), getattr(self, field.name, None)
+            kind = int if field.name in _MINIMUM and field.default is None else kind
+            if kind not in (int, float) or not isinstance(value, str):
+                continue
+            try:
+                setattr(self, field.name, kind(value))
+            except ValueError:
+                raise ConfigError(f"{field.name} is {value!r}; expected a number") from None
+
     def _resolve_beta(self) -> None:
         """Turn the smol-course spelling (``orpo_alpha``, ``orpo_beta``) into ``beta``."""
         if self.orpo_alpha is None and self.orpo_beta is None:
@@ -261,7 +275,7 @@ class ORPOConfig(TrainingArguments):
         return self.early_stopping_patience is not None and not self.load_best_model_at_end
 
     def _check_ranges(self) -> None:
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+        if not (isinstance(self.learning_rate, int | float) and 0 < self.learning_rate < math.inf):
             raise ConfigError(
                 f"learning_rate is {self.learning_rate}; expected a number above 0, such as 8e-6 (2e-4 with LoRA)"
             )
@@ -294,5 +308,5 @@ class ORPOConfig(TrainingArguments):
 
 def require_beta(beta: float) -> None:
     """Refuse a weight of the odds-ratio term that is NaN, infinite or below 0."""
-    if not (math.isfinite(beta) and beta >= 0):
+    if not (isinstance(beta, int | float) and 0 <= beta < math.inf):
         raise ConfigError(f"beta is {beta}; expected a number from 0 upwards, such as 0.1")

@@ -73,7 +73,7 @@ def _arguments_of_today(
         ConfigError: An argument is unknown, of another kind, or given twice.
     """
     lines: list[str] = []
-    more = dict(more)
+    more = {name: value for name, value in more.items() if value is not None}  # None stood for what args says
     tokenizer = more.pop("tokenizer", None)
     if tokenizer is not None:
         if processing_class is not None and processing_class is not tokenizer:
@@ -121,11 +121,16 @@ def _settings(args: Any, lines: list[str]) -> ORPOConfig:
         if name not in known:
             setattr(settings, name, value)
     lines.append(
-        f"args is a {type(args).__name__}: write ORPOConfig, whose defaults count where it lacks a setting; its own are"
-        f" taken, learning_rate={args.learning_rate} among them"
+        f"args is a {_name(type(args))}: write Oddsmith's ORPOConfig, whose defaults count where it lacks a setting;"
+        f" its own are taken, learning_rate={args.learning_rate} among them"
     )
     lines += today.lines
     return settings
+
+
+def _name(kind: type) -> str:
+    package = kind.__module__.partition(".")[0]
+    return f"{package}.{kind.__name__}" if kind.__name__ == ORPOConfig.__name__ else kind.__name__
 
 
 def _tokenizer(processing_class: Any, lines: list[str]) -> PreTrainedTokenizerBase | None:

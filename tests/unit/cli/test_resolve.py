@@ -182,6 +182,7 @@ def test_what_a_flag_cannot_be(words, message):
         ("lora_target_modules: [1]", "config.yaml:1: lora_target_modules is the list [1]; expected a list of texts"),
         ("datasets: a.jsonl", "config.yaml:1: datasets is the text 'a.jsonl'; expected a list of mappings"),
         ("learnin_rate: 1e-5", "config.yaml:1: unknown setting learnin_rate; did you mean learning_rate?"),
+        ("sample_packing: true", "config.yaml:1: unknown setting sample_packing; `oddsmith train --help-all` lists"),
         ("resume: auto", "config.yaml:1: resume is a flag of the command, no setting; give --resume"),
         (
             "dtype: auto\ntorch_dtype: bf16",

@@ -152,3 +152,17 @@ def test_the_cpu_s_own_answer_agrees_with_its_flags():
 def test_endless_steps_are_refused(tmp_path, name):
     with pytest.raises(ConfigError, match=f"{name} is inf; expected a number of steps, or a share of them below 1"):
         ORPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: float("inf")})
+
+
+def test_numbers_may_be_texts(tmp_path):
+    config = ORPOConfig(output_dir=str(tmp_path), learning_rate="1e-5", max_length="512", max_prompt_length="64")
+    assert (config.learning_rate, config.max_length, config.max_prompt_length) == (1e-5, 512, 64)
+    for given, message in {
+        "weight_decay": "weight_decay is 'big'; expected a number",
+        "max_length": "max_length is 'big'; expected a number",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            ORPOConfig(output_dir=str(tmp_path), **{given: "big"})
+    for name in ("beta", "learning_rate"):
+        with pytest.raises(ConfigError, match=f"{name} is None; expected a number"):
+            ORPOConfig(output_dir=str(tmp_path), **{name: None})

@@ -112,6 +112,8 @@ def test_an_older_argument_that_changes_nothing_is_silent(tmp_path, caplog):
         ({"warmup_ratio": 100}, "warmup_ratio is 100; expected a share of all steps, 0 to 1 (warmup_steps takes a"),
         ({"evaluation_strategy": "no", "eval_strategy": "steps"},
          "evaluation_strategy and eval_strategy are one setting, with two values; remove evaluation_strategy"),
+        ({"gradient_checkpointing_use_reentrant": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+         "gradient_checkpointing_use_reentrant and gradient_checkpointing_kwargs are one setting, with two values"),
         ({"learnin_rate": 1e-5}, "unknown ORPOConfig setting learnin_rate; did you mean learning_rate?"),
         ({"learnin_rate": 1e-5, "lora_r": 8, "quickly": 1},
          "unknown ORPOConfig settings learnin_rate (did you mean learning_rate?), lora_r (lora_r is a setting of"
@@ -169,9 +171,10 @@ def test_the_mixture_of_a_recipe(caplog, given, expected, line):
     [
         ({"dataset_mixer": {"a": 0.005}}, "dataset_mixer holds the share 0.005; expected a whole percentage"),
         ({"dataset_mixer": {"a": 1}, "dataset_splits": ["all"]}, "dataset_mixer is not understood: expected shares"),
+        ({"dataset_mixer": {"a": 1, "b": 1}, "dataset_configs": ["c"]}, "dataset_configs holds 1, and dataset_mixer 2"),
         ({"dataset_splits": ["train"]}, "dataset_splits and dataset_configs belong to dataset_mixer, which is missing"),
     ],
-    ids=["share", "splits", "alone"],
+    ids=["share", "splits", "configs", "alone"],
 )
 def test_a_mixture_that_cannot_be_taken(given, message):
     with pytest.raises(ConfigError, match=message):
