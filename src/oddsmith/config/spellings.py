@@ -335,8 +335,7 @@ def _translate(today: Today, older: Older, given: Mapping[str, Any], place: Plac
 def _add(today: Today, older: str, new: str, value: Any, place: Place) -> None:
     """Add a setting that an older one stands for; refuse it where it has another value already."""
     now = today.settings.get(new)
-    both = isinstance(now, Mapping) and isinstance(value, Mapping)
-    if both and all(now.get(key, inner) == inner for key, inner in value.items()):
+    if isinstance(now, Mapping) and isinstance(value, Mapping) and value.items() <= {**value, **now}.items():
         value = {**value, **now}
     elif now is not None and now != value and not (OLDER[older].yields and not now):
         raise ConfigError(
