@@ -19,11 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...errors import RowError, UndecidedRow
+from ...system.words import enumerated
 from .columns import CHOSEN, side_of, words_of
 from .families import Columns, answers_of, families, prompt_of
 from .judged import Restated, Row, preferring
 from .values import number_of, parsed
-from .verdicts import SIGNED, extremes, winner
+from .verdicts import SIGNED, WINNERS, extremes, winner
 
 RESPONSES, SUGGESTION = ".responses", ".suggestion"  # Argilla 2, flat
 _FACTS_OF_TASKS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
@@ -228,11 +229,7 @@ def _judged(record: Record) -> Restated:
     if len(rated) >= 2:
         best, worst = extremes(rated)
         return _pair(record, answers, best, worst, (rated[best], rated[worst]))
-    verdicts = {question: values for question, values in given.items() if not all(isinstance(v, list) for v in values)}
-    if not verdicts:
-        raise UndecidedRow("no judgement", "none of the judgements prefers an answer")
-    question, values = next(iter(verdicts.items()))
-    best = _majority(values, question, answers)
+    best = _preferred(given, answers)
     return _pair(record, answers, best, next(member for member in answers if member != best), ())
 
 
@@ -308,6 +305,31 @@ def _listed_items(fields: Mapping[str, Any]) -> dict[str, Any] | None:
         str(item["id"]): next((item[key] for key in keys if isinstance(item.get(key), str)), None)
         for item in fields[names[0]]
     }
+
+
+def _preferred(given: Mapping[str, Sequence[Any]], answers: Columns) -> str:
+    """Return the answer that the verdicts name: those of questions named like a verdict, else of any that name one.
+
+    Numbers are verdicts under such a name only: others rate the row, or its question.
+    """
+    names = {question: "_".join(words_of(question)) for question in given}
+    asked = [question for question in given if names[question] in WINNERS] or [
+        question for question, values in given.items() if any(isinstance(value, str) for value in values)
+    ]
+    found: dict[str, str] = {}
+    problems: list[RowError] = []
+    for question in asked:
+        try:
+            found[question] = _majority(given[question], question, answers)
+        except RowError as error:
+            problems.append(error)
+    if len(set(found.values())) > 1:
+        raise RowError("unknown winner", f"{enumerated(found)} prefer different answers; keep one of them")
+    if not found:
+        undecided = (error for error in problems if isinstance(error, UndecidedRow))
+        nothing = UndecidedRow("no judgement", "none of the judgements prefers an answer")
+        raise next(undecided, problems[0] if problems else nothing)
+    return next(iter(found.values()))
 
 
 def _majority(values: Sequence[Any], question: str, answers: Columns) -> str:

@@ -27,6 +27,10 @@ ANSWERS = (
 )
 SCORES = ("score", "rating", "reward", "grade", "rank", "ranking", "overall", "quality", "elo")
 RANKS = frozenset(("rank", "ranks", "ranking", "rankings"))  # of which the lowest is the best
+# Words of scores of which the lowest may be the best, so that they rate nothing.
+FAULTS = frozenset(
+    ("toxicity", "toxic", "harm", "harmfulness", "error", "errors", "loss", "perplexity", "bias", "risk", "distance")
+)
 TEXT_KEYS = ("full_text", "text", "content", "body")  # of a prompt that is an object
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
@@ -88,7 +92,7 @@ def scores_of(found: Mapping[tuple[str, ...], Columns], answers: Collection[str]
     rating = [
         (len(words), SCORES.index(word.removesuffix("s")), words, columns)
         for words, columns in found.items()
-        if set(columns) == set(answers)
+        if set(columns) == set(answers) and FAULTS.isdisjoint(words)
         for word in words
         if word.removesuffix("s") in SCORES
     ]

@@ -86,9 +86,9 @@ def _of_number(number: float, column: str, members: list[str], is_signed: bool) 
 
 def _of_text(value: str, names: Mapping[str, Sequence[str]]) -> str | None:
     """Return the member that a text names; None where it names none or several."""
-    for member, others in names.items():
-        if value in others:
-            return member
+    named = [member for member, others in names.items() if value in others]
+    if named:
+        return named[0] if len(named) == 1 else None  # two answers of one model
     if (compared := _COMPARED.fullmatch(value)) is not None:
         first, sign, second = (part.lower() for part in compared.groups())
         if {first, second} <= set(names):

@@ -161,10 +161,28 @@ def test_a_suggestion_counts_only_where_nobody_has_responded():
     assert to_pair(row) == PAIR
 
 
+@pytest.mark.parametrize(
+    "others",
+    [{"quality": 1}, {"language": "English"}, {"comment": "A nice one", "difficulty": 1}, {"comment": "None"}],
+    ids=["a rating", "a label", "two", "a comment that reads like a tie"],
+)
+def test_other_questions_of_annotators_are_no_verdicts(others):
+    given = {**others, "which": "response-2"}
+    responses = {question: [{"value": value, "status": "submitted"}] for question, value in given.items()}
+    record = LAYOUTS["Argilla"]["2, ranking"] | {"responses": responses}
+    assert to_pair(record) == PAIR
+    del responses["which"]
+    with pytest.raises(RowError):
+        to_pair(record)
+
+
 FAULTS = [
     ("missing column", "response_a and response_b are answers, and none that says which is better; expected chosen and"
      " rejected, a column winner (a or b), or score_a and score_b", AB),
     ("unknown winner", "winner is 'gpt'; expected a, b or tie", AB | {"winner": "gpt"}),
+    ("unknown winner", "winner is 'gpt'; expected a, b or tie",
+     AB | {"winner": "gpt", "model_a": "gpt", "model_b": "gpt"}),
+    ("missing column", "none that says which is better", AB | {"toxicity_score_a": 0.1, "toxicity_score_b": 0.9}),
     ("unknown winner", "winner is 'A and B'; expected", AB | {"winner": "A and B"}),
     ("unknown winner", "winner is 1, which may mean any of a and b; name the better answer (a or b) in a column winner",
      AB | {"winner": 1}),
@@ -179,6 +197,9 @@ FAULTS = [
     ("unknown winner", "2 flags of the winner are set; expected one",
      AB | {"winner_model_a": 1, "winner_model_b": 1, "winner_tie": 0}),
     ("unknown winner", "winner is ['a']; expected a, b or tie", AB | {"winner": ["a"]}),
+    ("unknown winner", "safer and better_style prefer different answers; keep one of them",
+     LAYOUTS["Argilla"]["2, ranking"] | {"responses": {
+         "safer": [{"value": "response-1"}], "better_style": [{"value": "response-2"}]}}),
     ("unknown winner", "the ranking names 'response-3', which is none of the answers",
      LAYOUTS["Argilla"]["2, ranking"] | {"responses": {"ranking": [{"value": ["response-3", "response-1"]}]}}),
     ("unknown winner", "the ranker has the buckets x, y; expected one, or such as best and worst",
