@@ -48,7 +48,6 @@ from ..errors import ConfigError
 from ..loss import odds_ratio_loss, orpo_loss
 from ..model.generation import stop_at_end_tokens
 from ..model.loading.adapter_base import BaseRecord
-from ..model.loading.place import is_adapter_folder
 from ..model.loading.setup import ready_model, resolve_kind, resolve_model, resolve_tokenizer
 from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.pair_tokens import PairLosses, PairTokens
@@ -441,14 +440,6 @@ class ORPOTrainer(TransformersAdapter):
         """
         return PairLosses(pairs.beta * odds_ratio_loss(pairs.chosen.mean_B, pairs.rejected.mean_B))
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Estimate the operations of an item from its tokens."""
-        names = (
-            {"prompt_input_ids"} if self.is_encoder_decoder else {"input_ids", "chosen_input_ids", "rejected_input_ids"}
-        )
-        ids = [batch[name].flatten() for batch in micro_batches_of(inputs) for name in names & batch.keys()]
-        return super().floating_point_ops({self.model.main_input_name: torch.cat(ids)}) if ids else 0
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log ``logs``, and with a training loss the metrics since the last one."""
         if "loss" in logs:
@@ -547,43 +538,7 @@ class ORPOTrainer(TransformersAdapter):
                 meter.add(pair_sums(logps, batch, self.args.beta), logps, batch)
         return meter.pairs(gather_object)
 
-    # ---- Saving and describing
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model into ``output_dir``, the run folder by default; ``SaveError`` if that fails."""
-        with self.checkpoints.explaining(Path(output_dir or self.args.output_dir)):
-            super().save_model(output_dir, _internal_call)
-
-    def after_saving_model(self, folder: Path) -> None:
-        """Put a card beside the model of the run; beside an adapter also generation settings and its base's record."""
-        is_adapter = is_adapter_folder(folder)
-        if is_adapter:
-            self.base_record.save(folder)
-            settings = getattr(self.accelerator.unwrap_model(self.model), "generation_config", None)
-            if settings is not None:  # PEFT does not write them: they have the end of turn, which the base's may lack
-                settings.save_pretrained(folder)
-        if is_adapter or folder.resolve() == Path(self.args.output_dir).resolve():
-            self.create_model_card(folder=folder)
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-        folder: str | Path | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write the model card ``README.md``, with the picture of the curves so far.
-
-        Args:
-            model_name: Name of the model; the folder's by default.
-            dataset_name: Hub id of the pairs.
-            tags: Hub tags beside ``orpo`` and ``oddsmith``.
-            folder: Where to; the run folder by default.
-            **kwargs: What transformers passes on to its own cards; not needed here.
-        """
-        place = Path(folder or self.args.output_dir)
-        self.recorder.write_card(place, model_name=model_name, dataset_name=dataset_name, tags=tags)
+    # ---- Describing
 
     def _describe(self) -> dict[str, Any]:
         """Return what the ``start`` event says about model, data and settings."""

@@ -26,6 +26,7 @@ from ..batching.loader import StreamedBatches
 from ..config import ORPOConfig
 from ..errors import ConfigError, RowError
 from ..model.generation import stop_at_end_tokens
+from ..model.loading.place import is_adapter_folder
 from ..model.loading.processor_files import copy_processor_files
 from ..model.loading.quiet import no_progress_bars
 from ..model.text_part import as_stored, is_multimodal
@@ -34,8 +35,10 @@ from ..system.memory import clear_memory_errors
 from .checkpointing import STATE_FILES, CheckpointManager
 from .epochs import epoch_of_length, stream_position
 from .evaluation import DeferredEvaluation
+from .identity import RunIdentity
 from .loan import ModelLoan
-from .step import Stepper, input_tokens
+from .recorder import Recorder
+from .step import Stepper, input_tokens, micro_batches_of
 from .stopping import EvaluationGivenUp, StopOnRequest
 from .trainable import require_trainable
 
@@ -97,6 +100,9 @@ class TransformersAdapter(Trainer):
     loss_sums: LossSums
     stepper: Stepper
     loan: ModelLoan
+    identity: RunIdentity
+    recorder: Recorder
+    is_encoder_decoder: bool
     optimizer: Any
     gradient_norm: Tensor | float | None = None  # of the step that is about to be made, before clipping
     _finished_optimizer: Any = None  # that of the last training, which made it
@@ -234,6 +240,14 @@ class TransformersAdapter(Trainer):
         if counted not in ("no", False):
             tokens = torch.tensor(input_tokens(inputs, padding=counted != "non_padding"), device=self.args.device)
             self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, reduction="sum"))
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Estimate the operations of an item from its tokens."""
+        names = (
+            {"prompt_input_ids"} if self.is_encoder_decoder else {"input_ids", "chosen_input_ids", "rejected_input_ids"}
+        )
+        ids = [batch[name].flatten() for batch in micro_batches_of(inputs) for name in names & batch.keys()]
+        return super().floating_point_ops({self.model.main_input_name: torch.cat(ids)}) if ids else 0
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
@@ -379,8 +393,41 @@ class TransformersAdapter(Trainer):
             copy_processor_files(model, Path(folder))
             self.after_saving_model(Path(folder))
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model into ``output_dir``, the run folder by default; ``SaveError`` if that fails."""
+        with self.checkpoints.explaining(Path(output_dir or self.args.output_dir)):
+            super().save_model(output_dir, _internal_call)
+
     def after_saving_model(self, folder: Path) -> None:
-        """Add to a saved model what belongs to it; called on the main process."""
+        """Put a card beside the model of the run; beside an adapter also generation settings and its base's record."""
+        is_adapter = is_adapter_folder(folder)
+        if is_adapter:
+            self.identity.base.save(folder)
+            settings = getattr(self.accelerator.unwrap_model(self.model), "generation_config", None)
+            if settings is not None:  # PEFT does not write them: they have the end of turn, which the base's may lack
+                settings.save_pretrained(folder)
+        if is_adapter or folder.resolve() == Path(self.args.output_dir).resolve():
+            self.create_model_card(folder=folder)
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        folder: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the model card ``README.md``, with the picture of the curves so far.
+
+        Args:
+            model_name: Name of the model; the folder's by default.
+            dataset_name: Hub id of the pairs.
+            tags: Hub tags beside ``orpo`` and ``oddsmith``.
+            folder: Where to; the run folder by default.
+            **kwargs: What transformers passes on to its own cards; not needed here.
+        """
+        place = Path(folder or self.args.output_dir)
+        self.recorder.write_card(place, model_name=model_name, dataset_name=dataset_name, tags=tags)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Upload a complete checkpoint: its model as the repository's, and all of it if ``hub_strategy`` says so."""
