@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +95,9 @@ def train_rows(model: PreTrainedModel, peft_config: Any, tokens: Sequence[int]) 
     rows = {paths[_embedding(model)]: rows} if isinstance(rows, list) else dict(rows)
     for layer in _layers(model):
         path = paths[layer]
-        if any(map(partial(_names, path=path), in_full)) or _is_target(peft_config, path):
+        # A tied head is named by either of its paths.
+        one_weight = [path_of for module, path_of in paths.items() if getattr(module, "weight", None) is layer.weight]
+        if any(_names(name, path_of) for name in in_full for path_of in one_weight) or _is_target(peft_config, path):
             continue
         if can_train_rows and getattr(layer, "bias", None) is None:
             key = next((name for name in rows if _names(name, path)), path)

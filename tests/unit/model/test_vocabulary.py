@@ -76,6 +76,7 @@ def trained(model) -> dict[str, tuple[int, ...]]:
         ("untied", {}, {"embed_tokens.token_adapter": (2, 16), "lm_head.token_adapter": (2, 16)}),
         ("untied", {"modules_to_save": ["lm_head"]}, {"embed_tokens.token_adapter": (2, 16), "lm_head": (266, 16)}),
         ("tied", {"modules_to_save": ["embed_tokens"]}, {"embed_tokens": (266, 16)}),
+        ("tied", {"modules_to_save": ["lm_head"]}, {"embed_tokens": (266, 16)}),
         (
             "untied",
             {"trainable_token_indices": {"embed_tokens": [5]}},
@@ -85,7 +86,17 @@ def trained(model) -> dict[str, tuple[int, ...]]:
         ("untied", {"target_modules": ["q_proj", "lm_head"]}, {"embed_tokens.token_adapter": (2, 16)}),
         ("untied", {"target_modules": r".*(q_proj|lm_head)"}, {"embed_tokens.token_adapter": (2, 16)}),
     ],
-    ids=["tied", "untied", "head in full", "tied in full", "rows by name", "rows", "LoRA on the head", "by pattern"],
+    ids=[
+        "tied",
+        "untied",
+        "head in full",
+        "tied in full",
+        "its head in full",
+        "rows by name",
+        "rows",
+        "LoRA on the head",
+        "by pattern",
+    ],
 )
 def test_an_adapter_trains_the_rows_that_it_does_not_change_already(kind, settings, expected):
     model = model_of(kind)
