@@ -202,7 +202,7 @@ def test_a_model_that_has_the_template_is_left_alone(tmp_path, caplog):
 @pytest.mark.parametrize("base", ["untied"], indirect=True)
 def test_an_adapter_that_would_not_train_the_rows_is_refused(base, tmp_path):
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora())
-    with pytest.raises(ModelError, match="chat_template adds the tokens .* has an adapter already"):
+    with pytest.raises(ModelError, match="needs rows for the tokens .* has an adapter already"):
         trainer_of(model, tmp_path, tokenizer=load_tokenizer(str(base)), chat_template="chatml")
 
 

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -51,15 +53,34 @@ def grown_rows(model: Any) -> int | None:
     return getattr(base, _GROWN, None)
 
 
-def start_at_mean(model: PreTrainedModel, tokens: Sequence[int]) -> None:
-    """Set the rows of tokens to the mean of all other rows, in the embedding and in the head."""
+def start_at_mean(model: PreTrainedModel, tokens: Sequence[int], peft_config: Any = None) -> None:
+    """Set the rows of tokens to the mean of all other rows, in the embedding and in the head.
+
+    A layer that ``peft_config`` targets stays as it is: the adapter to come adds to it, and saves none of its rows.
+    """
+    paths = {module: path for path, module in model.named_modules()}
     for layer in _layers(model):
+        if peft_config is not None and _is_target(peft_config, paths[layer]):
+            continue
         with torch.no_grad():
             is_other = torch.ones(len(layer.weight), dtype=torch.bool, device=layer.weight.device)
             is_other[list(tokens)] = False
             layer.weight[list(tokens)] = _mean(layer.weight[is_other]).to(layer.weight.dtype)
             if getattr(layer, "bias", None) is not None:
                 layer.bias[list(tokens)] = layer.bias[is_other].mean()
+
+
+def trains_rows(model: Any, tokens: Sequence[int]) -> bool:
+    """Return whether the adapter in a model changes the rows of tokens, in the embedding and in the head."""
+    head = model.get_output_embeddings()
+    layers = [model.get_input_embeddings(), *([] if head is None or is_tied(model) else [head])]
+
+    def trains(layer: Any) -> bool:
+        if isinstance(layer, TrainableTokensWrapper):
+            return set(tokens) <= {token for some in layer.token_adapter.token_indices.values() for token in some}
+        return isinstance(layer, ModulesToSaveWrapper | BaseTunerLayer)
+
+    return all(map(trains, layers))
 
 
 def untrained(model: PreTrainedModel, tokens: Sequence[int]) -> tuple[list[int], list[int]]:

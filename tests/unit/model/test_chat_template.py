@@ -3,11 +3,14 @@
 import logging
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import processors
 
 from oddsmith.data.tokens.rendering import Renderer
-from oddsmith.errors import ConfigError
-from oddsmith.model.loading.chat_template import CHATML, new_tokens, set_chat_template, template_tokens
+from oddsmith.errors import ConfigError, ModelError
+from oddsmith.model.adapters import add_adapter
+from oddsmith.model.loading.chat_template import CHATML, fit_model, new_tokens, set_chat_template, template_tokens
 from tests.pairs import assistant, merging_tokenizer, user
 from tests.templates import CHAT_FORMATS, GEMMA, LLAMA3, PHI3, PLAIN
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -155,3 +158,53 @@ def test_only_one_process_tells(base, caplog):
 def test_a_template_of_plain_text_has_no_tokens(file, base):
     set_chat_template(base, file(PLAIN.template))
     assert (new_tokens(base), base.eos_token) == ((), "</s>")
+
+
+# ---- Rows for its tokens that a model has to spare
+
+
+def with_spare_rows(base, **settings):
+    """A tokenizer with ChatML, and a model with zeros in the rows of its tokens, perhaps with an adapter."""
+    set_chat_template(base, "chatml")
+    model = tiny_model(vocab_size=len(base) + 8)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        layer.weight.data[len(base) - 2 :] = 0
+    return model if not settings else get_peft_model(model, lora(**settings))
+
+
+def lora(**settings) -> LoraConfig:
+    return LoraConfig(**{"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **settings})
+
+
+def test_an_adapter_that_would_not_save_their_rows_is_refused(base):
+    model = with_spare_rows(base, r=2)
+    before = model.get_input_embeddings().weight.clone()
+    with pytest.raises(ModelError, match="needs rows for the tokens .* has an adapter already"):
+        fit_model(model, base, None, is_set=True)
+    assert torch.equal(model.get_input_embeddings().weight, before)
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["embed_tokens", "lm_head"]}, {"rows": True}], ids=str)
+def test_an_adapter_that_trains_their_rows_goes_on(base, settings):
+    tokens = [len(base), len(base) + 1]  # ChatML adds two
+    model = with_spare_rows(
+        base,
+        **(
+            {"trainable_token_indices": dict.fromkeys(("embed_tokens", "lm_head"), tokens)}
+            if "rows" in settings
+            else settings
+        ),
+    )
+    fit_model(model, base, None, is_set=True)
+
+
+def test_what_a_new_adapter_does_not_save_stays_as_it_is(base):
+    """LoRA on the head adds to its rows, which are the base's again when the adapter is loaded."""
+    model = with_spare_rows(base)
+    head = model.get_output_embeddings().weight
+    before = head.clone()
+    config = fit_model(model, base, lora(target_modules=["q_proj", "lm_head"]), is_set=True)
+    assert torch.equal(head, before)
+    assert model.get_input_embeddings().weight[len(base) - 2 : len(base)].any()
+    assert config.trainable_token_indices == {"model.embed_tokens": [len(base) - 2, len(base) - 1]}
+    add_adapter(model, config)

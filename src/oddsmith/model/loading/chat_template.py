@@ -20,7 +20,7 @@ from ...data.tokens.rendering import PROBE, Renderer, tokenizer_name
 from ...errors import ConfigError, ModelError
 from ...system.words import enumerated
 from ..limits import embedding_rows
-from ..vocabulary import grow_embeddings, start_at_mean, train_rows, untrained
+from ..vocabulary import grow_embeddings, start_at_mean, train_rows, trains_rows, untrained
 from .models import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -109,10 +109,7 @@ def fit_model(
         tokens.update({token for token in unknown if token < rows} - known - getattr(model, _STARTED, set()))
     if is_set and any(token >= rows for token in unknown):
         if hasattr(model, "peft_config"):
-            raise ModelError(
-                f"chat_template adds the tokens {enumerated(map(repr, new_tokens(tokenizer)))}, and the model has an"
-                " adapter already, which does not train their rows; give the base and peft_config instead"
-            )
+            raise _untrained_rows(new_tokens(tokenizer))
         grow_embeddings(model, len(tokenizer))
         tokens.update(range(rows, len(tokenizer)))
         if is_main:
@@ -122,8 +119,11 @@ def fit_model(
     zero, near_mean = untrained(model, written)
     if is_set:  # of a model that is given with its template, the row of the token to pad with may be zero
         tokens.update(zero)
-        if unused := sorted(token for token in tokens if token < rows):
-            start_at_mean(model, unused)
+        unused = sorted(token for token in tokens if token < rows)
+        if unused and not hasattr(model, "peft_config"):
+            start_at_mean(model, unused, peft_config)
+        elif unused and not trains_rows(model, unused):  # the adapter is saved without them
+            raise _untrained_rows(tokenizer.convert_ids_to_tokens(unused))
         setattr(model, _STARTED, getattr(model, _STARTED, set()) | tokens)
     tokens.update(near_mean)
     if peft_config is None or not tokens:
@@ -132,6 +132,13 @@ def fit_model(
         named = enumerated(map(repr, tokenizer.convert_ids_to_tokens(sorted(tokens))))
         logger.warning("No training has seen the rows of %s in the embeddings: the adapter trains them, too.", named)
     return train_rows(model, peft_config, sorted(tokens))
+
+
+def _untrained_rows(tokens: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"chat_template needs rows for the tokens {enumerated(list(map(repr, tokens)))}, and the model has an adapter"
+        " already, which does not train them; give the base and peft_config instead"
+    )
 
 
 def _own_tokens(model: PreTrainedModel) -> set[int] | None:
