@@ -39,12 +39,17 @@ def contents(folder: Path) -> list[tuple[str, bytes]]:
     return sorted((path.name, path.read_bytes()) for path in files)
 
 
-@pytest.mark.parametrize("case", ROWS)
-def test_it_is_answered(case: BadInput, model, tmp_path, monkeypatch, capsys):
-    case.lay_out(tmp_path, model)
-    monkeypatch.chdir(tmp_path)
+def lay_out(case: BadInput, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the files of a case into a folder, go there, and take away the packages that it lacks."""
+    case.lay_out(folder, model)
+    monkeypatch.chdir(folder)
     for package in case.without:
         monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_it_is_answered(case: BadInput, model, tmp_path, monkeypatch, capsys):
+    lay_out(case, tmp_path, model, monkeypatch)
     before = contents(tmp_path)
     outcome = run_here(capsys, *shlex.split(case.words))
     *said, answer = lines_before_the_command(outcome, case.words, case.flags)
@@ -56,8 +61,7 @@ def test_it_is_answered(case: BadInput, model, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("case", IN_TRAINING)
 def test_a_dry_run_refuses_the_same(case: BadInput, model, tmp_path, monkeypatch, capsys):
-    case.lay_out(tmp_path, model)
-    monkeypatch.chdir(tmp_path)
+    lay_out(case, tmp_path, model, monkeypatch)
     outcome = run_here(capsys, *shlex.split(case.words), "--dry-run")
     answer = lines_before_the_command(outcome, f"{case.words} --dry-run", case.flags)[-1]
     assert re.fullmatch(pattern(f"error: {case.message}"), answer), answer

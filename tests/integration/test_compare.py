@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from oddsmith.errors import DataError
 from oddsmith.inference.chat.backends import Sampling
@@ -95,8 +96,10 @@ def test_answers_and_log_odds_are_each_model_s_own(capsys, base, tuned, pairs):
 
 def test_an_adapter_and_its_base_are_loaded_once(base, tuned, pairs, monkeypatch):
     loaded = []
-    auto, load = loading.AutoModelForCausalLM, loading.AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(auto, "from_pretrained", lambda place, **more: loaded.append(place) or load(place, **more))
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda place, **more: loaded.append(place) or load(place, **more)
+    )
     prompts = read_prompts(str(pairs))
     once = compare(str(base), str(tuned), prompts, sampling=Sampling(0.0, 6))
     assert loaded == [str(base)]
@@ -109,7 +112,7 @@ def test_an_adapter_and_its_base_are_loaded_once(base, tuned, pairs, monkeypatch
 
 def test_the_base_leaves_the_memory_before_the_tuned_model_comes(base, pairs, monkeypatch):
     alive, bases = [], []
-    original = loading.AutoModelForCausalLM.from_pretrained
+    original = AutoModelForCausalLM.from_pretrained
 
     def load(place, **options):
         alive.append([model() is not None for model in bases])
@@ -117,7 +120,7 @@ def test_the_base_leaves_the_memory_before_the_tuned_model_comes(base, pairs, mo
         bases.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     tuned = save_model(base.with_name("tuned"))
     compare(str(base), str(tuned), read_prompts(str(pairs)), sampling=Sampling(0.0, 6))
     assert alive == [[], [False]]

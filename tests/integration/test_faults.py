@@ -123,7 +123,7 @@ def test_a_disk_that_becomes_full(workshop, tmp_path):
         assert line.startswith(f"error: {lost}: not saved (no space left on device): it takes ")
         assert line.endswith(
             f"; checkpoint-{saved} is complete; make room (a smaller save_total_limit keeps fewer checkpoints), then go"
-            " on with --resume"
+            " on with --resume (in Python: train(resume_from_checkpoint=True))"
         )
         assert not lost.exists()
         remount(disk, size="8m")
@@ -181,7 +181,7 @@ def test_a_folder_that_is_closed_while_it_runs(workshop, tmp_path):
     assert outcome.code == 1
     assert outcome.err.endswith(
         f"not saved (operation not permitted); checkpoint-{saved} is complete; make the folder writable, then go on"
-        " with --resume\n"
+        " with --resume (in Python: train(resume_from_checkpoint=True))\n"
     )
     assert_goes_on(folder, workshop, saved)
 
