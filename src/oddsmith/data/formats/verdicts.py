@@ -75,7 +75,13 @@ def _of_number(number: float, column: str, members: list[str], is_signed: bool) 
     if name in members:
         return name
     is_from_one = members[0] == "1"
-    if (number == 0 and is_from_one) or (number == -1 and members[0] == "0") or (is_from_one and number % 1 == 0.5):
+    if number == 0 and is_from_one:
+        raise RowError(
+            "unknown winner",
+            f"{column} is 0, which may mean a tie, or the first answer where they are counted from 0; write tie, or the"
+            f" number of the better answer ({enumerated(members, 'or')})",
+        )
+    if (number == -1 and members[0] == "0") or (is_from_one and number % 1 == 0.5):
         raise UndecidedRow("tie", f"{column} is {number:g}: no answer is preferred")
     raise RowError(
         "unknown winner",
