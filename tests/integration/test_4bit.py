@@ -20,7 +20,7 @@ from oddsmith.model.loading.models import load_model
 from oddsmith.model.loading.setup import ready_model
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
-from tests.tiny_runs import make_trainer
+from tests.tiny_runs import let_transformers_add, make_trainer
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -109,7 +109,7 @@ def quantised(folder: str):
 
 
 def with_adapter_of_transformers(base):
-    base.add_adapter(ADAPTER)
+    let_transformers_add(base, ADAPTER)
     return base
 
 

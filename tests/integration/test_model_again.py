@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from oddsmith.errors import ModelError
 from oddsmith.system import precision
 from tests.tiny import ragged_pairs, tiny_model
-from tests.tiny_runs import make_trainer
+from tests.tiny_runs import let_transformers_add, make_trainer
 
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-2, "max_length": 64, "max_steps": 2, "per_device_train_batch_size": 4}
 HELD_OUT = ragged_pairs(3, seed=1)
@@ -188,7 +188,7 @@ def test_a_model_with_an_adapter_inside(tmp_path):
 
 def test_a_base_whose_adapter_transformers_added(tmp_path):
     model = tiny_model()
-    model.add_adapter(adapter())
+    let_transformers_add(model, adapter())
     with pytest.raises(ModelError, match="the model has an adapter already"):
         make(tmp_path, model, peft_config=adapter())
     assert make(tmp_path, model).model is model
