@@ -36,8 +36,7 @@ def targets(tokenizer, pair: TokenizedPair, side: str = "chosen") -> str:
     return tokenizer.decode(pair.side(side).targets())
 
 
-@functools.cache
-def merging_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
+def new_merging_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
     """Byte-level with two merges: two newlines are one token, and so is a space with the letter A."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {char: i for i, char in enumerate([*alphabet, "ĊĊ", "ĠA"])}
@@ -48,3 +47,6 @@ def merging_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFa
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+merging_tokenizer = functools.cache(new_merging_tokenizer)  # one for all tests, which leave it as it is

@@ -17,7 +17,7 @@ from oddsmith.export.merge import merge_adapter
 from oddsmith.inference.loading import load_for_inference
 from oddsmith.model.generation import answer
 from oddsmith.model.loading.models import load_model, load_tokenizer
-from tests.pairs import assistant, merging_tokenizer, user
+from tests.pairs import assistant, merging_tokenizer, new_merging_tokenizer, user
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer
 
 ROWS = [
@@ -32,8 +32,7 @@ KINDS = {"untied": {}, "tied": {"tie_word_embeddings": True}, "padded": {"vocab_
 def base(request, tmp_path_factory) -> Path:
     """A base model, whose embeddings hold its tokens alone, or 12 more rows."""
     folder = tmp_path_factory.mktemp("base") / "model"
-    merging_tokenizer.cache_clear()
-    tokenizer = merging_tokenizer()
+    tokenizer = new_merging_tokenizer()
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     tiny_model(**{"vocab_size": len(tokenizer), **ids, **KINDS[request.param]}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -201,7 +201,6 @@ def test_more_tokens_than_positions_fail_unless_they_are_cut(capsys, tmp_path):
 
 
 def test_a_base_model_with_the_chat_template_and_system_message_of_the_training(capsys, tmp_path):
-    merging_tokenizer.cache_clear()
     model = save_model(tmp_path / "model", model=tiny_model(vocab_size=260), tokenizer=merging_tokenizer())
     rows = [
         {"prompt": [user(f"{n}?")], "chosen": [assistant("Yes.")], "rejected": [assistant("No!")]} for n in range(6)

@@ -11,7 +11,7 @@ from oddsmith.data.tokens.rendering import Renderer
 from oddsmith.errors import ConfigError, ModelError
 from oddsmith.model.adapters import add_adapter
 from oddsmith.model.loading.chat_template import CHATML, fit_model, new_tokens, set_chat_template, template_tokens
-from tests.pairs import assistant, merging_tokenizer, user
+from tests.pairs import assistant, new_merging_tokenizer, user
 from tests.templates import CHAT_FORMATS, GEMMA, LLAMA3, PHI3, PLAIN
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -22,8 +22,7 @@ CHATML_TEXT = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_
 @pytest.fixture
 def base():
     """A tokenizer as a base model has it: no template, two special tokens."""
-    merging_tokenizer.cache_clear()
-    return merging_tokenizer()
+    return new_merging_tokenizer()
 
 
 @pytest.fixture
@@ -73,8 +72,7 @@ def test_what_the_tokenizer_has_already_stays(caplog):
 
 def test_chatml_begins_with_bos_where_text_does(base):
     assert rendered_with(base, "chatml") == CHATML_TEXT
-    merging_tokenizer.cache_clear()
-    adds_bos = merging_tokenizer()
+    adds_bos = new_merging_tokenizer()
     adds_bos.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", adds_bos.bos_token_id)]
     )
