@@ -52,8 +52,8 @@ REFUSED = {
 NOT_TRIED = {
     "chameleon", "cohere_compass", "deepseek_ocr2", "dots3_note", "emu3", "ernie4_5_vl_moe", "fast_vlm", "florence2",
     "gemma3n", "glm5_next", "granite4_vision", "granite_speech", "granite_speech_plus", "hunyuan_vl",
-    "inkling_mm_model", "janus", "kimi_k25", "minimax_m3_vl", "mistral4", "mistral_large4", "perception_lm",
-    "qwen4_exp", "step3p7", "vibevoice_asr",
+    "inkling_mm_model", "janus", "kimi_k25", "minimax_m3_vl", "mistral4", "mistral_large4", "nemo_speechlm",
+    "perception_lm", "qwen4_exp", "step3p7", "vibevoice_asr",
 }  # fmt: skip
 PAIRS = [
     ([3, 4, 5, 9], [6, 7, 8], [9, 3]),
