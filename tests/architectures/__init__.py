@@ -25,6 +25,7 @@ from oddsmith.export.gguf.families import FAMILIES
 from oddsmith.export.merge import merge_adapter
 from oddsmith.model.loading.models import load_model, load_tokenizer
 from tests.equivalence.test_forest import EXPERTS, LATENT
+from tests.equivalence.test_self_check import DELTA_RULE, MAMBA
 from tests.llama_cpp_oracle import llama_cpp_source
 from tests.tiny import SMALL, tiny_tokenizer
 from tests.tiny_multimodal import multimodal_config
@@ -33,11 +34,6 @@ from tests.tiny_runs import make_trainer, train_run
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 HEAD = "| model | class in transformers | batches | why padded | LoRA | all weights | merge | GGUF |"
 
-DELTA_RULE = {
-    "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "shared_expert_intermediate_size": 16,
-}  # fmt: skip
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16}
 WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
 OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
 IMAGES = {"parts": True}  # a model of several parts, each made small by tests.tiny_multimodal
