@@ -16,6 +16,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 import pytest
 from hypothesis import settings
+from transformers.utils import logging as transformers_logging
 
 from tests.faults import file_size_limit
 from tests.upload_hub import upload_hub
@@ -39,6 +40,14 @@ def small_files():
     """Limit the size of files to 64 KiB, as on a full disk."""
     with file_size_limit(65536):
         yield
+
+
+@pytest.fixture
+def verbosity():
+    """Take back what ``log_level`` sets for the whole process."""
+    before = transformers_logging.get_verbosity()
+    yield
+    transformers_logging.set_verbosity(before)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -58,14 +57,6 @@ def models(tmp_path_factory):
     plain = tiny_tokenizer(None, bos="<s>", eos="</s>", chatml=False)
     save_model(folder / "base", model=tiny_model(vocab_size=len(plain)), tokenizer=plain)
     return folder
-
-
-@pytest.fixture
-def verbosity():
-    """Take back what ``log_level`` sets for the whole process."""
-    before = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(before)
 
 
 @pytest.fixture

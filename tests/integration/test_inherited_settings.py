@@ -45,11 +45,9 @@ def plain(tmp_path_factory):
 
 
 @pytest.fixture
-def as_before():
+def as_before(verbosity):
     """Put back what some settings change in the libraries."""
-    verbosity = transformers.logging.get_verbosity()
     yield
-    transformers.logging.set_verbosity(verbosity)
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
 
