@@ -479,8 +479,8 @@ class TestOlderScripts:
         assert theirs.state.log_history[0]["loss"] == trainer.state.log_history[0]["loss"]
         assert told(caplog)[:3] == [
             OF_TOKENIZER,
-            "args is a TrainingArguments: write Oddsmith's ORPOConfig, whose defaults count where it lacks a setting;"
-            " its own are taken, learning_rate=0.001 among them",
+            "args is a TrainingArguments: write Oddsmith's ORPOConfig; the settings in args are taken"
+            " (learning_rate=0.001), the others have ORPOConfig's defaults",
             "settings belong in args: write ORPOConfig(beta=0.1)",
         ]
 

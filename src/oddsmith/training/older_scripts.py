@@ -121,8 +121,8 @@ def _settings(args: Any, lines: list[str]) -> ORPOConfig:
         if name not in known:
             setattr(settings, name, value)
     lines.append(
-        f"args is a {_name(type(args))}: write Oddsmith's ORPOConfig, whose defaults count where it lacks a setting;"
-        f" its own are taken, learning_rate={args.learning_rate} among them"
+        f"args is a {_name(type(args))}: write Oddsmith's ORPOConfig; the settings in args are taken"
+        f" (learning_rate={args.learning_rate}), the others have ORPOConfig's defaults"
     )
     lines += today.lines
     return settings
