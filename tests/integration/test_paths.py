@@ -294,11 +294,15 @@ def warnings_in(caplog) -> list[str]:
     return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
 
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+NO_ROOM_FOR_CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
 class Shortage:
     """Raises what CUDA raises where a row of more than so many tokens is trained on, but for the first one."""
 
-    def __init__(self, trainer: ORPOTrainer, tokens: int):
-        self.trainer, self.tokens, self.spared = trainer, tokens, False
+    def __init__(self, trainer: ORPOTrainer, tokens: int, error: Exception = OUT_OF_MEMORY):
+        self.trainer, self.tokens, self.error, self.spared = trainer, tokens, error, False
         self.rows: list[int] = []
         self.struck: list[bool] = []  # whether a part of the step was computed already
         trainer.model.get_input_embeddings().register_forward_hook(self.note)
@@ -312,13 +316,13 @@ class Shortage:
         if torch.is_grad_enabled() and self.rows[-1] > self.tokens:
             if self.spared:
                 self.struck.append(any(p.grad is not None for p in self.trainer.model.parameters()))
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+                raise self.error
             self.spared = True
 
 
-def with_shortage(folder, tokens, **more) -> tuple[Run, Shortage]:
+def with_shortage(folder, tokens, error=OUT_OF_MEMORY, **more) -> tuple[Run, Shortage]:
     trainer = trainer_of(folder, gpt2(), double=True, **more)
-    shortage = Shortage(trainer, tokens)
+    shortage = Shortage(trainer, tokens, error)
     trainer.train()
     return finished(trainer), shortage
 
@@ -326,11 +330,12 @@ def with_shortage(folder, tokens, **more) -> tuple[Run, Shortage]:
 STEPS = {"rows": 16, "per_device_train_batch_size": 4, "num_train_epochs": 2}
 
 
-def test_where_memory_runs_out_the_step_is_repeated_with_half_the_budget(tmp_path, caplog):
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, NO_ROOM_FOR_CUBLAS], ids=["torch", "cuBLAS"])
+def test_where_memory_runs_out_the_step_is_repeated_with_half_the_budget(error, tmp_path, caplog):
     settings = {**STEPS, "max_tokens_per_microbatch": 900}
     undisturbed = run(tmp_path / "whole", gpt2(), double=True, **settings)
     caplog.clear()
-    disturbed, shortage = with_shortage(tmp_path / "short", tokens=500, **settings)
+    disturbed, shortage = with_shortage(tmp_path / "short", tokens=500, error=error, **settings)
     assert shortage.struck == [True]
     assert_same(disturbed, undisturbed, 1e-9)
     (said,) = warnings_in(caplog)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..batching.collate import IGNORED, PairCollator, sequence_targets
 from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.paths import ForestPath, PaddedPath
+from ..system.memory import is_device_out_of_memory
 from .meter import TrainingMeter
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,9 @@ class Stepper:
         while True:
             try:
                 return self._train_micro_batches(model, item, train_micro_batch)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_device_out_of_memory(error):
+                    raise
                 # Other processes would wait for gradients that do not come.
                 is_alone = self._accelerator.distributed_type == DistributedType.NO
                 max_tokens = self.path.halved(item.get("loaded")) if is_alone and "loaded" in item else None

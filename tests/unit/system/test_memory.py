@@ -1,4 +1,4 @@
-"""A lack of memory is explained in one line; all but two of these errors are real ones."""
+"""A lack of memory is explained in one line. Errors of this machine are real ones, those of a device their texts."""
 
 import mmap
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oddsmith.errors import OutOfMemoryError
-from oddsmith.system.memory import clear_memory_errors
+from oddsmith.system.memory import clear_memory_errors, is_device_error, is_device_out_of_memory
 
 FIX = "lower per_device_train_batch_size (and raise gradient_accumulation_steps), lower max_length"
 
@@ -45,9 +45,78 @@ def test_who_calls_the_library_gets_torch_s_own_error_of_a_device():
         on_device()
     with pytest.raises(OutOfMemoryError), clear_memory_errors(device=False):
         torch.empty(10**15)
+    with pytest.raises(OutOfMemoryError), clear_memory_errors(device=False):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), FileNotFoundError("x"), KeyError("x")])
 def test_what_is_no_matter_of_memory_passes(error):
     with pytest.raises(type(error)), clear_memory_errors():
         raise error
+
+
+SHORTAGES = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    torch.OutOfMemoryError("Allocation on device"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", 2),
+    RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError(
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input."
+    ),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    torch.distributed.DistBackendError("NCCL error in: x.cpp:1\nLast error:\nCuda failure 2 'out of memory'"),
+    torch.distributed.DistBackendError("NCCL error in: x.cpp:1\nLast error:\nFailed to CUDA calloc async 2432 bytes"),
+]
+BREAKDOWNS = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle, opa, opb)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("Triton Error [CUDA]: invalid argument"),
+    torch.distributed.DistBackendError("NCCL error in: x.cpp:1, unhandled system error"),
+]
+OTHERS = [
+    RuntimeError("The size of tensor a (3) must match the size of tensor b (4) at non-singleton dimension 0"),
+    RuntimeError("Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"),
+    RuntimeError("Tensor on device cuda:0 is not on the expected device meta!"),
+    ValueError("CUDA error: out of memory"),
+    MemoryError(),
+    OutOfMemoryError("the device is out of memory"),
+]
+
+
+def named(error):
+    return f"{type(error).__name__}-{str(error)[:60]}"
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=named)
+def test_whatever_says_that_a_device_lacks_memory_is_such_a_lack(error):
+    assert is_device_out_of_memory(error)
+    assert is_device_error(error)
+    with (
+        pytest.raises(OutOfMemoryError, match=f"the device is out of memory; {FIX.split('(')[0]}"),
+        clear_memory_errors(),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize("error", BREAKDOWNS, ids=named)
+def test_a_breakdown_of_a_device_is_no_lack_of_memory(error):
+    assert is_device_error(error)
+    assert not is_device_out_of_memory(error)
+    with pytest.raises(type(error)), clear_memory_errors():
+        raise error
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=named)
+def test_what_is_wrong_elsewhere_is_no_error_of_a_device(error):
+    assert not is_device_error(error)
+    assert not is_device_out_of_memory(error)
