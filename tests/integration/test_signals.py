@@ -180,6 +180,8 @@ def test_all_processes_of_a_job_are_signalled_and_those_of_a_run_stop_after_the_
         wait_for_step(process, 2)
         everyone = tree(process.pid)
         assert len(everyone) >= 5
+        listening = [socket for one in everyone for socket in one.net_connections() if socket.status == "LISTEN"]
+        assert {socket.laddr.ip for socket in listening} == {"127.0.0.1"}  # the store, and gloo's
         for one in everyone:
             one.send_signal(signal.SIGTERM)
         code, _, err = ended(process)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+import oddsmith
 from oddsmith.cli.commands.train.launch import launch
 
 
@@ -101,3 +104,40 @@ def test_a_signal_reaches_every_process_once(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 75
     assert [(tmp_path / f"heard{rank}").read_text() for rank in range(2)] == ["1", "1"]
+
+
+def test_the_processes_meet_on_the_loopback_interface_alone(capfd):
+    code = """
+    import psutil
+    from oddsmith.cli.commands.train.launch import join_launcher
+    join_launcher()
+    import torch, torch.distributed as distributed
+    distributed.init_process_group("gloo")
+    distributed.all_reduce(torch.ones(1))
+    connections = psutil.Process().net_connections()
+    print({one.laddr.ip for one in connections if one.status == "LISTEN"}, flush=True) if rank == 0 else None
+    distributed.barrier()
+    """
+    command = [sys.executable, *program(code)[2:]]  # with the installed libraries
+    assert launch(command, 2) == 0
+    assert capfd.readouterr().out == "{'127.0.0.1'}\n"
+
+
+def test_no_process_runs_what_lies_in_the_working_folder(tmp_path, monkeypatch):
+    """Started as ``oddsmith`` is: ``python -m``, as in other tests, would look there first."""
+    for module in ("yaml", "torch", "typer", "numpy", "oddsmith", "transformers"):
+        (tmp_path / f"{module}.py").write_text("open('ran', 'a').write(__name__)\nraise SystemExit(9)\n")
+    script = Path(sys.executable).with_name("oddsmith")
+    words = ["train", "--num-processes", "2", "--model-name-or-path", "./missing", "--dataset-name", "none.jsonl"]
+    done = subprocess.run(
+        [script, *words, "--output-dir", "run", "--use-cpu"], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert not (tmp_path / "ran").exists()
+    assert done.returncode == 2
+    assert done.stderr == "error: none.jsonl: no such file; check the path\n"  # of the first of them
+
+
+def test_every_module_that_we_start_is_started_by_run_module():
+    sources = Path(oddsmith.__file__).parent.rglob("*.py")
+    found = [path.name for path in sources if re.search(r"sys\.executable[^\n]*-m\b", path.read_text())]
+    assert found == ["own_processes.py"]

@@ -14,7 +14,6 @@ import ipaddress
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from ...export.merge import merge_adapter
 from ...export.named_model import find_model
 from ...model.loading.gguf_header import check_gguf
 from ...model.loading.untrusted_files import refuse_code_in_folder
+from ...system.own_processes import run_module
 from ...system.precision import best_precision
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
@@ -41,9 +41,8 @@ GRACE_SECONDS = 10  # after which a server that was asked to end is killed
 LOG_LINES = 20
 
 NEEDED_BY_TRANSFORMERS = ("fastapi", "uvicorn", "openai")
-# -P: Python does not import a folder in the working directory that has the name of a package.
-TRANSFORMERS = (sys.executable, "-P", "-m", "oddsmith.inference.serve.transformers_server")
-LLAMA_CPP = (sys.executable, "-P", "-m", "oddsmith.inference.serve.llama_server")
+TRANSFORMERS = run_module("oddsmith.inference.serve.transformers_server")
+LLAMA_CPP = run_module("oddsmith.inference.serve.llama_server")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +21,7 @@ from ....errors import ConfigError, Interrupted
 from ....system.files import dispensable
 from ....system.memory import clear_memory_errors
 from ....system.names import require_folder_name
+from ....system.own_processes import run_module
 from ....system.run_folder import REPORT_FILE, SETTINGS_FILE
 from ....system.signals import StopSignals
 from ...parsing.config_file import Setting
@@ -30,7 +30,7 @@ from ...parsing.schema import fields_for_run
 from ...parsing.values import seconds_of
 from ...terminal.console import is_main_process, quiet_libraries, say, working
 from ...terminal.outcome import JSON, TRACEBACK
-from .launch import end_with_launcher, launch
+from .launch import join_launcher, launch
 from .run_folder import check_folder, clear_folder, require_elsewhere
 from .weights import take_weights
 
@@ -93,7 +93,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
 
         plotly_script()  # fails without the extra `monitor`: better now than after hours of training
     if processes > 1 and "RANK" not in os.environ and not is_dry:
-        return launch([sys.executable, "-m", "oddsmith.cli.main", "train", *arguments], processes)
+        return launch([*run_module("oddsmith.cli.main"), "train", *arguments], processes)
     if is_dry:
         from .dry_run import show
 
@@ -101,7 +101,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
             settings = build(resolved)
         with _offering(settings):
             return show(resolved, settings, processes, full="full" in resolved.options)
-    end_with_launcher()
+    join_launcher()
     with StopSignals() as signals:
         with working("starting"):
             settings = build(resolved)

@@ -4,6 +4,10 @@ Each gets the environment that ``torchrun`` would give it. torchrun itself print
 code 1 whenever a process exits with anything but 0, and ends processes 30 seconds after a signal. Here exit code and
 message are those of the process, a signal is passed on once, and there is time to save. When one process dies the
 others are ended within ``GRACE_S + END_S``; when the launcher dies they stop as on SIGTERM, with a checkpoint.
+
+The processes meet at a store that the first one serves. torch's own listens on every address of the machine, and who
+reaches it can end the run or change what the processes agree on: ours, and the connections between the processes, are
+on the loopback interface alone.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,7 +31,9 @@ POLL_S = 0.1
 GRACE_S = 5.0  # for the other processes to fail by themselves, so that rank 0 can print the error
 END_S = 15.0  # between SIGTERM and SIGKILL
 SHOWN_LINES = 5
-LAUNCHER = "ODDSMITH_LAUNCHER"  # in the environment of the processes: the process id of the launcher
+# In the environment of the processes: the process id of the launcher; the socket that the first one serves the store on
+LAUNCHER, STORE_SOCKET = "ODDSMITH_LAUNCHER", "ODDSMITH_STORE_SOCKET"
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # of the connections between the processes
 OUT_OF_MEMORY = (
     ", as the kernel does when memory runs out (see dmesg); lower per_device_train_batch_size or max_length, or start"
     " fewer processes"
@@ -40,9 +47,9 @@ def launch(command: Sequence[str], processes: int) -> int:
     """
     with TemporaryDirectory(prefix="oddsmith-") as folder:
         logs = [Path(folder) / f"process-{rank}.log" for rank in range(processes)]
-        children = [
-            _start(command, rank, environment, logs[rank]) for rank, environment in enumerate(_environments(processes))
-        ]
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            environments = _environments(processes, listening)
+            children = [_start(command, rank, environments[rank], logs[rank], listening) for rank in range(processes)]
         try:
             with _signals_passed_on(children) as passed_on:
                 blamed = _wait(children)
@@ -66,33 +73,50 @@ def launch(command: Sequence[str], processes: int) -> int:
         return code
 
 
-def end_with_launcher() -> None:
-    """Stop as on SIGTERM when the launcher has ended, in a process that :func:`launch` started."""
+def join_launcher() -> None:
+    """In a process that :func:`launch` started: stop as on SIGTERM when it has ended, and serve the store if first."""
     launcher = os.environ.pop(LAUNCHER, None)
     if launcher is not None:
         end_with_parent(int(launcher))
+    listening = os.environ.pop(STORE_SOCKET, None)
+    if listening is not None:
+        _serve_store(int(listening))
 
 
-def _environments(processes: int) -> list[dict[str, str]]:
-    """Return the environment of each process, as ``torchrun`` would make it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+@cache  # keeps the store
+def _serve_store(listening: int) -> object:
+    from torch.distributed import TCPStore
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listening)
+
+
+def _environments(processes: int, listening: socket.socket) -> list[dict[str, str]]:
+    """Return the environment of each process, as ``torchrun`` would make it, for a store on a listening socket."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
     shared = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+        **({} if loopback is None else dict.fromkeys(INTERFACES, loopback)),
         **os.environ,
         **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes)),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(listening.getsockname()[1]),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # every process is a client of the store
         LAUNCHER: str(os.getpid()),
     }
-    return [shared | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(processes)]
+    ranks = [shared | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(processes)]
+    return [ranks[0] | {STORE_SOCKET: str(listening.fileno())}, *ranks[1:]]
 
 
-def _start(command: Sequence[str], rank: int, environment: dict[str, str], log: Path) -> subprocess.Popen:
-    """Start one process in a process group of its own, where Ctrl-C does not reach it; only rank 0 has the terminal."""
+def _start(
+    command: Sequence[str], rank: int, environment: dict[str, str], log: Path, listening: socket.socket
+) -> subprocess.Popen:
+    """Start one process in a process group of its own, where Ctrl-C does not reach it.
+
+    Only rank 0 has the terminal, and the socket of the store.
+    """
     if rank == 0:
-        return subprocess.Popen(command, env=environment, process_group=0)
+        return subprocess.Popen(command, env=environment, process_group=0, pass_fds=[listening.fileno()])
     with log.open("wb") as file:
         return subprocess.Popen(
             command, env=environment, process_group=0, stdin=subprocess.DEVNULL, stdout=file, stderr=file
