@@ -4,16 +4,20 @@ import copy
 import inspect
 import re
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 import transformers
 from packaging.version import Version
 from torch import nn
+from torch._inductor.exc import InductorError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
+from oddsmith.model.logprobs import self_check
 from oddsmith.model.logprobs.mixing import mixing_module
-from oddsmith.model.logprobs.self_check import check_forest
+from oddsmith.model.logprobs.self_check import ROW_TOKENS, check_forest
 from oddsmith.model.logprobs.small_copy import small_config, small_copy
 from tests.equivalence.test_forest import EXACT, EXPERTS, LATENT, model_of
 from tests.tiny import SMALL, tiny_model, tiny_tokenizer
@@ -320,3 +324,79 @@ def test_a_copy_has_no_quantised_weights_and_the_model_s_switches():
 def test_a_token_s_nan_stays_in_its_row_of_an_exact_model():
     with torch.no_grad():
         assert mixing_module(tiny_model(), tokens=100) is None
+
+
+# ---- What says nothing of the model
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+OF_THE_MACHINE = [
+    OUT_OF_MEMORY,
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+def failing(where: str, error: Exception, monkeypatch) -> nn.Module:
+    """A model in which a layer fails: in the search for mixing layers, in its small copy, or on real tokens."""
+    model = tiny_model()
+    own = LlamaMLP.forward
+
+    def forward(self, x):
+        is_there = {
+            "search": x.shape[1] == ROW_TOKENS,
+            "copy": x.dtype == torch.float64,
+            "packed": len(x) == 1 and x.shape[1] != ROW_TOKENS,
+        }
+        if is_there[where]:
+            raise error
+        return own(self, x)
+
+    if where == "copy":
+        monkeypatch.setattr(LlamaMLP, "forward", forward)
+        monkeypatch.setattr(self_check, "_exactness_of_kind", {})
+    else:
+        layer = model.model.layers[0].mlp
+        layer.forward = partial(forward, layer)
+    return model
+
+
+@pytest.mark.parametrize("error", OF_THE_MACHINE, ids=lambda error: str(error)[:40] or type(error).__name__)
+@pytest.mark.parametrize("where", ["search", "copy", "packed"])
+def test_an_error_of_the_machine_is_no_property_of_the_model(where, error, monkeypatch):
+    model = failing(where, error, monkeypatch)
+    with pytest.raises(type(error)) as raised:
+        check(model)
+    assert raised.value is error
+    assert model.training
+
+
+def test_an_error_of_the_device_is_not_taken_for_a_layer_that_mixes_tokens(monkeypatch):
+    """Once one is found, an error of the next search is put down to it."""
+    model = made("lfm2", MIXING["lfm2"])
+    own, calls = self_check.mixing_module, []
+
+    def mixing_module(*args, **more):
+        calls.append(args)
+        if len(calls) > 1:
+            raise OUT_OF_MEMORY
+        return own(*args, **more)
+
+    monkeypatch.setattr(self_check, "mixing_module", mixing_module)
+    with pytest.raises(torch.OutOfMemoryError):
+        check(model)
+
+
+def test_a_kernel_that_cannot_be_compiled_is_named_with_what_to_do(monkeypatch):
+    error = InductorError(RuntimeError("Failed to find C compiler. Please specify via CC environment variable."), None)
+    verdict = check(failing("packed", error, monkeypatch))
+    assert not verdict.forest
+    assert verdict.reason.startswith("this machine has no C compiler, which compiling a kernel needs; install one (apt")
+
+
+def test_another_refusal_is_one_of_the_model(monkeypatch):
+    verdict = check(failing("packed", RuntimeError("shapes differ"), monkeypatch))
+    assert verdict.reason == "it cannot be called with packed rows (shapes differ)"

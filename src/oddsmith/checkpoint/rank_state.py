@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
+from ..system.memory import is_of_the_machine
 from .manifest import Manifest
 from .state import read_state, write_state
 
@@ -117,6 +118,8 @@ def _explained(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        if is_of_the_machine(error):
+            raise
         reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
         raise CheckpointError(
             f"{folder}: process-*.json hold something else than this version writes ({what}: {reason})"

@@ -77,6 +77,16 @@ def is_device_error(error: BaseException) -> bool:
     )
 
 
+def is_of_the_machine(error: BaseException) -> bool:
+    """Return whether an error tells of the machine: a lack of memory of any kind, or a fault of a device.
+
+    Code that tries what a model or a file can do lets such an error pass: it says nothing of the model or the file.
+    """
+    return is_device_error(error) or (
+        isinstance(error, MemoryError | RuntimeError | OSError) and _what_ran_out(error) is not None
+    )
+
+
 def _what_ran_out(error: Exception) -> str | None:
     text = str(error)
     if is_device_out_of_memory(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -47,6 +48,7 @@ class RecordedRun(Protocol):
     is_encoder_decoder: bool
     hub_model_id: str | None  # where the model is pushed to
 
+    def precision(self) -> AbstractContextManager[None]: ...  # the context in which the steps are computed
     def is_world_process_zero(self) -> bool: ...  # whether this process writes
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader: ...  # return a loader over an evaluation set
     def measure(self, model: nn.Module, rows: Any) -> EvaluatedPairs:
@@ -140,7 +142,8 @@ class Recorder(TrainerCallback):
             return
         rows = islice(iter(getattr(dataloader.dataset, "rows", ())), run.args.eval_batch_size)
         prompts = [trl_features(row, run.is_encoder_decoder)["prompt_input_ids"] for row in rows]
-        answers = answer(run.accelerator.unwrap_model(run.model), run.processing_class, prompts)
+        with run.precision():  # PEFT generates with the base's forward, which autocast is not around
+            answers = answer(run.accelerator.unwrap_model(run.model), run.processing_class, prompts)
         texts = run.processing_class.batch_decode(prompts, skip_special_tokens=True)
         record_answers(run.args, run.state.global_step, prefix, list(zip(texts, answers, strict=True)))
 

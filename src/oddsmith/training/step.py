@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +32,15 @@ class LossRecorder(Protocol):
     def forget_micro_batches(self) -> None: ...  # forget the micro-batches, which are computed again
 
 
+class Circumstances(NamedTuple):
+    """What a model is computed on and in: a path that was chosen under others may not hold, or not fit."""
+
+    device: str
+    dtypes: frozenset[torch.dtype]  # of the weights
+    autocast: str  # "no", "bf16", "fp16"
+    checkpointing: bool  # without influence on an evaluation
+
+
 class Stepper:
     """Train on the items of a data loader: none, one or several micro-batches each.
 
@@ -40,7 +49,8 @@ class Stepper:
         meter: Collects the metrics; set back when an item is computed again.
         guard: Collects the losses.
         padded_path: Returns the path for batches of tensors under TRL's names, wherever they come from.
-        choose_path: Chooses the path of this run; called once, when it is first needed.
+        choose_path: Chooses the path of this run; called when it is first needed, and under other circumstances.
+        circumstances: Returns those that the path depends on.
         automatic: Whether the number of tokens of a micro-batch follows from the free memory.
     """
 
@@ -51,19 +61,22 @@ class Stepper:
         guard: LossRecorder,
         padded_path: Callable[[], PaddedPath],
         choose_path: Callable[[], Path],
+        circumstances: Callable[[], Circumstances],
         *,
         automatic: bool,
     ):
         self._accelerator, self._meter, self._guard = accelerator, meter, guard
-        self._padded_path, self._choose_path = padded_path, choose_path
+        self._padded_path, self._choose_path, self._circumstances = padded_path, choose_path, circumstances
         self._is_automatic = automatic
         self._path: Path | None = None
+        self._chosen_under: Circumstances | None = None
         self.plan: Any = None  # the sampler or stream that plans the training batches; None for a loader not of ours
 
     @property
     def path(self) -> Path:
         """How micro-batches are laid out and computed in training and evaluation."""
         if self._path is None:
+            self._chosen_under = self._circumstances()
             self._path = self._choose_path()
         return self._path
 
@@ -73,6 +86,12 @@ class Stepper:
         if self.plan is None:
             return replace(self._padded_path(), reason="get_train_dataloader is overridden")
         return self.path
+
+    def begin(self, *, training: bool) -> None:
+        """Begin a training or an evaluation: forget a path that was chosen under other circumstances."""
+        now, then = self._circumstances(), self._chosen_under
+        if then is not None and then != (now if training else now._replace(checkpointing=then.checkpointing)):
+            self.forget_path()
 
     def forget_path(self) -> None:
         """Choose the path anew when it is next needed: the model is another one."""

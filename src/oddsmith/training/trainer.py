@@ -179,6 +179,7 @@ class ORPOTrainer(TransformersAdapter):
             self.guard,
             padded_path=lambda: self.padded_path,
             choose_path=self._choose_path,
+            circumstances=self.circumstances,
             automatic=args.max_tokens_per_microbatch == "auto",
         )
         self.checkpoints = CheckpointManager(
@@ -274,7 +275,7 @@ class ORPOTrainer(TransformersAdapter):
             self.processing_class,
             self.padded_path,
             overridden=[name for name in hooks if self.is_overridden(name)],
-            precision=self.compute_loss_context_manager,
+            precision=self.precision,
             least=lambda number: min(gather_object([number])),
         )
 
@@ -293,6 +294,7 @@ class ORPOTrainer(TransformersAdapter):
             raise ConfigError("train_dataset is missing; give the pairs to train on")
         args = self.args
         if self.is_in_train:
+            self.stepper.begin(training=True)
             self.checkpoints.restore_part("layout")  # nothing, unless the run is resumed
         path = self.path if self.is_in_train else self.padded_path
         factory = self._loaders(
@@ -471,6 +473,8 @@ class ORPOTrainer(TransformersAdapter):
         ``NonFiniteError`` if rows have no finite log-probabilities and the model is only measured, not trained.
         """
         dataset: Any = dataloader.dataset
+        if not self.is_in_train:
+            self.stepper.begin(training=False)
         if isinstance(dataset, PlannedDataset | StreamedBatches) and isinstance(self.path, ForestPath):
             dataloader = self._loaders(self.path, dataset.rows, self.args.eval_batch_size).evaluation()
         self.evaluation_meter = EvaluationMeter(self.recorder.tokens_kept(dataset))

@@ -38,7 +38,7 @@ from .evaluation import DeferredEvaluation
 from .identity import RunIdentity
 from .loan import ModelLoan
 from .recorder import Recorder
-from .step import Stepper, input_tokens, micro_batches_of
+from .step import Circumstances, Stepper, input_tokens, micro_batches_of
 from .stopping import EvaluationGivenUp, StopOnRequest
 from .trainable import require_trainable
 
@@ -193,10 +193,13 @@ class TransformersAdapter(Trainer):
             return
         self._claim_precision()
         self.loan.note()
-        rounds = self.args.bf16_full_eval or self.args.fp16_full_eval  # transformers casts the weights and leaves it so
-        tensors = [*self.model.parameters(), *self.model.buffers()] if rounds else []
+        # transformers rounds the weights, and leaves them rounded, after the path of the evaluation is chosen.
+        dtype = torch.bfloat16 if self.args.bf16_full_eval else torch.float16 if self.args.fp16_full_eval else None
+        tensors = [*self.model.parameters(), *self.model.buffers()] if dtype else []
         values = [tensor.data for tensor in tensors]
         try:
+            if dtype is not None:
+                self.model.to(dtype=dtype, device=self.args.device)
             yield
         finally:
             for tensor, value in zip(tensors, values, strict=True):
@@ -221,6 +224,29 @@ class TransformersAdapter(Trainer):
         """
         if vars(self.accelerator.state).get("_made_by") != id(self):
             vars(self.accelerator.state).update(self._accelerator_state)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Compute inside in the precision of the run's steps, wherever the model has not been prepared.
+
+        accelerate puts autocast around the model's ``forward`` when it prepares the model, which transformers leaves to
+        the start of a training or of an evaluation. ``compute_loss_context_manager`` is empty unless a subclass has
+        overridden it.
+        """
+        if self.sharded_by is None:
+            self._claim_precision()
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            yield
+
+    def circumstances(self) -> Circumstances:
+        """Return what the model is computed on and in now, on which the path of micro-batches depends."""
+        parameters = list(self.model.parameters())
+        return Circumstances(
+            device=str(parameters[0].device),
+            dtypes=frozenset(parameter.dtype for parameter in parameters),
+            autocast=str(self.accelerator.mixed_precision),
+            checkpointing=any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()),
+        )
 
     def _forget_prepared(self) -> None:
         """Let the model be prepared, and wrapped, again the next time."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oddsmith.errors import OutOfMemoryError
-from oddsmith.system.memory import clear_memory_errors, is_device_error, is_device_out_of_memory
+from oddsmith.system.memory import clear_memory_errors, is_device_error, is_device_out_of_memory, is_of_the_machine
 
 FIX = "lower per_device_train_batch_size (and raise gradient_accumulation_steps), lower max_length"
 
@@ -120,3 +120,15 @@ def test_a_breakdown_of_a_device_is_no_lack_of_memory(error):
 def test_what_is_wrong_elsewhere_is_no_error_of_a_device(error):
     assert not is_device_error(error)
     assert not is_device_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error", [*SHORTAGES, *BREAKDOWNS, MemoryError(), OSError(12, "Cannot allocate memory")], ids=named
+)
+def test_an_error_of_the_machine_is_known(error):
+    assert is_of_the_machine(error)
+
+
+@pytest.mark.parametrize("error", [*OTHERS[:3], KeyError("x"), FileNotFoundError("x")], ids=named)
+def test_an_error_of_the_code_is_none_of_the_machine(error):
+    assert not is_of_the_machine(error)

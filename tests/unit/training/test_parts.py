@@ -25,7 +25,7 @@ from oddsmith.training.evaluation import user_metrics
 from oddsmith.training.guard import StepGuard
 from oddsmith.training.meter import EvaluatedPairs, TrainingMeter, pair_sums
 from oddsmith.training.recorder import Recorder
-from oddsmith.training.step import Stepper, pair_counts
+from oddsmith.training.step import Circumstances, Stepper, pair_counts
 
 
 def settings(folder: Path, **more: Any) -> ORPOConfig:
@@ -158,7 +158,12 @@ class TestStepper:
         seen.add_loss = seen.losses.append
         seen.forget_micro_batches = lambda: None
         accelerator = Accelerator(cpu=True)
-        return Stepper(accelerator, meter or TrainingMeter(), seen, lambda: path, lambda: path, automatic=True), seen
+
+        def circumstances():
+            return Circumstances("cpu", frozenset(), "no", False)
+
+        parts = (accelerator, meter or TrainingMeter(), seen)
+        return Stepper(*parts, lambda: path, lambda: path, circumstances, automatic=True), seen
 
     def batch(self, lengths: list[int], width: int = 6) -> dict[str, torch.Tensor]:
         mask = torch.tensor([[1] * length + [0] * (width - length) for length in lengths])

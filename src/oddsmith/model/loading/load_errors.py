@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from ...errors import ModelError, UsageError
 from ...system.files import error_chain
+from ...system.memory import is_of_the_machine
 from .place import TOKENIZER_FILES
 from .untrusted_files import ALLOW_CODE, CONVERT
 
@@ -23,6 +24,8 @@ def clear_errors(name: str, revision: str) -> Iterator[None]:
     except UsageError:
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if is_of_the_machine(error):
+            raise
         raise ModelError(f"{name}: {_explain(name, revision, error)}") from error
     except RecursionError as error:
         found = "its JSON is nested too deeply, or it and its base are adapters that name each other"

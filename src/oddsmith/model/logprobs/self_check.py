@@ -16,7 +16,7 @@ long in all of them, so that short sequences reveal a model that handles them an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,8 @@ from ...batching.collate import PairCollator, trl_features
 from ...batching.forest import forest_batch
 from ...data.tokens.tokenized import TokenizedPair
 from ...errors import ModelError
+from ...system.compilers import compiler_fault
+from ...system.memory import is_of_the_machine
 from ..limits import position_rows
 from ..loading.setup import dropout_rates
 from .attention import forest_attention_in
@@ -113,10 +115,18 @@ def check_forest(
                 return _agreement(model, tokenizer, pad_token_id, transform, sequence_wise)
     except _Leak as leak:
         return Verdict(False, str(leak))
-    except _REFUSALS as error:
-        return Verdict(False, f"it cannot be called with packed rows ({_in_short(error)})")
+    except Exception as error:  # noqa: BLE001  Triton has errors of its own, and is not always there
+        _require_refusal(error)
+        reason = compiler_fault(error) or f"it cannot be called with packed rows ({_in_short(error)})"
+        return Verdict(False, reason)
     finally:
         model.train(was_training)
+
+
+def _require_refusal(error: Exception) -> None:
+    """Raise an error that says nothing of the model: one of the machine, or of a kind that no model's code raises."""
+    if is_of_the_machine(error) or not (isinstance(error, _REFUSALS) or compiler_fault(error)):
+        raise error
 
 
 class _Leak(Exception):
@@ -134,7 +144,8 @@ def _mixers(model: nn.Module, *, tokens: int) -> list[type[nn.Module]]:
             with sequence_wise_layers(model, kinds, hands_on_states=False).applied(mixing=False):
                 kind = mixing_module(model, tokens=tokens)
         except _REFUSALS as error:
-            if kinds:
+            _require_refusal(error)
+            if kinds and compiler_fault(error) is None:
                 raise _Leak(kinds[-1]) from error
             raise
         if kind is None:
@@ -170,7 +181,9 @@ def _exactness(model: nn.Module) -> _Exactness:
             _exactness_of_kind[kind] = _exactness_of_copy(small_copy(inner))
     except _Leak as leak:
         return _Exactness(str(leak))
-    except Exception as error:  # noqa: BLE001  the class's own code, with settings that nobody has tried
+    except Exception as error:  # the class's own code, with settings that nobody has tried
+        if is_of_the_machine(error):
+            raise
         return _Exactness(f"no small copy of it could be made to check on ({_in_short(error)})")
     return _exactness_of_kind[kind]
 
@@ -192,9 +205,11 @@ def _exactness_of_copy(small: nn.Module) -> _Exactness:
             return _differences(packed, padded).max().item()
 
         if mixers:
-            with suppress(*_REFUSALS):  # a layer without states, or with others than most
+            try:
                 if difference(True) <= EXACT:
                     return _Exactness(None, mixers, True)
+            except _REFUSALS as error:  # a layer without states, or with others than most
+                _require_refusal(error)
         found = difference(False)
     if found <= EXACT:
         return _Exactness(None, mixers)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....system.memory import is_of_the_machine
 from .operations import (
     ACTIVATIONS,
     Activation,
@@ -146,7 +147,9 @@ def _try(module: nn.Module, x: Tensor) -> Tensor | None:
     """Return what a module computes of x; ``None`` where it needs more arguments or another width."""
     try:
         y = module.forward(x)  # without hooks: they are for the model's own passes
-    except (RuntimeError, TypeError, AttributeError, LookupError):
+    except (RuntimeError, TypeError, AttributeError, LookupError) as error:
+        if is_of_the_machine(error):
+            raise
         return None
     return y if isinstance(y, Tensor) else None
 

@@ -1,0 +1,69 @@
+"""Say in one line why a kernel could not be compiled on this machine, and what to do. Needs no torch.
+
+PyTorch compiles some kernels when they are first needed: Inductor writes them for Triton, which calls a C compiler for
+the code that starts them, and ``ptxas`` for their machine code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from subprocess import CalledProcessError
+
+# Errors of TorchDynamo, Inductor and Triton about a kernel, by the names of their classes.
+_KINDS = frozenset({
+    *("BackendCompilerFailed", "LoweringException", "CppCompileError", "InvalidCxxCompiler", "TritonMissing"),
+    *("GPUTooOldForTriton", "CompilationError", "OutOfResources", "PTXASError", "AutotunerError"),
+})  # fmt: skip
+_ADVICE = (
+    (
+        r"Failed to find C compiler|No working C\+\+ compiler|InvalidCxxCompiler",
+        "this machine has no C compiler, which compiling a kernel needs; install one (apt-get install gcc g++), or"
+        " name it in the environment variable CC",
+    ),
+    (
+        r"Python\.h|'\S*(?:gcc|clang|cc)', '\S*\.c'",
+        "the C compiler could not compile what starts a kernel, which needs the headers of Python; install them"
+        " (apt-get install python3-dev)",
+    ),
+    (
+        r"TritonMissing|Cannot find a working triton|No module named '?triton",
+        "Triton, which compiles kernels, is missing; install it (pip install triton)",
+    ),
+    (r"GPUTooOldForTriton|too old to be supported by the triton", "this GPU is too old for Triton"),
+    (
+        r"OutOfResources|out of resource|No valid triton configs",
+        "a kernel needs more shared memory or registers than this GPU has",
+    ),
+    (
+        r"ptxas",
+        "ptxas, which compiles for NVIDIA's GPUs, is missing or failed; install Triton anew (pip install"
+        " --force-reinstall triton), or name a ptxas in the environment variable TRITON_PTXAS_PATH",
+    ),
+)
+
+
+def compiler_fault(error: BaseException) -> str | None:
+    """Return what kept a kernel from being compiled, and what to do; ``None`` for an error of any other kind."""
+    chain = list(_chain(error))
+    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    # RuntimeError: Failed to find C compiler. Please specify via CC environment variable.
+    if not (names & _KINDS or any(isinstance(one, RuntimeError | ImportError | CalledProcessError) for one in chain)):
+        return None
+    text = " ".join([*sorted(names), *map(str, chain)])
+    for pattern, advice in _ADVICE:
+        if re.search(pattern, text):
+            return advice
+    if not names & _KINDS:
+        return None
+    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"a kernel could not be compiled ({first_line[:100]})"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and its causes."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error
