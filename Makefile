@@ -13,7 +13,7 @@ NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/un
 	tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser chromium lint format bench
+.PHONY: help setup demo test test-slow test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -61,6 +61,9 @@ fuzz: $(READY) ## give every reader new broken input for MINUTES (60)
 
 test-kills: $(READY) ## kill runs at KILLS (60) random moments, resume them, and compare every byte
 	$(BIN)/python benchmarks/kills.py $(or $(KILLS),60)
+
+rehearse-gpu: $(READY) ## run the script for one's first minutes on a GPU at toy size on the CPU (two minutes)
+	bash benchmarks/on_gpu/first_minutes.sh --toy --device cpu --steps 1 --repeats 1 > /dev/null
 
 test-browser: $(READY) chromium ## test the monitor's page in a real Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"

@@ -1,7 +1,7 @@
 """Models and pairs: random weights of known shapes, random words with the lengths of UltraFeedback.
 
 A row's words are the numbers of their tokens, so that both trainers tokenize text as in a real run, and use the whole
-vocabulary.
+vocabulary. A request names a work and how it is measured; ``complete`` adds the work's own settings to it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from oddsmith.batching.forest import pack
+from oddsmith.system.precision import emulates_bf16
 
 LLAMA_3_8B = {
     "model_type": "llama",
@@ -38,6 +39,17 @@ QWEN_2_5_500M = {
     "max_position_embeddings": 32768,
     "tie_word_embeddings": True,
 }
+SMOLLM2_135M = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 # Two layers with the heads of the whole model: where both paths are compared before anything is timed.
 FEW_LAYERS = {"num_hidden_layers": 2, "vocab_size": 4096}
 TOY = {
@@ -54,21 +66,65 @@ MEAN_TOKENS, SPREAD = (185, 305), (0.9, 0.8)
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
+# On a GPU, and at toy size: most tokens of a sequence, share of UltraFeedback's lengths, size of the timed product.
+SIZES = {False: (2048, 1.0, 8192), True: (96, 1 / 16, 256)}
+
+
 class Work(NamedTuple):
     """A model, which part of it is trained, and how many pairs a step has."""
 
     shape: dict[str, Any]
     adapter: bool
-    weights: str
+    weights: str  # "4bit": NF4, what is not quantised in bfloat16
     pairs: int
     learning_rate: float
 
 
 # Full fine-tuning needs float32 weights: an update of 1e-6 of a bf16 weight would be rounded away.
 WORKS = {
-    "llama-8b-lora": Work(LLAMA_3_8B, adapter=True, weights="bfloat16", pairs=4, learning_rate=1e-4),
-    "qwen-0.5b-full": Work(QWEN_2_5_500M, adapter=False, weights="float32", pairs=8, learning_rate=1e-5),
+    "llama-8b-lora": Work(LLAMA_3_8B, adapter=True, weights="bfloat16", pairs=10, learning_rate=1e-4),
+    "qwen-0.5b-full": Work(QWEN_2_5_500M, adapter=False, weights="float32", pairs=20, learning_rate=1e-5),
+    "llama-8b-qlora": Work(LLAMA_3_8B, adapter=True, weights="4bit", pairs=10, learning_rate=1e-4),
+    "smollm2-135m-lora": Work(SMOLLM2_135M, adapter=True, weights="bfloat16", pairs=8, learning_rate=1e-4),
 }
+
+
+def complete(request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request with what its work and its size settle.
+
+    Args:
+        request: ``work``, ``device``, ``toy`` (everything small), ``seed``, ``steps`` (all of them) and, instead of the
+            work's own, ``pairs``.
+
+    Returns:
+        The request with the fields of the ``Work``, ``bf16`` (autocast), ``small_shape`` (few layers, small
+        vocabulary), ``max_length``, ``scale``, ``matrix_size`` and ``rows``, as many as the steps need.
+    """
+    work, toy = WORKS[request["work"]], request["toy"]
+    bf16 = request["device"] == "cuda" or not emulates_bf16()  # a CPU that emulates it trains in float32, ours alone
+    max_length, scale, matrix_size = SIZES[toy]
+    shape = work.shape | (TOY if toy else {})
+    pairs = request.get("pairs") or work.pairs
+    rows = make_rows(
+        pairs * request["steps"],
+        vocabulary=shape["vocab_size"],
+        max_length=max_length,
+        scale=scale,
+        seed=request["seed"],
+    )
+    return {
+        **work._asdict(),
+        "weights": "float32" if work.weights == "bfloat16" and not bf16 else work.weights,
+        "bf16": bf16,
+        "shape": shape,
+        "small_shape": shape if toy else shape | FEW_LAYERS,
+        "max_length": max_length,
+        "scale": scale,
+        "matrix_size": matrix_size,
+        "rows": rows,
+        **request,
+        "pairs": pairs,
+    }
 
 
 def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -103,9 +159,57 @@ def make_rows(pairs: int, *, vocabulary: int, max_length: int, scale: float, see
 def make_model(shape: dict[str, Any], *, weights: str, device: str, seed: int, attention: str = "sdpa") -> nn.Module:
     """Make a causal language model with random weights on its device, from settings of its configuration."""
     config = AutoConfig.for_model(**shape)
+    dtype = torch.bfloat16 if weights == "4bit" else getattr(torch, weights)
     torch.manual_seed(seed)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, weights), attn_implementation=attention)
+        if weights == "4bit":
+            return _four_bit_model(config, attention)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+
+
+def _four_bit_model(config: Any, attention: str) -> nn.Module:
+    """Make a model whose layers are quantised one after the other, so that never more than one is there in bf16.
+
+    It is what loading it with ``load_in_4bit`` makes of it, without files of 16 GB.
+    """
+    from transformers import BitsAndBytesConfig
+
+    layers, config.num_hidden_layers = config.num_hidden_layers, 1
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
+    config.num_hidden_layers = model.config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        model.config.layer_types = config.layer_types * layers
+    decoder = model.get_decoder()
+    make_layer, before = type(decoder.layers[0]), torch.get_default_dtype()
+    decoder.layers = nn.ModuleList()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        for index in range(layers):
+            layer = make_layer(decoder.config, index)
+            _quantise(layer)
+            decoder.layers.append(layer)
+    finally:
+        torch.set_default_dtype(before)
+    model.config.quantization_config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    model.is_loaded_in_4bit = True
+    return model
+
+
+def _quantise(layer: nn.Module) -> None:
+    """Replace the linear layers of a decoder layer by bitsandbytes' NF4."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for name, linear in [named for named in layer.named_modules() if isinstance(named[1], nn.Linear)]:
+        with torch.device("meta"):
+            quantised = Linear4bit(
+                linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+            )
+        quantised.weight = Params4bit(
+            linear.weight.detach(), requires_grad=False, quant_type="nf4", module=quantised
+        ).to(linear.weight.device)
+        layer.set_submodule(name, quantised)
 
 
 def multiplied_parameters(shape: dict[str, Any]) -> int:
