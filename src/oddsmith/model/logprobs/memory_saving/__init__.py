@@ -1,6 +1,7 @@
 """Layers that save less for the backward pass, and read and write memory less often.
 
 operations.py   RMSNorm, act(gate) * up, a linear layer with its LoRA branch; recomputing instead of saving
+conditions.py   when a module may run them, checked at each call
 forwards.py     which module of transformers and PEFT each operation can replace, found by trying
 token_rows.py   the same for a frozen embedding of which PEFT trains some rows
 """

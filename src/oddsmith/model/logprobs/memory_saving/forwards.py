@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ....system.memory import is_of_the_machine
+from .conditions import branch_of, is_hooked, is_plain
 from .operations import (
     ACTIVATIONS,
     Activation,
@@ -25,9 +26,6 @@ from .operations import (
     forward_lora_4bit,
     forward_mlp,
     forward_norm,
-    is_hooked,
-    is_plain,
-    only_adapter,
     rms_norm,
 )
 
@@ -72,9 +70,10 @@ def lora_forward(layer: Any) -> Forward | None:
     """Replace PEFT's LoRA layers over a plain linear layer, or a bitsandbytes 4-bit one."""
     kind = f"{type(layer).__module__}.{type(layer).__name__}"  # by name: bitsandbytes may not be installed
     plain = kind == "peft.tuners.lora.layer.Linear" and type(layer.base_layer) is nn.Linear
-    adapter = only_adapter(layer) if plain or kind == "peft.tuners.lora.bnb.Linear4bit" else None
-    if adapter is None:
+    branch = branch_of(layer) if plain or kind == "peft.tuners.lora.bnb.Linear4bit" else None
+    if branch is None:
         return None
+    adapter = branch.adapter
     base, bias, A, B, x, grad = _random((6, 8), (6,), (2, 8), (6, 2), (2, 3, 8), (2, 3, 6))
     probe: Any = _small_copy(
         layer,

@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .conditions import AT_MOST_SINGLE, branch_of, is_plain, plain_weight, product_dtype
 
 # ---- Recomputing instead of saving
 #
@@ -360,9 +362,6 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
 
 Forward = Callable[..., Tensor]
 
-# What autocast casts; it leaves float64 alone.
-AT_MOST_SINGLE = {torch.float32, torch.bfloat16, torch.float16}
-
 
 def forward_norm(module: Any, own: Forward, eps: float, scale: Scale, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Run an RMSNorm module."""
@@ -375,7 +374,7 @@ def forward_norm(module: Any, own: Forward, eps: float, scale: Scale, x: Tensor,
 def forward_linear(layer: Any, own: Forward, x: Tensor) -> Tensor:
     """Run a linear layer that is trained, or whose weight autocast casts."""
     weight, bias = layer.weight, layer.bias
-    dtype = _product_dtype(x, weight)
+    dtype = product_dtype(x, weight)
     nothing_to_save = not weight.requires_grad and weight.dtype == dtype
     if dtype is None or nothing_to_save or not is_plain(weight) or torch.compiler.is_compiling():
         return own(x)
@@ -384,50 +383,26 @@ def forward_linear(layer: Any, own: Forward, x: Tensor) -> Tensor:
 
 def forward_lora(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Run a LoRA layer over a plain linear layer."""
-    adapter, base = None if args or kwargs else only_adapter(layer), layer.base_layer
-    if adapter is None or type(base) is not nn.Linear or is_hooked(base) or not is_plain(base.weight):
+    base = layer._modules["base_layer"]
+    branch, weight = None if args or kwargs else branch_of(layer), plain_weight(base)
+    if branch is None or weight is None:
         return own(x, *args, **kwargs)
-    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    dtype = _product_dtype(x, base.weight, A, B)
+    _, A, B, scaling = branch
+    dtype = product_dtype(x, weight, A, B)
     if dtype is None:
         return own(x)
-    return linear(x, Weights(base.weight, base.bias, A, B, layer.scaling[adapter]), dtype)
+    return linear(x, Weights(weight, base._parameters["bias"], A, B, scaling), dtype)
 
 
 def forward_lora_4bit(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Run a LoRA layer over a 4-bit one."""
-    adapter = None if args or kwargs else only_adapter(layer)
-    if adapter is None:
+    branch = None if args or kwargs else branch_of(layer)
+    if branch is None:
         return own(x, *args, **kwargs)
-    A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    if x.dtype != _product_dtype(x, A, B):
+    _, A, B, scaling = branch
+    if x.dtype != product_dtype(x, A, B):
         return own(x)
-    return add_branch(layer.base_layer(x), x, A, B, layer.scaling[adapter])
-
-
-def only_adapter(layer: Any) -> str | None:
-    """Return the name of the one active adapter, if all it does is to add s (x A^T) B^T."""
-    if torch.compiler.is_compiling() or layer.disable_adapters or layer.merged:
-        return None
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
-    if len(active) != 1 or active[0] in getattr(layer, "lora_variant", ()):
-        return None
-    lora_A, lora_B, dropout = (modules[active[0]] for modules in (layer.lora_A, layer.lora_B, layer.lora_dropout))
-    if layer.training and getattr(dropout, "p", 0.0) > 0:
-        return None
-    for part in (lora_A, lora_B):
-        if part.bias is not None or type(part) is not nn.Linear or is_hooked(part) or not is_plain(part.weight):
-            return None
-    return active[0]
-
-
-def _product_dtype(x: Tensor, *weights: Tensor) -> torch.dtype | None:
-    """Return the dtype of the layer's products: autocast's, or the one that all tensors have; otherwise ``None``."""
-    device = x.device.type
-    dtypes = {tensor.dtype for tensor in (x, *weights)}
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device) if dtypes <= AT_MOST_SINGLE else None
-    return x.dtype if len(dtypes) == 1 else None
+    return add_branch(layer.base_layer(x), x, A, B, scaling)
 
 
 def forward_mlp(
@@ -438,16 +413,3 @@ def forward_mlp(
         return own(x, *args, **kwargs)
     gate, up = module.gate_up_proj(x).chunk(2, dim=-1) if fused else (module.gate_proj(x), module.up_proj(x))
     return module.down_proj(gated_product(gate, up, activation))
-
-
-def is_plain(weight: Any) -> bool:
-    """Return whether a parameter holds its values: not quantised, not sharded, not managed by DeepSpeed."""
-    if type(weight) is not nn.Parameter or hasattr(weight, "ds_id"):
-        return False
-    return not weight.is_meta and weight.numel() > 0
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Return whether hooks rely on the module being called: DeepSpeed and accelerate load weights in them."""
-    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return any(hooks) or "forward" in vars(module)

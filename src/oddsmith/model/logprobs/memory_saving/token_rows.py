@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .operations import Forward, is_hooked
+from .conditions import is_hooked
+from .operations import Forward
 
 
 def token_rows_forward(module: Any) -> Forward | None:
