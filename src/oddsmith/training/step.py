@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..batching.collate import IGNORED, PairCollator, sequence_targets
 from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.paths import ForestPath, PaddedPath
+from ..model.modules import in_training_mode
 from ..system.memory import is_device_out_of_memory
 from .meter import TrainingMeter
 
@@ -150,7 +151,7 @@ class Stepper:
     ) -> Tensor:
         micro_batches = micro_batches_of(item)
         loss = torch.zeros((), device=self._accelerator.device)
-        with self.around(model, item):
+        with self.around(model, item), in_training_mode(model):
             for number, micro_batch in enumerate(micro_batches, start=1):
                 with self._more_to_come(model) if number < len(micro_batches) else nullcontext():
                     loss += train_micro_batch(model, micro_batch)

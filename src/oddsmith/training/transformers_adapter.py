@@ -105,6 +105,7 @@ class TransformersAdapter(Trainer):
     is_encoder_decoder: bool
     optimizer: Any
     gradient_norm: Tensor | float | None = None  # of the step that is about to be made, before clipping
+    _operations_a_token: int | None = None
     _finished_optimizer: Any = None  # that of the last training, which made it
     push_in_progress: Any
 
@@ -172,6 +173,7 @@ class TransformersAdapter(Trainer):
             yield
             return
         self._claim_precision()
+        self._operations_a_token = None
         if self.optimizer is self._finished_optimizer:
             self.optimizer = None
         is_given = self.optimizer is not None
@@ -268,12 +270,15 @@ class TransformersAdapter(Trainer):
             self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, reduction="sum"))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Estimate the operations of an item from its tokens."""
+        """Estimate the operations of an item from its tokens; transformers counts the parameters each time."""
         names = (
             {"prompt_input_ids"} if self.is_encoder_decoder else {"input_ids", "chosen_input_ids", "rejected_input_ids"}
         )
-        ids = [batch[name].flatten() for batch in micro_batches_of(inputs) for name in names & batch.keys()]
-        return super().floating_point_ops({self.model.main_input_name: torch.cat(ids)}) if ids else 0
+        tokens = sum(batch[name].numel() for batch in micro_batches_of(inputs) for name in names & batch.keys())
+        if self._operations_a_token is None:
+            one_token = {getattr(self.model, "main_input_name", "input_ids"): torch.zeros(1)}
+            self._operations_a_token = super().floating_point_ops(one_token)
+        return self._operations_a_token * tokens
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)

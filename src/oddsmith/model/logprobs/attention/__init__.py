@@ -30,6 +30,7 @@ from transformers import AttentionInterface
 
 from ....batching.forest import ForestLayout
 from ....errors import ModelError
+from ...modules import modules_of
 from ..current_layout import current_layout, set_layout
 from .cpu import paths_forest_attention
 from .cuda import cuda_forest_attention
@@ -132,8 +133,9 @@ def forest_attention_in(model: nn.Module) -> Iterator[None]:
 
     Enter it around forward *and* backward pass: checkpointed layers run again in the backward pass.
     """
-    owners: list[Any] = [module for module in model.modules() if hasattr(module, "config")]
-    configs = {id(owner.config): owner.config for owner in owners}
+    # ``hasattr`` would search each of thousands of modules for a parameter or a child of this name.
+    owned: list[Any] = [vars(module).get("config") for module in modules_of(model)]
+    configs = {id(config): config for config in owned if config is not None}
     before = {key: getattr(config, "_attn_implementation_internal", None) for key, config in configs.items()}
     try:
         for config in configs.values():
