@@ -11,6 +11,7 @@
     │   └── MissingExtraError         an optional dependency; the message is the install command
     ├── SaveError                     a checkpoint could not be written; the one before it is complete
     ├── OutOfMemoryError              a ``MemoryError``: of the machine, or of the device
+    ├── WorkerError                   a worker process of a data loader ended by itself
     ├── ExportError                   an export failed: no room for it, or its result differs from its source
     ├── ServerError                   a server that was started did not answer, or ended
     ├── NonFiniteError                a log-probability became NaN or infinite while training
@@ -137,6 +138,10 @@ class SaveError(OddsmithError):
 
 class OutOfMemoryError(OddsmithError, MemoryError):
     """The memory of the machine or of the device is too small; the message says what to lower."""
+
+
+class WorkerError(OddsmithError):
+    """A worker process of a data loader ended by itself, so the batches that it was to make never come."""
 
 
 class ExportError(OddsmithError):

@@ -56,7 +56,9 @@ class ForestLayout:
     longest_keys: int  # largest number of keys of a path
 
     def to(self, device: torch.device) -> ForestLayout:
-        """Return the same layout with its tensors on ``device``."""
+        """Return the same layout with its tensors on ``device``: itself if they are there."""
+        if self.depth_T.device == device:
+            return self
         names = ("depth_T", "subtree_end_T", "key_row_K", "query_ends_P", "key_ends_P")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 

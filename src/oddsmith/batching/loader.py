@@ -14,17 +14,21 @@ Shape suffixes: B pairs of a micro-batch.
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
 from datasets import IterableDataset as StreamedRows
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from ..errors import ConfigError
+from ..errors import ConfigError, WorkerError
 from ..system.signals import leave_stopping_to_parent
+from .item import LoaderItem, Parcel
 from .plan import (
     Lengths,
     MicroBatch,
@@ -47,6 +51,21 @@ def no_whole_step(pairs: int, step: int) -> ConfigError:
     )
 
 
+@contextmanager
+def clear_worker_errors() -> Iterator[None]:
+    """Raise ``WorkerError`` where PyTorch found that a worker of a data loader has ended, and say what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (found := re.match(r"DataLoader worker \(pid[^)]*\) [^.]*", str(error))):
+            raise
+        raise WorkerError(
+            f"{found[0].replace(' is killed', ' was killed')}; a system kills processes where memory runs out: lower"
+            " dataloader_num_workers and dataloader_prefetch_factor, or set the first to 0, where a data_collator that"
+            " fails shows its own error"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Assignment:
     """Micro-batches to load at once, with the normalisers of the optimizer step they belong to."""
@@ -58,7 +77,10 @@ class Assignment:
 
 @dataclass(frozen=True)
 class LoadedRows:
-    """The tokenized rows of an assignment: ``rows[i]`` are those of its ``micro_batches[i]``."""
+    """The tokenized rows of an assignment: ``rows[i]`` are those of its ``micro_batches[i]``.
+
+    A worker sends no rows: all tokens once more, and what the user's rows hold beside them. They can be loaded again.
+    """
 
     rows: Sequence[Sequence[Mapping[str, Any]]]
     assignment: Assignment
@@ -89,7 +111,7 @@ class BatchMaker:
     # LoadedRows}``
     one_each: bool = False
 
-    def __call__(self, loaded: LoadedRows) -> dict[str, Any]:
+    def __call__(self, loaded: LoadedRows) -> LoaderItem:
         """Return the item of some rows."""
         step = loaded.assignment
         micro_batches = [
@@ -103,11 +125,27 @@ class BatchMaker:
             }
             for rows, which in zip(loaded.rows, step.micro_batches, strict=True)
         ]
-        return micro_batches[0] if self.one_each else {"micro_batches": micro_batches, "loaded": loaded}
+        if self.one_each:
+            return LoaderItem(micro_batches[0])
+        return LoaderItem(micro_batches=micro_batches, loaded=loaded)
+
+    def collate(self, loaded: LoadedRows) -> LoaderItem | Parcel:
+        """Return the item of some rows to a data loader, from a worker as a parcel that becomes the item."""
+        if get_worker_info() is None:
+            return self(loaded)
+        try:
+            item = self(loaded)
+            if "loaded" in item:
+                item["loaded"] = LoadedRows((), loaded.assignment)
+            return Parcel(item)
+        except Exception as error:
+            if _is_importable(type(error)):
+                raise
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
     def divided(
         self, loaded: LoadedRows, max_tokens: int, measure: Callable[[Mapping[str, Any]], Lengths]
-    ) -> dict[str, Any]:
+    ) -> LoaderItem:
         """Return an item of the same pairs in micro-batches of at most ``max_tokens`` tokens.
 
         The rows must be all of a step, and this its only process; ``measure`` returns the lengths of a tokenized row.
@@ -121,6 +159,15 @@ class BatchMaker:
         return self(LoadedRows([[rows[i] for i in part.pairs] for part in parts], assignment))
 
 
+def _is_importable(error: type[Exception]) -> bool:
+    """Return whether the main process can find an error's class; the error would never arrive there otherwise."""
+    try:
+        pickle.dumps(error)
+    except (pickle.PicklingError, AttributeError):
+        return False
+    return True
+
+
 class PlannedDataset(Dataset):
     """A tokenized dataset that is indexed by assignments."""
 
@@ -130,16 +177,29 @@ class PlannedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, assignment: Assignment) -> Any:
+    def __getitems__(self, assignment: Assignment) -> LoadedRows:
         return LoadedRows([[self.rows[i] for i in which.pairs] for which in assignment.micro_batches], assignment)
 
 
 class TrainingAssignments(Sampler):
-    """This process's assignments of an epoch, in order; set ``epoch`` before each one."""
+    """This process's assignments of an epoch, in order; set ``epoch`` before each one.
 
-    def __init__(self, lengths: Lengths, shape: StepShape, process: int, *, seed: int, shuffle: bool, drop_last: bool):
+    ``rows`` are the tokenized dataset, to load rows again that a worker has loaded.
+    """
+
+    def __init__(
+        self,
+        lengths: Lengths,
+        shape: StepShape,
+        process: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        rows: Any = None,
+    ):
         self.lengths, self.shape, self.process = lengths, shape, process
-        self.seed, self.shuffle = seed, shuffle
+        self.seed, self.shuffle, self._rows = seed, shuffle, rows
         self.steps = num_steps(len(lengths.tokens), shape, drop_last=drop_last)
         self.epoch = 0
 
@@ -154,6 +214,10 @@ class TrainingAssignments(Sampler):
             items = micro_batches_per_process(len(plan.pairs), self.shape)
             yield from assignments(plan, self.process, self.lengths.nll_tokens_of(plan.pairs), self.shape, items)
 
+    def with_rows(self, loaded: LoadedRows) -> LoadedRows:
+        """Return what was loaded with its rows, which a worker does not send."""
+        return loaded if loaded.rows else PlannedDataset(self._rows).__getitems__(loaded.assignment)
+
 
 class StreamedBatches(IterableDataset):
     """The items of one process from a stream of tokenized rows; set ``epoch`` before each one.
@@ -167,7 +231,7 @@ class StreamedBatches(IterableDataset):
         self.rows = loaders.rows
         self.epoch = 0
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[LoaderItem]:
         shape = self.loaders.shape
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(self.epoch)
@@ -185,6 +249,10 @@ class StreamedBatches(IterableDataset):
                 yield self.loaders.batch_maker(LoadedRows(loaded, assignment))
             start += len(window)
 
+    def with_rows(self, loaded: LoadedRows) -> LoadedRows:
+        """Return what was loaded: a stream is read without workers."""
+        return loaded
+
 
 @dataclass
 class LoaderFactory:
@@ -196,7 +264,7 @@ class LoaderFactory:
     batch_maker: BatchMaker
     measure: Callable[[Mapping[str, Sequence[int]]], Lengths]  # columns of tokenized rows -> their lengths
     # Keyword arguments of ``DataLoader`` (workers and the like). A stream is read in this process, because every worker
-    # would read all of it.
+    # would read all of it; its items are pinned all the same.
     options: dict[str, Any]
 
     def training(
@@ -209,9 +277,9 @@ class LoaderFactory:
         """
         if self._is_stream():
             stream = StreamedBatches(self, drop_last)
-            return DataLoader(stream, batch_size=None), stream
+            return self._streamed(stream), stream
         sampler = TrainingAssignments(
-            self._lengths(), self.shape, self.process, seed=seed, shuffle=shuffle, drop_last=drop_last
+            self._lengths(), self.shape, self.process, seed=seed, shuffle=shuffle, drop_last=drop_last, rows=self.rows
         )
         if not len(sampler):
             raise no_whole_step(len(self.rows), self.shape.pairs)
@@ -220,7 +288,7 @@ class LoaderFactory:
     def evaluation(self) -> DataLoader:
         """Return a loader that yields every pair once."""
         if self._is_stream():
-            return DataLoader(StreamedBatches(self, drop_last=False), batch_size=None)
+            return self._streamed(StreamedBatches(self, drop_last=False))
         lengths = self._lengths()
         items: list[Assignment] = []
         for plan in plan_evaluation(lengths.tokens, self.shape):
@@ -230,8 +298,11 @@ class LoaderFactory:
     def _is_stream(self) -> bool:
         return isinstance(self.rows, StreamedRows | IterableDataset)
 
+    def _streamed(self, stream: StreamedBatches) -> DataLoader:
+        return DataLoader(stream, batch_size=None, pin_memory=self.options.get("pin_memory", False))
+
     def _planned(self, sampler: Iterable[Assignment]) -> DataLoader:
-        collate: Any = self.batch_maker  # of what ``__getitems__`` returns, which is not a list
+        collate: Any = self.batch_maker.collate  # of what ``__getitems__`` returns, which is not a list
         return DataLoader(
             PlannedDataset(self.rows),
             batch_sampler=sampler,  # type: ignore[arg-type]

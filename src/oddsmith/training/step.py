@@ -133,14 +133,15 @@ class Stepper:
                     raise
                 # Other processes would wait for gradients that do not come.
                 is_alone = self._accelerator.distributed_type == DistributedType.NO
-                max_tokens = self.path.halved(item.get("loaded")) if is_alone and "loaded" in item else None
-                if max_tokens is None:
+                loaded = self.plan.with_rows(item["loaded"]) if is_alone and "loaded" in item else None
+                max_tokens = self.path.halved(loaded)
+                if loaded is None or max_tokens is None:
                     raise
             model.zero_grad()  # all gradients of the step are of this item (see ``loader.assignments``)
             self._meter.load_state_dict(before)
             self._guard.forget_micro_batches()
             num_nll_tokens = micro_batches_of(item)[0]["num_nll_tokens"]  # maybe only of those that a loss keeps
-            item = self.path.batch_maker.divided(item["loaded"], max_tokens, self.path.measure)
+            item = self.path.batch_maker.divided(loaded, max_tokens, self.path.measure)
             for micro_batch in item["micro_batches"]:
                 micro_batch["num_nll_tokens"] = num_nll_tokens
             self.plan.shape = replace(self.plan.shape, max_tokens=max_tokens)

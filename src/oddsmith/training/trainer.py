@@ -38,7 +38,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..batching.collate import PairCollator
-from ..batching.loader import LoaderFactory, PlannedDataset, StreamedBatches
+from ..batching.loader import LoaderFactory, PlannedDataset, StreamedBatches, clear_worker_errors
 from ..batching.plan import StepShape
 from ..config import ORPOConfig
 from ..data.prepare import prepare
@@ -361,6 +361,7 @@ class ORPOTrainer(TransformersAdapter):
         self.stepper.plan = None
         with (
             clear_memory_errors(device=False),
+            clear_worker_errors(),
             self.checkpoints.training(resume_from_checkpoint, allow_changed=allow_changed) as folder,
         ):
             return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)

@@ -22,7 +22,8 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, PredictionOutput, TrainOutput
 from transformers.utils import PushInProgress
 
-from ..batching.loader import StreamedBatches
+from ..batching.item import on_device
+from ..batching.loader import StreamedBatches, clear_worker_errors
 from ..config import ORPOConfig
 from ..errors import ConfigError, RowError
 from ..model.generation import stop_at_end_tokens
@@ -155,12 +156,12 @@ class TransformersAdapter(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, as transformers does; if the memory of this machine is too small, one line says so."""
-        with clear_memory_errors(device=False), self._evaluated_model():
+        with clear_memory_errors(device=False), clear_worker_errors(), self._evaluated_model():
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
         """Predict, as transformers does; see ``evaluation.user_metrics``."""
-        with clear_memory_errors(device=False), self._evaluated_model():
+        with clear_memory_errors(device=False), clear_worker_errors(), self._evaluated_model():
             return super().predict(*args, **kwargs)
 
     @contextmanager
@@ -262,6 +263,11 @@ class TransformersAdapter(Trainer):
         self.gradient_norm = super()._get_grad_norm(model, grad_norm)
         self.optimizer._is_overflow = False  # of the last step; a skipped step does not clear it
         return self.gradient_norm
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device at once: transformers copies each tensor by itself, and waits for each."""
+        inputs = on_device(inputs, self.args.device, pin=self.args.dataloader_pin_memory)
+        return super()._prepare_inputs(inputs)
 
     def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
         counted = self.args.include_num_input_tokens_seen
