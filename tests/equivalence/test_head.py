@@ -11,7 +11,7 @@ from peft.utils import TrainableTokensWrapper
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oddsmith.model.logprobs.head import token_logps, token_logps_reference
+from oddsmith.model.logprobs.head import kept_bytes, token_logps, token_logps_reference
 from oddsmith.model.logprobs.output_transform import OutputTransform
 from tests.tiny import tiny_model
 
@@ -368,6 +368,32 @@ def test_any_other_head_saves_what_the_budget_holds_beside_the_current_chunk(row
             head, case.hidden_TD.requires_grad_(), case.position_E, case.target_E, budget_bytes=rows_in_budget * 200
         )
     assert sorted((size for size in sizes if size > 256 * 8), reverse=True) == [50 * rows for rows in saved]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("entries", [40, 300])
+@pytest.mark.parametrize("rows_in_budget", [3, 100, 2000])
+@pytest.mark.parametrize("kind", ["frozen", "trained", "LoRA", "rows"])
+def test_what_a_head_keeps_is_known_before(kind, rows_in_budget, entries, autocast):
+    """Of each kind at most what is said, and of a trained head exactly that."""
+    head = {
+        "frozen": lambda: linear(8, 50, bias=False),
+        "trained": lambda: linear(8, 50, trainable=("weight",)),
+        "LoRA": adapted,
+        "rows": lambda: TrainableTokensWrapper(linear(8, 50, bias=False), "default", token_indices=[2]),
+    }[kind]()
+    case, options = Case(entries, entries, 8, 50), {"budget_bytes": rows_in_budget * 50 * (2 if autocast else 4)}
+    kept = []
+
+    def keep(tensor):
+        if tensor.ndim == 2 and tensor.shape[1] == 50 and tensor.is_contiguous():  # not a transposed weight
+            kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", enabled=autocast):
+        token_logps(head, case.hidden_TD.requires_grad_(), case.position_E, case.target_E, **options)
+        said = kept_bytes(head, entries, **options)
+    assert sum(kept) == said if kind != "LoRA" else 0 < said >= sum(kept)
 
 
 @pytest.mark.parametrize("rows", [10**6, 4])

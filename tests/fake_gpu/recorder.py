@@ -64,6 +64,15 @@ declare(
 )
 
 
+# Reads the logits, with residuals again, and writes these, in their place or elsewhere.
+declare(
+    "oddsmith::target_logps",
+    bytes=lambda z, target, scale, soft_cap, residual, out: _nbytes(
+        [z, target, out] if residual is None else [z, z, residual, target, out]
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Launch:
     """One kernel."""
@@ -128,7 +137,9 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else str(func)
         namespace = getattr(func, "namespace", "")
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        # Memory for the result, ``out``, is not read; it is among the outputs.
+        read = args, {key: value for key, value in kwargs.items() if key != "out"}
+        inputs = [leaf for leaf in tree_leaves(read) if isinstance(leaf, Tensor)]
         on_device = any(t.device.type == "cuda" for t in inputs)
         if on_device and name in _WAITS:
             self.record.waits.append((name, place_in_code()))

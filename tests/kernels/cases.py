@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from oddsmith.model.logprobs.kernels import gated_triton, norm_triton, rotary_triton
+from oddsmith.model.logprobs.kernels import gated_triton, head_triton, norm_triton, rotary_triton
 from oddsmith.model.logprobs.kernels.gated import Activation
 from oddsmith.model.logprobs.kernels.norm import Scale
 
@@ -41,6 +41,15 @@ def _rotations(heads: int, key_heads: int, channels: int, dtype: torch.dtype) ->
     rotary_triton.rotary_backward(query, key, cos, cos, dtype)
 
 
+def _logps(vocabulary: int, dtype: torch.dtype) -> None:
+    """With and without residuals and a soft cap."""
+    z = torch.empty(8, -(-vocabulary // 64) * 64, dtype=dtype)[:, :vocabulary]
+    target = torch.zeros(8, dtype=torch.int64)
+    for soft_cap in (None, 30.0):
+        for residual in (None, z):
+            head_triton.target_logps(z, target, 1.0, soft_cap, residual)
+
+
 BF16, FP32 = torch.bfloat16, torch.float32
 LAUNCHES |= {
     "norm, 8B with LoRA": partial(_norms, BF16, BF16, 4096),
@@ -52,4 +61,7 @@ LAUNCHES |= {
     "rotary, 8B": partial(_rotations, 32, 8, 128, BF16),
     "rotary, 9B, heads of 256": partial(_rotations, 16, 8, 256, BF16),
     "rotary, 405B, float32": partial(_rotations, 128, 8, 128, FP32),
+    "log-probabilities, GPT-2": partial(_logps, 50257, torch.float16),
+    "log-probabilities, Llama 3": partial(_logps, 128256, BF16),
+    "log-probabilities, Gemma 2": partial(_logps, 256000, FP32),
 }

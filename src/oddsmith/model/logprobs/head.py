@@ -6,7 +6,8 @@ For an entry with hidden state h, head output z = W h + b and target y:
     d logp / dz = -scale * r                   r = (p - onehot(y)) * (1 - (logits / cap)^2)
 
 p and logp are float32 (float64 from float64). The one-hot is subtracted in that dtype, before the residual r is rounded
-to the dtype of z, so that the gradient of a confident token (p_y near 1) does not drown in rounding.
+to the dtype of z, so that the gradient of a confident token (p_y near 1) does not drown in rounding. On a GPU one
+kernel puts r in the place of z (``kernels/head.py``).
 
 With g = d loss / d logp, the gradients of a linear head are matrix products with r:
 
@@ -31,11 +32,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from .kernels.head import exact_dtype, logps_and_residuals
 from .output_transform import OutputTransform
 
 BUDGET_BYTES = 512 << 20
@@ -65,7 +68,7 @@ def token_logps(
     Args:
         head: The output layer: hidden states [..., D] to logits [..., V].
         hidden_TD: Its input, shape [T, D].
-        position_E: Where each entry is predicted, int64, shape [E].
+        position_E: Where each entry is predicted, ascending, int64, shape [E].
         target_E: The token predicted, int64, shape [E].
         transform: What the model does to the head's output.
         budget_bytes: How much memory logits may take at once. All but a frozen linear head save what their backward
@@ -76,13 +79,29 @@ def token_logps(
         ``hidden_TD`` and the head's trainable parameters. No reduction.
     """
     head = _active_module(head)
-    hidden_ED = hidden_TD.index_select(0, position_E)
+    hidden_ED = _rows_of_entries(hidden_TD, position_E)
     if (trained := _trained_rows(head)) is not None:
         return _rows_logps(*trained, hidden_ED, target_E, transform, budget_bytes)
     # A subclass computes something else, a parametrised layer is a subclass, and accelerate's hook moves weights.
     if type(head) is nn.Linear and not hasattr(head, "_hf_hook"):
         return _linear_logps(head, hidden_ED, target_E, transform, budget_bytes)
     return _chunked_logps(head, hidden_ED, target_E, transform, budget_bytes)
+
+
+def kept_bytes(head: nn.Module, entries: int, *, budget_bytes: int = BUDGET_BYTES) -> int:
+    """Return how many bytes as wide as the vocabulary ``token_logps`` keeps for its backward pass, at most.
+
+    They grow with the entries up to the budget. A frozen head keeps none, and holds at most the budget while it
+    computes. Call it in the precision of training (autocast).
+    """
+    head = _active_module(head)
+    if _trained_rows(head) is not None or not any(parameter.requires_grad for parameter in head.parameters()):
+        return 0
+    weight = next(head.parameters())
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    width = _width(head)
+    return min(entries, _rows_in(budget_bytes, width, dtype)) * _padded(width, device) * dtype.itemsize
 
 
 def token_logps_reference(
@@ -96,7 +115,7 @@ def token_logps_reference(
 ) -> Tensor:
     """Compute the same as ``token_logps`` from all logits of all positions by autograd; ``budget_bytes`` is ignored."""
     logits_TV = head(hidden_TD)
-    logp_TV = transform.apply(logits_TV.to(_exact_dtype(logits_TV.dtype))).log_softmax(-1)
+    logp_TV = transform.apply(logits_TV.to(exact_dtype(logits_TV.dtype))).log_softmax(-1)
     return logp_TV[position_E, target_E]
 
 
@@ -108,19 +127,55 @@ def _active_module(head: nn.Module) -> nn.Module:
     return head
 
 
-def _exact_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for sums over the vocabulary: float32, or float64 for float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _efficient_rows(device: str) -> int:
+def _efficient_rows(device: str, channels: int) -> int:
     """Return how many entries a chunk needs for full speed.
 
     CPU: products of 576 x 49152 in bf16 reach their full rate at 256 rows (8% short of it at 128, 27% at 64), and twice
-    as many rows are tensors that the C library maps anew each time (32 MB). Elsewhere, unmeasured: enough rows that a
-    product is not bound by reading the weight.
+    as many rows are tensors that the C library maps anew each time (32 MB). A GPU, by calculation: with 1,024 rows a
+    product is not bound by reading the weight, and r W, of C x D numbers, makes work for all multiprocessors from 128
+    tiles of 128 x 256 on.
     """
-    return 256 if device == "cpu" else 1024
+    return 256 if device == "cpu" else max(1024, (4 << 20) // channels)
+
+
+def _frozen_rows(hidden_ED: Tensor, vocabulary: int, budget_bytes: int) -> int:
+    """Return the rows of a chunk of which nothing is kept; on a GPU chunks are of equal length."""
+    E, channels = hidden_ED.shape
+    device = hidden_ED.device.type
+    rows = min(_rows_in(budget_bytes, vocabulary, hidden_ED.dtype), _efficient_rows(device, channels))
+    return rows if device == "cpu" or rows >= E else -(-E // -(-E // rows))
+
+
+def _rows_in(budget_bytes: int, vocabulary: int, dtype: torch.dtype) -> int:
+    return max(1, budget_bytes // (vocabulary * dtype.itemsize))
+
+
+def _rows_of_entries(hidden_TD: Tensor, position_E: Tensor) -> Tensor:
+    on_cpu = hidden_TD.device.type == "cpu"
+    return hidden_TD.index_select(0, position_E) if on_cpu else _EntryRows.apply(hidden_TD, position_E)
+
+
+class _EntryRows(torch.autograd.Function):
+    """The hidden states of the entries. The gradient of a position is the sum over its entries, which lie together.
+
+    PyTorch's own gradient adds with atomics on a GPU: with three entries or more at a position, bits that change from
+    run to run. A bag of an embedding bag is summed by one thread, in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, position_E: Tensor) -> Tensor:
+        ctx.positions = len(hidden_TD)
+        ctx.save_for_backward(position_E)
+        return hidden_TD.index_select(0, position_E)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ED: Tensor) -> tuple[Tensor, None]:
+        (position_E,) = ctx.saved_tensors
+        position_T = torch.arange(ctx.positions, device=position_E.device)
+        first_entry_T = torch.searchsorted(position_E, position_T)
+        entry_E = torch.arange(len(position_E), device=position_E.device)
+        return F.embedding_bag(entry_E, grad_ED, first_entry_T, mode="sum"), None
 
 
 def _chunk_bounds(entries: int, rows: int) -> list[tuple[int, int]]:
@@ -140,11 +195,16 @@ def _linear_logps(
     device = hidden_ED.device.type
     if torch.is_autocast_enabled(device) and hidden_ED.dtype != torch.float64:
         hidden_ED = hidden_ED.to(torch.get_autocast_dtype(device))
-    rows = max(1, budget_bytes // (len(weight_VD) * hidden_ED.element_size()))
     grad_enabled = torch.is_grad_enabled()
-    if not (grad_enabled and (weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad))):
-        rows = min(rows, _efficient_rows(device))
+    if grad_enabled and _is_trained(head):
+        rows = _rows_in(budget_bytes, len(weight_VD), hidden_ED.dtype)
+    else:
+        rows = _frozen_rows(hidden_ED, len(weight_VD), budget_bytes)
     return _LinearLogps.apply(hidden_ED, weight_VD, bias_V, target_E, transform, rows, grad_enabled)
+
+
+def _is_trained(head: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in head.parameters())
 
 
 class _LinearLogps(torch.autograd.Function):
@@ -162,13 +222,13 @@ class _LinearLogps(torch.autograd.Function):
         E = len(hidden_ED)
         wants_hidden, *wants_layer = (wanted and grad_enabled for wanted in ctx.needs_input_grad[:3])
         weight_in_dtype_VD = weight_VD.to(hidden_ED.dtype)
-        logp_E = hidden_ED.new_empty(E, dtype=_exact_dtype(hidden_ED.dtype))
+        logp_E = hidden_ED.new_empty(E, dtype=exact_dtype(hidden_ED.dtype))
         product_ED = torch.empty_like(hidden_ED) if wants_hidden else None
-        buffer_CV = hidden_ED.new_empty(min(rows, E), len(weight_VD))
+        buffer_CV = _logits_buffer(hidden_ED, min(rows, E), len(weight_VD))
         bounds = _chunk_bounds(E, rows)
         for first, last in bounds:
             z_CV = _outputs(hidden_ED[first:last], weight_in_dtype_VD, bias_V, out_CV=buffer_CV[: last - first])
-            logp_E[first:last] = _logps_and_residuals(z_CV, target_E[first:last], transform, residuals=grad_enabled)
+            logp_E[first:last] = _replaced(z_CV, target_E[first:last], transform, residuals=grad_enabled)
             if product_ED is not None:
                 torch.mm(z_CV, weight_in_dtype_VD, out=product_ED[first:last])
         ctx.transform, ctx.bounds = transform, bounds
@@ -186,6 +246,24 @@ class _LinearLogps(torch.autograd.Function):
         grad_hidden_ED = None if product_ED is None else (product_ED * factor_E1).to(product_ED.dtype)
         grad_weight_VD, grad_bias_V = _layer_gradients(ctx, factor_E1, *of_layer) if of_layer else (None, None)
         return grad_hidden_ED, grad_weight_VD, grad_bias_V, None, None, None, None
+
+
+def _logits_buffer(hidden_ED: Tensor, rows: int, vocabulary: int) -> Tensor:
+    """Return memory for logits, [rows, V]. On a GPU rows begin at multiples of 128 bytes or more, for any vocabulary.
+
+    Products and kernel then read and write 16 bytes at a time; with 50,257 tokens in a row (GPT-2) they could not.
+    """
+    return hidden_ED.new_empty(rows, _padded(vocabulary, hidden_ED.device.type))[:, :vocabulary]
+
+
+def _padded(vocabulary: int, device: str) -> int:
+    """Return how far rows of logits lie apart."""
+    return vocabulary if device == "cpu" else -(-vocabulary // 64) * 64
+
+
+def _replaced(z_CV: Tensor, target_C: Tensor, transform: OutputTransform, *, residuals: bool) -> Tensor:
+    """Return the log-probabilities of the targets, [C]; r takes the place of z if ``residuals`` are wanted."""
+    return logps_and_residuals(z_CV, target_C, transform, residuals=residuals, overwrite=True)[0]
 
 
 def _outputs(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out_CV: Tensor) -> Tensor:
@@ -217,7 +295,7 @@ def _layer_gradients(
         residual_CV = buffer_CV[: last - first]
         if (first, last) != last_chunk:
             _outputs(hidden_ED[first:last], weight_in_dtype_VD, bias_V, out_CV=residual_CV)
-            _logps_and_residuals(residual_CV, target_E[first:last], ctx.transform, residuals=True)
+            _replaced(residual_CV, target_E[first:last], ctx.transform, residuals=True)
         if wants_weight:
             grad_weight_VD = _add_product(grad_weight_VD, residual_CV.t(), scaled_ED[first:last])
         if wants_bias:
@@ -229,8 +307,16 @@ def _layer_gradients(
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """Return ``total + left @ right``, added in place, in float32 or better."""
-    exact = _exact_dtype(left.dtype)
+    """Return ``total + left @ right``, added in place, in float32 or better.
+
+    On a GPU products of 16-bit numbers are added in float32 without a rounding before, and without a pass over memory
+    of their own.
+    """
+    exact = exact_dtype(left.dtype)
+    if left.device.type == "cuda" and left.dtype != exact:
+        if total is None:
+            return torch.mm(left, right, out_dtype=exact)
+        return torch.addmm(total, left, right, out_dtype=exact, out=total)
     if total is None:
         return torch.mm(left, right).to(exact)
     return total.addmm_(left, right) if left.dtype == exact else total.add_(torch.mm(left, right))
@@ -272,8 +358,7 @@ def _rows_logps(
     device = hidden_ED.device.type
     if torch.is_autocast_enabled(device) and hidden_ED.dtype != torch.float64:
         hidden_ED = hidden_ED.to(torch.get_autocast_dtype(device))
-    rows = max(1, budget_bytes // (len(weight_VD) * hidden_ED.element_size()))
-    rows = min(rows, _efficient_rows(device))
+    rows = _frozen_rows(hidden_ED, len(weight_VD), budget_bytes)
     return _RowsLogps.apply(hidden_ED, row_KD, weight_VD, token_K, target_E, transform, rows, torch.is_grad_enabled())
 
 
@@ -292,13 +377,13 @@ class _RowsLogps(torch.autograd.Function):
     ) -> Tensor:
         E, dtype = len(hidden_ED), hidden_ED.dtype
         weight_VD, row_in_dtype_KD = weight_VD.to(dtype), row_KD.to(dtype)
-        logp_E = hidden_ED.new_empty(E, dtype=_exact_dtype(dtype))
+        logp_E = hidden_ED.new_empty(E, dtype=exact_dtype(dtype))
         product_ED, residual_EK = torch.empty_like(hidden_ED), hidden_ED.new_empty(E, len(token_K))
-        buffer_CV = hidden_ED.new_empty(min(rows, E), len(weight_VD))
+        buffer_CV = _logits_buffer(hidden_ED, min(rows, E), len(weight_VD))
         for first, last in _chunk_bounds(E, rows):
             z_CV = _outputs(hidden_ED[first:last], weight_VD, None, out_CV=buffer_CV[: last - first])
             z_CV[:, token_K] = hidden_ED[first:last] @ row_in_dtype_KD.t()
-            logp_E[first:last] = _logps_and_residuals(z_CV, target_E[first:last], transform, residuals=grad_enabled)
+            logp_E[first:last] = _replaced(z_CV, target_E[first:last], transform, residuals=grad_enabled)
             if grad_enabled:
                 residual_EK[first:last] = z_CV[:, token_K]
                 z_CV[:, token_K] = 0
@@ -315,7 +400,7 @@ class _RowsLogps(torch.autograd.Function):
         factor_E1 = grad_logp_E.mul(-ctx.transform.scale).unsqueeze(1)
         wants_hidden, wants_rows = ctx.needs_input_grad[:2]
         grad_hidden_ED = (product_ED * factor_E1).to(product_ED.dtype) if wants_hidden else None
-        exact = _exact_dtype(hidden_ED.dtype)  # few products, so that they may be exact
+        exact = exact_dtype(hidden_ED.dtype)  # few products, so that they may be exact
         grad_row_KD = (residual_EK * factor_E1).to(exact).t() @ hidden_ED.to(exact) if wants_rows else None
         return grad_hidden_ED, None if grad_row_KD is None else grad_row_KD.to(ctx.row_dtype), *[None] * 6
 
@@ -335,7 +420,7 @@ def _chunked_logps(
             return _TargetLogps.apply(head.forward(hidden_CD), target_C, transform, torch.is_grad_enabled())
 
     budget_rows = budget_bytes // (_width(head) * hidden_ED.element_size())
-    rows = max(1, min(_efficient_rows(device), budget_rows // _COPIES))
+    rows = max(1, min(_efficient_rows(device, hidden_ED.shape[1]), budget_rows // _COPIES))
     first_saved = len(hidden_ED) - (budget_rows - (_COPIES - 1) * rows)
     chunks = []
     for first, last in _chunk_bounds(len(hidden_ED), rows):
@@ -357,9 +442,8 @@ class _TargetLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z_CV: Tensor, target_C: Tensor, transform: OutputTransform, grad_enabled: bool) -> Tensor:
-        residual_CV = z_CV.clone()
         needs_grad = grad_enabled and ctx.needs_input_grad[0]
-        logp_C = _logps_and_residuals(residual_CV, target_C, transform, residuals=needs_grad)
+        logp_C, residual_CV = logps_and_residuals(z_CV, target_C, transform, residuals=needs_grad, overwrite=False)
         if needs_grad:
             ctx.save_for_backward(residual_CV)
             ctx.scale = transform.scale
@@ -371,43 +455,3 @@ class _TargetLogps(torch.autograd.Function):
         (residual_CV,) = ctx.saved_tensors
         factor_C1 = grad_logp_C.mul(-ctx.scale).unsqueeze(1).to(residual_CV.dtype)
         return residual_CV * factor_C1, None, None, None
-
-
-# ---- The softmax
-
-
-def _logps_and_residuals(z_CV: Tensor, target_C: Tensor, transform: OutputTransform, *, residuals: bool) -> Tensor:
-    """Return the log-probabilities of the targets, [C], and overwrite ``z_CV``, with r if ``residuals`` are wanted."""
-    C, V = z_CV.shape
-    exact = _exact_dtype(z_CV.dtype)
-    # A slice in float32, of which there are two. CPU: 2 MiB, the second-level cache of two cores, took 13% less time
-    # than 12 MiB. Elsewhere: few launches, and buffers that stay small beside the chunk.
-    slice_bytes = 2 << 20 if z_CV.device.type == "cpu" else 64 << 20
-    rows = max(1, min(C, slice_bytes // (V * exact.itemsize)))
-    p_RV = z_CV.new_empty(rows, V, dtype=exact)
-    exact_RV = None if z_CV.dtype == exact else torch.empty_like(p_RV)
-    logp_C = z_CV.new_empty(C, dtype=exact)
-    for first in range(0, C, rows):
-        z_RV = z_CV[first : first + rows]
-        target_R1 = target_C[first : first + rows].unsqueeze(1)
-        R = len(z_RV)
-        logits_RV = transform.apply_(z_RV if exact_RV is None else exact_RV[:R].copy_(z_RV))
-        logp_C[first : first + rows] = _logps_and_probabilities(logits_RV, target_R1, p_RV[:R]).squeeze(1)
-        if residuals:
-            z_RV.copy_(_residuals(logits_RV, target_R1, p_RV[:R], transform))
-    return logp_C
-
-
-def _logps_and_probabilities(logits_RV: Tensor, target_R1: Tensor, p_RV: Tensor) -> Tensor:
-    torch.softmax(logits_RV, -1, out=p_RV)
-    # The largest probability is 1 / (sum of exp(logit - largest logit)): at least 1 / V, so its logarithm is good. Two
-    # maxima cost a third of the exponentials that a log-softmax and its exponential would take beside the softmax's.
-    return logits_RV.gather(1, target_R1) - logits_RV.amax(-1, keepdim=True) + p_RV.amax(-1, keepdim=True).log_()
-
-
-def _residuals(logits_RV: Tensor, target_R1: Tensor, p_RV: Tensor, transform: OutputTransform) -> Tensor:
-    """Overwrite p with r; the logits are overwritten too."""
-    p_RV.scatter_(1, target_R1, p_RV.gather(1, target_R1) - 1)
-    if transform.soft_cap is not None:
-        p_RV.mul_(logits_RV.div_(transform.soft_cap).square_().neg_().add_(1))
-    return p_RV

@@ -3,6 +3,7 @@
 norm.py       RMSNorm: forward, recomputed output, backward
 gated.py      act(gate) * up: forward (also recomputed), backward
 rotary.py     rotary position embedding of queries and keys: forward, backward
+head.py       log-probabilities of targets, and the residuals of their gradient
 
 Each module here declares operators ``oddsmith::NAME`` and holds their references; the kernels themselves are in
 ``NAME_triton.py``, which is imported at their first call: Triton comes with PyTorch for CUDA on Linux, not with others.
