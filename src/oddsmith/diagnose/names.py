@@ -123,8 +123,7 @@ def in_set(held_out: str, metric: str) -> str:
 
 def _normalised(raw: str) -> str:
     """Return lower case with one spelling of spaces and slashes: ``rewards / chosen`` -> ``rewards/chosen``."""
-    name = re.sub(r"\s*/\s*", "/", raw.strip().lower()[:MAX_NAME])
-    name = re.sub(r"\s+", "_", name)
+    name = re.sub(r" ?/ ?", "/", " ".join(raw.lower()[:MAX_NAME].split())).replace(" ", "_")
     name = re.sub(r"^train(?:ing)?_(?!runtime|samples|steps|loss$)", "train/", name)
     for group in _GROUPS:  # TensorBoard's file names have no slashes
         name = re.sub(rf"(?<![a-z]){group}_(?=[a-z])", f"{group}/", name)

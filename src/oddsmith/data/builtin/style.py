@@ -23,19 +23,20 @@ _MAYBE_LAST = frozenset({"etc", "a.m", "p.m", "jr", "sr", "u.s", "u.k", "inc", "
 # Typographic quotes and dashes count as the plain ones.
 _PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2026": "..."})
 
-_STOP = re.compile(r"""(?P<mark>[.!?]+)(?P<closing>["')\]]*)(?=\s|$)""")
+_STOP = re.compile(r"""(?<![.!?])(?P<mark>[.!?]+)(?P<closing>["')\]]*)(?=\s|$)""")
 _FINISHED = re.compile(_STOP.pattern + r"\Z")
 _OPENING = "\"'("
 _WORD = re.compile(r"\w")
 
-_LIST_ITEM = re.compile(r"^\s*(?:[-*+•‣]\s+|\(?(?:\d{1,2}|[a-z])[.)]\s+)\S", re.MULTILINE)
+_LIST_ITEM = re.compile(r"^[^\S\n]*(?:[-*+•‣]\s+|\(?(?:\d{1,2}|[a-z])[.)]\s+)\S", re.MULTILINE)
 # "... are: 1. Sleep 2. Drink": a first and a second item on one line, the first one at the start or after punctuation.
 _INLINE_LIST = re.compile(r"(?:^|[.:;!?,]\s*)\(?1[.)]\s+\S.*?\s\(?2[.)]\s+\S", re.MULTILINE)
 
 _PREAMBLE = re.compile(
     r"""
       (?:sure|certainly|absolutely|definitely|of\ course|okay|ok|alright|all\ right)\b(?:\ thing)?\s*(?:[!,.:]|-\s)
-    | (?:what\ an?|that(?:'s|\ is)\ an?)?\s*(?:great|good|excellent|interesting|wonderful|fantastic|lovely)\ question\b
+    | (?:(?:what\ an?|that(?:'s|\ is)\ an?)\s*)?
+      (?:great|good|excellent|interesting|wonderful|fantastic|lovely)\ question\b
     | (?:thank\ you|thanks)\ for\ (?:asking|your\ question|reaching\ out|sharing)
     | here(?:'s|\ is|\ are)\b
     | (?:i'd|i\ would|i'll|i\ will|i'm|i\ am)\ (?:be\ )?(?:more\ than\ )?(?:happy|glad|delighted|pleased)\ to\b
@@ -50,14 +51,14 @@ _PREAMBLE = re.compile(
 
 _MARKDOWN = re.compile(
     r"""
-      ^\s*\#{1,6}\s+\S            # a heading
-    | ^\s*>\s+\S                  # a quotation
-    | ^\s*\|.*\|\s*$              # a row of a table
-    | ^\s*(?:-{3,}|\*{3,}|_{3,})\s*$  # a rule
+      ^[^\S\n]*\#{1,6}\s+\S            # a heading
+    | ^[^\S\n]*>\s+\S                  # a quotation
+    | ^[^\S\n]*\|.*\|[^\S\n]*$              # a row of a table
+    | ^[^\S\n]*(?:-{3,}|\*{3,}|_{3,})[^\S\n]*$  # a rule
     | `[^`\n]+` | ```             # code
     | \*\*\S | (?<!\w)__\S        # bold
     | (?<![\w*])\*[^\s*][^*\n]*\*(?!\w)  # emphasis, but not a product such as 2*3*4
-    | \[[^\]\n]+\]\([^)\n]+\)     # a link
+    | \[[^\]\n]{1,300}\]\([^)\n]+\)     # a link
     """,
     re.VERBOSE | re.MULTILINE,
 )

@@ -43,7 +43,7 @@ ANY_TURN = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 # A lone "A:" also names the first of several options, so it counts only after a "Q:" and before no "B:".
-QUESTION_AND_ANSWER = re.compile(r"^Q:.*?^A:(?!.*^B:)(?:[ \t]*\n+)?", re.DOTALL | re.MULTILINE)
+LETTER_MARKER = re.compile(r"^(?:Q:|B:|A:(?:[ \t]*\n+)?)", re.MULTILINE)
 
 # Scripts that put no space between words: ideographs, kana and their punctuation; Thai, Lao, Myanmar, Khmer.
 UNSPACED = re.compile(
@@ -108,8 +108,22 @@ def ends_with_marker(prompt: str) -> bool:
 
 def _last_marker(text: str) -> int | None:
     """Return the end of the last marker that hands over to the answering side."""
-    markers = [*ANSWER_MARKER.finditer(text), *QUESTION_AND_ANSWER.finditer(text)]
-    return max((match.end() for match in markers), default=None)
+    markers = [match.end() for match in ANSWER_MARKER.finditer(text)]
+    return max([*markers, *_ends_of_questions(text)], default=None)
+
+
+def _ends_of_questions(text: str) -> list[int]:
+    """Return the ends of the markers "A:" that follow a "Q:", behind the last "B:"."""
+    markers = list(LETTER_MARKER.finditer(text))
+    last_option = max((match.start() for match in markers if match[0] == "B:"), default=-1)
+    ends, is_asked = [], False
+    for match in markers:
+        if match[0] == "Q:":
+            is_asked = True
+        elif is_asked and match[0].startswith("A:") and match.start() > last_option:
+            ends.append(match.end())
+            is_asked = False
+    return ends
 
 
 def split_shared_prompt(chosen: str, rejected: str) -> tuple[str, str, str] | None:
