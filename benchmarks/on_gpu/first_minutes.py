@@ -47,7 +47,7 @@ FOLDER = Path(__file__).resolve().parents[1]
 ROOT = FOLDER.parent
 # Most seconds of each section; together eleven and a half minutes.
 SECTIONS = {"environment": 40, "paths": 90, "works": 290, "tests": 150, "restart": 70, "processes": 50}
-WORKS = ("llama-8b-lora", "qwen-0.5b-full", "llama-8b-qlora", "smollm2-135m-lora")
+WORKS = ("8b-lora", "0.5b-full", "8b-qlora", "0.5b-lora-8-pairs")
 HALVINGS = 5  # of the pairs of a micro-batch, at most
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -306,7 +306,7 @@ def outcomes_in(output: str) -> dict[str, Any]:
 
 def restart(ask: Asker, args: argparse.Namespace) -> dict[str, Any]:
     """Kill a run, resume it, and compare it with two that were not killed."""
-    request = {"work": "smollm2-135m-lora", "folder": str(ask.folder)}
+    request = {"work": "0.5b-lora-8-pairs", "folder": str(ask.folder)}
     undisturbed = ask("restart", **request, role="undisturbed")
     if "failed" in undisturbed:
         return undisturbed
@@ -334,7 +334,7 @@ def apart_in(run: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def processes(ask: Asker, args: argparse.Namespace) -> dict[str, Any]:
     """Train in two processes and in one, in float32; losses may differ by the order of sums."""
-    request = {"work": "smollm2-135m-lora"}
+    request = {"work": "0.5b-lora-8-pairs"}
     alone = ask("processes", **request)
     if "failed" in alone:
         return alone

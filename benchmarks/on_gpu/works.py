@@ -39,17 +39,6 @@ QWEN_2_5_500M = {
     "max_position_embeddings": 32768,
     "tie_word_embeddings": True,
 }
-SMOLLM2_135M = {
-    "model_type": "llama",
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
 # Two layers with the heads of the whole model: where both paths are compared before anything is timed.
 FEW_LAYERS = {"num_hidden_layers": 2, "vocab_size": 4096}
 TOY = {
@@ -80,12 +69,13 @@ class Work(NamedTuple):
     learning_rate: float
 
 
+# The works of gpu_roofline.py.
 # Full fine-tuning needs float32 weights: an update of 1e-6 of a bf16 weight would be rounded away.
 WORKS = {
-    "llama-8b-lora": Work(LLAMA_3_8B, adapter=True, weights="bfloat16", pairs=10, learning_rate=1e-4),
-    "qwen-0.5b-full": Work(QWEN_2_5_500M, adapter=False, weights="float32", pairs=20, learning_rate=1e-5),
-    "llama-8b-qlora": Work(LLAMA_3_8B, adapter=True, weights="4bit", pairs=10, learning_rate=1e-4),
-    "smollm2-135m-lora": Work(SMOLLM2_135M, adapter=True, weights="bfloat16", pairs=8, learning_rate=1e-4),
+    "8b-lora": Work(LLAMA_3_8B, adapter=True, weights="bfloat16", pairs=10, learning_rate=1e-4),
+    "0.5b-full": Work(QWEN_2_5_500M, adapter=False, weights="float32", pairs=20, learning_rate=1e-5),
+    "8b-qlora": Work(LLAMA_3_8B, adapter=True, weights="4bit", pairs=5, learning_rate=1e-4),
+    "0.5b-lora-8-pairs": Work(QWEN_2_5_500M, adapter=True, weights="bfloat16", pairs=8, learning_rate=1e-4),
 }
 
 
