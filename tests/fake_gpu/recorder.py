@@ -177,7 +177,7 @@ class _Recorder(TorchDispatchMode):
         if not (isinstance(moved, int) and isinstance(flops, int)):  # a size that depends on data
             moved = flops = 0
         stage = self.record.stage or ("backward" if in_backward else "forward")
-        dtype = inputs[0].dtype if inputs else None
+        dtype = inputs[1 if name.startswith("addmm") else 0].dtype if inputs else None  # a sum has its own
         return Launch(full_name, moved, flops, dtype, place, stage, attention)
 
 
@@ -210,12 +210,12 @@ def _moved(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> int:
 
 
 def _flops(func: Any, name: str, args: Any, kwargs: Any, inputs: list[Tensor], out: Any) -> int:
+    if name in ("addmm_", "addmm", "mm"):  # also with a dtype for the result, which the registry does not know
+        left, right = inputs[-2:]
+        return 2 * left.shape[0] * left.shape[1] * right.shape[1]
     packet = getattr(func, "overloadpacket", None)
     if packet in flop_registry:
         return flop_registry[packet](*args, **kwargs, out_val=out)
-    if name in ("addmm_", "addmm"):
-        left, right = inputs[-2:]
-        return 2 * left.shape[0] * left.shape[1] * right.shape[1]
     return 0
 
 
