@@ -6,8 +6,10 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oddsmith.batching.collate import IGNORED, PairCollator, trl_features
@@ -15,7 +17,7 @@ from oddsmith.batching.forest import forest_batch
 from oddsmith.loss import orpo_loss
 from oddsmith.model.logprobs.attention import forest_attention_in
 from oddsmith.model.logprobs.output_transform import output_transform
-from oddsmith.model.logprobs.packed import forest_logps, forest_tokens
+from oddsmith.model.logprobs.packed import _of_lists, forest_logps, forest_tokens
 from oddsmith.model.logprobs.padded import padded_tokens, pair_logps
 from oddsmith.model.logprobs.small_copy import Float64Everywhere
 from tests.tiny import SMALL
@@ -164,3 +166,34 @@ def test_a_packed_row_holds_every_sequence_once(pairs):
     assert written == wanted
     assert len(ids) == len(wanted)
     assert depth == [int(mask.sum()) - 1 for mask in seen]
+
+
+class SortsOrAtomics(TorchDispatchMode):
+    """Notes what adds up gradients by sorting indices, or on a GPU by atomics."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in ("index_put", "index_add", "scatter_add", "index_reduce")):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@given(pairs=pairs, nll_on=st.sampled_from(["sequence", "response"]))
+def test_gradients_of_entries_are_sums_in_a_fixed_order(pairs, nll_on):
+    """Equal to autograd's own, without its sorting; whole numbers, so that any order gives the same sum."""
+    batch = forest_batch(rows_of(pairs), nll_on)
+    logp_E = torch.arange(1.0, 1 + len(batch["target_E"])).requires_grad_()
+    ours, reference = [], []
+    for name, lists in (("response", "response_entry_SL"), ("nll", "nll_entry_BL")):
+        listed = _of_lists(logp_E, batch, name)
+        plain = F.pad(logp_E, (0, 1))[batch[lists]]
+        assert torch.equal(listed, plain)
+        d_listed = torch.arange(float(listed.numel())).view_as(listed)
+        with SortsOrAtomics() as mode:
+            ours += torch.autograd.grad(listed, logp_E, d_listed)
+        assert not mode.found
+        reference += torch.autograd.grad(plain, logp_E, d_listed)
+    assert torch.equal(torch.stack(ours), torch.stack(reference))

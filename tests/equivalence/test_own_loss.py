@@ -260,6 +260,7 @@ def test_what_would_not_be_exact_is_refused(what, message):
     def step():
         for item in own.counted(items, is_training=True):
             own.applied(path.logps(tiny_model(), item), item, 0.1)
+        own.on_pre_optimizer_step(None, None, None)
 
     with pytest.raises(ConfigError, match=message):
         step()
@@ -289,6 +290,17 @@ def test_a_pair_without_a_token_left_is_named_and_skipped(tmp_path, caplog):
     trainer = train(tmp_path, KeepsNone)
     assert "skipped: log-probabilities are NaN or infinite for dataset row 3" in caplog.text
     assert torch.equal(trainer.model.lm_head.weight, tiny_model().lm_head.weight)
+
+
+def test_a_step_whose_kept_tokens_depend_on_their_likelihood_is_not_made(tmp_path):
+    class KeepsLikely(ORPOTrainer):
+        def pair_losses(self, pairs):
+            return super().pair_losses(pairs)._replace(nll=pairs.nll.where(pairs.nll.logp_BL > -5))
+
+    model = tiny_model()
+    with pytest.raises(ConfigError, match="keeps other tokens in nll than before the step"):
+        train(tmp_path, KeepsLikely, model=model)
+    assert torch.equal(model.lm_head.weight, tiny_model().lm_head.weight)
 
 
 class OwnLoader(TokenMask):

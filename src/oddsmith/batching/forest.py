@@ -15,7 +15,8 @@ tokens that several sequences share are computed once. There is no padding.
 A token may have several children; its position then predicts several tokens. An *entry* is a token with its parent: the
 prediction of that token at that position. Log-probabilities are computed per entry and summed per sequence.
 
-Shape suffixes: T tokens of the row, E entries, S = 2B sequences (chosen first), B pairs, L longest of them.
+Shape suffixes: T tokens of the row, E entries, S = 2B sequences (chosen first), B pairs, L longest of them, M most
+sequences that share an entry.
 """
 
 from __future__ import annotations
@@ -163,7 +164,9 @@ def forest_batch(rows: Sequence[Mapping[str, Any]], nll_on: str) -> dict[str, An
         ``input_ids`` and ``position_ids`` int64 [1, T]; ``forest``, the layout; ``position_E`` (ascending) and
         ``target_E``: the position that predicts a token, and the token, int64; ``response_entry_SL`` and
         ``nll_entry_BL``: the entries of each response and of each pair's NLL, int64, padded with E;
-        ``response_tokens_S``, ``nll_tokens_B`` and ``tokens_B`` (tokens of both sequences, before sharing), int64.
+        ``response_place_ME`` and ``nll_place_ME``: the other way round, where each entry stands in these lists laid end
+        to end, int64, padded with S * L (B * L); ``response_tokens_S``, ``nll_tokens_B`` and ``tokens_B`` (tokens of
+        both sequences, before sharing), int64.
     """
     sequences = [np.asarray(row[f"{side}_input_ids"])[: row[f"{side}_end"]] for side in SIDES for row in rows]
     prompt_tokens = [row[f"{side}_prompt_tokens"] for side in SIDES for row in rows]
@@ -185,18 +188,37 @@ def forest_batch(rows: Sequence[Mapping[str, Any]], nll_on: str) -> dict[str, An
     node_E = node_E[np.argsort(parent_T[node_E], kind="stable")]
     entry_T = np.full(len(ids_T), -1)
     entry_T[node_E] = np.arange(len(node_E))
+    response_entries, nll_entries = [entry_T[of] for of in response], [entry_T[of] for of in nll]
     return {
         "input_ids": torch.from_numpy(ids_T)[None],
         "position_ids": layout.depth_T[None],
         "forest": layout,
         "position_E": torch.from_numpy(parent_T[node_E]),
         "target_E": torch.from_numpy(ids_T[node_E]),
-        "response_entry_SL": padded([entry_T[of] for of in response], len(node_E)),
-        "nll_entry_BL": padded([entry_T[of] for of in nll], len(node_E)),
+        "response_entry_SL": padded(response_entries, len(node_E)),
+        "response_place_ME": _places(response_entries, len(node_E)),
+        "nll_entry_BL": padded(nll_entries, len(node_E)),
+        "nll_place_ME": _places(nll_entries, len(node_E)),
         "response_tokens_S": torch.tensor([len(of) for of in response]),
         "nll_tokens_B": torch.tensor([len(of) for of in nll]),
         "tokens_B": torch.tensor([len(rows_of[s]) + len(rows_of[s + len(rows)]) for s in chosen]),
     }
+
+
+def _places(lists: Sequence[np.ndarray], num_entries: int) -> Tensor:
+    """Return where each entry stands in lists that are padded to the longest and laid end to end: int64 [M, E].
+
+    An entry that stands in fewer than M lists has one past the last place instead.
+    """
+    width = max(1, *map(len, lists))
+    entry = np.concatenate(lists)
+    place = np.concatenate([s * width + np.arange(len(entries)) for s, entries in enumerate(lists)])
+    order = np.argsort(entry, kind="stable")
+    count_E = np.bincount(entry, minlength=num_entries)
+    nth = np.arange(len(entry)) - np.repeat(np.cumsum(count_E) - count_E, count_E)  # of the places of its entry
+    place_ME = np.full((max(1, count_E.max(initial=0)), num_entries), len(lists) * width)
+    place_ME[nth, entry[order]] = place[order]
+    return torch.from_numpy(place_ME)
 
 
 def _without(gaps: Sequence[tuple[int, int]], rows: np.ndarray, first: int) -> np.ndarray:

@@ -377,7 +377,8 @@ class StepGuard(TrainerCallback):
     def _measure(self) -> tuple[float, Cause | None]:
         """Return the loss of the step over all processes, and what is not finite in it on any of them."""
         accelerator, norm = self._run.accelerator, self._run.gradient_norm
-        norm = torch.as_tensor(0.0 if norm is None else norm, device=accelerator.device)
+        if not isinstance(norm, Tensor):  # filled on the device, where ``torch.tensor`` would wait for a copy
+            norm = torch.full((), 0.0 if norm is None else norm, device=accelerator.device)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded by FSDP2
         loss = torch.stack(self._losses).sum() if self._losses else torch.zeros((), device=accelerator.device)
         finite = torch.cat([loss.isfinite()[None], *(pairs.finite_B for pairs in self._watched)]).all()

@@ -95,10 +95,12 @@ def divide(sums_Q: Tensor, num_pairs: Tensor | float, num_nll_tokens: Tensor | f
     return sums_Q / divisor_Q
 
 
-def named_metrics(values_Q: Tensor, router_loss: bool = False, names: Sequence[str] = QUANTITIES) -> dict[str, float]:
+def named_metrics(
+    values_Q: Sequence[float], router_loss: bool = False, names: Sequence[str] = QUANTITIES
+) -> dict[str, float]:
     """Name what :func:`divide` returned (averaged over steps in training) as ``metrics.py`` does."""
-    value = dict(zip(QUANTITIES, values_Q.tolist(), strict=False))
-    own = dict(zip(names[len(QUANTITIES) :], values_Q[len(QUANTITIES) :].tolist(), strict=True))
+    value = dict(zip(QUANTITIES, values_Q, strict=False))
+    own = dict(zip(names[len(QUANTITIES) :], values_Q[len(QUANTITIES) :], strict=True))
     chosen_nll = value["chosen_nll"] / value["chosen_tokens"]
     metrics = {
         "nll_loss": value["nll"],
@@ -238,14 +240,14 @@ class TrainingMeter(TrainerCallback):
         """
         if self._total_Q is None:
             return {}
-        total_Q = reduce(self._total_Q)
-        mean_Q = total_Q.clone()
+        mean_Q = reduce(self._total_Q).clone()
         mean_Q[: QUANTITIES.index("nll") + 1] /= max(step - self._last_step, 1)
         mean_Q[len(QUANTITIES) :] /= max(step - self._last_step, 1)
-        metrics = named_metrics(mean_Q, router_loss, self._names)
+        means = mean_Q.tolist()  # the one time that a log line waits for a GPU; tokens and pairs are sums in it, too
+        metrics = named_metrics(means, router_loss, self._names)
         if self._seconds > 0:
             for name in ("tokens", "pairs"):
-                metrics[f"{name}_per_second"] = total_Q[QUANTITIES.index(name)].item() / self._seconds
+                metrics[f"{name}_per_second"] = means[QUANTITIES.index(name)] / self._seconds
         if self._skipped_steps:
             metrics["skipped_steps"] = self._skipped_steps
         self._start_interval(step)
@@ -291,30 +293,33 @@ class EvaluationMeter:
         self._kept_tokens = kept_tokens
         self._names: Sequence[str] = QUANTITIES
         self._sums_Q: Tensor | None = None
-        self._pairs: list[tuple[int, float, float, float, float, np.ndarray]] = []
+        # Of each micro-batch, on its device: for its pairs weight, position, mean log-probabilities of both responses,
+        # mean NLL and loss; and the log-probabilities of tokens that are kept. Reading them at once would stall a GPU.
+        self._numbers_N6: list[Tensor] = []
+        self._kept_N2K: list[Tensor] = []
         self._loss_sum, self._loss_weight = 0.0, 0.0
 
     @property
     def num_pairs(self) -> int:
         """Pairs of this process so far."""
-        return len(self._pairs)
+        return sum(map(len, self._numbers_N6))
 
     def add(self, sums_Q: Tensor, logps: PairLogps, batch: Mapping[str, Tensor]) -> None:
         """Add a micro-batch."""
         self._names = quantities_of(logps)
         self._sums_Q = sums_Q if self._sums_Q is None else self._sums_Q + sums_Q
-        if batch["weight"][0] > 0:  # a filler repeats pairs of another process
-            kept_SK = logps.response_logp_SL[:, : self._kept_tokens]
-            kept_SK = F.pad(kept_SK, (0, self._kept_tokens - kept_SK.shape[1])).to("cpu", torch.float16)
-            self._pairs += zip(
-                batch["position"].tolist(),
-                logps.logp_chosen_B.tolist(),
-                logps.logp_rejected_B.tolist(),
-                (logps.nll_sum_B / logps.nll_tokens_B.clamp(min=1)).tolist(),
-                (logps.logp_chosen_B if logps.own is None else logps.own.loss_B).tolist(),
-                torch.stack(kept_SK.chunk(2), dim=1).numpy(),  # gathering a view of a tensor would send all of it
-                strict=True,
-            )
+        numbers = (
+            batch["weight"],
+            batch["position"],
+            logps.logp_chosen_B,
+            logps.logp_rejected_B,
+            logps.nll_sum_B / logps.nll_tokens_B.clamp(min=1),
+            logps.logp_chosen_B if logps.own is None else logps.own.loss_B,
+        )
+        self._numbers_N6.append(torch.stack([values_B.detach().to(sums_Q.dtype) for values_B in numbers], dim=1))
+        kept_SK = logps.response_logp_SL[:, : self._kept_tokens]
+        kept_SK = F.pad(kept_SK, (0, self._kept_tokens - kept_SK.shape[1])).to(torch.float16)
+        self._kept_N2K.append(torch.stack(kept_SK.chunk(2), dim=1))
 
     def add_loss(self, loss: Tensor, num_pairs: Tensor | float) -> None:
         """Add the loss of a loader item, which belongs to an evaluation step of ``num_pairs`` over all processes."""
@@ -348,8 +353,9 @@ class EvaluationMeter:
         sums_Q = reduce(self._sums_Q)
         num_pairs, num_nll_tokens = (sums_Q[QUANTITIES.index(name)] for name in ("pairs", "nll_tokens"))
         means_Q = divide(sums_Q, num_pairs, num_nll_tokens.clamp(min=1))  # a loss of one's own may leave the NLL out
-        metrics = named_metrics(means_Q, aux_coefficient is not None, self._names)
-        loss = metrics["nll_loss"] + means_Q[QUANTITIES.index("pair_term")].item()
+        means = means_Q.tolist()
+        metrics = named_metrics(means, aux_coefficient is not None, self._names)
+        loss = metrics["nll_loss"] + means[QUANTITIES.index("pair_term")]
         if aux_coefficient is not None:
             loss += aux_coefficient * metrics["aux_loss"]
         if not sums_Q.isfinite().all():  # a mean without the pairs that are NaN or infinite would be of another set
@@ -358,7 +364,12 @@ class EvaluationMeter:
 
     def pairs(self, gather: Callable[[list], list]) -> EvaluatedPairs:
         """Return the pairs of all processes in the order of the dataset; ``gather`` concatenates lists over them."""
-        found = sorted(gather(self._pairs), key=lambda pair: pair[0])
+        own: list[tuple[Any, ...]] = []
+        if self._numbers_N6:
+            numbers_N6, kept_N2K = torch.cat(self._numbers_N6).tolist(), torch.cat(self._kept_N2K).cpu().numpy()
+            # A filler, of weight 0, repeats pairs of another process.
+            own = [(*rest, kept_2K) for (weight, *rest), kept_2K in zip(numbers_N6, kept_N2K, strict=True) if weight]
+        found = sorted(gather(own), key=lambda pair: pair[0])
         if not found:
             no_tokens = torch.zeros(0, 2, self._kept_tokens, dtype=torch.float16)
             return EvaluatedPairs(torch.zeros(0, 2), no_tokens, torch.zeros(0))

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerState
 
 from ..errors import ConfigError
 from ..loss import orpo_loss
@@ -59,7 +60,7 @@ class LossOfOnesOwn(Protocol):
     def sum_over_processes(self, tensor: Tensor) -> Tensor: ...  # return the sum
 
 
-class OwnLoss:
+class OwnLoss(TrainerCallback):
     """Calls the ``pair_losses`` of a trainer, where a subclass has overridden it.
 
     Args:
@@ -68,6 +69,7 @@ class OwnLoss:
 
     def __init__(self, run: LossOfOnesOwn):
         self._run = run
+        self._is_other: list[Tensor] = []  # of each micro-batch of a step, on its device: whether it keeps other tokens
 
     def applied(self, logps: PairLogps, batch: Mapping[str, Any], beta: float) -> PairLogps:
         """Return the log-probabilities of a micro-batch with its losses, and with the NLL of the tokens they keep.
@@ -81,19 +83,18 @@ class OwnLoss:
             The same without a loss of one's own.
 
         Raises:
-            ConfigError: The loss has not the shape of ``PairLosses``, or the tokens that it keeps depend on their
-                log-probabilities.
+            ConfigError: The loss has not the shape of ``PairLosses``.
         """
         if not self._run.is_overridden("pair_losses"):
             return logps
         own = self._losses(batch, beta, logps.token_logps)
         if own.nll is not None:
             logps = logps._replace(nll_sum_B=-own.nll.sum_B, nll_tokens_B=own.nll.count_B)
-        if KEPT in batch and batch[KEPT] != (-1 if own.nll is None else int(_kept(own.nll, batch))):
-            raise ConfigError(
-                "pair_losses keeps other tokens in nll than before the step, when it got log-probabilities of 0, so the"
-                " step would be divided by a wrong number; choose them by ids_BL"
-            )
+        if KEPT in batch:
+            kept = own.loss_B.new_full((), -1.0) if own.nll is None else _kept(own.nll, batch)
+            self._is_other.append(kept != batch[KEPT])
+            if not self._run.model.training:
+                self.require_same_tokens()
         return logps._replace(own=own)
 
     def counted(self, items: list[Any], *, is_training: bool) -> list[Any]:
@@ -122,6 +123,23 @@ class OwnLoss:
             for batch, count in zip(micro_batches, torch.stack(counts).tolist(), strict=True):
                 batch["num_nll_tokens"], batch[KEPT] = total, int(count)
         return items
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Forget the micro-batches of a step before."""
+        self._is_other = []
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Look at the micro-batches of a step at once, where the guard waits for a GPU as well."""
+        self.require_same_tokens()
+
+    def require_same_tokens(self) -> None:
+        """Raise ``ConfigError`` if the tokens that the loss keeps depend on their log-probabilities."""
+        found, self._is_other = self._is_other, []
+        if found and torch.stack(found).any():
+            raise ConfigError(
+                "pair_losses keeps other tokens in nll than before the step, when it got log-probabilities of 0, so the"
+                " step would be divided by a wrong number; choose them by ids_BL"
+            )
 
     def _losses(self, batch: Mapping[str, Any], beta: float, token_logps: Tensor | None = None) -> PairLosses:
         """Call the loss on a micro-batch, and check what it returns."""

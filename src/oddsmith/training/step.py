@@ -183,9 +183,9 @@ class Stepper:
         found = [item for item in items if is_foreign(item) or (is_recounted and "chosen_labels" in item)]
         if not found:
             return items
-        counts = torch.tensor([pair_counts(item, path) for item in found], device=self._accelerator.device).sum(dim=0)
+        counts = torch.tensor([pair_counts(item, path) for item in found]).sum(dim=0)
         if self._accelerator.num_processes > 1:
-            counts = self._accelerator.reduce(counts, reduction="sum")
+            counts = self._accelerator.reduce(counts.to(self._accelerator.device), reduction="sum")
         num_pairs, num_nll_tokens = counts.tolist()
         for item in found:
             if not is_foreign(item):

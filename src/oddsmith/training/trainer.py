@@ -210,7 +210,7 @@ class ORPOTrainer(TransformersAdapter):
         events = EventWriter(self._describe)
         gradients = GradientCheck(is_sharded=lambda: self.sharded_by is not None)
         epochs = EpochSetter(lambda: self.stepper.plan)
-        return [Preflight(), gradients, epochs, self.meter, events, self.recorder, Watch()]
+        return [Preflight(), gradients, epochs, self.meter, events, self.recorder, self.own_loss, Watch()]
 
     # ---- Model and data
 

@@ -272,8 +272,11 @@ class TransformersAdapter(Trainer):
     def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
         counted = self.args.include_num_input_tokens_seen
         if counted not in ("no", False):
-            tokens = torch.tensor(input_tokens(inputs, padding=counted != "non_padding"), device=self.args.device)
-            self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, reduction="sum"))
+            tokens = input_tokens(inputs, padding=counted != "non_padding")
+            if self.accelerator.num_processes > 1:
+                of_process = torch.tensor(tokens, device=self.args.device)
+                tokens = int(self.accelerator.reduce(of_process, reduction="sum"))
+            self.state.num_input_tokens_seen += tokens
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate the operations of an item from its tokens; transformers counts the parameters each time."""

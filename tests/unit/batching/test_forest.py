@@ -148,6 +148,13 @@ def test_what_follows_the_end_of_the_turn_is_left_out():
     assert batch["tokens_B"].tolist() == [4]
 
 
+def test_the_places_of_an_entry_lead_back_from_the_lists():
+    """Prompt 1 2; answers 3 4 and 3 5: entry 1, the shared 3, stands first in both answers (places 0 and 2 of 4)."""
+    batch = forest_batch([row([1, 2], [3, 4], [3, 5])], "sequence")
+    assert batch["response_place_ME"].tolist() == [[4, 0, 1, 3], [4, 2, 4, 4]]
+    assert batch["nll_place_ME"].tolist() == [[0, 1, 2, 3]]
+
+
 pairs = st.lists(
     st.tuples(*(st.lists(st.integers(1, 3), min_size=least, max_size=5) for least in (1, 1, 1))), min_size=1, max_size=5
 )
@@ -182,3 +189,14 @@ def test_moving_a_layout_keeps_its_paths():
     assert moved.paths is layout.paths
     assert moved.ancestor_mask().equal(layout.ancestor_mask())
     assert list(accumulate(path.end - path.start for path in moved.paths)) == layout.query_ends_P[1:].tolist()
+
+
+@given(pairs, st.sampled_from(["sequence", "response"]))
+def test_every_place_of_an_entry_is_listed_once(pairs, nll_on):
+    batch = forest_batch([row(*pair) for pair in pairs], nll_on)
+    for lists, places in (("response_entry_SL", "response_place_ME"), ("nll_entry_BL", "nll_place_ME")):
+        entries = batch[lists].flatten()
+        for entry, of_entry in enumerate(batch[places].T):
+            found = of_entry[of_entry < len(entries)]
+            assert found.tolist() == (entries == entry).nonzero().flatten().tolist()
+            assert (of_entry[len(found) :] == len(entries)).all()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ...batching.collate import IGNORED
 from .current_layout import resumed_in_backward, set_layout
@@ -37,12 +38,12 @@ def forest_logps(model: nn.Module, batch: Mapping[str, Any], *, transform: Outpu
     set_layout(layout)
     with head_replaced(model, logp_of):
         outputs = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
-    logp_E = F.pad(outputs.logits, (0, 1))  # the lists of entries are padded with E
-    logp_SL = logp_E[batch["response_entry_SL"]]
+    logp_E = outputs.logits
+    logp_SL = _of_lists(logp_E, batch, "response")
     logp_S = logp_SL.sum(-1) / batch["response_tokens_S"]
     B = len(batch["nll_tokens_B"])
     return PairLogps(
-        nll_sum_B=-logp_E[batch["nll_entry_BL"]].sum(-1),
+        nll_sum_B=-_of_lists(logp_E, batch, "nll").sum(-1),
         nll_tokens_B=batch["nll_tokens_B"],
         logp_chosen_B=logp_S[:B],
         logp_rejected_B=logp_S[B:],
@@ -58,14 +59,39 @@ def forest_tokens(batch: Mapping[str, Any], logp_E: Tensor | None) -> PairTokens
     """Return the tokens of the pairs of a batch, with the ``token_logps`` of :func:`forest_logps`; ``None``: with 0."""
     ids_E = F.pad(batch["target_E"], (0, 1), value=IGNORED)  # the lists of entries are padded with E
     if logp_E is None:
-        logp_E = torch.zeros(len(ids_E), device=ids_E.device)
+        logp_E = torch.zeros(len(batch["target_E"]), device=ids_E.device)
     B = len(batch["nll_tokens_B"])
+    ids_SL, logp_SL = ids_E[batch["response_entry_SL"]], _of_lists(logp_E, batch, "response")
+    return PairTokens(
+        Tokens(ids_SL[:B], logp_SL[:B]),
+        Tokens(ids_SL[B:], logp_SL[B:]),
+        Tokens(ids_E[batch["nll_entry_BL"]], _of_lists(logp_E, batch, "nll")),
+    )
 
-    def tokens(entry_BL: Tensor) -> Tokens:
-        return Tokens(ids_E[entry_BL], logp_E[entry_BL])
 
-    entry_SL = batch["response_entry_SL"]
-    return PairTokens(tokens(entry_SL[:B]), tokens(entry_SL[B:]), tokens(batch["nll_entry_BL"]))
+def _of_lists(values_E: Tensor, batch: Mapping[str, Any], name: str) -> Tensor:
+    """Return the values of the entries of each ``"response"``, [S, L], or of the ``"nll"`` of each pair, [B, L]."""
+    entry_SL = batch["response_entry_SL" if name == "response" else "nll_entry_BL"]
+    return _Listed.apply(values_E, entry_SL, batch[f"{name}_place_ME"])
+
+
+class _Listed(torch.autograd.Function):
+    """``values_E[entry_SL]``, 0 where the lists are padded with E.
+
+    The gradient of an entry is the sum over the M places where it stands. Autograd's own would sort all places, and add
+    up the thousands that are padded one by one; an addition by atomics would have another order each time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values_E: Tensor, entry_SL: Tensor, place_ME: Tensor) -> Tensor:
+        ctx.save_for_backward(place_ME)
+        return F.pad(values_E, (0, 1))[entry_SL]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_SL: Tensor) -> tuple[Tensor, None, None]:
+        (place_ME,) = ctx.saved_tensors
+        return F.pad(grad_SL.reshape(-1), (0, 1))[place_ME].sum(0), None, None
 
 
 @contextmanager

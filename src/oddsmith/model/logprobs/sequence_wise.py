@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...batching.forest import ForestLayout
+from ...batching.item import on_device
 from ...errors import ModelError
 from .current_layout import current_layout
 
@@ -172,15 +173,15 @@ def _batches_of(layout: ForestLayout, min_shared: int | None) -> Batches:
         own += [part.rows[part.repeated :] for part in members]
         batches.append(
             Batch(
-                torch.from_numpy(np.stack(filled)).to(device),
-                torch.from_numpy(np.concatenate(kept)).to(device),
+                torch.from_numpy(np.stack(filled)),
+                torch.from_numpy(np.concatenate(kept)),
                 tuple(part.parent for part in members if part.parent is not None),
                 group[0] if members[0].keeps_state else None,
             )
         )
     place_T = np.empty(tokens, dtype=np.int64)
     place_T[np.concatenate(own)] = np.arange(tokens)
-    return Batches(tuple(batches), torch.from_numpy(place_T).to(device))
+    return on_device(Batches(tuple(batches), torch.from_numpy(place_T)), device, pin=False)
 
 
 def _of_like_lengths(indices: list[int], parts: Sequence[Part]) -> list[list[int]]:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conditions import is_hooked
@@ -29,15 +30,17 @@ def token_rows_forward(module: Any) -> Forward | None:
     base = module.base_layer
     if not isinstance(base, nn.Embedding) or is_hooked(base) or base.max_norm is not None or base.sparse:
         return None
-    ours = partial(forward_token_rows, module, module.forward)
+    ours = partial(forward_token_rows, module, module.forward, {})
     tokens = [token for some in module.token_indices.values() for token in some]
     x = torch.tensor([0, *tokens], device=base.weight.device)
     with torch.no_grad():
         return ours if torch.equal(ours(x), module.forward(x)) else None
 
 
-def forward_token_rows(module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Compute what the layer does.
+def forward_token_rows(
+    module: Any, own: Forward, ids: dict[Any, Tensor], x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Compute what the layer does; ``ids`` keeps the trained tokens on their device, as copying them would wait for it.
 
     Its own forward runs where it is merged, disabled, or has several adapters, and where it trains the row of the token
     to pad with, which gets no gradient.
@@ -54,6 +57,12 @@ def forward_token_rows(module: Any, own: Forward, x: Tensor, *args: Any, **kwarg
     scale = module._get_embed_scale()
     if scale is not None:  # of classes such as Gemma 3's, whose embedding multiplies
         rows_KD = rows_KD * scale.to(rows_KD.dtype)
-    is_token = x.unsqueeze(-1) == torch.tensor(tokens, device=x.device)
-    rows = rows_KD[is_token.int().argmax(-1)]
-    return torch.where(is_token.any(-1, keepdim=True), rows.to(y.dtype), y)
+    key = (*tokens, x.device)
+    if key not in ids:
+        ids[key] = torch.tensor(tokens, device=x.device)
+    is_token = x.unsqueeze(-1) == ids[key]
+    is_any = is_token.any(-1)
+    # The many others take a row behind the last, which gets no gradient: theirs would be sorted, and added to a row.
+    place = torch.where(is_any, is_token.int().argmax(-1), len(tokens))
+    rows = F.embedding(place, F.pad(rows_KD, (0, 0, 0, 1)), padding_idx=len(tokens))
+    return torch.where(is_any.unsqueeze(-1), rows.to(y.dtype), y)
