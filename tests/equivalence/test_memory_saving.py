@@ -4,6 +4,7 @@ import copy
 import itertools
 import pickle
 from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -15,25 +16,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.activations import ACT2FN
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from oddsmith.model.loading.setup import disable_dropout
+from oddsmith.model.logprobs.kernels.gated import Activation
+from oddsmith.model.logprobs.kernels.norm import Scale
 from oddsmith.model.logprobs.memory_saving import memory_saving_layers
+from oddsmith.model.logprobs.memory_saving.elementwise import gated_product, rms_norm
 from oddsmith.model.logprobs.memory_saving.forwards import mlp_forward, norm_forward
-from oddsmith.model.logprobs.memory_saving.operations import (
-    ACTIVATIONS,
-    SILU,
-    Recomputed,
-    Scale,
-    Weights,
-    add_branch,
-    gated_product,
-    linear,
-    mark_recomputable,
-    rms_norm,
-    what_to_save,
-)
+from oddsmith.model.logprobs.memory_saving.linear import Branch, Weights, _Linears, add_branches, linears
+from oddsmith.model.logprobs.memory_saving.recomputed import Recomputed, mark_recomputable, what_to_save
 from tests.tiny import SMALL, tiny_model
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -158,13 +152,13 @@ def assert_near(function, reference, inputs, grad):
         assert distance(found, expected) <= TOLERANCE.get(found.dtype, 4 * torch.finfo(found.dtype).eps)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", Activation)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @settings(max_examples=8)
 @given(shape=shapes, width=widths, seed=st.integers(0, 99))
 def test_gated_product(activation, dtype, shape, width, seed):
     gate, up, grad = random(*[(*shape, width)] * 3, seed=seed, dtype=dtype)
-    assert_near(lambda g, u: gated_product(g, u, activation), lambda g, u: activation.value(g) * u, (gate, up), grad)
+    assert_near(lambda g, u: gated_product(g, u, activation), lambda g, u: activation.of(g) * u, (gate, up), grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -192,8 +186,9 @@ def test_linear(dtype, shape, inner, outer, rank, frozen, bias, seed):
         return
 
     def ours(*inputs):
-        x, *weights = inputs
-        return linear(x, Weights(**dict(zip(list(named)[1:], weights, strict=True)), scaling=0.7), dtype)
+        weights = dict(zip(named, inputs, strict=True))
+        branch = Branch(weights["lora_A"], weights["lora_B"], 0.7) if rank else None
+        return linears(weights["x"], [Weights(weights["base"], weights.get("bias"), branch)], dtype)[0]
 
     def plain(*inputs):
         weights = dict(zip(named, inputs, strict=True))
@@ -212,19 +207,58 @@ def test_branch_beside_a_product_of_another_library(dtype, shape, inner, outer, 
         (*shape, inner), (*shape, outer), (rank, inner), (outer, rank), (*shape, outer), seed=seed, dtype=dtype
     )
     assert_near(
-        lambda x, y, A, B: add_branch(2 * y, x, A, B, 0.7),
+        lambda x, y, A, B: add_branches([2 * y], x, [Branch(A, B, 0.7)])[0],
         lambda x, y, A, B: 2 * y + 0.7 * F.linear(F.linear(x, A), B),
         (x, y, A, B),
         grad,
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@settings(max_examples=15, deadline=None)
+@given(
+    shape=shapes,
+    inner=widths,
+    layers=st.lists(st.tuples(widths, st.integers(0, 4), st.booleans()), min_size=2, max_size=3),
+    unused=st.integers(0, 3),
+    frozen_x=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_linear_layers_over_one_input(dtype, shape, inner, layers, unused, frozen_x, seed):
+    """Layers of other widths, ranks and scalings, some without bias or branch; the result of one may not be used."""
+    (x,) = random((*shape, inner), seed=seed, dtype=dtype)
+    x.requires_grad_(not frozen_x)
+    together = []
+    for place, (outer, rank, bias) in enumerate(layers):
+        base, b, A, B = random((outer, inner), (outer,), (rank, inner), (outer, rank), seed=seed + place, dtype=dtype)
+        branch = Branch(A, B, 0.5 + place) if rank else None
+        together.append(Weights(base, b if bias else None, branch))
+    used = [place for place in range(len(layers)) if place != unused]
+    grads = random(*[(*shape, layers[place][0]) for place in used], seed=seed + 9, dtype=dtype)
+    wanted = [t for place in used for t in together[place].tensors if t is not None] + ([] if frozen_x else [x])
+
+    def found(ys):
+        ys = [ys[place] for place in used]
+        return *(y.detach() for y in ys), *torch.autograd.grad(ys, wanted, grads)
+
+    plain = []
+    for weights in together:
+        y = F.linear(x, weights.base, weights.bias)
+        if weights.branch is not None:
+            A, B, scaling = weights.branch[:3]
+            y = y + scaling * F.linear(F.linear(x, A), B)
+        plain.append(y)
+    for ours, theirs in zip(found(linears(x, together, dtype)), found(plain), strict=True):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        assert distance(ours, theirs) <= TOLERANCE.get(dtype, 0.03)
+
+
 PRODUCTS = {
     "norm": lambda x, w: rms_norm(x, w[0], 1e-5, Scale.AFTER_CAST),
-    "gated product": lambda x, w: gated_product(x @ w, x, SILU),
-    "linear": lambda x, w: linear(x, Weights(w), torch.float32),
-    "LoRA": lambda x, w: linear(x, Weights(w, None, w[:2], w[:, :2], 0.7), torch.float32),
-    "branch": lambda x, w: add_branch(2 * x, x, w[:2], w[:, :2], 0.7),
+    "gated product": lambda x, w: gated_product(x @ w, x, Activation.SILU),
+    "linear": lambda x, w: linears(x, [Weights(w)], torch.float32)[0],
+    "LoRA": lambda x, w: linears(x, [Weights(w, None, Branch(w[:2], w[:, :2], 0.7))], torch.float32)[0],
+    "branch": lambda x, w: add_branches([2 * x], x, [Branch(w[:2], w[:, :2], 0.7)])[0],
 }
 
 
@@ -238,6 +272,18 @@ def test_the_result_may_be_written_to(name, shape):
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+def test_norms_and_products_in_a_backward_pass_inside_of_autocast():
+    """It rounds products there, unless it is told not to."""
+    x, weight, base, grad = random((5, 40), (40,), (30, 40), (5, 30), dtype=torch.float32)
+
+    def gradients(autocast):
+        (y,) = linears(rms_norm(x, weight, 1e-5, Scale.AFTER_CAST), [Weights(base)], torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return torch.autograd.grad(y, (x, weight, base), grad)
+
+    assert all(torch.equal(*pair) for pair in zip(gradients(True), gradients(False), strict=True))
+
+
 # ---- Recomputed tensors
 
 
@@ -245,32 +291,27 @@ def test_a_tensor_that_several_layers_read_is_recomputed_once_and_then_dropped()
     made = []
     x = torch.randn(2, 3)
 
-    def make(x):
+    def make(dtype, x):
         made.append(x)
-        return 2 * x
+        return (2 * x).to(dtype)
 
     y = 2 * x
     mark_recomputable(y, Recomputed(make), x)
     (recomputed, sources), (same, _) = what_to_save(y), what_to_save(y)
     assert recomputed is same
     assert sources[0].data_ptr() == x.data_ptr()
-    first, second = recomputed.read(x), recomputed.read(x)
+    first, second = recomputed.read(x.dtype, x), recomputed.read(x.dtype, x)
     assert first is second
     assert torch.equal(first, y)
     assert len(made) == 1
-    assert recomputed.read(x) is not first  # a second backward pass: the last reader dropped it
+    assert recomputed.read(x.dtype, x) is not first  # a second backward pass: the last reader dropped it
 
 
-def test_an_mlp_computes_its_activation_once_in_each_direction():
-    computed = []
-
-    def counted(gate):
-        computed.append(gate)
-        return SILU.value(gate)
-
+def test_an_mlp_computes_its_activation_once_in_each_direction(monkeypatch):
+    computed, silu = [], F.silu
+    monkeypatch.setattr(F, "silu", lambda gate: computed.append(gate) or silu(gate))
     gate, up, down = random((3, 6), (3, 6), (4, 6), dtype=torch.float32)
-    hidden = gated_product(gate, up, SILU._replace(value=counted))
-    y = linear(hidden, Weights(down), torch.float32)
+    (y,) = linears(gated_product(gate, up, Activation.SILU), [Weights(down)], torch.float32)
     assert len(computed) == 1
     y.sum().backward()
     assert len(computed) == 2
@@ -280,7 +321,7 @@ def test_an_mlp_computes_its_activation_once_in_each_direction():
 def test_a_tensor_that_was_written_to_is_saved_itself(which):
     x = torch.randn(2, 3)
     y = 2 * x
-    mark_recomputable(y, Recomputed(lambda x: 2 * x), x)
+    mark_recomputable(y, Recomputed(lambda dtype, x: 2 * x), x)
     (y if which == "the tensor" else x).add_(1)
     recomputed, kept = what_to_save(y)
     assert recomputed is None
@@ -378,7 +419,7 @@ def test_a_layer_saves_residuals_attention_and_gates():
 
 def test_a_frozen_layer_does_not_save_its_input():
     layer = nn.Linear(8, 6).requires_grad_(False)
-    assert saved_bytes(layer, lambda: linear(X, Weights(layer.weight, layer.bias), torch.float32)) == 0
+    assert saved_bytes(layer, lambda: linears(X, [Weights(layer.weight, layer.bias)], torch.float32)[0]) == 0
 
 
 # ---- Conditions
@@ -574,6 +615,143 @@ def test_float64_is_left_to_the_model():
     """A float64 model is there to compare with, and our norms compute in float32."""
     model = tiny_model().double()
     assert_equal_steps(step(model, layers=memory_saving_layers(model)), step(model), tolerance=1e-12)
+
+
+# ---- Layers that share their input
+
+
+def products_of(model):
+    """Number of layers that each operation of a forward pass computes, in order."""
+    counts, apply = [], _Linears.apply
+
+    def counted(x, dtype, scalings, *tensors):
+        counts.append(len(scalings))
+        return apply(x, dtype, scalings, *tensors)
+
+    return counts, mock.patch.object(_Linears, "apply", counted)
+
+
+@pytest.mark.parametrize("adapter", ["all", "some", None])
+def test_queries_keys_and_values_are_one_operation_and_gate_and_up_another(adapter):
+    model = architecture("qwen3")
+    if adapter:
+        names = "all-linear" if adapter == "all" else ["q_proj", "v_proj", "up_proj"]
+        model = with_adapter(model, target_modules=names)
+    layers = memory_saving_layers(model)
+    expected = step(model)
+    counts, counting = products_of(model)
+    with counting:
+        assert_equal_steps(step(model, layers=layers), expected)
+    alone = [] if adapter == "some" else [1]  # o_proj and down_proj are frozen: they run their own forward
+    layer = [3, *alone, 2, *alone]
+    assert counts == layer * 2 + ([1] if adapter is None else [])  # the output layer is trained, too
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_groups_in_checkpointed_layers(reentrant):
+    model = with_adapter(architecture("qwen3"))
+    expected = step(model)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    layers = memory_saving_layers(model)
+    counts, counting = products_of(model)
+    with counting:
+        for _ in range(2):
+            assert_equal_steps(step(model, layers=layers), expected)
+    assert set(counts) == {3, 2, 1}
+
+
+class Crossed(nn.Module):
+    """Keys and values of another input than the queries'; or values are not asked for at all."""
+
+    def __init__(self, no_values):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(8, 6) for _ in range(3))
+        self.no_values = no_values
+
+    def forward(self, x):
+        other = x if self.no_values else x.flip(0)
+        y = self.q_proj(x) * self.k_proj(other)
+        return y if self.no_values else y + self.v_proj(other)
+
+
+@pytest.mark.parametrize("no_values", [True, False])
+def test_a_group_that_is_none_is_given_up(no_values):
+    torch.manual_seed(0)
+    module = Crossed(no_values)
+    layers = memory_saving_layers(module)
+    assert len(layers.groups) == 1
+    counts, counting = products_of(module)
+
+    def gradients():
+        module.zero_grad()
+        y = module(X.detach())
+        y.sum().backward()
+        return y.detach(), *(p.grad for p in module.parameters())
+
+    expected = gradients()
+    operations = []
+    for _ in range(3):
+        counts.clear()
+        with counting, layers.applied():
+            found = gradients()
+        operations.append(list(counts))
+        assert [t is None for t in found] == [t is None for t in expected]
+        assert all(torch.allclose(*pair) for pair in zip(found, expected, strict=True) if pair[0] is not None)
+    # Results are left over when the group is asked for the next input: in the first pass, or in the second.
+    assert operations == ([[3], [1, 1], [1, 1]] if no_values else [[3, 1, 1], [1, 1, 1], [1, 1, 1]])
+
+
+def test_an_input_that_is_written_to_between_the_layers():
+    class Writing(Crossed):
+        def forward(self, x):
+            x = x.clone()
+            query = self.q_proj(x).detach()
+            return query * self.k_proj(x.mul_(2)) + self.v_proj(x)
+
+    module = Writing(False)
+    layers, expected = memory_saving_layers(module), module(X)
+    with layers.applied():
+        assert torch.allclose(module(X), expected)
+
+
+def test_results_that_nobody_asked_for_are_dropped_when_a_step_fails():
+    module = Crossed(False)
+    layers = memory_saving_layers(module)
+    with pytest.raises(IndexError), layers.applied():
+        module.k_proj(module.q_proj(X)[9])
+    (group,) = layers.groups
+    assert group._input is None
+    assert not group._results
+    with layers.applied():
+        module.q_proj(X), module.k_proj(X), module.v_proj(X)
+    assert group._is_group
+
+
+# ---- Rotary embeddings
+
+ROTATIONS = {  # not of neighbouring channels (GLM, Cohere), nor rounded otherwise (OLMo 2)
+    "llama": True, "mistral": True, "qwen2": True, "qwen3": True, "gemma2": True, "gemma3_text": True, "granite": True,
+    "smollm3": True, "phi3": True, "glm4": False, "cohere2": False, "olmo2": False, "gpt2": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROTATIONS)
+def test_which_models_rotate_queries_and_keys_as_the_kernel_does(name):
+    model = architecture(name)
+    functions = memory_saving_layers(model).functions
+    assert len(functions) == ROTATIONS[name]
+
+
+def test_the_function_of_a_models_module_is_replaced_while_layers_are_applied():
+    model = architecture("llama")
+    layers, own = memory_saving_layers(model), modeling_llama.apply_rotary_pos_emb
+    with layers.applied():
+        assert modeling_llama.apply_rotary_pos_emb is layers.functions[0].ours
+        with layers.applied():
+            pass
+        assert modeling_llama.apply_rotary_pos_emb is layers.functions[0].ours
+    assert modeling_llama.apply_rotary_pos_emb is own
 
 
 # ---- The model inside and afterwards

@@ -1,8 +1,12 @@
 """Layers that save less for the backward pass, and read and write memory less often.
 
-operations.py   RMSNorm, act(gate) * up, a linear layer with its LoRA branch; recomputing instead of saving
+elementwise.py  RMSNorm, act(gate) * up, rotary embedding: kernels of ``../kernels`` on a GPU
+linear.py       linear layers with LoRA branches, several over one input as one operation
+recomputed.py   recomputing instead of saving
 conditions.py   when a module may run them, checked at each call
 forwards.py     which module of transformers and PEFT each operation can replace, found by trying
+groups.py       q, k and v, gate and up: layers that share their input
+rotary.py       the function of a model's code that rotates queries and keys
 token_rows.py   the same for a frozen embedding of which PEFT trains some rows
 """
 
@@ -17,6 +21,8 @@ import torch
 from torch import nn
 
 from .forwards import Forward, linear_forward, lora_forward, mlp_forward, norm_forward
+from .groups import LinearGroup, linear_groups
+from .rotary import NAME, Function, rotary_functions
 from .token_rows import token_rows_forward
 
 
@@ -25,24 +31,36 @@ class MemorySavingLayers:
     """The modules of one model that have a memory-saving forward, and a way to use it for a while.
 
     Outside of :meth:`applied` the model is unchanged: it can be saved, merged, copied, compiled and generated from.
-    Inside, forwards of instances are replaced; parameters, classes and hooks are not. Forward and backward pass of a
-    step belong into the same ``applied``: checkpointed layers run forward again in the backward pass.
+    Inside, forwards of instances are replaced, and the function that rotates queries and keys; parameters, classes and
+    hooks are not. Forward and backward pass of a step belong into the same ``applied``: checkpointed layers run forward
+    again in the backward pass.
     """
 
     forwards: dict[nn.Module, Forward] = field(repr=False)
     counts: Counter[str]  # modules by kind (``norm``, ``mlp``, ``lora``, ``linear``, ``tokens``)
+    groups: list[LinearGroup] = field(default_factory=list, repr=False)
+    functions: list[Function] = field(default_factory=list, repr=False)  # that rotate queries and keys
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Use the memory-saving forwards while inside, except in modules with a forward replaced by other code."""
         replaced = [module for module in self.forwards if "forward" not in vars(module)]
+        functions = [function for function in self.functions if function.namespace[NAME] is function.own]
         for module in replaced:
             vars(module)["forward"] = self.forwards[module]
+        for function in functions:
+            function.namespace[NAME] = function.ours
         try:
             yield
+            for group in self.groups:
+                group.settle()
         finally:
             for module in replaced:
                 del vars(module)["forward"]
+            for function in functions:
+                function.namespace[NAME] = function.own
+            for group in self.groups:
+                group.forget()
 
 
 def memory_saving_layers(model: nn.Module) -> MemorySavingLayers:
@@ -68,4 +86,7 @@ def memory_saving_layers(model: nn.Module) -> MemorySavingLayers:
             if (forward := forward_of(module)) is not None:
                 forwards[module] = forward
                 counts[kind] += 1
-    return MemorySavingLayers(forwards, counts)
+    groups = list(linear_groups(model, forwards))
+    for group in groups:
+        forwards |= group.forwards
+    return MemorySavingLayers(forwards, counts, groups, list(rotary_functions(model)))

@@ -17,12 +17,15 @@ AT_MOST_SINGLE = {torch.float32, torch.bfloat16, torch.float16}
 
 
 class Branch(NamedTuple):
-    """The one active adapter of a LoRA layer, which adds s (x A^T) B^T and nothing else."""
+    """The one active adapter of a LoRA layer, which adds s (x A^T) B^T and nothing else.
 
-    adapter: str
+    Its tensors are in any floating dtype, frozen or not.
+    """
+
     lora_A: Tensor  # [R, D]
     lora_B: Tensor  # [O, R]
     scaling: float  # s
+    adapter: str = "default"
 
 
 def branch_of(layer: Any) -> Branch | None:
@@ -41,7 +44,7 @@ def branch_of(layer: Any) -> Branch | None:
     A, B = plain_weight(lora_A[adapter]), plain_weight(lora_B[adapter])
     if A is None or B is None or has_bias(lora_A[adapter]) or has_bias(lora_B[adapter]):
         return None
-    return Branch(adapter, A, B, layer.scaling[adapter])
+    return Branch(A, B, layer.scaling[adapter], adapter)
 
 
 def plain_weight(layer: Any) -> Tensor | None:
@@ -57,10 +60,10 @@ def has_bias(layer: Any) -> bool:
     return layer._parameters["bias"] is not None
 
 
-def product_dtype(x: Tensor, *weights: Tensor) -> torch.dtype | None:
+def product_dtype(x: Tensor, *weights: Tensor | None) -> torch.dtype | None:
     """Return the dtype of a layer's products: autocast's, or the one that all tensors have; otherwise ``None``."""
     device = x.device.type
-    dtypes = {tensor.dtype for tensor in (x, *weights)}
+    dtypes = {tensor.dtype for tensor in (x, *weights) if tensor is not None}
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device) if dtypes <= AT_MOST_SINGLE else None
     return x.dtype if len(dtypes) == 1 else None

@@ -1,13 +1,14 @@
-"""Choose which modules of transformers and PEFT run a forward of ``operations.py``.
+"""Forwards of modules of transformers and PEFT by ``elementwise.py`` and ``linear.py``, and which modules they suit.
 
-One function per kind of module: it inspects the module, tries on a small copy of it whether our forward gives the same
-values and gradients as the module's own, and returns our forward or ``None``. A forward checks its conditions again at
-each call, and calls the module's own forward where they do not hold.
+Two functions per kind of module. The first inspects a module, tries on a small copy of it whether our forward gives the
+same values and gradients as the module's own, and returns our forward or ``None``. The second is our forward: it checks
+its conditions again at each call, and calls the module's own where they do not hold.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,27 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from ....system.memory import is_of_the_machine
-from .conditions import branch_of, is_hooked, is_plain
-from .operations import (
-    ACTIVATIONS,
-    Activation,
-    Forward,
-    Scale,
-    forward_linear,
-    forward_lora,
-    forward_lora_4bit,
-    forward_mlp,
-    forward_norm,
-    rms_norm,
-)
+from ..kernels.gated import Activation
+from ..kernels.norm import Scale
+from .conditions import AT_MOST_SINGLE, branch_of, is_hooked, is_plain, plain_weight, product_dtype
+from .elementwise import gated_product, rms_norm
+from .linear import Weights, add_branches, linears
+
+Forward = Callable[..., Tensor]
 
 # ---- RMSNorm
 
 
 def norm_forward(module: Any) -> Forward | None:
     """Replace RMSNorm modules, found by their class's name, that match one ``Scale`` to the last bit of bf16."""
-    weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if not type(module).__name__.endswith("RMSNorm") or not is_plain(weight) or eps is None:
+    weight: Any = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not type(module).__name__.endswith("RMSNorm") or not is_plain(weight) or weight.ndim != 1 or eps is None:
         return None
     scale = next((scale for scale in Scale if _normalises(module, eps, scale)), None)
     return None if scale is None else partial(forward_norm, module, module.forward, eps, scale)
@@ -56,7 +52,17 @@ def _normalises(module: Any, eps: float, scale: Scale) -> bool:
     return _agree(probe, lambda x: rms_norm(x, probe.weight, eps, scale), x, grad)
 
 
+def forward_norm(module: Any, own: Forward, eps: float, scale: Scale, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Run an RMSNorm module."""
+    usual = not args and not kwargs and x.dtype in AT_MOST_SINGLE and is_plain(module.weight)
+    if not usual or torch.compiler.is_compiling():
+        return own(x, *args, **kwargs)
+    return rms_norm(x, module.weight, eps, scale)
+
+
 # ---- Linear layers, with and without LoRA
+#
+# ``weights_of`` a layer are asked for at each call, also by groups of layers (groups.py).
 
 
 def linear_forward(layer: Any) -> Forward | None:
@@ -86,6 +92,43 @@ def lora_forward(layer: Any) -> Forward | None:
     return _checked(forward_lora if plain else forward_lora_4bit, layer, probe, x, grad)
 
 
+def forward_linear(layer: Any, own: Forward, x: Tensor) -> Tensor:
+    """Run a linear layer that is trained, or whose weight autocast casts."""
+    weights = linear_weights(layer)
+    dtype = None if weights is None else product_dtype(x, *weights.tensors)
+    if weights is None or dtype is None or (not weights.base.requires_grad and weights.base.dtype == dtype):
+        return own(x)  # of the last there is nothing to save
+    return linears(x, [weights], dtype)[0]
+
+
+def linear_weights(layer: Any) -> Weights | None:
+    """Return what a linear layer multiplies by; ``None`` where its own forward has to run."""
+    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    return None if torch.compiler.is_compiling() or not is_plain(weight) else Weights(weight, bias)
+
+
+def forward_lora(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Run a LoRA layer over a plain linear layer."""
+    weights = None if args or kwargs else lora_weights(layer)
+    dtype = None if weights is None else product_dtype(x, *weights.tensors)
+    return own(x, *args, **kwargs) if weights is None or dtype is None else linears(x, [weights], dtype)[0]
+
+
+def lora_weights(layer: Any) -> Weights | None:
+    """Return what a LoRA layer over a plain linear layer multiplies by; ``None`` where its own forward has to run."""
+    base = layer._modules["base_layer"]
+    branch, weight = branch_of(layer), plain_weight(base)
+    return None if branch is None or weight is None else Weights(weight, base._parameters["bias"], branch)
+
+
+def forward_lora_4bit(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Run a LoRA layer over a 4-bit one."""
+    branch = None if args or kwargs else branch_of(layer)
+    if branch is None or x.dtype != product_dtype(x, *branch[:2]):
+        return own(x, *args, **kwargs)
+    return add_branches([layer.base_layer(x)], x, [branch])[0]
+
+
 # ---- Gated MLPs
 
 
@@ -112,9 +155,17 @@ def _activation(module: nn.Module) -> Activation | None:
     values = None if is_hooked(module) or next(module.parameters(), None) is not None else _try(module, points)
     if values is None or values.shape != points.shape:
         return None
-    return next(
-        (ours for ours in ACTIVATIONS if torch.allclose(ours.value(points), values, rtol=1e-5, atol=1e-6)), None
-    )
+    return next((ours for ours in Activation if torch.allclose(ours.of(points), values, rtol=1e-5, atol=1e-6)), None)
+
+
+def forward_mlp(
+    activation: Activation, fused: bool, module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Run a gated MLP."""
+    if args or kwargs or torch.compiler.is_compiling():
+        return own(x, *args, **kwargs)
+    gate, up = module.gate_up_proj(x).chunk(2, dim=-1) if fused else (module.gate_proj(x), module.up_proj(x))
+    return module.down_proj(gated_product(gate, up, activation))
 
 
 # ---- Inspecting and trying a module

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conditions import is_hooked
-from .operations import Forward
+from .forwards import Forward
 
 
 def token_rows_forward(module: Any) -> Forward | None:
