@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oddsmith.model.logprobs.head import kept_bytes, token_logps, token_logps_reference
+from oddsmith.model.logprobs.memory_saving.token_rows import trained_tokens
 from oddsmith.model.logprobs.output_transform import OutputTransform
 from tests.tiny import tiny_model
 
@@ -255,6 +256,14 @@ def test_rows_that_peft_trains(dtype, transform, budget_rows):
     for ours, plain in zip(*results, strict=True):
         assert ours.dtype == plain.dtype or dtype == torch.bfloat16
         assert error(ours, plain.double()) < tolerance
+
+
+def test_ids_of_trained_tokens_go_to_the_device_once():
+    layer = TrainableTokensWrapper(linear(16, 90, bias=False), "default", token_indices=[2, 5]).token_adapter
+    first = trained_tokens(layer, "default", torch.device("cpu"))
+    assert trained_tokens(layer, "default", torch.device("cpu")) is first
+    layer.token_indices["default"] = [2, 7]
+    assert trained_tokens(layer, "default", torch.device("cpu")).tolist() == [2, 7]
 
 
 def error(result, truth):

@@ -39,6 +39,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .kernels.head import exact_dtype, logps_and_residuals
+from .memory_saving.token_rows import trained_tokens
 from .output_transform import OutputTransform
 
 BUDGET_BYTES = 512 << 20
@@ -309,11 +310,11 @@ def _layer_gradients(
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     """Return ``total + left @ right``, added in place, in float32 or better.
 
-    On a GPU products of 16-bit numbers are added in float32 without a rounding before, and without a pass over memory
-    of their own.
+    On an NVIDIA GPU products of 16-bit numbers are added in float32 without a rounding before, and without a pass over
+    memory of their own.
     """
     exact = exact_dtype(left.dtype)
-    if left.device.type == "cuda" and left.dtype != exact:
+    if left.device.type == "cuda" and left.dtype != exact and torch.version.hip is None:
         if total is None:
             return torch.mm(left, right, out_dtype=exact)
         return torch.addmm(total, left, right, out_dtype=exact, out=total)
@@ -342,7 +343,7 @@ def _trained_rows(head: nn.Module) -> tuple[Tensor, Tensor, Tensor] | None:
         return None
     if len(active) != 1 or active[0] not in adapter.trainable_tokens_delta:
         return None
-    token_K = torch.tensor(adapter.token_indices[active[0]], device=layer.weight.device)
+    token_K = trained_tokens(adapter, active[0], layer.weight.device)
     return layer.weight, token_K, adapter.trainable_tokens_delta[active[0]]
 
 
