@@ -216,9 +216,15 @@ def rows_behind(watched: Sequence[WatchedPairs], cause: Cause, beta: float) -> l
         Their numbers in the dataset.
     """
     mine: list[tuple[float, int]] = []
-    for pairs in watched:
-        listed_B = ~pairs.finite_B if cause is Cause.LOG_PROBABILITIES else pairs.share_B > 0
-        mine += zip(pairs.losses(beta)[listed_B].tolist(), pairs.row_B[listed_B].tolist(), strict=True)
+    if watched:  # of all micro-batches at once, of which an evaluation has many
+        is_named = [~x.finite_B if cause is Cause.LOG_PROBABILITIES else x.share_B > 0 for x in watched]
+        found = (
+            torch.cat(is_named),
+            torch.cat([x.losses(beta) for x in watched]),
+            torch.cat([x.row_B for x in watched]),
+        )
+        named, losses, rows = (values_N.tolist() for values_N in found)
+        mine = [(loss, row) for is_one, loss, row in zip(named, losses, rows, strict=True) if is_one]
     all_pairs = sorted(gather_object(mine), key=lambda pair: (-pair[0], pair[1]))
     return list(dict.fromkeys(row for _, row in all_pairs))
 

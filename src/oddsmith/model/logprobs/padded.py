@@ -80,15 +80,16 @@ def pair_logps(
     extra: dict[str, Any] = {"output_router_logits": True} if router_loss else {}
     if kind := _KIND_OF_TEXT.get(unwrap(model).config.model_type):
         extra[kind[0]] = torch.full_like(stacked.target_ST, kind[1])
-    with _head_only_at(model, is_target_ST):
+    place_N = is_target_ST.flatten().nonzero().squeeze(1)  # the one time that the host waits for a GPU here
+    with _head_only_at(model, place_N, is_target_ST.shape):
         outputs = model(**stacked.model_inputs, use_cache=False, **extra)
     logits_NV = outputs.logits
     if logits_NV.dim() == 3:  # the output layer was not found: logits of all positions
-        logits_NV = _select(is_target_ST, logits_NV)
+        logits_NV = _select(place_N, is_target_ST.shape, logits_NV)
     if logits_NV.dtype != torch.float64:  # a confident bf16 log-softmax would round the mean to exactly 0
         logits_NV = logits_NV.float()
-    logp_N = -F.cross_entropy(logits_NV, stacked.target_ST[is_target_ST], reduction="none")
-    logp_ST = logp_N.new_zeros(is_target_ST.shape).masked_scatter(is_target_ST, logp_N)
+    logp_N = -F.cross_entropy(logits_NV, stacked.target_ST.flatten()[place_N], reduction="none")
+    logp_ST = logp_N.new_zeros(is_target_ST.numel()).index_copy(0, place_N, logp_N).view(is_target_ST.shape)
     B = is_target_ST.shape[0] // 2
     response_tokens_S = stacked.response_ST.sum(-1)
     logp_S = (logp_ST * stacked.response_ST).sum(-1) / response_tokens_S
@@ -177,9 +178,9 @@ def _both(chosen_BT: Tensor, rejected_BT: Tensor, value: int) -> Tensor:
     return torch.cat([F.pad(side, (0, width - side.shape[1]), value=value) for side in (chosen_BT, rejected_BT)])
 
 
-def _select(is_target_ST: Tensor, values_STX: Tensor) -> Tensor:
+def _select(place_N: Tensor, shape_ST: torch.Size, values_STX: Tensor) -> Tensor:
     """Return the values at the target positions, [N, X]; prompt tuning adds virtual positions in front of them."""
-    return values_STX[:, -is_target_ST.shape[1] :][is_target_ST]
+    return values_STX[:, -shape_ST[1] :].flatten(0, 1).index_select(0, place_N)
 
 
 def unwrap(model: Any) -> Any:
@@ -190,8 +191,8 @@ def unwrap(model: Any) -> Any:
 
 
 @contextmanager
-def _head_only_at(model: nn.Module, is_target_ST: Tensor) -> Iterator[None]:
-    """Pass only the hidden states of the target positions to the model's output layer while inside.
+def _head_only_at(model: nn.Module, place_N: Tensor, shape_ST: torch.Size) -> Iterator[None]:
+    """Pass only the hidden states at N places of [S, T] to the model's output layer while inside.
 
     [N, D] instead of [S, T, D]: logits cost V floats a position, and most positions of a padded batch predict no
     target. A hook on the output layer works for every model and under every wrapper, and what follows the layer
@@ -204,7 +205,7 @@ def _head_only_at(model: nn.Module, is_target_ST: Tensor) -> Iterator[None]:
         return
 
     def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        return (_select(is_target_ST, args[0]), *args[1:]) if len(args[0]) == len(is_target_ST) else None
+        return (_select(place_N, shape_ST, args[0]), *args[1:]) if len(args[0]) == shape_ST[0] else None
 
     handle = head.register_forward_pre_hook(select)
     try:
