@@ -25,8 +25,9 @@ from transformers.utils import PushInProgress
 from ..batching.item import on_device
 from ..batching.loader import StreamedBatches, clear_worker_errors
 from ..config import ORPOConfig
-from ..errors import ConfigError, RowError
+from ..errors import CheckpointError, ConfigError, RowError
 from ..model.generation import stop_at_end_tokens
+from ..model.loading.completeness import complete_adapters, require_complete, untied
 from ..model.loading.place import is_adapter_folder
 from ..model.loading.processor_files import copy_processor_files
 from ..model.loading.quiet import no_progress_bars
@@ -54,6 +55,7 @@ PRIVATE_METHODS = (
     "_get_output_dir",
     "_hp_search_setup",
     "_init_training_state",
+    "_issue_warnings_after_load",
     "_load_best_model",
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
@@ -501,6 +503,15 @@ class TransformersAdapter(Trainer):
         self._load_from_checkpoint(str(folder), self.model_wrapped if self.is_fsdp_enabled else None)
         self._load_optimizer_and_scheduler(str(folder))
 
+    def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
+        with complete_adapters(checkpoint, CheckpointError):
+            super()._load_from_checkpoint(checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint of other weights: transformers warns, and goes on with those of the beginning."""
+        missing = untied(self.model, load_result.missing_keys)
+        require_complete("the checkpoint", missing, load_result.unexpected_keys, CheckpointError)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.sharded_by is not None:
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -520,7 +531,8 @@ class TransformersAdapter(Trainer):
 
     def _load_best_model(self) -> None:
         if self.checkpoints.best_is_complete():
-            super()._load_best_model()
+            with complete_adapters("the best checkpoint", CheckpointError):
+                super()._load_best_model()
 
 
 class LossSums:

@@ -34,6 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from .completeness import require_all_weights
 from .gguf_header import check_gguf
 from .quiet import no_progress_bars
 
@@ -75,7 +76,10 @@ def load_gguf_model(path: Path, *, dtype: str | torch.dtype = torch.float32, **k
         # Without it transformers takes the model for quantised and refuses to train or save it.
         kwargs["quantization_config"] = transformers.GgufConfig(gguf_file=path.name, dequantize=True)
     with contextlib.redirect_stderr(io.StringIO()):  # no setting switches its progress bar off
-        return auto_class.from_pretrained(path.parent, config=config, gguf_file=path.name, dtype=dtype, **kwargs)
+        kwargs |= {"gguf_file": path.name, "dtype": dtype, "output_loading_info": True}
+        model, found = auto_class.from_pretrained(path.parent, config=config, **kwargs)
+    require_all_weights(str(path), found)
+    return model
 
 
 def load_gguf_config(path: Path) -> PreTrainedConfig:

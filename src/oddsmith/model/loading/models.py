@@ -21,6 +21,7 @@ from ..text_part import is_multimodal
 from ..vocabulary import rows_of_adapter
 from .adapter_base import adapter_settings, base_of, read_base_record, require_same_base
 from .architecture import auto_class_for
+from .completeness import complete_adapters, require_all_weights
 from .gguf import as_model_folder, load_gguf_config, load_gguf_model, load_gguf_tokenizer
 from .load_errors import clear_errors
 from .place import TOKENIZER_FILES, is_gguf, locate
@@ -91,7 +92,7 @@ def load_model(
                 require_same_base(name, record, base_name, base_revision)
             rows = max(rows_of_adapter(adapter), (record.embeddings or 0) if record else 0)
             fit_vocabulary(base, place, revision, rows=rows)
-            with repeatable_initialisation(adapter):
+            with repeatable_initialisation(adapter), complete_adapters(name):
                 return PeftModel.from_pretrained(base, place, is_trainable=is_trainable, revision=revision)
         if is_gguf(place):
             auto_class_for(name, load_gguf_config(Path(place)))  # refuses what is no generator
@@ -143,7 +144,9 @@ def _load(name: str, place: str, *, revision: str, trust_remote_code: bool, **op
     if "quantization_config" in options:
         options["quantization_config"] = for_text_alone(options["quantization_config"], auto_class, config)
     stored = config.dtype
-    model = auto_class.from_pretrained(place, **source, **{**options, "use_safetensors": True})
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    model, found = auto_class.from_pretrained(place, **source, **options)
+    require_all_weights(name, found)
     if is_multimodal(model):
         model.stored_dtype = stored
         processor_files(name, revision=revision, **hub_options)  # now, for a run without a connection
