@@ -343,8 +343,11 @@ def processes(ask: Asker, args: argparse.Namespace) -> dict[str, Any]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    ranks = [start(command, common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    local = ("0", "1") if alone["cards"] > 1 else ("0", "0")
+    ranks = [
+        start(command, common | {"RANK": rank, "LOCAL_RANK": card}) for rank, card in zip("01", local, strict=True)
+    ]
     ended = wait_for(ranks, seconds)
     if not answer.is_file() or any(one.code != 0 for one in ended):
         return {"failed": next(why(one, seconds) for one in ended if one.code != 0)}

@@ -4,7 +4,8 @@
 
 Several processes find each other by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as under ``torchrun``.
 NCCL refuses two processes on one card ("Duplicate GPU detected"); gloo exchanges the gradients of CUDA tensors through
-the host, which is enough to see that the numbers are the same. With a card for each process NCCL is used.
+the host, which is enough to see that the numbers are the same. With a card for each process NCCL is used. A process
+takes the card of its LOCAL_RANK: on one card it is 0 for both, as if they were on two machines.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             "processes": trainer.accelerator.num_processes,
             "device": str(trainer.accelerator.device),
             "backend": backend if several > 1 else None,
+            "cards": torch.cuda.device_count() if cuda else 0,
             "layout": trainer.path.name,
             "step_s": seconds / STEPS,
             "loss": [entry["loss"] for entry in logs],

@@ -46,7 +46,8 @@ class ProfiledStep(TrainerCallback):
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._started_s
         self._profiler.stop()
-        events = self._profiler.key_averages()
+        # Regions with a name (an optimizer's step) are on the device, too, beside the kernels in them.
+        events = [event for event in self._profiler.key_averages() if not event.is_user_annotation]
         self._profiler = None
         kernels = [event for event in events if event.device_type != torch.autograd.DeviceType.CPU]
         self.found = {
