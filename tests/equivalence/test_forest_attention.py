@@ -70,6 +70,16 @@ def test_paths_agree_with_the_whole_mask_over_several_blocks_of_queries(dtype, o
     )
 
 
+def test_a_backward_pass_inside_of_autocast_rounds_nothing():
+    _, _, layout = pack([np.array([0, 1, 2]), np.array([0, 1, 1, 2])])
+    tensors = random_heads(len(layout.depth_T), torch.float32)
+    out = paths_forest_attention(*tensors, layout, scaling=0.4)
+    expected = torch.autograd.grad(out.square().sum(), tensors, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(out.square().sum(), tensors)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def test_weights_are_saved_where_rows_are_short_and_gradients_are_needed():
     def saved_blocks(rows):
         _, _, layout = pack([np.arange(rows)])

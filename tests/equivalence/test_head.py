@@ -439,3 +439,17 @@ def test_it_can_be_called_from_a_hook_on_the_head(make):
     assert len(calls) == 1
     expected_E = token_logps_reference(head, case.hidden_TD, case.position_E, case.target_E)
     torch.testing.assert_close(calls[0], expected_E, rtol=1e-5, atol=1e-5)
+
+
+def test_a_backward_pass_inside_of_autocast_rounds_nothing():
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(8, 50), torch.randn(20, 8, requires_grad=True)
+    position, target = torch.arange(20), torch.arange(20)
+    wanted = hidden, head.weight, head.bias
+
+    def gradients(autocast):
+        logps = token_logps(head, hidden, position, target, budget_bytes=7 * 50 * 4)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return torch.autograd.grad(logps.square().sum(), wanted)
+
+    assert all(torch.equal(*pair) for pair in zip(gradients(True), gradients(False), strict=True))

@@ -35,9 +35,9 @@ import torch
 import torch.nn.functional as F
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from .backward_pass import exact_backward
 from .kernels.head import exact_dtype, logps_and_residuals
 from .memory_saving.token_rows import trained_tokens
 from .output_transform import OutputTransform
@@ -170,7 +170,7 @@ class _EntryRows(torch.autograd.Function):
         return hidden_TD.index_select(0, position_E)
 
     @staticmethod
-    @once_differentiable
+    @exact_backward
     def backward(ctx: Any, grad_ED: Tensor) -> tuple[Tensor, None]:
         (position_E,) = ctx.saved_tensors
         position_T = torch.arange(ctx.positions, device=position_E.device)
@@ -240,7 +240,7 @@ class _LinearLogps(torch.autograd.Function):
         return logp_E
 
     @staticmethod
-    @once_differentiable
+    @exact_backward
     def backward(ctx: Any, grad_logp_E: Tensor) -> tuple[Tensor | None, ...]:
         product_ED, *of_layer = ctx.saved_tensors
         factor_E1 = grad_logp_E.mul(-ctx.transform.scale).unsqueeze(1)
@@ -395,7 +395,7 @@ class _RowsLogps(torch.autograd.Function):
         return logp_E
 
     @staticmethod
-    @once_differentiable
+    @exact_backward
     def backward(ctx: Any, grad_logp_E: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ED, product_ED, residual_EK = ctx.saved_tensors
         factor_E1 = grad_logp_E.mul(-ctx.transform.scale).unsqueeze(1)
@@ -451,7 +451,7 @@ class _TargetLogps(torch.autograd.Function):
         return logp_C
 
     @staticmethod
-    @once_differentiable
+    @exact_backward
     def backward(ctx: Any, grad_logp_C: Tensor) -> tuple[Tensor, None, None, None]:
         (residual_CV,) = ctx.saved_tensors
         factor_C1 = grad_logp_C.mul(-ctx.scale).unsqueeze(1).to(residual_CV.dtype)

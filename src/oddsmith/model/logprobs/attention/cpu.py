@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ....batching.forest import ForestLayout, Path
+from ..backward_pass import exact_backward
 from .sinks import with_sinks
 
 # Scores of a block stay in the cache: 9 heads x 128 queries x 450 keys are 2 MB.
@@ -123,7 +123,7 @@ class _PathsAttention(torch.autograd.Function):
         return out, None if lse_GR1 is None else _by_row(lse_GR1, N).squeeze(-1)
 
     @staticmethod
-    @once_differentiable
+    @exact_backward
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         query, key, value, out, *saved = ctx.saved_tensors
         scaling, groups, N = ctx.scaling, key.shape[1], query.shape[1] // key.shape[1]
