@@ -103,7 +103,7 @@ def attempt(variant: Variant, folder: Path, rank: int, port: int, phase: Any) ->
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of data loader workers, as in a process that nothing forked
     begun = any(folder.glob("checkpoint-*/manifest.json"))
-    memory.free_bytes = lambda device: variant.processes * (3_500_000 if begun else 5_000_000)  # 285 or 414 tokens
+    memory.free_bytes = lambda device: variant.processes * (8_000_000 if begun else 11_500_000)  # 283 or 414 tokens
     os.environ.update(rank_environment(rank, variant.processes, port))
     trainer = trainer_of(variant, folder, Phases(phase))
     trainer.train(resume_from_checkpoint="auto")

@@ -1,6 +1,7 @@
 """What is computed before the first step, and beside the steps, is computed in the precision of the steps."""
 
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from oddsmith.config import training as config
+from oddsmith.data.tokens.tokenized import TokenizedPair
 from oddsmith.model.loading import setup
 from oddsmith.model.logprobs import paths
+from oddsmith.model.logprobs.token_budget import LiveBytes, step_bytes, token_budget
 from tests.tiny import ragged_pairs, tiny_model
 from tests.tiny_runs import make_trainer
 
@@ -151,3 +154,50 @@ def test_a_trial_checks_its_own_model_as_it_trains(tmp_path, monkeypatch, multip
     trainer.train()
     assert len(made) == 2  # one in the constructor
     assert seen.found == only(BF16, "check", "budget", "steps")
+
+
+class Kept:
+    """How many bytes of a step of one micro-batch are kept for its backward pass, by its tokens."""
+
+    def __init__(self, trainer):
+        self.found, self._model, self._logps = {}, trainer.model, trainer.stepper.logps
+        trainer.stepper.logps = self.logps
+
+    def logps(self, model, micro_batch):
+        with LiveBytes([*self._model.parameters(), *self._model.buffers()]) as live:
+            logps = self._logps(model, micro_batch)
+        if model.training:
+            self.found[micro_batch["input_ids"].numel()] = live.now
+        return logps
+
+
+def pair(tokens: int) -> dict:
+    """Half of a row is the prompt, as in the rows that are measured."""
+    prompt, answer = tokens // 2, tokens // 4
+    sides = [[3 + (number * step) % 60 for number in range(prompt + answer)] for step in (1, 7)]
+    chosen, rejected = sides[0], sides[0][:prompt] + sides[1][prompt:]
+    end = prompt + answer
+    return TokenizedPair(chosen, rejected, prompt, prompt, end, end).to_row(0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}], ids=["", "checkpoints"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
+def test_a_token_takes_what_was_measured(lora, settings, tmp_path, monkeypatch, multiplies_bf16):
+    """Autocast halves it; in float32 a token of the whole model, for one, would seem to take 1.7 times as much."""
+    measured = {}
+
+    def noted(model, run, **more):
+        for tokens in (192, 64, 192):  # attention makes its masks, and keeps them, when they are first needed
+            measured[tokens] = step_bytes(model, partial(run, tokens, 10**9)).kept
+        return token_budget(model, run, **more)
+
+    monkeypatch.setattr(paths, "token_budget", noted)
+    model = tiny_model(dtype=torch.bfloat16 if lora else torch.float32)
+    rows = Dataset.from_list([pair(64), pair(192)])
+    each = {"max_steps": 2, "per_device_train_batch_size": 1, "train_sampling_strategy": "sequential"}
+    trainer = make_trainer(tmp_path, model, rows, bf16=True, peft_config=LORA if lora else None, **each, **settings)
+    kept = Kept(trainer)
+    trainer.train()
+    assert kept.found.keys() == measured.keys()
+    a_token, in_training = ((of[192] - of[64]) / 128 for of in (measured, kept.found))
+    assert in_training == pytest.approx(a_token, abs=48)  # the row itself: some int64 a token

@@ -211,8 +211,9 @@ def test_micro_batches_are_made_as_before(tmp_path):
     budget = kept["state"]["max_tokens"]
     resumed = make(tmp_path, max_tokens_per_microbatch="auto")
     resumed.path.max_tokens = int(budget * 1.5)  # more memory is free now
+    resumed.path.head_bytes = kept["state"]["head_bytes"] * 2
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.path.max_tokens == budget
+    assert (resumed.path.max_tokens, resumed.path.head_bytes) == (budget, kept["state"]["head_bytes"])
     poor = make(tmp_path, max_tokens_per_microbatch="auto", num_train_epochs=2)
     poor.path.max_tokens = budget // 4
     poor.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))

@@ -70,21 +70,25 @@ class Lengths(NamedTuple):
 
 
 def lengths_of(
-    columns: Mapping[str, Sequence[int]], nll_on: str, is_encoder_decoder: bool = False, shared_prompt: bool = False
+    columns: Mapping[str, Sequence[int]],
+    nll_on: str,
+    is_encoder_decoder: bool = False,
+    shared_prompt_from: int | None = None,
 ) -> Lengths:
     """Return the lengths of pairs from the columns of a tokenized dataset (or one row of it).
 
     ``columns`` are ``chosen_end``, ``rejected_end``, ``chosen_prompt_tokens`` and, where there are gaps between
-    targets, ``chosen_gaps``; ``nll_on`` is ``"sequence"`` or ``"response"``. With a ``shared_prompt`` the prompt of a
-    pair is computed, and counted, once. The first token of a sequence has no prediction, so it is no NLL target, and
-    gaps hold none. In an encoder-decoder model the decoder begins with a start token, so that every response token is a
-    target.
+    targets, ``chosen_gaps``; ``nll_on`` is ``"sequence"`` or ``"response"``. The prompt of a pair is computed, and
+    counted, once if it has ``shared_prompt_from`` tokens; with ``None`` it never is. The first token of a sequence has
+    no prediction, so it is no NLL target, and gaps hold none. In an encoder-decoder model the decoder begins with a
+    start token, so that every response token is a target.
     """
     chosen, rejected = np.asarray(columns["chosen_end"]), np.asarray(columns["rejected_end"])
     prompt = np.asarray(columns["chosen_prompt_tokens"])
     if is_encoder_decoder:
         return Lengths(chosen + rejected, chosen)
-    tokens = chosen + rejected - (prompt if shared_prompt else 0)
+    is_shared = np.zeros(prompt.shape, bool) if shared_prompt_from is None else prompt >= shared_prompt_from
+    tokens = chosen + rejected - prompt * is_shared
     response = response_tokens(columns, "chosen")
     return Lengths(tokens, response + np.maximum(prompt, 1) - 1 if nll_on == "sequence" else response)
 

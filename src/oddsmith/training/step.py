@@ -15,6 +15,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from ..batching.collate import IGNORED, PairCollator, sequence_targets
+from ..model.logprobs.head import BUDGET_BYTES
 from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.paths import ForestPath, PaddedPath
 from ..model.modules import in_training_mode
@@ -198,7 +199,9 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         """Return how micro-batches are made: how a step is split decides on the last digits of its sums."""
-        return {"name": self.training_path.name, "max_tokens": self.training_path.max_tokens}
+        path = self.training_path
+        head_bytes = path.head_bytes if isinstance(path, ForestPath) else None
+        return {"name": path.name, "max_tokens": path.max_tokens, "head_bytes": head_bytes}
 
     def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
         """Make micro-batches of as many tokens as before, unless that number was not chosen automatically."""
@@ -206,7 +209,7 @@ class Stepper:
         if before is None or not self._is_automatic:
             return
         path = self.path  # choosing it takes a check of the model
-        if path.max_tokens in (None, before):
+        if not isinstance(path, ForestPath) or path.max_tokens is None:
             return
         if path.max_tokens < before / 2:
             logger.warning(
@@ -216,6 +219,7 @@ class Stepper:
             )
         else:
             path.max_tokens = before
+            path.head_bytes = state.get("head_bytes") or BUDGET_BYTES  # of older versions
 
 
 def is_foreign(item: Any) -> bool:

@@ -204,7 +204,7 @@ class LocalCollator(PairCollator):
 
 
 def loader_of(maker: BatchMaker, pairs: int = 256, budget: int | None = 3, **options):
-    measure = partial(lengths_of, nll_on="sequence", shared_prompt=True)
+    measure = partial(lengths_of, nll_on="sequence", shared_prompt_from=0)
     shape = StepShape(1, 64, 1, budget)
     options = {"num_workers": 2, "timeout": 60, **options}
     factory = LoaderFactory(Rows(row(number) for number in range(pairs)), shape, 0, maker, measure, options)

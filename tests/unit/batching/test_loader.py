@@ -28,7 +28,7 @@ def row(number: int, prompt: int = 2, chosen: int = 3, rejected: int = 4) -> dic
 
 
 def measure(one):
-    return lengths_of(one, "sequence", shared_prompt=True)
+    return lengths_of(one, "sequence", shared_prompt_from=0)
 
 
 def test_without_a_budget_each_item_is_one_micro_batch():

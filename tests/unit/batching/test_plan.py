@@ -188,7 +188,7 @@ def test_gaps_hold_no_targets():
     [
         ("sequence", {}, ([25, 6], [9, 3])),
         ("response", {}, ([25, 6], [3, 3])),
-        ("sequence", {"shared_prompt": True}, ([18, 6], [9, 3])),
+        ("sequence", {"shared_prompt_from": 0}, ([18, 6], [9, 3])),
         ("sequence", {"is_encoder_decoder": True}, ([25, 6], [10, 4])),
     ],
 )

@@ -17,23 +17,27 @@ from torch.autograd.function import once_differentiable
 
 from ...batching.collate import IGNORED
 from .current_layout import resumed_in_backward, set_layout
-from .head import token_logps
+from .head import BUDGET_BYTES, token_logps
 from .output_transform import OutputTransform
 from .padded import PairLogps, unwrap
 from .pair_tokens import PairTokens, Tokens
 
 
-def forest_logps(model: nn.Module, batch: Mapping[str, Any], *, transform: OutputTransform) -> PairLogps:
+def forest_logps(
+    model: nn.Module, batch: Mapping[str, Any], *, transform: OutputTransform, head_bytes: int = BUDGET_BYTES
+) -> PairLogps:
     """Run one forward pass over a packed row; enter ``forest_attention_in(model)`` around it and its backward pass.
 
     ``model`` is a causal language model, possibly wrapped (DDP, PEFT), ``batch`` the result of ``forest_batch`` on its
-    device, and ``transform`` what follows the output layer. The result is that of ``pair_logps`` for the same pairs.
+    device, and ``transform`` what follows the output layer, which may take ``head_bytes`` (``head.py``). The result is
+    that of ``pair_logps`` for the same pairs.
     """
     layout = batch["forest"].to(batch["input_ids"].device)
 
     def logp_of(head: nn.Module, hidden_1TD: Tensor) -> Tensor:
         hidden_TD = resumed_in_backward(hidden_1TD, layout)[0]
-        return token_logps(head, hidden_TD, batch["position_E"], batch["target_E"], transform=transform)
+        entries = batch["position_E"], batch["target_E"]
+        return token_logps(head, hidden_TD, *entries, transform=transform, budget_bytes=head_bytes)
 
     set_layout(layout)
     with head_replaced(model, logp_of):

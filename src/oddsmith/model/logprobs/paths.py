@@ -23,8 +23,10 @@ from ...batching.forest import forest_batch
 from ...batching.loader import BatchMaker, LoadedRows
 from ...batching.plan import Lengths, lengths_of
 from ...config import ORPOConfig
+from ...system.compilers import compiler_fault
 from ..limits import position_rows
 from .attention import forest_attention_in
+from .head import BUDGET_BYTES, kept_bytes
 from .memory_saving import MemorySavingLayers
 from .output_transform import OutputTransform
 from .packed import forest_logps, forest_tokens
@@ -32,7 +34,7 @@ from .padded import PairLogps, padded_tokens, pair_logps, unwrap
 from .pair_tokens import PairTokens
 from .self_check import Verdict, check_forest
 from .sequence_wise import SequenceWiseLayers
-from .token_budget import token_budget
+from .token_budget import TokenBudget, token_budget
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,7 @@ class ForestPath:
     sequence_wise: SequenceWiseLayers
     reason: str  # what the self-check found
     max_tokens: int | None = None  # in a micro-batch; None: the batch sizes fix the micro-batches
+    head_bytes: int = BUDGET_BYTES  # what the output layer may take; it computes twice what does not fit
 
     name = "prefix forest"
 
@@ -108,7 +111,7 @@ class ForestPath:
     @property
     def measure(self) -> Callable[[Mapping[str, Sequence[int]]], Lengths]:
         """Return a function that computes lengths of pairs from columns; a prompt that is computed once counts once."""
-        return partial(lengths_of, nll_on=self.nll_on, shared_prompt=self.sequence_wise.shares_prompts)
+        return partial(lengths_of, nll_on=self.nll_on, shared_prompt_from=self.sequence_wise.shared_prompt_from)
 
     @contextmanager
     def around(self, model: nn.Module) -> Iterator[None]:
@@ -127,6 +130,7 @@ class ForestPath:
         longest = max(sum(int(self.measure(row).tokens) for row in rows) for rows in loaded.rows if len(rows) > 1)
         if longest <= self.max_tokens:  # otherwise a worker made the item before the budget was last halved
             self.max_tokens = longest // 2
+            self.head_bytes = max(min(self.head_bytes, BUDGET_BYTES), self.head_bytes // 2)
             logger.warning(
                 f"out of memory with {longest:,} tokens in a micro-batch: the step is repeated, from here on with at"
                 f" most {self.max_tokens:,}"
@@ -135,7 +139,7 @@ class ForestPath:
 
     def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
         """Compute the log-probabilities of a micro-batch."""
-        return forest_logps(model, batch, transform=self.transform)
+        return forest_logps(model, batch, transform=self.transform, head_bytes=self.head_bytes)
 
     def tokens(self, batch: Mapping[str, Any], token_logps: Tensor | None = None) -> PairTokens:
         """Return the tokens of a micro-batch, with the ``token_logps`` of its ``logps``, or with 0."""
@@ -174,18 +178,42 @@ def choose_path(
         verdict = Verdict(False, obstacle)
     if not least(verdict.forest) and verdict.forest:
         verdict = Verdict(False, "another process found that it cannot be packed")
-    if verdict.transform is None or verdict.memory_saving is None or verdict.sequence_wise is None:
-        logger.warning("Training on padded batches, which is slower: %s.", verdict.reason)
-        return replace(padded, reason=verdict.reason)
-    path = ForestPath(args.nll_on, verdict.transform, verdict.memory_saving, verdict.sequence_wise, verdict.reason)
-    if isinstance(args.max_tokens_per_microbatch, str):  # "auto"
-        forward = partial(_one_forward, model, path, precision)
-        budget = token_budget(model, forward, processes=args.world_size)
-        budget = budget._replace(max_tokens=least(budget.max_tokens))
-        path.max_tokens, path.reason = budget.max_tokens, f"{verdict.reason}; {budget}"
-    else:
-        path.max_tokens = args.max_tokens_per_microbatch
+    path = _packed_path(verdict, model, args, precision, least)
+    if isinstance(path, str):
+        logger.warning("Training on padded batches, which is slower: %s.", path)
+        return replace(padded, reason=path)
     logger.info("Training on prefix forests: %s.", path.reason)
+    return path
+
+
+def _packed_path(
+    verdict: Verdict,
+    model: nn.Module,
+    args: ORPOConfig,
+    precision: Callable[[], AbstractContextManager],
+    least: Callable[[int], int],
+) -> ForestPath | str:
+    """Return the packed path with its token budget, or why there is none."""
+    if verdict.transform is None or verdict.memory_saving is None or verdict.sequence_wise is None:
+        return verdict.reason
+    path = ForestPath(args.nll_on, verdict.transform, verdict.memory_saving, verdict.sequence_wise, verdict.reason)
+    is_automatic = isinstance(args.max_tokens_per_microbatch, str)
+    budget, fault = None, None
+    try:
+        if is_automatic or next(model.parameters()).device.type != "cpu":  # kernels of the backward pass are compiled
+            budget = _budget_of(model, path, args, precision)
+    except Exception as error:
+        fault = compiler_fault(error)
+        if fault is None:
+            raise
+    if not least(fault is None):
+        return fault or "another process could not compile a kernel"
+    if not isinstance(args.max_tokens_per_microbatch, str):
+        path.max_tokens = args.max_tokens_per_microbatch
+    elif budget is not None:
+        budget = budget._replace(max_tokens=least(budget.max_tokens), head_bytes=least(budget.head_bytes))
+        path.max_tokens, path.head_bytes = budget.max_tokens, budget.head_bytes
+        path.reason = f"{verdict.reason}; {budget}"
     return path
 
 
@@ -204,8 +232,30 @@ def _obstacle_in_run(args: ORPOConfig, padded: PaddedPath, overridden: list[str]
     return None
 
 
-def _one_forward(
-    model: nn.Module, path: ForestPath, precision: Callable[[], AbstractContextManager], tokens: int
+def _budget_of(
+    model: nn.Module, path: ForestPath, args: ORPOConfig, precision: Callable[[], AbstractContextManager]
+) -> TokenBudget:
+    """Measure the token budget of a path on the model as it trains: forward and backward, in its mode and precision."""
+    with precision():  # in whose type the residuals are
+        kept = kept_bytes(unwrap(model).get_output_embeddings(), 1)
+    was_training = model.training
+    model.train()
+    try:
+        with path.around(model):
+            return token_budget(
+                model,
+                partial(_loss_of_a_row, model, path, precision),
+                vocabulary=unwrap(model).config.get_text_config().vocab_size,
+                head_bytes_per_token=kept,
+                processes=args.world_size,
+                exchanged=args.world_size > 1 and not (args.fsdp or args.deepspeed),
+            )
+    finally:
+        model.train(was_training)
+
+
+def _loss_of_a_row(
+    model: nn.Module, path: ForestPath, precision: Callable[[], AbstractContextManager], tokens: int, head_bytes: int
 ) -> Tensor:
     """Compute a loss over a packed row of one pair as in a training step; the first half of it is a shared prompt.
 
@@ -225,11 +275,6 @@ def _one_forward(
     batch = send_to_device(forest_batch([row], "sequence"), next(model.parameters()).device)
     if limit := position_rows(unwrap(model)):  # only sizes count here
         batch["position_ids"] = batch["position_ids"].clamp(max=limit - 1)
-    was_training = model.training
-    model.train()
-    try:
-        with precision(), path.around(model):
-            logps = path.logps(model, batch)
-            return logps.nll_sum_B.sum() + logps.logp_chosen_B.sum() - logps.logp_rejected_B.sum()
-    finally:
-        model.train(was_training)
+    with precision():
+        logps = replace(path, head_bytes=head_bytes).logps(model, batch)
+    return logps.nll_sum_B.sum() + logps.logp_chosen_B.sum() - logps.logp_rejected_B.sum()

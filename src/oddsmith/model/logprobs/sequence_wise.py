@@ -68,9 +68,14 @@ class SequenceWiseLayers:
                     vars(module)["forward"] = forward
 
     @property
+    def shared_prompt_from(self) -> int | None:
+        """Return from how many tokens on a prompt is computed once by all layers; ``None`` if it never is."""
+        return 0 if not self.modules else self.min_shared
+
+    @property
     def shares_prompts(self) -> bool:
         """Return whether all layers compute a prompt once, those of this class, too."""
-        return not self.modules or self.min_shared is not None
+        return self.shared_prompt_from is not None
 
     @property
     def said(self) -> str:
