@@ -4,14 +4,14 @@
     python benchmarks/gpu_roofline.py --work 8b-lora --top 40
     python benchmarks/gpu_roofline.py --output benchmarks/results/gpu_roofline.md
 
-A step of the real size runs on fake tensors (``tests/fake_gpu``): forward and backward pass of one micro-batch,
-clipping, AdamW. Each launch takes
+A step of the real size runs on fake tensors (``tests/fake_gpu``): forward and backward pass of its micro-batches, as
+few as the card's memory allows, clipping, AdamW. Each launch takes
 
     max(operations / rate of its dtype, bytes / bandwidth, LAUNCH_S)
 
-and the device does one after the other. The host takes a time per launch that is measured here, on this machine's CPU,
-with a model of the same depth whose tensors are so small that only Python and the dispatcher take time; a step takes
-the larger of both. Nothing here has been measured on a GPU.
+and the device does one after the other. The host takes a time per launch: what an operation takes on this machine's CPU
+in a model of the 8B one's depth whose tensors are so small that only Python and the dispatcher count. A step takes the
+larger of both. Nothing here has been measured on a GPU.
 
 What it leaves out: caches (small tensors are read faster), tails of waves, memory, communication. It says which
 operations cost most, and what a change would bring; not what a card will do to the last percent.
@@ -41,15 +41,19 @@ from tests.fake_gpu.device import fake_gpu  # before torch
 import numpy as np
 import torch
 import transformers
-from on_gpu.works import LLAMA_3_8B, LORA, QWEN_2_5_500M, make_rows, token_ids
+from on_gpu.works import LLAMA_3_8B, LORA, WORKS, Work, make_rows, token_ids
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from oddsmith.batching.forest import ForestLayout, forest_batch
-from tests.fake_gpu.recorder import Launch, Record, recording
-from tests.fake_gpu.steps import Case, make_model, run_step, update
+from oddsmith.model.logprobs.token_budget import USABLE
+from tests.fake_gpu.recorder import Launch, Record, is_launch, recording
+from tests.fake_gpu.steps import Case, make_model, make_path, run_step, update
 from tests.fake_gpu.steps import rows as short_rows
 
 BF16, FP32 = torch.bfloat16, torch.float32
+FREE = 0.95  # of a card's memory, beside CUDA's own and the desktop's
 LAUNCH_S = 3e-6  # from the start of one short kernel to the start of the next, where the host is ahead
 
 
@@ -80,38 +84,29 @@ CARDS = {
 
 
 @dataclass(frozen=True)
-class Work:
-    """A micro-batch of a model; a step is one micro-batch unless ``micro_batches`` says otherwise."""
+class Predicted:
+    """How a work of ``on_gpu/works.py`` runs on a fake card."""
 
-    what: str
     case: Case
-    pairs: int
     operations_per_weight: int  # 6 where all weights are trained, 4 where they are frozen
-    cards: tuple[str, ...] = tuple(CARDS)
+    cards: tuple[str, ...]
+    shown: str  # the card whose launches are listed
 
 
-_LORA = Case(BF16, lora=True, autocast=BF16, shape=LLAMA_3_8B, rank=LORA["r"])
-WORKS = {
-    "8b-lora": Work("Llama 3 8B, LoRA r=16 on all linear layers, bf16", _LORA, 10, 4, ("H100", "A100")),
-    "0.5b-full": Work(
-        "Qwen 2.5 0.5B, vocabulary 151,936, all weights in float32, bf16 autocast",
-        Case(FP32, autocast=BF16, shape=QWEN_2_5_500M),
-        20,
-        6,
-    ),
-    "8b-qlora": Work(
-        "Llama 3 8B in 4 bits, LoRA r=16, bf16: a micro-batch that fits into 24 GB",
-        _LORA._replace(four_bit=True),
-        5,
-        4,
-    ),
-    "0.5b-lora-8-pairs": Work(
-        "Qwen 2.5 0.5B, LoRA r=16, bf16, 8 pairs a step: bound by the host",
-        Case(BF16, lora=True, autocast=BF16, shape=QWEN_2_5_500M, rank=LORA["r"]),
-        8,
-        4,
-    ),
-}
+def predicted(work: Work) -> Predicted:
+    """Return how a work runs: 8B in bf16 does not fit into 24 GB, in 4 bits it is meant for that."""
+    dtype = BF16 if work.weights == "4bit" else getattr(torch, work.weights)
+    case = Case(
+        dtype,
+        lora=work.adapter,
+        four_bit=work.weights == "4bit",
+        autocast=BF16,
+        shape=work.shape,
+        rank=LORA["r"],
+    )
+    is_large = work.shape["hidden_size"] == LLAMA_3_8B["hidden_size"]
+    cards = ("H100", "A100") if is_large and not case.four_bit else tuple(CARDS)
+    return Predicted(case, 4 if work.adapter else 6, cards, "RTX 4090" if case.four_bit else "H100")
 
 
 # ---- A step
@@ -121,13 +116,18 @@ WORKS = {
 class Step:
     """What a step of a work launches, and how much of it is needed."""
 
-    record: Record  # forward and backward pass
+    record: Record  # forward and backward passes
     optimizer: Record  # clipping and update
-    pairs: int
     tokens: int  # in sequences
-    row_tokens: int
+    row_tokens: list[int]  # of each micro-batch
     needed: float  # operations that any implementation does
     kept_bytes_per_token: float
+    weight_bytes: int
+    state_bytes: int  # gradients and two moments of Adam
+
+    def budget_tokens(self, card: Card) -> int:
+        """Return how many tokens a micro-batch may have by the rule of ``token_budget.py``."""
+        return int(USABLE * (FREE * card.memory - self.weight_bytes - self.state_bytes) / self.kept_bytes_per_token)
 
 
 def tokenized(pairs: int, vocabulary: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -142,36 +142,66 @@ def tokenized(pairs: int, vocabulary: int, seed: int = 0) -> list[dict[str, Any]
     return made
 
 
-def record_step(work: Work, capability: tuple[int, int] = (9, 0)) -> Step:
-    """Run a step on a fake card: twice, because the first makes the optimizer's states."""
-    shape = work.case.shape
-    data = tokenized(work.pairs, shape["vocab_size"])
-    batch = forest_batch(data, "sequence")
-    with fake_gpu(capability) as gpu:
-        model = make_model(work.case)
+def split(rows: list[dict[str, Any]], parts: int) -> list[list[dict[str, Any]]]:
+    """Split pairs into micro-batches of about equally many tokens, the longest pairs first."""
+    micro_batches: list[list[dict[str, Any]]] = [[] for _ in range(parts)]
+    loads = [0] * parts
+    for row in sorted(rows, key=lambda row: -(row["chosen_end"] + row["rejected_end"])):
+        least = loads.index(min(loads))
+        micro_batches[least].append(row)
+        loads[least] += row["chosen_end"] + row["rejected_end"]
+    return micro_batches
+
+
+def record_step(work: Work, parts: int) -> Step:
+    """Run a step of so many micro-batches on a fake card: twice, because the first makes the optimizer's states."""
+    shape, how = work.shape, predicted(work)
+    rows = tokenized(work.pairs, shape["vocab_size"])
+    micro_batches = split(rows, parts)
+    batches = [forest_batch(some, "sequence") for some in micro_batches]
+    with fake_gpu() as gpu:
+        model = make_model(how.case)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
         with kept_bytes(model) as kept:
-            run_step(gpu, model, work.case, data)
+            run_step(gpu, model, how.case, micro_batches[0])
         update(model, optimizer, Record())
         optimizer.zero_grad()
         with recording() as record:
-            run_step(gpu, model, work.case, data)
+            for some in micro_batches:
+                run_step(gpu, model, how.case, some)
         with recording() as of_optimizer:
             update(model, optimizer, of_optimizer)
-    row_tokens = batch["input_ids"].shape[1]
+        weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        state_bytes = 3 * sum(p.numel() * p.element_size() for p in trained)
     body, head = multiplied(shape)
-    heads = shape["num_attention_heads"]
-    attention = 4 * heads * (shape["hidden_size"] // heads) * seen_keys(batch["forest"]) * shape["num_hidden_layers"]
+    row_tokens = [batch["input_ids"].shape[1] for batch in batches]
+    entries = sum(len(batch["target_E"]) for batch in batches)
+    seen = sum(seen_keys(batch["forest"]) for batch in batches)
+    attention = 4 * shape["hidden_size"] * seen * shape["num_hidden_layers"]  # heads times their channels
     return Step(
         record,
         of_optimizer,
-        work.pairs,
-        sum(int(row["chosen_end"] + row["rejected_end"]) for row in data),
+        sum(int(row["chosen_end"] + row["rejected_end"]) for row in rows),
         row_tokens,
-        work.operations_per_weight * (body * row_tokens + head * len(batch["target_E"])) + 3.5 * attention,
-        sum(kept.values()) / row_tokens,
+        how.operations_per_weight * (body * sum(row_tokens) + head * entries) + 3.5 * attention,
+        sum(kept.values()) / row_tokens[0],
+        weight_bytes,
+        state_bytes,
     )
+
+
+def steps_of(work: Work) -> dict[str, Step]:
+    """Return the step on each card: in as few micro-batches as its memory allows."""
+    by_parts = {1: record_step(work, 1)}
+    found = {}
+    for name in predicted(work).cards:
+        parts = 1
+        while parts < work.pairs and max(by_parts[parts].row_tokens) > by_parts[parts].budget_tokens(CARDS[name]):
+            parts += 1
+            by_parts.setdefault(parts, record_step(work, parts))
+        found[name] = by_parts[parts]
+    return found
 
 
 @contextlib.contextmanager
@@ -234,49 +264,44 @@ def kind(launch: Launch, card: Card) -> str:
     return "large products" if launch.flops / rate > launch.bytes / card.bytes / 2 else "thin products"
 
 
+class Count(TorchDispatchMode):
+    """Count the operations that would be launches on a GPU."""
+
+    launches = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.launches += is_launch(func)
+        return func(*args, **(kwargs or {}))
+
+
 def host_s_per_launch(repeats: int = 5) -> tuple[float, int]:
-    """Measure Python's and the dispatcher's time per launch on this CPU, and how many launches that step has.
+    """Measure Python's and the dispatcher's time per operation on this CPU, and how many operations that step has.
 
     The model has the depth of the 8B one, LoRA on all layers, and so few channels that the kernels cost next to
     nothing: what the step takes is what the host of a GPU takes before the device can start.
     """
-    layers = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
-    case = _LORA._replace(shape=LLAMA_3_8B | layers | {"vocab_size": 264}, rank=4)
-    data = short_rows(1, longest=6, vocabulary=200)
-    with fake_gpu() as gpu:
-        model = make_model(case)
-        with recording() as record:
-            run_step(gpu, model, case, data)
-    return cpu_step_s(case, data, repeats) / len(record.launches), len(record.launches)
-
-
-def cpu_step_s(case: Case, data: list[dict[str, Any]], repeats: int) -> float:
-    """Return the processor time of the forward and backward pass of a real, tiny model on the CPU; median."""
-    from peft import LoraConfig, get_peft_model
-
-    from oddsmith.model.logprobs.memory_saving import memory_saving_layers
-    from oddsmith.model.logprobs.output_transform import output_transform
-    from oddsmith.model.logprobs.paths import ForestPath
-    from oddsmith.model.logprobs.sequence_wise import sequence_wise_layers
-
     torch.set_num_threads(1)
-    model: Any = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(**case.shape), dtype=case.weights
-    )
-    adapter = LoraConfig(r=case.rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, adapter).train()
-    sequence_wise = sequence_wise_layers(model, (), hands_on_states=False)
-    path = ForestPath("sequence", output_transform(model.config), memory_saving_layers(model), sequence_wise, "")
-    batch = forest_batch(data, "sequence")
-    taken = []
-    for _ in range(repeats + 2):
-        started = time.process_time()
+    shape = LLAMA_3_8B | {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 264}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    model: Any = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**shape), dtype=BF16)
+    model = get_peft_model(model, LoraConfig(**LORA | {"r": 4})).train()
+    path = make_path(model, Case(BF16, lora=True))
+    batch = forest_batch(short_rows(1, longest=6, vocabulary=200), "sequence")
+
+    def step() -> None:
         with path.around(model):
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", BF16):
                 logps = path.logps(model, batch)
             (logps.nll_sum_B.sum() + logps.logp_chosen_B.sum() - logps.logp_rejected_B.sum()).backward()
-        taken.append(time.process_time() - started)
-    return float(np.median(taken[2:]))
+
+    with Count() as count:
+        step()
+    taken_s = []
+    for _ in range(repeats):
+        started_s = time.process_time()
+        step()
+        taken_s.append(time.process_time() - started_s)
+    return float(np.median(taken_s)) / count.launches, count.launches
 
 
 # ---- Report
@@ -285,7 +310,7 @@ def cpu_step_s(case: Case, data: list[dict[str, Any]], repeats: int) -> float:
 def report(steps: dict[str, dict[str, Step]], host: tuple[float, int], top: int) -> str:
     """Return the prediction as Markdown."""
     lines = [
-        "| work | card | row, tokens | launches | device, ms | host, ms | optimizer, ms | tokens/s | of the peak |",
+        "| work | card | rows, tokens | launches | device, ms | host, ms | optimizer, ms | tokens/s | of the peak |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, by_card in steps.items():
@@ -297,7 +322,7 @@ def report(steps: dict[str, dict[str, Step]], host: tuple[float, int], top: int)
             cells = [
                 name,
                 card_name,
-                f"{step.row_tokens:,}",
+                " + ".join(f"{tokens:,}" for tokens in step.row_tokens),
                 f"{len(step.record.launches):,}",
                 *(f"{time_s * 1e3:.0f}" for time_s in (device_s, host_s)),
                 f"{optimizer_s * 1e3:.1f}",
@@ -306,9 +331,8 @@ def report(steps: dict[str, dict[str, Step]], host: tuple[float, int], top: int)
             ]
             lines.append(f"| {' | '.join(cells)} |")
     for name, by_card in steps.items():
-        card_name = "RTX 4090" if "qlora" in name else "H100"
-        if card_name in by_card:
-            lines += ["", *details(name, card_name, by_card[card_name], top)]
+        shown = predicted(WORKS[name]).shown
+        lines += ["", *details(name, shown, by_card[shown], top)]
     return "\n".join(lines)
 
 
@@ -330,8 +354,8 @@ def details(name: str, card_name: str, step: Step, top: int) -> list[str]:
     lines = [
         f"## {name} on {card_name}",
         "",
-        f"{WORKS[name].what}. {step.pairs} pairs, {step.tokens:,} tokens in sequences, {step.row_tokens:,} in the row;"
-        f" {step.needed / 1e12:.1f} TFLOP needed, {step.record.total()[2] / 1e12:.1f} computed; autograd keeps"
+        f"{step.tokens:,} tokens in sequences, {sum(step.row_tokens):,} in rows; {step.needed / 1e12:.1f} TFLOP"
+        f" needed, {step.record.total()[2] / 1e12:.1f} computed; autograd keeps"
         f" {step.kept_bytes_per_token / 1e6:.2f} MB a token.",
         "",
         *markdown("kind", grouped(lambda launch: kind(launch, card))),
@@ -351,8 +375,10 @@ def markdown(title: str, groups: list[tuple[str, int, float, float, float]]) -> 
     ]
 
 
-def heading(host: tuple[float, int], command: str) -> str:
+def heading(host: tuple[float, int], options: argparse.Namespace) -> str:
     """Return what was predicted, by what, when."""
+    command = f"python benchmarks/gpu_roofline.py --top {options.top}"
+    command += "" if options.work == list(WORKS) else f" --work {' '.join(options.work)}"
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
     ).stdout.strip()
@@ -361,13 +387,13 @@ def heading(host: tuple[float, int], command: str) -> str:
 **Predicted by a roofline, not measured**: no part of this has run on a GPU. `benchmarks/gpu_roofline.py` says what it
 counts, the cards' rates, and what it leaves out.
 
-`{command}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit}, torch {torch.__version__}, transformers
-{transformers.__version__}, Python {platform.python_version()}. The host takes {host[0] * 1e6:.0f} us a launch, measured
-on one core of this machine's CPU over {host[1]:,} launches of a 32-layer LoRA model.
+`{command}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit}, torch {torch.__version__},
+transformers {transformers.__version__}, Python {platform.python_version()}. The host takes {host[0] * 1e6:.0f} us a
+launch, measured on one core of this machine's CPU over the {host[1]:,} operations of a 32-layer LoRA model.
 
-Device and host: the forward and backward pass of one micro-batch. The larger of both, and the optimizer, are the step
-that tokens/s (of sequences) is computed from. Of the peak: operations that are needed, without the optimizer, over what
-the card could do at best meanwhile.
+Device and host: forward and backward pass of a step's micro-batches. The larger of both, and the optimizer, are the
+step that tokens/s (of sequences) is computed from. Of the peak: operations that are needed, without the optimizer, over
+what the card could do at best meanwhile.
 """
 
 
@@ -381,16 +407,10 @@ def main() -> None:
     host = host_s_per_launch()
     steps: dict[str, dict[str, Step]] = {}
     for name in options.work:
-        work = WORKS[name]
         started = time.perf_counter()
-        by_capability = {capability: record_step(work, capability) for capability in {(9, 0)}}
-        steps[name] = dict.fromkeys(work.cards, by_capability[9, 0])
+        steps[name] = steps_of(WORKS[name])
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    text = (
-        heading(host, " ".join(["python benchmarks/gpu_roofline.py", *sys.argv[1:]]))
-        + "\n"
-        + report(steps, host, options.top)
-    )
+    text = heading(host, options) + "\n" + report(steps, host, options.top)
     print(text)
     if options.output:
         options.output.write_text(text + "\n", encoding="utf-8")

@@ -132,6 +132,13 @@ def _stubs(capability: tuple[int, int], total_bytes: int) -> Iterator[tuple[Any,
     yield BaseTunerLayer, "_move_adapter_to_device_of_base_layer", lambda *arguments, **others: None
     # Dynamo does not trace inside of FakeTensorMode; FlexAttention becomes one operator, other functions stay plain.
     yield torch, "compile", flex.compile_stub
+    yield from _wherever_imported("has_triton", lambda: True)  # it comes with PyTorch for CUDA
+
+
+def _wherever_imported(name: str, stub: Any) -> list[tuple[Any, str, Any]]:
+    """Return a replacement of a function of the product for each of its modules that has it."""
+    modules = [module for key, module in list(sys.modules.items()) if key.startswith("oddsmith.")]
+    return [(module, name, stub) for module in modules if name in vars(module)]
 
 
 @contextlib.contextmanager
@@ -143,9 +150,8 @@ def fake_weights_are_plain() -> Iterator[None]:
         return usual and weight.numel() > 0 and not weight.is_meta
 
     with contextlib.ExitStack() as stack:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("oddsmith.") and "is_plain" in vars(module):
-                stack.enter_context(mock.patch.object(module, "is_plain", is_plain))
+        for owner, name, stub in _wherever_imported("is_plain", is_plain):
+            stack.enter_context(mock.patch.object(owner, name, stub))
         yield
 
 

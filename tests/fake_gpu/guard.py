@@ -23,10 +23,14 @@ class NoGuard(RuntimeError):
 
 def compiled(folder: Path) -> Path:
     """Return the library, compiled into ``folder`` unless it is there for this source and this torch."""
+    if sys.platform != "linux":
+        raise NoGuard("it is made on Linux alone")
+    torch_folder = _torch_folder()
+    if list((torch_folder / "lib").glob("lib*_cuda.*")) or list((torch_folder / "lib").glob("lib*_hip.*")):
+        raise NoGuard("this torch is built for a GPU and has the real ones")
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "c++", "g++", "clang++"))), None)
     if compiler is None:
         raise NoGuard("there is no C++ compiler (c++, g++ or clang++)")
-    torch_folder = _torch_folder()
     key = hashlib.sha256(SOURCE.read_bytes() + f"{torch_folder}{version('torch')}".encode()).hexdigest()[:16]
     library = folder / f"noop_cuda_guard-{key}.so"
     if library.exists():

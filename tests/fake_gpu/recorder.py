@@ -118,7 +118,11 @@ class Record:
     @property
     def attention(self) -> dict[str, int]:
         """Return how often each attention kernel has been called, by stage and dtype."""
-        return dict(Counter(f"{x.stage}: {x.attention} {x.dtype}" for x in self.launches if x.attention))
+        return dict(
+            Counter(
+                f"{x.stage}: {x.attention} {str(x.dtype).removeprefix('torch.')}" for x in self.launches if x.attention
+            )
+        )
 
     @property
     def waiting_copies(self) -> list[str]:
@@ -141,7 +145,7 @@ class _Recorder(TorchDispatchMode):
         read = args, {key: value for key, value in kwargs.items() if key != "out"}
         inputs = [leaf for leaf in tree_leaves(read) if isinstance(leaf, Tensor)]
         on_device = any(t.device.type == "cuda" for t in inputs)
-        if on_device and name in _WAITS:
+        if on_device and (name in _WAITS or (name.startswith("index") and _has_mask(inputs[1:]))):
             self.record.waits.append((name, place_in_code()))
         out = func(*args, **kwargs)
         if namespace == "prim" or name in _VIEWS:
@@ -181,6 +185,11 @@ class _Recorder(TorchDispatchMode):
         return Launch(full_name, moved, flops, dtype, place, stage, attention)
 
 
+def is_launch(func: Any) -> bool:
+    """Return whether an operator runs a kernel."""
+    return func.namespace != "prim" and func.overloadpacket.__name__ not in _VIEWS
+
+
 @contextlib.contextmanager
 def recording() -> Iterator[Record]:
     """Record what is launched while inside."""
@@ -190,6 +199,11 @@ def recording() -> Iterator[Record]:
 
 
 # ---- Bytes and operations
+
+
+def _has_mask(indices: list[Tensor]) -> bool:
+    """Return whether a tensor is indexed by what is True: how many, the host has to know."""
+    return any(index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 def _nbytes(tensors: list[Tensor]) -> int:
@@ -221,6 +235,8 @@ def _flops(func: Any, name: str, args: Any, kwargs: Any, inputs: list[Tensor], o
 
 def _attention_kernel(name: str, place: str) -> str:
     """Return a short name of an attention kernel, "" for another operation; dense attention counts by its softmax."""
+    if name == "_softmax_backward_data":
+        return "dense_backward"
     if "softmax" in name and "attention" in place:
         return "dense"
     if "varlen_attn" in name or name.startswith("flash_attn"):

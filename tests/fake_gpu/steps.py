@@ -208,16 +208,19 @@ class Result(NamedTuple):
 
 
 @contextlib.contextmanager
-def run_case(case: Case) -> Iterator[Result]:
-    """Run one step of a case; the tensors of the result are valid while inside."""
+def run_case(case: Case, data: list[dict[str, Any]] | None = None, **changed: Any) -> Iterator[Result]:
+    """Run one step of a case; the tensors of the result are valid while inside.
+
+    ``data`` are tokenized pairs (a few short ones), ``changed`` settings of the model's configuration.
+    """
     started = time.perf_counter()
     with fake_gpu(case.capability, data_dependent=not case.packed) as gpu:
-        model = make_model(case)
+        model = make_model(case, **changed)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
         scaler = torch.amp.GradScaler("cuda") if case.scaled else None
         with recording() as record:
-            run_step(gpu, model, case, rows(), scaler)
+            run_step(gpu, model, case, data or rows(), scaler)
             if scaler is None:
                 update(model, optimizer, record)
         yield Result(record, model, list(faults(model)), time.perf_counter() - started)

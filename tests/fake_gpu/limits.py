@@ -1,0 +1,73 @@
+"""The limits that steps on the fake GPU keep to, in one table. Lower a figure when the code does better.
+
+Figures of launches and passes are what was found, rounded up to a multiple of 5: versions of the libraries differ.
+
+``launches`` and ``passes`` are of one layer, forward and backward pass together. A pass is a bf16 tensor of all tokens
+and channels of the sequences, [T, D], read or written once; the MLP is twice as wide as D.
+``beside`` is the launches of everything that is not a layer: embedding, head, loss, clipping, optimizer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class StepLimit(NamedTuple):
+    """Of one micro-batch and its update. Nothing that it copies is waited for."""
+
+    launches: int
+    passes: float
+    beside: int
+    attention: str = "flash"  # the kernel of each layer, once forward and once backward
+    dtype: str = "bfloat16"  # of the attention
+    recomputed: bool = False  # whether the forward kernel runs in the backward pass once more
+    waits: int = 0  # of the host for the device
+
+    def kernels(self, layers: int) -> dict[str, int]:
+        """Return the calls of attention kernels, by stage, kernel and dtype."""
+        stages = [f"forward: {self.attention}", f"backward: {self.attention}_backward"]
+        if self.recomputed:
+            stages.append(f"backward: {self.attention}")
+        return {f"{stage} {self.dtype}": layers for stage in stages}
+
+
+class TrainingLimit(NamedTuple):
+    """Of a whole optimizer step in the trainer."""
+
+    waits: int  # of the host for the device, in a step
+    waiting_copies: int  # in a micro-batch
+    copies: int  # in a micro-batch
+    evaluation_waits: int  # in a micro-batch of an evaluation
+    micro_batches: int = 1
+    path: str = "prefix forest"
+
+
+STEPS: dict[str, StepLimit] = {
+    "LoRA bf16": StepLimit(200, 125, 180),
+    "LoRA bf16, checkpointing": StepLimit(240, 165, 190, recomputed=True),
+    "LoRA bf16, reentrant checkpointing": StepLimit(240, 170, 190, recomputed=True),
+    "LoRA bf16, layers of transformers": StepLimit(310, 355, 175),
+    "LoRA fp16": StepLimit(130, 125, 175, dtype="float16"),
+    "LoRA 4-bit": StepLimit(235, 135, 165),
+    "LoRA 4-bit, checkpointing": StepLimit(285, 180, 190, recomputed=True),
+    "full bf16 over float32": StepLimit(135, 140, 210),
+    "full bf16 over float32, checkpointing": StepLimit(160, 180, 210, recomputed=True),
+    "full bf16 weights": StepLimit(105, 100, 210),
+    "full fp16 over float32": StepLimit(90, 135, 195, dtype="float16"),
+    "full float32": StepLimit(95, 185, 265, attention="flex", dtype="float32"),
+    "soft cap": StepLimit(225, 5160, 185, attention="dense", dtype="float32"),
+    "soft cap, full": StepLimit(170, 5180, 215, attention="dense", dtype="float32"),
+    "window": StepLimit(200, 125, 180),
+    "large heads": StepLimit(195, 175, 240, attention="flex"),
+    "padded LoRA bf16": StepLimit(325, 1325, 215, attention="dense", dtype="float32", waits=3),
+    "padded full bf16 over float32": StepLimit(215, 1145, 265, attention="dense", dtype="float32", waits=3),
+    "Turing, LoRA fp16": StepLimit(125, 120, 240, attention="flex", dtype="float16"),
+}
+
+TRAININGS: dict[str, TrainingLimit] = {
+    "LoRA bf16": TrainingLimit(1, 0, 1, 11),
+    "LoRA bf16, several micro-batches": TrainingLimit(1, 0, 1, 6, micro_batches=3),
+    "full bf16 over float32, checkpointing": TrainingLimit(1, 0, 1, 10),
+    "LoRA fp16": TrainingLimit(1, 0, 1, 11),
+    "padded LoRA bf16": TrainingLimit(4, 0, 1, 15, path="padded batches"),
+}

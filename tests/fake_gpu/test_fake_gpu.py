@@ -1,0 +1,106 @@
+"""Every kind of step, and whole trainings, on a CUDA device made of nothing (see ``tests/fake_gpu/__init__.py``)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.fake_gpu.limits import STEPS, TRAININGS
+from tests.fake_gpu.scenarios import CANNOT_RUN
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What all cases and trainings recorded, in one process of their own."""
+    file = tmp_path_factory.mktemp("fake_gpu") / "recorded.json"
+    command = [sys.executable, "-W", "ignore", "-m", "tests.fake_gpu.scenarios", str(file)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode == CANNOT_RUN:
+        pytest.skip(f"no fake GPU: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def step(recorded: dict[str, Any], name: str) -> dict[str, Any]:
+    """What the step of a case recorded."""
+    return _of(recorded["cases"], name)
+
+
+@pytest.fixture
+def training(recorded: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a training recorded."""
+    return _of(recorded["trainings"], name)
+
+
+def _of(found: dict[str, Any], name: str) -> dict[str, Any]:
+    assert "error" not in found[name], found[name]["error"]
+    return found[name]
+
+
+def test_every_case_has_limits(recorded):
+    assert set(recorded["cases"]) == set(STEPS)
+    assert set(recorded["trainings"]) == set(TRAININGS)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_trained_weight_gets_a_gradient_of_its_device_dtype_and_shape(step, name):
+    assert step["faults"] == []
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_waits_for_the_device_no_more_than_its_limit(step, name):
+    assert len(step["waits"]) <= STEPS[name].waits, step["waits"]
+    assert step["waiting copies"] == []
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_each_layer_calls_its_attention_kernels_once(step, name):
+    assert step["attention"] == STEPS[name].kernels(step["layers"])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_layer_launches_and_moves_no_more_than_its_limit(step, name):
+    limit = STEPS[name]
+    assert step["launches a layer"] <= limit.launches
+    assert step["passes a layer"] <= limit.passes
+    assert step["launches beside the layers"] <= limit.beside
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_waits_for_the_device_and_copies_no_more_than_its_limit(training, name):
+    recorded, limit = training["first"]["step"], TRAININGS[name]
+    assert recorded["micro-batches"] == limit.micro_batches
+    assert len(recorded["waits"]) <= limit.waits, recorded["waits"]
+    assert len(recorded["waiting copies"]) <= limit.waiting_copies * limit.micro_batches, recorded["waiting copies"]
+    assert len(recorded["copies"]) <= limit.copies * limit.micro_batches, recorded["copies"]
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_an_evaluation_waits_no_more_than_its_limit(training, name):
+    evaluation, limit = training["first"]["evaluation"], TRAININGS[name]
+    assert evaluation["micro-batches"] > 0
+    assert len(evaluation["waits"]) <= limit.evaluation_waits * evaluation["micro-batches"], evaluation["waits"]
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_resumed_training_goes_on_as_before(training, name):
+    first, resumed = training["first"], training["resumed"]
+    assert resumed["steps"] == first["steps"] == 3
+    assert resumed["path"] == first["path"] == TRAININGS[name].path
+    assert first["faults"] == resumed["faults"] == []
+    for what in ("micro-batches", "attention", "copies"):
+        assert resumed["step"][what] == first["step"][what]
+    # It is this trainer's first step: whether all weights get a gradient is looked at once.
+    assert [wait for wait in resumed["step"]["waits"] if "trainable.py" not in wait] == first["step"]["waits"]
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_checkpoint_of_a_gpu_is_complete(training, name):
+    assert {"optimizer.safetensors", "manifest.json"} <= set(training["saved"])
