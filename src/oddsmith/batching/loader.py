@@ -148,10 +148,15 @@ class BatchMaker:
     ) -> LoaderItem:
         """Return an item of the same pairs in micro-batches of at most ``max_tokens`` tokens.
 
-        The rows must be all of a step, and this its only process; ``measure`` returns the lengths of a tokenized row.
+        The rows must be all that this process has of a step; ``measure`` returns the lengths of a tokenized row. A pair
+        that only fills the step up stays alone, or is left out beside others.
         """
-        rows = [row for some in loaded.rows for row in some]
-        positions = [position for which in loaded.assignment.micro_batches for position in which.pairs]
+        given = list(zip(loaded.rows, loaded.assignment.micro_batches, strict=True))
+        counted = [(rows, which) for rows, which in given if not which.is_filler]
+        if not counted:
+            return self(loaded)
+        rows = [row for some, _ in counted for row in some]
+        positions = [position for _, which in counted for position in which.pairs]
         tokens = [int(measure(row).tokens) for row in rows]
         (parts,) = plan_step(range(len(rows)), tokens, StepShape(len(rows), 1, 1, max_tokens)).micro_batches
         micro_batches = tuple(MicroBatch(tuple(positions[i] for i in part.pairs)) for part in parts)

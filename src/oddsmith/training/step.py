@@ -15,12 +15,14 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from ..batching.collate import IGNORED, PairCollator, sequence_targets
+from ..errors import OutOfMemoryError
 from ..model.logprobs.head import BUDGET_BYTES
 from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.paths import ForestPath, PaddedPath
 from ..model.modules import in_training_mode
-from ..system.memory import is_device_out_of_memory
+from ..system.memory import TRAINING_FIX, is_device_out_of_memory
 from .meter import TrainingMeter
+from .shared_budget import HalvedByOthers, SharedBudget, shortest_last
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class Stepper:
         self._is_automatic = automatic
         self._path: Path | None = None
         self._chosen_under: Circumstances | None = None
+        self._shared: SharedBudget | None = None
         self.plan: Any = None  # the sampler or stream that plans the training batches; None for a loader not of ours
 
     @property
@@ -113,7 +116,7 @@ class Stepper:
         return self.path_of(micro_batches[0]).around(model) if micro_batches else nullcontext()
 
     def train(
-        self, model: nn.Module, item: dict[str, Any], train_micro_batch: Callable[[nn.Module, dict[str, Any]], Tensor]
+        self, model: Any, item: dict[str, Any], train_micro_batch: Callable[[nn.Module, dict[str, Any]], Tensor]
     ) -> Tensor:
         """Run the forward and backward passes of an item, in smaller micro-batches if the memory runs out.
 
@@ -126,39 +129,104 @@ class Stepper:
             The loss of the item: its share of the loss of its step, times the number of processes.
         """
         before = self._meter.state_dict()
+        shared = self._shared_budget(model, item)
+        if shared is not None:
+            self._rehearse(shared, model, item)
+        if (longest := self._exceeded(item)) is not None:  # a worker made it before the budget was halved
+            item = self._divided(item, longest)
         while True:
+            max_tokens: int | None
             try:
-                return self._train_micro_batches(model, item, train_micro_batch)
+                return self._train_micro_batches(model, item, train_micro_batch, shared)
+            except HalvedByOthers as halved:
+                max_tokens = self._halved_by_others(halved.max_tokens)
             except RuntimeError as error:
-                if not is_device_out_of_memory(error):
-                    raise
-                # Other processes would wait for gradients that do not come.
-                is_alone = self._accelerator.distributed_type == DistributedType.NO
-                loaded = self.plan.with_rows(item["loaded"]) if is_alone and "loaded" in item else None
-                max_tokens = self.path.halved(loaded)
-                if loaded is None or max_tokens is None:
+                max_tokens = self._halved(item, shared) if is_device_out_of_memory(error) else None
+                if max_tokens is None:
                     raise
             model.zero_grad()  # all gradients of the step are of this item (see ``loader.assignments``)
+            if shared is not None:  # where the first forward pass failed, DDP would broadcast buffers once more
+                model.require_forward_param_sync = False
             self._meter.load_state_dict(before)
             self._guard.forget_micro_batches()
-            num_nll_tokens = micro_batches_of(item)[0]["num_nll_tokens"]  # maybe only of those that a loss keeps
-            item = self.path.batch_maker.divided(loaded, max_tokens, self.path.measure)
-            for micro_batch in item["micro_batches"]:
-                micro_batch["num_nll_tokens"] = num_nll_tokens
-            self.plan.shape = replace(self.plan.shape, max_tokens=max_tokens)
+            if isinstance(self.path, ForestPath):
+                self.path.lower(max_tokens)
+            self._plan_within_budget()
+            item = self._divided(item, max_tokens)
             clear_device_cache(garbage_collection=True)
 
     def _train_micro_batches(
-        self, model: nn.Module, item: dict[str, Any], train_micro_batch: Callable[[nn.Module, dict[str, Any]], Tensor]
+        self,
+        model: nn.Module,
+        item: dict[str, Any],
+        train_micro_batch: Callable[[nn.Module, dict[str, Any]], Tensor],
+        shared: SharedBudget | None,
     ) -> Tensor:
         micro_batches = micro_batches_of(item)
+        if shared is not None:
+            shared.begin_attempt()
+            micro_batches = shortest_last(micro_batches)
         loss = torch.zeros((), device=self._accelerator.device)
         with self.around(model, item), in_training_mode(model):
             for number, micro_batch in enumerate(micro_batches, start=1):
-                with self._more_to_come(model) if number < len(micro_batches) else nullcontext():
+                is_last = number == len(micro_batches)
+                if is_last and shared is not None:
+                    shared.settle()
+                with nullcontext() if is_last else self._more_to_come(model):
                     loss += train_micro_batch(model, micro_batch)
         self._guard.add_loss(loss)
         return loss
+
+    # ---- The token budget
+
+    def _shared_budget(self, model: nn.Module, item: Mapping[str, Any]) -> SharedBudget | None:
+        """Return what the processes of this run need to halve their budget together, if they can."""
+        if not item.get("micro_batches") or self.path.max_tokens is None or not SharedBudget.is_possible(model):
+            return None
+        if self._shared is None:
+            self._shared = SharedBudget()
+        return self._shared
+
+    def _rehearse(self, shared: SharedBudget, model: Any, item: Mapping[str, Any]) -> None:
+        if self._is_automatic and isinstance(self.path, ForestPath):
+            pair_tokens = max(int(batch["tokens_B"].max()) for batch in micro_batches_of(item))
+            if shared.rehearse(model, self.path, pair_tokens):
+                self._plan_within_budget()
+
+    def _halved(self, item: Mapping[str, Any], shared: SharedBudget | None) -> int | None:
+        """Return the token budget after this process ran out of memory; ``None`` where a smaller one does not help."""
+        is_alone = self._accelerator.distributed_type == DistributedType.NO
+        if "loaded" not in item or not (is_alone or (shared is not None and not shared.is_settled)):
+            return None  # other processes wait for gradients that do not come
+        max_tokens = self.path.halved(self.plan.with_rows(item["loaded"]))
+        return max_tokens if shared is None else shared.halve(max_tokens)
+
+    def _halved_by_others(self, max_tokens: int) -> int:
+        if not max_tokens:
+            raise OutOfMemoryError(f"the device of another process is out of memory; {TRAINING_FIX}")
+        logger.warning(
+            f"another process ran out of memory: the step is repeated, from here on with at most {max_tokens:,} tokens"
+            " in a micro-batch"
+        )
+        return max_tokens
+
+    def _plan_within_budget(self) -> None:
+        self.plan.shape = replace(self.plan.shape, max_tokens=self.path.max_tokens)
+
+    def _exceeded(self, item: Mapping[str, Any]) -> int | None:
+        """Return the token budget, if a micro-batch of several pairs is longer."""
+        most = self.path.max_tokens if "loaded" in item else None
+        batches = micro_batches_of(item) if most is not None else []
+        return most if any(len(one["row"]) > 1 and one["input_ids"].numel() > most for one in batches) else None
+
+    def _divided(self, item: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
+        """Return an item of the same pairs in micro-batches of at most so many tokens."""
+        num_nll_tokens = micro_batches_of(item)[0]["num_nll_tokens"]  # maybe only of those that a loss keeps
+        loaded = self.plan.with_rows(item["loaded"])
+        item = self.path.batch_maker.divided(loaded, max_tokens, self.path.measure)
+        for micro_batch in item["micro_batches"]:
+            micro_batch["num_nll_tokens"] = num_nll_tokens
+        return item
 
     @contextmanager
     def _more_to_come(self, model: nn.Module) -> Iterator[None]:

@@ -115,3 +115,15 @@ def test_a_divided_item_is_what_the_smaller_budget_would_have_made(tokens, max_t
         assert tensors["position"].tolist() == list(one.pairs)
         assert tensors["row"].tolist() == [rows[p]["row"] for p in one.pairs]
         assert len(one.pairs) == 1 or sum(int(measure(rows[p]).tokens) for p in one.pairs) <= max_tokens
+
+
+def test_a_pair_that_fills_up_a_step_counts_nothing_when_its_item_is_divided():
+    maker = BatchMaker(partial(forest_batch, nll_on="sequence"))
+
+    def divided(*micro_batches: MicroBatch):
+        rows = [[row(position) for position in one.pairs] for one in micro_batches]
+        return maker.divided(LoadedRows(rows, Assignment(micro_batches, 2, 50)), 5, measure)["micro_batches"]
+
+    filler = MicroBatch((3,), is_filler=True)
+    assert [one["weight"].tolist() for one in divided(MicroBatch((3, 4)), filler)] == [[1.0], [1.0]]
+    assert [one["weight"].tolist() for one in divided(filler)] == [[0.0]]

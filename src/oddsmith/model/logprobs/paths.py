@@ -129,13 +129,18 @@ class ForestPath:
             return None
         longest = max(sum(int(self.measure(row).tokens) for row in rows) for rows in loaded.rows if len(rows) > 1)
         if longest <= self.max_tokens:  # otherwise a worker made the item before the budget was last halved
-            self.max_tokens = longest // 2
-            self.head_bytes = max(min(self.head_bytes, BUDGET_BYTES), self.head_bytes // 2)
+            self.lower(longest // 2)
             logger.warning(
                 f"out of memory with {longest:,} tokens in a micro-batch: the step is repeated, from here on with at"
                 f" most {self.max_tokens:,}"
             )
         return self.max_tokens
+
+    def lower(self, max_tokens: int) -> None:
+        """Lower the token budget to this one, unless it is lower already, and halve what the output layer may take."""
+        if self.max_tokens is None or max_tokens < self.max_tokens:
+            self.max_tokens = max_tokens
+            self.head_bytes = max(min(self.head_bytes, BUDGET_BYTES), self.head_bytes // 2)
 
     def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> PairLogps:
         """Compute the log-probabilities of a micro-batch."""
