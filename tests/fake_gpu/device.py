@@ -95,6 +95,8 @@ def _stubs(capability: tuple[int, int], total_bytes: int) -> Iterator[tuple[Any,
     from peft.tuners.tuners_utils import BaseTunerLayer
     from torch.cuda.amp import common
 
+    from oddsmith.model.logprobs.attention import cuda
+
     properties = types.SimpleNamespace(
         name="fake GPU",
         major=capability[0],
@@ -130,6 +132,8 @@ def _stubs(capability: tuple[int, int], total_bytes: int) -> Iterator[tuple[Any,
     yield fake_tensor_module, "init_gpu_context", lambda device: None
     yield FakeTensorMode, "avoid_device_init", property(lambda self: True)
     yield BaseTunerLayer, "_move_adapter_to_device_of_base_layer", lambda *arguments, **others: None
+    # There are no values to compare in the trial of an attention kernel.
+    yield cuda, "fault_of", lambda attend, kind: None
     # Dynamo does not trace inside of FakeTensorMode; FlexAttention becomes one operator, other functions stay plain.
     yield torch, "compile", flex.compile_stub
     yield from _wherever_imported("has_triton", lambda: True)  # it comes with PyTorch for CUDA

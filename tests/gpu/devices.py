@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import flex_attention as torch_flex
 
 from oddsmith.batching.forest import ForestLayout
-from oddsmith.model.logprobs.attention import cuda
+from oddsmith.model.logprobs.attention import cuda, flex
 
 NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"))
 HALF = (torch.bfloat16, torch.float16)
@@ -50,10 +50,12 @@ def kernels_in_plain_torch() -> Iterator[None]:
     """
     with (
         mock.patch.object(torch_flex, "_validate_device"),
-        mock.patch.object(cuda, "_compiled", return_value=torch_flex.flex_attention),
-        mock.patch.object(cuda, "_varlen_kernel", return_value=varlen_in_loops),
+        mock.patch.object(flex, "_compiled", return_value=torch_flex.flex_attention),
+        mock.patch.object(cuda, "flash_kernels", return_value={"loops": varlen_in_loops}),
     ):
+        cuda.chosen_attention.cache_clear()
         yield
+    cuda.chosen_attention.cache_clear()
 
 
 def varlen_in_loops(

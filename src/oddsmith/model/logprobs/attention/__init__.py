@@ -2,10 +2,12 @@
 
 transformers' attention layers call ``forest_attention`` under the name ``NAME``; it dispatches to:
 
-    dense_forest_attention   the whole [T, T] mask in plain torch: the reference, and models with soft caps
-    cpu.py                   one path of the forest at a time, against its ancestors and itself
-    cuda.py                  one call for all paths, keys and values gathered; or FlexAttention
-    sinks.py                 attention sinks, applied to the result of either
+    dense.py    the whole [T, T] mask in plain torch: the reference, and soft caps on a CPU
+    cpu.py      one path of the forest at a time, against its ancestors and itself
+    cuda.py     chooses a kernel for a GPU, after comparing it with the reference on that GPU:
+    flash.py    one call for all paths, keys and values gathered
+    flex.py     FlexAttention, for what flash kernels do not take
+    sinks.py    attention sinks, applied to the result of any
 
 Every path is a causal sequence with ``depth`` ancestors before its first query: query i sees keys 0 to depth + i,
 aligned at the bottom right.
@@ -34,6 +36,7 @@ from ...modules import modules_of
 from ..current_layout import current_layout, set_layout
 from .cpu import paths_forest_attention
 from .cuda import cuda_forest_attention
+from .dense import dense_forest_attention
 
 NAME = "oddsmith_forest"
 # Tensors that layers pass on to their attention, and that say nothing about which keys a query sees
@@ -70,12 +73,11 @@ def forest_attention(
     window, chunk = (
         size if size and size < forest.longest_keys else None for size in (sliding_window, _chunk_size(module))
     )
-    if softcap is not None:
+    attend = {"cpu": paths_forest_attention, "cuda": cuda_forest_attention}.get(
+        query.device.type, dense_forest_attention
+    )
+    if softcap is not None and query.device.type == "cpu":
         attend = dense_forest_attention
-    else:
-        attend = {"cpu": paths_forest_attention, "cuda": cuda_forest_attention}.get(
-            query.device.type, dense_forest_attention
-        )
     out = attend(query, key, value, forest, scaling=scaling, window=window, chunk=chunk, softcap=softcap, sinks=s_aux)
     return out.contiguous(), None  # as transformers' own; some layers take a view of it
 
@@ -145,43 +147,3 @@ def forest_attention_in(model: nn.Module) -> Iterator[None]:
         set_layout(None)
         for key, config in configs.items():
             config._attn_implementation_internal = before[key]
-
-
-def dense_forest_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    forest: ForestLayout,
-    *,
-    scaling: float,
-    window: int | None = None,
-    chunk: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
-    """Compute tree attention with the whole mask: the reference.
-
-    Args:
-        query: [1, H, T, C].
-        key: [1, G, T, C].
-        value: [1, G, T, C'].
-        forest: The layout.
-        scaling: Factor of the scores.
-        window: A token sees only this many, itself included; all by default.
-        chunk: A token sees only those of its own chunk of so many, counted in depth; all by default.
-        softcap: Scores become softcap * tanh(scores / softcap).
-        sinks: [H], a score of each head that takes its share of the softmax and has no value.
-
-    Returns:
-        [1, T, H, C'] in the dtype of ``query``; the softmax is in float32 or better.
-    """
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = (query @ key.transpose(2, 3)) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~forest.ancestor_mask(window, chunk), float("-inf"))
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    return (weights[..., : key.shape[2]] @ value).transpose(1, 2)

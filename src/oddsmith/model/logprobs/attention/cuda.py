@@ -1,44 +1,67 @@
-"""Tree attention on a GPU: all paths in one call of a variable-length flash kernel, or FlexAttention.
+"""Choose the kernel of tree attention on a GPU, after a trial of each on that GPU.
 
-**Flash.** Keys and values of every path, its ancestors' first, are gathered one after another
-(``ForestLayout.key_row_K``). Each path is then a sequence with fewer queries than keys, masked causally at the bottom
-right: query i of a path with ``depth`` ancestors sees keys 0 to depth + i. flash-attention masks like this since 2.1,
-and so does PyTorch's ``varlen_attn``, which is a build of it.
+A kernel may be compiled for another card, need more shared memory than this one has, or mask otherwise than it is
+documented to: PyTorch hands the same call on to other libraries from version to version. So none is used before its
+values and gradients have been compared with the whole mask, once for each kind of heads, on a small random forest that
+branches. This takes a few milliseconds, beside compiling what will be used anyway. The order:
 
-**FlexAttention** takes what flash cannot (float32, large heads, soft caps, chunks, sinks). The mask of the tree is a
-function of row and column, and nothing is gathered:
+    flash.py               flash_attn where it is installed, then PyTorch's build: half precision, heads up to 256
+    flex.py                FlexAttention, with tiles that fit the device; then with the smallest
+    dense.py               where nothing else runs; memory grows with the square of the row
 
-    row sees column   when   column <= row < subtree_end[column]   and   depth[column] >= lowest_depth[row]
-
-Rows are in depth-first order, so the smallest and largest subtree end and depth of a block of rows and of a block of
-columns tell whether the first sees all, some or none of the second; no [T, T] mask is made.
-
-Shape suffixes as in ``attention/__init__.py``, K keys of all paths, N blocks of rows or columns.
+Shape suffixes as in ``attention/__init__.py``.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import cache, lru_cache, partial
-from importlib.util import find_spec
-from typing import Any
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import cache, partial
+from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
-from torch.nn.attention.varlen import varlen_attn
 
-from ....batching.forest import ForestLayout
-from .sinks import with_sinks
+from ....batching.forest import ForestLayout, pack
+from ....system.compilers import compiler_fault
+from ....system.memory import is_of_the_machine
+from .dense import dense_forest_attention
+from .flash import flash_forest_attention, flash_kernels, flash_takes
+from .flex import flex_forest_attention
 
-# Of flash-attention 2, in PyTorch's build and in its own.
-_MAX_CHANNELS, _CHANNELS_MULTIPLE = 256, 8
-_OLDEST_CAPABILITY = (8, 0)  # Ampere
+logger = logging.getLogger(__name__)
 
-BLOCK = 128  # rows or columns of FlexAttention's mask
-_MIN_CHANNELS = 16  # of FlexAttention's kernel; padding a head's channels with zeros changes nothing
+Attend = Callable[..., Tensor]
+# Norm of the difference, of values or a gradient, over that of the exact ones. Roundings of bfloat16 give 0.01;
+# another mask gives 0.3 and more.
+ALIKE = 0.05
+_WINDOW, _CHUNK = 50, 70  # of the trial; its sequences have 100 tokens and more
+
+
+class Kind(NamedTuple):
+    """What decides whether a kernel takes a layer's attention."""
+
+    device: torch.device
+    dtype: torch.dtype
+    heads: int
+    groups: int
+    channels: int
+    value_channels: int
+    windowed: bool
+    chunked: bool
+    softcap: float | None
+    has_sinks: bool
+
+    def __str__(self) -> str:
+        channels = {self.channels: None, self.value_channels: None}
+        parts = [f"heads of {' and '.join(map(str, channels))} in {str(self.dtype).removeprefix('torch.')}"]
+        flags = {"a window": self.windowed, "chunks": self.chunked, "a soft cap": self.softcap, "sinks": self.has_sinks}
+        if extras := [name for name, there in flags.items() if there]:
+            parts.append(f"with {' and '.join(extras)}")
+        return " ".join(parts)
 
 
 def cuda_forest_attention(
@@ -53,178 +76,123 @@ def cuda_forest_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Compute ``dense_forest_attention`` by the fastest kernel that takes these tensors."""
-    plain = softcap is None and chunk is None and sinks is None
-    attend = _varlen_kernel(query.device) if plain and _flash_takes(query, value) else None
-    if attend is None:
-        return flex_forest_attention(
-            query, key, value, forest, scaling=scaling, window=window, chunk=chunk, softcap=softcap, sinks=sinks
-        )
-    channels = value.shape[-1]
-    value = F.pad(value, (0, query.shape[-1] - channels))  # as many as keys have; none in most models
-    query_THC, key_TGC, value_TGC = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    out_THC = attend(
-        query_THC.contiguous(),
-        key_TGC.index_select(0, forest.key_row_K),
-        value_TGC.index_select(0, forest.key_row_K),
-        forest,
-        scaling,
-        (-1 if window is None else window - 1, 0),  # keys to the left and to the right of a query's own
+    """Compute ``dense_forest_attention`` by the first kernel that computes it rightly on this device."""
+    kind = Kind(
+        query.device,
+        query.dtype,
+        query.shape[1],
+        key.shape[1],
+        query.shape[-1],
+        value.shape[-1],
+        window is not None,
+        chunk is not None,
+        softcap,
+        sinks is not None,
     )
-    return out_THC[None, ..., :channels]
-
-
-# ---- Flash
-
-
-def _flash_takes(query: Tensor, value: Tensor) -> bool:
-    channels = query.shape[-1]
-    return (
-        query.dtype in (torch.bfloat16, torch.float16)
-        and value.shape[-1] <= channels <= _MAX_CHANNELS
-        and channels % _CHANNELS_MULTIPLE == 0
-    )
+    attend = chosen_attention(kind)
+    return attend(query, key, value, forest, scaling=scaling, window=window, chunk=chunk, softcap=softcap, sinks=sinks)
 
 
 @cache
-def _varlen_kernel(device: torch.device) -> Callable[..., Tensor] | None:
-    """Return flash-attention where it is installed, or PyTorch's build of it; ``None`` where neither runs.
+def chosen_attention(kind: Kind) -> Attend:
+    """Return the first way that passes its trial; say which did not, and why."""
+    for name, attend in _candidates(kind):
+        fault = fault_of(attend, kind)
+        if fault is None:
+            return attend
+        logger.warning("Attention of %s: %s is not used here: %s.", kind, name, fault)
+    logger.warning(
+        "Attention of %s is computed with the whole mask, as no kernel runs here: its memory grows with the square of a"
+        " micro-batch's tokens. If memory runs out, lower max_tokens_per_microbatch.",
+        kind,
+    )
+    return dense_forest_attention
 
-    PyTorch's build for AMD counts a window from the top left, which is another mask.
+
+def _candidates(kind: Kind) -> Iterator[tuple[str, Attend]]:
+    if not kind.chunked and not kind.has_sinks:
+        for name, kernel in flash_kernels(kind.device).items():
+            capped = kind.softcap is not None
+            if flash_takes(kernel, kind.dtype, kind.channels, kind.value_channels, capped=capped):
+                yield name, partial(flash_forest_attention, kernel)
+    yield "FlexAttention", flex_forest_attention
+    yield "FlexAttention with small tiles", partial(flex_forest_attention, smallest=True)
+
+
+# ---- The trial
+
+
+def fault_of(attend: Attend, kind: Kind) -> str | None:
+    """Try a way on random tensors of a kind, forward and backward; return what is wrong with it, or ``None``.
+
+    A lack of memory and errors of the device itself are raised: they say nothing about the kernel.
     """
-    if torch.cuda.get_device_capability(device) < _OLDEST_CAPABILITY:
-        return None
-    if find_spec("flash_attn") is not None:
+    # A thread of its own has none of the state around a layer's call: autocast, no_grad, hooks of checkpointing.
+    with ThreadPoolExecutor(1) as thread:
         try:
-            from flash_attn import flash_attn_varlen_func
-        except ImportError:  # built for another PyTorch
-            pass
-        else:
-            return partial(_by_flash_attn, flash_attn_varlen_func)
-    return _by_torch if torch.version.hip is None else None
+            difference = thread.submit(_difference, attend, kind).result()
+        except Exception as error:  # a compiler may raise anything
+            if is_of_the_machine(error) and "CUDNN_STATUS_NOT_SUPPORTED" not in str(error):  # cuDNN has no such kernel
+                raise
+            first_line = (str(error).strip() or "no reason given").splitlines()[0]
+            return compiler_fault(error) or f"{type(error).__name__}: {first_line[:300].rstrip('.')}"
+    if not difference <= ALIKE:  # also where it is NaN
+        return f"its values or gradients differ from those of the whole mask by {difference:.2g} of their norm"
+    return None
 
 
-def _by_flash_attn(
-    attend: Callable[..., Tensor],
-    query_THC: Tensor,
-    key_KGC: Tensor,
-    value_KGC: Tensor,
-    forest: ForestLayout,
-    scaling: float,
-    window: tuple[int, int],
-) -> Tensor:
-    lengths = forest.query_ends_P, forest.key_ends_P, forest.longest_path, forest.longest_keys
-    return attend(query_THC, key_KGC, value_KGC, *lengths, softmax_scale=scaling, causal=True, window_size=window)
+def _difference(attend: Attend, kind: Kind) -> float:
+    """Return the largest difference of values and gradients, as a part of the norm of the exact ones."""
+    device = kind.device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        layout = _trial_forest().to(device)
+        generator = torch.Generator(device).manual_seed(0)
+        options = {
+            "scaling": kind.channels**-0.5,
+            "window": _WINDOW if kind.windowed else None,
+            "chunk": _CHUNK if kind.chunked else None,
+            "softcap": kind.softcap,
+        }
 
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device).to(kind.dtype)
 
-def _by_torch(
-    query_THC: Tensor,
-    key_KGC: Tensor,
-    value_KGC: Tensor,
-    forest: ForestLayout,
-    scaling: float,
-    window: tuple[int, int],
-) -> Tensor:
-    attend: Any = varlen_attn  # its annotation includes pairs, which it returns only on request
-    # PyTorch 2.11 has no such argument: it takes fewer key heads without it.
-    groups = {"enable_gqa": query_THC.shape[1] != key_KGC.shape[1]} if _varlen_takes_enable_gqa() else {}
-    lengths = forest.query_ends_P, forest.key_ends_P, forest.longest_path, forest.longest_keys
-    return attend(query_THC, key_KGC, value_KGC, *lengths, scale=scaling, window_size=window, **groups)
+        rows = len(layout.depth_T)
+        tensors = [
+            drawn(1, n, rows, size)
+            for n, size in (
+                (kind.heads, kind.channels),
+                (kind.groups, kind.channels),
+                (kind.groups, kind.value_channels),
+            )
+        ]
+        if kind.has_sinks:
+            tensors.append(drawn(kind.heads))
+        d_out = drawn(1, rows, kind.heads, kind.value_channels)
 
+        def results(way: Attend, dtype: torch.dtype) -> list[Tensor]:
+            inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in tensors]
+            sinks = inputs[3] if kind.has_sinks else None
+            out = way(*inputs[:3], layout, sinks=sinks, **options)
+            return [out, *torch.autograd.grad(out, inputs, d_out.to(dtype))]
 
-@cache
-def _varlen_takes_enable_gqa() -> bool:
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
-
-
-# ---- FlexAttention
-
-
-def flex_forest_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    forest: ForestLayout,
-    *,
-    scaling: float,
-    window: int | None = None,
-    chunk: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
-    """Compute ``dense_forest_attention`` by FlexAttention, for any floating dtype and head size."""
-    channels = value.shape[-1]
-    query, key, value = (F.pad(t, (0, max(0, _MIN_CHANNELS - t.shape[-1]))) for t in (query, key, value))
-    out, also = _compiled()(
-        query,
-        key,
-        value,
-        score_mod=None if softcap is None else _capped(softcap, query.device),
-        block_mask=block_mask(forest, window, chunk),
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-        kernel_options={"BACKEND": "TRITON"},  # one kernel for all lengths, not another below 128 rows
-        return_aux=AuxRequest(lse=sinks is not None),
-    )
-    out = out[..., :channels].transpose(1, 2)
-    return out if sinks is None else with_sinks(out, also.lse.transpose(1, 2), sinks)
+        exact = results(dense_forest_attention, torch.promote_types(kind.dtype, torch.float32))
+        found = results(attend, kind.dtype)
+        differences = [
+            torch.linalg.vector_norm(one.to(other.dtype) - other) / torch.linalg.vector_norm(other)
+            for one, other in zip(found, exact, strict=True)
+        ]
+        return torch.stack(differences).max().item()
 
 
 @cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
-
-
-@cache
-def _capped(softcap: float, device: torch.device) -> Callable[..., Tensor]:
-    cap = torch.full((), softcap, device=device)  # ``dynamic=True`` would take a number for a shape
-
-    def capped(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        return cap * torch.tanh(score / cap)
-
-    return capped
-
-
-@lru_cache(maxsize=4)  # the layers of a forward pass share one or two; layouts are hashed by identity
-def block_mask(forest: ForestLayout, window: int | None, chunk: int | None = None) -> BlockMask:
-    """Make FlexAttention's mask of a forest on its device, without making the host wait for the device.
-
-    Without a window and chunks the mask's empty and full blocks are exactly those of the tree. With one of them, a few
-    blocks that could be empty or full count as partial.
-    """
-    subtree_end_T, depth_T = forest.subtree_end_T, forest.depth_T
-    lowest_depth_T = forest.lowest_depth(window, chunk)
-
-    # Tensors alone, so that one compiled kernel serves every forest and window.
-    def is_ancestor(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        return (column <= row) & (row < subtree_end_T[column]) & (depth_T[column] >= lowest_depth_T[row])
-
-    rows = len(depth_T)
-    start_N = torch.arange(0, rows, BLOCK, device=depth_T.device)
-    min_end_N, max_end_N = _in_blocks(subtree_end_T, 0).aminmax(dim=1)  # columns behind the last row: seen by none
-    min_depth_N, max_depth_N = _in_blocks(depth_T, rows).amin(1), _in_blocks(depth_T, -1).amax(1)
-    min_lowest_N, max_lowest_N = _in_blocks(lowest_depth_T, rows).amin(1), _in_blocks(lowest_depth_T, -rows).amax(1)
-    some_NN = (
-        (start_N[None, :] <= start_N[:, None])
-        & (max_end_N[None, :] > start_N[:, None])
-        & (max_depth_N[None, :] >= min_lowest_N[:, None])
-    )
-    all_NN = (
-        (start_N[None, :] < start_N[:, None])
-        & (min_end_N[None, :] >= start_N[:, None] + BLOCK)
-        & (min_depth_N[None, :] >= max_lowest_N[:, None])
-    )
-    return BlockMask.from_kv_blocks(
-        *_listed(some_NN & ~all_NN), *_listed(all_NN), BLOCK_SIZE=BLOCK, mask_mod=is_ancestor, seq_lengths=(rows, rows)
-    )
-
-
-def _in_blocks(values_T: Tensor, filler: int) -> Tensor:
-    return F.pad(values_T, (0, -len(values_T) % BLOCK), value=filler).view(-1, BLOCK)
-
-
-def _listed(blocks_NN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many blocks of columns each block of rows has, int32 [1, 1, N], and which, first in [1, 1, N, N]."""
-    counts_N = blocks_NN.sum(-1, dtype=torch.int32)
-    which_NN = blocks_NN.int().argsort(dim=-1, descending=True, stable=True).int()
-    return counts_N[None, None], which_NN[None, None]
+def _trial_forest() -> ForestLayout:
+    """Return a forest of 535 rows: two prompts, answers that begin alike, one that ends where another begins."""
+    generator = np.random.default_rng(0)
+    sequences = []
+    for prompt_tokens in (100, 33):
+        prompt, start = generator.integers(0, 50, prompt_tokens), generator.integers(0, 50, 20)
+        for shared, tokens in ((start, 60), (start, 90), (start[:0], 30), (start[:0], 1)):
+            sequences.append(np.concatenate([prompt, shared, generator.integers(0, 50, tokens)]))
+        sequences.append(prompt)
+    return pack(sequences)[2]
