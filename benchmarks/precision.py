@@ -61,7 +61,7 @@ def measure(trained: str, precision: str, data: str, pairs: int, steps: int) -> 
         )  # fmt: skip
         model = load_model(
             MODEL,
-            dtype=default_dtype(adapter=chosen.use_peft, bf16=bool(args.bf16)),
+            dtype=default_dtype(args, adapter=chosen.use_peft),
             quantization_config=get_quantization_config(chosen),
         )
         rows = datasets.load_dataset("json", data_files=data, split=f"train[:{pairs * (1 + steps)}]")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from trl.experimental.utils import DPODataCollatorWithPadding
 
-from oddsmith import ORPOConfig, ORPOTrainer
+from oddsmith import ORPOTrainer
 from oddsmith.errors import ConfigError
 from oddsmith.system.run_folder import read_events
 from tests.tiny import ragged_pairs, tiny_model
@@ -371,10 +371,37 @@ def test_hyperparameter_search(tmp_path):
     assert 1e-4 <= best.hyperparameters["learning_rate"] <= 1e-2
 
 
-def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(ORPOConfig, "n_gpu", property(lambda args: 2))
-    with pytest.raises(ConfigError, match=r"sees 2 GPUs.*--num-processes 2.*CUDA_VISIBLE_DEVICES=0"):
-        make(tmp_path)
+def test_one_of_several_gpus_is_used_and_a_line_names_the_command_for_all(tmp_path, monkeypatch, caplog):
+    """transformers would multiply the batch sizes, and wrap the model in DataParallel."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 4))
+    trainer = make(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=3, per_device_eval_batch_size=5)
+    (said,) = [record.getMessage() for record in caplog.records if "GPUs" in record.getMessage()]
+    assert said.startswith(
+        "This process sees 4 GPUs and uses one, cpu. To use all of them, start one process for each:"
+    )
+    assert "oddsmith train --num-processes 4, or accelerate launch --num_processes 4 SCRIPT" in said
+    trainer.train()
+    assert trainer.model_wrapped is trainer.model
+    assert (trainer.pairs_per_step, trainer.args.eval_batch_size, trainer.state.train_batch_size) == (6, 5, 2)
+    trainer.evaluate()
+    trainer.predict(trainer.eval_dataset)
+
+
+def test_a_model_over_several_gpus_uses_padded_batches_and_no_line_asks_for_processes(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 2))
+    model = tiny_model()
+    model.hf_device_map = {"model.layers.0": 0, "": 1}
+    trainer = make_trainer(tmp_path, model)
+    assert not any("GPUs" in record.getMessage() for record in caplog.records)
+    assert trainer.path.reason == "device_map spreads its layers over several devices"
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_a_model_that_is_partly_not_on_the_gpu_is_refused(place, tmp_path):
+    model = tiny_model()
+    model.hf_device_map = {"model.layers.0": 0, "": place}
+    with pytest.raises(ConfigError, match=rf"device_map has left a part of the model on the {place}, where it cannot"):
+        make_trainer(tmp_path, model)
 
 
 def test_a_cpu_is_not_warned_of_pinned_memory(tmp_path, recwarn):

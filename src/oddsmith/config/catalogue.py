@@ -192,7 +192,7 @@ TRAINING = (
         "Skip at most so many NaN steps in a row, then roll back to the last good checkpoint, or stop.",
     ),
     decides("loss_spikes", "What to do with a step whose loss is far above those before it."),
-    decides("fp16", "Compute in fp16 with loss scaling, for GPUs without bf16."),
+    decides("fp16", "Compute in fp16 with loss scaling. By default: on NVIDIA GPUs that multiply fp16 but not bf16."),
     decides("tf32", "Multiply float32 in TF32 on NVIDIA GPUs since Ampere."),
     decides("optim", "Optimizer.", SUMMARY),
     decides("optim_args"),

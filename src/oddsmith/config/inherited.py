@@ -76,7 +76,7 @@ TABLE = (
     ),
     # Precision and memory
     works("bf16 bf16_full_eval", "in float32 on a CPU that would emulate it; one line says so"),
-    works("fp16", "refused without a GPU"),
+    works("fp16", "the default on NVIDIA GPUs with units for fp16 and none for bf16; refused without a GPU"),
     works("fp16_full_eval tf32"),
     works(
         "activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs"

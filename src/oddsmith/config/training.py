@@ -59,8 +59,9 @@ class ORPOConfig(TrainingArguments):
     """Arguments of an ORPO run: all of ``transformers.TrainingArguments`` and the ones below.
 
     Defaults that differ from ``TrainingArguments``: ``learning_rate`` 1e-6 and ``logging_steps`` 10 (as in TRL),
-    ``bf16`` by what the hardware can do, ``logging_nan_inf_filter`` off (a NaN is never averaged away). A
-    ``save_total_limit`` of 1 means 2: no checkpoint is removed before another one is known to be complete.
+    ``bf16`` and ``fp16`` by what the hardware can do (``system/precision.py``), ``logging_nan_inf_filter`` off (a NaN
+    is never averaged away). A ``save_total_limit`` of 1 means 2: no checkpoint is removed before another one is known
+    to be complete.
     Defaults that differ from TRL: gradient checkpointing is off, ``bf16`` as above.
 
     Args:
@@ -201,6 +202,16 @@ class ORPOConfig(TrainingArguments):
             " effect: pairs whose prompt leaves no room for a response are dropped; make it smaller to cut prompts"
         ]
 
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: one at most. transformers would use all that it sees, by ``DataParallel``."""
+        return min(self.visible_gpus, 1)
+
+    @property
+    def visible_gpus(self) -> int:
+        """GPUs that transformers would use in this process."""
+        return super().n_gpu
+
     def loader_options(self) -> dict[str, Any]:
         """Return the keyword arguments of a ``DataLoader`` that follow from the settings."""
         options = {
@@ -219,8 +230,10 @@ class ORPOConfig(TrainingArguments):
         self.precision_reason = "set by hand"
         if self.bf16 is None:
             best = best_precision(use_cpu=bool(self.use_cpu))
+            if not self.fp16:
+                self.precision_reason = best.reason
+                self.fp16: bool = best.name == "fp16"
             self.bf16 = best.name == "bf16" and not self.fp16
-            self.precision_reason = best.reason if not self.fp16 else "set by hand"
         emulated = bool(self.bf16 or self.bf16_full_eval) and emulates_bf16(use_cpu=bool(self.use_cpu))
         if emulated:
             self.bf16: Optional[bool] = False

@@ -32,10 +32,10 @@ def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     """Load a model and its tokenizer to get answers from it; errors are those of ``load_model``.
 
     An adapter is loaded on its base in the bits of its training, because it computes something else on others. Weights
-    keep the type they are stored in (float32 where bf16 would be slow), on the accelerator if there is one.
+    keep the type they are stored in (float16 or float32 where bf16 would be slow), on the accelerator if there is one.
     """
     quantization = find_model(name).quantization_config()
-    dtype = "auto" if best_precision().name == "bf16" else torch.float32
+    dtype = {"bf16": "auto", "fp16": "float16"}.get(best_precision().name, "float32")
     tokenizer = load_tokenizer(name)
     model = load_model(name, dtype=dtype, quantization_config=quantization)
     if emulates_bf16():

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..config import ModelConfig
 from ..errors import MissingExtraError, ModelError
+from ..system.precision import best_precision
 from .bypassed import bypassed_layers
 from .merging import is_tied
 from .text_part import outside_text, pattern_of
@@ -58,12 +59,15 @@ def get_peft_config(model_config: ModelConfig) -> LoraConfig | None:
     )
 
 
-def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | None:
+def get_quantization_config(
+    model_config: ModelConfig, *, compute_dtype: torch.dtype | None = None
+) -> BitsAndBytesConfig | None:
     """Return bitsandbytes' settings for the base; ``None`` without ``load_in_4bit`` and ``load_in_8bit``.
 
     4 bit is NF4 with double quantisation unless the settings say otherwise. Source: Dettmers et al., QLoRA, arXiv
-    2305.14314. Matrix products are computed in bf16, or in ``dtype`` where that is set. Raise ``MissingExtraError``
-    where bitsandbytes is not installed.
+    2305.14314. Matrix products are computed in ``dtype`` where that is set, else in ``compute_dtype``, the type of the
+    run; by default in fp16 on a GPU that has units for it and none for bf16, and in bf16 elsewhere. Raise
+    ``MissingExtraError`` where bitsandbytes is not installed.
     """
     if not (model_config.load_in_4bit or model_config.load_in_8bit):
         return None
@@ -71,7 +75,9 @@ def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | N
         raise MissingExtraError(f"{4 if model_config.load_in_4bit else 8}-bit loading", "4bit")
     if model_config.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
-    compute = model_config.dtype if model_config.dtype not in (None, "auto") else "bfloat16"
+    compute: Any = model_config.dtype
+    if compute in (None, "auto"):
+        compute = compute_dtype or ("float16" if best_precision().name == "fp16" else "bfloat16")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=model_config.bnb_4bit_quant_type,

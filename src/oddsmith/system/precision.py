@@ -1,4 +1,16 @@
-"""Choose the number format in which this machine computes fastest, with the reason in one sentence."""
+"""Choose the number format in which this machine computes fastest, with the reason in one sentence.
+
+    device                                            run    full: weights   adapter: base   4 bit computes in
+    NVIDIA from 8.0 on (A100, RTX 30xx, H100, ...)    bf16   float32         bf16            bf16
+    NVIDIA 7.0, 7.5 (V100, T4, RTX 20xx)              fp16   float32         fp16            fp16
+    older NVIDIA, and other GPUs                      fp32   float32         float32         float32
+    XPU, NPU                                          bf16   float32         bf16            bf16
+    CPU with AMX, AVX512-BF16 or Arm's bf16           bf16   float32         bf16            bf16
+    other CPUs                                        fp32   float32         float32         float32
+
+The run computes under autocast; what is trained is float32 in all rows, as the loss scaling of fp16 needs. Where
+``fp16`` or ``bf16`` is set, the row of that format holds; where ``dtype`` is, the weights have it.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +20,29 @@ from typing import NamedTuple
 import torch
 
 X86_BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+FIRST_TENSOR_CORES = (7, 0)  # compute capability of NVIDIA's GPUs
 NO_BF16_UNIT = "this CPU has neither AVX512-BF16 nor AMX"
 
 
 class Precision(NamedTuple):
-    """A number format (``"bf16"`` or ``"fp32"``) with the reason for it, as one line to print."""
+    """A number format (``"bf16"``, ``"fp16"`` or ``"fp32"``) with the reason for it, as one line to print."""
 
     name: str
     reason: str
 
 
 def best_precision(use_cpu: bool = False) -> Precision:
-    """Return bf16 where the hardware multiplies it, float32 elsewhere; with ``use_cpu`` as if without accelerator.
+    """Return the format of a run by the hardware; with ``use_cpu`` as if without accelerator.
 
     On a CPU bf16 needs AVX512-BF16 or AMX (Arm: the bf16 extension): without either it is emulated, and several times
-    slower than float32. On NVIDIA it needs compute capability 8.0 (Ampere).
+    slower than float32. On NVIDIA it needs compute capability 8.0 (Ampere); units for fp16 came with 7.0 (Volta).
     """
     if not use_cpu and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("bf16", f"{name} multiplies bf16")
+        if torch.version.cuda is not None and torch.cuda.get_device_capability() >= FIRST_TENSOR_CORES:
+            return Precision("fp16", f"{name} multiplies fp16, and has no bf16 arithmetic")
         return Precision("fp32", f"{name} has no bf16 arithmetic")
     if not use_cpu and torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()

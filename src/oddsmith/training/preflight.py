@@ -22,6 +22,7 @@ from ..checkpoint.space import (
     measure_room,
     require_writable,
 )
+from ..config import ORPOConfig
 from ..config.optimizers import not_whole_steps
 from ..data.limits import readable
 from ..errors import ConfigError
@@ -72,14 +73,31 @@ def readable_by(run: Any, rows: Any, source: str) -> Any:
     return readable(rows, limits_of(run.model), run.pair_tokenizer.tokenizer, source)
 
 
-def require_one_device(args: TrainingArguments) -> None:
-    """Refuse several GPUs in one process: ``DataParallel`` cannot scatter packed rows, and loses exactness."""
-    if args.n_gpu > 1:
+def check_devices(args: ORPOConfig, model: Any, *, is_trained: bool) -> None:
+    """Refuse to train a model that is partly not on the GPU, and tell of GPUs that this process does not use.
+
+    transformers would use them by ``DataParallel``, which has more pairs in a step, computes outside of autocast, and
+    cannot scatter packed rows. ``device_map`` may spread a model over several, or leave layers off the GPU: their
+    weights are not there to be trained.
+    """
+    devices = devices_of(model)
+    left = sorted({str(device) for device in devices} & {"cpu", "disk"})
+    if is_trained and left and len(devices) > 1:
         raise ConfigError(
-            f"this process sees {args.n_gpu} GPUs, which transformers would use by DataParallel; start one process per"
-            f" GPU (oddsmith train --num-processes {args.n_gpu}, or accelerate launch --num_processes {args.n_gpu}"
-            " SCRIPT), or show it one (CUDA_VISIBLE_DEVICES=0)"
+            f"device_map has left a part of the model on the {' and the '.join(left)}, where it cannot be trained;"
+            " leave device_map out, or take load_in_4bit or a smaller model"
         )
+    gpus = args.visible_gpus
+    if gpus > 1 and len(devices) < 2:
+        logger.warning(
+            f"This process sees {gpus} GPUs and uses one, {args.device}. To use all of them, start one process for"
+            f" each: oddsmith train --num-processes {gpus}, or accelerate launch --num_processes {gpus} SCRIPT."
+        )
+
+
+def devices_of(model: Any) -> set[Any]:
+    """Return the devices over which ``device_map`` has spread a model; none without it."""
+    return set((getattr(model, "hf_device_map", None) or {}).values())
 
 
 def require_whole_steps(optimizer: Any, model: nn.Module | None = None) -> None:

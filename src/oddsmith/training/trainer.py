@@ -76,7 +76,7 @@ from .meter import (
 )
 from .older_scripts import with_older_arguments
 from .own_loss import OwnLoss, micro_batch_loss
-from .preflight import Preflight, readable_by, require_one_device, require_readable, require_whole_steps
+from .preflight import Preflight, check_devices, readable_by, require_readable, require_whole_steps
 from .recorder import Recorder
 from .step import Path as MicroBatchPath
 from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
@@ -136,11 +136,11 @@ class ORPOTrainer(TransformersAdapter):
     ):
         args = args or ORPOConfig(output_dir="tmp_trainer")
         require_called(self, BYPASSED_METHODS)
-        require_one_device(args)
         set_seed(args.seed)  # an adapter starts from random weights
         self.args, self.peft_config = args, peft_config
         tokenizer = resolve_tokenizer(processing_class, model, args)
         model = resolve_model(model, args, model_init=model_init, adapter=peft_config is not None)
+        check_devices(args, model, is_trained=train_dataset is not None)
         self._is_encoder_decoder = resolve_kind(model, args)
         self._tokenizer = tokenizer
         self.pair_tokenizer = PairTokenizer.from_settings(tokenizer, args, is_encoder_decoder=self.is_encoder_decoder)

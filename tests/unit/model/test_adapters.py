@@ -17,8 +17,10 @@ from transformers import (
 
 from oddsmith.config import ModelConfig
 from oddsmith.errors import MissingExtraError, ModelError
+from oddsmith.model import adapters
 from oddsmith.model.adapters import add_adapter, get_peft_config, get_quantization_config
 from oddsmith.model.loading.models import load_model
+from oddsmith.system.precision import Precision
 from tests.tiny import tiny_model
 
 IDS = torch.arange(1, 20)[None]
@@ -67,6 +69,17 @@ class TestSettings:
         assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
         assert config.task_type == TaskType.CAUSAL_LM
         assert config.init_lora_weights is True
+
+    def test_products_are_computed_in_the_type_of_the_run(self, monkeypatch):
+        chosen = ModelConfig(load_in_4bit=True, use_peft=True)
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            assert get_quantization_config(chosen, compute_dtype=dtype).bnb_4bit_compute_dtype is dtype
+        monkeypatch.setattr(adapters, "best_precision", lambda: Precision("fp16", "a T4"))  # a script of one's own
+        assert get_quantization_config(chosen).bnb_4bit_compute_dtype is torch.float16
+        set_by_hand = ModelConfig(load_in_4bit=True, use_peft=True, dtype="bfloat16")
+        assert (
+            get_quantization_config(set_by_hand, compute_dtype=torch.float16).bnb_4bit_compute_dtype is torch.bfloat16
+        )
 
     def test_every_flag_arrives(self):
         flags = {

@@ -109,7 +109,7 @@ def serving(
                 OSError
             ):  # transformers serve looks for models there, and answers with an error 500 if it is missing
                 Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
-            dtype = "auto" if best_precision().name == "bf16" else "float32"
+            dtype = {"bf16": "auto", "fp16": "float16"}.get(best_precision().name, "float32")
             command = [*TRANSFORMERS, model, "--host", host, "--port", str(port), "--dtype", dtype]
         on_stage("start", name)
         log = stack.enter_context(tempfile.TemporaryFile())

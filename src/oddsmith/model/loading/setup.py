@@ -22,13 +22,18 @@ from .models import load_model, load_tokenizer
 logger = logging.getLogger(__name__)
 
 
-def default_dtype(*, adapter: bool, bf16: bool) -> torch.dtype:
+def default_dtype(args: ORPOConfig, *, adapter: bool) -> torch.dtype:
     """Return the type that weights are loaded in where none is asked for.
 
     The frozen base of an adapter gets the run's precision. A model with all weights trained gets float32, because an
     update of 1e-6 of a bfloat16 weight would be rounded away.
     """
-    return torch.bfloat16 if adapter and bf16 else torch.float32
+    return run_dtype(args) if adapter else torch.float32
+
+
+def run_dtype(args: ORPOConfig) -> torch.dtype:
+    """Return the type in which a run computes."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
 def resolve_model(
@@ -42,7 +47,7 @@ def resolve_model(
     """
     if isinstance(model, str):
         options = _init_options(args)
-        options.setdefault("dtype", default_dtype(adapter=adapter, bf16=bool(args.bf16)))
+        options.setdefault("dtype", default_dtype(args, adapter=adapter))
         # Where the name is that of an adapter and no new one is asked for, training continues with that adapter.
         options.setdefault("is_trainable", True)
         with clear_memory_errors(device=False):
@@ -120,7 +125,20 @@ def ready_model(
         model = add_adapter(model, peft_config)
     require_whole(model)
     require_dora_possible(model)
+    if args.fp16 and train_in_float32(model) and peft_config is None and args.process_index == 0:
+        logger.warning("The weights that are trained were float16, in which steps get lost; they are float32 now.")
     return model
+
+
+def train_in_float32(model: nn.Module) -> bool:
+    """Cast float16 parameters that are trained to float32, in place: loss scaling needs gradients in float32.
+
+    Return whether any was cast. PEFT casts its adapters' own, but no layer that is trained in full beside them.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad and p.dtype is torch.float16]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    return bool(trained)
 
 
 def compute_in_float32(model: nn.Module) -> bool:

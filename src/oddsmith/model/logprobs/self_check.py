@@ -263,6 +263,8 @@ def _obstacle(model: nn.Module) -> str | None:
         return "its adapter puts virtual tokens in front of every sequence"
     if unwrap(model).get_output_embeddings() is None:
         return "its output layer could not be found"
+    if len(set((getattr(unwrap(model), "hf_device_map", None) or {}).values())) > 1:
+        return "device_map spreads its layers over several devices"
     if dropout_rates(model):
         return "dropout is on, and a token shared by several sequences would get the same mask in all of them"
     return None

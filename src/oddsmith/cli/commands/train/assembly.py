@@ -29,7 +29,7 @@ from ....model.adapters import get_peft_config, get_quantization_config
 from ....model.loading.chat_template import set_chat_template
 from ....model.loading.models import load_model, load_tokenizer
 from ....model.loading.place import is_gguf, locate
-from ....model.loading.setup import default_dtype
+from ....model.loading.setup import default_dtype, run_dtype
 from ....system.memory import clear_memory_errors
 from ....training.trainer import ORPOTrainer
 from ...parsing.resolve import Resolved, Settings
@@ -114,7 +114,7 @@ def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
         "revision": chosen.model_revision,
         "trust_remote_code": orpo.trust_remote_code,
         "attn_implementation": chosen.attn_implementation,
-        "quantization_config": get_quantization_config(chosen),
+        "quantization_config": get_quantization_config(chosen, compute_dtype=run_dtype(orpo)),
         "is_trainable": is_trainable,
     }
     return load_model(str(chosen.model_name_or_path), **{**options, **_init_options(settings)})
@@ -138,7 +138,7 @@ def base_dtype(settings: Settings) -> torch.dtype | str:
     given = _init_options(settings).get("dtype", settings.model.dtype)
     if given is not None:
         return given if given == "auto" else getattr(torch, given)
-    return default_dtype(adapter=settings.model.use_peft, bf16=bool(settings.orpo.bf16))
+    return default_dtype(settings.orpo, adapter=settings.model.use_peft)
 
 
 def _tokenized(
