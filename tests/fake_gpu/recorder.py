@@ -279,6 +279,9 @@ def place_in_code() -> str:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
+        if name.endswith("kernels/__init__.py"):  # calls any of our operators
+            frame = frame.f_back
+            continue
         if "/src/oddsmith/" in name or ("/oddsmith/" in name and "site-packages" in name):
             return f"{name.split('/oddsmith/')[-1]}:{frame.f_code.co_name}"
         if any(library in name for library in _LIBRARIES):

@@ -49,6 +49,22 @@ def measure_case(case: Any) -> dict[str, Any]:
     }
 
 
+def predict() -> dict[str, Any]:
+    """Predict a step of an 8B model's first layers, as ``benchmarks/gpu_roofline.py`` does of all."""
+    from benchmarks import gpu_roofline
+
+    work = gpu_roofline.WORKS["8b-qlora"]
+    work = work._replace(shape=work.shape | {"num_hidden_layers": 2}, pairs=2)
+    steps = gpu_roofline.steps_of(work)
+    one = steps["H100"]
+    return {
+        "device_s": {name: gpu_roofline.total_s(step.record, gpu_roofline.CARDS[name]) for name, step in steps.items()},
+        "operations": one.record.total()[2],
+        "needed": one.needed,
+        "report": gpu_roofline.report({"8b-qlora": steps}, (1e-5, 100), 5),
+    }
+
+
 def attempted(run: Callable[..., dict[str, Any]], *arguments: Any, **others: Any) -> dict[str, Any]:
     """Return what a scenario recorded, with the seconds that it took; or how it failed."""
     started = time.process_time()
@@ -71,6 +87,7 @@ def main(file: str) -> None:
 
     found = {
         "cases": {name: attempted(measure_case, case) for name, case in CASES.items()},
+        "roofline": {"8b-qlora": attempted(predict)},
         "trainings": {name: attempted(run_training, **settings) for name, settings in TRAININGS.items()},
     }
     Path(file).write_text(json.dumps(found, indent=1), encoding="utf-8")

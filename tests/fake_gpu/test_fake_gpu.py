@@ -6,12 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fake_gpu.limits import STEPS, TRAININGS
 from tests.fake_gpu.scenarios import CANNOT_RUN
+
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all of them: about 70 s of CPU
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +24,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file = tmp_path_factory.mktemp("fake_gpu") / "recorded.json"
     command = [sys.executable, "-W", "ignore", "-m", "tests.fake_gpu.scenarios", str(file)]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     if done.returncode == CANNOT_RUN:
         pytest.skip(f"no fake GPU: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr[-4000:]
@@ -71,6 +75,16 @@ def test_a_layer_launches_and_moves_no_more_than_its_limit(step, name):
     assert step["launches a layer"] <= limit.launches
     assert step["passes a layer"] <= limit.passes
     assert step["launches beside the layers"] <= limit.beside
+
+
+def test_the_roofline_predicts_faster_steps_on_faster_cards_and_counts_the_operations(recorded):
+    found = _of(recorded["roofline"], "8b-qlora")
+    times_s = [found["device_s"][card] for card in ("H100", "A100", "RTX 4090", "RTX 3090")]
+    assert times_s == sorted(times_s)
+    assert 0 < times_s[0] < times_s[-1] / 3
+    # LoRA's own products come on top; the first layer needs no gradient of its input.
+    assert found["operations"] == pytest.approx(found["needed"], rel=0.05)
+    assert "| 8b-qlora | RTX 3090 |" in found["report"]
 
 
 @pytest.mark.parametrize("name", TRAININGS)
