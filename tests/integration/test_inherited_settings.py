@@ -100,7 +100,7 @@ def test_the_seed_of_the_data_alone_decides_on_their_order(tmp_path):
 def test_optimizer_and_schedule_have_their_settings(tmp_path):
     trainer = make(
         tmp_path, weight_decay=0.25, adam_beta1=0.7, adam_beta2=0.8, adam_epsilon=1e-3, warmup_steps=2,
-        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 5e-3}, torch_compile_mode="default",
+        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 5e-3},
     )  # fmt: skip
     optimizer = trainer.create_optimizer()
     decayed, others = optimizer.param_groups

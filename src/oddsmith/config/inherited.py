@@ -81,7 +81,10 @@ TABLE = (
     works(
         "activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs"
     ),
-    works("torch_compile torch_compile_backend torch_compile_mode", "layers are compiled for several lengths"),
+    works(
+        "torch_compile torch_compile_backend torch_compile_mode",
+        "on padded batches (`prefix_forest: false`); otherwise told, without effect: packed rows differ in length",
+    ),
     works("torch_empty_cache_steps"),
     works("use_cache", "only written into `config.json`: training computes without a cache"),
     told(

@@ -188,7 +188,7 @@ _TABLE: tuple[Older, ...] = (
     *_gone("include_tokens_per_second", "log lines have tokens_per_second in any case"),
     *_gone("fp16_backend half_precision_backend", _AUTOCAST, "str", (None, "auto")),
     *_gone("fp16_opt_level", _AUTOCAST, "str", (None, "O1")),
-    *_gone("use_ipex jit_mode_eval", "transformers no longer has it; torch_compile may make layers faster"),
+    *_gone("use_ipex jit_mode_eval", "transformers no longer has it"),
     *_gone("dispatch_batches split_batches", "batches are planned for each process"),
     *_gone("tpu_num_cores tpu_metrics_debug", "the launcher says how many processes there are", "int"),
     *_gone("ray_scope", "give scope to hyperparameter_search", "str", (None, "last")),

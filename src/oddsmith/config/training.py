@@ -45,6 +45,11 @@ EARLY_WITHOUT_BEST = (
     " not with its best"
 )
 
+NOT_COMPILED = (
+    "torch_compile is on; it has no effect on packed rows, each of another length, whose layers are written out here:"
+    " leave it out, or set prefix_forest to false, and padded batches are compiled"
+)
+
 _CHOICES = {
     "nll_on": ("sequence", "response"),
     "bad_rows": ("error", "drop"),
@@ -159,6 +164,7 @@ class ORPOConfig(TrainingArguments):
         refuse(self)
         self._resolve_early_stopping()
         emulated = self._resolve_precision()
+        is_not_compiled = self._resolve_compilation()
         if self.report_to is None:  # YAML's null and `--report-to none`; transformers wants the word
             self.report_to: Any = "none"
         if self.save_total_limit == 1:  # a second one is there while one is written, or if one is damaged
@@ -169,6 +175,7 @@ class ORPOConfig(TrainingArguments):
             raise ConfigError("activation_checkpointing_kwargs has offload on, which needs a GPU; leave it out")
         self._check_model_options()
         lines = [f"float32: {BF16_EMULATED}"] * emulated + [EARLY_WITHOUT_BEST] * self._ends_after_its_best
+        lines += [NOT_COMPILED] * is_not_compiled
         self._tell(lines + self._lines_on_lengths() + lines_about(self))
         self.use_liger_kernel: bool = False  # its layers would take the place of ours
         self.logging_nan_inf_filter = False
@@ -242,6 +249,18 @@ class ORPOConfig(TrainingArguments):
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu: bool = True  # what transformers asks for before it computes in bf16 on a CPU
         return emulated
+
+    def _resolve_compilation(self) -> bool:
+        """Turn ``torch_compile`` off where rows are packed, and return whether it was on; a backend turns it on.
+
+        Compiled layers would run their own forwards, in a graph for each kind of length, and gain nothing.
+        """
+        if not self.prefix_forest or not (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
+            return False
+        self.torch_compile: bool = False
+        self.torch_compile_backend: Optional[str] = None
+        self.torch_compile_mode: Optional[str] = None
+        return True
 
     def _read_numbers(self) -> None:
         """Read numbers that are given as texts: PyYAML takes ``1e-5`` for one."""

@@ -1,6 +1,7 @@
 """Every field of the settings works, by a test that is named here, or is told or refused in one line."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -54,7 +55,7 @@ TRIED = {
     " eval_accumulation_steps eval_delay eval_use_gather_object fp16_full_eval full_determinism ignore_data_skip"
     " is_encoder_decoder log_level log_level_replica log_on_each_node logging_first_step logging_steps"
     " lr_scheduler_kwargs lr_scheduler_type max_completion_length project remove_unused_columns report_to"
-    " resume_from_checkpoint run_name save_on_each_node skip_memory_metrics tf32 torch_compile_mode"
+    " resume_from_checkpoint run_name save_on_each_node skip_memory_metrics tf32"
     " torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id use_cache warmup_steps"
     " weight_decay",
     "tests/equivalence/test_trainer_vs_trl.py": "beta gradient_checkpointing learning_rate max_steps"
@@ -65,7 +66,8 @@ TRIED = {
     " include_for_metrics include_num_input_tokens_seen load_best_model_at_end metric_for_best_model"
     " prediction_loss_only",
     "tests/integration/test_paths.py": "dataloader_num_workers disable_dropout gradient_checkpointing_kwargs"
-    " max_skipped_steps neftune_noise_alpha torch_compile torch_compile_backend",
+    " max_skipped_steps neftune_noise_alpha",
+    "tests/unit/config/test_inherited.py": "torch_compile torch_compile_backend torch_compile_mode",
     "tests/integration/test_numbers.py": "ddp_backend fp16 loss_spikes max_grad_norm optim_args",
     "tests/integration/test_resume.py": "early_stopping_patience early_stopping_threshold"
     " restore_callback_states_from_checkpoint save_only_model save_steps"
@@ -125,6 +127,33 @@ def test_it_is_told_once(tmp_path, caplog, name):
     (record,) = [record.getMessage() for record in caplog.records]
     assert line in record
     assert not args.use_liger_kernel
+
+
+COMPILED = [{"torch_compile": True}, {"torch_compile_backend": "eager"}, {"torch_compile_mode": "default"}]
+
+
+@pytest.mark.parametrize("settings", COMPILED, ids=str)
+@pytest.mark.parametrize("given", ["script", "flag", "YAML"])
+def test_packed_rows_are_not_compiled_and_a_line_says_so(tmp_path, caplog, settings, given):
+    ((name, value),) = settings.items()
+    if given == "script":
+        args = config(tmp_path, **settings)
+    else:
+        file = tmp_path / "run.yaml"
+        file.write_text(f"{name}: {json.dumps(value)}" if given == "YAML" else "seed: 1", encoding="utf-8")
+        flag = [f"--{name.replace('_', '-')}", *([] if value is True else [value])] if given == "flag" else []
+        words = ["--config", file, "--output-dir", tmp_path / "run", "--use-cpu", "--no-bf16", *flag]
+        args = build(resolve([str(word) for word in words], load_fields())).orpo
+    assert (args.torch_compile, args.torch_compile_backend, args.torch_compile_mode) == (False, None, None)
+    (record,) = [record.getMessage() for record in caplog.records]
+    assert record.startswith("torch_compile is on; it has no effect on packed rows")
+    assert "set prefix_forest to false" in record
+
+
+def test_padded_batches_are_compiled(tmp_path, caplog):
+    args = config(tmp_path, prefix_forest=False, torch_compile_mode="default")
+    assert (args.torch_compile, args.torch_compile_backend) == (True, "inductor")
+    assert not [record for record in caplog.records if "prefix_forest" in record.getMessage()]
 
 
 def test_what_works_is_silent(tmp_path, caplog):
