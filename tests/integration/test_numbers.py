@@ -208,6 +208,19 @@ def test_nan_weights_before_the_first_step_are_reported_and_checkpoints_are_writ
     verify(tmp_path / "checkpoint-4")
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("peft", [None, {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}])
+def test_a_run_that_makes_no_step_fails_and_saves_nothing(peft, steps, tmp_path):
+    model, adapter = tiny_model(), peft and LoraConfig(**peft)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = math.nan
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    trainer = trainer_of(tmp_path, ragged_pairs(8), model, peft=adapter, max_steps=steps, **saving)
+    with pytest.raises(NonFiniteError, match=f"none of {steps} steps could be made: .*nothing was trained"):
+        trainer.train()
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 # ---- Rollback, and stopping
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "max_steps": 10}

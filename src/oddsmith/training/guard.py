@@ -290,12 +290,14 @@ class StepGuard(TrainerCallback):
         self._before: tuple[Tensor, dict[str, Any]] = (torch.zeros(()), {})  # of the step: loss sum, meter's state
         self._lines = 0
         self._bad_from_start: frozenset[str] = frozenset()
+        self._steps_made = self._steps_skipped = 0  # since training began, which may be from a checkpoint
 
     def begin(self) -> None:
         """Forget everything: a training starts."""
         self.judge = StepJudge(self._run.args.max_skipped_steps, self._run.args.loss_spikes)
         self.is_norm_invalid = False
         self._lines, self._bad_from_start = 0, frozenset()
+        self._steps_made = self._steps_skipped = 0
         self.forget_micro_batches()
 
     state_version = StepJudge.state_version
@@ -342,6 +344,8 @@ class StepGuard(TrainerCallback):
             decision = Decision.STOP if cause else Decision.WARN
         is_skipped = decision in (Decision.SKIP, Decision.ROLL_BACK)
         self.is_norm_invalid = is_skipped or is_calibration
+        self._steps_skipped += self.is_norm_invalid
+        self._steps_made += not self.is_norm_invalid
         what = ""
         if decision is not Decision.TRAIN:
             what = self._report(cause or Cause.SPIKE, loss, stops=decision is Decision.STOP, is_skipped=is_skipped)
@@ -358,7 +362,8 @@ class StepGuard(TrainerCallback):
         """
         if not control.should_save:
             return
-        if self.judge.non_finite_in_a_row > 0 and not control.should_training_stop:
+        is_untrained = self._steps_skipped > 0 and not self._steps_made
+        if is_untrained or (self.judge.non_finite_in_a_row > 0 and not control.should_training_stop):
             control.should_save = False
         elif bad := self._non_finite_weights():
             control.should_save = False
@@ -367,11 +372,18 @@ class StepGuard(TrainerCallback):
     on_epoch_end = on_step_end
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Stop the run if its last step left weights that are not finite, which no later step notices."""
+        """Stop the run if its last step left weights that are not finite, or if no step could be made at all."""
         if bad := self._non_finite_weights():
             raise NonFiniteError(
                 f"step {state.global_step}: {weights_in_words(bad)} after the last step; go on from the last"
                 " checkpoint, with a lower learning_rate or in bf16 or float32 instead of fp16"
+            )
+
+        if self._steps_skipped and not self._steps_made and state.global_step >= state.max_steps:
+            weights = f"{weights_in_words(sorted(self._bad_from_start))}; " if self._bad_from_start else ""
+            raise NonFiniteError(
+                f"none of {self._steps_skipped} steps could be made: {weights}nothing was trained; look at the weights"
+                " of the base model, and at the rows that are named above"
             )
 
     # ---- Judging a step
