@@ -32,6 +32,7 @@ from .call_arguments import CallArguments
 from .content_parts import as_template_reads
 from .left_out import LeftOut, left_out, may_lack_something
 from .marks import Marked, without_marks
+from .template_variables import require_free_variables
 from .tokenized import Form
 from .turns import Gap, TurnFinder
 
@@ -156,6 +157,7 @@ class Renderer:
 
     def _render_conversation(self, pair: PreferencePair, prompt: list[Message]) -> RenderedPair:
         self._require_template()
+        require_free_variables(pair.template_kwargs, self.tokenizer)
         options = {"tools": pair.tools or None, **pair.template_kwargs}
         openings: dict[str, str] = {}  # the prompt's text by the role of the next turn, usually the same for both sides
         renderings, lost = [], []
