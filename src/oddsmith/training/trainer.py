@@ -293,10 +293,11 @@ class ORPOTrainer(TransformersAdapter):
         if self.train_dataset is None:
             raise ConfigError("train_dataset is missing; give the pairs to train on")
         args = self.args
-        if self.is_in_train:
+        is_laid_out = self.is_in_train and self.can_compute
+        if is_laid_out:
             self.stepper.begin(training=True)
             self.checkpoints.restore_part("layout")  # nothing, unless the run is resumed
-        path = self.path if self.is_in_train else self.padded_path
+        path = self.path if is_laid_out else self.padded_path  # which has as many items
         factory = self._loaders(
             path, self.train_dataset, self.pairs_per_micro_batch, accumulation=args.gradient_accumulation_steps
         )
@@ -476,7 +477,8 @@ class ORPOTrainer(TransformersAdapter):
         dataset: Any = dataloader.dataset
         if not self.is_in_train:
             self.stepper.begin(training=False)
-        if isinstance(dataset, PlannedDataset | StreamedBatches) and isinstance(self.path, ForestPath):
+        is_ours = isinstance(dataset, PlannedDataset | StreamedBatches)
+        if is_ours and self.can_compute and isinstance(self.path, ForestPath):
             dataloader = self._loaders(self.path, dataset.rows, self.args.eval_batch_size).evaluation()
         self.evaluation_meter = EvaluationMeter(self.recorder.tokens_kept(dataset))
         self.guard.forget_micro_batches()

@@ -61,6 +61,7 @@ PRIVATE_METHODS = (
     "_load_optimizer_and_scheduler",
     "_load_rng_state",
     "_load_scaler",
+    "_prepare_for_training",
     "_prepare_inputs",
     "_push_from_checkpoint",
     "_run_epoch",
@@ -107,6 +108,7 @@ class TransformersAdapter(Trainer):
     recorder: Recorder
     is_encoder_decoder: bool
     optimizer: Any
+    _is_prepared = False  # for a training
     gradient_norm: Tensor | float | None = None  # of the step that is about to be made, before clipping
     _operations_a_token: int | None = None
     _finished_optimizer: Any = None  # that of the last training, which made it
@@ -252,6 +254,20 @@ class TransformersAdapter(Trainer):
             autocast=str(self.accelerator.mixed_precision),
             checkpointing=any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()),
         )
+
+    @property
+    def can_compute(self) -> bool:
+        """Whether the model can compute: one that is sharded is on its device only when it has been prepared."""
+        return self.sharded_by is None or self._is_prepared
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, *arguments: Any) -> tuple[nn.Module, Any]:
+        """Prepare as transformers does, and lay out batches once more, by the path of the model that is there now."""
+        is_sharded = self.sharded_by is not None
+        model, train_dataloader = super()._prepare_for_training(max_steps, train_dataloader, *arguments)
+        self._is_prepared = True
+        if is_sharded:
+            train_dataloader = self.callback_handler.train_dataloader = self.get_train_dataloader()
+        return model, train_dataloader
 
     def _forget_prepared(self) -> None:
         """Let the model be prepared, and wrapped, again the next time."""

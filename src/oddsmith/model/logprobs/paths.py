@@ -254,6 +254,7 @@ def _budget_of(
                 head_bytes_per_token=kept,
                 processes=args.world_size,
                 exchanged=args.world_size > 1 and not (args.fsdp or args.deepspeed),
+                backward=not args.deepspeed,
             )
     finally:
         model.train(was_training)

@@ -72,6 +72,7 @@ def token_budget(
     head_bytes_per_token: int,
     processes: int = 1,
     exchanged: bool = False,
+    backward: bool = True,
 ) -> TokenBudget:
     """Return the size of the largest micro-batches that fit into memory, between ``MIN_TOKENS`` and ``MAX_TOKENS``.
 
@@ -83,6 +84,7 @@ def token_budget(
         head_bytes_per_token: What the head keeps of a token where its budget has room; 0 for a frozen one.
         processes: How many train together; on CPUs they share the memory.
         exchanged: Whether processes exchange gradients in buffers of their own, as DDP does.
+        backward: Whether a backward pass may be run; DeepSpeed's is a part of its step.
 
     Returns:
         The budget.
@@ -93,7 +95,7 @@ def token_budget(
     # Gradients, two moments of Adam, and DDP's buckets, which hold all gradients once more.
     free = max(0, available - (4 if exchanged else 3) * trainable_bytes(model))
     usable, chunk = int(USABLE * free), min(BUDGET_BYTES, CHUNK_ROWS[kind] * vocabulary * 4)
-    per_token, fixed = _measured(model, run, MEASURED_HEAD_ROWS[kind] * vocabulary * 4, usable - chunk)
+    per_token, fixed = _measured(model, run, MEASURED_HEAD_ROWS[kind] * vocabulary * 4, usable - chunk, backward)
     max_tokens, head_bytes = share(
         max(0, usable - fixed),
         per_token,
@@ -147,7 +149,7 @@ class StepBytes(NamedTuple):
     peak: int
 
 
-def _measured(model: nn.Module, run: Run, head_bytes: int, usable: int) -> tuple[float, int]:
+def _measured(model: nn.Module, run: Run, head_bytes: int, usable: int, backward: bool) -> tuple[float, int]:
     """Return what a token costs, and what a step takes beside its tokens.
 
     Where even four times what a short row keeps leaves room for as many tokens as a micro-batch may ever have, no
@@ -160,7 +162,7 @@ def _measured(model: nn.Module, run: Run, head_bytes: int, usable: int) -> tuple
         try:
             found: list[StepBytes] = []
             for tokens in lengths:
-                found.append(step_bytes(model, partial(run, tokens, head_bytes)))
+                found.append(step_bytes(model, partial(run, tokens, head_bytes), backward=backward))
                 (kept, peak), short = found[0], lengths[0]
                 if device.type == "cpu" and 4 * most * kept // short + peak - kept <= usable:
                     return kept / short, peak - kept
@@ -201,8 +203,8 @@ def fit(lengths: Sequence[int], found: Sequence[StepBytes], most: int) -> tuple[
     return max(slope + more, 1.0), max(0, int(fixed + more_fixed))
 
 
-def step_bytes(model: nn.Module, compute_loss: Callable[[], Tensor]) -> StepBytes:
-    """Measure a forward and backward pass.
+def step_bytes(model: nn.Module, compute_loss: Callable[[], Tensor], *, backward: bool = True) -> StepBytes:
+    """Measure a forward pass, and a ``backward`` pass.
 
     Gradients are dropped one by one, as soon as they are there, and those that the parameters have stay.
     """
@@ -218,7 +220,7 @@ def step_bytes(model: nn.Module, compute_loss: Callable[[], Tensor]) -> StepByte
         with meter, torch.enable_grad():
             loss = compute_loss()
             kept = meter.now
-            if loss.requires_grad:
+            if loss.requires_grad and backward:
                 loss.backward()
             return StepBytes(kept, meter.peak)
     finally:

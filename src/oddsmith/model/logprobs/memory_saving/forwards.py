@@ -7,7 +7,6 @@ its conditions again at each call, and calls the module's own where they do not 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -41,7 +40,7 @@ def _normalises(module: Any, eps: float, scale: Scale) -> bool:
     """Return whether the module, with a random weight, computes what ``rms_norm`` does with this scale."""
     shape = tuple(module.weight.shape)
     x, weight, grad = _random((3, *shape), shape, (3, *shape))
-    probe = copy.copy(module)
+    probe = _shallow_copy(module)
     for x_dtype, weight_dtype in ((torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)):
         vars(probe)["_parameters"] = {"weight": nn.Parameter(weight.to(weight_dtype))}
         ours = rms_norm(x.to(x_dtype), probe.weight, eps, scale)
@@ -171,9 +170,16 @@ def forward_mlp(
 # ---- Inspecting and trying a module
 
 
+def _shallow_copy(module: nn.Module) -> Any:
+    """Return another module of the same class and attributes; FSDP's classes have a ``__new__`` that copy calls."""
+    probe = object.__new__(type(module))
+    vars(probe).update(vars(module))
+    return probe
+
+
 def _small_copy(module: nn.Module, **children: nn.Module) -> nn.Module:
     """Return the module's own code and settings with other, small children; the module itself is unchanged."""
-    probe = copy.copy(module)
+    probe = _shallow_copy(module)
     vars(probe)["_modules"] = {**module._modules, **children}
     return probe
 
