@@ -103,8 +103,8 @@ def target_logps(
 def tile(vocabulary: int) -> dict[str, int]:
     """Return the tile of a program: 8 numbers of its row a thread, 16 bytes in bf16, of up to 512 threads.
 
-    Compiled: 39 registers a thread on an H100 (49 with a soft cap), so that three (two) programs share a
-    multiprocessor and 24 KB are on their way there; 16 numbers a thread need 59 (92).
+    Compiled for an H100 that is 32 registers a thread (40 with a soft cap), so that four (three) programs share a
+    multiprocessor and 32 KB are on their way there; with 16 numbers a thread it was 59 (92).
     """
     block = min(4096, max(256, triton.next_power_of_2(vocabulary)))
     return {"BLOCK": block, "num_warps": block // 256}
