@@ -69,47 +69,48 @@ class _Linears(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, dtype: torch.dtype, scalings: list[float], *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        layers = _layers(tensors, scalings)
-        x_ND = _rows(x).to(dtype)
-        biases = [None if layer.bias is None else layer.bias.to(dtype) for layer in layers]
-        inner_NR, products = _inner_products(x_ND, [layer.branch for layer in layers])
+        x_ND, layers = _rows(x).to(dtype), _layers(tensors, scalings)
+        stack = _Stack.of([layer.branch for layer in layers], dtype)
+        inner_NR = None if stack.A_RD is None else x_ND @ stack.A_RD.t()
         ys = []
-        for layer, bias, inner in zip(layers, biases, products, strict=True):
-            if layer.branch is None:
+        for layer, B_OR, inner in zip(layers, stack.Bs, stack.split(inner_NR), strict=True):
+            bias = None if layer.bias is None else layer.bias.to(dtype)
+            if B_OR is None:
                 ys.append(F.linear(x_ND, layer.base.to(dtype), bias))
                 continue
-            B_RO = layer.branch.lora_B.to(dtype).t()
-            y_NO = inner @ B_RO if bias is None else torch.addmm(bias, inner, B_RO)
+            y_NO = inner @ B_OR.t() if bias is None else torch.addmm(bias, inner, B_OR.t())
             # The large product adds to the small one's result: it reads that while it computes.
             ys.append(y_NO.addmm_(x_ND, layer.base.to(dtype).t()))
         ctx.set_materialize_grads(False)
-        ctx.dtype, ctx.x_dtype, ctx.x_shape, ctx.scalings = dtype, x.dtype, x.shape, scalings
-        needed = ctx.needs_input_grad[3:]
-        save(ctx, x, inner_NR, *tensors, needs_x=any(needed[0::4]) or any(needed[2::4]))
+        ctx.dtype, ctx.x_dtype, ctx.x_shape = dtype, x.dtype, x.shape
+        ctx.kinds, ctx.bias_dtypes = stack.kinds, [None if layer.bias is None else layer.bias.dtype for layer in layers]
+        needed, bases = ctx.needs_input_grad[3:], [layer.base for layer in layers]
+        needs_x = any(needed[0::4]) or any(needed[2::4])
+        save(ctx, x, inner_NR, stack.A_RD, *stack.Bs, *bases, needs_x=needs_x)
         return tuple(ys)
 
     @staticmethod
     @exact_backward
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """With v = dY B, summed over layers:  dX = dY W + s v A,  dW = dY^T x,  db = sum of dY;  dA, dB as below."""
-        x, inner_NR, *tensors = saved(ctx)
+        x, inner_NR, A_RD, *others = saved(ctx)
         x_ND: Any = None if x is None else _rows(x)
-        layers = _layers(tensors, ctx.scalings)
+        count = len(ctx.kinds)
+        stack, bases = _Stack(A_RD, others[:count], ctx.kinds), others[count:]
         grads_NO = [None if grad is None else grad.to(ctx.dtype) for grad in grads]
         needs_x, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[3:]
-        grad_x_ND, of_branches = _branch_gradients(
-            grads_NO, x_ND, inner_NR, [layer.branch for layer in layers], (needs_x, needs[2::4], needs[3::4])
-        )
+        grad_x_ND, of_branches = _branch_gradients(grads_NO, x_ND, inner_NR, stack, (needs_x, needs[2::4], needs[3::4]))
         found: list[Tensor | None] = []
-        for place, (grad_NO, (base, bias, _)) in enumerate(zip(grads_NO, layers, strict=True)):
+        for place, (grad_NO, base) in enumerate(zip(grads_NO, bases, strict=True)):
             grad_base = grad_bias = None
             if grad_NO is not None:
                 if needs_x:
-                    grad_x_ND = _added(grad_x_ND, grad_NO, base.to(ctx.dtype))
+                    base_OD = base.to(ctx.dtype)
+                    grad_x_ND = grad_NO @ base_OD if grad_x_ND is None else grad_x_ND.addmm_(grad_NO, base_OD)
                 if needs[4 * place]:
                     grad_base = (grad_NO.t() @ x_ND).to(base.dtype)
-                if bias is not None and needs[4 * place + 1]:
-                    grad_bias = grad_NO.sum(0).to(bias.dtype)
+                if needs[4 * place + 1]:
+                    grad_bias = grad_NO.sum(0).to(ctx.bias_dtypes[place])
             found += grad_base, grad_bias, *of_branches[place]
         grad_x = None if grad_x_ND is None else grad_x_ND.view(ctx.x_shape).to(ctx.x_dtype)
         return grad_x, None, None, *found
@@ -119,26 +120,28 @@ class _Branches(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scalings: list[float], *tensors: Tensor) -> tuple[Tensor, ...]:
         ys, tensors = tensors[: len(scalings)], tensors[len(scalings) :]
-        branches = _branches(tensors, scalings)
+        dtype = ys[0].dtype
+        triples = zip(tensors[0::2], tensors[1::2], scalings, strict=True)
+        stack: Any = _Stack.of([Branch(A, B, scaling) for A, B, scaling in triples], dtype)
+        inner_NR = _rows(x).to(dtype) @ stack.A_RD.t()
         ctx.mark_dirty(*ys)
-        inner_NR, products = _inner_products(_rows(x).to(ys[0].dtype), branches)
-        for y, branch, inner in zip(ys, branches, products, strict=True):
-            _rows(y).addmm_(inner, branch.lora_B.to(y.dtype).t())
+        for y, B_OR, inner in zip(ys, stack.Bs, stack.split(inner_NR), strict=True):
+            _rows(y).addmm_(inner, B_OR.t())
         ctx.set_materialize_grads(False)
-        ctx.dtype, ctx.x_shape, ctx.scalings = ys[0].dtype, x.shape, scalings
-        save(ctx, x, inner_NR, *tensors, needs_x=any(ctx.needs_input_grad[2 + len(ys) :: 2]))
+        ctx.dtype, ctx.x_shape, ctx.kinds = dtype, x.shape, stack.kinds
+        save(ctx, x, inner_NR, stack.A_RD, *stack.Bs, needs_x=any(ctx.needs_input_grad[2 + len(ys) :: 2]))
         return ys
 
     @staticmethod
     @exact_backward
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, inner_NR, *tensors = saved(ctx)
-        needs, needs_branch = ctx.needs_input_grad, ctx.needs_input_grad[2 + len(ctx.scalings) :]
+        x, inner_NR, A_RD, *Bs = saved(ctx)
+        needs, needs_branch = ctx.needs_input_grad, ctx.needs_input_grad[2 + len(grads) :]
         grad_x_ND, of_branches = _branch_gradients(
             [None if grad is None else _rows(grad) for grad in grads],
             None if x is None else _rows(x),
             inner_NR,
-            _branches(tensors, ctx.scalings),
+            _Stack(A_RD, Bs, ctx.kinds),
             (needs[0], needs_branch[0::2], needs_branch[1::2]),
         )
         grad_x = None if grad_x_ND is None else grad_x_ND.view(ctx.x_shape)
@@ -146,48 +149,70 @@ class _Branches(torch.autograd.Function):
         return grad_x, None, *grads_y, *(gradient for gradients in of_branches for gradient in gradients)
 
 
-def _inner_products(x_ND: Tensor, branches: Sequence[Branch | None]) -> tuple[Tensor | None, list[Any]]:
-    """Return s x A^T of all branches as one tensor, [N, R], and that of each."""
-    some = [branch for branch in branches if branch is not None]
-    if not some:
-        return None, [None] * len(branches)
-    inner_NR = x_ND @ _stacked_A(some, x_ND.dtype).t()
-    return inner_NR, _split(inner_NR, branches)
+class _Kind(NamedTuple):
+    """What is known of a branch beside its numbers; rank 0: a layer that has none."""
+
+    rank: int = 0
+    scaling: float = 1.0
+    A_dtype: torch.dtype | None = None
+    B_dtype: torch.dtype | None = None
+
+
+class _Stack(NamedTuple):
+    """The branches of layers over one input, in the dtype of the products; they are cast once a step."""
+
+    A_RD: Tensor | None  # s A of all of them, one below the other: the smallest tensors that s can be multiplied into
+    Bs: list[Tensor | None]  # [O, R of the layer]
+    kinds: list[_Kind]
+
+    @classmethod
+    def of(cls, branches: Sequence[Branch | None], dtype: torch.dtype) -> _Stack:
+        kinds = [
+            _Kind() if b is None else _Kind(len(b.lora_A), b.scaling, b.lora_A.dtype, b.lora_B.dtype) for b in branches
+        ]
+        some = [branch for branch in branches if branch is not None]
+        scalings = {branch.scaling for branch in some}
+        As = [branch.lora_A if len(scalings) == 1 else branch.lora_A * branch.scaling for branch in some]
+        A_RD = None if not As else As[0] if len(As) == 1 else torch.cat(As)
+        if A_RD is not None:
+            A_RD = (A_RD * scalings.pop() if len(scalings) == 1 else A_RD).to(dtype)
+        return cls(A_RD, [None if branch is None else branch.lora_B.to(dtype) for branch in branches], kinds)
+
+    def split(self, stacked: Tensor | None, dim: int = 1) -> list[Any]:
+        """Return each layer's part of a tensor that holds all branches one after the other."""
+        return [None] * len(self.kinds) if stacked is None else list(stacked.split([k.rank for k in self.kinds], dim))
 
 
 def _branch_gradients(
     grads_NO: Sequence[Tensor | None],
     x_ND: Any,
     inner_NR: Any,
-    branches: Sequence[Branch | None],
+    stack: _Stack,
     needs: tuple[bool, Sequence[bool], Sequence[bool]],
 ) -> tuple[Tensor | None, list[tuple[Tensor | None, Tensor | None]]]:
     """Return the branches' part of dX, and dA and dB of each; ``needs`` says which: of x, of each A, of each B.
 
     With v = dY B:  dX = s v A,  dA = s v^T x,  dB = dY^T (s x A^T).
     """
-    found: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(branches)
-    some = [
-        (place, branch, grad)
-        for place, (branch, grad) in enumerate(zip(branches, grads_NO, strict=True))
-        if branch is not None and grad is not None
-    ]
-    if not some:
-        return None, found
+    if inner_NR is None:
+        return None, [(None, None)] * len(grads_NO)
     needs_x, needs_A, needs_B = needs
-    dtype = inner_NR.dtype
-    products = [grad_NO @ branch.lora_B.to(dtype) for _, branch, grad_NO in some]
+    # A result that nothing uses has a gradient of 0.
+    products = [
+        inner_NR.new_zeros(len(inner_NR), kind.rank) if grad_NO is None or B_OR is None else grad_NO @ B_OR
+        for grad_NO, B_OR, kind in zip(grads_NO, stack.Bs, stack.kinds, strict=True)
+    ]
     v_NR = products[0] if len(products) == 1 else torch.cat(products, 1)
-    used = [branch for _, branch, _ in some]
-    grad_x_ND = v_NR @ _stacked_A(used, dtype) if needs_x else None
-    grads_A = _split(v_NR.t() @ x_ND, used, 0) if any(needs_A[place] for place, _, _ in some) else [None] * len(some)
-    inners = _split(inner_NR, branches)
-    for (place, branch, grad_NO), grad_A in zip(some, grads_A, strict=True):
-        grad_B = (grad_NO.t() @ inners[place]).to(branch.lora_B.dtype) if needs_B[place] else None
-        found[place] = (
-            grad_A.to(branch.lora_A.dtype).mul(branch.scaling) if grad_A is not None and needs_A[place] else None,
-            grad_B,
-        )
+    grad_x_ND = v_NR @ stack.A_RD if needs_x and stack.A_RD is not None else None
+    grads_A = stack.split(v_NR.t() @ x_ND if any(needs_A) else None, 0)
+    found: list[tuple[Tensor | None, Tensor | None]] = []
+    for place, (grad_NO, inner, kind) in enumerate(zip(grads_NO, stack.split(inner_NR), stack.kinds, strict=True)):
+        grad_A = grad_B = None
+        if grad_NO is not None and needs_A[place]:
+            grad_A = grads_A[place].to(kind.A_dtype, copy=True).mul_(kind.scaling)
+        if grad_NO is not None and needs_B[place]:
+            grad_B = (grad_NO.t() @ inner).to(kind.B_dtype)
+        found.append((grad_A, grad_B))
     return grad_x_ND, found
 
 
@@ -199,29 +224,5 @@ def _layers(tensors: Sequence[Any], scalings: Sequence[float]) -> list[Weights]:
     return layers
 
 
-def _branches(tensors: Sequence[Tensor], scalings: Sequence[float]) -> list[Branch]:
-    return [Branch(A, B, scaling) for A, B, scaling in zip(tensors[0::2], tensors[1::2], scalings, strict=True)]
-
-
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
-
-
-def _split(stacked: Tensor, branches: Sequence[Branch | None], dim: int = 1) -> list[Tensor]:
-    """Return each branch's part of a tensor that holds them one after the other; nothing of it for ``None``."""
-    return list(stacked.split([0 if branch is None else len(branch.lora_A) for branch in branches], dim))
-
-
-def _added(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """Return total + left @ right, added in place."""
-    return left @ right if total is None else total.addmm_(left, right)
-
-
-def _stacked_A(branches: Sequence[Branch], dtype: torch.dtype) -> Tensor:
-    """Return all s A as one matrix, [R, D]: the smallest tensors that s can be multiplied into."""
-    As = [branch.lora_A for branch in branches]
-    scalings = {branch.scaling for branch in branches}
-    if len(scalings) > 1:
-        As, scalings = [branch.lora_A * branch.scaling for branch in branches], {1.0}
-    stacked = As[0] if len(As) == 1 else torch.cat(As)
-    return (stacked if scalings == {1.0} else stacked * scalings.pop()).to(dtype)
