@@ -1,4 +1,4 @@
-"""Refuse files of a model or adapter that would run code, unless it was allowed on the command line.
+"""Refuse files of a model or adapter that would run code, unless it was allowed on the command line, or leak others.
 
     refused                                          because
     pickled weights (.bin, .pt, ...)                 unpickling runs what the pickle says
@@ -6,6 +6,7 @@
     trust_remote_code inside a JSON file             only the command line may allow code
     attention, experts or kernels as owner/name      downloads compiled code from the hub and runs it
     an adapter that names modules or other files     PEFT would import the modules and unpickle the files
+    a link to a file outside of the folder           it would be copied into exports and uploads, whatever it is
 
 transformers refuses code that a folder brings itself (``auto_map``): every call passes it ``trust_remote_code``.
 """
@@ -60,6 +61,7 @@ def refuse_code_in_folder(name: str, place: str, trust_remote_code: bool) -> Non
     folder = Path(place)
     if not folder.is_dir():
         return
+    _refuse_links(name, folder)
     for file in SETTINGS:
         if (folder / file).is_file():
             _check_settings(name, folder / file, trust_remote_code)
@@ -70,6 +72,28 @@ def refuse_code_in_folder(name: str, place: str, trust_remote_code: bool) -> Non
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
     if pickles:
         raise ModelError(f"{name}: holds {pickles[0]} and no safetensors; {CONVERT}")
+
+
+def _refuse_links(name: str, folder: Path) -> None:
+    """Raise ``ModelError`` for a link out of the folder, and for what is no file at all: a pipe would be read for ever.
+
+    Weights may lie elsewhere, for they must be safetensors; and the files of a snapshot in the hub's cache are links to
+    its blobs.
+    """
+    inside = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        inside.append(folder.resolve().parents[1] / "blobs")
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors" and file.is_file():
+            continue
+        target = file.resolve()
+        if file.is_symlink() and not any(target.is_relative_to(place) for place in inside):
+            raise ModelError(
+                f"{name}: {file.name} is a link to a file outside of the folder, which would be copied into exports;"
+                " put the file itself there"
+            )
+        if target.exists() and not (target.is_file() or target.is_dir()):
+            raise ModelError(f"{name}: {file.name} is a pipe, a socket or a device; expected a file")
 
 
 def refuse_code_in_hub_adapter(name: str, place: str, revision: str, hub_options: dict[str, Any]) -> None:
