@@ -35,7 +35,7 @@ def forest_logps(
     layout = batch["forest"].to(batch["input_ids"].device)
 
     def logp_of(head: nn.Module, hidden_1TD: Tensor) -> Tensor:
-        hidden_TD = resumed_in_backward(hidden_1TD, layout)[0]
+        hidden_TD = resumed_in_backward(hidden_1TD, layout).squeeze(0)
         entries = batch["position_E"], batch["target_E"]
         return token_logps(head, hidden_TD, *entries, transform=transform, budget_bytes=head_bytes)
 

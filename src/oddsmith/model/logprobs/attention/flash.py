@@ -76,8 +76,9 @@ def flash_forest_attention(
     """
     channels = value.shape[-1]
     padded = _padded(query.shape[-1], channels)
-    query, key, value = (F.pad(t, (0, padded - t.shape[-1])) for t in (query, key, value))  # itself in most models
-    query_THC, key_TGC, value_TGC = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    query, key, value = (_with_channels(tensor, padded) for tensor in (query, key, value))
+    # Not ``tensor[0]``, whose gradient is copied into zeros.
+    query_THC, key_TGC, value_TGC = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     out_THC = kernel(
         query_THC.contiguous(),
         key_TGC.index_select(0, forest.key_row_K),
@@ -92,6 +93,12 @@ def flash_forest_attention(
 
 def _padded(channels: int, value_channels: int) -> int:
     return -(-max(channels, value_channels) // _CHANNELS_MULTIPLE) * _CHANNELS_MULTIPLE
+
+
+def _with_channels(tensor: Tensor, channels: int) -> Tensor:
+    """Append zeros, where there are too few channels; ``F.pad`` copies where there is nothing to append."""
+    missing = channels - tensor.shape[-1]
+    return F.pad(tensor, (0, missing)) if missing else tensor
 
 
 def _caps(kernel: Kernel) -> bool:

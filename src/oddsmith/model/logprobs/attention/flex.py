@@ -51,9 +51,7 @@ def flex_forest_attention(
 ) -> Tensor:
     """Compute ``dense_forest_attention`` by FlexAttention; ``smallest`` takes the smallest tiles that there are."""
     rows, channels = query.shape[2], value.shape[-1]
-    query, key, value = (
-        F.pad(t, (0, max(0, _MIN_CHANNELS - t.shape[-1]), 0, max(0, LEAST_ROWS - rows))) for t in (query, key, value)
-    )
+    query, key, value = (_padded(tensor, LEAST_ROWS, _MIN_CHANNELS) for tensor in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):  # a graph would be made for each state of it
         out, also = _compiled()(
             query,
@@ -71,6 +69,12 @@ def flex_forest_attention(
         )
     out = out[:, :, :rows, :channels].transpose(1, 2)
     return out if sinks is None else with_sinks(out, also.lse[:, :, :rows].transpose(1, 2), sinks)
+
+
+def _padded(tensor: Tensor, rows: int, channels: int) -> Tensor:
+    """Append zeros, where there are fewer rows or channels; ``F.pad`` copies where there is nothing to append."""
+    missing = (0, max(0, channels - tensor.shape[-1]), 0, max(0, rows - tensor.shape[-2]))
+    return F.pad(tensor, missing) if any(missing) else tensor
 
 
 @cache
