@@ -11,8 +11,9 @@ columns tell whether the first sees all, some or none of the second; no [T, T] m
 serve every forest: rows are padded to three blocks, because a size of 0, 1 or 2 blocks would be compiled as a constant.
 
 **Tiles.** PyTorch's own sizes of the tiles need more shared memory than most cards have where heads are large: float32
-with heads of 128 needs 180 KB in the forward pass, bfloat16 with heads of 256 needs 150 KB; an RTX 3090, 4090 or 5090
-has 99 KB for a block of threads. So they are chosen here (`make test-kernels` compiles them for six cards).
+with heads of 128 needs 145 KB in the forward pass, bfloat16 with heads of 256 needs 150 KB; an RTX 3090, 4090 or 5090
+has 99 KB for a block of threads (docs/log.md). So they are chosen here; `make test-kernels` compiles them for six
+cards.
 
 Shape suffixes as in ``attention/__init__.py``, N blocks of rows or columns.
 """
