@@ -91,7 +91,10 @@ def complete(request: dict[str, Any]) -> dict[str, Any]:
         vocabulary), ``max_length``, ``scale``, ``matrix_size`` and ``rows``, as many as the steps need.
     """
     work, toy = WORKS[request["work"]], request["toy"]
-    bf16 = request["device"] == "cuda" or not emulates_bf16()  # a CPU that emulates it trains in float32, ours alone
+    if request["device"] == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        bf16 = not emulates_bf16()  # a CPU that emulates it trains in float32, ours alone
     max_length, scale, matrix_size = SIZES[toy]
     shape = work.shape | (TOY if toy else {})
     pairs = request.get("pairs") or work.pairs
