@@ -120,8 +120,8 @@ class OwnLoss(TrainerCallback):
             batch[KEPT] = -1
         if counts:
             total = self._run.sum_over_processes(torch.stack(counts).sum()).clamp(min=1)  # a step may keep none
-            for batch, count in zip(micro_batches, torch.stack(counts).tolist(), strict=True):
-                batch["num_nll_tokens"], batch[KEPT] = total, int(count)
+            for batch, count in zip(micro_batches, counts, strict=True):
+                batch["num_nll_tokens"], batch[KEPT] = total, count
         return items
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
