@@ -82,8 +82,7 @@ def pair_sums(logps: PairLogps, batch: Mapping[str, Tensor], beta: float) -> Ten
         own_B = logps.own.loss_B.detach().to(dtype)
         summed[QUANTITIES.index("pair_term")] = own_B
         summed += [own_B, *(value_B.detach().to(dtype) for value_B in logps.own.metrics.values())]
-    weight_B = batch["weight"].to(dtype)
-    return torch.stack([(value_B * weight_B).sum() for value_B in summed])
+    return (torch.stack(summed) * batch["weight"].to(dtype)).sum(dim=1)  # not one by one: 30 kernels less to launch
 
 
 def divide(sums_Q: Tensor, num_pairs: Tensor | float, num_nll_tokens: Tensor | float) -> Tensor:
