@@ -102,7 +102,8 @@ def kernel_options(device: torch.device, dtype: torch.dtype, channels: int, smal
 
         forward    b C (M + N)              M queries, N keys or values, which follow each other
                    b C (M + 2 N (S - 1))    in a pipeline of S > 1 stages
-        backward   b C 4 M                  queries, keys, values and gradients of the result, M of each
+        backward   b C 4 M                  queries, keys, values and gradients of the result, M of each; twice as much
+                                            on Blackwell's data centre cards (sm_100, 103, 110)
 
     and at most 8 KiB of scores. Products of float32 use no tensor cores: smaller tiles, with more threads, need fewer
     registers.
@@ -113,6 +114,7 @@ def kernel_options(device: torch.device, dtype: torch.dtype, channels: int, smal
     shared_bytes = getattr(properties, "shared_memory_per_block_optin", 64 << 10) - (8 << 10)  # AMD names none: 64 KiB
     channels = 1 << (max(channels, _MIN_CHANNELS) - 1).bit_length()
     row_bytes, half = channels * dtype.itemsize, dtype.itemsize == 2
+    held = 8 if half and properties.major in (10, 11) else 4
     forward, backward = [], []
     for queries in (128, 64, 32, 16):
         for keys in (64, 32, 16):
@@ -121,7 +123,7 @@ def kernel_options(device: torch.device, dtype: torch.dtype, channels: int, smal
                 few_registers = queries * channels <= (16384 if half else 8192) and keys * channels <= 8192
                 if fits and few_registers and (half or (stages == 1 and keys <= 32)):
                     forward.append((queries, keys, stages))
-        if 4 * row_bytes * queries <= shared_bytes and queries * channels <= (16384 if half else 4096):
+        if held * row_bytes * queries <= shared_bytes and queries * channels <= (16384 if half else 4096):
             backward.append(queries)
     queries, keys, stages = (forward or [(16, 16, 1)])[-1 if smallest else 0]
     side = min((backward or [16])[-1 if smallest else 0], 64)
