@@ -356,6 +356,21 @@ def test_what_a_worker_made_before_the_budget_was_halved_is_divided_too(tmp_path
     assert len(warnings_in(caplog)) == 1
 
 
+def test_the_next_steps_of_a_stream_keep_to_the_halved_budget(tmp_path):
+    rows = ragged_pairs(16, seed=1)
+    settings = {**STEPS, "max_tokens_per_microbatch": 900, "max_steps": 6}
+
+    def stream() -> IterableDataset:
+        return IterableDataset.from_generator(lambda: iter(rows))
+
+    undisturbed = run(tmp_path / "whole", gpt2(), double=True, **settings | {"rows": stream()})
+    disturbed, shortage = with_shortage(tmp_path / "short", tokens=500, **settings | {"rows": stream()})
+    assert shortage.struck == [True]
+    assert_same(disturbed, undisturbed, 1e-9)
+    assert max(shortage.rows[-8:]) <= disturbed.trainer.path.max_tokens
+    assert disturbed.trainer.stepper.plan.shape.max_tokens == disturbed.trainer.path.max_tokens
+
+
 class MaskedTokens(ORPOTrainer):
     """A loss of one's own, for which the NLL targets of a step are counted."""
 

@@ -233,16 +233,16 @@ class StreamedBatches(IterableDataset):
 
     def __init__(self, loaders: LoaderFactory, drop_last: bool):
         self.loaders, self.drop_last = loaders, drop_last
-        self.rows = loaders.rows
+        self.rows, self.shape = loaders.rows, loaders.shape
         self.epoch = 0
 
     def __iter__(self) -> Iterator[LoaderItem]:
-        shape = self.loaders.shape
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(self.epoch)
         rows = iter(self.rows)
         start = 0
-        while window := list(islice(rows, shape.pairs)):
+        while window := list(islice(rows, self.shape.pairs)):
+            shape = self.shape  # whose budget may have been halved since the last step
             if len(window) < shape.pairs and self.drop_last:
                 return
             columns = {key: [row[key] for row in window] for key in window[0] if not key.endswith("input_ids")}
