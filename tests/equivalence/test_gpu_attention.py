@@ -3,6 +3,7 @@
 import inspect
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,6 +163,17 @@ def test_soft_caps_are_for_flash_attn_where_it_has_them():
     assert takes(of_2_5, capped=False)
     assert not takes(of_2_5, capped=True)
     assert takes(of_2_8, capped=True)
+
+
+def test_flash_attn_is_deterministic_where_torch_is(monkeypatch):
+    def attend(query, key, value, *lengths, **options):
+        return options
+
+    forest = SimpleNamespace(query_ends_P=None, key_ends_P=None, longest_path=1, longest_keys=1)
+    call = partial(attention_flash._by_flash_attn, attend, None, None, None, forest, 1.0, (-1, 0))
+    assert "deterministic" not in call()
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert call()["deterministic"] is True
 
 
 # ---- The choice of a kernel, on a device whose kernels are given here

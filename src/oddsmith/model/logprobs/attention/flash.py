@@ -117,9 +117,10 @@ def _by_flash_attn(
     **cap: float,
 ) -> Tensor:
     lengths = forest.query_ends_P, forest.key_ends_P, forest.longest_path, forest.longest_keys
-    return attend(
-        query_THC, key_KGC, value_KGC, *lengths, softmax_scale=scaling, causal=True, window_size=window, **cap
-    )
+    options: dict[str, Any] = {"softmax_scale": scaling, "causal": True, "window_size": window, **cap}
+    if torch.are_deterministic_algorithms_enabled():  # its backward pass adds by atomics otherwise; since 2.4.1
+        options["deterministic"] = True
+    return attend(query_THC, key_KGC, value_KGC, *lengths, **options)
 
 
 def _by_torch(
