@@ -20,11 +20,11 @@ TOGETHER = (
         "gradient_accumulation_steps is 0; expected at least 1 (gradient_accumulation_steps:"
         " --gradient-accumulation-steps)"),
     BadInput("gives a micro-batch no tokens", "train c.yaml --max-tokens-per-microbatch 0",
-        "max_tokens_per_microbatch is 0; expected a number from 1 upwards, or auto (max_tokens_per_microbatch:"
-        " --max-tokens-per-microbatch)"),
+        "max_tokens_per_microbatch is 0; expected a number from 1 upwards, auto or none"
+        " (max_tokens_per_microbatch: --max-tokens-per-microbatch)"),
     BadInput("gives a micro-batch many tokens", "train c.yaml --max-tokens-per-microbatch many",
-        "max_tokens_per_microbatch is 'many'; expected a number from 1 upwards, or auto (max_tokens_per_microbatch:"
-        " --max-tokens-per-microbatch)"),
+        "max_tokens_per_microbatch is 'many'; expected a number from 1 upwards, auto or none"
+        " (max_tokens_per_microbatch: --max-tokens-per-microbatch)"),
     BadInput("asks for both 16-bit types", "train c.yaml --fp16 --bf16",
         "fp16 and bf16 are both on; choose one (bf16 where the hardware has it) (fp16: --fp16, bf16: --bf16)"),
     BadInput("asks for no step", "train c.yaml --max-steps 0 --num-train-epochs 0",

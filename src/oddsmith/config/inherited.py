@@ -165,7 +165,7 @@ TABLE = (
     ),
     told(
         "fsdp fsdp_config deepspeed",
-        "sharding is left to transformers and accelerate, and not covered by our tests; FSDP has no effect on CPUs",
+        "sharding is left to transformers and accelerate; our tests cover FSDP 2 alone; FSDP has no effect on CPUs",
         accepted=(None, "", False, {}, []),
         has_use=True,
     ),

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from ..errors import ConfigError
 from ..system.dtypes import with_dtype
 from ..system.names import require_folder_name
-from ..system.precision import NO_BF16_UNIT, best_precision, emulates_bf16
+from ..system.precision import NO_BF16_UNIT, best_precision, emulated_bf16_on_gpu, emulates_bf16
 from .catalogue import with_help
 from .inherited import lines_about, refuse
 from .optimizers import require_usable
@@ -99,8 +99,8 @@ class ORPOConfig(TrainingArguments):
         prefix_forest: Compute what the sequences of a micro-batch share once and without padding, wherever the model
             can do that exactly (it is checked at the start). Off: padded batches.
         max_tokens_per_microbatch: With prefix forests, most tokens of a micro-batch; their number follows, and the
-            batch sizes only say how many pairs a step has. ``"auto"``: what fits in the free memory. ``None``:
-            micro-batches as the batch sizes say. The result of a step does not depend on it.
+            batch sizes only say how many pairs a step has. ``"auto"``: what fits in the free memory. ``None``
+            or ``"none"``: micro-batches as the batch sizes say. The result of a step does not depend on it.
         max_skipped_steps: A step whose log-probabilities or gradient are NaN or infinite is skipped. After so many in a
             row the run rolls back to the weights of its last good checkpoint, once; the second time it stops.
         loss_spikes: A step whose loss is more than six standard deviations above the mean of the last 128 is reported
@@ -163,7 +163,7 @@ class ORPOConfig(TrainingArguments):
             raise ConfigError("fp16 is on, but it needs a GPU; leave it out, or take bf16, which CPUs compute too")
         refuse(self)
         self._resolve_early_stopping()
-        emulated = self._resolve_precision()
+        lines = self._resolve_precision()
         is_not_compiled = self._resolve_compilation()
         if self.report_to is None:  # YAML's null and `--report-to none`; transformers wants the word
             self.report_to: Any = "none"
@@ -174,7 +174,7 @@ class ORPOConfig(TrainingArguments):
         if (self.gradient_checkpointing_kwargs or {}).get("offload") and self.device.type == "cpu":
             raise ConfigError("activation_checkpointing_kwargs has offload on, which needs a GPU; leave it out")
         self._check_model_options()
-        lines = [f"float32: {BF16_EMULATED}"] * emulated + [EARLY_WITHOUT_BEST] * self._ends_after_its_best
+        lines += [EARLY_WITHOUT_BEST] * self._ends_after_its_best
         lines += [NOT_COMPILED] * is_not_compiled
         self._tell(lines + self._lines_on_lengths() + lines_about(self))
         self.use_liger_kernel: bool = False  # its layers would take the place of ours
@@ -232,8 +232,8 @@ class ORPOConfig(TrainingArguments):
             options["multiprocessing_context"] = getattr(self, "dataloader_multiprocessing_context", None)
         return options
 
-    def _resolve_precision(self) -> bool:
-        """Set ``bf16`` and the reason for it; return whether it was asked for on a CPU that must emulate it."""
+    def _resolve_precision(self) -> list[str]:
+        """Set ``bf16``, ``fp16`` and the reason for them; return a line where a device would emulate bf16."""
         self.precision_reason = "set by hand"
         if self.bf16 is None:
             best = best_precision(use_cpu=bool(self.use_cpu))
@@ -241,14 +241,17 @@ class ORPOConfig(TrainingArguments):
                 self.precision_reason = best.reason
                 self.fp16: bool = best.name == "fp16"
             self.bf16 = best.name == "bf16" and not self.fp16
-        emulated = bool(self.bf16 or self.bf16_full_eval) and emulates_bf16(use_cpu=bool(self.use_cpu))
-        if emulated:
+        if not (self.bf16 or self.bf16_full_eval):
+            return []
+        if emulates_bf16(use_cpu=bool(self.use_cpu)):
             self.bf16: Optional[bool] = False
             self.bf16_full_eval: bool = False
             self.precision_reason = BF16_EMULATED
+            return [f"float32: {BF16_EMULATED}"]
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu: bool = True  # what transformers asks for before it computes in bf16 on a CPU
-        return emulated
+        line = emulated_bf16_on_gpu(use_cpu=bool(self.use_cpu))
+        return [] if line is None else [line]
 
     def _resolve_compilation(self) -> bool:
         """Turn ``torch_compile`` off where rows are packed, and return whether it was on; a backend turns it on.
@@ -334,8 +337,12 @@ class ORPOConfig(TrainingArguments):
         tokens = self.max_tokens_per_microbatch
         if isinstance(tokens, str) and tokens.isdecimal():  # from a command line
             self.max_tokens_per_microbatch = tokens = int(tokens)
+        if tokens == "none":  # as in a recipe or on a command line
+            self.max_tokens_per_microbatch = tokens = None
         if not (tokens in (None, "auto") or (isinstance(tokens, int) and tokens >= 1)):
-            raise ConfigError(f"max_tokens_per_microbatch is {tokens!r}; expected a number from 1 upwards, or auto")
+            raise ConfigError(
+                f"max_tokens_per_microbatch is {tokens!r}; expected a number from 1 upwards, auto or none"
+            )
 
 
 def require_beta(beta: float) -> None:

@@ -60,6 +60,17 @@ def emulates_bf16(use_cpu: bool = False) -> bool:
     return (use_cpu or not torch.accelerator.is_available()) and _cpu_bf16_unit() is None
 
 
+def emulated_bf16_on_gpu(use_cpu: bool = False) -> str | None:
+    """Return a line for a run in bf16 on a GPU that has to emulate it; ``None`` on all other devices."""
+    if use_cpu or not torch.cuda.is_available() or (best := best_precision()).name == "bf16":
+        return None
+    faster = {"fp16": "fp16", "fp32": "float32"}[best.name]
+    return (
+        f"bf16 is asked for, but {torch.cuda.get_device_name()} has no units for it and emulates it; leave it out, and"
+        f" {faster} is used, which is faster"
+    )
+
+
 def _cpu_bf16_unit() -> str | None:
     """Return the name of the CPU's bf16 matrix instructions; ``None`` without, or where torch may not use them."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _proc_cpuinfo_flags()

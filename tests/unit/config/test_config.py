@@ -54,6 +54,10 @@ def test_reporting_to_nobody_may_be_said_in_any_way(tmp_path, nobody):
     assert ORPOConfig(output_dir=str(tmp_path), report_to=nobody, use_cpu=True).report_to == []
 
 
+def test_no_token_budget_may_be_said_in_words(tmp_path):
+    assert ORPOConfig(output_dir=str(tmp_path), max_tokens_per_microbatch="none").max_tokens_per_microbatch is None
+
+
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("spelling", ["bfloat16", "bf16", "torch.bfloat16", "BF16", torch.bfloat16], ids=str)
 def test_types_in_every_spelling(tmp_path, spelling, key):

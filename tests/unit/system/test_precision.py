@@ -9,7 +9,7 @@ from peft import LoraConfig
 from oddsmith import ORPOConfig
 from oddsmith.config import training as config
 from oddsmith.model.loading.setup import default_dtype, ready_model, run_dtype
-from oddsmith.system.precision import Precision, best_precision
+from oddsmith.system.precision import Precision, best_precision, emulated_bf16_on_gpu
 from tests.tiny import tiny_model
 
 GPUS = {
@@ -48,6 +48,29 @@ def test_a_gpu_of_another_maker_without_bf16_computes_in_float32(monkeypatch):
     gpu(monkeypatch, "Tesla T4")
     monkeypatch.setattr(torch.version, "cuda", None)
     assert best_precision().name == "fp32"
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_a_gpu_that_has_to_emulate_bf16_is_named(name, monkeypatch):
+    gpu(monkeypatch, name)
+    line = emulated_bf16_on_gpu()
+    best = GPUS[name][1]
+    if best == "bf16":
+        assert line is None
+    else:
+        assert line is not None
+        assert f"{name} has no units for it" in line
+        assert f"{best.replace('fp32', 'float32')} is used" in line
+    assert emulated_bf16_on_gpu(use_cpu=True) is None
+
+
+def test_a_run_in_bf16_on_such_a_gpu_says_so_and_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(config, "emulated_bf16_on_gpu", lambda use_cpu: "emulated")
+    assert settings(tmp_path, monkeypatch, "fp16", bf16=True).bf16
+    assert caplog.messages.count("emulated") == 1
+    caplog.clear()
+    settings(tmp_path, monkeypatch, "fp16")
+    assert "emulated" not in caplog.messages
 
 
 def settings(folder, monkeypatch, name, **given) -> ORPOConfig:
