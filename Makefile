@@ -27,7 +27,7 @@ test: $(READY) ## run the tests, in WORKERS (2) processes
 	$(PYTEST) -m "not slow"
 
 test-slow: $(READY) ## run the exhaustive variants of the tests
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not cards"
 
 # torch and oneDNN use no AVX-512, then torch no AVX2 either; bf16 counts as emulated (system/precision.py).
 test-older-cpus: $(READY) ## run the numerical tests as on two kinds of CPU without AVX-512

@@ -13,7 +13,7 @@ from tests.fake_gpu.guard import NoGuard, compiled
 from .cards import CARDS
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.cards, pytest.mark.timeout(1800)]
 
 
 def flex(*arguments):
