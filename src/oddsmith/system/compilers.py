@@ -28,7 +28,7 @@ _ADVICE = (
     ),
     (
         r"TritonMissing|Cannot find a working triton|No module named '?triton",
-        "Triton, which compiles kernels, is missing; install it (pip install triton)",
+        "Triton, which compiles kernels, is missing; install it (pip install triton, on Windows triton-windows)",
     ),
     (r"GPUTooOldForTriton|too old to be supported by the triton", "this GPU is too old for Triton"),
     (

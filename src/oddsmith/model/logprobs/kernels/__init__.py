@@ -7,10 +7,12 @@ head.py       log-probabilities of targets, and the residuals of their gradient
 
 Each module here declares operators ``oddsmith::NAME`` and holds their references; the kernels themselves are in
 ``NAME_triton.py``, which is imported at their first call: Triton comes with PyTorch for CUDA on Linux, not with others.
+Where it is missing, or cannot compile (no C compiler, as in many containers), the references run, and a line says so.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -20,6 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....system.compilers import compiler_fault
+
+logger = logging.getLogger(__name__)
 _library = torch.library.Library("oddsmith", "FRAGMENT")
 
 
@@ -35,7 +40,8 @@ def operator(schema: str, reference: Callable[..., Any], empty: Callable[..., An
         empty: Has the operator's arguments, and returns tensors with shapes, strides and dtypes of its results.
 
     Returns:
-        A function that calls the operator where the kernel takes its first argument, and the reference elsewhere.
+        A function that calls the operator where the kernel takes its first argument and can be compiled, and the
+        reference elsewhere.
     """
     name = schema.partition("(")[0]
     module = f"{reference.__module__}_triton"
@@ -50,7 +56,13 @@ def operator(schema: str, reference: Callable[..., Any], empty: Callable[..., An
     called = getattr(torch.ops.oddsmith, name).default
 
     def kernel_or_reference(first: Tensor, *others: Any) -> Any:
-        return called(first, *others) if kernels_take(first) else reference(first, *others)
+        if name in _faults or not kernels_take(first):
+            return reference(first, *others)
+        try:
+            return called(first, *others)
+        except Exception as error:  # noqa: BLE001  of Triton's own kinds
+            _note_fault(name, error)
+        return reference(first, *others)
 
     return kernel_or_reference
 
@@ -65,5 +77,21 @@ def kernels_take(tensor: Tensor) -> bool:
 
 @cache
 def has_triton() -> bool:
-    """Return whether Triton is installed."""
-    return find_spec("triton") is not None
+    """Return whether Triton is installed, and say so where it is not. It is asked for on GPUs alone."""
+    if find_spec("triton") is None:
+        _note_fault("all", ModuleNotFoundError("No module named 'triton'"))
+        return False
+    return True
+
+
+_faults: dict[str, str] = {}  # why kernels could not be compiled, by operator
+
+
+def _note_fault(name: str, error: Exception) -> None:
+    """Note that an operator has no kernel here, and say why, once for all of them; raise errors of other kinds."""
+    fault = compiler_fault(error)
+    if fault is None:
+        raise error
+    if fault not in _faults.values():
+        logger.warning("Norms, gated products, rotary embeddings or the head run without a kernel: %s.", fault)
+    _faults[name] = fault
