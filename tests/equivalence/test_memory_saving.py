@@ -23,7 +23,7 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from oddsmith.model.loading.setup import disable_dropout
 from oddsmith.model.logprobs.kernels.gated import Activation
 from oddsmith.model.logprobs.kernels.norm import Scale
-from oddsmith.model.logprobs.memory_saving import memory_saving_layers
+from oddsmith.model.logprobs.memory_saving import memory_saving_layers, rotary
 from oddsmith.model.logprobs.memory_saving.elementwise import gated_product, rms_norm
 from oddsmith.model.logprobs.memory_saving.forwards import mlp_forward, norm_forward
 from oddsmith.model.logprobs.memory_saving.linear import Branch, Weights, _Linears, add_branches, linears
@@ -606,9 +606,13 @@ def test_modules_that_only_look_alike_keep_their_forward():
         def forward(self, x):
             return F.dropout(super().forward(x), 0.5, self.training)
 
+    class OnAGpuAlone(LlamaRMSNorm):  # Liger-Kernel's
+        def forward(self, hidden_states):
+            raise ValueError("Pointer argument (at 0) cannot be accessed from Triton (cpu tensor?)")
+
     config = AutoConfig.for_model("llama", hidden_size=8, intermediate_size=12, num_attention_heads=2)
     assert norm_forward(LlamaRMSNorm(8)) is not None
-    for kind in (WithMean, WithMore, RoundedOtherwise):
+    for kind in (WithMean, WithMore, RoundedOtherwise, OnAGpuAlone):
         kind.__name__ = f"{kind.__name__}RMSNorm"
         assert norm_forward(kind(8)) is None
     assert mlp_forward(WithNorm(config)) is mlp_forward(WithDropout(config).train()) is None
@@ -757,6 +761,18 @@ def test_the_function_of_a_models_module_is_replaced_while_layers_are_applied():
     assert modeling_llama.apply_rotary_pos_emb is own
 
 
+def test_one_row_of_angles_for_all_tokens_is_left_to_the_models_own_function():
+    """It broadcasts; the kernel would read behind the row."""
+    query, key, cos, sin = (torch.randn(*shape) for shape in ((1, 4, 5, 8), (1, 2, 5, 8), (1, 1, 8), (1, 1, 8)))
+    calls = []
+    own = lambda *args: calls.append(args) or modeling_llama.apply_rotary_pos_emb(*args)  # noqa: E731
+    with mock.patch.object(rotary, "kernels_take", return_value=True):
+        rotary.forward_rotary(own, True, query, key, cos.expand(1, 5, 8), sin.expand(1, 5, 8))
+        assert not calls
+        rotary.forward_rotary(own, True, query, key, cos, sin)
+    assert len(calls) == 1
+
+
 # ---- The model inside and afterwards
 
 
@@ -786,6 +802,24 @@ def test_the_model_can_be_saved_and_generate_inside():
         assert any("forward" in vars(module) for module in model.modules())
     logits = model(IDS).logits
     assert torch.allclose(model.merge_and_unload()(IDS).logits, logits, atol=1e-4)
+
+
+def test_without_version_counters():
+    model = with_adapter(tiny_model()).eval()
+    layers = memory_saving_layers(model)
+    with torch.inference_mode():
+        expected = model(IDS).logits
+        with layers.applied():
+            assert torch.allclose(model(IDS).logits, expected, atol=1e-5)
+
+
+def test_hooks_on_an_activation_are_called():
+    model = tiny_model()
+    layers, called = memory_saving_layers(model), []
+    model.model.layers[0].mlp.act_fn.register_forward_hook(lambda *args: called.append(args))
+    with layers.applied():
+        model(IDS)
+    assert len(called) == 1
 
 
 def test_a_forward_that_other_code_replaced_stays():

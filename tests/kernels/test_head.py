@@ -113,6 +113,17 @@ def test_rows_that_lie_apart():
     assert torch.equal(wide[:, 50:], before[:, 50:])
 
 
+def test_outputs_whose_rows_lie_side_by_side(monkeypatch):
+    """As of a head that returns a transposed product; the kernel writes rows."""
+    z = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).t()
+    target, expected = torch.tensor([0, 3, 49]), torch.empty(3, 50)
+    logp = softmax.target_logps_reference(z, target, 1.0, None, expected)
+    monkeypatch.setattr(softmax, "target_logps", head_triton.target_logps)
+    with interpreted():
+        ours = softmax.logps_and_residuals(z, target, OutputTransform(), residuals=True, overwrite=False)
+    assert_near(ours, (logp, expected))
+
+
 def rows_trained():
     wrapper = TrainableTokensWrapper(linear(8, 50, bias=False), "default", token_indices=[2, 5, 49])
     with torch.no_grad():

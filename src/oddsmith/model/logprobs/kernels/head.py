@@ -29,12 +29,14 @@ def logps_and_residuals(
         target_C: A token for each row, int64.
         transform: What follows the head.
         residuals: Whether they are wanted.
-        overwrite: ``z_CV`` is not needed any more: the residuals take its place.
+        overwrite: ``z_CV`` is not needed any more: the residuals take its place. Its columns lie side by side then.
 
     Returns:
         Natural logarithms, float32 (float64 from float64), [C], and the residuals in the dtype of ``z_CV``, [C, V].
     """
-    residual_CV = (z_CV if overwrite else torch.empty_like(z_CV)) if residuals else None
+    residual_CV = None
+    if residuals:  # the kernel writes rows
+        residual_CV = z_CV if overwrite else torch.empty_like(z_CV, memory_format=torch.contiguous_format)
     return target_logps(z_CV, target_C, transform.scale, transform.soft_cap, residual_CV), residual_CV
 
 

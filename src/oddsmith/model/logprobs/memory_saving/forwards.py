@@ -102,8 +102,10 @@ def forward_linear(layer: Any, own: Forward, x: Tensor) -> Tensor:
 
 def linear_weights(layer: Any) -> Weights | None:
     """Return what a linear layer multiplies by; ``None`` where its own forward has to run."""
-    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-    return None if torch.compiler.is_compiling() or not is_plain(weight) else Weights(weight, bias)
+    weight = layer._parameters.get("weight")  # FSDP and parametrisations take it away
+    if torch.compiler.is_compiling() or not is_plain(weight):
+        return None
+    return Weights(weight, layer._parameters["bias"])
 
 
 def forward_lora(layer: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -138,14 +140,13 @@ def mlp_forward(module: Any) -> Forward | None:
     if "down_proj" not in children or not (fused or children.keys() >= {"gate_proj", "up_proj"}):
         return None
     act = next((children[name] for name in ("act_fn", "activation_fn") if children.get(name) is not None), None)
-    activation = None if act is None else _activation(act)
-    if activation is None:
+    if act is None or (activation := _activation(act)) is None:
         return None
     gate, up, down, x, grad = _random((6, 8), (6, 8), (8, 6), (3, 8), (3, 8))
     inputs = {"gate_up_proj": torch.cat([gate, up])} if fused else {"gate_proj": gate, "up_proj": up}
     weights = inputs | {"down_proj": down}
     probe = _small_copy(module, **{name: _linear_of(weight) for name, weight in weights.items()})
-    return _checked(partial(forward_mlp, activation, fused), module, probe, x, grad)
+    return _checked(partial(forward_mlp, act, activation, fused), module, probe, x, grad)
 
 
 def _activation(module: nn.Module) -> Activation | None:
@@ -158,10 +159,10 @@ def _activation(module: nn.Module) -> Activation | None:
 
 
 def forward_mlp(
-    activation: Activation, fused: bool, module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any
+    act: nn.Module, activation: Activation, fused: bool, module: Any, own: Forward, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
-    """Run a gated MLP."""
-    if args or kwargs or torch.compiler.is_compiling():
+    """Run a gated MLP, whose activation module is not called: hooks on it need the MLP's own forward."""
+    if args or kwargs or torch.compiler.is_compiling() or is_hooked(act):
         return own(x, *args, **kwargs)
     gate, up = module.gate_up_proj(x).chunk(2, dim=-1) if fused else (module.gate_proj(x), module.up_proj(x))
     return module.down_proj(gated_product(gate, up, activation))
@@ -203,7 +204,13 @@ def _try(module: nn.Module, x: Tensor) -> Tensor | None:
     """Return what a module computes of x; ``None`` where it needs more arguments or another width."""
     try:
         y = module.forward(x)  # without hooks: they are for the model's own passes
-    except (RuntimeError, TypeError, AttributeError, LookupError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ValueError,
+    ) as error:  # the last from Triton's kernels
         if is_of_the_machine(error):
             raise
         return None

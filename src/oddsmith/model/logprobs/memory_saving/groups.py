@@ -60,7 +60,7 @@ class LinearGroup:
         self.forget()
 
     def _forward(self, place: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self._is_group or args or kwargs:
+        if not self._is_group or args or kwargs or x.is_inference():  # which has no version
             return self._alone[place](x, *args, **kwargs)
         if self._input is None or self._input[0] is not x or self._input[1] != x._version or place not in self._results:
             self.settle()

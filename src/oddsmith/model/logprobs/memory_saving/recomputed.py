@@ -50,6 +50,8 @@ class Recomputed:
 
 def mark_recomputable(y: Tensor, recomputed: Recomputed, *sources: Tensor) -> None:
     """Note on a tensor how to compute it from tensors that the graph saves anyway."""
+    if y.is_inference():  # has no version, and no backward pass
+        return
     versions = [tensor._version for tensor in (y, *sources)]
     setattr(y, _ATTRIBUTE, (recomputed, [tensor.detach() for tensor in sources], versions))
 

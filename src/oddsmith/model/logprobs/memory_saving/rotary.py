@@ -54,6 +54,10 @@ def forward_rotary(
         not (args or kwargs or torch.compiler.is_compiling())
         and kernels_take(query)
         and (query.ndim, key.ndim, cos.ndim) == (4, 4, 3)
+        and (query.shape[::2], query.shape[3]) == (key.shape[::2], key.shape[3])
+        and (cos.shape, cos.dtype) == (sin.shape, sin.dtype)
+        and cos.shape[0] in (1, query.shape[0])
+        and cos.shape[1] == query.shape[2]  # the kernel reads a row for each token
         and key.dtype == query.dtype
         and cos.dtype in (query.dtype, torch.float32)
         and (cos.shape[-1] == query.shape[-1] or in_part)
