@@ -194,7 +194,8 @@ class WatchedPairs(NamedTuple):
             finite_B &= own_B.isfinite()
         weight_B = batch["weight"]
         nll_B = nll_sum_B * weight_B / batch["num_nll_tokens"]
-        return cls(finite_B, batch["row"], nll_B, chosen_B, rejected_B, weight_B / batch["num_pairs"], own_B)
+        row_B = batch["row"].clone()  # a view would keep the whole micro-batch, and an evaluation keeps all of them
+        return cls(finite_B, row_B, nll_B, chosen_B, rejected_B, weight_B / batch["num_pairs"], own_B)
 
     def losses(self, beta: float) -> Tensor:
         """Return what each pair adds to the loss of its step, nats; ``inf`` where that is not finite. [B]"""

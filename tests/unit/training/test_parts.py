@@ -22,7 +22,7 @@ from oddsmith.model.logprobs.padded import PairLogps
 from oddsmith.model.logprobs.paths import PaddedPath
 from oddsmith.training.checkpointing import CheckpointManager
 from oddsmith.training.evaluation import user_metrics
-from oddsmith.training.guard import StepGuard
+from oddsmith.training.guard import StepGuard, WatchedPairs
 from oddsmith.training.meter import EvaluatedPairs, TrainingMeter, pair_sums
 from oddsmith.training.recorder import Recorder
 from oddsmith.training.step import Circumstances, Stepper, pair_counts
@@ -129,6 +129,15 @@ class TestGuard:
         assert (event["event"], event["step"], event["rows"]) == ("skipped", 5, [11])
         self.step(guard, run, [-1.0, -1.0])
         assert (len(run.skipped), guard.is_norm_invalid) == (1, False)
+
+    def test_watched_pairs_keep_no_memory_of_their_micro_batch(self):
+        batch = counts(2)
+        buffer = torch.zeros(1000, dtype=batch["row"].dtype)
+        buffer[:2] = batch["row"]
+        watched = WatchedPairs.of(logps([-1.0, -1.0], [-2.0, -2.0]), batch | {"row": buffer[:2]})
+        assert torch.equal(watched.row_B, batch["row"])
+        kept = {value.untyped_storage().data_ptr() for value in watched if value is not None}
+        assert buffer.untyped_storage().data_ptr() not in kept
 
     def test_an_infinite_gradient_is_skipped(self, tmp_path):
         guard, run = self.guard(tmp_path)
