@@ -201,3 +201,16 @@ def test_a_token_takes_what_was_measured(lora, settings, tmp_path, monkeypatch, 
     assert kept.found.keys() == measured.keys()
     a_token, in_training = ((of[192] - of[64]) / 128 for of in (measured, kept.found))
     assert in_training == pytest.approx(a_token, abs=48)  # the row itself: some int64 a token
+
+
+def test_no_backward_pass_is_measured_under_deepspeed_however_it_was_asked_for(tmp_path, monkeypatch):
+    """Its launcher sets the plugin, and leaves the setting ``deepspeed`` empty."""
+    asked = []
+    monkeypatch.setattr(
+        paths, "token_budget", lambda *_, **more: asked.append(more["backward"]) or token_budget(*_, **more)
+    )
+    for plugin in (None, object()):
+        trainer = make_trainer(tmp_path)
+        trainer.args.deepspeed_plugin = plugin
+        assert trainer.path.max_tokens
+    assert asked == [True, False]

@@ -253,8 +253,8 @@ def _budget_of(
                 vocabulary=unwrap(model).config.get_text_config().vocab_size,
                 head_bytes_per_token=kept,
                 processes=args.world_size,
-                exchanged=args.world_size > 1 and not (args.fsdp or args.deepspeed),
-                backward=not args.deepspeed,
+                exchanged=args.world_size > 1 and not (args.fsdp or args.deepspeed_plugin),
+                backward=args.deepspeed_plugin is None,  # also where accelerate's launcher asks for it
             )
     finally:
         model.train(was_training)
