@@ -33,8 +33,10 @@ class LoaderItem(dict):
 
     def pin_memory(self) -> LoaderItem:
         """Return the same item in pinned memory; data loaders call it where ``dataloader_pin_memory`` is on."""
-        buffer, places = _in_one_buffer(_tensors_of(self))
-        return _with_tensors_in(buffer.pin_memory(), places, self) if places else self
+        if not (tensors := _tensors_of(self)):
+            return self
+        buffer, places = _their_buffer(tensors) or _in_one_buffer(tensors)  # what a worker sent lies in one
+        return _with_tensors_in(buffer.pin_memory(), places, self)
 
 
 class Parcel:

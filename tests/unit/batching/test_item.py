@@ -173,6 +173,16 @@ def test_a_loader_pins_an_item_in_one_piece(monkeypatch):
     assert_same(result["micro_batches"], item["micro_batches"])
     assert result["loaded"] is item["loaded"]
     assert len({tensor.untyped_storage().data_ptr() for tensor in strided_tensors(result)}) == 1
+    assert pin_memory(LoaderItem(texts=["a"])) == {"texts": ["a"]}
+
+
+def test_what_a_worker_sent_is_pinned_as_it_lies(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    received = pickle.loads(pickle.dumps(Parcel(forest_item())))
+    result = pin_memory(received)
+    assert [tensor.data_ptr() for tensor in pinned] == [received["micro_batches"][0]["input_ids"].data_ptr()]
+    assert_same(result["micro_batches"], received["micro_batches"])
 
 
 # ---- With real workers
