@@ -152,8 +152,8 @@ def _rows_in(budget_bytes: int, vocabulary: int, dtype: torch.dtype) -> int:
 
 
 def _rows_of_entries(hidden_TD: Tensor, position_E: Tensor) -> Tensor:
-    on_cpu = hidden_TD.device.type == "cpu"
-    return hidden_TD.index_select(0, position_E) if on_cpu else _EntryRows.apply(hidden_TD, position_E)
+    on_gpu = hidden_TD.device.type == "cuda"
+    return _EntryRows.apply(hidden_TD, position_E) if on_gpu else hidden_TD.index_select(0, position_E)
 
 
 class _EntryRows(torch.autograd.Function):
@@ -259,7 +259,7 @@ def _logits_buffer(hidden_ED: Tensor, rows: int, vocabulary: int) -> Tensor:
 
 def _padded(vocabulary: int, device: str) -> int:
     """Return how far rows of logits lie apart."""
-    return vocabulary if device == "cpu" else -(-vocabulary // 64) * 64
+    return -(-vocabulary // 64) * 64 if device == "cuda" else vocabulary
 
 
 def _replaced(z_CV: Tensor, target_C: Tensor, transform: OutputTransform, *, residuals: bool) -> Tensor:

@@ -21,7 +21,7 @@ def _rotate(x_ptr, y_ptr, cos_ptr, sin_ptr, batch, token, x_batch, x_head, x_tok
     head = tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, HALF)[None, :]
     inside = (head < HEADS) & (channel < R // 2)
-    x_place = x_ptr + batch * x_batch + token * x_token + head * x_head
+    x_place = x_ptr + batch * x_batch + token * x_token + head.to(tl.int64) * x_head
     y_place = y_ptr + ((batch * tokens + token) * HEADS + head) * C
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     x1 = tl.load(x_place + channel, mask=inside, other=0.0).to(tl.float32)
