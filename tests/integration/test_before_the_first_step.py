@@ -7,6 +7,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from oddsmith.config import training as config
 from oddsmith.data.tokens.tokenized import TokenizedPair
@@ -214,3 +218,17 @@ def test_no_backward_pass_is_measured_under_deepspeed_however_it_was_asked_for(t
         trainer.args.deepspeed_plugin = plugin
         assert trainer.path.max_tokens
     assert asked == [True, False]
+
+
+def test_a_model_of_few_tokens_is_measured_too(tmp_path):
+    """One of letters or amino acids."""
+    letters = Tokenizer(
+        WordLevel({letter: i for i, letter in enumerate("?_.abcdefghijklmnopqrstuvwxyz ")}, unk_token="?")
+    )
+    letters.pre_tokenizer = Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="?", pad_token="_", eos_token=".")
+    rows = Dataset.from_list([{"prompt": "why", "chosen": " because it is", "rejected": " no"}] * 4)
+    model = tiny_model(vocab_size=30, bos_token_id=2, eos_token_id=2, pad_token_id=1)
+    trainer = make_trainer(tmp_path, model, rows, max_steps=1, tokenizer=tokenizer)
+    trainer.train()
+    assert isinstance(trainer.path, paths.ForestPath)

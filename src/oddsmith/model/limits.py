@@ -46,6 +46,14 @@ def embedding_rows(model: Any) -> int:
     return int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
 
 
+def measured_ids(model: Any) -> int:
+    """Return N, up to 64, so that the ids 3 to 3 + N exist: for rows of which only the time or the memory counts.
+
+    A model of letters or amino acids has some 30.
+    """
+    return max(1, min(64, embedding_rows(model) - 4))
+
+
 def position_rows(model: Any) -> int | None:
     """Return how many tokens a sequence may have; ``None`` where the model has no table of positions.
 

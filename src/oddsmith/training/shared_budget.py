@@ -25,7 +25,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..batching.forest import forest_batch
-from ..model.limits import position_rows
+from ..model.limits import measured_ids, position_rows
 from ..model.logprobs.padded import unwrap
 from ..model.logprobs.paths import ForestPath
 from ..model.logprobs.token_budget import MIN_TOKENS
@@ -92,9 +92,9 @@ class SharedBudget:
             return False
         self._rehearsals -= 1
         before = path.max_tokens
-        pair_tokens = -self.least(-pair_tokens)
+        pair_tokens, num_ids = -self.least(-pair_tokens), measured_ids(unwrap(model))
         while path.max_tokens is not None and path.max_tokens > MIN_TOKENS:
-            fits = _fits(model.module, path, _pairs(path.max_tokens, pair_tokens))
+            fits = _fits(model.module, path, _pairs(path.max_tokens, pair_tokens, num_ids))
             least = self.least(path.max_tokens if fits else path.max_tokens // 2)
             if least == path.max_tokens:
                 break
@@ -127,14 +127,14 @@ def _fits(model: nn.Module, path: ForestPath, pairs: Sequence[dict[str, Any]]) -
     return fits
 
 
-def _pairs(tokens: int, pair_tokens: int) -> list[dict[str, Any]]:
-    """Return tokenized pairs of so many tokens together, which share nothing with one another."""
+def _pairs(tokens: int, pair_tokens: int, num_ids: int) -> list[dict[str, Any]]:
+    """Return tokenized pairs of so many tokens together, which share nothing with one another, of so many ids."""
     pair_tokens = min(pair_tokens, tokens)
     prompt, answer = pair_tokens // 2, pair_tokens // 4
     pairs = []
     for number in range(tokens // pair_tokens):
-        ids = 3 + np.arange(pair_tokens) % 64
-        ids[:2] = 3 + number % 64, 3 + number // 64 % 64
+        ids = 3 + np.arange(pair_tokens) % num_ids
+        ids[:2] = 3 + number % num_ids, 3 + number // num_ids % num_ids
         chosen, rejected = ids[: prompt + answer], np.concatenate([ids[:prompt], ids[prompt + answer :] + 1])
         pairs.append(
             {

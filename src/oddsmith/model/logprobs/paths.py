@@ -24,7 +24,7 @@ from ...batching.loader import BatchMaker, LoadedRows
 from ...batching.plan import Lengths, lengths_of
 from ...config import ORPOConfig
 from ...system.compilers import compiler_fault
-from ..limits import position_rows
+from ..limits import measured_ids, position_rows
 from .attention import forest_attention_in
 from .head import BUDGET_BYTES, kept_bytes
 from .memory_saving import MemorySavingLayers
@@ -267,7 +267,7 @@ def _loss_of_a_row(
 
     Where some layers run on whole sequences, and a prompt counts twice, hardly anything is shared.
     """
-    ids = np.arange(tokens) % 64 + 3
+    ids = np.arange(tokens) % measured_ids(unwrap(model)) + 3
     prompt = tokens // 2 if path.sequence_wise.shares_prompts else 1
     answer = (tokens - prompt) // 2
     row = {
