@@ -48,6 +48,7 @@ CARDS = (
     Card("B200", (10, 0), 227 << 10, 148),
     Card("RTX 5090", (12, 0), 99 << 10, 170),
 )
+T4 = Card("T4, RTX 20xx", (7, 5), 64 << 10, 40)  # computes in fp16; FlexAttention is not tried on it
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is there on Linux alone")
 
-from .cards import CARDS, compiling_for
+from .cards import CARDS, T4, compiling_for
 from .cases import LAUNCHES
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("card", CARDS, ids=str)
+@pytest.mark.parametrize("card", [*CARDS, T4], ids=str)
 @pytest.mark.parametrize("launch", LAUNCHES.values(), ids=LAUNCHES.keys())
 def test_each_kernel_fits_each_card(card, launch, tmp_path):
     with compiling_for(card, tmp_path) as kernels:
