@@ -314,6 +314,29 @@ def test_a_trial_is_made_once_for_a_kind_whatever_surrounds_the_layer(kernels):
     checkpoint(layer, tensors[0], use_reentrant=False).backward()
 
 
+@pytest.mark.parametrize("channels", [64, 128])
+@pytest.mark.parametrize(
+    ("capability", "shared_kib", "dtype", "held_bytes"),
+    [
+        ((7, 5), 64, torch.float16, 4),  # T4: Triton multiplies float32 numbers there
+        ((8, 6), 99, torch.bfloat16, 2),
+        ((8, 6), 99, torch.float32, 4),
+        ((9, 0), 227, torch.bfloat16, 2),
+    ],
+)
+def test_tiles_fit_the_shared_memory_of_a_card(monkeypatch, capability, shared_kib, dtype, held_bytes, channels):
+    """What kernels compiled for such cards need (`make test-kernels`; for a T4 once by hand)."""
+    properties = SimpleNamespace(major=capability[0], shared_memory_per_block_optin=shared_kib << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    attention_flex.kernel_options.cache_clear()
+    options = attention_flex.kernel_options(torch.device("cuda"), dtype, channels)
+    attention_flex.kernel_options.cache_clear()
+    keys_and_values = options["fwd_BLOCK_N"] * max(1, 2 * (options["fwd_num_stages"] - 1))
+    forward, backward = options["fwd_BLOCK_M"] + keys_and_values, 4 * options["bwd_BLOCK_M1"]
+    for rows in (forward, backward):
+        assert 16 << 10 <= rows * channels * held_bytes <= (shared_kib - 8) << 10
+
+
 @pytest.mark.parametrize("seen", [(None, None), (3, None), (None, 4)], ids=str)
 @given(sequences=sequences)
 @settings(max_examples=25)

@@ -113,7 +113,8 @@ def kernel_options(device: torch.device, dtype: torch.dtype, channels: int, smal
     properties: Any = torch.cuda.get_device_properties(device)
     shared_bytes = getattr(properties, "shared_memory_per_block_optin", 64 << 10) - (8 << 10)  # AMD names none: 64 KiB
     channels = 1 << (max(channels, _MIN_CHANNELS) - 1).bit_length()
-    row_bytes, half = channels * dtype.itemsize, dtype.itemsize == 2
+    half = dtype.itemsize == 2 and properties.major >= 8  # for older cards Triton multiplies float32 numbers
+    row_bytes = channels * (2 if half else max(4, dtype.itemsize))
     held = 8 if half and properties.major in (10, 11) else 4
     forward, backward = [], []
     for queries in (128, 64, 32, 16):
