@@ -35,7 +35,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 # isort: off
-from tests.fake_gpu.device import fake_gpu  # before torch
+from tests.fake_gpu import guard
+
+try:
+    guard.load()  # before torch
+except guard.NoGuard as reason:
+    sys.exit(f"Steps on a fake GPU cannot run here: {reason}")
+
+from tests.fake_gpu.device import fake_gpu
 # isort: on
 
 import numpy as np
