@@ -63,7 +63,7 @@ test-kills: $(READY) ## kill runs at KILLS (60) random moments, resume them, and
 	$(BIN)/python benchmarks/kills.py $(or $(KILLS),60)
 
 rehearse-gpu: $(READY) ## run the script for one's first minutes on a GPU at toy size on the CPU (two minutes)
-	bash benchmarks/on_gpu/first_minutes.sh --toy --device cpu --steps 1 --repeats 1 > /dev/null
+	PYTHON=$(BIN)/python bash benchmarks/on_gpu/first_minutes.sh --toy --device cpu --steps 1 --repeats 1 > /dev/null
 
 test-browser: $(READY) chromium ## test the monitor's page in a real Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
