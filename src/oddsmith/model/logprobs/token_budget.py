@@ -40,8 +40,8 @@ USABLE = 0.8
 # Lengths of the rows. On a GPU they fill its kernels' blocks, and the longer one comes first, so that kernels are
 # compiled by then; where two do not fit, shorter ones tell.
 ROWS = {"cpu": ((64, 128, 192),), "cuda": ((4096, 2048), (1024, 512), (128, 64))}
-# Rows of logits that the head may hold while the layers are measured: fewer than there are tokens in any row.
 MOST_BENT = 3  # times as much as in the measured rows a token may cost in the longest one
+# Rows of logits that the head may hold while the layers are measured: fewer than there are tokens in any row.
 MEASURED_HEAD_ROWS = {"cpu": 16, "cuda": 256}
 CHUNK_ROWS = {"cpu": 256, "cuda": 1024}  # of logits with which the head computes at full rate (head.py)
 
