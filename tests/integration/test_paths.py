@@ -166,6 +166,7 @@ def test_a_compiled_model_agrees(tmp_path, monkeypatch):
     """Traced, not compiled: whether the graph is that of the run does not depend on what is made of it."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # transformers sets it for good
     packed = run(tmp_path / "packed")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # transformers sets it, and later tests would find it
     traced = run(tmp_path / "traced", prefix_forest=False, torch_compile=True, torch_compile_backend="eager")
     assert traced.trainer.args.torch_compile
     assert_same(traced, packed, 1e-5)

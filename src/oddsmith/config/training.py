@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Optional, Union
@@ -258,7 +259,11 @@ class ORPOConfig(TrainingArguments):
 
         Compiled layers would run their own forwards, in a graph for each kind of length, and gain nothing.
         """
-        if not self.prefix_forest or not (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
+        if not self.prefix_forest:
+            return False
+        # What `accelerate config` asked for; transformers leaves its own wish there as well.
+        is_wished = os.environ.pop("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"
+        if not (is_wished or self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
             return False
         self.torch_compile: bool = False
         self.torch_compile_backend: Optional[str] = None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -150,7 +151,16 @@ def test_packed_rows_are_not_compiled_and_a_line_says_so(tmp_path, caplog, setti
     assert "set prefix_forest to false" in record
 
 
-def test_padded_batches_are_compiled(tmp_path, caplog):
+def test_nor_where_accelerate_was_told_to(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    config(tmp_path)
+    assert "ACCELERATE_DYNAMO_BACKEND" not in os.environ
+    (record,) = [record.getMessage() for record in caplog.records]
+    assert record.startswith("torch_compile is on; it has no effect on packed rows")
+
+
+def test_padded_batches_are_compiled(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # transformers sets it, and later tests would find it
     args = config(tmp_path, prefix_forest=False, torch_compile_mode="default")
     assert (args.torch_compile, args.torch_compile_backend) == (True, "inductor")
     assert not [record for record in caplog.records if "prefix_forest" in record.getMessage()]
