@@ -216,11 +216,12 @@ def batches_of(base: Path, scratch: Path) -> tuple[str, str]:
     path = make_trainer(scratch, model, tokenizer=load_tokenizer(str(base))).path
     if path.name != "prefix forest":
         return "padded", _cell(path.reason)
-    # A pair of 8 tokens of prompt and 4 in each answer: 16 in a row where the prompt is computed once.
-    ids = {"chosen": list(range(12)), "rejected": [*range(8), 20, 21, 22, 23]}
+    # A pair of 64 tokens of prompt and 4 in each answer: 72 in a row where the prompt is computed once. Some layers
+    # share no short ones.
+    ids = {"chosen": list(range(68)), "rejected": [*range(64), 70, 71, 72, 73]}
     row: dict[str, Any] = {f"{side}_input_ids": ids[side] for side in ids}
-    row |= {f"{side}_{end}": count for side in ids for end, count in (("prompt_tokens", 8), ("end", 12))}
-    return ("packed, prompt shared" if path.measure(row).tokens == 16 else "packed"), ""
+    row |= {f"{side}_{end}": count for side in ids for end, count in (("prompt_tokens", 64), ("end", 68))}
+    return ("packed, prompt shared" if path.measure(row).tokens == 72 else "packed"), ""
 
 
 def gguf_of(kind: str) -> str:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from oddsmith import ORPOTrainer, PairLosses, PairTokens
 from oddsmith.batching.collate import IGNORED, PairCollator, trl_features
 from oddsmith.batching.forest import forest_batch
-from oddsmith.errors import ConfigError
+from oddsmith.errors import ConfigError, NonFiniteError
 from oddsmith.loss import odds_ratio_loss, pair_log_odds
 from oddsmith.model.logprobs.packed import forest_tokens
 from oddsmith.model.logprobs.padded import padded_tokens
@@ -287,9 +287,11 @@ def test_a_pair_without_a_token_left_is_named_and_skipped(tmp_path, caplog):
             none = pairs.chosen.where((pairs.chosen.ids_BL >= 0) & (pairs.row_B != 3)[:, None])
             return PairLosses(odds_ratio_loss(none.mean_B, pairs.rejected.mean_B))
 
-    trainer = train(tmp_path, KeepsNone)
+    model = tiny_model()
+    with pytest.raises(NonFiniteError, match="none of 1 steps could be made"):
+        train(tmp_path, KeepsNone, model=model)
     assert "skipped: log-probabilities are NaN or infinite for dataset row 3" in caplog.text
-    assert torch.equal(trainer.model.lm_head.weight, tiny_model().lm_head.weight)
+    assert torch.equal(model.lm_head.weight, tiny_model().lm_head.weight)
 
 
 def test_a_step_whose_kept_tokens_depend_on_their_likelihood_is_not_made(tmp_path):
