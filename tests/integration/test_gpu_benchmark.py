@@ -135,6 +135,7 @@ def test_a_run_is_killed_and_resumed_and_two_processes_train_as_one(first_minute
     assert "| killed in step 6, resumed at step 4 | the same " in text
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_compared(first_minutes, monkeypatch, tmp_path):
     """As above, in one process: what would kill it raises an exception that nobody catches on its way."""
 

@@ -1,5 +1,6 @@
 """Items in one piece: out of workers, into pinned memory, onto a device; and workers that fail say so."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -279,6 +280,15 @@ class Failing(PairCollator):
         raise KeyError("chosen_colour")
 
 
+@pytest.fixture
+def workers_are_ended():
+    """The traceback of an error holds the loader, and so its workers."""
+    yield
+    gc.collect()
+    for worker in multiprocessing.active_children():
+        worker.join(10)
+
+
 @pytest.mark.parametrize(
     ("how", "error", "says"),
     [
@@ -290,6 +300,7 @@ class Failing(PairCollator):
         ("key", KeyError, "chosen_colour"),
     ],
 )
+@pytest.mark.usefixtures("workers_are_ended")
 def test_a_worker_that_fails_ends_the_run_with_its_reason(how, error, says):
     maker = BatchMaker(PaddedTensors(Failing(how)), one_each=True)
     with pytest.raises(error, match=says), clear_worker_errors():
