@@ -17,13 +17,16 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def on_devices(cases: Sequence[Any], on_cpu: int | Sequence[Any] = 1, quick: int | None = None) -> list[Any]:
-    """Return parameters (device, case): every case on a GPU, some on the CPU as well.
+    """Return parameters (device, case): every case on a GPU, some on the CPU as well, of these all but the first slow.
 
     ``on_cpu`` is the number of cases, counted from the first, or the cases themselves. ``quick`` is the number of those
     that run within a few minutes on a GPU; the others are marked slow.
     """
     chosen = cases[:on_cpu] if isinstance(on_cpu, int) else on_cpu
-    parameters = [pytest.param("cpu", case, id=f"cpu-{_name(case)}") for case in chosen]
+    parameters = [
+        pytest.param("cpu", case, id=f"cpu-{_name(case)}", marks=[pytest.mark.slow] if number else [])
+        for number, case in enumerate(chosen)
+    ]
     for number, case in enumerate(cases):
         marks = NEEDS_GPU if quick is None or number < quick else (*NEEDS_GPU, pytest.mark.slow)
         parameters.append(pytest.param("cuda", case, marks=marks, id=f"cuda-{_name(case)}"))

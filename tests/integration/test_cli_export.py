@@ -175,7 +175,7 @@ def test_an_earlier_export_is_replaced_only_when_asked_to(run, capsys):
     assert json.loads((run / "merged" / RECORD_FILE).read_text())["dtype"] == "float32"
 
 
-@pytest.mark.parametrize("limit_bytes", [2_000, 100_000])
+@pytest.mark.parametrize("limit_bytes", [pytest.param(2_000, marks=pytest.mark.slow), 100_000])
 def test_a_full_disk_leaves_nothing(run, limit_bytes):
     """No file may grow past a limit, as on a disk that fills up: at the settings, or in the middle of the weights."""
     program = (
@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_nothing(run, limit_bytes):
     assert not list(run.glob("merged*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_export_leaves_nothing(run, tmp_path, number):
     """Stopped by Ctrl-C or SIGTERM as soon as it begins to write."""
     program = (
