@@ -19,15 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..batching.forest import forest_batch
-from ..model.limits import measured_ids, position_rows
+from ..model.limits import measured_ids
 from ..model.logprobs.padded import unwrap
-from ..model.logprobs.paths import ForestPath
+from ..model.logprobs.paths import ForestPath, loss_of_pairs, pair_of
 from ..model.logprobs.token_budget import MIN_TOKENS
 from ..model.modules import in_training_mode
 from ..system.memory import is_device_out_of_memory
@@ -108,13 +106,9 @@ class SharedBudget:
 
 def _fits(model: nn.Module, path: ForestPath, pairs: Sequence[dict[str, Any]]) -> bool:
     """Return whether the memory suffices for the forward and backward pass of some pairs."""
-    batch = send_to_device(forest_batch(pairs, path.nll_on), next(model.parameters()).device)
-    if limit := position_rows(unwrap(model)):  # only sizes count here
-        batch["position_ids"] = batch["position_ids"].clamp(max=limit - 1)
     try:
         with path.around(model), in_training_mode(model):
-            logps = path.logps(model, batch)
-            (logps.nll_sum_B.sum() + logps.logp_chosen_B.sum() - logps.logp_rejected_B.sum()).backward()
+            loss_of_pairs(model, path, pairs, path.nll_on).backward()
     except RuntimeError as error:
         if not is_device_out_of_memory(error):
             raise
@@ -135,17 +129,7 @@ def _pairs(tokens: int, pair_tokens: int, num_ids: int) -> list[dict[str, Any]]:
     for number in range(tokens // pair_tokens):
         ids = 3 + np.arange(pair_tokens) % num_ids
         ids[:2] = 3 + number % num_ids, 3 + number // num_ids % num_ids
-        chosen, rejected = ids[: prompt + answer], np.concatenate([ids[:prompt], ids[prompt + answer :] + 1])
-        pairs.append(
-            {
-                "chosen_input_ids": chosen,
-                "rejected_input_ids": rejected,
-                "chosen_prompt_tokens": prompt,
-                "rejected_prompt_tokens": prompt,
-                "chosen_end": len(chosen),
-                "rejected_end": len(rejected),
-            }
-        )
+        pairs.append(pair_of(ids, prompt, answer))
     return pairs
 
 

@@ -270,17 +270,27 @@ def _loss_of_a_row(
     ids = np.arange(tokens) % measured_ids(unwrap(model)) + 3
     prompt = tokens // 2 if path.sequence_wise.shares_prompts else 1
     answer = (tokens - prompt) // 2
-    row = {
-        "chosen_input_ids": ids[: prompt + answer],
-        "rejected_input_ids": np.concatenate([ids[:prompt], ids[prompt + answer :] + 1]),
+    with precision():
+        return loss_of_pairs(model, replace(path, head_bytes=head_bytes), [pair_of(ids, prompt, answer)], "sequence")
+
+
+def pair_of(ids: np.ndarray, prompt: int, answer: int) -> dict[str, Any]:
+    """Return a tokenized pair out of ids: so many of a prompt, so many of the chosen answer, the rest of the other."""
+    chosen, rejected = ids[: prompt + answer], np.concatenate([ids[:prompt], ids[prompt + answer :] + 1])
+    return {
+        "chosen_input_ids": chosen,
+        "rejected_input_ids": rejected,
         "chosen_prompt_tokens": prompt,
         "rejected_prompt_tokens": prompt,
-        "chosen_end": prompt + answer,
-        "rejected_end": tokens - answer,
+        "chosen_end": len(chosen),
+        "rejected_end": len(rejected),
     }
-    batch = send_to_device(forest_batch([row], "sequence"), next(model.parameters()).device)
-    if limit := position_rows(unwrap(model)):  # only sizes count here
+
+
+def loss_of_pairs(model: nn.Module, path: ForestPath, pairs: Sequence[dict[str, Any]], nll_on: str) -> Tensor:
+    """Compute a loss over a packed row of pairs that takes the memory of a step: only their sizes count."""
+    batch = send_to_device(forest_batch(pairs, nll_on), next(model.parameters()).device)
+    if limit := position_rows(unwrap(model)):
         batch["position_ids"] = batch["position_ids"].clamp(max=limit - 1)
-    with precision():
-        logps = replace(path, head_bytes=head_bytes).logps(model, batch)
+    logps = path.logps(model, batch)
     return logps.nll_sum_B.sum() + logps.logp_chosen_B.sum() - logps.logp_rejected_B.sum()
