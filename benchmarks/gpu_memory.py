@@ -29,10 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 # isort: off
 from tests.fake_gpu import guard
 
-try:
-    guard.load()  # before torch
-except guard.NoGuard as reason:
-    sys.exit(f"Steps on a fake GPU cannot run here: {reason}")
+guard.load_or_exit()  # before torch
 
 from tests.fake_gpu.device import fake_gpu, fake_weights_are_plain
 # isort: on

@@ -37,10 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 # isort: off
 from tests.fake_gpu import guard
 
-try:
-    guard.load()  # before torch
-except guard.NoGuard as reason:
-    sys.exit(f"Steps on a fake GPU cannot run here: {reason}")
+guard.load_or_exit()  # before torch
 
 from tests.fake_gpu.device import fake_gpu
 # isort: on
@@ -48,7 +45,7 @@ from tests.fake_gpu.device import fake_gpu
 import numpy as np
 import torch
 import transformers
-from on_gpu.works import LLAMA_3_8B, LORA, WORKS, Work, make_rows, token_ids
+from on_gpu.works import LLAMA_3_8B, LORA, WORKS, Work, make_rows, tokenized
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -137,16 +134,10 @@ class Step:
         return int(USABLE * (FREE * card.memory - self.weight_bytes - self.state_bytes) / self.kept_bytes_per_token)
 
 
-def tokenized(pairs: int, vocabulary: int, seed: int = 0) -> list[dict[str, Any]]:
+def made_pairs(pairs: int, vocabulary: int, seed: int = 0) -> list[dict[str, Any]]:
     """Make tokenized pairs with the lengths of UltraFeedback."""
-    made = []
-    for row in make_rows(pairs, vocabulary=vocabulary, max_length=2048, scale=1.0, seed=seed):
-        columns: dict[str, Any] = {}
-        for side in ("chosen", "rejected"):
-            ids, prompt = token_ids(row, side, vocabulary)
-            columns |= {f"{side}_input_ids": ids, f"{side}_prompt_tokens": prompt, f"{side}_end": len(ids)}
-        made.append(columns)
-    return made
+    rows = make_rows(pairs, vocabulary=vocabulary, max_length=2048, scale=1.0, seed=seed)
+    return [tokenized(row, vocabulary) for row in rows]
 
 
 def split(rows: list[dict[str, Any]], parts: int) -> list[list[dict[str, Any]]]:
@@ -163,7 +154,7 @@ def split(rows: list[dict[str, Any]], parts: int) -> list[list[dict[str, Any]]]:
 def record_step(work: Work, parts: int) -> Step:
     """Run a step of so many micro-batches on a fake card: twice, because the first makes the optimizer's states."""
     shape, how = work.shape, predicted(work)
-    rows = tokenized(work.pairs, shape["vocab_size"])
+    rows = made_pairs(work.pairs, shape["vocab_size"])
     micro_batches = split(rows, parts)
     batches = [forest_batch(some, "sequence") for some in micro_batches]
     with fake_gpu() as gpu:

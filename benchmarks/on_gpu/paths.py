@@ -37,7 +37,7 @@ from oddsmith.model.logprobs.output_transform import output_transform
 from oddsmith.model.logprobs.packed import forest_logps
 from oddsmith.model.logprobs.padded import PairLogps, pair_logps, unwrap
 
-from .works import LORA, complete, make_model, make_rows, make_tokenizer, token_ids
+from .works import LORA, complete, make_model, make_rows, make_tokenizer, tokenized
 
 PAIRS = 6
 # Relative to the norm of the exact result. float32: sums over thousands of tokens in another order.
@@ -53,14 +53,7 @@ def token_rows(*, vocabulary: int, max_length: int, scale: float, seed: int) -> 
         second["prompt"] = first["prompt"]
         common = first["chosen"].split()[: max_length // 32]
         second["rejected"] = " ".join([*common, *second["rejected"].split()[len(common) :], "2"])
-    tokenized = []
-    for row in rows:
-        columns: dict[str, Any] = {}
-        for side in ("chosen", "rejected"):
-            ids, prompt_tokens = token_ids(row, side, vocabulary)
-            columns |= {f"{side}_input_ids": ids, f"{side}_prompt_tokens": prompt_tokens, f"{side}_end": len(ids)}
-        tokenized.append(columns)
-    return tokenized
+    return [tokenized(row, vocabulary) for row in rows]
 
 
 def trainer_of(request: dict[str, Any], folder: str, *, bf16: bool) -> ORPOTrainer:

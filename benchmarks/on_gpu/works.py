@@ -219,6 +219,15 @@ def token_ids(row: dict[str, str], side: str, vocabulary: int) -> tuple[np.ndarr
     return np.array(ids, dtype=np.int64), len(prompt)
 
 
+def tokenized(row: dict[str, str], vocabulary: int) -> dict[str, Any]:
+    """Return a row as a tokenized pair."""
+    columns: dict[str, Any] = {}
+    for side in ("chosen", "rejected"):
+        ids, prompt_tokens = token_ids(row, side, vocabulary)
+        columns |= {f"{side}_input_ids": ids, f"{side}_prompt_tokens": prompt_tokens, f"{side}_end": len(ids)}
+    return columns
+
+
 def count_step(rows: list[dict[str, str]], vocabulary: int) -> dict[str, int]:
     """Count a step's tokens: ``padded`` (sequences times the longest), ``packed`` (all) and ``forest`` (none twice)."""
     sequences = [token_ids(row, side, vocabulary)[0] for side in ("chosen", "rejected") for row in rows]

@@ -67,6 +67,14 @@ def load(folder: Path | None = None) -> None:
     _is_loaded = True
 
 
+def load_or_exit() -> None:
+    """Load the library, or end a script with the reason in one line."""
+    try:
+        load()
+    except NoGuard as reason:
+        sys.exit(f"Steps on a fake GPU cannot run here: {reason}")
+
+
 def _torch_folder() -> Path:
     found = find_spec("torch")
     if found is None or not found.submodule_search_locations:
