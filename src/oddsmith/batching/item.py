@@ -119,7 +119,7 @@ Buffered = tuple[Tensor, dict[int, _Place]]  # bytes, uint8 [N], and the places 
 
 
 def _in_one_buffer(tensors: Sequence[Tensor]) -> Buffered:
-    """Copy tensors into a buffer, and views of the same memory, as depths and position ids are, only once."""
+    """Copy tensors into a new buffer; views of the same memory, such as depths and position ids, take one place."""
     places: dict[int, _Place] = {}
     starts: dict[tuple[Any, ...], int] = {}
     storages = [tensor.untyped_storage() for tensor in tensors]  # kept, so that none gets the ``id`` of another

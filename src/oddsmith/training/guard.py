@@ -363,8 +363,7 @@ class StepGuard(TrainerCallback):
         """
         if not control.should_save:
             return
-        is_untrained = self._steps_skipped > 0 and not self._steps_made
-        if is_untrained or (self.judge.non_finite_in_a_row > 0 and not control.should_training_stop):
+        if self._is_untrained or (self.judge.non_finite_in_a_row > 0 and not control.should_training_stop):
             control.should_save = False
         elif bad := self._non_finite_weights():
             control.should_save = False
@@ -379,8 +378,7 @@ class StepGuard(TrainerCallback):
                 f"step {state.global_step}: {weights_in_words(bad)} after the last step; go on from the last"
                 " checkpoint, with a lower learning_rate or in bf16 or float32 instead of fp16"
             )
-
-        if self._steps_skipped and not self._steps_made and state.global_step >= state.max_steps:
+        if self._is_untrained and state.global_step >= state.max_steps:
             weights = f"{weights_in_words(sorted(self._bad_from_start))}; " if self._bad_from_start else ""
             raise NonFiniteError(
                 f"none of {self._steps_skipped} steps could be made: {weights}nothing was trained; look at the weights"
@@ -388,6 +386,11 @@ class StepGuard(TrainerCallback):
             )
 
     # ---- Judging a step
+
+    @property
+    def _is_untrained(self) -> bool:
+        """Whether all steps so far were skipped."""
+        return self._steps_skipped > 0 and self._steps_made == 0
 
     @property
     def _is_stepped_already(self) -> bool:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import peft.peft_model
 from torch import nn
@@ -89,8 +88,11 @@ def complete_adapters(name: str, error: type[UsageError] = ModelError) -> Iterat
         require_complete(name, missing, left_over, error)
         return result
 
-    with mock.patch.object(peft.peft_model, "set_peft_model_state_dict", set_state):
+    peft.peft_model.set_peft_model_state_dict = set_state
+    try:
         yield
+    finally:
+        peft.peft_model.set_peft_model_state_dict = own
 
 
 def _other_names(missing: list[str], unexpected: list[str]) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""Refuse files of a model or adapter that would run code, unless it was allowed on the command line, or leak others.
+"""Refuse files of a model or adapter that would run code without being allowed to, or put other files into exports.
 
     refused                                          because
     pickled weights (.bin, .pt, ...)                 unpickling runs what the pickle says
@@ -53,7 +53,7 @@ ACTIVE_ADAPTER_SETTINGS = {
 
 
 def refuse_code_in_folder(name: str, place: str, trust_remote_code: bool) -> None:
-    """Raise ``ModelError`` if files in the folder of a model or adapter would run code, or are pickles.
+    """Raise ``ModelError`` if files in the folder of a model or adapter would run code, are pickles, or lead out of it.
 
     ``name`` is the user's name of the model, for messages. Models on the hub are checked by the two functions below,
     after their files have been downloaded.
