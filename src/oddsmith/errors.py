@@ -8,6 +8,7 @@
     │   │       └── UndecidedRow      a row that prefers neither answer: left out and counted, no fault
     │   ├── ModelError                a model or tokenizer: missing, unsuitable, unknown adapter target
     │   ├── CheckpointError           a checkpoint to resume from: missing, damaged, or of another run
+    │   ├── NotAFileError (OSError)   a link, pipe, socket or device where a file of the user's is expected
     │   └── MissingExtraError         an optional dependency; the message is the install command
     ├── SaveError                     a checkpoint could not be written; the one before it is complete
     ├── OutOfMemoryError              a ``MemoryError``: of the machine, or of the device
@@ -23,6 +24,8 @@ A message is one or two lines: where it is (file, line, row or field), what was 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from errno import EINVAL
+from os import PathLike, fspath
 from types import MappingProxyType
 from typing import Self
 
@@ -109,6 +112,24 @@ class ModelError(UsageError):
 
 class CheckpointError(UsageError):
     """A checkpoint cannot be resumed from: it is missing, damaged, or of a run with other data, settings or base."""
+
+
+class NotAFileError(UsageError, OSError):
+    """A path leads to a pipe, a socket or a device, or to a link where none may be; opening it might never return.
+
+    An ``OSError`` too, so whoever reports that a file cannot be read reports this.
+
+    Args:
+        path: The path.
+        found: What is there and what was expected, e.g. ``"a pipe, not a file"``.
+    """
+
+    def __init__(self, path: str | PathLike[str], found: str):
+        super().__init__(fspath(path), found)
+        self.errno, self.strerror = EINVAL, f"is {found}"
+
+    def __str__(self) -> str:
+        return showable(f"{self.args[0]}: {self.strerror}")
 
 
 class MissingExtraError(UsageError, ImportError):
