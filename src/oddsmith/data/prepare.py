@@ -16,7 +16,7 @@ import logging
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from typing import Any, Literal
@@ -210,6 +210,7 @@ class RowTokenizer:
     bad_rows: str
     source: str
     numbers: Sequence[int] | None = None
+    known_words: dict[str, list[int]] = field(default_factory=dict)  # kept from batch to batch, in each process
 
     def __call__(self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> tuple[pa.Table, DataReport]:
         """Return the kept rows of a batch as columns of tokens, and the report of all its rows."""
@@ -230,7 +231,7 @@ class RowTokenizer:
         else:
             rows = rows_of_columns(columns)
         rendered, hits = zip(*map(self._render, rows, numbers), strict=True) if rows else ((), ())
-        outcomes = self.pair_tokenizer.encode(rendered)
+        outcomes = self.pair_tokenizer.encode(rendered, self.known_words)
         for number, outcome, odd in zip(numbers, outcomes, hits, strict=True):
             if number >= report.rows:
                 report.count(number, outcome, odd)

@@ -183,16 +183,25 @@ class PairTokenizer:
             return pair
         return replace(pair, prompt=[{"role": "system", "content": self.system_prompt}, *pair.prompt])
 
-    def encode(self, rendered: Sequence[RenderedPair | Dropped]) -> list[TokenizedPair | Dropped]:
-        """Tokenize rendered pairs in one call of the tokenizer; pairs that are dropped already pass through."""
+    def encode(
+        self, rendered: Sequence[RenderedPair | Dropped], known_words: dict[str, list[int]] | None = None
+    ) -> list[TokenizedPair | Dropped]:
+        """Tokenize rendered pairs in one call of the tokenizer; pairs that are dropped already pass through.
+
+        ``known_words`` are kept from call to call, as long as the tokenizer stays as it is.
+        """
         pairs = [pair for pair in rendered if not isinstance(pair, Dropped)]
-        encode = self._encode_encoder_decoder if self.is_encoder_decoder else self._encode_decoder_only
-        encoded = iter(encode(pairs))
+        if self.is_encoder_decoder:
+            encoded = iter(self._encode_encoder_decoder(pairs))
+        else:
+            encoded = iter(self._encode_decoder_only(pairs, known_words))
         return [pair if isinstance(pair, Dropped) else _with_account(next(encoded), pair) for pair in rendered]
 
-    def _encode_decoder_only(self, pairs: Sequence[RenderedPair]) -> list[TokenizedPair | Dropped]:
+    def _encode_decoder_only(
+        self, pairs: Sequence[RenderedPair], known_words: dict[str, list[int]] | None
+    ) -> list[TokenizedPair | Dropped]:
         texts = (text for pair in pairs for side in (pair.chosen, pair.rejected) for text in side.beginnings())
-        ids_of = ids_of_pieces(self.tokenizer, texts)
+        ids_of = ids_of_pieces(self.tokenizer, texts, known_words)
         return [self._fit(*(self._side(pair, side, ids_of) for side in (pair.chosen, pair.rejected))) for pair in pairs]
 
     def _side(self, pair: RenderedPair, side: Rendering, ids_of: dict[str, list[int]]) -> Tokens:

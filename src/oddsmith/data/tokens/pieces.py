@@ -12,6 +12,8 @@ Prompts, which are most of the text, are then tokenized once instead of three ti
 where a cut is safe. A piece keeps its token in front, because some tokenizers treat the very beginning of a text
 differently (Llama's add a space there).
 
+Pieces are cut further into words where that changes no id, either (words.py).
+
 Source: the order of work is that of ``AddedVocabulary::extract_and_normalize`` in tokenizers 0.23.
 """
 
@@ -19,11 +21,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-Ids = list[int]
+from .words import Ids, cuts_at_words, ids_by_words
 
 
 def ids_of_texts(
@@ -48,19 +51,24 @@ def ids_of_texts(
     return dict(zip(unique, encoding["input_ids"], strict=True))
 
 
-def ids_of_pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> dict[str, Ids]:
-    """Return what ``ids_of_texts`` does, and tokenize each different piece of the texts once."""
+def ids_of_pieces(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], known_words: dict[str, Ids] | None = None
+) -> dict[str, Ids]:
+    """Return what ``ids_of_texts`` does, and tokenize each different piece of the texts once.
+
+    ``known_words`` are kept from call to call, as long as the tokenizer stays as it is.
+    """
     unique = list(dict.fromkeys(texts))
     tokens = cutting_tokens(tokenizer, max(unique, key=len, default=""))
-    if not tokens:
-        return ids_of_texts(tokenizer, unique)
-    cut = re.compile(f"(?={'|'.join(map(re.escape, tokens))})")
-    pieces_of = [cut.split(text) for text in unique]
-    ids_of = ids_of_texts(tokenizer, chain.from_iterable(pieces_of))
-    return {
-        text: list(chain.from_iterable(map(ids_of.__getitem__, pieces)))
-        for text, pieces in zip(unique, pieces_of, strict=True)
-    }
+    cut = re.compile(f"(?={'|'.join(map(re.escape, tokens))})") if tokens else None
+    pieces_of = {text: cut.split(text) if cut else [text] for text in unique}
+    pieces = dict.fromkeys(chain.from_iterable(pieces_of.values()))
+    if _is_cut_by_library(tokenizer) and cuts_at_words(tokenizer):
+        words = {} if known_words is None else known_words
+        ids_of = ids_by_words(pieces, words, partial(ids_of_texts, tokenizer))
+    else:
+        ids_of = ids_of_texts(tokenizer, pieces)
+    return {text: list(chain.from_iterable(map(ids_of.__getitem__, pieces))) for text, pieces in pieces_of.items()}
 
 
 def cutting_tokens(tokenizer: PreTrainedTokenizerBase, sample: str) -> list[str]:
@@ -76,7 +84,7 @@ def cutting_tokens(tokenizer: PreTrainedTokenizerBase, sample: str) -> list[str]
 
     There are none where ids are not made by the tokenizers library alone, or special tokens are split.
     """
-    if not is_library_alone(tokenizer) or tokenizer.split_special_tokens:
+    if not _is_cut_by_library(tokenizer):
         return []
     added = tokenizer.added_tokens_decoder.values()
     contents = [token.content for token in added]
@@ -97,6 +105,10 @@ def is_library_alone(tokenizer: PreTrainedTokenizerBase) -> bool:
     classes = type(tokenizer).__mro__
     subclasses = classes[: classes.index(PreTrainedTokenizerFast)]
     return not any({"__call__", "_encode_plus", "_batch_encode_plus"} & set(vars(each)) for each in subclasses)
+
+
+def _is_cut_by_library(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return is_library_alone(tokenizer) and not tokenizer.split_special_tokens
 
 
 def _can_be_overrun(token: str, others: Iterable[str]) -> bool:
