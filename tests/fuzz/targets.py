@@ -1,6 +1,12 @@
 """All targets by name."""
 
-from tests.fuzz import of_checkpoints, of_rows, of_runs, of_settings
+from tests.fuzz import of_checkpoints, of_rows, of_runs, of_settings, of_tables
 from tests.fuzz.target import Target
 
-TARGETS: dict[str, Target] = {**of_rows.TARGETS, **of_settings.TARGETS, **of_runs.TARGETS, **of_checkpoints.TARGETS}
+TARGETS: dict[str, Target] = {
+    **of_rows.TARGETS,
+    **of_settings.TARGETS,
+    **of_runs.TARGETS,
+    **of_checkpoints.TARGETS,
+    **of_tables.TARGETS,
+}

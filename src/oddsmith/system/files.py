@@ -64,6 +64,32 @@ def cache_folder() -> Path:
     return (Path(user_cache) if user_cache else Path.home() / ".cache") / "oddsmith"
 
 
+def private_folder(folder: Path) -> bool:
+    """Make a folder that only this user can write, with those above it, and return whether it is one.
+
+    One of this user's that others could write is closed to them; a link, and a folder of another user, is none. What
+    was put there before must be checked by its own owner (``is_own``).
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            return False
+        raise
+    try:
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            os.fchmod(descriptor, 0o700)
+        return is_own(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def is_own(status: os.stat_result) -> bool:
+    """Return whether a file or folder, by its status, is this user's and can be written by nobody else."""
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
 def nearest_folder(place: Path) -> Path:
     """Return the folder itself, or the nearest existing one above it."""
     return next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.is_dir())

@@ -19,6 +19,7 @@ from typing import Any
 from ...errors import DataError
 from ...system.strict_json import read_json
 from ..formats.values import kind_of
+from ..unpacking import too_much, unpacked_limit_bytes
 from .decoding import decoded
 from .delimited import delimited_rows
 from .spreadsheets import SPREADSHEETS, spreadsheet_rows
@@ -28,8 +29,6 @@ Row = dict[str, Any]
 PARQUET = ".parquet"
 JSON_LINES = (".jsonl", ".ndjson")
 
-# Limits of unpacking. Text shrinks to a tenth, the same line over and over to a hundredth; gzip can do a thousand.
-MAX_GZIP_RATIO, MIN_GZIP_LIMIT_BYTES = 200, 64 * 2**20
 GZIP_BUFFER_BYTES = 2**20
 
 _EXAMPLE = '{"prompt": ..., "chosen": ..., "rejected": ...}'
@@ -82,7 +81,7 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, path: Path):
         self._path, self._file = path, gzip.open(path, "rb")  # noqa: SIM115 - closed in close()
-        self._bytes, self._limit_bytes = 0, max(MIN_GZIP_LIMIT_BYTES, MAX_GZIP_RATIO * path.stat().st_size)
+        self._bytes, self._size_bytes = 0, path.stat().st_size
 
     def readable(self) -> bool:
         return True
@@ -90,11 +89,8 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         count = self._file.readinto(buffer)
         self._bytes += count
-        if self._bytes > self._limit_bytes:
-            raise DataError(
-                f"{self._path}: unpacks to more than {self._limit_bytes:,} bytes, {MAX_GZIP_RATIO} times its size;"
-                " unpack it yourself if it is meant to"
-            )
+        if self._bytes > unpacked_limit_bytes(self._size_bytes):
+            raise DataError(f"{self._path}: {too_much(self._size_bytes)}; unpack it yourself if it is meant to")
         return count
 
     def close(self) -> None:

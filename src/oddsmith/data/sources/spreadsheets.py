@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, MissingExtraError
+from ..unpacking import too_much, unpacked_limit_bytes
 
 logger = logging.getLogger(__name__)
 
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
-# What a file may unpack to: text in XML shrinks to a tenth or twentieth.
-MAX_RATIO, MIN_LIMIT_BYTES = 200, 64 * 2**20
 
 
 def spreadsheet_rows(path: Path, file: io.BufferedIOBase) -> Iterator[dict[str, Any]]:
@@ -56,13 +55,12 @@ def _require_sound_size(path: Path, data: bytes) -> None:
     """Refuse a file of kilobytes that unpacks to gigabytes."""
     if not data.startswith(b"PK"):
         return
-    limit = max(MIN_LIMIT_BYTES, MAX_RATIO * len(data))
     try:
         size = sum(entry.file_size for entry in zipfile.ZipFile(io.BytesIO(data)).infolist())
     except zipfile.BadZipFile as error:
         raise DataError(f"{path}: not a spreadsheet that can be read ({error}); save it again, or as CSV") from error
-    if size > limit:
-        raise DataError(f"{path}: unpacks to more than {limit:,} bytes, {MAX_RATIO} times its size; save it as CSV")
+    if size > unpacked_limit_bytes(len(data)):
+        raise DataError(f"{path}: {too_much(len(data))}; save it as CSV")
 
 
 def _without_blanks(cells: Sequence[Sequence[Any]]) -> list[list[str]]:

@@ -1,24 +1,42 @@
 """Read rows that have a common schema with ``datasets``: Parquet files, folders of ``save_to_disk``, hub datasets.
 
+Every file is inspected before it is read (inspection.py): the given ones, and those that ``datasets`` has made of them
+and keeps. What it makes of Parquet files is kept apart from what others may have put into its cache:
+
+    HF_DATASETS_CACHE/oddsmith-UID/      a folder that only this user can write
+
 Errors of ``datasets`` are shortened to one line. It is imported on use, so that reading a text file does not wait for
 the import.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ...errors import DataError
+from ...errors import DataError, OddsmithError
+from ...system.files import free_bytes, in_units, private_folder
+from ...system.outside import read_text
+from ...system.strict_json import read_json
+from ..inspection import KINDS, require_sound
 from .splits import Split
 
 if TYPE_CHECKING:
     import datasets
 
+logger = logging.getLogger(__name__)
+
 Table: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
+
+# What a library raises for metadata of another shape than its own.
+_OF_ANOTHER_SHAPE = (KeyError, TypeError, AttributeError, IndexError)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -29,14 +47,72 @@ def is_saved_dataset(folder: Path) -> bool:
 def read_parquet(paths: list[Path], *, streaming: bool) -> Table:
     """Read Parquet files one after the other; a ``DataError`` names a damaged file, or files of different schemas."""
     import datasets
-    from pyarrow.parquet import read_schema
 
-    for path in paths:  # datasets would name all files where one is damaged, and log the error
-        with _one_line_errors(str(path), "write the file again"):
-            read_schema(path)
     names = [str(path) for path in paths]
+
+    def builder(folder: str | None) -> Any:
+        return datasets.load_dataset_builder("parquet", data_files={"rows": names}, cache_dir=folder)
+
     with _one_line_errors(", ".join(names), "expected Parquet files of one schema"):
-        return datasets.load_dataset("parquet", data_files={"rows": names}, split="rows", streaming=streaming)
+        if streaming:
+            require_sound(paths, "parquet")
+            return builder(None).as_streaming_dataset("rows")
+        folder = _cache_of_tables()
+        try:
+            made = builder(folder)
+        except (ValueError, *_OF_ANOTHER_SHAPE) as error:  # nothing but what is kept has been read
+            logger.warning("%s: damaged (%s); Parquet files are read anew", folder, _in_one_line(error))
+            shutil.rmtree(Path(folder) / "parquet", ignore_errors=True)
+            made = builder(folder)
+        return _built(made, "rows", lambda: require_sound(paths, "parquet"))
+
+
+def _built(builder: Any, split: str, inspect: Callable[[], int]) -> datasets.Dataset:
+    """Return a split of what a builder of ``datasets`` keeps, made anew where nothing is kept or it is damaged.
+
+    ``inspect`` looks at the files that it is made of, and returns how many bytes they unpack to.
+    """
+    import datasets
+
+    folder, mode = Path(builder.cache_dir), datasets.DownloadMode.REUSE_DATASET_IF_EXISTS
+    kept = sorted(folder.glob("*.arrow"))
+    if kept:
+        try:
+            require_sound(kept, "arrow")
+        except (DataError, OSError) as error:
+            logger.warning("%s, in the cache: its rows are read anew", error)
+            kept, mode = [], datasets.DownloadMode.REUSE_CACHE_IF_EXISTS
+    if not kept:
+        needed_bytes, there_bytes = inspect(), free_bytes(folder)
+        if needed_bytes > there_bytes:
+            raise DataError(
+                f"{folder}: {in_units(needed_bytes)} of rows do not fit in the {in_units(there_bytes)} that are free;"
+                " name another folder with HF_DATASETS_CACHE, or set dataset_streaming"
+            )
+    builder.download_and_prepare(download_mode=mode)
+    return builder.as_dataset(split)
+
+
+def _cache_of_tables() -> str:
+    """Return a folder for what is made of Parquet files, that nobody else can have written."""
+    from datasets.config import HF_DATASETS_CACHE
+
+    folder = Path(HF_DATASETS_CACHE) / f"oddsmith-{os.geteuid()}"
+    try:
+        if private_folder(folder):
+            return str(folder)
+        found = "may be written by others"
+    except OSError as error:
+        found = error.strerror or str(error)
+    other = _temporary_folder().name
+    logger.warning("%s: %s; %s is used for this run", folder, found, other)
+    return other
+
+
+@cache
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder that is removed at the end of the process."""
+    return tempfile.TemporaryDirectory(prefix="oddsmith-")
 
 
 def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
@@ -46,13 +122,31 @@ def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
     """
     import datasets
 
+    place = folder
+    if (folder / "dataset_dict.json").is_file():
+        splits = _names_in(folder / "dataset_dict.json", lambda value: value["splits"])
+        if split.name not in splits:
+            raise DataError(f"{folder}: no split {split.name!r}; found {', '.join(splits)}")
+        place = folder / split.name
+    files = _names_in(place / "state.json", lambda value: [entry["filename"] for entry in value["_data_files"]])
     with _one_line_errors(str(folder), "expected a folder made by save_to_disk"):
-        saved = datasets.load_from_disk(str(folder))
-    if isinstance(saved, datasets.DatasetDict):
-        if split.name not in saved:
-            raise DataError(f"{folder}: no split {split.name!r}; found {', '.join(saved)}")
-        saved = saved[split.name]
+        require_sound([place / name for name in files], "arrow")
+        saved = datasets.load_from_disk(str(place))
     return saved.to_iterable_dataset() if streaming else saved
+
+
+def _names_in(file: Path, names_of: Callable[[Any], Any]) -> list[str]:
+    """Return names of files or folders beside a JSON file, which it holds; other content is a ``DataError``."""
+    try:
+        names = names_of(read_json(read_text(file)))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, *_OF_ANOTHER_SHAPE) as error:
+        raise DataError(f"{file}: not what save_to_disk writes; save the dataset again") from error
+    is_plain = [isinstance(name, str) and Path(name).name == name and name != ".." for name in names]
+    if not isinstance(names, list) or not all(is_plain):
+        raise DataError(f"{file}: names files outside of its folder; save the dataset again")
+    return names
 
 
 def read_hub(name: str, config: str | None, split: str, *, streaming: bool) -> Table:
@@ -69,7 +163,25 @@ def read_hub(name: str, config: str | None, split: str, *, streaming: bool) -> T
     what = " ".join(part for part in (repr(name), config and f"configuration {config!r}", f"split {split!r}") if part)
     advice = "check the name, or give a local file (JSONL, JSON, CSV, Parquet) or folder instead"
     with _one_line_errors(f"dataset {what}: no file or folder of this name, and not loaded from the hub", advice):
-        return datasets.load_dataset(name, config, split=split, streaming=streaming)
+        if streaming:
+            return datasets.load_dataset(name, config, split=split, streaming=True)
+        builder = datasets.load_dataset_builder(name, config)
+        return _built(builder, split, lambda: _inspected_downloads(builder))
+
+
+def _inspected_downloads(builder: Any) -> int:
+    """Download the files of a hub dataset, and inspect those that Arrow reads; return how much these unpack to."""
+    from datasets import DownloadManager
+
+    files = builder.config.data_files or {}
+    manager = DownloadManager(dataset_name=builder.dataset_name, base_path=builder.base_path)
+    total_bytes = 0
+    for kind in KINDS:
+        urls = [str(url) for of_split in files.values() for url in of_split if str(url).lower().endswith(f".{kind}")]
+        paths = [Path(path) for path in manager.download(urls)] if urls else []
+        if paths:
+            total_bytes += require_sound(paths, kind)
+    return total_bytes
 
 
 @contextmanager
@@ -80,13 +192,15 @@ def _one_line_errors(where: str, advice: str) -> Iterator[None]:
 
     try:
         yield
+    except OddsmithError:
+        raise
     except ConnectionError as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
         found = f"no connection ({_in_one_line(error)})"
         if offline:
             found = "HF_HUB_OFFLINE is set, and it is not in the cache"
         raise DataError(f"{where}: {found}; {advice}") from error
-    except (DatasetsError, ArrowException, OSError, ValueError, RuntimeError) as error:
+    except (DatasetsError, ArrowException, OSError, ValueError, RuntimeError, *_OF_ANOTHER_SHAPE) as error:
         raise DataError(f"{where}: {_in_one_line(error)}; {advice}") from error
 
 

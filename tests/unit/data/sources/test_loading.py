@@ -182,7 +182,7 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch, error, found):
     def refuse(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     assert f"not loaded from the hub: {found}" in message_of(DataError, "a/b")
 
 

@@ -205,7 +205,7 @@ def test_a_fault_of_a_spreadsheet_is_named(tmp_path, read, content, message):
 
 
 def test_a_spreadsheet_that_unpacks_to_gigabytes_is_refused(tmp_path, read, monkeypatch):
-    monkeypatch.setattr("oddsmith.data.sources.spreadsheets.MIN_LIMIT_BYTES", 1000)
+    monkeypatch.setattr("oddsmith.data.unpacking.MIN_LIMIT_BYTES", 1000)
     path = tmp_path / "a.xlsx"
     path.write_bytes(xlsx(A=[HEADER, ["a" * 2_000_000] * 4]))
     with pytest.raises(DataError, match="unpacks to more than"):
