@@ -1,21 +1,27 @@
 """Run folders and logs, ours and other trainers': the event log, the page, the diagnosis."""
 
 import json
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hypothesis import strategies as st
 
 from oddsmith.cli.commands.diagnose import sparklines
-from oddsmith.diagnose.readers import read_history
+from oddsmith.diagnose.readers import history_of_events, read_history
 from oddsmith.diagnose.rules import judge
 from oddsmith.errors import DataError
 from oddsmith.monitor.run import Run
 from oddsmith.monitor.runs import Runs
 from oddsmith.system.run_folder import read_events
 from oddsmith.system.strict_json import strict
+from oddsmith.training.card import card_names
+from oddsmith.training.card_record import CardRecord
+from tests.cards import HOSTILE, SOUND, require_plain
 from tests.fuzz.answers import answered, require_json
-from tests.fuzz.material import damaged
+from tests.fuzz.material import TEXTS, damaged
 from tests.fuzz.target import Target, folder
 
 EVERYTHING = (None, None, -math.inf, math.inf)
@@ -142,5 +148,55 @@ def read_log(path: Path) -> None:
         sparklines(history)
 
 
+CARD_LOGS = [b"".join(json.dumps(event).encode() + b"\n" for event in SOUND), *EVENT_LOGS]
+CARDS = [
+    b"---\nbase_model: org/base\ndatasets:\n- org/pairs\ntags:\n- orpo\n---\n\n# x\n",
+    b"---\nbase_model:\n- a/b\nmodel-index:\n- name: x\n  results: []\n---\n",
+]
+
+
+WORDS = (b"0.1", b'"train"', b'"same"', b'"chosen"', b'"LoRA"', b'"bf16"', b'"beta"', b'"eval_')
+
+
+@st.composite
+def card_logs(draw: st.DrawFn) -> bytes:
+    """An event log with faults in it, or with a text in it that would be markup."""
+    content = draw(damaged(CARD_LOGS))
+    for _ in range(draw(st.integers(0, 2))):
+        word = draw(
+            st.sampled_from([b"0.1", b'"train"', b'"same"', b'"chosen"', b'"LoRA"', b'"bf16"', b'"beta"', b'"eval_'])
+        )
+        text = json.dumps(draw(st.sampled_from(HOSTILE) | TEXTS)).encode()
+        content = content.replace(word, text[:-1] + b"_" if word.endswith(b"_") else text)
+    return content
+
+
+def make_card(given: tuple[bytes, bytes]) -> None:
+    """The model card of a run is made, and shows what the run says as text."""
+    events, card = given
+    with folder() as place, _without_warnings(), answered():
+        (place / "events.jsonl").write_bytes(events)
+        (place / "README.md").write_bytes(card)
+        base, datasets = card_names(place)
+        assert all(isinstance(name, str) for name in [base or "", *datasets])
+        found = read_events(place)
+        CardRecord.of_run(place)
+        require_plain(found, base=base)
+        history_of_events(found)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 RUNS = st.tuples(damaged(EVENT_LOGS), damaged(PAIRS, 2), damaged(SETTINGS, 2), st.integers(0, 4))
-TARGETS = {"run folders": Target(RUNS, read_run), "logs": Target(logs(), read_log_file)}
+TARGETS = {
+    "run folders": Target(RUNS, read_run),
+    "logs": Target(logs(), read_log_file),
+    "model cards": Target(st.tuples(card_logs(), damaged(CARDS)), make_card),
+}

@@ -402,3 +402,26 @@ def test_tolerances_lie_between_rounding_and_another_model(run):
     assert report.written.kl < MAX_KL["bfloat16"] / 4
     assert without_an_update > MAX_KL["float32"] * 1000
     assert without_a_weight > MAX_KL["bfloat16"] * 4
+
+
+# ---- Runs of strangers
+
+
+def test_what_a_strangers_run_says_of_itself_never_ends_an_export(run, tmp_path, caplog):
+    start, *events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    start["settings"] |= {"optim": "<img src=x onerror=alert(1)>", "report_to": "[x](javascript:alert(1))"}
+    odd = [{**start, "data": [5], "adapter": "x"}, *events, {"event": "evaluate", "step": 2, "eval_loss": 1e400}]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in odd) + "[]\n{")
+    (run / "README.md").write_text("---\nbase_model: [\n---\n# x\n")
+    said: list[int] = []
+    merge_adapter(str(run), tmp_path / "m", on_stage=lambda *_: said.append(len(caplog.messages)))
+    assert said[0] == 2, "both lines come before the work"
+    card, log = caplog.messages
+    assert card.startswith(f"{run}/README.md: its metadata cannot be read")
+    assert log.endswith("the model card is made without what it says of: data, training")
+    text = (tmp_path / "m" / "README.md").read_text()
+    assert "javascript:" not in text
+    assert "## Use it" in text
+    (run / "events.jsonl").write_text(json.dumps(start))
+    merge_adapter(str(run), tmp_path / "m", overwrite=True)
+    assert "| `optim` | &#60;img src=x onerror=alert(1)&#62; |" in (tmp_path / "m" / "README.md").read_text()

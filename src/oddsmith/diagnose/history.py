@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..system.run_folder import MAX_STEP
 from .names import held_out_name, known_name
 from .records import cell_number
 
 MAX_LOGP = -1e-6  # of log(p / (1 - p)), p the mean token probability; the loss has the same bound
-MAX_STEP = 10**12
 MIN_MEAN_LOGP = -50.0  # lower ones are sums over tokens, not means
 EPOCH = "epoch"  # logged beside the metrics, and not a result
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..system.run_folder import EVENTS_FILE, TRAINER_STATE_FILE, Event
+from ..system.run_folder import EVENTS_FILE, TRAINER_STATE_FILE, Event, is_event
 from .console_log import LogReader, history_of_lines
 from .history import History, HistoryBuilder
 from .names import TRAIN_LOSS, held_out_name, in_set, known_name
@@ -107,11 +107,6 @@ def _json(line: str) -> Any:
 
 
 # ---- Our event log
-
-
-def is_event(value: Any) -> bool:
-    """Return whether a JSON value is a line of the event log."""
-    return isinstance(value, dict) and isinstance(value.get("event"), str) and isinstance(value.get("step"), int)
 
 
 def _read_event_log(path: Path) -> History:

@@ -35,8 +35,8 @@ from ..model.loading.quiet import no_progress_bars
 from ..model.merging import cast_parameters, is_tied, merge_weights
 from ..model.text_part import outside_parameters, stored_dtype
 from ..system.dtypes import dtype_name
-from ..system.run_folder import read_events
 from ..training.card import CardFacts, card_names, place_of, write_card
+from ..training.card_record import CardRecord
 from .atomic import RECORD_FILE, require_space, write_folder
 from .divergence import Divergence, divergence, fits_in_memory, logits_of, text_ids
 from .named_model import NamedModel, find_model
@@ -122,6 +122,7 @@ def merge_adapter(
     with write_folder(folder, overwrite=overwrite) as partial:
         source = find_model(name)
         source.require_weights()
+        origin = _Origin.of(source)
         tokenizer = load_tokenizer(name)
         ids = text_ids(tokenizer)
         trained, trained_missing = _trained_logits(source, ids, on_stage)
@@ -167,7 +168,7 @@ def merge_adapter(
         _require(report.written, report.tolerance, f"the model as {report.dtype}")
         _write_record(partial, report)
         kind = {"is_encoder_decoder": model.config.is_encoder_decoder, "auto_class": multimodal_class(model)}
-        _write_card(partial, report, source, title, tokenizer, **kind)
+        _write_card(partial, report, origin, title, tokenizer, **kind)
     return report
 
 
@@ -268,10 +269,29 @@ def _write_record(folder: Path, report: MergeReport) -> None:
     (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """What the card of an export takes from the run or model: read before the work, as it may be a stranger's."""
+
+    folder: Path  # of the run or the model, or no folder for a model on the hub
+    name: str
+    base: str | None
+    datasets: list[str]
+    record: CardRecord
+
+    @classmethod
+    def of(cls, source: NamedModel) -> _Origin:
+        folder = source.run or Path(source.place)
+        base, datasets = card_names(folder)
+        record = CardRecord.of_run(source.run) if source.run else CardRecord()
+        name = folder.resolve().name if folder.exists() else source.name
+        return cls(folder, name, base or source.base, datasets, record)
+
+
 def _write_card(
     folder: Path,
     report: MergeReport,
-    source: NamedModel,
+    origin: _Origin,
     title: str | None,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -279,20 +299,18 @@ def _write_card(
     auto_class: str,
 ) -> None:
     """Write the model card, with the names that the run's own card has."""
-    origin = source.run or Path(source.place)
-    base, datasets = card_names(origin)
     facts = CardFacts(
-        title or (origin.resolve().name if origin.exists() else source.name),
+        title or origin.name,
         "merged",
-        place=title or place_of(Path(report.folder), origin),
-        base_model=base or source.base,
-        datasets=datasets,
+        place=title or place_of(Path(report.folder), origin.folder),
+        base_model=origin.base,
+        datasets=origin.datasets,
         has_chat_template=tokenizer.chat_template is not None,
         is_encoder_decoder=is_encoder_decoder,
         auto_class=auto_class,
         notes=_card_notes(report),
     )
-    write_card(folder, facts, read_events(source.run) if source.run else [])
+    write_card(folder, facts, origin.record)
 
 
 def _card_notes(report: MergeReport) -> list[str]:

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..diagnose.history import MAX_STEP, History
-from ..diagnose.readers import history_of_events, is_event, read_history
+from ..diagnose.history import History
+from ..diagnose.readers import history_of_events, read_history
 from ..diagnose.rules import judge
 from ..errors import DataError
-from ..system.run_folder import EVENTS_FILE, SETTINGS_FILE, Event
+from ..system.run_folder import EVENTS_FILE, SETTINGS_FILE, Event, is_event
 from .events import RunEvents, number, read_pairs, text
 from .files import Tail, foreign_files, read_bytes, stamps
 from .series import GrowingSeries
@@ -275,7 +275,7 @@ def _event_of(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line.decode("utf-8", errors="replace"))
     except (ValueError, RecursionError):
         return None
-    return event if is_event(event) and 0 <= event["step"] < MAX_STEP else None
+    return event if is_event(event) else None
 
 
 def _is_event_log(path: Path) -> bool:

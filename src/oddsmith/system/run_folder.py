@@ -19,14 +19,16 @@ Names that begin with ``_`` are not uploaded with a run folder. Every event has 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .files import dispensable
+from .outside import open_file
 from .strict_json import read_json, strict
 
 SETTINGS_FILE = "run.yaml"
@@ -39,6 +41,8 @@ FIRST_EVALUATION_FILE = "_first_evaluation.npz"
 LOCK_FILE, LOCK_OWNER_FILE = "_lock", "_lock.json"
 QUARANTINE_FOLDER = "_quarantine"
 MANIFEST_FILE = "manifest.json"
+MAX_STEP = 10**12  # of an event, far beyond any run
+MAX_LINE_BYTES = 32 * 2**20  # of the event log; a start event of millions of rows has some of them
 
 
 class Event(StrEnum):
@@ -106,27 +110,43 @@ def _append_line(file: Path, line: str) -> None:
             data = data[opened.write(data) :]
 
 
+def is_event(value: Any) -> bool:
+    """Return whether a JSON value is a line of the event log."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("event"), str)
+        and type(step := value.get("step")) is int
+        and 0 <= step <= MAX_STEP
+    )
+
+
 def read_events(folder: str | Path) -> list[dict[str, Any]]:
-    """Read the events of a run folder in order; incomplete lines, as after a power cut, are left out."""
+    """Read the events of a run folder in order; incomplete lines, as after a power cut, and strange ones are left out.
+
+    The values of an event may be of any type: the run may be a stranger's.
+    """
     file = Path(folder) / EVENTS_FILE
     if not file.is_file():
         return []
     events = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = read_json(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("step"), int):
-            events.append(event)
+    with open_file(file) as opened:
+        while line := opened.readline(MAX_LINE_BYTES):
+            try:
+                event = read_json(line.decode(errors="replace"))
+            except ValueError:
+                continue
+            if is_event(event):
+                events.append(event)
     return events
 
 
-def events_that_count(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def events_that_count(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the events without those of steps that a later start undid: it went on from an earlier step, or anew."""
     kept: list[Mapping[str, Any]] = []
-    for event in events:
-        if event.get("event") == Event.START:
-            kept = [before for before in kept if before["step"] <= event["step"]]
-        kept.append(event)
-    return kept
+    restarted_at = math.inf  # the lowest step of the starts after an event
+    for event in reversed(events):
+        if event["step"] <= restarted_at:
+            kept.append(event)
+        if event["event"] == Event.START:
+            restarted_at = min(restarted_at, event["step"])
+    return kept[::-1]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+LARGEST = 1e15  # of a figure that is shown or drawn
 MAX_DEPTH = 100  # of nested lists and objects; schemas of tools have about ten
 
 
@@ -66,3 +67,9 @@ def _depth(value: Any) -> int:
         depth += 1
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
     return depth
+
+
+def number(value: Any) -> int | float | None:
+    """Return a figure of a JSON document if it is one that can be shown: a finite number, and not a huge one."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and abs(value) <= LARGEST else None

@@ -7,22 +7,28 @@ values are from a fixed selection, so that no path, token or host name gets into
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import transformers
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from .. import __version__
-from ..data.report import counted
-from ..metrics import BY_NAME, Place, shown_in
 from ..model.loading.builtin import PACKAGES, PREFIX, is_builtin
 from ..model.loading.place import is_gguf
-from ..system.run_folder import CARD_FILE, CURVES_FILE, events_that_count
-from .curves import curves_svg
+from ..system.files import replacing
+from ..system.outside import open_file
+from ..system.run_folder import CARD_FILE, CURVES_FILE
+from .card_record import CardRecord, Events
+from .card_text import as_text, visible
+
+logger = logging.getLogger(__name__)
 
 TAGS = ("oddsmith", "orpo")
 Kind = Literal["adapter", "model", "merged", "gguf"]
@@ -40,7 +46,11 @@ IS: dict[Kind, str] = {
     "gguf": "This model, in the format of llama.cpp, was trained",
 }
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{,95}(/[A-Za-z0-9][\w.-]{,95})?", re.ASCII)
+_METADATA = re.compile(r"\s{,9}---\r?\n(.*?)\r?\n---", re.DOTALL)
+MOST_NAME = 255  # characters, as of folders
+MOST_METADATA = 100_000  # characters
+MOST_PROMPT = 10_000  # characters of a system message that the code of a card gives
 _FILES = (".jsonl", ".json", ".csv", ".parquet", ".gguf", ".txt", ".yaml")
 
 CITATION = """\
@@ -54,14 +64,14 @@ CITATION = """\
 _PIPELINE = """\
 from transformers import pipeline
 
-chat = pipeline("text-generation", model="{name}")
+chat = pipeline("text-generation", model={name})
 """
 _ADAPTER_PIPELINE = """\
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer, GenerationConfig, pipeline
 
-model, tokenizer = AutoPeftModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
-model.generation_config = GenerationConfig.from_pretrained("{name}")  # with the end of turn that it learned
+model, tokenizer = AutoPeftModelForCausalLM.from_pretrained({name}), AutoTokenizer.from_pretrained({name})
+model.generation_config = GenerationConfig.from_pretrained({name})  # with the end of turn that it learned
 chat = pipeline("text-generation", model=model, tokenizer=tokenizer)
 """
 _UNNAMED_PIPELINE = """\
@@ -69,8 +79,8 @@ from peft import PeftModel
 from transformers import AutoTokenizer, GenerationConfig, pipeline
 
 # `base`: the model that the adapter was trained on. It was made in Python, so nothing here can load it.
-model, tokenizer = PeftModel.from_pretrained(base, "{name}"), AutoTokenizer.from_pretrained("{name}")
-model.generation_config = GenerationConfig.from_pretrained("{name}")  # with the end of turn that it learned
+model, tokenizer = PeftModel.from_pretrained(base, {name}), AutoTokenizer.from_pretrained({name})
+model.generation_config = GenerationConfig.from_pretrained({name})  # with the end of turn that it learned
 chat = pipeline("text-generation", model=model, tokenizer=tokenizer)
 """
 _OWN_PIPELINE = """\
@@ -78,7 +88,7 @@ from transformers import pipeline
 
 from oddsmith.inference.loading import load_for_inference
 
-model, tokenizer = load_for_inference("{name}")
+model, tokenizer = load_for_inference({name})
 chat = pipeline("text-generation", model=model, tokenizer=tokenizer)
 """
 _CHAT = """\
@@ -89,12 +99,12 @@ print(chat("A good first step is", max_new_tokens=128)[0]["generated_text"])"""
 _SEQ2SEQ = """\
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
+model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained({name}), AutoTokenizer.from_pretrained({name})
 """
 _MULTIMODAL = """\
 from transformers import {auto_class}, AutoTokenizer
 
-model, tokenizer = {auto_class}.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
+model, tokenizer = {auto_class}.from_pretrained({name}), AutoTokenizer.from_pretrained({name})
 """
 _ANSWER_IN_A_CHAT = """\
 messages = [{{"role": "user", "content": "What is a good first step?"}}]
@@ -105,7 +115,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 # `base`: the model that the adapter was trained on. It was made in Python, so nothing here can load it.
-model, tokenizer = PeftModel.from_pretrained(base, "{name}"), AutoTokenizer.from_pretrained("{name}")
+model, tokenizer = PeftModel.from_pretrained(base, {name}), AutoTokenizer.from_pretrained({name})
 """
 _ANSWER = """\
 inputs = tokenizer("What is a good first step?", return_tensors="pt")
@@ -134,17 +144,22 @@ class CardFacts:
     files: Sequence[str] = ()  # names of GGUF files
 
 
-def write_card(folder: Path, facts: CardFacts, events: Sequence[Mapping[str, Any]]) -> None:
+def write_card(folder: Path, facts: CardFacts, events: Events | CardRecord) -> None:
     """Write ``README.md`` into a folder, and ``curves.svg`` if the event log, which may be empty, has curves."""
-    events = events_that_count(events)
-    curves = curves_svg(events)
-    if curves is not None:
-        (folder / CURVES_FILE).write_text(curves, encoding="utf-8")
-    model_card(facts, events, has_curves=curves is not None).save(folder / CARD_FILE)
+    record = CardRecord.of(events)
+    if record.curves is not None:
+        with replacing(folder / CURVES_FILE) as partial:
+            partial.write_text(record.curves, encoding="utf-8")
+    with replacing(folder / CARD_FILE) as partial:
+        partial.write_text(str(model_card(facts, record)), encoding="utf-8")
 
 
-def model_card(facts: CardFacts, events: Sequence[Mapping[str, Any]], *, has_curves: bool = False) -> ModelCard:
-    """Return a card with valid hub metadata; ``has_curves`` says that ``curves.svg`` is beside it."""
+def model_card(facts: CardFacts, events: Events | CardRecord) -> ModelCard:
+    """Return a card with valid hub metadata; the curves that it shows are beside it, in ``curves.svg``.
+
+    Names and values from other people's files become text: none is markup, or ends the code that it is in.
+    """
+    record = CardRecord.of(events)
     name, base, datasets = _public_name(facts.name), hub_id(facts.base_model), [*map(hub_id, facts.datasets)]
     data = ModelCardData(
         base_model=base,
@@ -155,28 +170,22 @@ def model_card(facts: CardFacts, events: Sequence[Mapping[str, Any]], *, has_cur
         pipeline_tag=None if facts.is_encoder_decoder else "text-generation",
         tags=sorted({*TAGS, *facts.tags, *(["gguf"] if facts.kind == "gguf" else [])}),
     )
-    start: Mapping[str, Any] = next((event for event in reversed(events) if event.get("event") == "start"), {})
-    on_base = f" on [{base}](https://huggingface.co/{base})" if base else ""
+    on_base = f" on [{as_text(base)}](https://huggingface.co/{base})" if base else ""
     sections = [
-        f"# {name.rpartition('/')[2]}",
+        f"# {as_text(name.rpartition('/')[2])}",
         f"{IS[facts.kind]}{on_base} with [ORPO](https://arxiv.org/abs/2403.07691) (odds ratio preference optimization)"
         f" by Oddsmith {__version__}.",
         "\n".join(f"- {note}" for note in facts.notes),
-        "## Use it\n\n" + _usage(facts, name, system_prompt_of(start)),
-        _held_out(events),
-        _data(start.get("data", {})),
-        _training(start, events),
-        f"![loss, accuracy and margin over the steps]({CURVES_FILE})" if has_curves else "",
+        "## Use it\n\n" + _usage(facts, name, record.system_prompt),
+        record.held_out,
+        record.data,
+        record.training,
+        f"![loss, accuracy and margin over the steps]({CURVES_FILE})" if record.curves else "",
         f"Made with Oddsmith {__version__}, transformers {transformers.__version__}.",
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
     body = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
-
-
-def system_prompt_of(start: Mapping[str, Any]) -> str | None:
-    """Return the system message that a run gave its rows, from its start event; None where it gave none."""
-    return (start.get("settings") or {}).get("system_prompt")
 
 
 def hub_id(name: str | None) -> str | None:
@@ -204,27 +213,41 @@ def base_kind(name: str | None) -> BaseKind:
 
 
 def card_names(folder: Path) -> tuple[str | None, list[str]]:
-    """Return base and datasets of the card in a folder, which names only those with a hub id."""
+    """Return base and datasets of the card in a folder, which names only those with a hub id.
+
+    A card whose metadata cannot be read, such as one edited by hand, names none; a warning says so.
+    """
     file = folder / CARD_FILE
-    if not file.is_file():
+    try:
+        if not file.is_file():
+            return None, []
+        with open_file(file, "r", encoding="utf-8") as opened:
+            beginning = opened.read(MOST_METADATA)
+        metadata = _METADATA.match(beginning)
+        data = yaml.safe_load(metadata[1]) if metadata else {}
+        base, datasets = data.get("base_model"), data.get("datasets") or []
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        logger.warning("%s: its metadata cannot be read (%s), so no base or dataset is taken from it", file, reason[0])
         return None, []
-    data = ModelCard.load(file, ignore_metadata_errors=True).data
-    datasets = [data.datasets] if isinstance(data.datasets, str) else list(data.datasets or [])
-    return (data.base_model if isinstance(data.base_model, str) else None), datasets
+    datasets = datasets if isinstance(datasets, list) else [datasets]
+    return (base if isinstance(base, str) else None), [name for name in datasets if isinstance(name, str)]
 
 
 def _public_name(name: str) -> str:
     """Return the name of a model without the folders of a path."""
-    return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else Path(name).resolve().name
+    is_id = _HUB_ID.fullmatch(name) and not Path(name).exists()
+    return name if is_id else visible(Path(visible(name)).resolve().name)[:MOST_NAME] or "model"
 
 
 def _usage(facts: CardFacts, name: str, system_prompt: str | None) -> str:
-    short, place = name.rpartition("/")[2], facts.place or name
+    short, place = name.rpartition("/")[2], visible(facts.place or name)
+    ollama_name = re.sub(r"[^\w.+-]+", "-", short.lower()).strip("-.") or "model"
     if facts.kind == "gguf":
-        files = ", ".join(f"`{file}`" for file in facts.files)
-        file = facts.files[0] if facts.files else f"{short}-Q4_K_M.gguf"
+        files = ", ".join(map(as_text, facts.files))
+        file = shlex.quote(visible(facts.files[0])) if facts.files else f"{short}-Q4_K_M.gguf"
         return f"Files: {files or 'GGUF'}\n\n" + _shell(
-            f"llama-cli -m {file}", f"ollama create {short.lower()} -f Modelfile", f"ollama run {short.lower()}"
+            f"llama-cli -m {file}", f"ollama create {ollama_name} -f Modelfile", f"ollama run {ollama_name}"
         )
     if facts.is_encoder_decoder:
         opening, end = (_UNNAMED_SEQ2SEQ if facts.base == "unnamed" else _SEQ2SEQ), _ANSWER
@@ -232,17 +255,17 @@ def _usage(facts: CardFacts, name: str, system_prompt: str | None) -> str:
         opening, end = _MULTIMODAL, _ANSWER_IN_A_CHAT if facts.has_chat_template else _ANSWER
     else:
         opening, end = _opening(facts), _CHAT if facts.has_chat_template else _CONTINUE
-    code = (opening + end).format(name=place, auto_class=facts.auto_class)
-    if system_prompt is not None:  # with which it was trained
-        message = json.dumps({"role": "system", "content": system_prompt}, ensure_ascii=False)
-        code = code.replace('[{"role": "user"', f'[{message}, {{"role": "user"')
+    code = (opening + end).format(name=_quoted(place), auto_class=facts.auto_class)
+    if system_prompt is not None and len(system_prompt) <= MOST_PROMPT:  # with which it was trained
+        message = f'{{"role": "system", "content": {_quoted(system_prompt)}}}'
+        code = code.replace('[{"role": "user"', f'[{message}, {{"role": "user"', 1)
     text = f"With {_libraries(facts)}:\n\n```python\n{code}\n```"
     if facts.is_encoder_decoder or facts.auto_class or facts.base == "unnamed":
         return text
     return f"{text}\n\nWith llama.cpp and Ollama, converted by Oddsmith with its extra `gguf`:\n\n" + _shell(
-        f"oddsmith export {place} --to gguf --quantize q4_k_m --output gguf",
+        f"oddsmith export {shlex.quote(place)} --to gguf --quantize q4_k_m --output gguf",
         "llama-cli -m gguf/*-Q4_K_M.gguf",
-        f"ollama create {short.lower()} -f gguf/Modelfile && ollama run {short.lower()}",
+        f"ollama create {ollama_name} -f gguf/Modelfile && ollama run {ollama_name}",
     )
 
 
@@ -260,79 +283,11 @@ def _libraries(facts: CardFacts) -> str:
     return "transformers and PEFT" if facts.kind == "adapter" else "transformers"
 
 
+def _quoted(text: str) -> str:
+    """Return a text as a string of Python and JSON, on one line, with escapes for what cannot be seen."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
+
+
 def _shell(*lines: str) -> str:
     return "```sh\n" + "\n".join(lines) + "\n```"
-
-
-def _held_out(events: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of the last evaluation, a column a dataset."""
-    columns: dict[str, Mapping[str, Any]] = {}
-    for event in events:
-        if event.get("event") == "evaluate":
-            for key in event:
-                if key.endswith("_rewards/accuracies"):
-                    columns[key.removesuffix("_rewards/accuracies")] = event
-    if not columns:
-        return ""
-    titles = [prefix.removeprefix("eval").removeprefix("_") or "held-out pairs" for prefix in columns]
-    lines = ["## Held-out figures", "", f"| | {' | '.join(titles)} |", "|---|" + "---:|" * len(columns)]
-    lines.append(f"| after step | {' | '.join(str(event['step']) for event in columns.values())} |")
-    for metric in shown_in(Place.CARD):
-        values = [event.get(f"{prefix}_{metric.name}") for prefix, event in columns.items()]
-        if any(isinstance(value, int | float) for value in values):
-            cells = [metric.format.format(value) if isinstance(value, int | float) else "" for value in values]
-            lines.append(f"| {metric.label} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Accuracy: {BY_NAME['rewards/accuracies'].meaning}."])
-
-
-def _data(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table of rows per dataset: kept, dropped and why, cut and where."""
-    if not reports:
-        return ""
-    lines = ["## Data", "", "| | rows | kept | dropped | cut | longest |", "|---|---:|---:|---:|---:|---:|"]
-    remarks = []
-    for source, report in reports.items():
-        dropped = {reason: len(rows) for reason, rows in report["dropped"].items()}
-        cut = {side: len(rows) for side, rows in report["cut"].items()}
-        lines.append(
-            f"| {source} | {report['rows']:,} | {report['kept']:,} | {sum(dropped.values()):,}"
-            f" | {len(set().union(*report['cut'].values())):,} | {counted(report['longest_tokens'], 'token')} |"
-        )
-        remarks += [f"- {source}: {count:,} dropped, {reason}" for reason, count in dropped.items()]
-        if cut:
-            sides = ", ".join(f"{count:,} {side}" for side, count in cut.items())
-            limit = f" to fit {report['max_length']:,} tokens" if report.get("max_length") else ""
-            remarks.append(f"- {source}: cut{limit}: {sides}")
-    return "\n".join([*lines, *(["", *remarks] if remarks else [])])
-
-
-def _training(start: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of settings that a reader needs to repeat the run."""
-    facts: dict[str, Any] = {}
-    if start.get("parameters"):
-        total, trained = start["parameters"], start["trainable_parameters"]
-        facts["parameters"] = f"{total:,}, {trained:,} of them trained"
-    facts |= {name.replace("_", " "): value for name, value in (start.get("adapter") or {}).items()}
-    quantization = (start.get("base") or {}).get("quantization")
-    if quantization:
-        facts["base"] = "4 bits while training" if quantization.get("load_in_4bit") else "8 bits while training"
-    if start.get("precision"):
-        facts["precision"] = {"no": "float32"}.get(start["precision"], start["precision"])
-    if start.get("pairs_per_step"):
-        facts["pairs per step"] = start["pairs_per_step"]
-    steps = [event["step"] for event in events if event.get("event") in ("log", "end")]
-    if steps:
-        facts["steps"] = max(steps)
-    stopped = [event for event in events if event.get("event") == "stopped_early"]
-    if stopped and steps and stopped[-1]["step"] == max(steps):
-        facts["stopped early"] = stopped[-1].get("reason")
-    settings = start.get("settings") or {}
-    told = {name: value for name, value in settings.items() if name != "system_prompt"}  # which the code above has
-    facts |= {f"`{name}`": value for name, value in told.items() if value is not None and value != -1}
-    if not facts:
-        return ""
-    rows = [
-        f"| {name} | {', '.join(map(str, value)) if isinstance(value, list) else value} |"
-        for name, value in facts.items()
-    ]
-    return "\n".join(["## How it was trained", "", "| | |", "|---|---|", *rows])

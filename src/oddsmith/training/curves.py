@@ -8,8 +8,10 @@ from typing import Any
 
 from ..metrics import Place, shown_in
 from ..system.run_folder import Event
+from ..system.strict_json import number
 
 MAX_POINTS = 300  # longer curves are averaged in groups
+SMALLEST = 1e-100  # smaller numbers are drawn as 0
 WIDTH, HEIGHT = 260, 190  # of a panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 44
 TRAINING, HELD_OUT, TEXT, GRID = "#d9622b", "#1f6fb2", "#555b63", "#dfe2e6"
@@ -37,8 +39,8 @@ def curves_svg(events: Iterable[Mapping[str, Any]]) -> str | None:
         ' font-family="system-ui, sans-serif" font-size="11">',
         f'<rect width="{width}" height="{HEIGHT}" fill="#ffffff"/>',  # readable on a dark page too
     ]
-    for number, (title, training, held_out) in enumerate(panels):
-        parts.append(f'<g transform="translate({number * WIDTH},0)">')
+    for place, (title, training, held_out) in enumerate(panels):
+        parts.append(f'<g transform="translate({place * WIDTH},0)">')
         parts += _panel(title, training, held_out)
         parts.append("</g>")
     return "\n".join([*parts, "</svg>", ""])
@@ -47,9 +49,9 @@ def curves_svg(events: Iterable[Mapping[str, Any]]) -> str | None:
 def _points(events: Sequence[Mapping[str, Any]], kind: str, name: str) -> Points:
     """Return (step, value) of a metric in the order of the steps."""
     found = {
-        event["step"]: float(event[name])
+        event["step"]: float(value)
         for event in events
-        if event.get("event") == kind and isinstance(event.get(name), int | float)
+        if event["event"] == kind and (value := number(event.get(name))) is not None
     }
     points = sorted((float(step), value) for step, value in found.items())
     size = math.ceil(len(points) / MAX_POINTS)
@@ -104,8 +106,10 @@ def _legend(training: bool, held_out: bool) -> list[str]:
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
     """Return round numbers from at most ``low`` to at least ``high``: 1, 2 or 5 times a power of ten apart."""
-    if high <= low:
-        low, high = low - (abs(low) / 10 or 1.0), high + (abs(high) / 10 or 1.0)
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-9 * largest or largest < SMALLEST:  # too close for their digits to tell
+        around = largest / 10 if largest >= SMALLEST else 1.0
+        low, high = low - around, high + around
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))

@@ -26,8 +26,9 @@ from ..model.generation import answer
 from ..model.loading.architecture import multimodal_class
 from ..model.loading.place import MODEL_SETTINGS, is_adapter_folder
 from ..system.files import dispensable
-from ..system.run_folder import CARD_FILE, read_events
+from ..system.run_folder import CARD_FILE
 from .card import CardFacts, base_kind, place_of, write_card
+from .card_record import CardRecord
 from .events import record_answers
 from .held_out_pairs import HeldOutPairs, tokens_kept
 from .meter import EvaluatedPairs
@@ -186,7 +187,7 @@ class Recorder(TrainerCallback):
             auto_class=multimodal_class(model),
         )
         with dispensable(folder / CARD_FILE, "the model is saved all the same"):
-            write_card(folder, facts, read_events(run.args.output_dir))
+            write_card(folder, facts, CardRecord.of_run(Path(run.args.output_dir)))
 
     def _place(self, folder: Path) -> str:
         """Return where the model of a card is; that of a run without a model is about the last checkpoint."""

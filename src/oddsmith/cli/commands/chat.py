@@ -98,7 +98,7 @@ def chat(arguments: Sequence[str]) -> dict[str, Any]:
 def _trained_system(name: str) -> str | None:
     """Return the system message that a run gave its rows (``system_prompt``)."""
     from ...system.run_folder import read_events
-    from ...training.card import system_prompt_of
+    from ...training.card_record import system_prompt_of
 
     starts = [event for event in read_events(name) if event.get("event") == "start"]
     return system_prompt_of(starts[-1]) if starts else None
