@@ -6,7 +6,8 @@ memory is used up. Here
 
     {% for m in messages %} body          spends the size of its body in each iteration; so do macros and blocks
     a * b ~ c,  x[1:],  [a, b],  a + b    become calls of ``Operations``, or are passed to one
-    text.replace(...), x | join(',')      are checked before and after
+    text.replace(...), x | join(',')      are checked before and after, and so are tests
+    a == b, a in b                        count what they compare, but where one side is short and in the template
 
 ``guard_chat_templates`` replaces transformers' environment with this one, so that everything that renders a chat
 template in this process (``apply_chat_template``, transformers' server) does so within the limits.
@@ -26,7 +27,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 from transformers.utils import chat_template_utils
 
-from .limits import METHODS, NODE_WORK, REFUSED_FILTERS, Budget, Operations
+from .limits import MAX_BITS, METHODS, NODE_WORK, REFUSED_FILTERS, Budget, Operations
 
 MAX_CHARACTERS = 500_000
 MAX_NODES = 20_000
@@ -34,7 +35,8 @@ MAX_TERMS = 16  # of a sum before its result is checked
 MAX_TEMPLATES = 128  # kept compiled, as many as transformers keeps
 
 OPERATORS: dict[type[nodes.BinExpr], str] = {nodes.Mul: "multiplied", nodes.Pow: "raised", nodes.Mod: "remainder"}
-OPERATIONS = frozenset(("joined", "sliced", "made", *OPERATORS.values()))
+OPERATIONS = frozenset(("joined", "sliced", "made", "searched", *OPERATORS.values()))
+EQUALITIES, SEARCHES = ("eq", "ne", "lt", "lteq", "gt", "gteq"), ("in", "notin")
 HOOKS = OPERATIONS | {"spend"}  # what compiled templates call on their environment
 METHODS_OF_MAPPINGS = frozenset(dir(dict))
 # Python errors that a template can cause, besides Jinja's.
@@ -95,12 +97,14 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
             for name, function in model.filters.items()
             if name not in REFUSED_FILTERS
         }
+        tests: dict[str, Any] = model.tests
+        self.tests = {name: operations.guarded_test(name, function) for name, function in tests.items()}
         self.globals |= {name: value for name, value in model.globals.items() if name != "range"}
         self.globals.pop("lipsum", None)
         names: dict[str, Any] = self.globals
         names["strftime_now"] = operations.guarded_date(names["strftime_now"])
-        # Jinja's repr of a namespace writes everything inside it.
-        names["namespace"] = type("Namespace", (names["namespace"],), {"__repr__": object.__repr__})
+        names["dict"] = _guarded_mappings(names["dict"], operations)
+        names["namespace"] = _guarded_namespaces(names["namespace"], operations)
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         if (count := _size(source)) > MAX_NODES:
@@ -112,6 +116,12 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         if type(obj) is dict and attribute not in METHODS_OF_MAPPINGS:
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Return an item as the sandbox does; the key's hash is counted."""
+        if type(argument) is tuple:
+            self.budget.spend_on(argument)
+        return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Return whether the sandbox and, for plain values, ``METHODS`` allow an attribute; decided once a type."""
@@ -138,12 +148,17 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         return guarded
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        text = getattr(__obj, "__self__", None)
-        if type(text) is str:  # a method of a text, which takes none of Jinja's variables
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):  # a method of a text, which takes none of Jinja's variables
             kwargs.pop("_loop_vars", None)
             kwargs.pop("_block_vars", None)
-            result = __obj(*__self.operations.method_arguments(text, __obj.__name__, args), **kwargs)
+            result = __obj(*__self.operations.method_arguments(owner, __obj.__name__, args), **kwargs)
         else:
+            if owner is not None:
+                for argument in args:
+                    __self.operations.made(argument)
+                if isinstance(owner, list | tuple):  # count, index
+                    __self.operations.made(owner)
             result = super().call(__context, __obj, *args, **kwargs)
         __self.budget.spend_on(result)
         return result
@@ -210,7 +225,59 @@ class _Guards(NodeTransformer):
             return node
         return self._call("made", [node], node.lineno)
 
+    def visit_Const(self, node: nodes.Const) -> nodes.Const:
+        if type(node.value) is int and node.value.bit_length() > MAX_BITS:
+            raise TemplateSyntaxError(f"it holds a number of more than {MAX_BITS} bits", node.lineno)
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+        """Count what is compared; a comparison with what is written in the template takes no longer than that is."""
+        self.generic_visit(node)
+        sides = [node.expr, *(operand.expr for operand in node.ops)]
+        if len(sides) == 2 and (_is_constant(sides[1]) or (node.ops[0].op in EQUALITIES and _is_constant(sides[0]))):
+            return node
+        node.expr = self._counted("made", node.expr)
+        for operand in node.ops:
+            operand.expr = self._counted("searched" if operand.op in SEARCHES else "made", operand.expr)
+        return node
+
+    def _counted(self, name: str, side: nodes.Expr) -> nodes.Expr:
+        return side if _is_constant(side) else self._call(name, [side], side.lineno)
+
     visit_List = visit_Tuple = visit_Dict = _visit_literal
+
+
+def _is_constant(node: nodes.Node) -> bool:
+    """Return whether a part of a template is a value that is written there, or the truth of a condition."""
+    return isinstance(node, nodes.Const | nodes.Compare | nodes.Test | nodes.Not) or (
+        isinstance(node, nodes.List | nodes.Tuple) and all(isinstance(item, nodes.Const) for item in node.items)
+    )
+
+
+def _guarded_mappings(own: Any, operations: Operations) -> Any:
+    """Return transformers' ``dict`` that counts the pairs which it takes."""
+    kind: Any = type(own)
+
+    class Mappings(kind):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*operations.mapping(*args), **kwargs)
+
+        def fromkeys(self, *args: Any, **kwargs: Any) -> Any:
+            return super().fromkeys(*operations.mapping(*args), **kwargs)
+
+    return Mappings()
+
+
+def _guarded_namespaces(own: Any, operations: Operations) -> Any:
+    """Return transformers' ``namespace``, which counts the pairs that it takes and writes nothing of its inside."""
+
+    class Namespace(own):
+        __repr__ = object.__repr__
+
+        def __init__(*args: Any, **kwargs: Any) -> None:
+            own.__init__(args[0], *operations.mapping(*args[1:]), **kwargs)
+
+    return Namespace
 
 
 def _size(node: nodes.Node) -> int:
