@@ -13,7 +13,7 @@ NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/un
 	tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench
+.PHONY: help setup demo test test-slow test-distributed test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-15s %s\n", $$1, $$2 }'
@@ -27,7 +27,11 @@ test: $(READY) ## run the tests, in WORKERS (2) processes
 	$(PYTEST) -m "not slow"
 
 test-slow: $(READY) ## run the exhaustive variants of the tests
-	$(PYTEST) -m "slow and not cards"
+	$(PYTEST) -m "slow and not cards and not distributed"
+
+# One process of pytest: each test has two of its own.
+test-distributed: $(READY) ## train in several processes that share a model: DDP, FSDP2, DeepSpeed, over gloo on the CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed
 
 # torch and oneDNN use no AVX-512, then torch no AVX2 either; bf16 counts as emulated (system/precision.py).
 test-older-cpus: $(READY) ## run the numerical tests as on two kinds of CPU without AVX-512

@@ -60,7 +60,7 @@ MODULE_LINES, MODULE_LINES_AT_MOST = 450, 600
 FUNCTION_LINES_AT_MOST = 80  # without the docstring
 
 # Trackers that transformers' ``report_to`` may name, and kernels: asked for only where they are installed already.
-OPTIONAL = {"wandb", "trackio", "comet_ml", "flash_attn", "triton"}
+OPTIONAL = {"wandb", "trackio", "comet_ml", "flash_attn", "triton", "deepspeed"}
 
 # Classes that stand for a group and an exit code; nothing raises them themselves.
 ERROR_GROUPS = {"OddsmithError", "UsageError"}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
 from ..system.files import free_bytes, in_units, in_words, nearest_folder
+from ..system.shards import whole_numel, whole_shape
 from .store import MIN_KEPT, checkpoints
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def checkpoint_size(
 def _bytes_in(state: Any) -> int:
     """Return the size of a tensor, or of all tensors in the state of an optimizer."""
     if hasattr(state, "element_size"):
-        return state.numel() * state.element_size()
+        return whole_numel(state) * state.element_size()
     return sum(map(_bytes_in, state.values())) if isinstance(state, dict) else 0
 
 
@@ -120,15 +121,16 @@ def _estimated_state_bytes(trained: Iterable[Tensor], optim: str) -> int:
     name = optim.removeprefix("paged_")
     if "adafactor" in name or name == "adalomo":  # a row and a column for a matrix
         return sum(
-            4 * (p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.dim() > 1 else p.numel()) for p in trained
+            4 * (math.prod(shape[:-1]) + math.prod(shape[:-2]) * shape[-1] if len(shape) > 1 else math.prod(shape))
+            for shape in map(whole_shape, trained)
         )
     numbers = next((count for start, count in _STATE_NUMBERS.items() if name.startswith(start)), 2)
     total = 0
     for parameter in trained:
         each: float = parameter.element_size() if name in _IN_WEIGHT_TYPE else 4
-        if name.endswith(("8bit", "4bit", "8bit_layerwise")) and parameter.numel() >= 4096:
+        if name.endswith(("8bit", "4bit", "8bit_layerwise")) and whole_numel(parameter) >= 4096:
             each = _BYTES_IN_8_BITS
-        total += math.ceil(numbers * each * parameter.numel())
+        total += math.ceil(numbers * each * whole_numel(parameter))
     return total
 
 

@@ -165,7 +165,7 @@ TABLE = (
     ),
     told(
         "fsdp fsdp_config deepspeed",
-        "sharding is left to transformers and accelerate; our tests cover FSDP 2 alone; FSDP has no effect on CPUs",
+        "sharding is left to transformers and accelerate; our tests cover FSDP 2 and ZeRO 1 to 3, on CPUs alone",
         accepted=(None, "", False, {}, []),
         has_use=True,
     ),

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ..system.shards import gathered, whole_shape
 from .merging import is_tied, plain_layer
 
 SAMPLE_ROWS = 4096  # of an embedding, from which the deviation of its values is estimated
@@ -35,7 +36,7 @@ ZERO = 1e-16  # largest value of a row that was never trained
 
 def grow_embeddings(model: PreTrainedModel, rows: int) -> None:
     """Enlarge the embeddings, and the head if it is a weight of its own, to ``rows``; larger ones stay as they are."""
-    before = _embedding(model).weight.shape[0]
+    before = whole_shape(_embedding(model).weight)[0]
     if rows <= before:
         return
     is_partitioned = is_deepspeed_zero3_enabled()  # transformers gathers the weights that it takes the mean of
@@ -62,7 +63,7 @@ def start_at_mean(model: PreTrainedModel, tokens: Sequence[int], peft_config: An
     for layer in _layers(model):
         if peft_config is not None and _is_target(peft_config, paths[layer]):
             continue
-        with torch.no_grad():
+        with torch.no_grad(), gathered(layer.parameters(), is_changed=True):
             is_other = torch.ones(len(layer.weight), dtype=torch.bool, device=layer.weight.device)
             is_other[list(tokens)] = False
             layer.weight[list(tokens)] = _mean(layer.weight[is_other]).to(layer.weight.dtype)
@@ -89,16 +90,17 @@ def untrained(model: PreTrainedModel, tokens: Sequence[int]) -> tuple[list[int],
     Rows that were added by transformers' ``mean_resizing`` are near the mean.
     """
     zero, near_mean = set(), set()
-    tokens = [token for token in tokens if token < len(_embedding(model).weight)]
+    tokens = [token for token in tokens if token < whole_shape(_embedding(model).weight)[0]]
     for layer in _layers(model) if tokens else ():
-        weight = layer.weight.detach()
-        if not weight.is_floating_point() or weight.ndim != 2 or not len(weight):  # packed, or on another process
-            continue
-        spread = weight[:: max(1, len(weight) // SAMPLE_ROWS)].float().std(0)
-        rows = weight[list(tokens)].float()
-        zero |= {t for t, row in zip(tokens, rows, strict=True) if row.abs().max() <= ZERO}
-        near = ((rows - _mean(weight)).abs() <= NEAR_MEAN * spread).all(1)
-        near_mean |= {t for t, is_near in zip(tokens, near.tolist(), strict=True) if is_near}
+        with gathered([layer.weight]):
+            weight = layer.weight.detach()
+            if not weight.is_floating_point() or weight.ndim != 2:  # packed
+                continue
+            spread = weight[:: max(1, len(weight) // SAMPLE_ROWS)].float().std(0)
+            rows = weight[list(tokens)].float()
+            zero |= {t for t, row in zip(tokens, rows, strict=True) if row.abs().max() <= ZERO}
+            near = ((rows - _mean(weight)).abs() <= NEAR_MEAN * spread).all(1)
+            near_mean |= {t for t, is_near in zip(tokens, near.tolist(), strict=True) if is_near}
     return sorted(zero), sorted(near_mean - zero)
 
 

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..config.catalogue import SUMMARY_SETTINGS
 from ..system.run_folder import Event, append_event
+from .trainable import parameter_counts
 
 
 class EventWriter(TrainerCallback):
@@ -50,13 +51,9 @@ def _of_evaluation(logs: dict[str, Any]) -> bool:
 def describe_run(model: Any, args: TrainingArguments, **more: Any) -> dict[str, Any]:
     """Return the fields of the ``start`` event: model and settings, and ``more``.
 
-    4-bit weights are counted as the weights that they encode. The model may be wrapped by PEFT.
+    The model may be wrapped by PEFT.
     """
-    if hasattr(model, "get_nb_trainable_parameters"):
-        trainable, total = model.get_nb_trainable_parameters()
-    else:
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in model.parameters())
+    trainable, total = parameter_counts(model)
     return {
         "model": getattr(model.config, "_name_or_path", None),
         "parameters": total,

@@ -34,6 +34,7 @@ from ..errors import NonFiniteError
 from ..loss import odds_ratio_loss
 from ..model.logprobs.padded import PairLogps
 from ..system.run_folder import Event, append_event
+from ..system.shards import own_share
 from .meter import TrainingMeter
 
 logger = logging.getLogger(__name__)
@@ -239,10 +240,10 @@ def rows_in_words(rows: Sequence[int]) -> str:
 
 def non_finite_weights(model: nn.Module, accelerator: Accelerator) -> list[str]:
     """Name the trained weights that hold NaN or infinity in any process; all processes have to call this."""
-    named = [(name, weight.detach()) for name, weight in model.named_parameters() if weight.requires_grad]
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     if not named:
         return []
-    own = [weight.to_local() if hasattr(weight, "to_local") else weight for _, weight in named]
+    own = [own_share(weight) for _, weight in named]
     # One answer for all of them: a GPU is asked once.
     bad = torch.stack([(~weight.isfinite()).any().to(accelerator.device) for weight in own]).float()
     counts = accelerator.reduce(bad, reduction="sum").tolist()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
 from ..errors import ConfigError, ModelError
+from ..system.shards import whole_numel
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,24 @@ class GradientCheck(TrainerCallback):
 
 def trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     """Yield the trainable parameters of a model by name, without empty ones."""
-    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad and weight.numel())
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad and whole_numel(weight))
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """Return how many parameters of a model are trained, and how many it has, over all processes.
+
+    Under an adapter 4-bit weights are counted as the weights that they encode.
+    """
+    if hasattr(model, "get_nb_trainable_parameters"):
+        return model.get_nb_trainable_parameters()
+    trained = sum(whole_numel(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    return trained, sum(map(whole_numel, model.parameters()))
+
+
+def operations_a_token(model: nn.Module) -> int:
+    """Return what transformers estimates for a step, of a model that looks empty to it (``system/shards.py``)."""
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return 6 * sum(whole_numel(weight) for weight in model.parameters() if id(weight) not in embedded)
 
 
 def in_words(names: Iterable[str]) -> str:

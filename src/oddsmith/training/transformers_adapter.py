@@ -42,7 +42,7 @@ from .loan import ModelLoan
 from .recorder import Recorder
 from .step import Circumstances, Stepper, input_tokens, micro_batches_of
 from .stopping import EvaluationGivenUp, StopOnRequest
-from .trainable import require_trainable
+from .trainable import operations_a_token, require_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -304,7 +304,7 @@ class TransformersAdapter(Trainer):
         tokens = sum(batch[name].numel() for batch in micro_batches_of(inputs) for name in names & batch.keys())
         if self._operations_a_token is None:
             one_token = {getattr(self.model, "main_input_name", "input_ids"): torch.zeros(1)}
-            self._operations_a_token = super().floating_point_ops(one_token)
+            self._operations_a_token = super().floating_point_ops(one_token) or operations_a_token(self.model)
         return self._operations_a_token * tokens
 
     def _hp_search_setup(self, trial: Any) -> None:

@@ -102,26 +102,46 @@ class _Listed(torch.autograd.Function):
 def head_replaced(model: nn.Module, compute: Callable[[nn.Module, Tensor], Tensor]) -> Iterator[None]:
     """Let the model's ``logits`` be ``compute(head, hidden states)`` while inside.
 
-    Two hooks do this under any wrapper, with the head's parameters in place and the result among the outputs, where DDP
-    looks for the parameters in use. A hook on the output layer computes and passes an empty input on to the layer; a
-    hook on the model puts the result where the logits would be.
+    Hooks do this under any wrapper, with the head's parameters in place and the result among the outputs, where DDP
+    looks for the parameters in use. A hook on the output layer computes and passes an empty input on to the layer. For
+    the hooks of others the result is then the layer's output, before whose backward pass they gather sharded parameters
+    again. A hook on the model puts it where the logits would be.
     """
     inner = unwrap(model)
     results: list[Tensor] = []
+    empty: list[Tensor] = []  # input and output of the layer in the call whose result is kept
 
     def compute_logps(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if results:  # ``compute`` called the head
             return None
         results.append(args[0])
         results[0] = compute(head, args[0])
-        return (args[0][:, :0], *args[1:])
+        empty.append(args[0][:, :0])
+        return (empty[0], *args[1:])
+
+    def show_result(head: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not (empty and args[0] is empty[0]):
+            return output
+        empty.append(output)
+        return results[0]
+
+    def take_result(head: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not (empty and args[0] is empty[0]):
+            return output
+        results[0] = output
+        return empty[1]
 
     def set_logits(module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
         outputs.logits = results[0]
         return outputs
 
     head = inner.get_output_embeddings()
-    handles = [head.register_forward_pre_hook(compute_logps), inner.register_forward_hook(set_logits)]
+    handles = [
+        head.register_forward_pre_hook(compute_logps),
+        head.register_forward_hook(show_result, prepend=True),
+        head.register_forward_hook(take_result),
+        inner.register_forward_hook(set_logits),
+    ]
     try:
         yield
     finally:

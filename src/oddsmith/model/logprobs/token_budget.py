@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...system.memory import is_device_out_of_memory
+from ...system.shards import own_share
 from .head import BUDGET_BYTES
 
 # A CPU is no faster with longer micro-batches (docs/log.md), a GPU hardly; shorter ones need less memory.
@@ -130,9 +131,8 @@ def share(
 
 def trainable_bytes(model: nn.Module) -> int:
     """Return the bytes of the parameters that are trained; of sharded ones, those of this process."""
-    trained: Iterable[Any] = (parameter for parameter in model.parameters() if parameter.requires_grad)
-    local = (parameter.to_local() if hasattr(parameter, "to_local") else parameter for parameter in trained)
-    return sum(parameter.numel() * parameter.element_size() for parameter in local)
+    shares = (own_share(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    return sum(share.numel() * share.element_size() for share in shares)
 
 
 # ---- The peak of a step

@@ -16,6 +16,7 @@ from .... import __version__
 from ....data.report import counted
 from ....data.sources.mixture import Share, share_lines
 from ....training.early_stopping import early_stopping_of
+from ....training.trainable import parameter_counts
 from ...parsing.resolve import Settings
 from ...terminal.progress import clock, evaluation_lines, figures
 
@@ -47,10 +48,7 @@ def banner(trainer: ORPOTrainer, settings: Settings, state: TrainerState, shares
 def _parameters(trainer: ORPOTrainer, settings: Settings) -> str:
     """Format ``134.5 M parameters, 4.9 M trainable (3.63%): LoRA of rank 16 on 4-bit weights``."""
     model: Any = trainer.model
-    if hasattr(model, "get_nb_trainable_parameters"):
-        trainable, total = model.get_nb_trainable_parameters()
-    else:
-        trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
+    trainable, total = parameter_counts(model)
     text = f"{_count(total)} parameters, {_count(trainable)} trainable ({100 * trainable / total:.3g}%)"
     if not settings.model.use_peft:
         return text

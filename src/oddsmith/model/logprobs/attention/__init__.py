@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig
 
 from ....batching.forest import ForestLayout
 from ....errors import ModelError
@@ -135,9 +135,10 @@ def forest_attention_in(model: nn.Module) -> Iterator[None]:
 
     Enter it around forward *and* backward pass: checkpointed layers run again in the backward pass.
     """
-    # ``hasattr`` would search each of thousands of modules for a parameter or a child of this name.
+    # ``hasattr`` would search each of thousands of modules for a parameter or a child of this name. A wrapper may have
+    # settings of its own under this name, as DeepSpeed's has.
     owned: list[Any] = [vars(module).get("config") for module in modules_of(model)]
-    configs = {id(config): config for config in owned if config is not None}
+    configs = {id(config): config for config in owned if isinstance(config, PreTrainedConfig)}
     before = {key: getattr(config, "_attn_implementation_internal", None) for key, config in configs.items()}
     try:
         for config in configs.values():

@@ -1,0 +1,25 @@
+"""Let accelerate take on CPUs, over gloo, the road that it takes on GPUs: it would neither shard nor use DeepSpeed."""
+
+import os
+
+import torch
+from accelerate import state
+from accelerate.utils import DistributedType
+
+
+def take() -> None:
+    """Patch accelerate in this process."""
+    os.environ["ACCELERATE_USE_CPU"] = "false"
+
+    def prepare_backend(self, *_, **__):
+        if int(os.environ.get("LOCAL_RANK", -1)) == -1:
+            return None, DistributedType.NO
+        return "gloo", DistributedType.MULTI_GPU
+
+    def set_device(self):
+        if self.device is None:
+            self.device = torch.device("cpu")
+
+    state.PartialState._prepare_backend = prepare_backend
+    state.PartialState.set_device = set_device
+    state.check_cuda_p2p_ib_support = lambda: True

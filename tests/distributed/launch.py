@@ -1,0 +1,42 @@
+"""Start the processes of a test, and read what they found."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.command import Outcome, environment
+from tests.forked import fork_all, free_port, rank_environment, run_module
+
+
+def launch(folder: Path, cases: dict[str, dict[str, Any]], processes: int = 2) -> dict[str, list[dict[str, Any]]]:
+    """Live cases one after the other in so many processes; return what each process found, by case and rank."""
+    folder.mkdir(parents=True)
+    (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    codes = _run(folder / "log", "tests.distributed.worker", [str(folder)], processes)
+    assert codes == [0] * processes, _ends(folder)
+    return {
+        name: [json.loads((folder / name / f"rank-{rank}.json").read_bytes()) for rank in range(processes)]
+        for name in cases
+    }
+
+
+def command(folder: Path, *words: object, processes: int = 2) -> list[Outcome]:
+    """Run the command in so many processes, as a launcher does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    codes = _run(folder / "log", "tests.distributed.command", list(map(str, words)), processes)
+    texts = [
+        [(folder / f"log-{rank}.{kind}").read_text(encoding="utf-8") for kind in ("out", "err")]
+        for rank in range(processes)
+    ]
+    return [Outcome(code, *text) for code, text in zip(codes, texts, strict=True)]
+
+
+def _run(log: Path, module: str, words: list[str], processes: int) -> list[int]:
+    port = free_port()
+    environments = [environment() | rank_environment(rank, processes, port) for rank in range(processes)]
+    return fork_all(partial(run_module, module, *words), environments, log, timeout_s=200)
+
+
+def _ends(folder: Path) -> str:
+    return "\n".join(path.read_text(encoding="utf-8")[-3000:] for path in sorted(folder.glob("log-*.err")))

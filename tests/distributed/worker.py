@@ -1,0 +1,91 @@
+"""One of several processes that train together: each case of a launch after the other.
+
+python -m tests.distributed.worker FOLDER        FOLDER/cases.json: name -> Case; writes FOLDER/NAME/rank-RANK.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from peft import LoraConfig
+from transformers.integrations import unset_hf_deepspeed_config
+
+from tests.tiny import ragged_pairs, tiny_model
+from tests.tiny_runs import make_trainer
+
+from . import gpu_road
+
+# One step is the same sum for any number of processes: SGD, float32, eight pairs a step.
+STEPS: dict[str, Any] = {
+    "max_steps": 4, "learning_rate": 0.05, "optim": "sgd", "lr_scheduler_type": "constant", "max_length": 64,
+    "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 2,
+}  # fmt: skip
+PAIRS_PER_STEP, PAIRS, HELD_OUT = 8, 24, 5
+
+
+def trainer_of(folder: Path, case: dict[str, Any], *, processes: int) -> Any:
+    """Make the trainer of a case: ``settings`` of ``ORPOConfig``, of the tiny ``model``, and whether with ``lora``."""
+    settings = {**STEPS, "per_device_train_batch_size": PAIRS_PER_STEP // processes, **case.get("settings", {})}
+    settings["use_cpu"] = settings.keys().isdisjoint(("fsdp", "deepspeed"))
+    if not settings["use_cpu"]:
+        gpu_road.take()
+    adapter = None
+    if case.get("lora"):
+        adapter = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0)
+    pairs = None if case.get("only_evaluates") else ragged_pairs(PAIRS)
+    model = tiny_model(**case.get("model", {}))
+    evaluated = ragged_pairs(HELD_OUT, seed=1)
+    return make_trainer(folder / "run", model, pairs, evaluated, peft_config=adapter, **settings)
+
+
+def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any]:
+    """Live a case: train or evaluate, save, and say what was seen."""
+    trainer = trainer_of(folder, case, processes=processes)
+    if case.get("only_evaluates"):
+        return {"metrics": trainer.evaluate()}
+    trainer.train(resume_from_checkpoint=case.get("resume"))
+    trainer.save_model()
+    parameters = [*trainer.model.parameters()]
+    return {
+        "path": trainer.path.name,
+        "reason": trainer.path.reason,
+        "max_tokens": trainer.path.max_tokens,
+        "history": trainer.state.log_history,
+        "kinds": sorted({type(parameter).__name__ for parameter in parameters}),
+    }
+
+
+def main(folder: str) -> None:
+    """Run the cases in this process."""
+    torch.set_num_threads(1)
+    rank, processes = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1"))
+    cases = json.loads((Path(folder) / "cases.json").read_text(encoding="utf-8"))
+    variables = dict(os.environ)
+    for name, case in cases.items():
+        place = Path(folder) / name
+        try:
+            found = life(place, case, processes=processes)
+        except Exception as error:  # noqa: BLE001  the test says which was expected
+            traceback.print_exc()
+            found = {"error": f"{type(error).__name__}: {error}"}
+        place.mkdir(exist_ok=True)
+        (place / f"rank-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+        # Another case shards in another way, or not at all.
+        AcceleratorState._reset_state()
+        unset_hf_deepspeed_config()
+        os.environ.clear()
+        os.environ.update(variables)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
