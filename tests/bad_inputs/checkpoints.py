@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -124,10 +125,17 @@ CHECKPOINTS: tuple[BadInput, ...] = (
     BadInput("has code added to it", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: modeling.py was not saved with it; remove it", {**RUN, **_last("modeling.py", "import os")}),
     BadInput("has a file that is a link", f"train c.yaml --resume {LAST}",
-        "out/checkpoint-4: optimizer.safetensors is a symbolic link; expected the file itself",
-        {**RUN, **_last("optimizer.safetensors", _linked)}),
+        "out/checkpoint-4/optimizer.safetensors: is a symbolic link, not a file of this folder; put the file itself"
+        " there", {**RUN, **_last("optimizer.safetensors", _linked)}),
     BadInput("is a link itself", f"train c.yaml --resume {LAST}",
-        "out/checkpoint-4: is a symbolic link; expected the checkpoint itself", {**RUN, LAST: _linked}),
+        "out/checkpoint-4: is a symbolic link, not a file of this folder; put the file itself there",
+        {**RUN, LAST: _linked}),
+    BadInput("lies in a run with a link", "train c.yaml --resume",
+        "out/notes.md: is a symbolic link, not a file of this folder; put the file itself there",
+        {**RUN, "out/notes.md": lambda path: path.symlink_to("../c.yaml")}),
+    BadInput("lies in a run with a pipe", "train c.yaml --resume",
+        "out/notes.md: is a pipe, not a file of this folder; remove it",
+        {**RUN, "out/notes.md": os.mkfifo}),
     BadInput("has a damaged manifest", f"train c.yaml --resume {LAST}",
         "out/checkpoint-4: manifest.json is damaged (...)", {**RUN, **_last(MANIFEST_FILE, "{")}),
     BadInput("has a manifest of another version", f"train c.yaml --resume {LAST}",

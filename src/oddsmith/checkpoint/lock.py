@@ -14,7 +14,8 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ..errors import ConfigError
-from ..system.files import replacing
+from ..system.files import replace_hard_links, replacing
+from ..system.outside import read_text, require_plain_folder
 from ..system.run_folder import LOCK_FILE, LOCK_OWNER_FILE
 
 # Workers that a dead owner started (for data loading) exit within 5 s, and hold its lock until then.
@@ -30,13 +31,16 @@ def is_lock_file(file: Path) -> bool:
 def held(run: Path) -> Iterator[None]:
     """Lock a run folder for this process; ``ConfigError`` if another process has it. Entered again, this does nothing.
 
-    The folder is made if it does not exist, and removed at the end if it is empty.
+    Nothing is written into a folder that leads elsewhere: a link, a pipe, a socket or a device in it, put there before
+    now, is a ``NotAFileError``, and files with a second name elsewhere become copies. The folder is made if it does not
+    exist, and removed at the end if it is empty.
     """
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / LOCK_FILE, timeout=0, is_singleton=True)
     if lock.is_locked:
         yield
         return
+    require_plain_folder(run)
     try:
         _acquire(lock, run)
     except NotImplementedError:  # a file system without locks
@@ -45,6 +49,7 @@ def held(run: Path) -> Iterator[None]:
     try:
         for leftover in run.glob(f"{LOCK_OWNER_FILE}.*.partial"):  # of an owner that was killed just then
             leftover.unlink(missing_ok=True)
+        replace_hard_links(file for file in run.iterdir() if not is_lock_file(file))
         with replacing(run / LOCK_OWNER_FILE) as partial:
             partial.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
         yield
@@ -84,7 +89,7 @@ def _is_dead(pid: int) -> bool:
 
 def _owner(run: Path) -> dict[str, Any]:
     try:
-        found = json.loads((run / LOCK_OWNER_FILE).read_text(encoding="utf-8"))
+        found = json.loads(read_text(run / LOCK_OWNER_FILE, follow=False))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

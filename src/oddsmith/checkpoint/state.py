@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import CheckpointError
+from ..system.outside import read_text, require_file
 from ..system.strict_json import read_json
 from .manifest import first_line
 
@@ -50,7 +51,7 @@ def read_state(folder: Path, name: str) -> Any:
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES:,} bytes")
-        tree = read_json(file.read_text(encoding="utf-8"))
+        tree = read_json(read_text(file, follow=False))
         return _decoded(tree, _tensors(folder / f"{name}.safetensors"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: {file.name} is missing, so a run cannot go on from here") from None
@@ -66,6 +67,7 @@ def has_state(folder: Path, name: str) -> bool:
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
     if not os.path.lexists(file):
         return {}
+    require_file(file, follow=False)
     with safe_open(file, framework="pt") as opened:
         return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
 

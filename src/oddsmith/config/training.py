@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from ..errors import ConfigError
 from ..system.dtypes import with_dtype
 from ..system.names import require_folder_name
+from ..system.outside import require_file
 from ..system.precision import NO_BF16_UNIT, best_precision, emulated_bf16_on_gpu, emulates_bf16
 from .catalogue import with_help
 from .inherited import lines_about, refuse
@@ -163,6 +164,9 @@ class ORPOConfig(TrainingArguments):
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):  # accelerate would take float32
             raise ConfigError("fp16 is on, but it needs a GPU; leave it out, or take bf16, which CPUs compute too")
         refuse(self)
+        for file in (self.deepspeed, self.fsdp_config, self.accelerator_config):  # or a mapping, or its JSON
+            if isinstance(file, str) and os.path.exists(file):
+                require_file(file, typed=True)
         self._resolve_early_stopping()
         lines = self._resolve_precision()
         is_not_compiled = self._resolve_compilation()

@@ -12,8 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from ..system.run_folder import EVENTS_FILE, TRAINER_STATE_FILE, Event, is_event
+from ..errors import DataError, NotAFileError
+from ..system.outside import read_text, require_file
+from ..system.run_folder import EVENTS_FILE, TRAINER_STATE_FILE, Event, is_event, require_plain_run
 from .console_log import LogReader, history_of_lines
 from .history import History, HistoryBuilder
 from .names import TRAIN_LOSS, held_out_name, in_set, known_name
@@ -48,10 +49,13 @@ def _read(path: Path, source: str) -> History:
     try:
         if path.is_dir():
             history = _read_folder(path)
-        elif path.is_file():
+        elif path.exists():
+            require_file(path)
             history = _read_file(path)
         else:
             raise DataError(f"{source} is not there; expected {EXPECTED}")
+    except NotAFileError as error:
+        raise DataError(str(error)) from error
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}") from error
     if history.is_empty:
@@ -63,10 +67,11 @@ def _read(path: Path, source: str) -> History:
 
 def _read_folder(path: Path) -> History:
     """Read our event log, the state of the run or of its last checkpoint, another trainer's log, or CSV files."""
+    require_plain_run(path)
     checkpoints = sorted(path.glob("checkpoint-*/" + TRAINER_STATE_FILE), key=_checkpoint_step)
     logs = [path / name for name in LOG_FILES]
     for file in (path / EVENTS_FILE, path / TRAINER_STATE_FILE, *checkpoints[-1:], *logs):
-        if file.is_file() and not (history := _read_file(file)).is_empty:
+        if file.exists() and not (history := _read_file(file)).is_empty:
             if (path / "adapter_config.json").is_file():
                 history.settings.setdefault("adapter", True)
             return history
@@ -192,7 +197,7 @@ def _document_in(path: Path, first: str) -> Any:
     if path.stat().st_size > MAX_STATE_BYTES:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes; a JSON document of more than 500 MB is not read")
     try:
-        return json.loads(path.read_text(encoding=encoding_of(path), errors="replace"))
+        return json.loads(read_text(path, encoding=encoding_of(path), errors="replace"))
     except (ValueError, RecursionError) as error:
         if is_named_so and not isinstance(of_line, dict):
             raise DataError(f"{path} is no readable JSON ({error}); expected trainer_state.json") from error

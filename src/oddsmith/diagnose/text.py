@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..system.outside import open_file
+
 # Characters. A start event with the numbers of 100,000 cut rows has 700,000.
 MAX_LINE = 1_000_000
 
@@ -21,7 +23,7 @@ def lines_of(path: Path) -> Iterator[str]:
     A carriage return ends a line too, because progress bars use it. Of a line longer than ``MAX_LINE`` only the
     beginning is read. Bytes that are not of the encoding are replaced.
     """
-    with path.open(encoding=encoding_of(path), errors="replace", newline="\n") as file:
+    with open_file(path, "r", encoding=encoding_of(path), errors="replace", newline="\n") as file:
         while line := file.readline(MAX_LINE):
             if not line.endswith("\n"):
                 while (rest := file.readline(MAX_LINE)) and not rest.endswith("\n"):
@@ -41,7 +43,7 @@ def plain_lines(line: str) -> Iterator[str]:
 
 def encoding_of(path: Path) -> str:
     """Return UTF-16 for a file that begins like one, as PowerShell's ``>`` writes it; else UTF-8."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(2_000)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"

@@ -7,6 +7,7 @@ begins, only one export at a time writes to it, and errors of the disk become on
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from ..errors import ConfigError, ExportError
 from ..system.files import CLOSED, FULL, explained, free_bytes, in_words, replacing, replacing_folder
 from ..system.names import require_folder_name
+from ..system.outside import require_file
 
 # In every folder that an export has written, so that --overwrite removes nothing else.
 RECORD_FILE = "export.json"
@@ -96,6 +98,8 @@ def _locked(target: Path) -> Iterator[None]:
         missing = [parent for parent in target.absolute().parents if not parent.exists()]
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(target.with_name(f"{target.name}.partial.lock"), timeout=0)
+        if os.path.lexists(lock.lock_file):
+            require_file(lock.lock_file, follow=False)
         try:
             with lock:
                 try:

@@ -7,13 +7,14 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from secrets import token_hex
 
-from ..errors import OddsmithError
+from ..errors import NotAFileError, OddsmithError
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +127,9 @@ def replacing(target: Path, *, mode: int = 0o666) -> Iterator[Path]:
             partial.write_text(page)
 
     An exception in the block removes the partial file. Two processes that write the same target do not interfere: each
-    has its own partial file, and the last rename wins. An existing file is replaced, and so is a symbolic link, which
-    is not followed. ``mode`` are the permissions of the file, less the umask; ``0o600`` lets only the owner read it.
+    has its own partial file, and the last rename wins. An existing file is replaced, and so is a link of either kind,
+    through which nothing is written. ``mode`` are the permissions of the file, less the umask; ``0o600`` lets only the
+    owner read it.
     """
     partial = target.with_name(f"{target.name}.{os.getpid()}-{token_hex(4)}.partial")
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
@@ -149,7 +151,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     processes that write the same target write to ``NAME.partial``.
     """
     partial, old = (target.with_name(target.name + suffix) for suffix in (".partial", ".replaced"))
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove(partial)
     partial.mkdir()
     try:
         yield partial
@@ -158,9 +160,9 @@ def replacing_folder(target: Path) -> Iterator[Path]:
                 # safetensors makes its files readable by the owner alone; a server of another user may need them.
                 file.chmod(partial.stat().st_mode & 0o666)
                 flush_to_disk(file)
-        is_there = target.exists()
+        is_there = os.path.lexists(target)
         if is_there:  # a folder cannot be renamed onto a folder with files
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
             target.rename(old)
         try:
             partial.rename(target)
@@ -169,9 +171,29 @@ def replacing_folder(target: Path) -> Iterator[Path]:
                 old.rename(target)
             raise
         flush_to_disk(target.absolute().parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
+
+
+def _remove(place: Path) -> None:
+    """Remove a folder, a file or a link, which is not followed, if there is one."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def replace_hard_links(files: Iterable[Path]) -> None:
+    """Put a copy in the place of each file that has another name elsewhere too, as in backups by hard links.
+
+    What is then written into these files, by whomever, does not change the others.
+    """
+    for file in files:
+        status = file.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+            with replacing(file, mode=stat.S_IMODE(status.st_mode)) as partial:
+                shutil.copyfile(file, partial)
 
 
 @contextmanager
@@ -205,7 +227,8 @@ def dispensable(place: Path, consequence: str) -> Iterator[None]:
         fault = write_fault(error)
         if fault is None:
             raise
-        _warn_once(f"{place}: not written ({in_words(fault)}); {consequence}")
+        why = error.strerror if isinstance(error, NotAFileError) else in_words(fault)
+        _warn_once(f"{place}: not written ({why}); {consequence}")
 
 
 @cache

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import NotAFileError
 
@@ -47,8 +47,8 @@ def require_file(path: str | Path, *, follow: bool = True, typed: bool = False) 
     _check(path, os.stat(path, follow_symlinks=follow).st_mode, typed)
 
 
-def open_file(path: str | Path, mode: str = "rb", *, follow: bool = True, typed: bool = False, **options: Any) -> IO:
-    """Open a path as ``open`` does, but only a regular file: anything else is a ``NotAFileError``, at once.
+def open_file(path: str | Path, mode: str = "rb", *, follow: bool = True, typed: bool = False, **options: Any) -> Any:
+    """Return a file as ``open`` does, but only a regular one: anything else is a ``NotAFileError``, at once.
 
     ``follow`` and ``typed`` are those of ``require_file``; the options are those of ``open``.
     """
@@ -80,8 +80,8 @@ def read_text(
         return file.read()
 
 
-def require_plain_folder(folder: Path) -> None:
-    """Raise ``NotAFileError`` for a link, a pipe, a socket or a device in a folder, at any depth.
+def require_plain_folder(folder: Path, *, deep: bool = True) -> None:
+    """Raise ``NotAFileError`` for a link, a pipe, a socket or a device in a folder, and if ``deep`` in its subfolders.
 
     Whoever writes to the folder would write through them, and whoever reads might wait for good. The folder itself may
     be a link, or not exist. What is put there afterwards is not seen.
@@ -96,7 +96,7 @@ def require_plain_folder(folder: Path) -> None:
         for entry in entries:
             mode = entry.stat(follow_symlinks=False).st_mode
             if stat.S_ISDIR(mode):
-                if place != os.fspath(folder) or entry.name not in _NOT_OURS:
+                if deep and (place != os.fspath(folder) or entry.name not in _NOT_OURS):
                     waiting.append(entry.path)
             elif not stat.S_ISREG(mode):
                 remedy = "put the file itself there" if stat.S_ISLNK(mode) else "remove it"

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .files import dispensable
-from .outside import open_file
+from .outside import open_file, require_plain_folder
 from .strict_json import read_json, strict
 
 SETTINGS_FILE = "run.yaml"
@@ -88,6 +88,17 @@ INCIDENTS: dict[str, Incident] = {
 }
 
 
+def require_plain_run(folder: Path) -> None:
+    """Raise ``NotAFileError`` for a link, a pipe, a socket or a device in a run folder or checkpoint of ours.
+
+    Other folders pass, and so does a snapshot in the hub's cache, whose files are links to its blobs.
+    """
+    is_checkpoint = all(os.path.lexists(folder / name) for name in (MANIFEST_FILE, TRAINER_STATE_FILE))
+    is_ours = is_checkpoint or any(os.path.lexists(folder / name) for name in (EVENTS_FILE, SETTINGS_FILE))
+    if is_ours and folder.resolve().parent.name != "snapshots":
+        require_plain_folder(folder)
+
+
 def append_event(folder: str | Path, event: Event, step: int, **fields: Any) -> None:
     """Append an event to the event log of a run folder; NaN and infinity in its fields become ``null``.
 
@@ -101,7 +112,7 @@ def append_event(folder: str | Path, event: Event, step: int, **fields: Any) -> 
 
 def _append_line(file: Path, line: str) -> None:
     """Append a line, after a line break where a full disk or a power cut left the last line incomplete."""
-    with file.open("ab+", buffering=0) as opened:
+    with open_file(file, "ab+", follow=False, buffering=0) as opened:
         end = opened.seek(0, os.SEEK_END)
         opened.seek(max(0, end - 1))
         is_cut = opened.read(1) not in (b"", b"\n")
@@ -126,10 +137,10 @@ def read_events(folder: str | Path) -> list[dict[str, Any]]:
     The values of an event may be of any type: the run may be a stranger's.
     """
     file = Path(folder) / EVENTS_FILE
-    if not file.is_file():
+    if not os.path.lexists(file):
         return []
     events = []
-    with open_file(file) as opened:
+    with open_file(file, follow=False) as opened:
         while line := opened.readline(MAX_LINE_BYTES):
             try:
                 event = read_json(line.decode(errors="replace"))

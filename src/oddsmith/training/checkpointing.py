@@ -36,6 +36,7 @@ from ..checkpoint.store import checkpoints, clear_save_errors, give_back, newest
 from ..config import ORPOConfig
 from ..config.catalogue import LENGTH_SETTINGS
 from ..errors import CheckpointError, OddsmithError, SaveError
+from ..system.outside import require_plain_folder
 from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE, Event, read_events
 from .identity import RunIdentity, length_of
 from .preflight import size_in_training
@@ -270,7 +271,11 @@ class CheckpointManager:
 
     @contextmanager
     def explaining(self, folder: Path) -> Iterator[None]:
-        """Turn an error of the disk into a ``SaveError`` that says in one line why a folder could not be written."""
+        """Turn an error of the disk into a ``SaveError`` that says in one line why a folder could not be written.
+
+        A folder that leads elsewhere is a ``NotAFileError``: transformers would write through its links.
+        """
+        require_plain_folder(folder, deep=False)
         with clear_save_errors(folder, lambda: self._needed_bytes(folder)):
             yield
 

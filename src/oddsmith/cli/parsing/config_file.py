@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ...errors import ConfigError
+from ...system.outside import open_file
 
 MAX_BYTES = 200_000
 MAX_ALIASES = 8
@@ -76,7 +77,7 @@ def read_config(path: str | Path) -> dict[str, Setting]:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_file(path, typed=True) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(

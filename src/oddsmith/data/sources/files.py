@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
+from ...system.outside import open_file
 from ...system.strict_json import read_json
 from ..formats.values import kind_of
 from ..unpacking import too_much, unpacked_limit_bytes
@@ -56,7 +57,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         )
     try:
         is_gzip = path.suffix.lower() == ".gz"
-        with io.BufferedReader(_Unpacked(path), GZIP_BUFFER_BYTES) if is_gzip else path.open("rb") as file:
+        with io.BufferedReader(_Unpacked(path), GZIP_BUFFER_BYTES) if is_gzip else open_file(path) as file:
             yield from READERS[kind](path, file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}); write it again or unpack it") from error
@@ -80,7 +81,8 @@ class _Unpacked(io.RawIOBase):
     """Unpack a gzip file up to a limit, because a few kilobytes can stand for gigabytes."""
 
     def __init__(self, path: Path):
-        self._path, self._file = path, gzip.open(path, "rb")  # noqa: SIM115 - closed in close()
+        self._path, self._packed = path, open_file(path)
+        self._file = gzip.open(self._packed)  # noqa: SIM115 - closed in close()
         self._bytes, self._size_bytes = 0, path.stat().st_size
 
     def readable(self) -> bool:
@@ -95,6 +97,7 @@ class _Unpacked(io.RawIOBase):
 
     def close(self) -> None:
         self._file.close()
+        self._packed.close()
         super().close()
 
 

@@ -75,7 +75,7 @@ def files_of(folder: Path, split: Split) -> list[Path]:
     paths = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and kind_of_file(path) not in (None, ".txt") and path.name not in NOT_DATA
+        if not path.is_dir() and kind_of_file(path) not in (None, ".txt") and path.name not in NOT_DATA
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not paths:

@@ -21,6 +21,7 @@ from ...data.formats.offer import offered_columns
 from ...data.sources import load_rows
 from ...data.sources.files import require_path
 from ...errors import DataError, RowError, UndecidedRow
+from ...system.outside import read_text
 
 # Columns with the prompt of a row without a pair; the first of them in the row counts.
 PROMPT_COLUMNS = ("prompt", "messages", "conversations", "question", "instruction")
@@ -72,9 +73,9 @@ def read_prompts(name: str, split: str = "test", columns: Any = None) -> list[Pr
 def _lines(path: Path) -> list[dict[str, str]]:
     require_path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path, encoding="utf-8-sig", typed=True).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {getattr(error, 'strerror', None) or error}") from error
     rows = [{"prompt": line} for line in lines if line.strip()]
     if not rows:
         raise DataError(f"{path}: is empty; expected one prompt per line")

@@ -25,6 +25,8 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from peft import PeftConfig
 
 from ...errors import ModelError
+from ...system.files import replacing
+from ...system.outside import open_file, read_text
 from ..vocabulary import grown_rows
 from .load_errors import clear_errors
 from .place import ADAPTER_SETTINGS, MODEL_SETTINGS, is_adapter_folder, is_gguf, locate
@@ -109,7 +111,8 @@ class BaseRecord:
 
     def save(self, folder: Path) -> None:
         """Write ``base_model.json``."""
-        (folder / RECORD_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        with replacing(folder / RECORD_FILE) as partial:
+            partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def record_base(model: Any) -> BaseRecord:
@@ -142,7 +145,7 @@ def read_base_record(place: str, revision: str = "main") -> BaseRecord | None:
         except (hub_errors.EntryNotFoundError, hub_errors.LocalEntryNotFoundError):
             return None
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = json.loads(read_text(file))
         known = {name: fields[name] for name in BaseRecord.__dataclass_fields__ if name in fields}
         return BaseRecord(**known)
     except (ValueError, TypeError) as error:
@@ -192,7 +195,7 @@ def _of_file(file: Path) -> dict[str, Any]:
     """Return size and hash of a file's beginning (safetensors: names and shapes) and of blocks all over it."""
     size = file.stat().st_size
     digest = hashlib.sha256()
-    with file.open("rb") as opened:
+    with open_file(file) as opened:
         header_bytes = min(8 + int.from_bytes(opened.read(8), "little"), MAX_HEADER_BYTES)
         opened.seek(0)
         digest.update(opened.read(header_bytes if file.suffix == ".safetensors" else BLOCK_BYTES))

@@ -18,6 +18,7 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.tokens.rendering import PROBE, Renderer, tokenizer_name
 from ...errors import ConfigError, ModelError
+from ...system.outside import read_text
 from ...system.words import enumerated
 from ..limits import embedding_rows
 from ..vocabulary import grow_embeddings, start_at_mean, train_rows, trains_rows, untrained
@@ -181,7 +182,7 @@ def _template(wanted: str, tokenizer: PreTrainedTokenizerBase) -> Template:
     file = Path(wanted).expanduser()
     if file.suffix in FILE_SUFFIXES:
         try:
-            return Template(file.read_text(encoding="utf-8"))
+            return Template(read_text(file))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"chat_template is {wanted!r}, a file that cannot be read as text: {error}") from error
     try:

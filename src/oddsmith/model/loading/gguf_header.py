@@ -18,6 +18,7 @@ from typing import BinaryIO
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from ...errors import ModelError
+from ...system.outside import open_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -43,7 +44,7 @@ _SMALLEST_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # length, one letter, dimensions
 def check_gguf(path: Path) -> None:
     """Raise ``ModelError`` if a GGUF file is cut off, or its header claims more than the file can hold."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             _Header(path, file).check()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error

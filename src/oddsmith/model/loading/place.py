@@ -6,6 +6,8 @@ import difflib
 from pathlib import Path
 
 from ...errors import ModelError
+from ...system.outside import require_file
+from ...system.run_folder import require_plain_run
 from .builtin import builtin_model, is_builtin
 
 ADAPTER_SETTINGS = "adapter_config.json"
@@ -28,7 +30,8 @@ def locate(name: str) -> str:
     if path.is_dir():
         _require_model_folder(name, path)
         return str(path)
-    if path.is_file():
+    if path.exists():
+        require_file(path)
         if not is_gguf(name):
             raise ModelError(f"{name}: is a file but no GGUF; {expected}")
         return str(path)
@@ -48,6 +51,7 @@ def is_adapter_folder(folder: Path) -> bool:
 
 
 def _require_model_folder(name: str, folder: Path) -> None:
+    require_plain_run(folder)
     if (folder / MODEL_SETTINGS).is_file() or is_adapter_folder(folder):
         return
     settings = [*folder.glob(f"*/{MODEL_SETTINGS}"), *folder.glob(f"*/{ADAPTER_SETTINGS}")]

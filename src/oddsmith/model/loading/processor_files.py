@@ -16,6 +16,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
 
 from ...errors import ModelError
+from ...system.outside import read_text
 from ..text_part import is_multimodal
 from .place import is_gguf, locate
 
@@ -34,7 +35,7 @@ _MISSING = (
 def processor_template(place: str, **source: Any) -> str | None:
     """Return the chat template of a model whose processor has one and whose tokenizer has none, as of LLaVA."""
     for file in _files(place, (CHAT_TEMPLATE,), **source):
-        template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+        template = json.loads(read_text(file)).get("chat_template")
         return template if isinstance(template, str) else None
     return None
 

@@ -22,6 +22,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from ...errors import ModelError
+from ...system.outside import read_text
 from .place import ADAPTER_SETTINGS, MODEL_SETTINGS
 
 ALLOW_CODE = "give --trust-remote-code on the command line (in Python: trust_remote_code=True)"
@@ -83,7 +84,7 @@ def _refuse_links(name: str, folder: Path) -> None:
     inside = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
         inside.append(folder.resolve().parents[1] / "blobs")
-    for file in sorted(folder.iterdir()):
+    for file in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
         if file.suffix == ".safetensors" and file.is_file():
             continue
         target = file.resolve()
@@ -135,7 +136,7 @@ def _check_settings(name: str, file: Path, trust_remote_code: bool = False) -> N
             f"{name}: its {file.name} has {file.stat().st_size:,} bytes; expected a short file of settings"
         )
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{name}: its {file.name} is damaged ({error}); fetch or copy it again") from error
     for path, value in _leaves(settings):
@@ -161,7 +162,7 @@ def _check_index(name: str, file: Path) -> None:
     if not file.is_file():
         return
     try:
-        files = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+        files = set(json.loads(read_text(file))["weight_map"].values())
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{name}: its {INDEX} is damaged ({error}); fetch or copy it again") from error
     odd = sorted(str(one) for one in files if Path(str(one)).name != one or not str(one).endswith(".safetensors"))

@@ -16,6 +16,8 @@ from ....checkpoint.lock import is_lock_file
 from ....checkpoint.manifest import file_of_another_trainer
 from ....checkpoint.store import checkpoints
 from ....errors import ConfigError
+from ....system.files import replacing
+from ....system.outside import require_plain_folder
 from ....system.run_folder import SETTINGS_FILE
 from ....system.secrets import SECRET_NAME, masked, without_secrets
 from ...parsing.resolve import TYPED_ONLY, Resolved, Settings
@@ -25,7 +27,7 @@ _WORDS_OF_YAML = frozenset({"true", "false", "null", "yes", "no", "on", "off", "
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that is not empty, unless a run continues there or may be replaced.
+    """Refuse a folder that is not empty, unless a run continues there or may be replaced, and one that leads elsewhere.
 
     A folder without ``run.yaml`` is never replaced, as it is no run folder.
     """
@@ -34,6 +36,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         what = "is a file" if there == folder else f"cannot be made: {there} is a file"
         raise ConfigError(f"output_dir {folder} {what}; expected a folder, or the name of a new one")
     if not folder.is_dir() or resume or all(map(is_lock_file, folder.iterdir())):
+        require_plain_folder(folder)
         return
     if not (folder / SETTINGS_FILE).is_file():
         others = [one for one in (folder, *checkpoints(folder)) if file_of_another_trainer(one)]
@@ -48,6 +51,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"output_dir {folder} already holds a run; choose another folder, continue it with --resume,"
             " or replace it with --overwrite-output-dir"
         )
+    require_plain_folder(folder)
 
 
 def require_elsewhere(folder: Path, resolved: Resolved) -> None:
@@ -81,7 +85,8 @@ def write_settings(folder: Path, resolved: Resolved, settings: Settings) -> None
     The file is a configuration file itself: ``oddsmith train run.yaml --output-dir ANOTHER`` repeats the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS_FILE).write_text(settings_text(resolved, settings), encoding="utf-8")
+    with replacing(folder / SETTINGS_FILE) as partial:
+        partial.write_text(settings_text(resolved, settings), encoding="utf-8")
 
 
 def settings_text(resolved: Resolved, settings: Settings) -> str:

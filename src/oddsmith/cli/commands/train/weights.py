@@ -7,7 +7,7 @@ from pathlib import Path
 from ....checkpoint.manifest import file_of_another_trainer, verify
 from ....checkpoint.store import checkpoints, step_of
 from ....errors import CheckpointError, ConfigError
-from ....system.run_folder import MANIFEST_FILE
+from ....system.run_folder import MANIFEST_FILE, require_plain_run
 from ...parsing.config_file import Setting
 from ...parsing.resolve import Resolved
 
@@ -43,6 +43,7 @@ def weights_in(name: str) -> str:
     is whole.
     """
     folder = Path(name).expanduser()
+    require_plain_run(folder)
     if (folder / MANIFEST_FILE).exists():
         verify(folder)
     found = checkpoints(folder)
