@@ -15,6 +15,7 @@
     ├── WorkerError                   a worker process of a data loader ended by itself
     ├── ExportError                   an export failed: no room for it, or its result differs from its source
     ├── ServerError                   a server that was started did not answer, or ended
+    ├── OutputError                   a result could not be printed on stdout
     ├── NonFiniteError                a log-probability became NaN or infinite while training
     └── Interrupted                   exit code 75  stopped on request; the run can be resumed
 
@@ -171,6 +172,10 @@ class ExportError(OddsmithError):
 
 class ServerError(OddsmithError):
     """A server that was started did not come up, or ended; the message has the end of its output."""
+
+
+class OutputError(OddsmithError):
+    """A result could not be printed on stdout, as on a full disk; a reader of a pipe that has left is no error."""
 
 
 class NonFiniteError(OddsmithError):

@@ -16,8 +16,8 @@ def page() -> str:
         " is 2, and nothing in the folder is changed or lost. `...` stands for what depends on the machine or on a"
         " library. This page is generated from `tests/bad_inputs` by `python -m tests.bad_inputs > docs/errors.md`.",
         "Exit codes: 0 done, 1 failed while running, 2 bad usage or bad input, 3 a check failed, 4 a check could not"
-        " tell, 75 interrupted and resumable, 130 interrupted twice. With `--json`, stdout has"
-        ' `{"error": ..., "kind": ..., "exit_code": ...}`.'
+        " tell, 75 interrupted and resumable, 130 interrupted twice, 141 the reader of stdout left."
+        ' With `--json`, stdout has `{"error": ..., "kind": ..., "exit_code": ...}`.'
         " `--traceback` shows where in the code an error came from. Where columns have other names, the next line is"
         " the command with `--columns`, as it is offered in the last column, to be pasted.",
         "Unless the row says otherwise, `c.yaml` is valid, and so are `pairs.jsonl` and the folder `model` beside it:"

@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import NamedTuple
 
 from .. import __version__
-from ..errors import UsageError
+from ..errors import OutputError, UsageError
+from ..system.output import guard_output
 from .terminal.console import say_error
 from .terminal.outcome import run
 
@@ -46,14 +47,21 @@ GROUPS = {"data": "Look at preference data."}
 HELP_FLAGS = ("--help", "--help-all", "-h")
 EXIT_CODES = (
     "`oddsmith COMMAND --help` says more. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 a check failed,"
-    " 4 a check could not tell, 75 interrupted and resumable, 130 interrupted twice."
+    " 4 a check could not tell, 75 interrupted and resumable, 130 interrupted twice, 141 the reader of stdout left."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the words after ``oddsmith`` name (``sys.argv`` by default), and exit with its exit code."""
+    guard_output()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(_dispatch(words[1:] if words[:1] == ["--"] else words, group=""))
+    try:
+        code = _dispatch(words[1:] if words[:1] == ["--"] else words, group="")
+        sys.stdout.flush()
+    except OutputError as error:
+        say_error(str(error))
+        code = error.exit_code
+    sys.exit(code)
 
 
 def _dispatch(words: list[str], group: str) -> int:

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..config.catalogue import SUMMARY_SETTINGS
 from ..system.run_folder import Event, append_event
+from .trackers import tracker_may_fail
 from .trainable import parameter_counts
 
 
@@ -95,10 +96,12 @@ def record_answers(args: TrainingArguments, step: int, prefix: str, answers: lis
         args.output_dir, Event.SAMPLES, step, set=prefix, answers=[dict(zip(columns, a, strict=True)) for a in answers]
     )
     if "wandb" in args.report_to:
-        import wandb
+        with tracker_may_fail("wandb"):
+            import wandb
 
-        wandb.log({"game_log": wandb.Table(columns=columns, data=[list(row) for row in answers])})
+            wandb.log({"game_log": wandb.Table(columns=columns, data=[list(row) for row in answers])})
     if "comet_ml" in args.report_to:
-        import comet_ml
+        with tracker_may_fail("comet_ml"):
+            import comet_ml
 
-        comet_ml.get_running_experiment().log_table("game_log.csv", tabular_data=answers, headers=columns)
+            comet_ml.get_running_experiment().log_table("game_log.csv", tabular_data=answers, headers=columns)

@@ -13,6 +13,7 @@ from ..diagnose.findings import Finding, Verdict
 from ..diagnose.readers import EventLogHistory
 from ..diagnose.rules import judge
 from ..system.run_folder import Event, append_event, read_events
+from .trackers import tracker_may_fail
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class Watch(TrainerCallback):
     Args:
         tell: Called with each finding.
     """
+
+    only_looks_on = True
 
     def __init__(self, tell: Callable[[Finding], None] = log_finding):
         self._tell = tell
@@ -106,13 +109,15 @@ def send_alert(trackers: list[str] | str, finding: Finding) -> None:
     title, text = f"{finding.verdict}: {finding.rule.replace('_', ' ')}", one_line(finding)
     is_bad = finding.verdict is Verdict.ACT
     if "wandb" in trackers:
-        import wandb
+        with tracker_may_fail("wandb"):
+            import wandb
 
-        if wandb.run is not None:
-            level = wandb.AlertLevel.ERROR if is_bad else wandb.AlertLevel.WARN
-            wandb.run.alert(title=title, text=text, level=level)
+            if wandb.run is not None:
+                level = wandb.AlertLevel.ERROR if is_bad else wandb.AlertLevel.WARN
+                wandb.run.alert(title=title, text=text, level=level)
     if "trackio" in trackers:
-        import trackio
+        with tracker_may_fail("trackio"):
+            import trackio
 
-        level = trackio.AlertLevel.ERROR if is_bad else trackio.AlertLevel.WARN
-        trackio.alert(title=title, text=text, level=level)
+            level = trackio.AlertLevel.ERROR if is_bad else trackio.AlertLevel.WARN
+            trackio.alert(title=title, text=text, level=level)

@@ -53,6 +53,7 @@ from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.pair_tokens import PairLosses, PairTokens
 from ..model.logprobs.paths import ForestPath, PaddedPath, choose_path
 from ..system.memory import clear_memory_errors
+from ..system.output import printing_may_fail
 from .checkpointing import CheckpointManager
 from .drop_in import require_called, with_attributes_of_trl
 from .early_stopping import EarlyStopping, require_known_metric
@@ -80,6 +81,7 @@ from .preflight import Preflight, check_devices, readable_by, require_readable, 
 from .recorder import Recorder
 from .step import Path as MicroBatchPath
 from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
+from .trackers import spare_run
 from .trainable import GradientCheck, require_gradient
 from .transformers_adapter import BYPASSED_METHODS, LossSums, TransformersAdapter
 
@@ -212,6 +214,14 @@ class ORPOTrainer(TransformersAdapter):
         epochs = EpochSetter(lambda: self.stepper.plan)
         return [Preflight(), gradients, epochs, self.meter, events, self.recorder, self.own_loss, Watch()]
 
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback, as transformers does; a tracker that fails ends no run (``trackers.py``).
+
+        transformers' constructor calls this last, so those of ``report_to`` are seen, too.
+        """
+        super().add_callback(callback)
+        spare_run(self.callback_handler.callbacks)
+
     # ---- Model and data
 
     @property
@@ -237,14 +247,15 @@ class ORPOTrainer(TransformersAdapter):
         """Tokenize rows and keep their report under ``source``; rows that are tokens already stay as they are."""
         if rows is None or "chosen_end" in (getattr(rows, "column_names", None) or ()):
             return rows
-        prepared = prepare(
-            rows,
-            self.pair_tokenizer,
-            bad_rows=self.args.bad_rows,
-            num_proc=self.args.dataset_num_proc,
-            source=source,
-            keep_columns=not self.args.remove_unused_columns,
-        )
+        with printing_may_fail():  # the progress bar of datasets
+            prepared = prepare(
+                rows,
+                self.pair_tokenizer,
+                bad_rows=self.args.bad_rows,
+                num_proc=self.args.dataset_num_proc,
+                source=source,
+                keep_columns=not self.args.remove_unused_columns,
+            )
         self.data_reports[source] = prepared.report
         for warning in prepared.report.warnings() if self.args.process_index == 0 else ():
             logger.warning("%s: %s", source, warning)
@@ -361,6 +372,7 @@ class ORPOTrainer(TransformersAdapter):
         self.settings_are_set()
         self.stepper.plan = None
         with (
+            printing_may_fail(),
             clear_memory_errors(device=False),
             clear_worker_errors(),
             self.checkpoints.training(resume_from_checkpoint, allow_changed=allow_changed) as folder,

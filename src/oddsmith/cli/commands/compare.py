@@ -86,9 +86,9 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
             files |= comparison_files.evaluator_paths(base, tuned, layout, Path(given["output"]))
         _require_new(files.values(), "overwrite" in given)
     result = comparison.compare(base, tuned, prompts, sampling=sampling, batch_size=batch_size, on_stage=_say_stage)
+    _write(result, files, layout)  # first: whoever reads the table may leave
     if "json" not in given:
         _print(result)
-    _write(result, files, layout)
     return {"command": "compare", **result.to_dict(), "files": {name: str(file) for name, file in files.items()}}
 
 

@@ -99,6 +99,7 @@ def data_check(arguments: Sequence[str]) -> Judged:
     example = first_example(rows, left_out, pair_tokenizer)
     document: dict[str, Any] = {"command": "data check", "dataset": name, **found.to_dict()}
     document["example"] = example.to_dict() if example else None
+    kept = 0 if target is None else write_cleaned(rows, left_out, target)  # first: whoever reads the table may leave
     if "json" not in given:
         print_survey(name, found)
         if example:
@@ -106,7 +107,6 @@ def data_check(arguments: Sequence[str]) -> Judged:
     if pair_tokenizer is not None and limits["scored_pairs"] and len(left_out) < found.rows:
         document["preference"] = _preference(given, rows, pair_tokenizer, found.rows, left_out, limits["scored_pairs"])
     if target is not None:
-        kept = write_cleaned(rows, left_out, target)
         document["fixed"] = {"path": str(target), "rows": kept, "left_out": found.left_out}
         say(f"\n{target}: {kept:,} rows, {len(left_out):,} left out")
         for check, numbers in found.left_out.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
+from ...system.output import printing_may_fail
 from ..parsing.config_file import Setting
 from ..parsing.resolve import Option, Resolved, Settings, resolve
 from ..parsing.schema import fields_for_run
@@ -65,7 +66,7 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
     from ..terminal.progress import ShowProgress
 
     model = resolved.options.get("model", MODEL)
-    with ShowProgress() as progress:
+    with printing_may_fail(), ShowProgress() as progress:
         story = _Story(resolved, folder, model)
         given = resolved.of("ORPOConfig")
         result = run_demo(folder, model=model, callbacks=[progress], on_stage=story.tell, **given)

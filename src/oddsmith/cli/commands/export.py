@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
+from ...system.output import printing_may_fail
 from ..parsing.resolve import Option, resolve_word
 from ..terminal.console import quiet_libraries, say
 from ..terminal.outcome import JSON, TRACEBACK, termination_as_interruption
@@ -75,7 +77,8 @@ def export(arguments: Sequence[str]) -> dict[str, Any]:
         from ...export.publish import require_publishable
 
         require_publishable(options["push_to_hub"])
-    with termination_as_interruption():
+    # An upload is made even if nobody reads what is printed before it.
+    with printing_may_fail() if "push_to_hub" in options else nullcontext(), termination_as_interruption():
         document, folder = (_export_gguf if to == "gguf" else _export_merged)(name, options)
         if "push_to_hub" in options:
             from ...export.publish import publish

@@ -1,7 +1,7 @@
 """Turn the result or error of a command into an exit code, a line or two on stderr, and a JSON document on stdout.
 
 0 done | 1 failed while running | 2 bad usage or bad input | 3 a check failed | 4 a check could not tell |
-75 interrupted, can be resumed | 130 interrupted twice
+75 interrupted, can be resumed | 130 interrupted twice | 141 the reader of stdout has left (system/output.py)
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def _say_how_it_ended(
 def _print_json(document: dict[str, Any]) -> None:
     from ...system.strict_json import strict
 
-    print(json.dumps(strict(document), allow_nan=False, ensure_ascii=False), flush=True)
+    has_all_characters = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(strict(document), allow_nan=False, ensure_ascii=not has_all_characters), flush=True)
 
 
 def _trace(error: BaseException) -> None:

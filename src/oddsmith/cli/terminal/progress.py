@@ -79,6 +79,8 @@ class ShowProgress(TrainerCallback):
     ``before`` is called when training begins, before the first line is drawn.
     """
 
+    only_looks_on = True
+
     def __init__(self, before: Callable[[TrainerState], object] = lambda state: None) -> None:
         self._before = before
         self.line = ProgressLine(0)

@@ -21,6 +21,7 @@ from ....errors import ConfigError, Interrupted
 from ....system.files import dispensable
 from ....system.memory import clear_memory_errors
 from ....system.names import require_folder_name
+from ....system.output import printing_may_fail
 from ....system.own_processes import run_module
 from ....system.run_folder import REPORT_FILE, SETTINGS_FILE
 from ....system.signals import StopSignals
@@ -102,7 +103,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
         with _offering(settings):
             return show(resolved, settings, processes, full="full" in resolved.options)
     join_launcher()
-    with StopSignals() as signals:
+    with printing_may_fail(), StopSignals() as signals:
         with working("starting"):
             settings = build(resolved)
         with clear_memory_errors(), _offering(settings), held(folder) if is_main_process() else nullcontext():
