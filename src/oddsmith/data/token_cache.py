@@ -1,10 +1,12 @@
 """Keep tokenized rows from one start of a program to the next, found again by a digest of what they were made of.
 
-    CACHE/tokens/KEY.tokens     an Arrow stream, then the SHA-256 of KEY and stream; CACHE: see ``cache_folder``
+    CACHE/tokens/NAME.tokens    an Arrow stream, then its HMAC; CACHE: see ``cache_folder``
 
-KEY is a digest of everything that decides on the tokens, so no file is ever out of date; files that are no longer used
-are removed when the cache is full. A file with a wrong checksum is ignored and written anew. Nothing is unpickled. Rows
-that are found stay in their file (memory-mapped), which all processes that train on the same rows share.
+NAME and the key of the HMAC are halves of a digest of everything that decides on the tokens, so no file is ever out of
+date, and who knows no more than its name cannot sign another. Folder and files are this user's and written by nobody
+else; a file of another user, or with a wrong signature, is ignored with a warning and written anew. Files that are no
+longer used are removed when the cache is full. Nothing is unpickled. Rows that are found stay in their file
+(memory-mapped), which all processes that train on the same rows share.
 
 A cache that cannot be read or written does no harm: the rows are tokenized as if there were none.
 """
@@ -12,8 +14,11 @@ A cache that cannot be read or written does no harm: the rows are tokenized as i
 from __future__ import annotations
 
 import hashlib
+import hmac
 import io
 import json
+import logging
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,21 +33,26 @@ import pyarrow as pa
 from filelock import FileLock
 
 from .. import __version__
+from ..errors import NotAFileError
 from ..system import strict_json
-from ..system.files import cache_folder, replacing
+from ..system.files import is_own, own_cache, replacing
+from ..system.outside import open_file
 from .tokens.pair_tokenizer import PairTokenizer
 from .tokens.pieces import is_library_alone
 
-FORMAT = 1  # of the file; raise it when the same key could mean another content
+logger = logging.getLogger(__name__)
+
+FORMAT = 2  # of the file; raise it when the same key could mean another content
 MIN_ROWS = 1_000  # fewer are tokenized in half a second
 MAX_BYTES = 4 * 10**9  # of all files together; a pair of 2 x 250 tokens and its texts take 4 kB
 HASHED_ROWS = 1_000  # at a time, so that the digest does not depend on how the rows lie in memory
 WAIT_S = 600.0  # for another process that is tokenizing the same rows
 DIGEST_BYTES = hashlib.sha256().digest_size
+NAME_LETTERS = 64  # of a key, for the name of its file
 
 
 def token_key(rows: datasets.Dataset, pair_tokenizer: PairTokenizer, bad_rows: str) -> str | None:
-    """Return the name under which the tokens of these rows are kept, a digest of everything that decides on them.
+    """Return the key under which the tokens of these rows are kept, a digest of everything that decides on them.
 
     It is None where nothing is kept: ``datasets.disable_caching()`` was called, the rows are few, or the tokenizer runs
     Python code that its state does not show.
@@ -67,7 +77,7 @@ def token_key(rows: datasets.Dataset, pair_tokenizer: PairTokenizer, bad_rows: s
         "bad_rows": bad_rows,
         "rows": rows_digest(rows),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha512(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def cached(key: str | None, make: Callable[[], pa.Table]) -> pa.Table:
@@ -76,15 +86,19 @@ def cached(key: str | None, make: Callable[[], pa.Table]) -> pa.Table:
     Of several processes that ask at the same time, one makes it and the others wait. Without a key (see ``token_key``)
     the table is made and not kept.
     """
-    if key is None:
+    folder = None
+    if key is not None:
+        with suppress(OSError):  # no room, no permission
+            folder = own_cache("tokens")
+    if key is None or folder is None:
         return make()
-    file = cache_folder() / "tokens" / f"{key}.tokens"
+    file = folder / f"{key[:NAME_LETTERS]}.tokens"
     with _locked(file.with_suffix(".lock")) as is_locked:
-        table = _read(file)
+        table = _read(file, key)
         if table is None:
             table = make()
             if is_locked:
-                _write(table, file)
+                _write(table, file, key)
     return table
 
 
@@ -151,40 +165,46 @@ def _write_stream(tables: Iterator[pa.Table], sink: _Hashing) -> None:
             writer.write_table(table)
 
 
-def _digest_for(file: Path) -> Any:
-    """Begin a digest with the file's name, so that a file that was renamed is not accepted."""
-    return hashlib.sha256(file.name.encode())
+def _signature(key: str) -> hmac.HMAC:
+    """Begin the signature of a file."""
+    return hmac.new(key.encode(), digestmod="sha256")
 
 
-def _read(file: Path) -> pa.Table | None:
-    """Return the table in ``file``, memory-mapped; None where there is no such file or its checksum is wrong."""
+def _read(file: Path, key: str) -> pa.Table | None:
+    """Return the table in ``file``, memory-mapped; None where there is none that this user has written for ``key``."""
+    fault = "is damaged, or was written for other rows"
     try:
-        if file.stat().st_size <= DIGEST_BYTES:
-            return None
-        with pa.memory_map(str(file)) as mapped:
-            content = mapped.read_buffer()
-        os.utime(file)  # last used
+        with open_file(file, follow=False) as opened:
+            status = os.fstat(opened.fileno())
+            if not is_own(status):
+                fault = "may be written by others"
+            elif status.st_size > DIGEST_BYTES:
+                content = pa.py_buffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+                stream = content.slice(0, content.size - DIGEST_BYTES)
+                signature = _signature(key)
+                signature.update(stream)
+                if hmac.compare_digest(signature.digest(), content.slice(stream.size).to_pybytes()):
+                    os.utime(opened.fileno())  # last used
+                    return pa.ipc.open_stream(stream).read_all()
+    except NotAFileError as error:
+        fault = str(error.strerror)
     except OSError:
         return None
-    stream = content.slice(0, content.size - DIGEST_BYTES)
-    digest = _digest_for(file)
-    digest.update(stream)
-    if digest.digest() != content.slice(stream.size).to_pybytes():
-        return None
-    return pa.ipc.open_stream(stream).read_all()
+    logger.warning("%s: %s; the rows are tokenized anew", file, fault)
+    return None
 
 
-def _write(table: pa.Table, file: Path) -> None:
+def _write(table: pa.Table, file: Path, key: str) -> None:
     """Keep a table, readable by its owner alone, and remove the files that were not used for longest."""
     if table.nbytes > MAX_BYTES:
         return
     with suppress(OSError):  # no room, no permission
         with replacing(file, mode=0o600) as partial, partial.open("wb") as opened:
-            sink = _Hashing(_digest_for(file), opened)
+            sink = _Hashing(_signature(key), opened)
             _write_stream(iter([table]), sink)
             opened.write(sink.digest.digest())
         total_bytes = 0
-        files = [(path.stat(), path) for path in file.parent.iterdir()]
+        files = [(path.lstat(), path) for path in file.parent.iterdir()]
         for status, path in sorted(files, key=lambda item: -item[0].st_mtime):
             total_bytes += status.st_size
             if total_bytes > MAX_BYTES:
@@ -196,7 +216,6 @@ def _locked(lock_file: Path) -> Iterator[bool]:
     """Lock out other processes; yield False where no lock can be had, so that this process must not write."""
     lock = FileLock(lock_file)
     try:
-        lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=WAIT_S)
     except (OSError, NotImplementedError):  # read-only, full, waited too long; a file system without locks
         yield False

@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from secrets import token_hex
@@ -65,6 +65,19 @@ def cache_folder() -> Path:
     return (Path(user_cache) if user_cache else Path.home() / ".cache") / "oddsmith"
 
 
+def own_cache(name: str) -> Path | None:
+    """Return a folder of this name below ``cache_folder`` that nobody else can have written; it is made.
+
+    Where another user has put one there, its name ends in this user's number; None where neither can be had, of which
+    a warning tells. A folder that cannot be made is an ``OSError``.
+    """
+    for folder in (cache_folder() / name, cache_folder() / f"{name}-{os.geteuid()}"):
+        if private_folder(folder):
+            return folder
+        logger.warning("%s: may be written by others, and is not used", folder)
+    return None
+
+
 def private_folder(folder: Path) -> bool:
     """Make a folder that only this user can write, with those above it, and return whether it is one.
 
@@ -79,8 +92,10 @@ def private_folder(folder: Path) -> bool:
             return False
         raise
     try:
-        if os.fstat(descriptor).st_uid == os.geteuid():
-            os.fchmod(descriptor, 0o700)
+        status = os.fstat(descriptor)
+        if status.st_mode & 0o077 and status.st_uid == os.geteuid():
+            with suppress(OSError):  # a file system that is read-only
+                os.fchmod(descriptor, 0o700)
         return is_own(os.fstat(descriptor))
     finally:
         os.close(descriptor)

@@ -267,6 +267,48 @@ class TestDamage:
         os.rename(folder / "first.tokens", folder / "second.tokens")
         assert cached("second", lambda: table(2)) == table(2)
 
+    def test_file_that_was_signed_by_its_name_alone(self, folder):
+        """The name of a file is no secret; what it is made of is not in it."""
+        name, rest = "a" * token_cache.NAME_LETTERS, "b" * 64
+        cached(name, lambda: table(1))
+        assert [file.stem for file in folder.iterdir()] == [name]
+        assert cached(name + rest, lambda: table(2)) == table(2)
+
+    @pytest.mark.parametrize("harm", ("writable by others", "a link", "a pipe"))
+    def test_file_that_others_may_have_written(self, harm, folder, caplog):
+        cached("key", lambda: table(1))
+        file = folder / "key.tokens"
+        if harm == "writable by others":
+            file.chmod(0o666)
+        else:
+            file.rename(folder.parent / "elsewhere")
+            os.mkfifo(file) if harm == "a pipe" else file.symlink_to(folder.parent / "elsewhere")
+        assert cached("key", lambda: table(2)) == table(2)
+        assert "the rows are tokenized anew" in caplog.text
+        assert stat.S_IMODE(file.lstat().st_mode) == 0o600
+        assert cached("key", lambda: table(3)) == table(2)
+
+    def test_file_and_folder_of_another_user(self, folder, monkeypatch, caplog):
+        cached("key", lambda: table(1))
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        folder.with_name(f"tokens-{os.geteuid()}").mkdir()  # is of another user as well
+        assert cached("key", lambda: table(2)) == table(2)
+        assert caplog.text.count("may be written by others, and is not used") == 2
+
+    def test_folder_of_another_user_leaves_another_place(self, folder):
+        (folder.parent / "elsewhere").mkdir(parents=True)
+        folder.symlink_to(folder.parent / "elsewhere")
+        for _ in range(2):
+            assert cached("key", lambda: table(1)) == table(1)
+        assert [file.name for file in folder.with_name(f"tokens-{os.geteuid()}").iterdir()] == ["key.tokens"]
+        assert list(folder.iterdir()) == []
+
+    def test_folder_that_others_could_write_is_closed_to_them(self, folder):
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
+        cached("key", table)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
     def test_what_is_in_use_can_be_replaced(self, folder):
         cached("key", table)
         found = cached("key", table)

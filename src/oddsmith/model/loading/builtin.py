@@ -4,12 +4,15 @@ The package contains a GGUF file. It is converted once, into
 
     CACHE/models/NAME-PACKAGE_VERSION-cCONVERSION/      config.json  model.safetensors  tokenizer.json  ...
 
-where CACHE is ``$ODDSMITH_CACHE``, else ``$XDG_CACHE_HOME/oddsmith``, else ``~/.cache/oddsmith``.
+where CACHE is ``$ODDSMITH_CACHE``, else ``$XDG_CACHE_HOME/oddsmith``, else ``~/.cache/oddsmith``. A folder that others
+can write is not used.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from errno import EACCES
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +20,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from ...errors import ModelError
-from ...system.files import cache_folder, replacing_folder
+from ...system.files import cache_folder, own_cache, replacing_folder
 
 PREFIX = "builtin:"
 
@@ -56,13 +59,17 @@ def builtin_model(name: str) -> Path:
         known = ", ".join(PREFIX + known for known in PACKAGES)
         raise ModelError(f"{name}: no such built-in model; there is {known}")
     gguf_file, version = _packaged_gguf(key)
-    folder = cache_folder() / "models" / f"{key}-{version}-c{CONVERSION}"
-    if folder.is_dir():
-        return folder
+    where = cache_folder()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        models = own_cache("models")
+        if models is None:
+            raise PermissionError(EACCES, "others may write there")
+        where = models
+        folder = models / f"{key}-{version}-c{CONVERSION}"
+        if _is_own_folder(folder):
+            return folder
         with FileLock(folder.with_name(folder.name + ".lock")):
-            if not folder.is_dir():
+            if not _is_own_folder(folder):
                 sys.stderr.write(f"Preparing {PREFIX}{key} in {folder} (once; about 15 seconds)\n")
                 from .gguf import convert_gguf  # imports transformers, which a converted model does not need here
 
@@ -70,10 +77,14 @@ def builtin_model(name: str) -> Path:
                     convert_gguf(gguf_file, partial)
     except OSError as error:
         raise ModelError(
-            f"{name}: cannot be prepared in {folder.parent}: {error.strerror or error};"
+            f"{name}: cannot be prepared in {where}: {error.strerror or error};"
             " it needs 550 MB there. Name another place with ODDSMITH_CACHE=FOLDER"
         ) from error
     return folder
+
+
+def _is_own_folder(folder: Path) -> bool:
+    return folder.is_dir() and folder.lstat().st_uid == os.geteuid()
 
 
 def _packaged_gguf(key: str) -> tuple[Path, str]:
