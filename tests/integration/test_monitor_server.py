@@ -14,12 +14,14 @@ from starlette.testclient import TestClient
 
 from oddsmith.errors import ConfigError, MissingExtraError
 from oddsmith.monitor.report import catalogue, plotly_script
-from oddsmith.monitor.security import COOKIE, HEADERS, is_loopback
+from oddsmith.monitor.security import HEADERS
 from oddsmith.monitor.server import MAX_STREAMS, make_app
+from oddsmith.system.web_access import is_loopback
 from tests.command import SETTINGS, START, environment, run_here, save_config, save_model, save_pairs
 
 HISTORIES = Path(__file__).parents[1] / "histories"
 TOKEN = "a1b2c3d4e5f6a7b8c9d0"
+COOKIE = "oddsmith_monitor_7861"  # of the port in the tests' address
 ROUTES = (
     "/", "/app.js", "/style.css", "/plotly.min.js", "/api/runs", "/api/changes", "/api/runs/x/series",
     "/api/runs/x/details",

@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model
 from oddsmith.errors import ServerError
 from oddsmith.inference.chat.backends import Sampling, open_backend
 from oddsmith.inference.chat.conversation import Conversation
-from oddsmith.inference.serve.server import is_loopback, serving
+from oddsmith.inference.serve.server import serving
+from oddsmith.system.web_access import is_loopback
 from tests.command import START, environment, run_here, save_model
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf

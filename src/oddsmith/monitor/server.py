@@ -22,12 +22,13 @@ try:
     from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
     from starlette.routing import Route
 
+    from ..system.web_connections import bounded_config
     from .security import AccessControl
 except ImportError as error:
     raise MissingExtraError("the monitor", "monitor") from error
 
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-MAX_CONNECTIONS, MAX_STREAMS = 256, 64
+MAX_STREAMS = 64
 POLL_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
 
@@ -52,21 +53,8 @@ def serve_monitor(
             f"{host}:{port} cannot be listened on ({error.strerror or error}); choose another --port"
         ) from error
     on_ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/")
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,  # the first request may hold the token
-        server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=1,
-        lifespan="off",
-        ws="none",
-        http="h11",
-        h11_max_incomplete_event_size=16384,
-    )
     with listener:
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(bounded_config(app, lifespan="off")).run(sockets=[listener])
 
 
 def make_app(paths: Sequence[Path], *, host: str = "127.0.0.1", token: str | None = None) -> AccessControl:

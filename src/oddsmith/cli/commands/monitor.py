@@ -126,7 +126,8 @@ def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
 
 def _token(host: str) -> str | None:
     """Read the token from the environment; require one for an address that other machines can reach."""
-    from ...monitor.security import MIN_TOKEN_CHARACTERS, is_loopback
+    from ...monitor.security import MIN_TOKEN_CHARACTERS
+    from ...system.web_access import is_loopback
 
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token is None and not is_loopback(host):

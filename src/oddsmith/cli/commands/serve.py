@@ -28,7 +28,8 @@ def serve(arguments: Sequence[str]) -> int:
     name, given = resolve_word(arguments, OPTIONS, "model", "oddsmith serve MODEL")
     port = whole_number(given, "port", 0)
 
-    from ...inference.serve.server import DEFAULT_HOST, DEFAULT_PORT, is_loopback, serving
+    from ...inference.serve.server import DEFAULT_HOST, DEFAULT_PORT, serving
+    from ...system.web_access import is_loopback
 
     host = given.get("host", DEFAULT_HOST)
     if not is_loopback(host):

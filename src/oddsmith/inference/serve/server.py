@@ -10,21 +10,18 @@ cyllama, which runs GGUF files elsewhere in Oddsmith, has a server too, but it i
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import os
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.error import URLError
-from urllib.request import urlopen
-
-from huggingface_hub.constants import HF_HUB_CACHE
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from ...errors import ConfigError, MissingExtraError, ServerError
 from ...export.gguf.llama_cpp import available_processors, load_failure
@@ -40,6 +37,7 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 10  # after which a server that was asked to end is killed
 LOG_LINES = 20
 
+NEEDED_BY_LLAMA_CPP = ("xllamacpp", "starlette", "uvicorn", "httpx2")
 NEEDED_BY_TRANSFORMERS = ("fastapi", "uvicorn", "openai")
 TRANSFORMERS = run_module("oddsmith.inference.serve.transformers_server")
 LLAMA_CPP = run_module("oddsmith.inference.serve.llama_server")
@@ -89,10 +87,12 @@ def serving(
     require_free(host, port)
     with ExitStack() as stack:
         if named.kind == "gguf":
-            _require(("xllamacpp",), "serving a GGUF file")
+            _require(NEEDED_BY_LLAMA_CPP, "serving a GGUF file")
             check_gguf(Path(named.place))
             model = Path(named.place).stem
-            command, folder = [*LLAMA_CPP, str(Path(named.place).absolute()), host, str(port), model], None
+            place = str(Path(named.place).absolute())
+            inside = stack.enter_context(tempfile.TemporaryDirectory(prefix="oddsmith-serve-"))
+            command, folder = [*LLAMA_CPP, place, host, str(port), model, f"{inside}/llama.sock"], None
         else:
             _require(NEEDED_BY_TRANSFORMERS, "serving a model folder")
             place = named.place
@@ -105,10 +105,6 @@ def serving(
             # Started in the folder above, so that the model's name is that of its folder and no path of this machine.
             folder = Path(place).absolute().parent if Path(place).is_dir() else None
             model = Path(place).absolute().name if folder else place
-            with suppress(
-                OSError
-            ):  # transformers serve looks for models there, and answers with an error 500 if it is missing
-                Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
             dtype = {"bf16": "auto", "fp16": "float16"}.get(best_precision().name, "float32")
             command = [*TRANSFORMERS, model, "--host", host, "--port", str(port), "--dtype", dtype]
         on_stage("start", name)
@@ -116,15 +112,8 @@ def serving(
         process = stack.enter_context(_running(command, folder, log))
         reachable = f"http://{_reachable(host)}:{port}"
         _wait_until_ready(process, f"{reachable}/health", log)
+        _require_guard(f"{reachable}/health")
         yield Server(f"{reachable}/v1", model, process, log)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def require_free(host: str, port: int) -> None:
@@ -188,6 +177,17 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: IO[bytes]
         except (URLError, OSError):  # not yet; llama.cpp says 503 while it loads
             time.sleep(POLL_SECONDS)
     raise ServerError(f"the server did not start (exit code {process.returncode}): {last_words(log)}")
+
+
+def _require_guard(url: str) -> None:
+    """Raise ``ServerError`` if the server answers under a name that is not its own: another version may build it so."""
+    try:
+        with urlopen(Request(url, headers={"host": "rebound.invalid"}), timeout=5):
+            pass
+    except HTTPError as error:
+        if error.code == 403:
+            return
+    raise ServerError("the server would answer the web pages of any site; install the versions of oddsmith[serve]")
 
 
 def _reachable(host: str) -> str:
