@@ -59,6 +59,21 @@ LOOSE_MODULES_AT_MOST = 4  # in src/oddsmith itself, __init__.py not counted
 MODULE_LINES, MODULE_LINES_AT_MOST = 450, 600
 FUNCTION_LINES_AT_MOST = 80  # without the docstring
 
+# Modules that open files to read them without ``system.outside``, and why nobody else can have put a pipe there.
+OPENS_ITSELF = {
+    "oddsmith.system.outside": "it is how the others do",
+    "oddsmith.system.precision": "/proc",
+    "oddsmith.model.logprobs.token_budget": "the control group",
+    "oddsmith.data.inspection": "/proc, and files that it has required to be some",
+    "oddsmith.data.sources.files": "unpacks what open_file returned",
+    "oddsmith.data.token_cache": "our sources, and a folder that nobody else can write to",
+    "oddsmith.data.builtin": "files of the package",
+    "oddsmith.export.gguf.vocabulary": "files of the package",
+    "oddsmith.cli.parsing.schema": "files of the package",
+    "oddsmith.monitor.report": "files of the package",
+    "oddsmith.cli.commands.train.launch": "logs that it writes itself",
+}
+
 # Trackers that transformers' ``report_to`` may name, and kernels: asked for only where they are installed already.
 OPTIONAL = {"wandb", "trackio", "comet_ml", "flash_attn", "triton", "deepspeed"}
 
@@ -97,6 +112,19 @@ def own_imports(name: str) -> list[tuple[str, int]]:
     return [(other, line) for other, line in imported(name, TREES[name]) if other in PATHS and other != "oddsmith"]
 
 
+def reads(tree: ast.AST) -> Iterator[int]:
+    """The lines in which a file is opened or mapped to be read."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = ast.unparse(node.func)
+        is_method, name = "." in function, function.rpartition(".")[2]
+        modes = {part.value for part in node.args if isinstance(part, ast.Constant)}
+        opens = name == "open" and function != "os.open" and not modes & {"w", "wb", "a", "x"}
+        if opens or name == "memory_map" or (is_method and name in ("read_text", "read_bytes")):
+            yield node.lineno
+
+
 def layer(name: str) -> str:
     return name.split(".")[1]
 
@@ -128,6 +156,18 @@ def test_a_room_imports_only_what_it_may(name):
         if layer(other) != room and layer(other) not in ROOMS[room]
     ]
     assert not forbidden
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_files_from_outside_are_opened_in_one_way(name):
+    """A pipe in the place of a file would be waited for without end."""
+    found = list(reads(TREES[name]))
+    if name in OPENS_ITSELF:
+        assert found, f"{name} opens no file any more; take it out of OPENS_ITSELF"
+    else:
+        assert not found, (
+            f"{PATHS[name].relative_to(ROOT)}, lines {found}: use open_file or read_text of system.outside"
+        )
 
 
 def test_errors_import_only_the_masking_of_secrets():

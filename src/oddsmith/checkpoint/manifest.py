@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..system.files import flush_to_disk
+from ..system.outside import open_file
 from ..system.run_folder import EVENTS_FILE, MANIFEST_FILE, SETTINGS_FILE, TRAINER_STATE_FILE
 from ..system.strict_json import read_json, strict
 
@@ -124,7 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise CheckpointError(f"{folder}: {MANIFEST_FILE} is a symbolic link; expected the file itself")
         if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would keep its reader waiting
             raise CheckpointError(f"{folder}: {MANIFEST_FILE} is no ordinary file")
-        with path.open("rb") as file:
+        with open_file(path, follow=False) as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         require_ours(folder)
@@ -204,7 +205,7 @@ def _entry(path: Path, sync: bool = False) -> dict[str, Any]:
     """Return size and digest of a file; with ``sync`` flush it to the disk first."""
     if sync:
         flush_to_disk(path)
-    with path.open("rb") as file:
+    with open_file(path, follow=False) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": file.tell(), "sha256": digest}
 

@@ -4,6 +4,7 @@ import json
 import math
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from oddsmith.monitor.events import MAX_MARKS
 from oddsmith.monitor.run import Run
 from oddsmith.monitor.series import MAX_POINTS
 from tests.unit.monitor.run_folders import append, line, make_run, read
+from tests.unit.system.test_outside import SPECIAL
 
 EVERYTHING = (None, None, -math.inf, math.inf)
 
@@ -217,6 +219,17 @@ def test_links_in_another_trainers_folder_are_not_followed(tmp_path):
     assert run.summary()["state"] == "unreadable"
     assert "not followed" in run.summary()["problem"]
     assert not run.training
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("file", ["trainer_state.json", "checkpoint-2/trainer_state.json", "loss.csv", "logging.jsonl"])
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_file_keeps_nobody_waiting(tmp_path, file, kind):
+    (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
+    SPECIAL[kind][0](tmp_path / "run" / file)
+    run = read(tmp_path / "run")
+    assert run.summary()["state"] == "unreadable"
+    assert file in run.summary()["problem"] or "not followed" in run.summary()["problem"]
 
 
 def test_findings_of_a_log_without_steps_are_those_of_diagnose(tmp_path):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ...errors import DataError, OddsmithError
 from ...system.files import free_bytes, in_units, private_folder
-from ...system.outside import read_text
+from ...system.outside import read_text, require_file
 from ...system.strict_json import read_json
 from ..inspection import KINDS, require_sound
 from .splits import Split
@@ -41,7 +41,7 @@ _OF_ANOTHER_SHAPE = (KeyError, TypeError, AttributeError, IndexError)
 
 def is_saved_dataset(folder: Path) -> bool:
     """Return whether ``datasets`` wrote this folder with ``save_to_disk``: of one split, or of several."""
-    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    return any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
 def read_parquet(paths: list[Path], *, streaming: bool) -> Table:
@@ -54,6 +54,8 @@ def read_parquet(paths: list[Path], *, streaming: bool) -> Table:
         return datasets.load_dataset_builder("parquet", data_files={"rows": names}, cache_dir=folder)
 
     with _one_line_errors(", ".join(names), "expected Parquet files of one schema"):
+        for path in paths:
+            require_file(path)
         if streaming:
             require_sound(paths, "parquet")
             return builder(None).as_streaming_dataset("rows")

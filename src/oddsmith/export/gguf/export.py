@@ -22,6 +22,7 @@ from transformers import AutoConfig
 
 from ...errors import ConfigError, ExportError
 from ...model.loading.place import is_gguf, locate
+from ...system.outside import read_text
 from ..atomic import clear_write_errors, require_space, write_file
 from ..merge import MergeInto, MergeReport, OnStage, merge_adapter
 from ..named_model import NamedModel, find_model
@@ -121,7 +122,7 @@ def export_gguf(
         # Entered first and left last, so that a place that cannot be written to costs no merge.
         partials = {kind: stack.enter_context(write_file(targets[kind], overwrite=overwrite)) for kind in wanted}
         modelfile = targets[wanted[0]].with_name(MODELFILE)
-        is_ours = modelfile.is_file() and modelfile.read_text(encoding="utf-8", errors="replace").startswith(MARK)
+        is_ours = modelfile.is_file() and read_text(modelfile, errors="replace", follow=False).startswith(MARK)
         partial_modelfile = stack.enter_context(write_file(modelfile, overwrite=overwrite or is_ours))
         scratch = Path(
             stack.enter_context(

@@ -52,6 +52,9 @@ def is_adapter_folder(folder: Path) -> bool:
 
 def _require_model_folder(name: str, folder: Path) -> None:
     require_plain_run(folder)
+    for file in (folder / MODEL_SETTINGS, folder / ADAPTER_SETTINGS):
+        if file.exists() and not file.is_dir():
+            require_file(file)
     if (folder / MODEL_SETTINGS).is_file() or is_adapter_folder(folder):
         return
     settings = [*folder.glob(f"*/{MODEL_SETTINGS}"), *folder.glob(f"*/{ADAPTER_SETTINGS}")]
