@@ -1,22 +1,25 @@
-"""Read Arrow and Parquet files once, to the last byte, in a process of its own, before this process maps them.
+"""Read Arrow and Parquet files and spreadsheets once, to the end, in another process, before this process reads them.
 
     python -P -m oddsmith.data.inspection       stdin: {"kind": "arrow", "files": [...]}
                                                 stdout, a line of JSON each: a file that is begun; then the result
 
 Arrow trusts its files: an offset beyond the end of a buffer is found when a value is read, as a crash of the process.
-Parquet can repeat a value of megabytes a million times in a few bytes. So every batch is validated in full and counted,
-with a limit to the memory, and a process that dies has found a damaged file.
+Parquet can repeat a value of megabytes a million times in a few bytes, and one cell in the last row and column of a
+sheet takes all cells before it. So everything is validated and counted, with a limit to the memory, and a process that
+dies has found a damaged file.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -24,15 +27,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ..errors import DataError
 from ..system.outside import require_file
 from ..system.own_processes import run_module
-from .unpacking import too_much, unpacked_limit_bytes
+from .bounds import require_columns, too_much, unpacked_limit_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Kind: TypeAlias = Literal["arrow", "parquet"]
-KINDS: tuple[Kind, ...] = ("arrow", "parquet")
+Kind: TypeAlias = Literal["arrow", "parquet", "spreadsheet"]
 
-MAX_COLUMNS = 1_000  # of a table; the widest of preferences have a hundred
 BATCH_ROWS = 1_000  # of a Parquet file, at a time
 VALUE_BYTES = 8  # of a value in Python, at least; a list of nulls takes nothing in Arrow
 OTHER_MEMORY_BYTES = 2**30  # libraries, stacks and arenas: addresses, most of which are never used
@@ -43,7 +44,7 @@ def require_sound(paths: Sequence[Path], kind: Kind) -> int:
 
     Args:
         paths: The files, of local disks.
-        kind: ``"arrow"`` for a stream or file of Arrow's, ``"parquet"``.
+        kind: ``"arrow"`` for a stream or file of Arrow's, ``"parquet"``, ``"spreadsheet"``, plain or gzipped.
 
     Returns:
         How many bytes they take unpacked.
@@ -57,7 +58,7 @@ def require_sound(paths: Sequence[Path], kind: Kind) -> int:
         require_file(path)
     done = subprocess.run(
         run_module(__name__),
-        input=json.dumps({"kind": kind, "files": [os.fspath(path.absolute()) for path in paths]}).encode(),
+        input=json.dumps({"kind": kind, "files": [os.fspath(path) for path in paths]}).encode(),
         capture_output=True,
         check=False,
         # the system's allocator asks for no more addresses than it needs
@@ -67,9 +68,9 @@ def require_sound(paths: Sequence[Path], kind: Kind) -> int:
     result = lines[-1] if lines else {}
     if "bytes" in result:
         return int(result["bytes"])
-    path = paths[result.get("number", 0)]
     if "error" in result:
-        raise DataError(f"{path}: {result['error']}")
+        raise DataError(result["error"])
+    path = paths[result.get("number", 0)]
     death = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
     raise DataError(f"{path}: damaged: reading it ended a process ({death}); write the file again")
 
@@ -84,13 +85,12 @@ def main() -> None:
         try:
             total_bytes += _inspected_bytes(Path(name), asked["kind"])
         except DataError as error:
-            return _say(number=number, error=str(error))
+            return _say(error=str(error))
         except MemoryError:
-            size_bytes = os.path.getsize(name)
-            return _say(number=number, error=f"too little memory to read it, or it {too_much(size_bytes)}")
+            return _say(error=f"{name}: too little memory to read it, or it {too_much(os.path.getsize(name))}")
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:  # ArrowException is one or the other
             words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-            return _say(number=number, error=f"{words}; write the file again")
+            return _say(error=f"{name}: {words}; write the file again")
     return _say(bytes=total_bytes)
 
 
@@ -104,19 +104,10 @@ def _inspected_bytes(path: Path, kind: str) -> int:
     size_bytes = path.stat().st_size
     limit_bytes, total_bytes = unpacked_limit_bytes(size_bytes), 0
     _limit_memory(size_bytes + OTHER_MEMORY_BYTES + 2 * limit_bytes)
-    for batch in _arrow_batches(path) if kind == "arrow" else _parquet_batches(path):
-        total_bytes += VALUE_BYTES * batch.num_rows
-        if total_bytes <= limit_bytes:
-            batch.validate(full=True)
-            for column in batch.columns:
-                for part_bytes in _weights(column):
-                    total_bytes += part_bytes
-                    if total_bytes > limit_bytes:
-                        break
+    for part_bytes in _PARTS[kind](path):
+        total_bytes += part_bytes
         if total_bytes > limit_bytes:
-            raise DataError(
-                f"{too_much(size_bytes)}; if it is meant to, write it again without compression and dictionaries"
-            )
+            raise DataError(f"{path}: {too_much(size_bytes)}; if it is meant to, {_REMEDIES[kind]}")
     return total_bytes
 
 
@@ -132,18 +123,40 @@ def _limit_memory(more_bytes: int) -> None:
         )
 
 
+def _spreadsheet_bytes(path: Path) -> Iterator[int]:
+    from python_calamine import CalamineError, CalamineWorkbook
+
+    data = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+    try:
+        book = CalamineWorkbook.from_filelike(io.BytesIO(data))
+        for name in book.sheet_names:
+            for row in book.get_sheet_by_name(name).to_python(skip_empty_area=True):
+                yield sum(VALUE_BYTES + (len(cell) if isinstance(cell, str) else 0) for cell in row)
+    except (CalamineError, OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not a spreadsheet that can be read ({text}); save it again, or as CSV") from error
+
+
+def _batch_bytes(batches: Iterator[pa.RecordBatch]) -> Iterator[int]:
+    for batch in batches:
+        yield VALUE_BYTES * batch.num_rows
+        batch.validate(full=True)
+        for column in batch.columns:
+            yield from _weights(column)
+
+
 def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as mapped:
         if mapped.read(6) == b"ARROW1":
             file = pa.ipc.open_file(mapped)
-            _require_columns(len(file.schema))
+            require_columns(path, file.schema)
             yield from map(file.get_batch, range(file.num_record_batches))
         else:
             mapped.seek(0)
             stream = pa.ipc.open_stream(mapped)
-            _require_columns(len(stream.schema))
+            require_columns(path, stream.schema)
             yield from stream
 
 
@@ -151,13 +164,8 @@ def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path, memory_map=True) as file:
-        _require_columns(len(file.schema_arrow))
+        require_columns(path, file.schema_arrow)
         yield from file.iter_batches(batch_size=BATCH_ROWS)
-
-
-def _require_columns(count: int) -> None:
-    if count > MAX_COLUMNS:
-        raise DataError(f"found {count:,} columns; expected at most {MAX_COLUMNS:,}")
 
 
 def _weights(array: pa.Array) -> Iterator[int]:
@@ -186,6 +194,15 @@ def _weights(array: pa.Array) -> Iterator[int]:
         yield from _weights(values)
     else:
         yield array.nbytes
+
+
+_PARTS: dict[str, Callable[[Path], Iterator[int]]] = {
+    "arrow": lambda path: _batch_bytes(_arrow_batches(path)),
+    "parquet": lambda path: _batch_bytes(_parquet_batches(path)),
+    "spreadsheet": _spreadsheet_bytes,
+}
+_PLAIN = "write it again without compression and dictionaries"
+_REMEDIES = {"arrow": _PLAIN, "parquet": _PLAIN, "spreadsheet": "save it as CSV"}
 
 
 if __name__ == "__main__":

@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import csv
 import io
-import re
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
+from ..bounds import require_header
 from ..formats.columns import ANSWERS, PROMPT_NAMES
 from .decoding import decoded_table
 
 DELIMITERS = (",", ";", "\t", "|")
 TRIED_ROWS = 100  # rows after the header that have to agree with it
-_LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")  # one after the other: a large file is not copied
+TRIED_LETTERS = 2**22  # in which these rows lie; a quote that is never closed makes all that follows one field
+MAX_FIELD_LETTERS = 2**24  # ten times the longest text that a model reads
 
 
 def delimited_rows(
@@ -35,7 +35,7 @@ def delimited_rows(
     ``usual`` is the delimiter of files of this suffix, if the rows do not tell; ``may_be_text``: whether such files are
     often no tables, so that one of a single column is refused.
     """
-    csv.field_size_limit(sys.maxsize)  # 131,072 characters by default, less than a long conversation
+    csv.field_size_limit(MAX_FIELD_LETTERS)  # 131,072 by default, less than a long conversation
     text = decoded_table(file.read(), path)
     delimiter, text = _named_delimiter(text)
     delimiter = delimiter or _found_delimiter(text, usual)
@@ -73,10 +73,7 @@ def _header(path: Path, fields: list[str]) -> list[str]:
     header = [field.strip() for field in fields]
     while len(header) > 1 and not header[-1]:
         header.pop()
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        names = ", ".join(map(repr, twice))
-        raise DataError(f"{path}: the header names {names} twice; give each column its own name")
+    require_header(path, header)
     return header
 
 
@@ -105,7 +102,7 @@ def _found_delimiter(text: str, usual: str) -> str:
 
 def _tried(text: str, delimiter: str) -> tuple[list[str], bool]:
     """Return the fields of the header, and whether the rows after it have as many."""
-    lines = csv.reader((match[0] for match in _LINE.finditer(text)), delimiter=delimiter, strict=True)
+    lines = csv.reader(io.StringIO(text[:TRIED_LETTERS], newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     try:
         rows = (fields for fields in lines if fields)

@@ -19,8 +19,8 @@ from typing import Any
 from ...errors import DataError
 from ...system.outside import open_file
 from ...system.strict_json import read_json
+from ..bounds import require_columns, too_much, unpacked_limit_bytes
 from ..formats.values import kind_of
-from ..unpacking import too_much, unpacked_limit_bytes
 from .decoding import decoded
 from .delimited import delimited_rows
 from .spreadsheets import SPREADSHEETS, spreadsheet_rows
@@ -129,6 +129,7 @@ def _json_document(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
     for number, row in enumerate(value):
         if not isinstance(row, dict):
             raise DataError(f"{path}, row {number}: found {kind_of(row)}; expected an object such as {_EXAMPLE}")
+        require_columns(f"{path}, row {number}", row)
         yield row
 
 
@@ -148,6 +149,7 @@ def _parsed_line(text: str, path: Path, number: int) -> Row:
     except json.JSONDecodeError as error:
         raise _not_json(path, error, number) from error
     if isinstance(row, dict):
+        require_columns(f"{path}, line {number}", row)
         return row
     hint = "; a list of all rows belongs into a .json file" if isinstance(row, list) and number == 1 else ""
     raise DataError(f"{path}, line {number}: found {kind_of(row)}; expected an object such as {_EXAMPLE}{hint}")

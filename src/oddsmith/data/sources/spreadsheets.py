@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, MissingExtraError
-from ..unpacking import too_much, unpacked_limit_bytes
+from ..bounds import require_header, too_much, unpacked_limit_bytes
+from ..inspection import require_sound
 
 logger = logging.getLogger(__name__)
 
@@ -24,26 +25,20 @@ SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
 def spreadsheet_rows(path: Path, file: io.BufferedIOBase) -> Iterator[dict[str, Any]]:
     """Read a spreadsheet row by row; a damaged one, or one without a header, is a ``DataError``."""
     try:
-        from python_calamine import CalamineError, CalamineWorkbook
+        from python_calamine import CalamineWorkbook
     except ImportError as error:
         raise MissingExtraError(f"{path}: reading a spreadsheet", "spreadsheets") from error
     data = file.read()
     _require_sound_size(path, data)
-    try:
-        book = CalamineWorkbook.from_filelike(io.BytesIO(data))
-        sheets = [(name, book.get_sheet_by_name(name).to_python(skip_empty_area=True)) for name in book.sheet_names]
-    except (CalamineError, OSError, ValueError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: not a spreadsheet that can be read ({text}); save it again, or as CSV") from error
+    require_sound([path], "spreadsheet")
+    book = CalamineWorkbook.from_filelike(io.BytesIO(data))
+    sheets = [(name, book.get_sheet_by_name(name).to_python(skip_empty_area=True)) for name in book.sheet_names]
     tables = [(name, _without_blanks(cells)) for name, cells in sheets]
     filled = [(name, table[0], table[1:]) for name, table in tables if table]
     if not filled:
         return
     header = filled[0][1]
-    twice = sorted({column for column in header if header.count(column) > 1})
-    if twice:
-        names = ", ".join(map(repr, twice))
-        raise DataError(f"{path}: the header names {names} twice; give each column its own name")
+    require_header(path, header)
     others = [name for name, names, _ in filled if names != header]
     if others:
         logger.warning("%s: only sheets with the header of %r are read, not %s", path, filled[0][0], ", ".join(others))

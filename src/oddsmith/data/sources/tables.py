@@ -25,7 +25,7 @@ from ...errors import DataError, OddsmithError
 from ...system.files import free_bytes, in_units, private_folder
 from ...system.outside import read_text, require_file
 from ...system.strict_json import read_json
-from ..inspection import KINDS, require_sound
+from ..inspection import Kind, require_sound
 from .splits import Split
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ def _inspected_downloads(builder: Any) -> int:
     files = builder.config.data_files or {}
     manager = DownloadManager(dataset_name=builder.dataset_name, base_path=builder.base_path)
     total_bytes = 0
-    for kind in KINDS:
+    kinds: tuple[Kind, ...] = ("parquet", "arrow")
+    for kind in kinds:
         urls = [str(url) for of_split in files.values() for url in of_split if str(url).lower().endswith(f".{kind}")]
         paths = [Path(path) for path in manager.download(urls)] if urls else []
         if paths:

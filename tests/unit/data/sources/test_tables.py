@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import time
 import zipfile
 from itertools import product
 
@@ -205,8 +207,61 @@ def test_a_fault_of_a_spreadsheet_is_named(tmp_path, read, content, message):
 
 
 def test_a_spreadsheet_that_unpacks_to_gigabytes_is_refused(tmp_path, read, monkeypatch):
-    monkeypatch.setattr("oddsmith.data.unpacking.MIN_LIMIT_BYTES", 1000)
+    monkeypatch.setattr("oddsmith.data.bounds.MIN_LIMIT_BYTES", 1000)
     path = tmp_path / "a.xlsx"
     path.write_bytes(xlsx(A=[HEADER, ["a" * 2_000_000] * 4]))
     with pytest.raises(DataError, match="unpacks to more than"):
         read(path)
+
+
+def test_a_cell_in_the_last_row_and_column_does_not_take_all_cells_before_it(tmp_path, read):
+    """A sheet is a rectangle in memory: 17,179,869,184 cells, which the reader cannot have and aborts."""
+    with zipfile.ZipFile(io.BytesIO(xlsx(A=[HEADER]))) as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    last = b'<row r="1048576"><c r="XFD1048576" t="inlineStr"><is><t>x</t></is></c></row>'
+    parts["xl/worksheets/sheet1.xml"] = parts["xl/worksheets/sheet1.xml"].replace(
+        b"</sheetData>", last + b"</sheetData>"
+    )
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as book:
+        for name, content in parts.items():
+            book.writestr(name, content)
+    with pytest.raises(DataError, match="a.xlsx: (damaged: reading it ended a process|too little memory to read it)"):
+        read(tmp_path / "a.xlsx")
+
+
+def seconds_to_refuse(path, message):
+    began = time.process_time()
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_rows(path))
+    assert len(str(caught.value)) < 2_000
+    return time.process_time() - began
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json"])
+def test_thousands_of_columns_are_refused_at_once(tmp_path, suffix):
+    names = ["prompt", "chosen", "rejected", *(f"column {number}" for number in range(40_000))]
+    row = dict.fromkeys(names, "a")
+    path = tmp_path / f"a{suffix}"
+    path.write_text(json.dumps(row) + "\n" if "json" in suffix else table([row], "," if suffix == ".csv" else "\t"))
+    assert seconds_to_refuse(path, "found 40,003 columns; expected at most 1,000") < 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("p" * 5_000_000 + ",chosen,rejected\na,b,c\n", "found a name of 5,000,000 letters in the header"),
+        ('prompt,chosen,rejected\n"' + "a,b\n" * 1_000_000, "unexpected end of data; put fields with quotes"),
+        ("prompt,chosen,rejected\n" + '"' + "a" * 17_000_000 + '",b,c\n', "field larger than field limit"),
+        ("prompt,chosen,rejected\n" + "a," * 1_000_000, "found 1000000 fields; expected the 3 of the header"),
+    ],
+    ids=["a name", "a quote that is never closed", "a field", "fields of a row"],
+)
+def test_what_is_far_too_long_is_refused_at_once(tmp_path, content, message):
+    (tmp_path / "a.csv").write_text(content)
+    assert seconds_to_refuse(tmp_path / "a.csv", message) < 4
+
+
+def test_a_table_with_a_thousand_columns_is_read(tmp_path):
+    row = {f"column {number}": "a" for number in range(1_000)}
+    (tmp_path / "a.csv").write_text(table([row], ","))
+    assert list(read_rows(tmp_path / "a.csv")) == [row]
