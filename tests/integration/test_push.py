@@ -54,9 +54,10 @@ def test_checkpoints_and_the_finished_run_are_uploaded(words, hub, tmp_path):
 
 def test_an_upload_that_fails_keeps_the_run(words, hub, tmp_path):
     _, variables = hub
-    more = ["--hub-model-id", "me/other", "--hub-strategy", "end"]
+    more = ["--hub-model-id", "me/other", "--hub-strategy", "every_save"]
     outcome = run_apart(*words, *more, env=variables)
     assert outcome.code == 1
+    assert outcome.err.count("warning: a checkpoint was not uploaded; the run goes on (") == 2
     assert f"{tmp_path}/run is complete and verified, but was not uploaded: " in outcome.err
     assert f"upload it later with: hf upload me/other {tmp_path}/run" in outcome.err
     assert (tmp_path / "run" / "model.safetensors").is_file()

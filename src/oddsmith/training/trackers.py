@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -60,6 +61,19 @@ def tracker_may_fail(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001
         _warn(name, error)
+
+
+def warn_of_failures(uploads: Iterable[Future[Any]]) -> None:
+    """Warn, when an upload of a checkpoint ends, that it has failed; the next checkpoint is uploaded all the same."""
+    for upload in uploads:
+        upload.add_done_callback(_warn_of_upload)
+
+
+def _warn_of_upload(upload: Future[Any]) -> None:
+    error = None if upload.cancelled() else upload.exception()
+    if error is not None:
+        what = showable(str(error).strip().partition("\n")[0])
+        logger.warning("a checkpoint was not uploaded; the run goes on (%s: %s)", type(error).__name__, what)
 
 
 def _warn(name: str, error: Exception) -> None:

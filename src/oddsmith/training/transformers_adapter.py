@@ -42,6 +42,7 @@ from .loan import ModelLoan
 from .recorder import Recorder
 from .step import Circumstances, Stepper, input_tokens, micro_batches_of
 from .stopping import EvaluationGivenUp, StopOnRequest
+from .trackers import warn_of_failures
 from .trainable import operations_a_token, require_trainable
 
 logger = logging.getLogger(__name__)
@@ -489,11 +490,9 @@ class TransformersAdapter(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Upload a complete checkpoint: its model as the repository's, and all of it if ``hub_strategy`` says so."""
-        strategy = self.args.hub_strategy
         is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if not self.is_world_process_zero() or strategy == HubStrategy.END:
-            return
-        if is_busy and not self.args.hub_always_push:
+        is_left_out = is_busy and not self.args.hub_always_push
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END or is_left_out:
             return
         common: dict[str, Any] = {
             "repo_id": self.hub_model_id,
@@ -504,13 +503,12 @@ class TransformersAdapter(Trainer):
         }
         message = f"Training in progress, step {self.state.global_step}"
         jobs = [upload_folder(commit_message=message, ignore_patterns=STATE_FILES, **common)]
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+            name = "last-checkpoint" if is_last else Path(checkpoint_folder).name
             jobs.append(upload_folder(commit_message=f"{message}, checkpoint", path_in_repo=name, **common))
-        if is_busy:
-            self.push_in_progress.jobs.extend(jobs)
-        else:
-            self.push_in_progress = PushInProgress(jobs)
+        warn_of_failures(jobs)
+        self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if is_busy else []), *jobs])
 
     # ---- Loading
 
