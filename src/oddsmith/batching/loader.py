@@ -14,6 +14,7 @@ Shape suffixes: B pairs of a micro-batch.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import IterableDataset as StreamedRows
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
@@ -35,12 +38,19 @@ from .plan import (
     StepPlan,
     StepShape,
     epoch_order,
+    grouped_order,
+    lengths_of,
     micro_batches_per_process,
     num_steps,
     plan_epoch_step,
     plan_evaluation,
     plan_step,
+    slowest_share,
 )
+
+logger = logging.getLogger(__name__)
+
+MEASURED_STEPS = 50  # of an epoch, spread over it, tell how long processes wait
 
 
 def no_whole_step(pairs: int, step: int) -> ConfigError:
@@ -189,7 +199,8 @@ class PlannedDataset(Dataset):
 class TrainingAssignments(Sampler):
     """This process's assignments of an epoch, in order; set ``epoch`` before each one.
 
-    ``rows`` are the tokenized dataset, to load rows again that a worker has loaded.
+    ``rows`` are the tokenized dataset, to load rows again that a worker has loaded. With ``grouped_by``, lengths of all
+    pairs, each step has pairs of similar length.
     """
 
     def __init__(
@@ -202,8 +213,10 @@ class TrainingAssignments(Sampler):
         shuffle: bool,
         drop_last: bool,
         rows: Any = None,
+        grouped_by: np.ndarray | None = None,
     ):
         self.lengths, self.shape, self.process = lengths, shape, process
+        self.grouped_by = grouped_by
         self.seed, self.shuffle, self._rows = seed, shuffle, rows
         self.steps = num_steps(len(lengths.tokens), shape, drop_last=drop_last)
         self.epoch = 0
@@ -212,8 +225,21 @@ class TrainingAssignments(Sampler):
         full_steps, rest = divmod(min(len(self.lengths.tokens), self.steps * self.shape.pairs), self.shape.pairs)
         return full_steps * self.shape.accumulation + micro_batches_per_process(rest, self.shape)
 
-    def __iter__(self) -> Iterator[Assignment]:
+    def slowest_share(self) -> float:
+        """Return how many times the mean tokens the slowest process has in this epoch, judged by some of its steps."""
+        order = self._order()
+        steps = np.unique(np.linspace(0, self.steps - 1, min(self.steps, MEASURED_STEPS)).astype(int)).tolist()
+        plans = (plan_epoch_step(order, self.lengths.tokens, step, self.shape) for step in steps)
+        return slowest_share(plans, self.lengths.tokens)
+
+    def _order(self) -> np.ndarray:
         order = epoch_order(len(self.lengths.tokens), seed=self.seed, epoch=self.epoch, shuffle=self.shuffle)
+        if self.grouped_by is None:
+            return order
+        return grouped_order(order, self.grouped_by, self.shape.pairs, seed=self.seed, epoch=self.epoch)
+
+    def __iter__(self) -> Iterator[Assignment]:
+        order = self._order()
         for step in range(self.steps):
             plan = plan_epoch_step(order, self.lengths.tokens, step, self.shape)
             items = micro_batches_per_process(len(plan.pairs), self.shape)
@@ -254,6 +280,9 @@ class StreamedBatches(IterableDataset):
                 yield self.loaders.batch_maker(LoadedRows(loaded, assignment))
             start += len(window)
 
+    def slowest_share(self) -> None:
+        """Return nothing: of a stream no step is known before it is read."""
+
     def with_rows(self, loaded: LoadedRows) -> LoadedRows:
         """Return what was loaded: a stream is read without workers."""
         return loaded
@@ -273,18 +302,29 @@ class LoaderFactory:
     options: dict[str, Any]
 
     def training(
-        self, *, seed: int, shuffle: bool, drop_last: bool
+        self, *, seed: int, shuffle: bool, drop_last: bool, group_by_length: bool = False
     ) -> tuple[DataLoader, TrainingAssignments | StreamedBatches]:
         """Return a loader for training, and its sampler or stream; set the attribute ``epoch`` of that before an epoch.
 
-        The order is drawn from the seed and the number of the epoch. Where ``drop_last`` leaves no step at all, raise
-        ``ConfigError``.
+        The order is drawn from the seed and the number of the epoch; ``group_by_length`` puts pairs of similar length
+        into a step, unless they are a stream. Where ``drop_last`` leaves no step at all, raise ``ConfigError``.
         """
         if self._is_stream():
+            if group_by_length and self.process == 0:
+                logger.warning("train_sampling_strategy: group_by_length has no effect on a stream, taken as it comes")
             stream = StreamedBatches(self, drop_last)
             return self._streamed(stream), stream
+        columns = self._columns()
         sampler = TrainingAssignments(
-            self._lengths(), self.shape, self.process, seed=seed, shuffle=shuffle, drop_last=drop_last, rows=self.rows
+            self.measure(columns),
+            self.shape,
+            self.process,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            rows=self.rows,
+            # As if the prompt were computed once, on every path: the path has no influence on the order.
+            grouped_by=lengths_of(columns, "sequence", shared_prompt_from=0).tokens if group_by_length else None,
         )
         if not len(sampler):
             raise no_whole_step(len(self.rows), self.shape.pairs)
@@ -294,7 +334,7 @@ class LoaderFactory:
         """Return a loader that yields every pair once."""
         if self._is_stream():
             return self._streamed(StreamedBatches(self, drop_last=False))
-        lengths = self._lengths()
+        lengths = self.measure(self._columns())
         items: list[Assignment] = []
         for plan in plan_evaluation(lengths.tokens, self.shape):
             items += assignments(plan, self.process, lengths.nll_tokens_of(plan.pairs), self.shape, items=1)
@@ -316,7 +356,12 @@ class LoaderFactory:
             **self.options,
         )
 
-    def _lengths(self) -> Lengths:
-        names = ("chosen_end", "rejected_end", "chosen_prompt_tokens", "chosen_gaps")
-        columns = self.rows.select_columns([name for name in names if name in self.rows.column_names])
-        return self.measure(columns.with_format("numpy")[:])
+    def _columns(self) -> dict[str, Any]:
+        """Return the columns of the tokenized rows that lengths are computed from; gaps only where there are any."""
+        names = ("chosen_end", "rejected_end", "chosen_prompt_tokens")
+        table = self.rows.select_columns([*names, *({"chosen_gaps"} & set(self.rows.column_names))])
+        table = table.with_format("arrow")[:]
+        columns: dict[str, Any] = {name: np.asarray(table[name]) for name in names}
+        if "chosen_gaps" in self.rows.column_names and pc.sum(pc.list_value_length(table["chosen_gaps"])).as_py():
+            columns["chosen_gaps"] = table["chosen_gaps"].to_pylist()
+        return columns

@@ -14,13 +14,15 @@ With a token budget there are instead as few micro-batches as stay within the bu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
+
+GROUPED_STEPS = 50  # that share the pairs of a window, as in transformers' ``LengthGroupedSampler``
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,38 @@ def epoch_order(num_pairs: int, *, seed: int, epoch: int, shuffle: bool = True) 
     if not shuffle:
         return np.arange(num_pairs)
     return np.random.default_rng([seed, epoch]).permutation(num_pairs)
+
+
+def grouped_order(order: np.ndarray, lengths: np.ndarray, pairs_per_step: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Return an order of which each step has pairs of similar length, for ``group_by_length``: int64 [num_pairs].
+
+    Every window of ``GROUPED_STEPS`` steps of the random ``order`` is sorted by length and cut into steps, and these
+    are put into a random order, drawn from (seed, epoch). The last step stays as it is if it is a short one. The number
+    of processes has no influence.
+
+        window        5 9 2 7 8 1      steps   9 8   7 5   2 1      in random order   7 5   2 1   9 8
+    """
+    draw = np.random.default_rng([seed, epoch, len(order)])
+    full = len(order) // pairs_per_step * pairs_per_step
+    grouped = []
+    for start in range(0, full, GROUPED_STEPS * pairs_per_step):
+        window = order[start : min(start + GROUPED_STEPS * pairs_per_step, full)]
+        by_length = window[np.argsort(-lengths[window], kind="stable")]
+        grouped.append(draw.permutation(by_length.reshape(-1, pairs_per_step)).ravel())
+    return np.concatenate([*grouped, order[full:]])
+
+
+def slowest_share(plans: Iterable[StepPlan], tokens: np.ndarray) -> float:
+    """Return the tokens of the slowest process of each step over those of the mean process, 1.0 if none waits.
+
+    ``tokens`` are those of each pair of the dataset, by position. Sums over all steps are divided.
+    """
+    slowest = everything = 0.0
+    for plan in plans:
+        loads = [sum(int(tokens[list(some.pairs)].sum()) for some in process) for process in plan.micro_batches]
+        slowest += max(loads)
+        everything += sum(loads) / len(loads)
+    return slowest / everything if everything else 1.0
 
 
 def num_steps(num_pairs: int, shape: StepShape, *, drop_last: bool = False) -> int:

@@ -270,7 +270,10 @@ OTHERS = (
     *each(free, "dataloader_prefetch_factor dataloader_multiprocessing_context"),
     decides("dataloader_in_order"),
     *each(free, "remove_unused_columns label_names"),
-    decides("train_sampling_strategy", "Order of the pairs."),
+    decides(
+        "train_sampling_strategy",
+        "Order of the pairs. group_by_length: a step has pairs of similar length, so that processes wait less.",
+    ),
     decides("length_column_name"),
     *each(free, "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend"),
     free("ddp_timeout"),

@@ -104,9 +104,9 @@ TABLE = (
     ),
     told(
         "train_sampling_strategy",
-        "`random` and `sequential` work, others are taken as `random`: micro-batches have about equal numbers of tokens"
-        " in any case",
-        accepted=("random", "sequential"),
+        "`random`, `sequential` and `group_by_length` work (the last not on a stream); others are taken as `random`:"
+        " processes get about equal numbers of tokens in any case",
+        accepted=("random", "sequential", "group_by_length"),
         has_use=True,
     ),
     told("length_column_name", "it has no effect: lengths are those of the tokens", accepted=("length",)),

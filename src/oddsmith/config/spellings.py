@@ -180,7 +180,8 @@ _TABLE: tuple[Older, ...] = (
     _renamed("fsdp_transformer_layer_cls_to_wrap", "fsdp_config", kind=("str",),
              convert=_inside("fsdp_config", "transformer_layer_cls_to_wrap", lambda value: [value])),
     _renamed("xpu_backend", "ddp_backend"),
-    *_gone("group_by_length", "micro-batches have about equal numbers of tokens in any case"),
+    _switch("group_by_length", "train_sampling_strategy",
+            convert=_always("train_sampling_strategy", "group_by_length")),
     *_gone("overwrite_output_dir", "train() begins anew unless it is told to resume; oddsmith train replaces a run only"
            " with the flag --overwrite-output-dir"),
     *_gone("use_mps_device", "Apple's GPU is found by itself; use_cpu leaves it unused"),

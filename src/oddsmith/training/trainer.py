@@ -316,6 +316,7 @@ class ORPOTrainer(TransformersAdapter):
             seed=args.seed if args.data_seed is None else args.data_seed,
             shuffle=args.train_sampling_strategy != "sequential",
             drop_last=args.dataloader_drop_last,
+            group_by_length=args.train_sampling_strategy == "group_by_length",
         )
         return loader
 

@@ -4,12 +4,20 @@ from functools import partial
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from oddsmith.batching.collate import PaddedTensors, PairCollator
 from oddsmith.batching.forest import forest_batch
-from oddsmith.batching.loader import Assignment, BatchMaker, LoadedRows, TrainingAssignments, assignments
+from oddsmith.batching.loader import (
+    Assignment,
+    BatchMaker,
+    LoadedRows,
+    LoaderFactory,
+    TrainingAssignments,
+    assignments,
+)
 from oddsmith.batching.plan import Lengths, MicroBatch, StepShape, lengths_of, plan_step
 
 
@@ -72,6 +80,54 @@ def test_an_epoch_has_as_many_items_as_it_says_and_every_pair_once(lengths, shap
         seen += [p for item in items for one in item.micro_batches if not one.is_filler for p in one.pairs]
     assert len(counts) == 1
     assert len(seen) == len(set(seen)) == (len(tokens) // shape.pairs * shape.pairs if drop_last else len(tokens))
+
+
+def rows_of(numbers) -> Dataset:
+    return Dataset.from_list([{**row(n, prompt=2 + n % 3, chosen=3 + 7 * n % 50), "chosen_gaps": []} for n in numbers])
+
+
+def factory(rows, shape, process=0, **measured) -> LoaderFactory:
+    padded = BatchMaker(PaddedTensors(PairCollator(0), False), one_each=True)
+    return LoaderFactory(rows, shape, process, padded, partial(lengths_of, nll_on="sequence", **measured), {})
+
+
+def grouped_steps(shape: StepShape, **measured) -> list[list[int]]:
+    """The pairs of each step of an epoch that is grouped by length, over all processes."""
+    steps: list[list[int]] = [[] for _ in range(20)]
+    for process in range(shape.processes):
+        made = factory(rows_of(range(160)), shape, process, **measured)
+        _, plan = made.training(seed=3, shuffle=True, drop_last=False, group_by_length=True)
+        for number, item in enumerate(plan):
+            step = number // shape.accumulation
+            steps[step] += [pair for which in item.micro_batches for pair in which.pairs]
+    return [sorted(step) for step in steps]
+
+
+@pytest.mark.parametrize("other", ((StepShape(1, 4, 2), {}), (StepShape(8, 1, 1), {"shared_prompt_from": 0})))
+def test_steps_grouped_by_length_do_not_depend_on_processes_and_path(other):
+    shape, measured = other
+    assert grouped_steps(shape, **measured) == grouped_steps(StepShape(2, 1, 4))
+
+
+def test_lengths_are_those_of_the_rows_with_gaps_and_without():
+    rows = rows_of(range(5))
+    shape = StepShape(1, 1, 1)
+    for gaps in ([], [3, 5]):
+        changed = rows.remove_columns("chosen_gaps").add_column("chosen_gaps", [[], gaps, [], gaps, []])
+        _, plan = factory(changed.select([4, 1, 0]), shape).training(seed=0, shuffle=False, drop_last=False)
+        expected = lengths_of(changed.select([4, 1, 0]).with_format("numpy")[:], "sequence")
+        assert plan.lengths.tokens.tolist() == expected.tokens.tolist()
+        assert plan.lengths.nll_tokens.tolist() == expected.nll_tokens.tolist()
+
+
+def test_a_stream_is_not_grouped_and_one_line_says_so(caplog):
+    stream = rows_of(range(4)).to_iterable_dataset()
+    for process in (0, 1):
+        made = factory(stream, StepShape(1, 1, 2), process)
+        made.training(seed=0, shuffle=True, drop_last=False, group_by_length=True)
+    assert [record.getMessage() for record in caplog.records] == [
+        "train_sampling_strategy: group_by_length has no effect on a stream, taken as it comes"
+    ]
 
 
 def test_counts_of_a_micro_batch_and_of_its_step():

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 from oddsmith.batching.plan import (
     StepShape,
     epoch_order,
+    grouped_order,
     lengths_of,
     num_steps,
     plan_epoch_step,
     plan_evaluation,
     plan_step,
     response_tokens,
+    slowest_share,
 )
 
 shapes = st.builds(
@@ -114,6 +116,55 @@ def test_evaluation_visits_each_pair_once_longest_first():
     plans = plan_evaluation(tokens, StepShape(2, 1, 2))
     assert sorted(p for plan in plans for p in real_pairs(plan)) == [0, 1, 2, 3, 4]
     assert 1 in plans[0].pairs
+
+
+# ---- Grouped by length
+
+
+def lengths_like_real_pairs(pairs: int) -> np.ndarray:
+    """Lengths with the median and the spread of those of HH, 233 tokens and 0.58 (of logarithms)."""
+    return np.random.default_rng(1).lognormal(5.45, 0.58, pairs).astype(int).clip(2, 1100)
+
+
+def epoch_plans(order, tokens, shape):
+    return [plan_epoch_step(order, tokens, step, shape) for step in range(num_steps(len(tokens), shape))]
+
+
+@settings(max_examples=150, deadline=None)
+@given(tokens=token_lists, pairs=st.integers(1, 20), seed=st.integers(0, 3), epoch=st.integers(0, 3))
+def test_grouping_loses_no_pair_and_leaves_a_short_step_to_chance(tokens, pairs, seed, epoch):
+    order = epoch_order(len(tokens), seed=seed, epoch=epoch)
+    found = grouped_order(order, np.array(tokens), pairs, seed=seed, epoch=epoch)
+    rest = len(tokens) % pairs
+    assert sorted(found) == list(range(len(tokens)))
+    assert found[len(tokens) - rest :].tolist() == order[len(tokens) - rest :].tolist()
+    assert found.tolist() == grouped_order(order, np.array(tokens), pairs, seed=seed, epoch=epoch).tolist()
+
+
+def test_steps_of_a_window_are_neighbours_in_length_in_a_random_order():
+    tokens = lengths_like_real_pairs(400)
+    order = epoch_order(400, seed=0, epoch=0)
+    steps = [sorted(tokens[step]) for step in grouped_order(order, tokens, 8, seed=0, epoch=0).reshape(-1, 8)]
+    in_order = sorted(steps, key=sum)
+    assert [length for step in in_order for length in step] == sorted(tokens)
+    assert steps not in (in_order, in_order[::-1])
+    assert len({tuple(grouped_order(order, tokens, 8, seed=s, epoch=e)) for s in (0, 1) for e in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize(("processes", "per_process", "without"), [(8, 2, 1.2), (64, 2, 1.4), (64, 1, 2.0)])
+def test_processes_wait_less_for_the_slowest_one(processes, per_process, without):
+    tokens = lengths_like_real_pairs(6400)
+    order = epoch_order(len(tokens), seed=0, epoch=0)
+    shape = StepShape(per_process, 1, processes)
+    grouped = grouped_order(order, tokens, shape.pairs, seed=0, epoch=0)
+    assert slowest_share(epoch_plans(order, tokens, shape), tokens) > without
+    assert slowest_share(epoch_plans(grouped, tokens, shape), tokens) < 1.15
+
+
+def test_the_slowest_share_is_that_of_sums_over_steps():
+    tokens = np.array([30, 10, 10, 10])
+    plans = epoch_plans(np.arange(4), tokens, StepShape(1, 1, 2))
+    assert slowest_share(plans, tokens) == (30 + 10) / (20 + 10)
 
 
 # ---- With a token budget

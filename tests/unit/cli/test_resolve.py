@@ -211,7 +211,12 @@ def test_what_a_line_cannot_be(config, text, message):
         (["--torch_dtype", "bf16"], {"dtype": "bfloat16"}, "--torch_dtype is an older name: write --dtype bfloat16"),
         (["--use_flash_attention_2"], {"attn_implementation": "flash_attention_2"}, "write --attn-implementation"),
         (["--fsdp_min_num_params", "9"], {"fsdp_config": {"min_num_params": 9}}, 'write --fsdp-config {"min_num_p'),
-        (["--group_by_length", "true"], {}, "--group_by_length has no effect: micro-batches have about equal"),
+        (
+            ["--group_by_length", "true"],
+            {"train_sampling_strategy": "group_by_length"},
+            "--group_by_length is an older name: write --train-sampling-strategy group_by_length",
+        ),
+        (["--sortish_sampler", "true"], {}, "--sortish_sampler has no effect: micro-batches have about equal"),
         (["--half_precision_backend", "apex"], {}, "--half_precision_backend has no effect: fp16 and bf16 use"),
         (["--save_safetensors", "false"], {}, "--save_safetensors has no effect: weights are always saved as"),
         (["--no-save-safetensors"], {}, "--no-save-safetensors has no effect: weights are always saved as"),
@@ -229,14 +234,14 @@ def test_an_older_name_is_taken_with_one_line(words, expected, line):
 
 
 def test_an_older_name_in_a_file_has_its_line_and_yields_to_a_flag(config):
-    text = "evaluation_strategy: steps\nlogging_steps: 1\nno_cuda: false\ngroup_by_length: true\n"
+    text = "evaluation_strategy: steps\nlogging_steps: 1\nno_cuda: false\nsortish_sampler: true\n"
     found = resolved(config(text), "--eval-strategy", "epoch")
     assert {name: setting.value for name, setting in found.settings.items()} == {
         "eval_strategy": "epoch", "logging_steps": 1.0
     }  # fmt: skip
     assert found.lines == [
         "config.yaml:1: evaluation_strategy is an older name: write eval_strategy: steps",
-        "config.yaml:4: group_by_length has no effect: micro-batches have about equal numbers of tokens in any case",
+        "config.yaml:4: sortish_sampler has no effect: micro-batches have about equal numbers of tokens in any case",
     ]
 
 

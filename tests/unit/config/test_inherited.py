@@ -27,8 +27,8 @@ REFUSED = {
 TOLD = {
     "logging_nan_inf_filter": (True, "logging_nan_inf_filter is on; it has no effect: a step with a NaN is skipped"),
     "train_sampling_strategy": (
-        "group_by_length",
-        "is 'group_by_length'; random and sequential work, others are taken",
+        "batch_rebalance",
+        "is 'batch_rebalance'; random, sequential and group_by_length work (the last not on a stream); others",
     ),
     "logging_dir": ("logs", "logging_dir is 'logs'; it counts for TensorBoard alone; newer transformers read"),
     "average_tokens_across_devices": (False, "average_tokens_across_devices is off; it has no effect: a step has"),

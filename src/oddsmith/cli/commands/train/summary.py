@@ -23,6 +23,7 @@ from ...terminal.progress import clock, evaluation_lines, figures
 if TYPE_CHECKING:
     from ....training.trainer import ORPOTrainer
 
+MUCH_WAITING = 1.15  # tokens of the slowest process, in those of the mean: the others wait for an eighth of the time
 # Files at the root of a run folder that hold what was trained.
 WEIGHT_FILES = ("adapter_model*", "model*.safetensors", "model*.safetensors.index.json")
 
@@ -70,9 +71,20 @@ def _steps(trainer: ORPOTrainer, state: TrainerState) -> list[str]:
     args = trainer.args
     micro, accumulation, processes = trainer.pairs_per_micro_batch, args.gradient_accumulation_steps, args.world_size
     epochs = f" in {counted(state.num_train_epochs, 'epoch')}" if args.max_steps <= 0 else ""
-    return [
+    lines = [
         f"{counted(state.max_steps, 'step')}{epochs} of {counted(micro * accumulation * processes, 'pair')} each",
         f"  = micro-batch {micro} x accumulation {accumulation} x processes {processes}",
+    ]
+    plan = trainer.stepper.plan
+    share = plan.slowest_share() if plan is not None and processes > 1 else None
+    if share is None:
+        return lines
+    advice = "; train_sampling_strategy: group_by_length lowers it"
+    is_grouped = args.train_sampling_strategy == "group_by_length"
+    return [
+        *lines,
+        f"  the slowest of {processes} processes has {share:.2f} times the mean tokens"
+        f"{advice if share >= MUCH_WAITING and not is_grouped else ''}",
     ]
 
 
