@@ -97,6 +97,15 @@ def test_a_run_goes_on_through_no_link(place, run, victim, capsys, file):
     assert f"{run / file}: is a symbolic link, not a file of this folder; put the file itself there" in outcome.err
 
 
+@pytest.mark.parametrize("file", WRITTEN[:17])
+def test_a_folder_in_the_place_of_a_file_is_said_before_the_training(place, run, capsys, file):
+    (run / file).unlink(missing_ok=True)
+    (run / file).mkdir()
+    outcome = run_here(capsys, "train", place / "config.yaml", "--output-dir", run, "--resume", "--max-steps", 3)
+    assert outcome.code == 2
+    assert f"{run / file}: is a folder in the place of a file that a run writes" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("file", "kind"),
     [

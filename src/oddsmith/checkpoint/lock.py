@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from ..errors import ConfigError
 from ..system.files import replace_hard_links, replacing
-from ..system.outside import read_text, require_plain_folder
-from ..system.run_folder import LOCK_FILE, LOCK_OWNER_FILE
+from ..system.outside import read_text
+from ..system.run_folder import LOCK_FILE, LOCK_OWNER_FILE, require_writable_run
 
 # Workers that a dead owner started (for data loading) exit within 5 s, and hold its lock until then.
 DEAD_OWNER_S = 15.0
@@ -32,15 +32,15 @@ def held(run: Path) -> Iterator[None]:
     """Lock a run folder for this process; ``ConfigError`` if another process has it. Entered again, this does nothing.
 
     Nothing is written into a folder that leads elsewhere: a link, a pipe, a socket or a device in it, put there before
-    now, is a ``NotAFileError``, and files with a second name elsewhere become copies. The folder is made if it does not
-    exist, and removed at the end if it is empty.
+    now, is a ``NotAFileError``, and so is a folder in the place of a file; files with a second name elsewhere become
+    copies. The folder is made if it does not exist, and removed at the end if it is empty.
     """
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / LOCK_FILE, timeout=0, is_singleton=True)
     if lock.is_locked:
         yield
         return
-    require_plain_folder(run)
+    require_writable_run(run)
     try:
         _acquire(lock, run)
     except NotImplementedError:  # a file system without locks

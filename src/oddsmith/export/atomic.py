@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -58,7 +58,8 @@ def write_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise ConfigError(f"{target}: is there already; choose another name, or replace it (--overwrite)")
     with _locked(target):
         for leftover in target.absolute().parent.glob(f"{glob.escape(target.name)}.*.partial"):
-            leftover.unlink()  # of an export that was killed: this process holds the lock
+            with suppress(IsADirectoryError):
+                leftover.unlink()  # of an export that was killed: this process holds the lock
         with replacing(target) as partial:
             yield partial
 

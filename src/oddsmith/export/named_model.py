@@ -14,6 +14,7 @@ from ..errors import ConfigError, MissingExtraError, ModelError
 from ..model.loading.adapter_base import BaseRecord, find_base, read_base_record
 from ..model.loading.models import load_model
 from ..model.loading.place import MODEL_SETTINGS, is_gguf, locate
+from ..model.loading.untrusted_files import refuse_code_in_folder
 from ..system.run_folder import EVENTS_FILE
 
 
@@ -80,6 +81,7 @@ def find_model(name: str) -> NamedModel:
     place = locate(name)
     if is_gguf(place):
         return NamedModel(name, place, "gguf")
+    refuse_code_in_folder(name, place, trust_remote_code=False)  # and what would be waited for
     folder = Path(place)
     run = next((parent for parent in (folder, folder.parent) if (parent / EVENTS_FILE).is_file()), None)
     base = find_base(name)

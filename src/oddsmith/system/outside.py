@@ -93,8 +93,13 @@ def require_plain_folder(folder: Path, *, deep: bool = True) -> None:
             entries = list(os.scandir(place))
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except PermissionError as error:
+            raise NotAFileError(place, "a folder that you may not read; make it readable, or remove it") from error
         for entry in entries:
-            mode = entry.stat(follow_symlinks=False).st_mode
+            try:
+                mode = entry.stat(follow_symlinks=False).st_mode
+            except FileNotFoundError:  # a partial file of a process that writes there
+                continue
             if stat.S_ISDIR(mode):
                 if deep and (place != os.fspath(folder) or entry.name not in _NOT_OURS):
                     waiting.append(entry.path)

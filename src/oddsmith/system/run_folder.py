@@ -27,6 +27,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import NotAFileError
 from .files import dispensable
 from .outside import open_file, require_plain_folder
 from .strict_json import read_json, strict
@@ -43,6 +44,9 @@ QUARANTINE_FOLDER = "_quarantine"
 MANIFEST_FILE = "manifest.json"
 MAX_STEP = 10**12  # of an event, far beyond any run
 MAX_LINE_BYTES = 32 * 2**20  # of the event log; a start event of millions of rows has some of them
+
+# Of the files that a run and libraries write into a run folder.
+_SUFFIXES = (".html", ".jinja", ".json", ".jsonl", ".md", ".model", ".npz", ".safetensors", ".svg", ".txt", ".yaml")
 
 
 class Event(StrEnum):
@@ -86,6 +90,14 @@ INCIDENTS: dict[str, Incident] = {
     ),
     Event.STOPPED_EARLY: Incident("early stop", "early stops", "stopped early", "quiet"),
 }
+
+
+def require_writable_run(folder: Path) -> None:
+    """Raise ``NotAFileError`` for links and pipes in a folder that a run writes to, and for folders named as files."""
+    require_plain_folder(folder)
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_dir() and (entry.suffix in _SUFFIXES or entry.name.startswith(LOCK_FILE)):
+            raise NotAFileError(entry, "a folder in the place of a file that a run writes; remove or rename it")
 
 
 def require_plain_run(folder: Path) -> None:

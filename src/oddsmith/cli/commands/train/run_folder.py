@@ -17,8 +17,7 @@ from ....checkpoint.manifest import file_of_another_trainer
 from ....checkpoint.store import checkpoints
 from ....errors import ConfigError
 from ....system.files import replacing
-from ....system.outside import require_plain_folder
-from ....system.run_folder import SETTINGS_FILE
+from ....system.run_folder import SETTINGS_FILE, require_writable_run
 from ....system.secrets import SECRET_NAME, masked, without_secrets
 from ...parsing.resolve import TYPED_ONLY, Resolved, Settings
 
@@ -36,7 +35,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         what = "is a file" if there == folder else f"cannot be made: {there} is a file"
         raise ConfigError(f"output_dir {folder} {what}; expected a folder, or the name of a new one")
     if not folder.is_dir() or resume or all(map(is_lock_file, folder.iterdir())):
-        require_plain_folder(folder)
+        require_writable_run(folder)
         return
     if not (folder / SETTINGS_FILE).is_file():
         others = [one for one in (folder, *checkpoints(folder)) if file_of_another_trainer(one)]
@@ -51,7 +50,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"output_dir {folder} already holds a run; choose another folder, continue it with --resume,"
             " or replace it with --overwrite-output-dir"
         )
-    require_plain_folder(folder)
+    require_writable_run(folder)
 
 
 def require_elsewhere(folder: Path, resolved: Resolved) -> None:
