@@ -13,6 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import ConfigError
+from ..system.compilers import keep_kernels_apart
 from ..system.dtypes import with_dtype
 from ..system.names import require_folder_name
 from ..system.outside import require_file
@@ -264,6 +265,8 @@ class ORPOConfig(TrainingArguments):
         Compiled layers would run their own forwards, in a graph for each kind of length, and gain nothing.
         """
         if not self.prefix_forest:
+            if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
+                keep_kernels_apart()
             return False
         # What `accelerate config` asked for; transformers leaves its own wish there as well.
         is_wished = os.environ.pop("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"

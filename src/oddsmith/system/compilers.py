@@ -1,4 +1,4 @@
-"""Say in one line why a kernel could not be compiled on this machine, and what to do. Needs no torch.
+"""Where compiled kernels are kept; and in one line why one could not be compiled, and what to do. Needs no torch.
 
 PyTorch compiles some kernels when they are first needed: Inductor writes them for Triton, which calls a C compiler for
 the code that starts them, and ``ptxas`` for their machine code.
@@ -6,9 +6,16 @@ the code that starts them, and ``ptxas`` for their machine code.
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from subprocess import CalledProcessError
+
+from .files import own_cache
+
+_PLACE = "TORCHINDUCTOR_CACHE_DIR"
 
 # Errors of TorchDynamo, Inductor and Triton about a kernel, by the names of their classes.
 _KINDS = frozenset({
@@ -41,6 +48,20 @@ _ADVICE = (
         " --force-reinstall triton), or name a ptxas in the environment variable TRITON_PTXAS_PATH",
     ),
 )
+
+
+def keep_kernels_apart() -> None:
+    """Let PyTorch keep what it compiles in a folder that only this user can write, unless the environment names one.
+
+    Else it unpickles, and so runs, what it finds in ``/tmp/torchinductor_USER``, where any user of the machine may have
+    put it. To be called before the first kernel is compiled.
+    """
+    if _PLACE in os.environ:
+        return
+    folder = None
+    with suppress(OSError):
+        folder = own_cache("kernels")
+    os.environ[_PLACE] = str(folder) if folder else tempfile.mkdtemp(prefix="oddsmith-kernels-")
 
 
 def compiler_fault(error: BaseException) -> str | None:

@@ -1,5 +1,7 @@
 """What keeps a kernel from being compiled is named, with what to do; the errors are those of PyTorch and Triton."""
 
+import os
+import stat
 from subprocess import CalledProcessError
 from types import SimpleNamespace
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from torch._inductor.exc import GPUTooOldForTriton, InductorError, InvalidCxxCompiler, TritonMissing
 
-from oddsmith.system.compilers import compiler_fault
+from oddsmith.system.compilers import compiler_fault, keep_kernels_apart
 
 
 def inductor(error: Exception) -> Exception:
@@ -80,3 +82,48 @@ def test_what_is_missing_is_named(error, expected):
 )  # fmt: skip
 def test_any_other_error_is_none_of_a_compiler(error):
     assert compiler_fault(error) is None
+
+
+class TestWhereKernelsAreKept:
+    @pytest.fixture(autouse=True)
+    def place(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("ODDSMITH_CACHE", str(tmp_path))
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "to be restored")
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+
+    def test_in_a_folder_of_this_user(self, tmp_path):
+        """PyTorch unpickles what it finds there; its own choice has a name that anyone can take in /tmp."""
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        keep_kernels_apart()
+        assert cache_dir() == str(tmp_path / "kernels")
+        assert stat.S_IMODE((tmp_path / "kernels").stat().st_mode) == 0o700
+
+    def test_not_in_one_of_another_user(self, tmp_path, monkeypatch):
+        (tmp_path / "kernels").mkdir()
+        user = os.geteuid() + 1
+        (tmp_path / f"kernels-{user}").mkdir()
+        monkeypatch.setattr(os, "geteuid", lambda: user)
+        keep_kernels_apart()
+        assert not os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path))
+        os.rmdir(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+
+    def test_where_the_environment_says(self, monkeypatch):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+        keep_kernels_apart()
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
+
+    def test_where_a_setting_compiles(self, tmp_path):
+        from oddsmith import ORPOConfig
+
+        ORPOConfig(output_dir=str(tmp_path / "run"), prefix_forest=False)
+        assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+        ORPOConfig(output_dir=str(tmp_path / "run"), prefix_forest=False, torch_compile=True)
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "kernels")
+
+    def test_before_the_first_kernel_is_compiled(self, tmp_path):
+        from oddsmith.model.logprobs.attention.flex import _compiled
+
+        _compiled.cache_clear()
+        _compiled()
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "kernels")

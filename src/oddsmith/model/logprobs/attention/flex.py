@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from ....batching.forest import ForestLayout
+from ....system.compilers import keep_kernels_apart
 from .sinks import with_sinks
 
 BLOCK = 128  # rows or columns of the mask
@@ -80,6 +81,7 @@ def _padded(tensor: Tensor, rows: int, channels: int) -> Tensor:
 
 @cache
 def _compiled() -> Any:
+    keep_kernels_apart()
     # An error is better than the whole mask, which PyTorch's function makes where it is not compiled.
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
