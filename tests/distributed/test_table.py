@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from oddsmith.model.generation import answer
+from oddsmith.model.loading.models import load_model, load_tokenizer
 from tests.command import save_config, save_model, save_pairs
 from tests.tiny import tiny_model
 
@@ -20,10 +24,10 @@ NOT_COMPARED = ("runtime", "per_second", "memory", "step", "flos")  # prompts ar
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> dict[str, dict[str, Any]]:
-    """What one process finds."""
+def alone(tmp_path_factory) -> tuple[dict[str, dict[str, Any]], Path]:
+    """What one process finds, and its folder."""
     folder = tmp_path_factory.mktemp("alone")
-    return {name: life(folder / name, {"lora": name == "lora"}, processes=1) for name in ("full", "lora")}
+    return {name: life(folder / name, case, processes=1) for name, case in cases().items()}, folder
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -31,17 +35,55 @@ def kind(request, tmp_path_factory) -> tuple[str, dict[str, list[dict[str, Any]]
     """A kind, what two processes find under it, and their folder."""
     require_installed(request.param)
     folder = tmp_path_factory.mktemp("kind") / request.param
-    cases = {name: {"lora": name == "lora", "settings": KINDS[request.param]} for name in ("full", "lora")}
-    return request.param, launch(folder, cases), folder
+    return request.param, launch(folder, cases(KINDS[request.param])), folder
 
 
-@pytest.mark.parametrize("trained", ["full", "lora"])
-def test_every_logged_number_is_that_of_one_process(kind, alone, trained):
-    _, found, _ = kind
-    for rank in found[trained]:
+def cases(settings: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Return the cases of a launch; the best model of ``best`` is not the last one."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("full", "lora"):
+        case = {"lora": name == "lora", "settings": settings or {}}
+        found |= {name: case, f"{name}-best": {**case, "settings": {**case["settings"], **best}}}
+        if settings is not None:
+            found[f"{name}-resumed"] = {**case, "resumes": name}
+    return found | {"tied": {"settings": settings or {}, "model": {"tie_word_embeddings": True}}}
+
+
+@pytest.mark.parametrize("case", cases({}))
+def test_a_run_is_that_of_one_process(kind, alone, case):
+    _, found, folder = kind
+    expected, alone_in = alone
+    for rank in found[case]:
         assert "error" not in rank, rank
         assert rank["path"] == "prefix forest"
-        require_same_history(rank["history"], alone[trained]["history"])
+        require_same_history(rank["history"], expected[case.removesuffix("-resumed")]["history"])
+    weights, others = (weights_in(place / "run") for place in (folder / case, alone_in / case.removesuffix("-resumed")))
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        assert weight.dtype == others[name].dtype
+        torch.testing.assert_close(weight, others[name], rtol=0, atol=EXACT)
+
+
+def test_a_checkpoint_holds_the_weights_once(kind):
+    name, _, folder = kind
+    files = {path.name for path in (folder / "full" / "run" / "checkpoint-2").iterdir()}
+    assert ("model.safetensors" in files) is (name not in ("fsdp-sharded", "zero-3"))
+    assert ("pytorch_model_fsdp_0" in files) is (name == "fsdp-sharded")
+    assert "pytorch_model_fsdp.bin" not in files
+
+
+@pytest.mark.parametrize("case", ["full", "tied"])
+def test_the_model_of_a_run_answers(kind, case):
+    """What lies at the root of a run is read as any model is."""
+    place = str(kind[2] / case / "run")
+    assert len(answer(load_model(place), load_tokenizer(place), [[256, 5, 7]], max_new_tokens=3)) == 1
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights that a run has left at its root."""
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
 
 
 def require_installed(kind: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -25,7 +26,8 @@ from . import gpu_road
 # One step is the same sum for any number of processes: SGD, float32, eight pairs a step.
 STEPS: dict[str, Any] = {
     "max_steps": 4, "learning_rate": 0.05, "optim": "sgd", "lr_scheduler_type": "constant", "max_length": 64,
-    "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 2,
+    "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 2, "save_strategy": "steps",
+    "save_steps": 2,
 }  # fmt: skip
 PAIRS_PER_STEP, PAIRS, HELD_OUT = 8, 24, 5
 
@@ -50,7 +52,9 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
     trainer = trainer_of(folder, case, processes=processes)
     if case.get("only_evaluates"):
         return {"metrics": trainer.evaluate()}
-    trainer.train(resume_from_checkpoint=case.get("resume"))
+    if "resumes" in case:
+        begin_with_checkpoint(folder.parent / case["resumes"] / "run" / "checkpoint-2", folder / "run")
+    trainer.train(resume_from_checkpoint=True if "resumes" in case else None)
     trainer.save_model()
     parameters = [*trainer.model.parameters()]
     return {
@@ -60,6 +64,14 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
         "history": trainer.state.log_history,
         "kinds": sorted({type(parameter).__name__ for parameter in parameters}),
     }
+
+
+def begin_with_checkpoint(checkpoint: Path, run: Path) -> None:
+    """Copy a checkpoint into a run folder, as the only one of its run."""
+    if os.environ.get("RANK", "0") == "0":
+        shutil.copytree(checkpoint, run / checkpoint.name)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def main(folder: str) -> None:

@@ -79,6 +79,7 @@ from .older_scripts import with_older_arguments
 from .own_loss import OwnLoss, micro_batch_loss
 from .preflight import Preflight, check_devices, readable_by, require_readable, require_whole_steps
 from .recorder import Recorder
+from .shards import ShardedModel
 from .step import Path as MicroBatchPath
 from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
 from .trackers import spare_run
@@ -207,7 +208,7 @@ class ORPOTrainer(TransformersAdapter):
         self.meter, self.evaluation_meter = TrainingMeter(), EvaluationMeter()
         self.loss_sums, self.deferred_evaluation = LossSums(self), DeferredEvaluation()
         self.identity, self.recorder, self.live = RunIdentity(self), Recorder(self), LiveSettings(self.args)
-        self.own_loss = OwnLoss(self)
+        self.own_loss, self.shards = OwnLoss(self), ShardedModel(self)
         self.guard = StepGuard(self, self.meter, lambda *arguments: self.checkpoints.roll_back(*arguments))
         events = EventWriter(self._describe)
         gradients = GradientCheck(is_sharded=lambda: self.sharded_by is not None)

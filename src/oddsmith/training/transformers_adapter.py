@@ -15,12 +15,10 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from huggingface_hub import upload_folder
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, PredictionOutput, TrainOutput
-from transformers.utils import PushInProgress
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, TrainOutput
 
 from ..batching.item import on_device
 from ..batching.loader import StreamedBatches, clear_worker_errors
@@ -34,16 +32,17 @@ from ..model.loading.quiet import no_progress_bars
 from ..model.text_part import as_stored, is_multimodal
 from ..model.vocabulary import grown_rows
 from ..system.memory import clear_memory_errors
-from .checkpointing import STATE_FILES, CheckpointManager
+from .checkpointing import CheckpointManager
 from .epochs import epoch_of_length, stream_position
 from .evaluation import DeferredEvaluation
 from .identity import RunIdentity
 from .loan import ModelLoan
 from .recorder import Recorder
+from .shards import ShardedModel
 from .step import Circumstances, Stepper, input_tokens, micro_batches_of
 from .stopping import EvaluationGivenUp, StopOnRequest
-from .trackers import warn_of_failures
 from .trainable import operations_a_token, require_trainable
+from .uploads import upload_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +106,7 @@ class TransformersAdapter(Trainer):
     loan: ModelLoan
     identity: RunIdentity
     recorder: Recorder
+    shards: ShardedModel
     is_encoder_decoder: bool
     optimizer: Any
     _is_prepared = False  # for a training
@@ -428,24 +428,31 @@ class TransformersAdapter(Trainer):
 
     def write_sharded_states(self, folder: Path) -> None:
         """Write optimizer and scheduler as FSDP and DeepSpeed do."""
-        super()._save_optimizer_and_scheduler(str(folder))
+        if self.shards.is_saved_once:
+            self.shards.write_states(folder)
+        else:
+            super()._save_optimizer_and_scheduler(str(folder))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write model and tokenizer; transformers would add its settings as a pickle, with the hub's token in it."""
         folder = output_dir or self.args.output_dir
         is_gathered = getattr(self, "is_distributed_loading_by_transformers", False)  # from all processes
-        if not (self.args.should_save or is_gathered):
+        if not (self.args.should_save or is_gathered or self.shards.is_sharded):
             return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self.processing_class is not None:
             stop_at_end_tokens(model, self.processing_class)  # once more: a person may have changed either
-        if is_multimodal(model) and not hasattr(model, "peft_config"):
-            state_dict = as_stored(model, model.state_dict() if state_dict is None else state_dict)
-        options: dict[str, Any] = {"state_dict": state_dict, "is_main_process": self.args.should_save}
+        options: dict[str, Any] = {"is_main_process": self.args.should_save}
         if isinstance(model, PeftModel) and grown_rows(model):
             options["save_embedding_layers"] = False  # the rows that the base lacks are made anew, or trained ones
-        with no_progress_bars():
-            model.save_pretrained(folder, **options)
+        if self.shards.is_sharded:
+            state_dict = self.shards.state_to_save(embeddings=options.get("save_embedding_layers", "auto"))
+        elif is_multimodal(model) and not hasattr(model, "peft_config"):
+            state_dict = as_stored(model, model.state_dict() if state_dict is None else state_dict)
+        if self.args.should_save or is_gathered:
+            with no_progress_bars():
+                model.save_pretrained(folder, state_dict=state_dict, **options)
+        self.shards.write(Path(folder))
         if self.args.should_save:
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
@@ -455,7 +462,13 @@ class TransformersAdapter(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model into ``output_dir``, the run folder by default; ``SaveError`` if that fails."""
         with self.checkpoints.explaining(Path(output_dir or self.args.output_dir)):
-            super().save_model(output_dir, _internal_call)
+            if self.shards.is_sharded:
+                self._save(output_dir)
+                if self.args.push_to_hub and not _internal_call:
+                    self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            else:
+                super().save_model(output_dir, _internal_call)
+            self.shards.require_written(Path(output_dir or self.args.output_dir))
 
     def after_saving_model(self, folder: Path) -> None:
         """Put a card beside the model of the run; beside an adapter also generation settings and its base's record."""
@@ -489,26 +502,7 @@ class TransformersAdapter(Trainer):
         self.recorder.write_card(place, model_name=model_name, dataset_name=dataset_name, tags=tags)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Upload a complete checkpoint: its model as the repository's, and all of it if ``hub_strategy`` says so."""
-        is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        is_left_out = is_busy and not self.args.hub_always_push
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END or is_left_out:
-            return
-        common: dict[str, Any] = {
-            "repo_id": self.hub_model_id,
-            "folder_path": checkpoint_folder,
-            "token": self.args.hub_token,
-            "revision": self.args.hub_revision,
-            "run_as_future": True,
-        }
-        message = f"Training in progress, step {self.state.global_step}"
-        jobs = [upload_folder(commit_message=message, ignore_patterns=STATE_FILES, **common)]
-        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-            name = "last-checkpoint" if is_last else Path(checkpoint_folder).name
-            jobs.append(upload_folder(commit_message=f"{message}, checkpoint", path_in_repo=name, **common))
-        warn_of_failures(jobs)
-        self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if is_busy else []), *jobs])
+        upload_checkpoint(self, checkpoint_folder)
 
     # ---- Loading
 
@@ -518,6 +512,8 @@ class TransformersAdapter(Trainer):
         self._load_optimizer_and_scheduler(str(folder))
 
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.shards.read(Path(checkpoint)):
+            return
         with complete_adapters(checkpoint, CheckpointError):
             super()._load_from_checkpoint(checkpoint, model)
 
@@ -528,7 +524,8 @@ class TransformersAdapter(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.sharded_by is not None:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is None or not self.shards.read_stateless_optimizer(Path(checkpoint)):
+                super()._load_optimizer_and_scheduler(checkpoint)
         elif checkpoint is not None:
             self.checkpoints.load_optimizer(Path(checkpoint))
 
@@ -544,7 +541,7 @@ class TransformersAdapter(Trainer):
             self.checkpoints.set_random_states(states)
 
     def _load_best_model(self) -> None:
-        if self.checkpoints.best_is_complete():
+        if self.checkpoints.best_is_complete() and not self.shards.read(Path(str(self.state.best_model_checkpoint))):
             with complete_adapters("the best checkpoint", CheckpointError):
                 super()._load_best_model()
 

@@ -1,0 +1,147 @@
+"""Save and load the model of a run under FSDP2 or DeepSpeed, which shard its weights or what belongs to them.
+
+the model of the run       whole, as without shards: files that any loader reads
+checkpoints, FULL_STATE_DICT, or stage3_gather_16bit_weights_on_model_save
+                           whole; FSDP2 reads them into its shards again
+checkpoints, SHARDED_STATE_DICT, or ZeRO-3 without it
+                           shards, as FSDP and DeepSpeed write them; an adapter is whole beside them
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list, save_fsdp_optimizer
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from ..checkpoint.store import step_of
+from ..config import ORPOConfig
+from ..model.whole import adapter_state, is_stored_by_its_names, read_whole, require_weights, write_whole
+
+# As transformers and accelerate name them.
+OPTIMIZER_FILE, SCHEDULER_FILE, SHARDED_MODEL = "optimizer.bin", "scheduler.pt", "pytorch_model_fsdp"
+
+
+class ShardedRun(Protocol):
+    """What a ``ShardedModel`` needs of its run."""
+
+    args: ORPOConfig
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Any
+    lr_scheduler: Any
+
+
+class ShardedModel:
+    """The model of a run, where its weights are sharded.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: ShardedRun):
+        self._run = run
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP2 or DeepSpeed shards it, or what belongs to it."""
+        return self._run.accelerator.is_fsdp2 or self._is_under_deepspeed
+
+    @property
+    def _is_under_deepspeed(self) -> bool:
+        return self._run.accelerator.distributed_type == DistributedType.DEEPSPEED
+
+    @property
+    def _model(self) -> Any:
+        return self._run.accelerator.unwrap_model(self._run.model, keep_torch_compile=False)
+
+    @property
+    def _are_checkpoints_whole(self) -> bool:
+        if self._run.args.save_only_model or isinstance(self._model, PeftModel):
+            return True
+        if self._is_under_deepspeed:
+            zero = self._run.accelerator.deepspeed_config.get("zero_optimization", {})
+            return zero.get("stage") != 3 or bool(zero.get("stage3_gather_16bit_weights_on_model_save"))
+        return self._is_full_state
+
+    @property
+    def _is_full_state(self) -> bool:
+        if not self._run.accelerator.is_fsdp2:
+            return False
+        return "FULL_STATE_DICT" in str(self._run.accelerator.state.fsdp_plugin.state_dict_type)
+
+    def is_whole_in(self, folder: Path) -> bool:
+        """Return whether the model is written whole into a folder, the run's or that of a checkpoint."""
+        return not self.is_sharded or step_of(folder) is None or self._are_checkpoints_whole
+
+    def state_to_save(self, *, embeddings: bool | str) -> dict[str, Tensor]:
+        """Return what ``save_pretrained`` gets of a sharded model: an adapter, or nothing; all processes call this."""
+        model = self._model
+        if not isinstance(model, PeftModel):
+            return {}
+        options: dict[str, Any] = {"save_embedding_layers": embeddings}
+        return adapter_state(
+            model, self._device, lambda state: get_peft_model_state_dict(model, state_dict=state, **options)
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write the weights beside what ``save_pretrained`` has written of them; all processes call this."""
+        if self.is_sharded and self.is_whole_in(folder) and not isinstance(self._model, PeftModel):
+            write_whole(self._model, folder, self._device, is_writer=self._run.args.should_save)
+
+    def require_written(self, folder: Path) -> None:
+        """Read back what was to be written into a folder; ``SaveError`` where it is not there."""
+        if self._run.args.should_save and self.is_whole_in(folder):
+            require_weights(folder)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._run.accelerator.device
+
+    # ---- Checkpoints of FSDP2 that hold the model whole
+
+    @property
+    def is_saved_once(self) -> bool:
+        """Whether FSDP's own copy of the weights is left out of checkpoints, because they are read from the model's."""
+        return self._is_full_state and not isinstance(self._model, PeftModel) and is_stored_by_its_names(self._model)
+
+    def write_states(self, folder: Path) -> None:
+        """Write optimizer and schedule of a checkpoint that is saved once."""
+        run, plugin = self._run, self._run.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, run.accelerator, run.optimizer, run.model, str(folder))
+        if run.args.should_save:
+            torch.save(run.lr_scheduler.state_dict(), folder / SCHEDULER_FILE)
+
+    def read(self, folder: Path) -> bool:
+        """Read the weights of a checkpoint that was saved once; return whether it was."""
+        if not self.is_saved_once or any(folder.glob(f"{SHARDED_MODEL}*")):
+            return False
+        read_whole(self._model, folder)
+        return True
+
+    def read_stateless_optimizer(self, folder: Path) -> bool:
+        """Load an optimizer that keeps no state, such as plain SGD, and the schedule; return whether it is one.
+
+        torch cannot load the full state of such an optimizer.
+        """
+        if not self._is_full_state:
+            return False
+        groups: list[Any] = [None]
+        if self._run.accelerator.is_main_process:
+            stored = torch.load(folder / OPTIMIZER_FILE, weights_only=True, mmap=True)
+            if not stored["state"]:
+                groups = [
+                    [{name: group[name] for name in group.keys() - {"params"}} for group in stored["param_groups"]]
+                ]
+        broadcast_object_list(groups)
+        if groups[0] is None:
+            return False
+        for group, saved in zip(self._run.optimizer.param_groups, groups[0], strict=True):
+            group.update(saved)
+        self._run.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))
+        return True
