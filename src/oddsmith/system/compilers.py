@@ -16,6 +16,7 @@ from subprocess import CalledProcessError
 from .files import own_cache
 
 _PLACE = "TORCHINDUCTOR_CACHE_DIR"
+_USUAL_PLACE = os.path.join(tempfile.gettempdir(), "torchinductor_")  # and the user's name
 
 # Errors of TorchDynamo, Inductor and Triton about a kernel, by the names of their classes.
 _KINDS = frozenset({
@@ -56,7 +57,7 @@ def keep_kernels_apart() -> None:
     Else it unpickles, and so runs, what it finds in ``/tmp/torchinductor_USER``, where any user of the machine may have
     put it. To be called before the first kernel is compiled.
     """
-    if _PLACE in os.environ:
+    if not os.environ.get(_PLACE, _USUAL_PLACE).startswith(_USUAL_PLACE):  # which importing PyTorch may have set
         return
     folder = None
     with suppress(OSError):

@@ -113,11 +113,12 @@ class TestWhereKernelsAreKept:
         keep_kernels_apart()
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
 
-    def test_where_a_setting_compiles(self, tmp_path):
+    def test_where_a_setting_compiles(self, tmp_path, monkeypatch):
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
         from oddsmith import ORPOConfig
 
-        ORPOConfig(output_dir=str(tmp_path / "run"), prefix_forest=False)
-        assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())  # as an import of PyTorch's does
         ORPOConfig(output_dir=str(tmp_path / "run"), prefix_forest=False, torch_compile=True)
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "kernels")
 
