@@ -1,6 +1,6 @@
 """All targets by name."""
 
-from tests.fuzz import of_checkpoints, of_rows, of_runs, of_settings, of_tables
+from tests.fuzz import of_checkpoints, of_requests, of_rows, of_runs, of_settings, of_tables
 from tests.fuzz.target import Target
 
 TARGETS: dict[str, Target] = {
@@ -9,4 +9,5 @@ TARGETS: dict[str, Target] = {
     **of_runs.TARGETS,
     **of_checkpoints.TARGETS,
     **of_tables.TARGETS,
+    **of_requests.TARGETS,
 }

@@ -1,6 +1,8 @@
 """The monitor over HTTP: what it answers, and which requests it refuses."""
 
 import json
+import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -176,6 +178,47 @@ def test_the_token_is_traded_for_a_cookie(runs):
     assert page.get("/api/runs").status_code == 200
     assert client(runs, "0.0.0.0", TOKEN).get("/api/runs", params={"token": TOKEN}).status_code == 401
     assert page.get("/api/runs", headers={"host": "evil.example"}).status_code == 403
+
+
+def test_two_monitors_on_one_host_have_cookies_of_their_own(runs):
+    first = client(runs, "0.0.0.0", TOKEN, "http://192.168.0.7:7861")
+    second = client(runs, "0.0.0.0", TOKEN[::-1], "http://192.168.0.7:7862")
+    second.cookies = first.cookies  # browsers send the cookies of a host to all its ports
+    assert first.get("/", params={"token": TOKEN}).status_code == 303
+    assert second.get("/", params={"token": TOKEN[::-1]}).status_code == 303
+    assert (first.get("/api/runs").status_code, second.get("/api/runs").status_code) == (200, 200)
+
+
+def test_a_cookie_of_another_page_that_is_malformed_changes_nothing(runs):
+    headers = {"cookie": f'a="b; c d=e; {COOKIE}={TOKEN}; \x00'}
+    assert (
+        client(runs, "0.0.0.0", TOKEN, "http://192.168.0.7:7861").get("/api/runs", headers=headers).status_code == 200
+    )
+
+
+@pytest.mark.parametrize("query", ["&".join(["a=1"] * 21), "&" * 1500, "a=%ff" * 300, "token=%00%ff&" * 100])
+@pytest.mark.parametrize("path", ["/", "/api/runs", "/api/runs/x/series"])
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_no_query_breaks_the_answer(runs, query, path, token):
+    page = client(runs, "0.0.0.0" if token else "127.0.0.1", token)
+    assert page.get(f"{path}?{query}").status_code in (200, 400, 401, 404)
+
+
+def test_a_run_whose_name_is_no_utf_8_is_shown(runs, tmp_path):
+    odd = os.fsdecode(b"run\xff it's; x")
+    (runs / "good-small").rename(tmp_path / odd)
+    (tmp_path / odd / "run.yaml").write_text("beta: 0.1\n")
+    page = client(tmp_path / odd)
+    (run,) = page.get("/api/runs").json()
+    assert run["name"] == "run? it's; x"
+    command = page.get(f"/api/runs/{run['id']}/details").json()["reproduce"]
+    assert shlex.split(command)[:3] == ["oddsmith", "train", str((tmp_path / odd).resolve() / "run.yaml")]
+    for flags in (["--once"], ["--once", "--json"], ["--report", tmp_path / os.fsdecode(b"page\xff.html")]):
+        words = [*START, "monitor", tmp_path / odd, *flags]
+        done = subprocess.run(words, capture_output=True, env={**environment(), "PYTHONUTF8": "1"})
+        assert done.returncode == 0, done.stderr
+        assert (b"run? it's; x" in done.stdout) == ("--once" in flags)
+    assert (tmp_path / os.fsdecode(b"page\xff.html")).is_file()
 
 
 def test_what_is_loopback():

@@ -2,26 +2,20 @@
 
 import json
 import socket
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from http.client import HTTPConnection
 
 import pytest
-import uvicorn
 
 from oddsmith.inference.serve import access
-from oddsmith.system.web_connections import bounded_config
 from tests.command import save_model
-from tests.tiny import tiny_model, tiny_tokenizer
-from tests.tiny_gguf import write_gguf
+from tests.servers import TINY, llama_server, transformers_server
 
 pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("xllamacpp")
 
-SETTINGS = {"seed": 198, "hidden_size": 64, "vocab_size": 258}
 CHAT, JSON = "/v1/chat/completions", {"content-type": "application/json"}
 QUESTION = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 
@@ -47,59 +41,16 @@ class Served:
             return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def in_thread(app, port: int) -> Iterator[None]:
-    """Serve an application as the commands do, in a thread of this process, until the end of the block."""
-    server = uvicorn.Server(bounded_config(app, host="127.0.0.1", port=port, lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_for(port)
-    yield
-    server.should_exit = True
-    thread.join()
-
-
-def wait_for(port: int) -> None:
-    for _ in range(600):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise TimeoutError(port)
-
-
 @pytest.fixture(scope="module")
 def of_folder(tmp_path_factory) -> Iterator[Served]:
-    from transformers.cli.serve import Serve
-
-    from oddsmith.inference.serve.transformers_server import serve_only
-
-    model, port = str(save_model(tmp_path_factory.mktemp("served") / "model", **SETTINGS)), free_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uvicorn, "Config", uvicorn.Config)  # put back afterwards
-        serve_only(model)
-        server = Serve(force_model=model, host="127.0.0.1", port=port, non_blocking=True)
-    wait_for(port)
-    yield Served(port, model, lambda: list(server._model_manager.loaded_models))
-    server.kill_server()
+    with transformers_server(tmp_path_factory.mktemp("folder")) as (port, model, loaded):
+        yield Served(port, model, loaded)
 
 
 @pytest.fixture(scope="module")
 def of_gguf(tmp_path_factory) -> Iterator[Served]:
-    from oddsmith.inference.serve.llama_server import Forward, start
-
-    folder, port = tmp_path_factory.mktemp("gguf"), free_port()
-    file = write_gguf(folder / "tiny.gguf", tiny_model(**SETTINGS), tiny_tokenizer(), merges=["Ā ā"])
-    llama = start(str(file), "tiny", f"{folder}/s.sock")
-    with in_thread(access.Access(Forward(f"{folder}/s.sock"), "127.0.0.1", "tiny"), port):
-        yield Served(port, "tiny", lambda: ["tiny"])
-    del llama
+    with llama_server(tmp_path_factory.mktemp("gguf")) as (port, model):
+        yield Served(port, model, list)
 
 
 @pytest.fixture(params=["of_folder", "of_gguf"])
@@ -178,7 +129,7 @@ def test_what_a_page_can_post_without_asking_is_refused(served, kind):
 
 
 def test_no_other_model_is_loaded_and_the_served_one_stays(served, tmp_path):
-    other = save_model(tmp_path / "other", **SETTINGS)
+    other = save_model(tmp_path / "other", **TINY)
     before = served.loaded()
     for name in (str(other), "owner/name", f"{served.model}@other", "", 7, None, ["x"], {"a": 1}):
         for path in (CHAT, "/v1/completions", "/v1/responses", "/load_model", "/models/load"):

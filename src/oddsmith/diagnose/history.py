@@ -135,8 +135,9 @@ class HistoryBuilder:
             number = as_number(value, null_is_nan)
             if number is None:
                 continue
-            name, place = known_name(str(raw)), held_out_name(str(raw), of_evaluation)
-            if place is not None and (name is None or (of_evaluation and name != EPOCH)):
+            name = known_name(str(raw))
+            is_held_out = name is None or (of_evaluation and name != EPOCH)
+            if is_held_out and (place := held_out_name(str(raw), of_evaluation)) is not None:
                 self._held_out.setdefault(place[0], {}).setdefault(place[1], {})[step] = number
             elif name is not None:
                 self._training.setdefault(name, {})[step] = number
@@ -182,6 +183,8 @@ def _as_series(metrics: Mapping[str, Mapping[int, float]]) -> dict[str, Series]:
 
 def as_number(value: Any, null_is_nan: bool = False) -> float | None:
     """Return a number, also one written as text (``"nan"``, ``"2e-05"``, ``"1,000"``); ``None`` for anything else."""
+    if type(value) is float:  # nearly always
+        return value
     if value is None:
         return np.nan if null_is_nan else None
     if isinstance(value, bool | bytes) or not isinstance(value, int | float | str):

@@ -17,6 +17,7 @@ from .. import metrics
 from ..errors import MissingExtraError
 from ..system.files import replacing
 from ..system.run_folder import INCIDENTS
+from .events import text
 from .run import Run
 
 PAGE = Path(__file__).parent / "page"
@@ -60,7 +61,7 @@ def write_report(folder: Path, file: Path) -> None:
     ``folder`` is the run folder, or a file that ``oddsmith diagnose`` reads.
     """
     run = Run(folder)
-    run.refresh()
+    run.refresh()  # all of it
     page = report_html([run])
     with replacing(file) as partial:
         partial.write_text(page, encoding="utf-8")
@@ -73,7 +74,7 @@ def report_html(runs: Sequence[Run]) -> str:
     """
     documents = [
         {
-            "summary": {**run.summary(), "name": run.path.resolve().name},
+            "summary": {**run.summary(), "name": text(run.path.resolve().name)},
             "series": run.series(None, None, -math.inf, math.inf),
             "details": {**run.details(), "reproduce": ""},  # it holds a path of this machine
         }

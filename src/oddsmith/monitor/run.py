@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+import shlex
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..diagnose.history import History
+from ..diagnose.history import History, Series
 from ..diagnose.readers import history_of_events, read_history
 from ..diagnose.rules import judge
 from ..errors import DataError
@@ -26,6 +28,7 @@ MAX_BEFORE_START = 200  # events of evaluations of the untrained model
 MAX_SETTINGS_BYTES = 1_000_000
 STALLED_SECONDS = 600.0  # a run that wrote nothing for so long is not called running any more
 JUDGED_SHARE = 20.0  # while a run goes on, the rules take at most one part in so many of the time
+BATCH_EVENTS = 2000  # that are in memory at once
 RATE_LINES = 20  # log lines over which the speed of the run is measured
 _SETTING = re.compile(r"^([A-Za-z_]\w*): (.*?)(?:  # .*)?$")
 
@@ -38,6 +41,7 @@ class Run:
         self.id = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
         self.version = 0  # grows with everything new
         self.generation = 0  # grows when points that a page may already show have changed
+        self.is_reading = False  # there is more in the event log than was read
         log = path / EVENTS_FILE if path.is_dir() else path
         self._tail = Tail(log) if _is_event_log(log) else None
         self._stamps: tuple[tuple[Path, int, int], ...] | None = None
@@ -45,8 +49,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Return the name on the page."""
-        return self.path.name if self.path.is_dir() else f"{self.path.parent.name}/{self.path.name}"
+        """Return the name on the page; what is no UTF-8 in it is replaced."""
+        return text(self.path.name if self.path.is_dir() else f"{self.path.parent.name}/{self.path.name}")
 
     def _forget(self) -> None:
         """Reset everything, because another run begins in the same place."""
@@ -69,33 +73,47 @@ class Run:
 
     # ---- Reading
 
-    def refresh(self) -> bool:
-        """Read what is new; return whether there was anything."""
-        return self._refresh_foreign() if self._tail is None else self._refresh_event_log(self._tail)
+    def refresh(self, until: float = math.inf) -> bool:
+        """Read what is new, and return whether there was anything.
 
-    def _refresh_event_log(self, tail: Tail) -> bool:
+        Of a long event log only a part is read once the monotonic clock has passed ``until``; ``is_reading`` then says
+        that there is more.
+        """
+        return self._refresh_foreign() if self._tail is None else self._refresh_event_log(self._tail, until)
+
+    def _refresh_event_log(self, tail: Tail, until: float) -> bool:
         if tail.restarted():
             self._forget()
             self.version += 1
-        before = self.version
+        before, self.is_reading = self.version, False
         events: list[dict[str, Any]] = []
         for line in tail.new_lines():
+            if len(events) >= BATCH_EVENTS:
+                self._add(events)
+                events = []
+                self.is_reading = time.monotonic() > until
             event = _event_of(line)
             if event is None:
                 self.skipped += bool(line.strip())
-                continue
-            if event["event"] == Event.START:
-                self._add(events)
-                events = []
-                if event["step"] > 0:
-                    self._cut_back(event["step"])
-                elif self.training:
-                    before_start = self._before_start
-                    self._forget()
-                    events += before_start
-            events.append(event)
+            else:
+                if event["event"] == Event.START:
+                    self._add(events)
+                    events = self._begin(event)
+                events.append(event)
+            if self.is_reading:
+                break
         self._add(events)
         return self.version != before
+
+    def _begin(self, start: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Drop what a start undoes; return the events before it that belong to the new run."""
+        if start["step"] > 0:
+            self._cut_back(start["step"])
+        elif self.training:
+            before_start = self._before_start
+            self._forget()
+            return before_start
+        return []
 
     def _add(self, events: Sequence[dict[str, Any]]) -> None:
         if not events:
@@ -169,10 +187,13 @@ class Run:
     @property
     def history(self) -> History:
         """Return the history that the rules judge."""
+        return self._history_of(lambda series: series.fair)
+
+    def _history_of(self, points: Callable[[GrowingSeries], Series]) -> History:
         return replace(
             self._read,
-            training={name: series.whole for name, series in self.training.items()},
-            held_out={key: {name: one.whole for name, one in group.items()} for key, group in self.held_out.items()},
+            training={name: points(series) for name, series in self.training.items()},
+            held_out={key: {name: points(one) for name, one in group.items()} for key, group in self.held_out.items()},
             settings=dict(self.settings),
             skipped=self.skipped,
             finished=self.finished,
@@ -180,6 +201,8 @@ class Run:
 
     def findings(self) -> list[dict[str, Any]]:
         """Return the findings of ``oddsmith diagnose`` so far; while the run goes on they may be a little old."""
+        if self.is_reading:
+            return []
         began = time.monotonic()
         if self._judged_version != self.version and (self.finished or began >= self._judge_again):
             history = self.history
@@ -190,7 +213,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """Return one entry of the list of runs."""
-        history = self.history
+        history = self._history_of(lambda series: series.points)
         return {
             "id": self.id,
             "name": self.name,
@@ -211,6 +234,8 @@ class Run:
     def _state(self) -> str:
         if self.problem:
             return "unreadable"
+        if self.is_reading:
+            return "reading"
         if self.finished:
             planned = number(self.start.get("max_steps"))
             is_whole = planned is None or self._ended_at >= planned or self._ended_at == self._stopped_early_at
@@ -246,7 +271,9 @@ class Run:
         return {
             "findings": self.findings(),
             "settings": self._settings_texts(),
-            "reproduce": f"oddsmith train {settings_file} --output-dir ANOTHER_FOLDER" if has_settings else "",
+            "reproduce": f"oddsmith train {shlex.quote(str(settings_file))} --output-dir ANOTHER_FOLDER"
+            if has_settings
+            else "",
             "snapshots": self.events.snapshots,
             "marks": self.events.marks,
             "pairs": read_pairs(self.path) if self.path.is_dir() else [],

@@ -15,10 +15,13 @@ from .run import Run
 
 MAX_RUNS = 500  # of a folder of runs, the latest
 REFRESH_SECONDS = 0.5
+READING_SECONDS = 0.3  # after which a long event log waits for the next refresh, so that requests are answered
 
 
 class Runs:
     """The runs at some paths (run folders, files, folders of run folders), by their id. Safe to use from threads.
+
+    Nothing is read before the first call.
 
     ``DataError`` if a path does not exist.
     """
@@ -32,10 +35,13 @@ class Runs:
         self._lock = threading.Lock()
         self._next = 0.0
         self.version = 0
-        self.refresh()
+        self.is_reading = False  # there is more than the last refresh has read
 
     def refresh(self) -> int:
-        """Read what is new, at most every ``REFRESH_SECONDS``; return a version, which grows with anything new."""
+        """Read what is new, at most every ``REFRESH_SECONDS``; return a version, which grows with anything new.
+
+        It returns soon: where there is much to read, :attr:`is_reading` says that the next call goes on.
+        """
         with self._lock:
             if time.monotonic() >= self._next:
                 known = {run.path: run for run in self._runs.values()}
@@ -44,14 +50,19 @@ class Runs:
                 found = {run.id: run for run in runs}
                 changed = found.keys() != self._runs.keys()
                 self._runs = found
+                until = time.monotonic() + READING_SECONDS
                 for run in runs:
-                    changed |= run.refresh()
+                    changed |= run.refresh(until)
                 self.version += changed
-                self._next = time.monotonic() + REFRESH_SECONDS
+                self.is_reading = any(run.is_reading for run in runs)
+                self._next = time.monotonic() + (0.0 if self.is_reading else REFRESH_SECONDS)
             return self.version
 
     def all(self) -> list[Run]:
-        """Return the runs, the latest last; for use by one thread."""
+        """Read everything, and return the runs, the latest last; for use by one thread."""
+        self.refresh()
+        while self.is_reading:
+            self.refresh()
         return sorted(self._runs.values(), key=lambda run: run.summary()["updated"] or 0.0)
 
     def summaries(self) -> list[dict[str, Any]]:

@@ -12,6 +12,9 @@ import numpy as np
 from ..diagnose.history import Series
 
 MAX_POINTS = 2000
+CAPACITY = 131_072  # points of a metric that are kept; of a longer run a sample
+SAMPLE = CAPACITY // 4
+EXCEPTIONAL_DEVIATIONS = 8.0
 
 
 def thin(steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
@@ -29,19 +32,52 @@ def thin(steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS) -> tupl
     return steps[kept], values[kept]
 
 
+def sample(series: Series) -> Series:
+    """Take the first point of each stretch of as many steps, ``SAMPLE`` at most, so that means and medians stay right.
+
+    The last point is kept, and so are exceptional ones while they are few: those that are not finite, and those that
+    are far from the median of their metric.
+    """
+    steps, values = series.steps, series.values
+    # Powers of two, so that the stretches of a sample of a sample are those of all points.
+    width = 2.0 ** math.ceil(math.log2(max(steps[-1] - steps[0], 1.0) / SAMPLE))
+    kept = np.diff(np.floor(steps / width), prepend=-1.0) > 0
+    kept[-1] = True
+    finite = np.isfinite(values)
+    if finite.any():
+        distance = np.abs(values - np.median(values[finite]))
+        with np.errstate(invalid="ignore"):
+            far = finite & (distance > EXCEPTIONAL_DEVIATIONS * np.median(distance[finite]))
+    else:
+        far = np.zeros(len(steps), dtype=bool)
+    for exceptional in (~finite, far):
+        if exceptional.sum() <= SAMPLE // 4:
+            kept |= exceptional
+    return series.where(kept)
+
+
 class GrowingSeries:
-    """One metric of a run, with its length at each version of the run, so that a page gets only later points."""
+    """One metric of a run, with its length at each version of the run, so that a page gets only later points.
+
+    Of more than ``CAPACITY`` points only a sample is kept.
+    """
 
     def __init__(self) -> None:
         self._steps, self._values = np.zeros(64), np.zeros(64)
         self._length = 0
+        self._is_sample = False
         self._versions: list[int] = []
         self._lengths: list[int] = []
 
     @property
-    def whole(self) -> Series:
-        """Return all points."""
+    def points(self) -> Series:
+        """Return the points that are kept; of a sample the latest lie closer together."""
         return Series(self._steps[: self._length], self._values[: self._length])
+
+    @property
+    def fair(self) -> Series:
+        """Return all points, or a sample that is as dense at the start of the run as at its end."""
+        return sample(self.points) if self._is_sample and self._length else self.points
 
     def append(self, added: Series, version: int) -> bool:
         """Add points of a version of the run; return whether they replaced any, from their first step on."""
@@ -56,8 +92,16 @@ class GrowingSeries:
             )
         self._steps[kept:length], self._values[kept:length] = added.steps, added.values
         self._length = length
+        if length > CAPACITY:
+            self._is_sample = replaced = True
+            points = self.fair
+            self._length = len(points)
+            self._steps, self._values = (
+                np.concatenate([one, np.zeros(CAPACITY)]) for one in (points.steps, points.values)
+            )
+            self._versions, self._lengths = [], []
         self._versions.append(version)
-        self._lengths.append(length)
+        self._lengths.append(self._length)
         return replaced
 
     def cut_back(self, step: float) -> bool:
@@ -85,5 +129,5 @@ class GrowingSeries:
         return {
             "steps": [int(step) for step in kept_steps],
             "values": [float(f"{value:.6g}") if math.isfinite(value) else None for value in kept_values],
-            "thinned": len(kept_steps) < len(steps),
+            "thinned": len(kept_steps) < len(steps) or self._is_sample,
         }

@@ -126,8 +126,9 @@ class _Api:
                 elif silent >= HEARTBEAT_SECONDS:
                     silent = 0.0
                     yield ": still here\n\n"
-                await asyncio.sleep(POLL_SECONDS)
-                silent += POLL_SECONDS
+                pause = 0.05 if self._runs.is_reading else POLL_SECONDS
+                await asyncio.sleep(pause)
+                silent += pause
         finally:
             self._streams -= 1
 

@@ -1,9 +1,12 @@
 """Which runs the monitor finds, and when it reads them again."""
 
+import math
 from pathlib import Path
 
 import pytest
 
+from oddsmith.diagnose.readers import read_history
+from oddsmith.diagnose.rules import judge
 from oddsmith.errors import DataError
 from oddsmith.monitor import run as monitored
 from oddsmith.monitor.runs import Runs, find_runs
@@ -61,6 +64,7 @@ def test_files_of_other_trainers_are_read_again_only_when_they_changed(tmp_path,
     logs[0].write_text('{"current_steps": 1, "loss": 3.0}\n')
     logs[1].write_text("{'loss': 3.0, 'step': 1}\n")
     runs = Runs(logs)
+    runs.refresh()
     assert opened
     opened.clear()
     for _ in range(3):
@@ -72,3 +76,42 @@ def test_files_of_other_trainers_are_read_again_only_when_they_changed(tmp_path,
     assert opened == [logs[1]]
     steps = {run["name"].rpartition("/")[2]: run["step"] for run in runs.summaries()}
     assert steps == {log.name: i for i, log in enumerate(logs, 1)}
+
+
+def long_run(folder: Path, steps: int) -> Path:
+    """A run with a trend, noise, a NaN and a spike."""
+    logs = []
+    for step in range(1, steps + 1):
+        noise = (step * 7919 % 101) / 1000
+        loss = None if step == 777 else 3 - 2 * step / steps + noise
+        figures = {"loss": loss, "nll_loss": loss, "log_odds_chosen": 2 * step / steps + noise}
+        logs.append(line("log", step, **figures, grad_norm=90.0 if step == 5_000 else 1 + noise))
+    return make_run(folder, line("start", 0, max_steps=steps, settings={"learning_rate": 1e-5}), *logs)
+
+
+def test_a_long_event_log_is_read_in_parts_between_the_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr("oddsmith.monitor.runs.READING_SECONDS", 0.0)
+    runs = Runs([long_run(tmp_path / "run", 10_000)])
+    (first,) = runs.summaries()
+    assert (first["state"], first["step"] < 4_000) == ("reading", True)
+    assert runs.details(first["id"])["findings"] == []
+    (run,) = runs.all()
+    whole = read(tmp_path / "run")
+    assert not run.is_reading
+    assert run.summary()["step"] == 10_000
+    everything = (None, None, -math.inf, math.inf)
+    assert run.series(*everything)["training"] == whole.series(*everything)["training"]
+    assert run.findings() == whole.findings() != []
+
+
+def test_the_findings_of_a_sample_are_those_of_diagnose(tmp_path, monkeypatch):
+    monkeypatch.setattr("oddsmith.monitor.series.CAPACITY", 4_000)
+    monkeypatch.setattr("oddsmith.monitor.series.SAMPLE", 1_000)
+    folder = long_run(tmp_path / "run", 20_000)
+    found = {one["rule"]: one for one in read(folder).findings()}
+    expected = {finding.rule: finding.to_dict() for finding in judge(read_history(folder))}
+    assert found.keys() == expected.keys() != set()
+    for rule, finding in found.items():
+        assert [finding[name] for name in ("verdict", "metric", "step")] == [
+            expected[rule][name] for name in ("verdict", "metric", "step")
+        ]

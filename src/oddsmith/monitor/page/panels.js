@@ -34,7 +34,7 @@ function banner(run, isFirst, onJump) {
   const findings = run.details?.findings ?? [];
   const empty = !Object.keys(run.series.training).length && !Object.keys(run.series.held_out).length;
   const verdict = findings.length ? SEVERITY[Math.max(...findings.map((one) => SEVERITY.indexOf(one.verdict)))] : 'cannot tell';
-  const words = run.summary.problem ? 'Not readable' : empty ? 'Nothing logged yet' : WORDS[verdict];
+  const words = run.summary.problem ? 'Not readable' : run.summary.state === 'reading' ? 'Reading the event log' : empty ? 'Nothing logged yet' : WORDS[verdict];
   const bad = findings.filter((one) => one.verdict !== 'healthy');
   const facts = [plain(run.summary.model), stateOf(run.summary), Number.isFinite(run.summary.checkpoint) ? `last checkpoint at step ${run.summary.checkpoint}` : '', run.summary.skipped ? `${run.summary.skipped} unreadable lines skipped` : ''].filter(Boolean).join(' · ');
   const bar = run.summary.max_steps > 0 ? make('progress', { max: run.summary.max_steps, value: Math.min(run.summary.step, run.summary.max_steps), 'aria-label': `steps done of ${plain(run.summary.name)}` }) : null;
