@@ -11,6 +11,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import ConfigError, ExportError
+from ..system.outside import require_plain_folder
 
 
 def require_publishable(repository: str) -> None:
@@ -29,7 +30,11 @@ def require_publishable(repository: str) -> None:
 
 
 def publish(folder: Path, repository: str) -> str:
-    """Upload a folder to ``owner/name`` and return the address; a new repository is private."""
+    """Upload a folder to ``owner/name`` and return the address; a new repository is private.
+
+    A link in the folder is a ``NotAFileError``: the file that it leads to would be uploaded.
+    """
+    require_plain_folder(folder)
     api = HfApi()
     with upload_failures(folder, repository):
         url = api.create_repo(repository, private=True, exist_ok=True)

@@ -37,7 +37,7 @@ from ..config import ORPOConfig
 from ..config.catalogue import LENGTH_SETTINGS
 from ..errors import CheckpointError, OddsmithError, SaveError
 from ..system.outside import require_plain_folder
-from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE, Event, read_events
+from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE, Event, read_events, require_plain_run
 from .identity import RunIdentity, length_of
 from .preflight import size_in_training
 from .schedule import follow_schedule, line_about, load_states
@@ -273,8 +273,10 @@ class CheckpointManager:
     def explaining(self, folder: Path) -> Iterator[None]:
         """Turn an error of the disk into a ``SaveError`` that says in one line why a folder could not be written.
 
-        A folder that leads elsewhere is a ``NotAFileError``: transformers would write through its links.
+        A folder that leads elsewhere is a ``NotAFileError``: transformers would write through its links, and upload
+        what they lead to.
         """
+        require_plain_run(folder)
         require_plain_folder(folder, deep=False)
         with clear_save_errors(folder, lambda: self._needed_bytes(folder)):
             yield

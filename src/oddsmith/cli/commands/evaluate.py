@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...config.catalogue import CATALOGUE, EVAL_SETTINGS
 from ...errors import ConfigError, DataError
 from ...metrics import Place, shown_in
-from ...system.run_folder import SETTINGS_FILE
+from ...system.run_folder import SETTINGS_FILE, require_plain_run
 from ..parsing.config_file import Setting, read_config
 from ..parsing.resolve import Resolved, Settings, build, resolve
 from ..parsing.schema import fields_for_run
@@ -66,6 +66,7 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
 def _inherit(resolved: Resolved) -> bool:
     """Add settings of a run's ``run.yaml`` that were not given; return whether it held out the pairs to measure on."""
     run = Path(str(resolved.get("model_name_or_path"))) / SETTINGS_FILE
+    require_plain_run(run.parent)
     if not run.is_file():
         return False
     given = set(resolved.settings)
