@@ -236,3 +236,12 @@ def test_a_run_that_never_finished_names_its_checkpoint(model, tmp_path):
     outcome = run_forked("chat", run, "--prompt", "Hi")
     assert outcome.code == 2
     assert f"did you mean {run}/checkpoint-4?" in outcome.err
+
+
+@pytest.mark.parametrize("command", ["chat", "diagnose"])
+def test_standard_input_that_is_open_for_writing_alone_is_one_line(model, tmp_path, monkeypatch, capsys, command):
+    with (tmp_path / "written").open("w") as file:
+        monkeypatch.setattr("sys.stdin", file)
+        outcome = run_here(capsys, command, model if command == "chat" else "-")
+    assert outcome.code == 2
+    assert "standard input cannot be read" in outcome.err

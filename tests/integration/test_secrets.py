@@ -92,11 +92,11 @@ def test_no_error_and_no_traceback_shows_a_secret(finished, tmp_path, monkeypatc
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and found_in(path.read_bytes())]
 
 
-def test_no_unforeseen_error_shows_a_secret(finished, tmp_path):
+def test_no_traceback_of_a_library_s_error_shows_a_secret(finished, tmp_path):
     folder, _ = finished
     options = ("--model-init-kwargs", json.dumps({"token": NESTED, "nonsense": 1, "api_key": PASSWORD}))
     done = run(folder, "train", "config.yaml", "--output-dir", tmp_path / "run", *options, "--traceback")
-    assert done.code == 1
+    assert done.code == 2
     assert "Traceback" in done.err
     assert not found_in((done.out + done.err).encode())
 

@@ -22,6 +22,7 @@ from .catalogue import with_help
 from .inherited import lines_about, refuse
 from .optimizers import require_usable
 from .spellings import with_older_names
+from .trackers import trackers
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP007, UP045
@@ -171,8 +172,7 @@ class ORPOConfig(TrainingArguments):
         self._resolve_early_stopping()
         lines = self._resolve_precision()
         is_not_compiled = self._resolve_compilation()
-        if self.report_to is None:  # YAML's null and `--report-to none`; transformers wants the word
-            self.report_to: Any = "none"
+        self.report_to: Any = trackers(self.report_to)
         if self.save_total_limit == 1:  # a second one is there while one is written, or if one is damaged
             self.save_total_limit: Any = 2
         super().__post_init__()

@@ -40,7 +40,10 @@ def read_history(path: str | Path) -> History:
     if str(path) != STANDARD_INPUT:
         return _read(Path(path), str(path))
     with tempfile.NamedTemporaryFile(suffix=".log") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+        try:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        except OSError as error:  # a folder, or a descriptor that is open for writing alone
+            raise DataError(f"standard input cannot be read: {error.strerror or error}") from error
         file.flush()
         return _read(Path(file.name), "standard input")
 

@@ -40,7 +40,7 @@ def with_dtype(options: Mapping[str, Any], where: str) -> dict[str, Any]:
         if value is not None
     }
     for key, value in named.items():
-        if isinstance(value, str) and value not in SPELLINGS:
+        if not isinstance(value, Mapping) and (not isinstance(value, str) or value not in SPELLINGS):
             raise ConfigError(f"{where}: {key} is {value!r}; expected one of {', '.join(map(repr, SPELLINGS))}")
     if len(named) == 2 and named["dtype"] != named[OLD_KEY]:
         raise ConfigError(f"{where}: dtype is {named['dtype']!r} and {OLD_KEY} {named[OLD_KEY]!r}; give one of them")

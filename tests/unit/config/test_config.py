@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 from transformers import HfArgumentParser
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from oddsmith import ModelConfig, ORPOConfig, ScriptArguments
+from oddsmith.config.trackers import TRACKERS
 from oddsmith.errors import ConfigError
 from oddsmith.system import precision as precision_module
 from oddsmith.system.precision import best_precision
@@ -36,6 +39,7 @@ from oddsmith.system.precision import best_precision
         ({"bad_rows": "skip"}, "bad_rows is 'skip'"),
         ({"beta": 0.3, "orpo_alpha": 1.0}, "beta is given together with orpo_alpha"),
         ({"model_init_kwargs": "bf16"}, "model_init_kwargs is 'bf16'; expected a mapping"),
+        ({"model_init_kwargs": {"dtype": 16}}, "model_init_kwargs: dtype is 16; expected one of"),
         ({"model_init_kwargs": {"torch_dtype": "bf-16"}}, "model_init_kwargs: torch_dtype is 'bf-16'; expected one of"),
         (
             {"model_init_kwargs": {"dtype": "float32", "torch_dtype": "bf16"}},
@@ -52,6 +56,32 @@ def test_impossible_settings_are_refused(tmp_path, settings, message):
 @pytest.mark.parametrize("nobody", [None, "none", ["none"], []])
 def test_reporting_to_nobody_may_be_said_in_any_way(tmp_path, nobody):
     assert ORPOConfig(output_dir=str(tmp_path), report_to=nobody, use_cpu=True).report_to == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["os"], "'os' is no tracker; expected azure_ml, "),
+        ("json", "'json' is no tracker"),
+        ("TensorBoard", "did you mean tensorboard?"),
+        ([""], "'' is no tracker"),
+        ("", "'' is no tracker"),
+        ("wandb,os", "did you mean wandb?"),
+        (["none", "os"], "none beside other trackers"),
+        (["all", "none"], "all beside other trackers"),
+        ({"wandb": 1}, "expected a tracker, a list of trackers, none or all"),
+        ([None], "expected a tracker"),
+        (5, "expected a tracker"),
+        ("dagshub", "report_to is dagshub, which needs a package: pip install dagshub mlflow"),
+    ],
+)
+def test_what_is_no_tracker_is_refused(tmp_path, given, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ORPOConfig(output_dir=str(tmp_path), report_to=given, use_cpu=True)
+
+
+def test_all_of_transformers_trackers_are_known():
+    assert set(INTEGRATION_TO_CALLBACK) == set(TRACKERS)
 
 
 def test_no_token_budget_may_be_said_in_words(tmp_path):

@@ -109,6 +109,8 @@ def _piped() -> str:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise ConfigError(f"what is piped in is no {error.encoding} text (byte {error.start}); pipe text in") from error
+    except OSError as error:  # a folder, or a descriptor that is open for writing alone
+        raise ConfigError(f"standard input cannot be read ({error.strerror or error}); pipe text in") from error
 
 
 def _show(answer: Answer, as_json: bool = False) -> None:
@@ -165,9 +167,12 @@ def _talk(conversation: Conversation) -> None:
     while True:
         try:
             line = _read_line()
-        except EOFError:
+        except (EOFError, OSError):  # OSError: the terminal is gone
             print()
             return
+        except UnicodeDecodeError as error:
+            say_error(f"this is no {error.encoding} text (byte {error.start})")
+            continue
         except KeyboardInterrupt:
             print()
             continue  # as in a shell: the line is dropped

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...config import ORPOConfig
-from ...errors import ConfigError, ModelError
+from ...errors import ConfigError, ModelError, UsageError
 from ...system.dtypes import with_dtype
-from ...system.memory import clear_memory_errors
+from ...system.memory import clear_memory_errors, is_of_the_machine
 from ...system.precision import NO_BF16_UNIT, emulates_bf16
 from ..adapters import add_adapter, keep_weights_unpacked, require_dora_possible, require_whole
 from .chat_template import fit_model, set_chat_template
@@ -50,7 +51,7 @@ def resolve_model(
         options.setdefault("dtype", default_dtype(args, adapter=adapter))
         # Where the name is that of an adapter and no new one is asked for, training continues with that adapter.
         options.setdefault("is_trainable", True)
-        with clear_memory_errors(device=False):
+        with clear_memory_errors(device=False), clear_option_errors(args.model_init_kwargs):
             return load_model(model, trust_remote_code=args.trust_remote_code, **options)
     if args.model_init_kwargs:
         raise ConfigError("model_init_kwargs is for a model given by name, but the model is already made")
@@ -104,6 +105,26 @@ def _init_options(args: ORPOConfig) -> dict[str, Any]:
     if isinstance(options, dict) and "trust_remote_code" in options:
         raise ConfigError("model_init_kwargs holds trust_remote_code; use the setting of that name instead")
     return with_dtype(options, "model_init_kwargs") if isinstance(options, dict) else {}
+
+
+@contextmanager
+def clear_option_errors(options: Any) -> Iterator[None]:
+    """Raise ``ConfigError`` for any error of loading a model with ``model_init_kwargs``, where there are some.
+
+    Their names are transformers', of each architecture and of its ``from_pretrained``, and so are their errors.
+    """
+    try:
+        yield
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:
+        if not options or is_of_the_machine(error):
+            raise
+        reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        names = ", ".join(map(str, options))[:200]  # and no value, which may be a secret
+        raise ConfigError(
+            f"model_init_kwargs: with these arguments ({names}) the model cannot be loaded: {reason[:300]}"
+        ) from error
 
 
 def ready_model(

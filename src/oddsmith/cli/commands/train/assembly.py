@@ -29,7 +29,7 @@ from ....model.adapters import get_peft_config, get_quantization_config
 from ....model.loading.chat_template import set_chat_template
 from ....model.loading.models import load_model, load_tokenizer
 from ....model.loading.place import is_gguf, locate
-from ....model.loading.setup import default_dtype, run_dtype
+from ....model.loading.setup import clear_option_errors, default_dtype, run_dtype
 from ....system.memory import clear_memory_errors
 from ....training.trainer import ORPOTrainer
 from ...parsing.resolve import Resolved, Settings
@@ -117,7 +117,8 @@ def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
         "quantization_config": get_quantization_config(chosen, compute_dtype=run_dtype(orpo)),
         "is_trainable": is_trainable,
     }
-    return load_model(str(chosen.model_name_or_path), **{**options, **_init_options(settings)})
+    with clear_option_errors(orpo.model_init_kwargs):
+        return load_model(str(chosen.model_name_or_path), **{**options, **_init_options(settings)})
 
 
 def _init_options(settings: Settings) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def base_dtype(settings: Settings) -> torch.dtype | str:
     """Return the type to load the weights in: the given one (``"auto"``: as stored), or ``default_dtype``."""
     given = _init_options(settings).get("dtype", settings.model.dtype)
     if given is not None:
-        return given if given == "auto" else getattr(torch, given)
+        return getattr(torch, given) if isinstance(given, str) and given != "auto" else given
     return default_dtype(settings.orpo, adapter=settings.model.use_peft)
 
 
