@@ -9,8 +9,7 @@ version; a newer one is refused here.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +18,9 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
-from ..system.memory import is_of_the_machine
 from .manifest import Manifest
 from .state import read_state, write_state
+from .values import explained, whole
 
 VERSION = 2  # 1 had no version, and the states of the parts without theirs
 
@@ -79,7 +78,7 @@ def read_rank_state(
         redistribute = getattr(part, "redistribute", None)
         if redistribute is not None and name in state.parts:
             version = state.parts[name][0]
-            with _explained(folder, name):
+            with explained(folder, f"process-*.json ({name})"):
                 state.parts[name] = version, redistribute([old.parts[name][1] for old in ranks], world_size)
     return state
 
@@ -91,18 +90,18 @@ def load_part(folder: Path, state: RankState, name: str, part: CheckpointPart) -
     """
     if name in state.parts:
         version, content = state.parts[name]
-        with _explained(folder, name):
+        with explained(folder, f"process-*.json ({name})"):
             part.load_state_dict(content, version)
 
 
 def _read(folder: Path, rank: int, parts: Mapping[str, CheckpointPart]) -> RankState:
     tree = read_state(folder, file_name(rank))
-    with _explained(folder, "what it keeps"):
+    with explained(folder, "process-*.json"):
         version = tree.get("version", 1)
         stored = {name: content for name, content in tree["parts"].items() if name in parts}
         if version == 1:
             stored = {name: {"version": 1, "state": content} for name, content in stored.items()}
-        found = {name: (int(content["version"]), dict(content["state"])) for name, content in stored.items()}
+        found = {name: (whole(content["version"]), dict(content["state"])) for name, content in stored.items()}
         newer = [name for name, (number, _) in found.items() if number > parts[name].state_version]
         if version > VERSION or newer:
             raise CheckpointError(
@@ -110,20 +109,6 @@ def _read(folder: Path, rank: int, parts: Mapping[str, CheckpointPart]) -> RankS
                 " that version to go on from here"
             )
         return RankState(dict(tree["random"]), found)
-
-
-@contextmanager
-def _explained(folder: Path, what: str) -> Iterator[None]:
-    """Raise a ``CheckpointError`` for any error that a state of another shape causes in the block."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        if is_of_the_machine(error):
-            raise
-        reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])[:200]
-        raise CheckpointError(
-            f"{folder}: process-*.json hold something else than this version writes ({what}: {reason})"
-        ) from error
 
 
 def random_states(*, all_devices: bool) -> dict[str, Any]:

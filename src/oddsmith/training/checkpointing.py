@@ -10,11 +10,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, Protocol, TypeVar
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
+from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
@@ -33,6 +35,7 @@ from ..checkpoint.rank_state import (
 from ..checkpoint.space import require_writable
 from ..checkpoint.state import has_state, read_state, write_state
 from ..checkpoint.store import checkpoints, clear_save_errors, give_back, newest_verified, rotate, set_aside, step_of
+from ..checkpoint.values import explained, read_trainer_state, require_group, require_optimizer_state
 from ..config import ORPOConfig
 from ..config.catalogue import LENGTH_SETTINGS
 from ..errors import CheckpointError, OddsmithError, SaveError
@@ -116,10 +119,15 @@ class CheckpointManager:
                 manifest = verify(folder, contents=False)
                 state = read_rank_state(folder, manifest, args.process_index, args.world_size, self._parts)
                 self._resumed = folder, state
-                self._steps_then = TrainerState.load_from_json(str(folder / TRAINER_STATE_FILE)).max_steps
+                self._steps_then = read_trainer_state(folder, manifest.step).max_steps
                 args.eval_on_start = False  # the start was long ago
             try:
                 yield folder
+            except Exception as error:
+                if folder is None or self._run.state.global_step > manifest.step or not _is_of_an_optimizer(error):
+                    raise
+                with explained(folder, "optimizer.*"):  # which only the first step uses
+                    raise
             finally:
                 args.eval_on_start = evaluates_on_start
 
@@ -179,12 +187,17 @@ class CheckpointManager:
         for callback in self._run.callback_handler.callbacks:
             stored = self._run.state.stateful_callbacks.get(type(callback).__name__)
             if isinstance(callback, ExportableState) and isinstance(stored, dict):
-                vars(callback).update(stored.get("attributes", {}))
+                with explained(self._resumed[0], TRAINER_STATE_FILE):
+                    known = callback.state().get("attributes", {})
+                    found = {name: value for name, value in stored.get("attributes", {}).items() if name in known}
+                    require_group(found, known)
+                    vars(callback).update(found)
 
     def restore_random_states(self) -> None:
         """Set the random generators as they were at the checkpoint."""
         if self._resumed is not None:
-            self.set_random_states(self._resumed[1].random)
+            with explained(self._resumed[0], "process-*.json"):
+                self.set_random_states(self._resumed[1].random)
 
     def random_states(self) -> dict[str, Any]:
         """Return the states of the random generators now."""
@@ -196,13 +209,21 @@ class CheckpointManager:
 
     def load_optimizer(self, folder: Path) -> None:
         """Load the states of optimizer and schedule, which are not sharded."""
+        optimizer, scheduler = self._run.optimizer, self._run.lr_scheduler
         states = read_state(folder, OPTIMIZER), read_state(folder, SCHEDULER)
-        load_states(self._run.optimizer, self._run.lr_scheduler, states, self._changed)
+        with explained(folder, "optimizer.* or scheduler.*"):
+            require_optimizer_state(states[0], optimizer)
+            require_group(states[1], scheduler.state_dict())
+            load_states(optimizer, scheduler, states, self._changed)
 
     def load_scaler(self, folder: Path) -> None:
         """Load the state of fp16's loss scaler, if there is one."""
-        if self._run.accelerator.scaler is not None and has_state(folder, SCALER):
-            self._run.accelerator.scaler.load_state_dict(read_state(folder, SCALER))
+        scaler = self._run.accelerator.scaler
+        if scaler is not None and has_state(folder, SCALER):
+            with explained(folder, "scaler.*"):
+                state = read_state(folder, SCALER)
+                require_group(state, scaler.state_dict())
+                scaler.load_state_dict(state)
 
     # ---- Saving
 
@@ -265,7 +286,9 @@ class CheckpointManager:
 
     def _locate_best(self, run_folder: Path) -> None:
         """Set where the best checkpoint is now; a run folder may have been moved."""
-        if self._run.state.best_global_step:
+        if not self._run.state.best_global_step:
+            self._run.state.best_model_checkpoint = None  # never a folder that a checkpoint names by itself
+        else:
             best = run_folder / f"checkpoint-{self._run.state.best_global_step}"
             self._run.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
@@ -404,6 +427,12 @@ def choose_checkpoint(wanted: str | Path | bool, run: Path, warn: Callable[[str]
         return newest
 
     return on_main_process(choose)
+
+
+def _is_of_an_optimizer(error: BaseException) -> bool:
+    """Return whether an error was raised within an optimizer."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return any(isinstance(frame.f_locals.get("self"), Optimizer) for frame in frames)
 
 
 def _is_done(run: Path) -> bool:

@@ -15,6 +15,7 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 from transformers.trainer_utils import IntervalStrategy, denumpify_detensorize
 
 from ..batching.collate import trl_features
+from ..checkpoint.values import flag
 from ..config import ORPOConfig
 from .meter import EvaluatedPairs
 
@@ -40,7 +41,7 @@ class DeferredEvaluation:
 
     def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
         """Continue from a :meth:`state_dict`."""
-        self.is_due = state["is_due"]
+        self.is_due = flag(state["is_due"])
 
 
 class EvaluateAtEnd(TrainerCallback):

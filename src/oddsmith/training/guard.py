@@ -29,6 +29,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from ..checkpoint.values import figure, flag, whole
 from ..config import ORPOConfig
 from ..errors import NonFiniteError
 from ..loss import odds_ratio_loss
@@ -157,10 +158,10 @@ class StepJudge:
 
     def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
         """Continue from a :meth:`state_dict`."""
-        self._losses = deque(state["losses"], maxlen=WINDOW_STEPS)
-        self.has_rolled_back = state["rolled_back"]
-        self._spike_steps = state["spike_steps"]
-        self.non_finite_in_a_row = state["not_finite_in_a_row"]
+        self._losses = deque(map(figure, state["losses"]), maxlen=WINDOW_STEPS)
+        self.has_rolled_back = flag(state["rolled_back"])
+        self._spike_steps = whole(state["spike_steps"])
+        self.non_finite_in_a_row = whole(state["not_finite_in_a_row"])
 
 
 class WatchedPairs(NamedTuple):

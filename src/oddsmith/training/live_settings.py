@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
+from ..checkpoint.values import figure, flag
 from ..config import ORPOConfig
 from ..config.catalogue import DECIDING_SETTINGS
 from ..config.training import require_beta
@@ -79,6 +80,6 @@ class LiveSettings(TrainerCallback):
 
     def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
         """Continue with the beta of a checkpoint, unless the run was resumed with another one on purpose."""
-        if state["beta_has_changed"] and self._args.beta == state["at_start"]:
-            self._args.beta = self.beta = state["beta"]
+        if flag(state["beta_has_changed"]) and self._args.beta == state["at_start"]:
+            self._args.beta = self.beta = figure(state["beta"])
             self.beta_has_changed = True

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerState
 
 from ..batching.plan import response_tokens
+from ..checkpoint.values import figure, sums, whole
 from ..data.tokens.tokenized import GAP_COLUMNS
 from ..loss import odds_ratio_loss, pair_log_odds
 from ..model.logprobs.padded import PairLogps
@@ -193,9 +194,11 @@ class TrainingMeter(TrainerCallback):
         names = state.get("quantities", ())
         if list(names[: len(QUANTITIES)]) != list(QUANTITIES):
             return
-        self._names = names
-        self._total_Q, self._seconds = state["total"], state["seconds"]
-        self._last_step, self._skipped_steps = state["last_step"], state["skipped_steps"]
+        total = state["total"]
+        self._names = [str(name) for name in names]
+        self._total_Q = None if total is None else sums(total, len(names))
+        self._seconds = figure(state["seconds"])
+        self._last_step, self._skipped_steps = whole(state["last_step"]), whole(state["skipped_steps"])
 
     @staticmethod
     def redistribute(states: Sequence[Mapping[str, Any]], world_size: int) -> dict[str, Any]:

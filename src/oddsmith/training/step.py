@@ -15,6 +15,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from ..batching.collate import IGNORED, PairCollator, sequence_targets
+from ..checkpoint.values import whole
 from ..errors import OutOfMemoryError
 from ..model.logprobs.head import BUDGET_BYTES
 from ..model.logprobs.padded import PairLogps
@@ -273,7 +274,7 @@ class Stepper:
 
     def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
         """Make micro-batches of as many tokens as before, unless that number was not chosen automatically."""
-        before = state["max_tokens"]
+        before = None if state["max_tokens"] is None else whole(state["max_tokens"])
         if before is None or not self._is_automatic:
             return
         path = self.path  # choosing it takes a check of the model
@@ -287,7 +288,7 @@ class Stepper:
             )
         else:
             path.max_tokens = before
-            path.head_bytes = state.get("head_bytes") or BUDGET_BYTES  # of older versions
+            path.head_bytes = whole(state.get("head_bytes") or BUDGET_BYTES)  # of older versions
 
 
 def is_foreign(item: Any) -> bool:

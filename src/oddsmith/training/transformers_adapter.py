@@ -22,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, 
 
 from ..batching.item import on_device
 from ..batching.loader import StreamedBatches, clear_worker_errors
+from ..checkpoint.values import explained, sums, whole
 from ..config import ORPOConfig
 from ..errors import CheckpointError, ConfigError, RowError
 from ..model.generation import stop_at_end_tokens
@@ -514,7 +515,7 @@ class TransformersAdapter(Trainer):
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
         if self.shards.read(Path(checkpoint)):
             return
-        with complete_adapters(checkpoint, CheckpointError):
+        with complete_adapters(checkpoint, CheckpointError), explained(Path(checkpoint), "its weights"):
             super()._load_from_checkpoint(checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -584,10 +585,10 @@ class LossSums:
     def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
         """Continue the sums, which transformers has just set to zero."""
         trainer = self._trainer
-        trainer._tr_loss = state["unlogged"].to(trainer.args.device)
-        trainer._total_loss_scalar = state["logged"]
-        trainer._globalstep_last_logged = state["last_logged_step"]
-        self._steps_before = state["steps"]
+        trainer._tr_loss = sums(state["unlogged"]).to(trainer.args.device)
+        trainer._total_loss_scalar = float(state["logged"])
+        trainer._globalstep_last_logged = whole(state["last_logged_step"])
+        self._steps_before = whole(state["steps"])
 
     @staticmethod
     def redistribute(states: Sequence[Mapping[str, Any]], world_size: int) -> dict[str, Any]:
