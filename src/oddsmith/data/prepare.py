@@ -33,6 +33,7 @@ from .checks.texts import PairTexts
 from .formats import format_of, to_pair
 from .processes import parallel_map, usable_processes
 from .report import DataReport, counted
+from .sources.json_lines import JsonLines
 from .sources.loading import rows_of_columns
 from .token_cache import cached, token_key
 from .tokens.pair_tokenizer import PairTokenizer
@@ -124,7 +125,7 @@ def prepare(
         report.forms = _first_form(rows, pair_tokenizer)
         return PreparedData(_tokenized_stream(rows, tokenize, report), report)
     given = rows
-    if not isinstance(rows, datasets.Dataset):
+    if not isinstance(rows, datasets.Dataset | JsonLines):
         rows = _dataset(pa.table({JSON_COLUMN: pa.array([_as_json(row) for row in rows], pa.string())}))
     key = token_key(rows, pair_tokenizer, bad_rows) if numbers is None else None
     table = cached(key, lambda: _tokenized(rows, tokenize, num_proc))
@@ -212,7 +213,9 @@ class RowTokenizer:
     numbers: Sequence[int] | None = None
     known_words: dict[str, list[int]] = field(default_factory=dict)  # kept from batch to batch, in each process
 
-    def __call__(self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> tuple[pa.Table, DataReport]:
+    def __call__(
+        self, columns: Mapping[str, Sequence[Any]] | list[Any], numbers: Sequence[int]
+    ) -> tuple[pa.Table, DataReport]:
         """Return the kept rows of a batch as columns of tokens, and the report of all its rows."""
         report = DataReport(self.source, "")
         if self.numbers is not None:
@@ -223,11 +226,14 @@ class RowTokenizer:
         return pa.table(arrays, schema), report
 
     def kept_rows(
-        self, columns: Mapping[str, Sequence[Any]], numbers: Sequence[int], report: DataReport
+        self, columns: Mapping[str, Sequence[Any]] | list[Any], numbers: Sequence[int], report: DataReport
     ) -> list[dict[str, Any]]:
         """Return the kept rows of a batch; count each row in ``report`` unless it is there from an earlier epoch."""
-        if list(columns) == [JSON_COLUMN]:
-            rows: list[Any] = [json.loads(text) for text in columns[JSON_COLUMN]]
+        rows: list[Any]
+        if isinstance(columns, list):
+            rows = columns
+        elif list(columns) == [JSON_COLUMN]:
+            rows = [json.loads(text) for text in columns[JSON_COLUMN]]
         else:
             rows = rows_of_columns(columns)
         rendered, hits = zip(*map(self._render, rows, numbers), strict=True) if rows else ((), ())
@@ -269,7 +275,7 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, np.fromiter(chain.from_iterable(values), np.int32, offsets[-1]))
 
 
-def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | None) -> pa.Table:
+def _tokenized(rows: datasets.Dataset | JsonLines, tokenize: RowTokenizer, num_proc: int | None) -> pa.Table:
     """Return the kept rows; the report of all rows is in the metadata of the schema."""
     processes = min(usable_processes(), len(rows) // ROWS_PER_PROCESS) if num_proc is None else num_proc
     size = min(BATCH_ROWS, math.ceil(len(rows) / max(1, processes)))
@@ -288,7 +294,9 @@ def _tokenized(rows: datasets.Dataset, tokenize: RowTokenizer, num_proc: int | N
     return pa.concat_tables(tables).replace_schema_metadata({REPORT: json.dumps(numbers)})
 
 
-def _tokenized_span(rows: datasets.Dataset, tokenize: RowTokenizer, span: range) -> tuple[pa.Table, DataReport]:
+def _tokenized_span(
+    rows: datasets.Dataset | JsonLines, tokenize: RowTokenizer, span: range
+) -> tuple[pa.Table, DataReport]:
     return tokenize(rows[span.start : span.stop], span)
 
 

@@ -37,6 +37,7 @@ from ..errors import NotAFileError
 from ..system import strict_json
 from ..system.files import is_own, own_cache, replacing
 from ..system.outside import open_file
+from .sources.json_lines import JsonLines
 from .tokens.pair_tokenizer import PairTokenizer
 from .tokens.pieces import is_library_alone
 
@@ -51,7 +52,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 NAME_LETTERS = 64  # of a key, for the name of its file
 
 
-def token_key(rows: datasets.Dataset, pair_tokenizer: PairTokenizer, bad_rows: str) -> str | None:
+def token_key(rows: datasets.Dataset | JsonLines, pair_tokenizer: PairTokenizer, bad_rows: str) -> str | None:
     """Return the key under which the tokens of these rows are kept, a digest of everything that decides on them.
 
     It is None where nothing is kept: ``datasets.disable_caching()`` was called, the rows are few, or the tokenizer runs
@@ -75,7 +76,7 @@ def token_key(rows: datasets.Dataset, pair_tokenizer: PairTokenizer, bad_rows: s
         "system_prompt": pair_tokenizer.system_prompt,
         "min_score_margin": pair_tokenizer.min_score_margin,
         "bad_rows": bad_rows,
-        "rows": rows_digest(rows),
+        "rows": rows.digest() if isinstance(rows, JsonLines) else rows_digest(rows),
     }
     return hashlib.sha512(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -107,7 +107,7 @@ def _json_lines(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
         text = decoded(line, path, offset_bytes, number)
         offset_bytes += len(line)
         if text.strip():
-            yield _parsed_line(text.rstrip(), path, number)
+            yield parsed_line(text.rstrip(), path, number)
 
 
 def _json_document(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
@@ -121,7 +121,7 @@ def _json_document(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
         if error.msg != "Extra data" or not text.lstrip().startswith("{"):
             raise _not_json(path, error, error.lineno) from error
         lines = enumerate(text.split("\n"), 1)
-        value = [_parsed_line(line, path, number) for number, line in lines if line.strip()]
+        value = [parsed_line(line, path, number) for number, line in lines if line.strip()]
     if isinstance(value, dict):
         value = value["data"] if isinstance(value.get("data"), list) else [value]
     if not isinstance(value, list):
@@ -143,7 +143,13 @@ READERS: dict[str, Callable[[Path, io.BufferedIOBase], Iterator[Row]]] = {
 }
 
 
-def _parsed_line(text: str, path: Path, number: int) -> Row:
+def plain_json_lines(path: Path) -> bool:
+    """Return whether a file holds JSON Lines by its name, and is not compressed."""
+    return path.suffix.lower() in JSON_LINES
+
+
+def parsed_line(text: str, path: Path, number: int) -> Row:
+    """Return the row of a line of JSON Lines; the ``DataError`` for one that is none names the line."""
     try:
         row = read_json(text)
     except json.JSONDecodeError as error:

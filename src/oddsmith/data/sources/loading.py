@@ -2,7 +2,7 @@
 
     name                                     rows
     builtin:house-style                      the pairs of the demo, as a list of dicts
-    pairs.jsonl  .json  .csv  .xlsx  (.gz)   list of dicts (files.py)
+    pairs.jsonl  .json  .csv  .xlsx  (.gz)   list of dicts (files.py); of large JSON Lines their places (json_lines.py)
     pairs.parquet                            datasets.Dataset (tables.py)
     a folder of such files                   those of the split (splits.py)
     a folder made by save_to_disk            datasets.Dataset
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from ...errors import ConfigError, DataError, RowError
 from ..formats import format_of
 from .files import PARQUET, Row, kind_of_file, read_rows, require_path
+from .json_lines import JsonLines, large_json_lines
 from .mixture import Share, mix, mix_streams, parse_mixture, shares_of, weights_of
 from .naming import Columns, columns_there, named_row, parse_columns, with_names
 from .splits import Split, files_of
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from ...config import ScriptArguments
 
-Rows: TypeAlias = "list[Row] | datasets.Dataset | datasets.IterableDataset"
+Rows: TypeAlias = "list[Row] | JsonLines | datasets.Dataset | datasets.IterableDataset"
 
 BUILTIN = "builtin:"
 HOUSE_STYLE = "builtin:house-style"
@@ -82,7 +83,8 @@ def load_rows(
             raise DataError(f"{name}: split {split!r} is a slice, but a stream has no length; name a whole split")
         rows = _local_rows(name, part, streaming)
         if isinstance(rows, FileRows):
-            rows = _stream_of(_from_files, rows.paths) if streaming else list(rows)
+            large = None if streaming or named else large_json_lines(rows.paths)
+            rows = _stream_of(_from_files, rows.paths) if streaming else large or list(rows)
         if part.is_slice:
             positions = part.rows_of(len(rows))
             rows = rows[positions.start : positions.stop] if isinstance(rows, list) else rows.select(positions)
@@ -130,7 +132,7 @@ def batches(rows: Rows | FileRows, share: int = 0, shares: int = 1) -> Iterator[
 
     Share k of n has the batches k, k + n, k + 2n, ...
     """
-    if not isinstance(rows, list | FileRows):
+    if not isinstance(rows, list | FileRows | JsonLines):
         rows = rows.with_format(None)
     if isinstance(rows, FileRows) or not hasattr(rows, "__len__"):
         stream = iter(rows)
@@ -201,7 +203,7 @@ def hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
     is_share = 0 < size < 1
     if not is_share and not (size >= 1 and math.isfinite(size) and size == int(size)):
         raise ConfigError(f"test_split_size is {size}; expected a share such as 0.1, or a whole number of rows")
-    if not isinstance(rows, list) and not hasattr(rows, "__len__"):
+    if not isinstance(rows, list | JsonLines) and not hasattr(rows, "__len__"):
         if is_share:
             raise ConfigError(f"test_split_size is {size}, but a stream has no length; give a number of rows")
         return rows.skip(int(size)), rows.take(int(size))
