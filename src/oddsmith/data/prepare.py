@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -35,6 +35,7 @@ from .processes import parallel_map, usable_processes
 from .report import DataReport, counted
 from .sources.json_lines import JsonLines
 from .sources.loading import rows_of_columns
+from .spool import joined
 from .token_cache import cached, token_key
 from .tokens.pair_tokenizer import PairTokenizer
 from .tokens.rendering import RenderedPair
@@ -82,6 +83,7 @@ def prepare(
     min_pairs: int | None = None,
     numbers: Sequence[int] | None = None,
     keep_columns: bool = False,
+    progress: Callable[[int, int], object] | None = None,
 ) -> PreparedData:
     """Tokenize a dataset of preference pairs.
 
@@ -97,6 +99,7 @@ def prepare(
         numbers: The numbers of the rows, ascending, where they are a sample of a dataset; by default from 0 upwards.
         keep_columns: Whether the result also has the columns of the rows under names that no column of tokens or texts
             has; not those of a stream.
+        progress: Called with the number of rows that are tokenized, and that of all, again and again.
 
     Returns:
         The tokens of the kept rows, and the report of all.
@@ -128,7 +131,10 @@ def prepare(
     if not isinstance(rows, datasets.Dataset | JsonLines):
         rows = _dataset(pa.table({JSON_COLUMN: pa.array([_as_json(row) for row in rows], pa.string())}))
     key = token_key(rows, pair_tokenizer, bad_rows) if numbers is None else None
-    table = cached(key, lambda: _tokenized(rows, tokenize, num_proc))
+    # The other processes of a run on this machine wait for what is kept, so that all cores work for this one.
+    useful = min(usable_processes(shared=key is None), len(rows) // ROWS_PER_PROCESS)
+    processes = useful if num_proc is None else num_proc
+    table = cached(key, lambda: _tokenized(rows, tokenize, processes, progress))
     report.add(DataReport(source, report.format, **json.loads(table.schema.metadata[REPORT])))
     _require_decision(report, pair_tokenizer)
     _require_conversations(report, pair_tokenizer)
@@ -275,23 +281,34 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, np.fromiter(chain.from_iterable(values), np.int32, offsets[-1]))
 
 
-def _tokenized(rows: datasets.Dataset | JsonLines, tokenize: RowTokenizer, num_proc: int | None) -> pa.Table:
+def _tokenized(
+    rows: datasets.Dataset | JsonLines,
+    tokenize: RowTokenizer,
+    processes: int,
+    progress: Callable[[int, int], object] | None,
+) -> pa.Table:
     """Return the kept rows; the report of all rows is in the metadata of the schema."""
-    processes = min(usable_processes(), len(rows) // ROWS_PER_PROCESS) if num_proc is None else num_proc
     size = min(BATCH_ROWS, math.ceil(len(rows) / max(1, processes)))
     spans = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-    report, tables = DataReport(tokenize.source, ""), []
-    results = parallel_map(partial(_tokenized_span, rows, tokenize), spans, processes)
-    with datasets.utils.tqdm(total=len(rows), desc=f"{tokenize.source}: tokenizing", disable=None) as progress:
-        for table, part in results:
-            tables.append(table)
+    report = DataReport(tokenize.source, "")
+
+    def tables() -> Iterator[pa.Table]:
+        for table, part in parallel_map(partial(_tokenized_span, rows, tokenize), spans, processes):
             report.add(part)
-            progress.update(part.rows)
+            bar.update(part.rows)
+            if progress:
+                progress(report.rows, len(rows))
+            yield table
+
+    with datasets.utils.tqdm(
+        total=len(rows), desc=f"{tokenize.source}: tokenizing", unit=" pairs", disable=None
+    ) as bar:
+        table = joined(tables())
     numbers = {
         name: getattr(report, name)
         for name in ("rows", "kept", "dropped", "cut", "left_out", "odd", "forms", "longest_tokens", "too_long")
     }
-    return pa.concat_tables(tables).replace_schema_metadata({REPORT: json.dumps(numbers)})
+    return table.replace_schema_metadata({REPORT: json.dumps(numbers)})
 
 
 def _tokenized_span(

@@ -39,14 +39,16 @@ class _Done:
     """Sent by a process after its last result."""
 
 
-def usable_processes() -> int:
+def usable_processes(*, shared: bool = True) -> int:
     """Return how many processes may work: one per core, shared with the processes of a distributed run on this machine.
 
-    It is 1 where fork is not safe, or where this process may not start others.
+    They are not ``shared`` where the others wait for what these do. It is 1 where fork is not safe, or where this
+    process may not start others.
     """
     if not CAN_FORK or multiprocessing.current_process().daemon:
         return 1
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    others = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if shared else 1
+    return max(1, len(os.sched_getaffinity(0)) // others)
 
 
 def parallel_map(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result]:

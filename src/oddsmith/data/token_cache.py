@@ -26,11 +26,12 @@ from datetime import date
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from shutil import disk_usage
 from typing import IO, Any
 
 import datasets
 import pyarrow as pa
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..errors import NotAFileError
@@ -45,9 +46,11 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of the file; raise it when the same key could mean another content
 MIN_ROWS = 1_000  # fewer are tokenized in half a second
-MAX_BYTES = 4 * 10**9  # of all files together; a pair of 2 x 250 tokens and its texts take 4 kB
+# Of all files together, or of one if half of the free room holds it; a pair of 2 x 250 tokens and its texts take 4 kB
+MAX_BYTES = 4 * 10**9
 HASHED_ROWS = 1_000  # at a time, so that the digest does not depend on how the rows lie in memory
-WAIT_S = 600.0  # for another process that is tokenizing the same rows
+WAIT_S = 24 * 3600.0  # for another process that is tokenizing the same rows; a lock ends with its process
+SILENT_WAIT_S = 2.0
 DIGEST_BYTES = hashlib.sha256().digest_size
 NAME_LETTERS = 64  # of a key, for the name of its file
 
@@ -180,10 +183,13 @@ def _read(file: Path, key: str) -> pa.Table | None:
             if not is_own(status):
                 fault = "may be written by others"
             elif status.st_size > DIGEST_BYTES:
-                content = pa.py_buffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+                mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+                content = pa.py_buffer(mapped)
                 stream = content.slice(0, content.size - DIGEST_BYTES)
                 signature = _signature(key)
                 signature.update(stream)
+                if hasattr(mapped, "madvise"):  # the file stays in the system's cache, not in this process's memory
+                    mapped.madvise(mmap.MADV_DONTNEED)
                 if hmac.compare_digest(signature.digest(), content.slice(stream.size).to_pybytes()):
                     os.utime(opened.fileno())  # last used
                     return pa.ipc.open_stream(stream).read_all()
@@ -197,9 +203,9 @@ def _read(file: Path, key: str) -> pa.Table | None:
 
 def _write(table: pa.Table, file: Path, key: str) -> None:
     """Keep a table, readable by its owner alone, and remove the files that were not used for longest."""
-    if table.nbytes > MAX_BYTES:
-        return
     with suppress(OSError):  # no room, no permission
+        if table.nbytes > max(MAX_BYTES, disk_usage(file.parent).free // 2):
+            return
         with replacing(file, mode=0o600) as partial, partial.open("wb") as opened:
             sink = _Hashing(_signature(key), opened)
             _write_stream(iter([table]), sink)
@@ -208,7 +214,7 @@ def _write(table: pa.Table, file: Path, key: str) -> None:
         files = [(path.lstat(), path) for path in file.parent.iterdir()]
         for status, path in sorted(files, key=lambda item: -item[0].st_mtime):
             total_bytes += status.st_size
-            if total_bytes > MAX_BYTES:
+            if total_bytes > MAX_BYTES and path != file:
                 path.unlink()
 
 
@@ -217,7 +223,11 @@ def _locked(lock_file: Path) -> Iterator[bool]:
     """Lock out other processes; yield False where no lock can be had, so that this process must not write."""
     lock = FileLock(lock_file)
     try:
-        lock.acquire(timeout=WAIT_S)
+        try:
+            lock.acquire(timeout=min(SILENT_WAIT_S, WAIT_S))
+        except Timeout:
+            logger.warning("another process tokenizes the same rows: waiting for it (%s)", lock_file)
+            lock.acquire(timeout=WAIT_S)
     except (OSError, NotImplementedError):  # read-only, full, waited too long; a file system without locks
         yield False
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from oddsmith.cli.terminal.progress import ProgressLine, clock, evaluation_lines
+from oddsmith.cli.terminal.progress import ProgressLine, TokenizingLines, clock, evaluation_lines
 
 LOGS = {
     "loss": 2.3141,
@@ -71,3 +71,15 @@ def test_a_line_for_each_evaluation_set():
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_lines_about_tokenizing_have_rate_and_time_left(monkeypatch, capsys):
+    times = iter((100.0, 105.0, 110.0, 111.0, 120.0, 121.0))
+    monkeypatch.setattr("oddsmith.cli.terminal.progress.time.monotonic", lambda: next(times))
+    tell = TokenizingLines("train")
+    for done in (10_000, 25_000, 27_500, 50_000, 1_000_000):
+        tell(done, 1_000_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 25,000 of 1,000,000 rows tokenized, 2,500 a second, 6:30 left",
+        "train: 50,000 of 1,000,000 rows tokenized, 2,500 a second, 6:20 left",
+    ]

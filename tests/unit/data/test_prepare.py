@@ -303,7 +303,7 @@ class TestProcesses:
             used.append(processes)
             return parallel_map(work, spans, processes)
 
-        monkeypatch.setattr(prepare_module, "usable_processes", lambda: 3)
+        monkeypatch.setattr(prepare_module, "usable_processes", lambda **_: 3)
         monkeypatch.setattr(prepare_module, "ROWS_PER_PROCESS", 5)
         monkeypatch.setattr(prepare_module, "parallel_map", counting_map)
         prepared = prepare([text_row(n) for n in range(rows)], pair_tokenizer())

@@ -6,6 +6,7 @@ import threading
 import time
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -342,9 +343,16 @@ class TestNoPlace:
         cached("e", table)
         assert sorted(file.stem for file in folder.iterdir()) == ["a", "d", "e"]
 
-    def test_what_is_larger_than_all_is_not_kept(self, folder, monkeypatch):
+    def test_one_that_is_large_is_kept_alone_where_there_is_room(self, folder, monkeypatch):
         cached("a", table)
         monkeypatch.setattr(token_cache, "MAX_BYTES", 100)
+        cached("b", lambda: pa.table({"a": range(1000)}))
+        assert [file.name for file in folder.iterdir()] == ["b.tokens"]
+
+    def test_what_is_larger_than_half_of_the_room_is_not_kept(self, folder, monkeypatch):
+        cached("a", table)
+        monkeypatch.setattr(token_cache, "MAX_BYTES", 100)
+        monkeypatch.setattr(token_cache, "disk_usage", lambda folder: SimpleNamespace(free=10_000))
         assert cached("b", lambda: pa.table({"a": range(1000)})).num_rows == 1000
         assert [file.name for file in folder.iterdir()] == ["a.tokens"]
 
@@ -366,6 +374,28 @@ class TestTogether:
         assert found == [table()] * 4
         assert len(made) == 1
         assert [file.name for file in folder.iterdir()] == ["key.tokens"]
+
+    def test_who_waits_says_so_once(self, folder, monkeypatch, caplog):
+        monkeypatch.setattr(token_cache, "SILENT_WAIT_S", 0.05)
+        made = threading.Event()
+
+        def make() -> pa.Table:
+            made.wait(5)
+            return table()
+
+        first = threading.Thread(target=cached, args=("key", make))
+        first.start()
+        while not (folder / "key.lock").exists():
+            time.sleep(0.01)
+        second = threading.Thread(target=cached, args=("key", lambda: table(2)))
+        second.start()
+        while not caplog.records:
+            time.sleep(0.01)
+        made.set()
+        first.join()
+        second.join()
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert said == f"another process tokenizes the same rows: waiting for it ({folder / 'key.lock'})"
 
     def test_waiting_ends(self, folder, monkeypatch):
         monkeypatch.setattr(token_cache, "WAIT_S", 0.1)

@@ -19,6 +19,7 @@ from ...metrics import Metric, Place, shown_in
 from .console import is_live, is_main_process, say, stderr_console
 
 REFRESH_PER_SECOND = 4
+TOLD_S = 10.0  # between lines about the tokenizing of rows
 
 PROGRESS_METRICS = shown_in(Place.PROGRESS)
 SPEED = "tokens_per_second"  # describes the machine, not the model: only the live line has it
@@ -145,6 +146,24 @@ class ShowProgress(TrainerCallback):
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+class TokenizingLines:
+    """Prints how far the tokenizing of rows is, at most every ``TOLD_S`` seconds; for where no bar can be drawn."""
+
+    def __init__(self, source: str):
+        self._source = source
+        self._started_at = self._told_at = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take the number of rows that are done, and that of all."""
+        now = time.monotonic()
+        if now < self._told_at + TOLD_S or done == total:
+            return
+        self._told_at = now
+        rate = done / (now - self._started_at)
+        left = clock((total - done) / rate)
+        say(f"{self._source}: {done:,} of {total:,} rows tokenized, {rate:,.0f} a second, {left} left")
 
 
 def evaluation_lines(metrics: Mapping[str, Any]) -> list[str]:

@@ -34,6 +34,7 @@ from ....system.memory import clear_memory_errors
 from ....training.trainer import ORPOTrainer
 from ...parsing.resolve import Resolved, Settings
 from ...terminal.console import is_live, is_main_process, working
+from ...terminal.progress import TokenizingLines
 from .run_folder import write_settings
 
 if TYPE_CHECKING:
@@ -158,8 +159,9 @@ def _tokenized(
         if rows is None:
             return None
         options: dict[str, Any] = {"bad_rows": orpo.bad_rows, "num_proc": orpo.dataset_num_proc, "source": name}
+        progress = None if is_live() else TokenizingLines(name)
         with tokenizing(rows):
-            prepared = prepare(rows, pair_tokenizer, **options)
+            prepared = prepare(rows, pair_tokenizer, progress=progress, **options)
         reports[name] = prepared.report
         return prepared.dataset
 
