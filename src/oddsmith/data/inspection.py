@@ -88,7 +88,7 @@ def main() -> None:
             return _say(error=str(error))
         except MemoryError:
             return _say(error=f"{name}: too little memory to read it, or it {too_much(os.path.getsize(name))}")
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:  # ArrowException is one or the other
+        except (OSError, ValueError, ArithmeticError, RuntimeError, TypeError, KeyError) as error:
             words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
             return _say(error=f"{name}: {words}; write the file again")
     return _say(bytes=total_bytes)
@@ -193,6 +193,8 @@ def _weights(array: pa.Array) -> Iterator[int]:
         yield VALUE_BYTES * len(values)
         yield from _weights(values)
     else:
+        if pa.types.is_temporal(kind):
+            array.to_pylist()  # Python has no year 10,000
         yield array.nbytes
 
 

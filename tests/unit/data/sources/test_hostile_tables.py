@@ -225,3 +225,9 @@ def test_a_parquet_bomb_of_the_hub_is_refused(tmp_path, monkeypatch):
         load_rows("somebody/pairs")
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "data" / "train.parquet")
     assert list(load_rows("somebody/pairs")) == ROWS
+
+
+def test_a_time_that_python_cannot_hold_is_a_line(tmp_path):
+    pq.write_table(pa.table({"prompt": pa.array([2**60], pa.timestamp("us"))}), tmp_path / "pairs.parquet")
+    with pytest.raises(DataError, match="pairs.parquet: .*; write the file again"):
+        load_rows(str(tmp_path / "pairs.parquet"))
