@@ -2,6 +2,7 @@
 
 import pytest
 
+from oddsmith.cli.terminal.outcome import _say_unforeseen
 from oddsmith.errors import DataError, MissingExtraError, RowError
 
 
@@ -29,3 +30,8 @@ def test_a_message_keeps_where_it_is_and_what_to_do_when_what_it_quotes_is_endle
 
 def test_a_class_with_a_message_of_its_own_is_shown_as_before():
     assert str(MissingExtraError("4-bit", "4bit")).endswith('install it with: pip install "oddsmith[4bit]"')
+
+
+def test_an_error_that_was_not_foreseen_moves_no_cursor(capsys):
+    _say_unforeseen(ValueError, ValueError("bad \x1b[2J\x1b]0;you\x07\nand more"), None)
+    assert capsys.readouterr().err.splitlines()[0] == r"error: ValueError: bad \x1b[2J\x1b]0;you\x07"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from rich.text import Text
 
-from ...errors import DataError, Interrupted, OddsmithError
+from ...errors import DataError, Interrupted, OddsmithError, showable
 from ...system.memory import OTHER_FIX, clear_memory_errors
 from ...system.secrets import masked
 from ...system.signals import ENDED_AT_ONCE, NothingTrained
@@ -144,4 +144,4 @@ def _say_unforeseen(kind: type[BaseException], error: BaseException, trace: Trac
         say_error("another process of this run has ended; its output, or that of its launcher, says why")
         return
     what = f"{kind.__name__}: {first_line}" if first_line else kind.__name__
-    say_error(f"{masked(what)}\nThis was not foreseen; run again with --traceback to see where it came from.")
+    say_error(f"{showable(what)}\nThis was not foreseen; run again with --traceback to see where it came from.")
