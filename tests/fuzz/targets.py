@@ -1,6 +1,6 @@
 """All targets by name."""
 
-from tests.fuzz import of_checkpoints, of_requests, of_rows, of_runs, of_settings, of_tables
+from tests.fuzz import of_checkpoints, of_models, of_requests, of_rows, of_runs, of_settings, of_tables
 from tests.fuzz.target import Target
 
 TARGETS: dict[str, Target] = {
@@ -10,4 +10,5 @@ TARGETS: dict[str, Target] = {
     **of_checkpoints.TARGETS,
     **of_tables.TARGETS,
     **of_requests.TARGETS,
+    **of_models.TARGETS,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -12,6 +13,10 @@ from .spellings import with_older_names
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP045
+
+
+MAX_RANK = 2**16
+MAX_ITERATIONS = 1_000  # of an initialisation
 
 
 @with_older_names
@@ -73,6 +78,13 @@ class ModelConfig:
             raise ConfigError(f"{bits} freezes the model, so it trains nothing without an adapter; add use_peft")
         if self.lora_r < 1:
             raise ConfigError(f"lora_r is {self.lora_r}; expected at least 1")
+        if self.lora_r > MAX_RANK:
+            raise ConfigError(f"lora_r is {self.lora_r:,}; expected at most {MAX_RANK:,}")
+        rounds = re.search(r"niter_(\d+)$", str(self.init_lora_weights))
+        if rounds and int(rounds[1][:9]) > MAX_ITERATIONS:
+            raise ConfigError(
+                f"init_lora_weights is {str(self.init_lora_weights)[:60]!r}; expected at most {MAX_ITERATIONS:,} rounds"
+            )
         self.dtype, self.bnb_4bit_quant_storage = dtype_name(self.dtype), dtype_name(self.bnb_4bit_quant_storage)
         if self.dtype not in (None, "auto", "bfloat16", "float16", "float32"):
             raise ConfigError(f"dtype is {self.dtype!r}; expected 'auto', 'bfloat16', 'float16' or 'float32'")

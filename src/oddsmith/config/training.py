@@ -42,6 +42,11 @@ _MINIMUM = {
     "min_score_margin": 0,
 }
 
+# Processes, and batches that each of them makes ahead.
+_MAXIMUM = {"dataloader_num_workers": 512, "dataset_num_proc": 512, "dataloader_prefetch_factor": 1_024}
+_SEEDS = ("seed", "data_seed")
+_LARGEST = 2**31 - 1  # of all other counts
+
 BF16_EMULATED = f"bf16 is asked for, but {NO_BF16_UNIT} and would take several times as long; float32 is used"
 
 EARLY_WITHOUT_BEST = (
@@ -331,6 +336,12 @@ class ORPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value >= minimum:  # NaN among them
                 raise ConfigError(f"{name} is {value}; expected at least {minimum}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                most = _MAXIMUM.get(field.name, 2**32 - 1 if field.name in _SEEDS else _LARGEST)
+                if value > most:
+                    raise ConfigError(f"{field.name} is {value:,}; expected at most {most:,}")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise ConfigError("num_train_epochs and max_steps are both 0 or less, so nothing would be trained; set one")
         for name, choices in _CHOICES.items():

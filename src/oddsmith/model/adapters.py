@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from ..config import ModelConfig
 from ..errors import MissingExtraError, ModelError
 from ..system.precision import best_precision
+from .adapter_bounds import require_bounded_adapter
 from .bypassed import bypassed_layers
 from .merging import is_tied
 from .text_part import outside_text, pattern_of
@@ -121,6 +122,7 @@ def add_adapter(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
             "the model has an adapter already and peft_config asks for another; leave peft_config out and give the"
             " PeftModel to train on, or pass its merge_and_unload(), or unload() to drop the adapter"
         )
+    require_bounded_adapter("the adapter", peft_config, model)
     peft_config = copy.deepcopy(peft_config)
     if model.config.is_encoder_decoder and peft_config.task_type in (None, TaskType.CAUSAL_LM):
         peft_config.task_type = TaskType.SEQ_2_SEQ_LM

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from jinja2.exceptions import TemplateError
@@ -19,8 +20,10 @@ from ...data.templates.environment import guard_chat_templates
 from ...data.tokens.content_parts import as_template_reads
 from ...errors import ConfigError, ModelError
 from ...export.gguf.llama_cpp import GgufModel
+from ...export.gguf.trial import require_survivable
 from ...model.generation import context_length, end_tokens, stream
 from ...model.loading.gguf import SPECIAL_TOKENS
+from ...model.loading.gguf_header import check_gguf
 from ...model.loading.place import is_gguf, locate
 from ..loading import load_for_inference
 
@@ -125,6 +128,8 @@ class GgufBackend:
     def __init__(self, name: str, path: str):
         guard_chat_templates()
         self.name = name
+        check_gguf(Path(path))
+        require_survivable(Path(path))
         self.model = GgufModel(path)
         self.context_tokens: int | None = self.model.context_length
         self.has_template = self.model.chat_template is not None

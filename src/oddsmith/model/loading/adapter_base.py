@@ -27,9 +27,11 @@ from peft import PeftConfig
 from ...errors import ModelError
 from ...system.files import replacing
 from ...system.outside import open_file, read_text
+from ..adapter_bounds import require_bounded_adapter
 from ..vocabulary import grown_rows
 from .load_errors import clear_errors
 from .place import ADAPTER_SETTINGS, MODEL_SETTINGS, is_adapter_folder, is_gguf, locate
+from .plausible import require_plausible_settings
 
 RECORD_FILE = "base_model.json"
 BLOCKS, BLOCK_BYTES = 64, 4096
@@ -56,10 +58,15 @@ def adapter_settings(place: str, revision: str, hub_options: dict[str, Any] | No
     On the hub this takes one request for a model and two for an adapter.
     """
     if Path(place).exists():
-        return _read_adapter_settings(place) if is_adapter_folder(Path(place)) else None
+        if is_adapter_folder(Path(place)):
+            return _read_adapter_settings(place)
+        if not is_gguf(place):
+            require_plausible_settings(place, Path(place) / MODEL_SETTINGS)
+        return None
     hub_options = hub_options or {}
     try:
-        hf_hub_download(place, MODEL_SETTINGS, revision=revision, **hub_options)
+        settings = hf_hub_download(place, MODEL_SETTINGS, revision=revision, **hub_options)
+        require_plausible_settings(place, Path(settings))
         return None
     except hub_errors.LocalEntryNotFoundError:  # offline, and no such model in the cache
         cached = try_to_load_from_cache(place, ADAPTER_SETTINGS, hub_options.get("cache_dir"), revision)
@@ -76,7 +83,9 @@ def adapter_settings(place: str, revision: str, hub_options: dict[str, Any] | No
 
 def _read_adapter_settings(place: str, **options: Any) -> PeftConfig:
     try:
-        return PeftConfig.from_pretrained(place, **options)
+        settings = PeftConfig.from_pretrained(place, **options)
+        require_bounded_adapter(f"{place}: its {ADAPTER_SETTINGS}", settings)
+        return settings
     except json.JSONDecodeError as error:
         raise ModelError(f"{place}: its {ADAPTER_SETTINGS} is damaged ({error}); fetch or copy it again") from error
     except (KeyError, TypeError) as error:  # PEFT looks up what the file says, and builds from it

@@ -55,7 +55,10 @@ def require_complete(name: str, missing: Collection[str], unexpected: Collection
 
 
 def require_all_weights(name: str, found: Mapping[str, Any]) -> None:
-    """Raise ``ModelError`` where transformers' ``loading_info`` tells that weights are missing or left over."""
+    """Raise ``ModelError`` for weights that are missing, left over or misshapen by transformers' ``loading_info``."""
+    if odd := found.get("mismatched_keys"):  # of GGUF files transformers makes random numbers of these
+        names = _some(sorted(str(one[0] if isinstance(one, tuple) else one) for one in odd))
+        raise ModelError(f"{name}: its weights do not have the shapes that its configuration states ({names})")
     require_complete(name, found["missing_keys"], found["unexpected_keys"], ModelError)
 
 

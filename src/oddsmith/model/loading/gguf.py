@@ -36,6 +36,7 @@ from transformers import (
 
 from .completeness import require_all_weights
 from .gguf_header import check_gguf
+from .plausible import require_plausible_size
 from .quiet import no_progress_bars
 
 # How text is cut, by ``tokenizer.ggml.pre``. Source of names and patterns: llama.cpp, src/llama-vocab.cpp.
@@ -72,6 +73,7 @@ def load_gguf_model(path: Path, *, dtype: str | torch.dtype = torch.float32, **k
     """
     config = load_gguf_config(path)
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    require_plausible_size(str(path), path, config, auto_class)
     if hasattr(transformers, "GgufConfig"):
         # Without it transformers takes the model for quantised and refuses to train or save it.
         kwargs["quantization_config"] = transformers.GgufConfig(gguf_file=path.name, dequantize=True)

@@ -41,6 +41,27 @@ _SMALLEST_KEY_BYTES = 8 + 1 + 4 + 1  # length, one letter, type, one byte
 _SMALLEST_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # length, one letter, dimensions, one of them, type, offset
 
 
+# Counts that make as many layers, or tensors as large.
+_COUNTS = (
+    b".block_count",
+    b".embedding_length",
+    b".feed_forward_length",
+    b".attention.head_count",
+    b".attention.head_count_kv",
+    b".attention.key_length",
+    b".attention.value_length",
+    b".expert_count",
+    b".vocab_size",
+)
+MAX_SIZE = 2**26
+_WHOLE_NUMBERS: dict[int, str] = {
+    GGUFValueType.UINT32: "<I",
+    GGUFValueType.INT32: "<i",
+    GGUFValueType.UINT64: "<Q",
+    GGUFValueType.INT64: "<q",
+}
+
+
 def check_gguf(path: Path) -> None:
     """Raise ``ModelError`` if a GGUF file is cut off, or its header claims more than the file can hold."""
     try:
@@ -71,7 +92,7 @@ class _Header:
         self._bound("keys", keys, MAX_KEYS, _SMALLEST_KEY_BYTES)
         self._bound("tensors", tensors, MAX_TENSORS, _SMALLEST_TENSOR_BYTES)
         for _ in range(keys):
-            self._key()
+            self._key(tensors)
         end = max((self._tensor_end() for _ in range(tensors)), default=0)
         data_start = -(-self.position // self.alignment) * self.alignment
         if end and data_start + end > self.size:
@@ -81,13 +102,19 @@ class _Header:
                 f" ({self.size:,} bytes); fetch or export it again"
             )
 
-    def _key(self) -> None:
+    def _key(self, tensors: int) -> None:
         key = self._text("the name of a key")
         (kind,) = self._numbers("<I")
         if key == b"general.alignment" and kind == GGUFValueType.UINT32:
             (self.alignment,) = self._numbers("<I")
             if self.alignment == 0 or self.alignment & (self.alignment - 1):
                 raise ModelError(f"{self.path}: its general.alignment is {self.alignment}; expected a power of two")
+        elif key.endswith(_COUNTS) and kind in _WHOLE_NUMBERS:
+            (number,) = self._numbers(_WHOLE_NUMBERS[kind])
+            least, most = (1, tensors) if key.endswith(b".block_count") else (0, MAX_SIZE)
+            if not least <= number <= most:
+                name = key.decode(errors="replace")
+                raise self._damaged(f"its {name} is {number:,}; expected {least:,} to {most:,}")
         else:
             self._value(kind)
 

@@ -9,31 +9,30 @@ from contextlib import contextmanager
 from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 
-from ...errors import ModelError, UsageError
+from ...errors import ModelError, OddsmithError
 from ...system.files import error_chain
 from ...system.memory import is_of_the_machine
 from .place import TOKENIZER_FILES
 from .untrusted_files import ALLOW_CODE, CONVERT
 
+_READERS = ("transformers", "peft", "tokenizers", "huggingface_hub", "safetensors", "torch", "gguf")
+
 
 @contextmanager
 def clear_errors(name: str, revision: str) -> Iterator[None]:
-    """Raise ``ModelError`` instead of the errors of transformers, PEFT and the hub: what is wrong and what to do."""
+    """Raise ``ModelError`` instead of the errors of transformers, PEFT and the hub: what is wrong and what to do.
+
+    Any error may be raised inside for an odd value in a file of a stranger, such as a ``TypeError`` or the panic of a
+    library in Rust. Those of the machine (memory, a device) pass.
+    """
     try:
         yield
-    except UsageError:
+    except (OddsmithError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except BaseException as error:  # a panic of tokenizers is no Exception
         if is_of_the_machine(error):
             raise
         raise ModelError(f"{name}: {_explain(name, revision, error)}") from error
-    except RecursionError as error:
-        found = "its JSON is nested too deeply, or it and its base are adapters that name each other"
-        raise ModelError(f"{name}: cannot be loaded: {found}") from error
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ModelError(f"{name}: its weights do not have the shapes that its configuration states") from error
 
 
 def _explain(name: str, revision: str, error: BaseException) -> str:
@@ -67,4 +66,24 @@ def _explain(name: str, revision: str, error: BaseException) -> str:
         return f"holds no tokenizer ({' or '.join(TOKENIZER_FILES)}); save the model's tokenizer there"
     if isinstance(error, json.JSONDecodeError):
         return "one of its JSON files is damaged; fetch or copy them again"
-    return f"cannot be loaded: {str(error).strip().splitlines()[0]}"
+    if isinstance(error, RecursionError):
+        return "cannot be loaded: its JSON is nested too deeply, or it and its base are adapters that name each other"
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights do not have the shapes that its configuration states"
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, OSError | ValueError | ImportError) and said:
+        return f"cannot be loaded: {said}"
+    return (
+        f"cannot be loaded: a value in one of its settings or tokenizer files is not what {_reader(error)} expects"
+        f" ({type(error).__name__}{': ' * bool(said)}{said})"
+    )
+
+
+def _reader(error: BaseException) -> str:
+    """Return the package in which an error was raised."""
+    name = "transformers"
+    trace = error.__traceback__
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        name, trace = package if package in _READERS else name, trace.tb_next
+    return name

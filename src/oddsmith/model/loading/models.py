@@ -13,9 +13,10 @@ import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
 from peft import PeftModel
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.templates.environment import guard_chat_templates
+from ..adapter_bounds import require_bounded_adapter
 from ..adapters import fit_vocabulary, for_text_alone, keep_weights_unpacked, repeatable_initialisation
 from ..text_part import is_multimodal
 from ..vocabulary import rows_of_adapter
@@ -24,7 +25,8 @@ from .architecture import auto_class_for
 from .completeness import complete_adapters, require_all_weights
 from .gguf import as_model_folder, load_gguf_config, load_gguf_model, load_gguf_tokenizer
 from .load_errors import clear_errors
-from .place import TOKENIZER_FILES, is_gguf, locate
+from .place import ADAPTER_SETTINGS, MODEL_SETTINGS, TOKENIZER_FILES, is_gguf, locate
+from .plausible import require_plausible_settings, require_plausible_size
 from .processor_files import processor_files, processor_template
 from .quiet import no_progress_bars
 from .untrusted_files import (
@@ -92,6 +94,7 @@ def load_model(
                 require_same_base(name, record, base_name, base_revision)
             rows = max(rows_of_adapter(adapter), (record.embeddings or 0) if record else 0)
             fit_vocabulary(base, place, revision, rows=rows)
+            require_bounded_adapter(f"{name}: its {ADAPTER_SETTINGS}", adapter, base)
             with repeatable_initialisation(adapter), complete_adapters(name):
                 return PeftModel.from_pretrained(base, place, is_trainable=is_trainable, revision=revision)
         if is_gguf(place):
@@ -107,6 +110,18 @@ def load_model(
         model.revision = revision
     keep_weights_unpacked(model)
     return model
+
+
+def load_config(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load the configuration of a model, in its folder or on the hub; arguments and errors are those of ``load_model``.
+
+    An adapter has none, which is an error, too.
+    """
+    place = locate(name)
+    with clear_errors(name, revision):
+        if Path(place).is_dir():
+            require_plausible_settings(name, Path(place) / MODEL_SETTINGS)
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -141,6 +156,7 @@ def _load(name: str, place: str, *, revision: str, trust_remote_code: bool, **op
     config = AutoConfig.from_pretrained(place, **source, **hub_options)
     auto_class = auto_class_for(name, config)
     refuse_code_in_hub_model(name, place, revision, trust_remote_code, options.get("cache_dir"))
+    require_plausible_size(name, Path(place), config, auto_class)
     if "quantization_config" in options:
         options["quantization_config"] = for_text_alone(options["quantization_config"], auto_class, config)
     stored = config.dtype

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ...data.limits import ModelLimits
+from ..adapter_bounds import require_bounded_adapter
 from ..adapters import add_adapter
 from ..limits import limits_of, require_pad_token
 from ..text_part import freeze_outside_text
@@ -20,7 +21,9 @@ from .adapter_base import find_base
 from .architecture import auto_class_of
 from .chat_template import new_tokens
 from .gguf import load_gguf_config
-from .place import is_adapter_folder, is_gguf, locate
+from .load_errors import clear_errors
+from .place import MODEL_SETTINGS, is_adapter_folder, is_gguf, locate
+from .plausible import require_plausible_settings, require_plausible_size
 
 
 def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfig | None = None) -> nn.Module | None:
@@ -30,6 +33,11 @@ def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfi
     ``None`` where the model is not on this disk, or needs its own code.
     """
     place = locate(name)
+    with clear_errors(name, "main"):
+        return _outlined(name, place, dtype, peft_config)
+
+
+def _outlined(name: str, place: str, dtype: torch.dtype | str, peft_config: PeftConfig | None) -> nn.Module | None:
     if is_adapter_folder(Path(place)):
         found = find_base(name)
         base = outline_model(found[0], dtype=dtype) if found else None
@@ -37,6 +45,8 @@ def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfi
     if is_gguf(place):
         config = load_gguf_config(Path(place))
     else:
+        if Path(place).is_dir():
+            require_plausible_settings(name, Path(place) / MODEL_SETTINGS)
         try:
             config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError):
@@ -46,6 +56,7 @@ def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfi
         return None
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
+    require_plausible_size(name, Path(place), config, auto_class)
     with torch.device("meta"):
         model = auto_class.from_config(config, dtype=dtype)
     freeze_outside_text(model)
@@ -73,6 +84,7 @@ def outlined_limits(
 def _with_adapter(model: Any, peft_config: PeftConfig, *, is_new: bool) -> nn.Module:
     """Add the adapter's shapes. Initialisations such as PiSSA are left out: they need weights and change no shape."""
     peft_config = copy.deepcopy(peft_config)
+    require_bounded_adapter("the adapter", peft_config, model)
     peft_config.init_lora_weights = False
     with torch.device("meta"):
         if is_new:

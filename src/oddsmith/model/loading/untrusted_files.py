@@ -42,6 +42,7 @@ SETTINGS = (
     "processor_config.json",
     "preprocessor_config.json",
 )
+MAX_CONFIG_BYTES = 8 * 2**20  # with 100,000 labels
 MAX_SETTINGS_BYTES = 32 * 2**20  # a tokenizer_config.json with 100,000 added tokens has 20 MB
 
 # In adapter_config.json: key -> what PEFT would do with it.
@@ -131,7 +132,8 @@ def refuse_code_in_options(options: dict[str, Any], trust_remote_code: bool) -> 
 
 
 def _check_settings(name: str, file: Path, trust_remote_code: bool = False) -> None:
-    if file.stat().st_size > MAX_SETTINGS_BYTES:
+    most_bytes = MAX_CONFIG_BYTES if file.name in (MODEL_SETTINGS, ADAPTER_SETTINGS) else MAX_SETTINGS_BYTES
+    if file.stat().st_size > most_bytes:
         raise ModelError(
             f"{name}: its {file.name} has {file.stat().st_size:,} bytes; expected a short file of settings"
         )

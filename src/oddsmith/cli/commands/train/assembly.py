@@ -12,7 +12,6 @@ import datasets
 import torch
 from peft import PeftModel
 from transformers import (
-    AutoConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -24,10 +23,10 @@ from ....config import ModelConfig
 from ....data.prepare import prepare
 from ....data.sources import RunRows, load_datasets
 from ....data.tokens.pair_tokenizer import PairTokenizer
-from ....errors import ConfigError
+from ....errors import ConfigError, ModelError
 from ....model.adapters import get_peft_config, get_quantization_config
 from ....model.loading.chat_template import set_chat_template
-from ....model.loading.models import load_model, load_tokenizer
+from ....model.loading.models import load_config, load_model, load_tokenizer
 from ....model.loading.place import is_gguf, locate
 from ....model.loading.setup import clear_option_errors, default_dtype, run_dtype
 from ....system.memory import clear_memory_errors
@@ -189,13 +188,13 @@ def tokenizing(rows: Any) -> Iterator[None]:
 
 def is_encoder_decoder_by_config(settings: Settings) -> bool:
     """Return whether the configuration says that the model is an encoder-decoder, before the model is loaded."""
-    place = locate(str(settings.model.model_name_or_path))
-    if is_gguf(place):
+    name = str(settings.model.model_name_or_path)
+    if is_gguf(locate(name)):
         return False
-    source = {"revision": settings.model.model_revision, "trust_remote_code": settings.orpo.trust_remote_code}
+    source: Any = {"revision": settings.model.model_revision, "trust_remote_code": settings.orpo.trust_remote_code}
     try:
-        return bool(AutoConfig.from_pretrained(place, **source).is_encoder_decoder)
-    except (OSError, ValueError):  # an adapter, or something that cannot be loaded; loading it gives the error
+        return bool(load_config(name, **source).is_encoder_decoder)
+    except ModelError:  # an adapter, or something that cannot be loaded; loading it gives the error
         return False
 
 

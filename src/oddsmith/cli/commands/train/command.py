@@ -67,6 +67,7 @@ OPTIONS = (
 SETTINGS_IN_HELP = None  # all of them
 STARTED_AT = time.monotonic()  # about when the process started
 # Source: huggingface_hub.utils.validate_repo_id, which runs too late: at the first upload.
+MAX_PROCESSES = 256
 REPOSITORY = re.compile(r"(?=.{1,96}\Z)(\w[\w.-]*/)?\w(?:[\w.-]*\w)?", re.ASCII)
 FINDING_STYLES = {"watch": "yellow", "act": "bold red"}
 
@@ -136,6 +137,8 @@ def _processes(resolved: Resolved) -> int:
     text = resolved.options.get("num_processes", "1")
     if not text.isdecimal() or len(text) > 4 or int(text) < 1:
         raise ConfigError(f"--num-processes is {text!r}; expected a whole number from 1 upwards")
+    if int(text) > MAX_PROCESSES:
+        raise ConfigError(f"--num-processes is {int(text):,}; expected at most {MAX_PROCESSES} on one machine")
     return int(text)
 
 

@@ -1,0 +1,56 @@
+"""Open a GGUF file of a stranger in another process first: llama.cpp ends its process for odd values.
+
+``python -P -m oddsmith.export.gguf.trial FILE`` loads the file, makes a context and computes one token. What llama.cpp
+does with later tokens is not tried.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from ...errors import ModelError, OddsmithError
+from ...system.own_processes import run_module
+from .llama_cpp import GgufModel
+
+TRIAL_SECONDS = 600.0  # a file of 100 GB from a slow disk
+
+
+def require_survivable(path: Path) -> None:
+    """Raise ``ModelError`` if llama.cpp dies of a GGUF file, or does not return; errors that it reports are not its."""
+    try:
+        trial = subprocess.run(
+            [*run_module("oddsmith.export.gguf.trial"), str(path)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TRIAL_SECONDS,
+            check=False,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # else ggml starts a debugger
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"{path}: llama.cpp does not open it within {TRIAL_SECONDS:g} s") from None
+    if trial.returncode < 0:
+        said = next((line for line in trial.stderr.splitlines() if "GGML_ASSERT" in line or "error" in line), "")
+        raise ModelError(
+            f"{path}: llama.cpp cannot run it: its process was ended by {signal.Signals(-trial.returncode).name}"
+            f"{f' ({said.strip()[-200:]})' if said else ''}; the file is damaged, or of another llama.cpp"
+        )
+
+
+def main() -> int:
+    """Open the file that the command line names, and compute one token."""
+    try:
+        with GgufModel(sys.argv[1]) as model:
+            list(model.generate(model.tokenize("a", begin=True), max_new_tokens=1))
+    except OddsmithError:
+        return 2  # the same is said when the file is opened again
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
