@@ -35,7 +35,10 @@ def gguf_tensors():
 def cache(gguf_tensors, tmp_path_factory):
     """A fresh cache with the model converted by two processes at once; what each of them printed on stderr."""
     folder = tmp_path_factory.mktemp("cache")
-    program = f"from oddsmith.model.loading.builtin import builtin_model; print(builtin_model({NAME!r}))"
+    program = (
+        "from oddsmith.model.loading.quiet import hush_dependencies; hush_dependencies()\n"
+        f"from oddsmith.model.loading.builtin import builtin_model; print(builtin_model({NAME!r}))"
+    )
     environment = {**os.environ, "ODDSMITH_CACHE": str(folder)}
     processes = [
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=-1, stderr=-1, text=True)

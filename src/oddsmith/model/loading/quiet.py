@@ -20,11 +20,19 @@ def hush_dependencies() -> None:
     bitsandbytes, which transformers imports wherever it is installed, misses a compiled kernel on CPUs with
     AVX512-BF16. The kernel is for repacked weights, which are switched off (``adapters.keep_weights_unpacked``). In 8
     bits it says at each product of an evaluation that it casts the input.
+
+    DeepSpeed, which accelerate imports wherever it is installed when a model is saved, warns on stdout that there is no
+    GPU. It sets the level of its logger itself, so a filter takes its warnings.
     """
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
     for module in ("backends.cpu.ops", "autograd._functions"):
         logging.getLogger(f"bitsandbytes.{module}").setLevel(logging.ERROR)
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 @contextmanager
