@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow.compute as pc
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
@@ -36,6 +37,7 @@ ADAPTER_SETTINGS = (
         "init_lora_weights",
     ),  # PiSSA's start is taken out of the base's weights
 )
+GAP_ROWS = 10_000  # at a time, since shuffled rows are copied
 DIGESTED_STREAM_ROWS = 4  # the first rows of a stream tell it from another
 
 
@@ -164,7 +166,12 @@ def _digest(rows: Dataset | IterableDataset | Sequence) -> dict[str, Any]:
         return {}
     pairs = len(rows) if isinstance(rows, Dataset) else None
     first = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows.take(DIGESTED_STREAM_ROWS)))
-    plain = first.with_format(None)
-    unused = [name for name in GAP_COLUMNS if name in first.column_names and not any(plain[name])]
+    unused = [name for name in GAP_COLUMNS if name in first.column_names and not _any_filled(first, name)]
     tokens = first.remove_columns([*unused, *(name for name in TEXT_COLUMNS if name in first.column_names)])
     return {"sha256": rows_digest(tokens), "pairs": pairs}
+
+
+def _any_filled(rows: Dataset, column: str) -> bool:
+    """Return whether a list of the column has an element; no list is made of it, which takes 0.1 ms a row."""
+    tables = rows.select_columns([column]).with_format("arrow").iter(batch_size=GAP_ROWS)
+    return any(pc.sum(pc.list_value_length(table[column])).as_py() for table in tables)
