@@ -29,8 +29,8 @@ from oddsmith.data.formats import to_pair
 from oddsmith.data.sources import open_rows
 
 
-def write_pairs(path: Path, pairs: int) -> None:
-    """Write a file of made-up pairs."""
+def write_pairs(path: Path, pairs: int, answer_characters: float = 6.9) -> None:
+    """Write a file of made-up pairs; the median length of answers is given as a logarithm."""
     generator = random.Random(0)
     rows = demo_pairs("train")
     questions = [row["prompt"][0]["content"] for row in rows]
@@ -56,7 +56,7 @@ def write_pairs(path: Path, pairs: int) -> None:
             else:
                 prompt = f"{text(int(generator.lognormvariate(5.9, 0.8)))} {generator.choice(questions)}"
                 prompts.append(prompt)
-            answers = [text(int(generator.lognormvariate(6.9, 0.6))) for _ in range(2)]
+            answers = [text(int(generator.lognormvariate(answer_characters, 0.6))) for _ in range(2)]
             row = {
                 "prompt": [{"role": "user", "content": prompt}],
                 "chosen": [{"role": "assistant", "content": answers[0]}],
