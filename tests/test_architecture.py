@@ -12,6 +12,7 @@ import sys
 import tomllib
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -72,6 +73,18 @@ OPENS_ITSELF = {
     "oddsmith.cli.parsing.schema": "files of the package",
     "oddsmith.monitor.report": "files of the package",
     "oddsmith.cli.commands.train.launch": "logs that it writes itself",
+}
+
+# Modules that parse JSON without ``system.strict_json``, and why no stranger has written it.
+PARSES_ITSELF = {
+    "oddsmith.system.strict_json": "it is how the others do",
+    "oddsmith.data.inspection": "what another process of ours says",
+    "oddsmith.data.prepare": "what it has written itself, or the token cache has proven to be our own",
+    "oddsmith.data.tokens.words": "what the tokenizers library says of itself",
+    "oddsmith.export.gguf.vocabulary": "files of the package, and what the tokenizers library says of itself",
+    "oddsmith.data.builtin": "files of the package",
+    "oddsmith.cli.parsing.schema": "files of the package",
+    "oddsmith.training.identity": "what it has written itself",
 }
 
 # Trackers that transformers' ``report_to`` may name, and kernels: asked for only where they are installed already.
@@ -168,6 +181,14 @@ def test_files_from_outside_are_opened_in_one_way(name):
         assert not found, (
             f"{PATHS[name].relative_to(ROOT)}, lines {found}: use open_file or read_text of system.outside"
         )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_json_from_outside_is_read_in_one_way(name):
+    """Deep nesting and numbers of thousands of digits raise something else than what is no JSON."""
+    calls = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
+    found = calls & {"json.load", "json.loads"}
+    assert bool(found) == (name in PARSES_ITSELF), f"{name}: use read_json or read_object of system.strict_json"
 
 
 def test_errors_import_only_the_masking_of_secrets():
@@ -273,6 +294,7 @@ def test_a_module_is_named_by_what_it_is_about():
 ERRORS = [node.name for node in TREES["oddsmith.errors"].body if isinstance(node, ast.ClassDef)]
 
 
+@cache
 def raised_names() -> set[str]:
     """Error classes in a ``raise``, or made by a function whose result is raised."""
     raised, makers = set(), set()

@@ -17,9 +17,11 @@ from ..errors import ConfigError
 from ..system.files import replace_hard_links, replacing
 from ..system.outside import read_text
 from ..system.run_folder import LOCK_FILE, LOCK_OWNER_FILE, require_writable_run
+from ..system.strict_json import read_object
 
 # Workers that a dead owner started (for data loading) exit within 5 s, and hold its lock until then.
 DEAD_OWNER_S = 15.0
+MAX_HOST_NAME = 64
 
 
 def is_lock_file(file: Path) -> bool:
@@ -68,13 +70,14 @@ def _acquire(lock: FileLock, run: Path) -> None:
         lock.acquire()
     except Timeout:
         owner = _owner(run)
-        here = owner.get("host") == socket.gethostname()
-        pid = owner.get("pid")
-        if here and isinstance(pid, int) and _is_dead(pid):
+        host, pid = str(owner.get("host"))[:MAX_HOST_NAME], owner.get("pid")
+        here = host == socket.gethostname()
+        pid = pid if type(pid) is int and pid > 0 else None
+        if here and pid and _is_dead(pid):
             with suppress(Timeout):
                 lock.acquire(timeout=DEAD_OWNER_S)
                 return
-        who = f"process {pid}" + ("" if here else f" on {owner.get('host')}") if pid else "another process"
+        who = f"process {pid}" + ("" if here else f" on {host}") if pid else "another process"
         raise ConfigError(
             f"output_dir {run} is in use by {who}; wait for it or end it, or choose another folder"
         ) from None
@@ -89,7 +92,6 @@ def _is_dead(pid: int) -> bool:
 
 def _owner(run: Path) -> dict[str, Any]:
     try:
-        found = json.loads(read_text(run / LOCK_OWNER_FILE, follow=False))
+        return read_object(read_text(run / LOCK_OWNER_FILE, follow=False))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}

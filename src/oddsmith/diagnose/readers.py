@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 from ..errors import DataError, NotAFileError
 from ..system.outside import read_text, require_file
 from ..system.run_folder import EVENTS_FILE, TRAINER_STATE_FILE, Event, is_event, require_plain_run
+from ..system.strict_json import read_json
 from .console_log import LogReader, history_of_lines
 from .history import History, HistoryBuilder
 from .names import TRAIN_LOSS, held_out_name, in_set, known_name
@@ -109,8 +109,8 @@ def _read_file(path: Path) -> History:
 def _json(line: str) -> Any:
     """Return the value of a line of JSON; ``None`` for other lines."""
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        return read_json(line)
+    except ValueError:
         return None
 
 
@@ -200,8 +200,8 @@ def _document_in(path: Path, first: str) -> Any:
     if path.stat().st_size > MAX_STATE_BYTES:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes; a JSON document of more than 500 MB is not read")
     try:
-        return json.loads(read_text(path, encoding=encoding_of(path), errors="replace"))
-    except (ValueError, RecursionError) as error:
+        return read_json(read_text(path, encoding=encoding_of(path), errors="replace"))
+    except ValueError as error:
         if is_named_so and not isinstance(of_line, dict):
             raise DataError(f"{path} is no readable JSON ({error}); expected trainer_state.json") from error
         return None

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..errors import ConfigError, MissingExtraError, ModelError
-from ..model.loading.adapter_base import BaseRecord, find_base, read_base_record
+from ..model.loading.adapter_base import RECORD_FILE, BaseRecord, find_base, read_base_record
 from ..model.loading.models import load_model
 from ..model.loading.place import MODEL_SETTINGS, is_gguf, locate
 from ..model.loading.untrusted_files import refuse_code_in_folder
@@ -50,7 +50,11 @@ class NamedModel:
             return None
         if importlib.util.find_spec("bitsandbytes") is None:
             raise MissingExtraError(f"a base in {self.bits} bits", "4bit")
-        return BitsAndBytesConfig.from_dict(dict(self.quantization))
+        try:
+            return BitsAndBytesConfig.from_dict(dict(self.quantization))
+        except (TypeError, ValueError, AttributeError) as error:
+            found = f"its {RECORD_FILE} says how the base was quantised, but not as bitsandbytes takes it"
+            raise ModelError(f"{self.name}: {found} ({error}); copy that file again") from error
 
     def load_as_trained(self) -> PreTrainedModel | PeftModel:
         """Load the model as in its training: an adapter on its base in the same type and number of bits."""

@@ -28,6 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from ..errors import CheckpointError, SaveError
 from ..system.outside import read_text
 from ..system.shards import gathered, own_share, whole_shape
+from ..system.strict_json import read_object
 from .loading.completeness import require_complete
 from .text_part import as_stored, is_multimodal
 
@@ -125,7 +126,7 @@ def require_weights(folder: Path) -> None:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
-        named = json.loads(read_text(index))["weight_map"].values()
+        named = read_object(read_text(index))["weight_map"].values()
         return [folder / name for name in dict.fromkeys(named)]
     return [folder / name for name in (SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS) if (folder / name).is_file()]
 

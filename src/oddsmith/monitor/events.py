@@ -5,13 +5,13 @@ The values come from untrusted files. They are converted to the shape that the p
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
 from ..system.run_folder import INCIDENTS, PAIRS_FILE, RESUMED, Event
+from ..system.strict_json import read_object
 from .files import read_bytes
 
 MAX_SNAPSHOTS = 400  # evaluations with margins; beyond, every second one is dropped
@@ -112,10 +112,10 @@ def read_pairs(folder: Path) -> list[dict[str, Any]]:
     """
     content = read_bytes(folder / PAIRS_FILE, MAX_PAIRS_BYTES + 1)
     try:
-        found = json.loads(content) if len(content) <= MAX_PAIRS_BYTES else None
-    except (ValueError, RecursionError):
+        found = read_object(content.decode()) if len(content) <= MAX_PAIRS_BYTES else {}
+    except ValueError:
         return []
-    sets = found.get("sets") if isinstance(found, dict) else None
+    sets = found.get("sets")
     if not isinstance(sets, dict):
         return []
     return [_clean_set(name, one) for name, one in list(sets.items())[:MAX_SETS] if isinstance(one, dict)]

@@ -20,6 +20,7 @@ from ..diagnose.readers import history_of_events, read_history
 from ..diagnose.rules import judge
 from ..errors import DataError
 from ..system.run_folder import EVENTS_FILE, SETTINGS_FILE, Event, is_event
+from ..system.strict_json import read_json
 from .events import RunEvents, number, read_pairs, text
 from .files import Tail, foreign_files, read_bytes, stamps
 from .series import GrowingSeries
@@ -299,8 +300,8 @@ def _views(group: Mapping[str, GrowingSeries], after: int | None, first: float, 
 
 def _event_of(line: bytes) -> dict[str, Any] | None:
     try:
-        event = json.loads(line.decode("utf-8", errors="replace"))
-    except (ValueError, RecursionError):
+        event = read_json(line.decode("utf-8", errors="replace"))
+    except ValueError:
         return None
     return event if is_event(event) else None
 

@@ -56,6 +56,14 @@ def read_json(text: str) -> Any:
     return value
 
 
+def read_object(text: str) -> dict[str, Any]:
+    """Return the object of JSON from an untrusted source; another value and what ``read_json`` refuses are refused."""
+    value = read_json(text)
+    if not isinstance(value, dict):
+        raise json.JSONDecodeError(f"expected an object, not {text.strip()[:20]!r}", text, 0)
+    return value
+
+
 def _too_deep(text: str) -> json.JSONDecodeError:
     return json.JSONDecodeError(f"nested more than {MAX_DEPTH} levels deep", text, 0)
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from zipfile import ZIP_STORED, BadZipFile
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ from torch import Tensor
 
 from ..batching.collate import IGNORED, trl_features
 from ..batching.plan import response_tokens
+from ..checkpoint.values import whole
 from ..loss import pair_log_odds
 from ..system.files import dispensable, replacing
 from ..system.run_folder import FIRST_EVALUATION_FILE, PAIRS_FILE, Event, append_event
-from ..system.strict_json import strict
+from ..system.strict_json import read_object, strict
 from .meter import LENGTH_COLUMNS, EvaluatedPairs, lengths_in
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,24 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return texts
 
 
+# What a file that this version did not write raises in numpy and here.
+_NOT_WRITTEN_HERE = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, BadZipFile, MemoryError),
+    *(NotImplementedError, RuntimeError),  # zip: an unknown method, a password
+)
+
+
+def _numbers(array: Any) -> Tensor:
+    tensor = torch.from_numpy(array)
+    if not tensor.is_floating_point():
+        raise TypeError(f"{tensor.dtype} in the place of numbers")
+    return tensor
+
+
+def _are_of_a_size(pairs: EvaluatedPairs, others: EvaluatedPairs) -> bool:
+    return pairs.logps_P2.shape == others.logps_P2.shape and pairs.tokens_P2K.shape == others.tokens_P2K.shape
+
+
 class FirstEvaluation(NamedTuple):
     """The first evaluation of a set.
 
@@ -152,7 +171,7 @@ class FirstEvaluations:
         """
         digest = hashlib.sha256(json.dumps([list(rows[column]) for column in LENGTH_COLUMNS]).encode()).hexdigest()
         known = self._sets.get(name)
-        if known is None or known.rows != digest:
+        if known is None or known.rows != digest or not _are_of_a_size(known.pairs, pairs):
             known = self._sets[name] = FirstEvaluation(step, digest, pairs)
             self._write()
         return known
@@ -162,16 +181,17 @@ class FirstEvaluations:
             return {}
         try:
             with np.load(self._file, allow_pickle=False) as file:
+                if any(entry.compress_type != ZIP_STORED for entry in file.zip.infolist()):
+                    raise ValueError("packed; this version writes unpacked arrays")
                 return {
                     name: FirstEvaluation(
-                        **facts,
-                        pairs=EvaluatedPairs(
-                            torch.from_numpy(file[f"{number}_logps"]), torch.from_numpy(file[f"{number}_tokens"])
-                        ),
+                        whole(facts["step"]),
+                        facts["rows"],
+                        EvaluatedPairs(_numbers(file[f"{number}_logps"]), _numbers(file[f"{number}_tokens"])),
                     )
-                    for number, (name, facts) in enumerate(json.loads(str(file[SETS])).items())
+                    for number, (name, facts) in enumerate(read_object(str(file[SETS])).items())
                 }
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, BadZipFile) as error:
+        except _NOT_WRITTEN_HERE as error:
             logger.warning(f"{self._file}: not readable ({error}); pairs are compared with the next evaluation")
             return {}
 

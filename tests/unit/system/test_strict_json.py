@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from oddsmith.system.strict_json import MAX_DEPTH, read_json, strict
+from oddsmith.system.strict_json import MAX_DEPTH, read_json, read_object, strict
 
 
 def test_sound_json_is_read():
@@ -28,6 +28,13 @@ def test_brackets_in_a_text_are_no_depth():
 def test_a_number_that_python_does_not_read():
     with pytest.raises(json.JSONDecodeError, match="a number of thousands of digits"):
         read_json('{"a": ' + "9" * 5_000 + "}")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "5", '"x"', "NaN", "[[" * 1_000, "9" * 5_000])
+def test_an_object_is_nothing_else(text):
+    assert read_object('{"a": 1}') == {"a": 1}
+    with pytest.raises(json.JSONDecodeError):
+        read_object(text)
 
 
 def test_what_strict_json_has_no_word_for():

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ...errors import DataError, OddsmithError
 from ...system.files import free_bytes, in_units, private_folder
 from ...system.outside import read_text, require_file
-from ...system.strict_json import read_json
+from ...system.strict_json import read_object
 from ..inspection import Kind, require_sound
 from .splits import Split
 
@@ -140,15 +140,18 @@ def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
 def _names_in(file: Path, names_of: Callable[[Any], Any]) -> list[str]:
     """Return names of files or folders beside a JSON file, which it holds; other content is a ``DataError``."""
     try:
-        names = names_of(read_json(read_text(file)))
+        names = names_of(read_object(read_text(file)))
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
     except (ValueError, *_OF_ANOTHER_SHAPE) as error:
         raise DataError(f"{file}: not what save_to_disk writes; save the dataset again") from error
-    is_plain = [isinstance(name, str) and Path(name).name == name and name != ".." for name in names]
-    if not isinstance(names, list) or not all(is_plain):
+    if not isinstance(names, list) or not all(map(_is_plain_name, names)):
         raise DataError(f"{file}: names files outside of its folder; save the dataset again")
     return names
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name and name != ".."
 
 
 def read_hub(name: str, config: str | None, split: str, *, streaming: bool) -> Table:

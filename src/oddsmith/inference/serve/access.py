@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...system.strict_json import read_object
 from ...system.web_access import HEADERS, SameSite
 
 MAX_BODY_BYTES = 64_000_000  # images of a conversation are sent in it
@@ -76,10 +76,8 @@ class Access:
 
     def _refusal_of_body(self, body: bytes) -> Response | None:
         try:
-            request = json.loads(body)
-        except (ValueError, RecursionError):
-            request = None
-        if not isinstance(request, dict):
+            request = read_object(body.decode())
+        except ValueError:
             return refused(400, "the body is no JSON object")
         if request.get("model", self._model) != self._model:
             message = f"the model of this server is {self._model!r}, and no other is loaded"

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from peft import PeftConfig
@@ -27,6 +28,7 @@ from peft import PeftConfig
 from ...errors import ModelError
 from ...system.files import replacing
 from ...system.outside import open_file, read_text
+from ...system.strict_json import read_object
 from ..adapter_bounds import require_bounded_adapter
 from ..vocabulary import grown_rows
 from .load_errors import clear_errors
@@ -37,6 +39,7 @@ RECORD_FILE = "base_model.json"
 BLOCKS, BLOCK_BYTES = 64, 4096
 MAX_HEADER_BYTES = 8 * 2**20 - BLOCKS * BLOCK_BYTES
 WEIGHTS = "model*.safetensors"
+MAX_ROWS = 2**24  # of embeddings
 
 
 def find_base(name: str, revision: str = "main") -> tuple[str, str] | None:
@@ -154,12 +157,30 @@ def read_base_record(place: str, revision: str = "main") -> BaseRecord | None:
         except (hub_errors.EntryNotFoundError, hub_errors.LocalEntryNotFoundError):
             return None
     try:
-        fields = json.loads(read_text(file))
-        known = {name: fields[name] for name in BaseRecord.__dataclass_fields__ if name in fields}
-        return BaseRecord(**known)
+        return _checked(read_object(read_text(file)))
     except (ValueError, TypeError) as error:
         advice = "copy it again, or remove it, so that the base is not checked"
         raise ModelError(f"{file}: is damaged ({error}); {advice}") from error
+
+
+def _checked(found: dict[str, Any]) -> BaseRecord:
+    """Return the record that a file holds; ``TypeError`` where a value is none that ``save`` writes."""
+    record = BaseRecord(**{name: found[name] for name in BaseRecord.__dataclass_fields__ if name in found})
+    rows, dtype = record.embeddings, record.dtype
+    are_fingerprints = isinstance(record.files, dict) and all(
+        isinstance(one, dict) and type(one.get("bytes")) is int and isinstance(one.get("sha256"), str)
+        for one in record.files.values()
+    )
+    for name, is_sound in {
+        "files": are_fingerprints,
+        "commit": record.commit is None or isinstance(record.commit, str),
+        "quantization": record.quantization is None or isinstance(record.quantization, dict),
+        "dtype": dtype is None or (isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)),
+        "embeddings": rows is None or (type(rows) is int and 0 <= rows <= MAX_ROWS),
+    }.items():
+        if not is_sound:
+            raise TypeError(f"{name} is {getattr(record, name)!r:.60}")
+    return record
 
 
 def require_same_base(name: str, record: BaseRecord, base: str, revision: str = "main") -> None:

@@ -7,7 +7,6 @@ them; where two sizes together exceed the weights on the disk, the model is outl
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from transformers import PreTrainedConfig
 
 from ...errors import ModelError
 from ...system.outside import read_text
+from ...system.strict_json import read_object
 
 MAX_LAYERS = 2_048
 MAX_EXPERTS = 2**17  # of all layers together
@@ -42,11 +42,9 @@ _NO_SIZE = re.compile(
 def require_plausible_settings(name: str, file: Path) -> None:
     """Raise ``ModelError`` for a ``config.json`` that is no mapping, or that asks for more than any model has."""
     try:
-        settings = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
+        settings = read_object(read_text(file))
+    except ValueError as error:
         raise ModelError(f"{name}: its {file.name} is damaged ({error}); fetch or copy it again") from error
-    if not isinstance(settings, dict):
-        raise ModelError(f"{name}: its {file.name} holds a {type(settings).__name__}; expected a mapping of settings")
     require_plausible_numbers(name, file.name, settings, _count_tensors(file.parent))
 
 

@@ -5,7 +5,6 @@ transformers' ``AutoProcessor`` reads them beside the tokenizer, so a trained mo
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from huggingface_hub import hf_hub_download
 
 from ...errors import ModelError
 from ...system.outside import read_text
+from ...system.strict_json import read_object
 from ..text_part import is_multimodal
 from .place import is_gguf, locate
 
@@ -35,7 +35,7 @@ _MISSING = (
 def processor_template(place: str, **source: Any) -> str | None:
     """Return the chat template of a model whose processor has one and whose tokenizer has none, as of LLaVA."""
     for file in _files(place, (CHAT_TEMPLATE,), **source):
-        template = json.loads(read_text(file)).get("chat_template")
+        template = read_object(read_text(file)).get("chat_template")
         return template if isinstance(template, str) else None
     return None
 

@@ -13,7 +13,6 @@ transformers refuses code that a folder brings itself (``auto_map``): every call
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from ...errors import ModelError
 from ...system.outside import read_text
+from ...system.strict_json import read_object
 from .place import ADAPTER_SETTINGS, MODEL_SETTINGS
 
 ALLOW_CODE = "give --trust-remote-code on the command line (in Python: trust_remote_code=True)"
@@ -138,14 +138,14 @@ def _check_settings(name: str, file: Path, trust_remote_code: bool = False) -> N
             f"{name}: its {file.name} has {file.stat().st_size:,} bytes; expected a short file of settings"
         )
     try:
-        settings = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
+        settings = read_object(read_text(file))
+    except ValueError as error:
         raise ModelError(f"{name}: its {file.name} is damaged ({error}); fetch or copy it again") from error
     for path, value in _leaves(settings):
         if value and path[-1] == "trust_remote_code":
             raise ModelError(f"{name}: its {file.name} asks for trust_remote_code; a file cannot: {ALLOW_CODE}")
         _refuse_kernel(f"{name}: its {file.name}: ", path, value, trust_remote_code)
-    if file.name == ADAPTER_SETTINGS and isinstance(settings, dict):
+    if file.name == ADAPTER_SETTINGS:
         for key, effect in ACTIVE_ADAPTER_SETTINGS.items():
             if settings.get(key):
                 raise ModelError(f"{name}: its {ADAPTER_SETTINGS} sets {key}, so that PEFT would {effect}; remove it")
@@ -164,8 +164,8 @@ def _check_index(name: str, file: Path) -> None:
     if not file.is_file():
         return
     try:
-        files = set(json.loads(read_text(file))["weight_map"].values())
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        files = set(read_object(read_text(file))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{name}: its {INDEX} is damaged ({error}); fetch or copy it again") from error
     odd = sorted(str(one) for one in files if Path(str(one)).name != one or not str(one).endswith(".safetensors"))
     if odd:
