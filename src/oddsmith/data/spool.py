@@ -39,7 +39,7 @@ def joined(tables: Iterable[pa.Table]) -> pa.Table:
     if file is None:
         return pa.concat_tables([*held, *rest])
     written, in_memory = 0, list[pa.Table]()
-    with suppress(OSError), file:  # what was not written is written again, in vain, when it is closed
+    try:
         writer = pa.ipc.new_stream(file, schema)
         for table in chain(held, rest):
             if not in_memory:
@@ -51,6 +51,9 @@ def joined(tables: Iterable[pa.Table]) -> pa.Table:
             in_memory.append(table)
         if written:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    finally:
+        with suppress(OSError):  # what was not written is written again, in vain, when it is closed
+            file.close()
     if not written:
         return pa.concat_tables(in_memory)
     reader = pa.ipc.open_stream(pa.py_buffer(mapped))

@@ -34,6 +34,16 @@ def test_a_full_disk_leaves_the_rest_in_memory(limit_bytes):
         assert joined(iter(TABLES)) == pa.concat_tables(TABLES)
 
 
+@pytest.mark.parametrize("limit_bytes", (0, 20_000))
+def test_an_error_of_whoever_makes_the_tables_is_no_full_disk(limit_bytes):
+    def tables():
+        yield from TABLES[:100]
+        raise OSError("the rows cannot be read")
+
+    with file_size_limit(limit_bytes), pytest.raises(OSError, match="the rows cannot be read"):
+        joined(tables())
+
+
 def test_who_keeps_no_tokens_has_them_in_memory(folder):
     folder.parent.mkdir(parents=True)
     folder.touch()
