@@ -6,11 +6,12 @@ Each function returns the value if it is one that this version writes, or raises
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
-from math import isfinite
+from math import isfinite, isinf
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,21 @@ def _is_alike(found: Any, made: Any) -> bool:
         return found is None or isinstance(found, bool | int | float | str | torch.Tensor)
     if isinstance(made, bool | str):
         return type(found) is type(made)
-    is_number = isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < 1e300
-    return is_number or isinstance(found, torch.Tensor)
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    # A schedule that waits for a better result begins with an infinite one.
+    return (is_number and (abs(found) < 1e300 or found == made)) or isinstance(found, torch.Tensor)
+
+
+def require_attributes(saved: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+    """Refuse attributes of a callback of other types than it has now, where it has any."""
+    for name, value in saved.items():
+        now = made[name]
+        if isinstance(now, list | tuple | dict):  # may have grown
+            is_alike = isinstance(value, dict if isinstance(now, dict) else list)
+        else:
+            is_alike = now is None or _is_alike(value, now)
+        if not is_alike:
+            raise TypeError(f"{name} is {value!r:.40}")
 
 
 def read_trainer_state(folder: Path, step: int) -> TrainerState:
@@ -134,6 +148,14 @@ def read_trainer_state(folder: Path, step: int) -> TrainerState:
         return state
 
 
+def _epochs(value: Any) -> int:
+    return value if value == sys.maxsize else whole(value)  # so many are written for a stream
+
+
+def _best(value: Any) -> float:
+    return value if isinstance(value, float) and isinf(value) else figure(value)  # as long as no result is a number
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is no text")
@@ -149,9 +171,11 @@ def _objects(value: Any, kind: type) -> Any:
 
 # Of the fields of transformers' state.
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("global_step", "max_steps", "num_train_epochs", "num_input_tokens_seen"), whole),
+    **dict.fromkeys(("global_step", "max_steps", "num_input_tokens_seen"), whole),
     **dict.fromkeys(("train_batch_size", "best_global_step"), whole),
-    **dict.fromkeys(("epoch", "total_flos", "best_metric", "logging_steps", "eval_steps", "save_steps"), figure),
+    "num_train_epochs": _epochs,
+    **dict.fromkeys(("epoch", "total_flos", "logging_steps", "eval_steps", "save_steps"), figure),
+    "best_metric": _best,
     **dict.fromkeys(("is_local_process_zero", "is_world_process_zero", "is_hyper_param_search"), flag),
     "log_history": partial(_objects, kind=list),
     "stateful_callbacks": partial(_objects, kind=dict),

@@ -35,7 +35,13 @@ from ..checkpoint.rank_state import (
 from ..checkpoint.space import require_writable
 from ..checkpoint.state import has_state, read_state, write_state
 from ..checkpoint.store import checkpoints, clear_save_errors, give_back, newest_verified, rotate, set_aside, step_of
-from ..checkpoint.values import explained, read_trainer_state, require_group, require_optimizer_state
+from ..checkpoint.values import (
+    explained,
+    read_trainer_state,
+    require_attributes,
+    require_group,
+    require_optimizer_state,
+)
 from ..config import ORPOConfig
 from ..config.catalogue import LENGTH_SETTINGS
 from ..errors import CheckpointError, OddsmithError, SaveError
@@ -190,7 +196,7 @@ class CheckpointManager:
                 with explained(self._resumed[0], TRAINER_STATE_FILE):
                     known = callback.state().get("attributes", {})
                     found = {name: value for name, value in stored.get("attributes", {}).items() if name in known}
-                    require_group(found, known)
+                    require_attributes(found, known)
                     vars(callback).update(found)
 
     def restore_random_states(self) -> None:
