@@ -55,6 +55,13 @@ ROOMS: dict[str, set[str]] = {
         *("export", "inference"),
     },
 }
+# What these print they write out for a terminal first, or it is ours, or an answer on its way into a file.
+PRINTS_ITSELF = {
+    "oddsmith.cli.terminal.console": ["print"],
+    "oddsmith.cli.terminal.outcome": ["sys.stderr.write"],
+    "oddsmith.cli.commands.chat": ["print", "sys.stderr.write"],
+}
+
 LOOSE_MODULES_AT_MOST = 4  # in src/oddsmith itself, __init__.py not counted
 
 MODULE_LINES, MODULE_LINES_AT_MOST = 450, 600
@@ -189,6 +196,14 @@ def test_json_from_outside_is_read_in_one_way(name):
     calls = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
     found = calls & {"json.load", "json.loads"}
     assert bool(found) == (name in PARSES_ITSELF), f"{name}: use read_json or read_object of system.strict_json"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("oddsmith.cli.")])
+def test_the_command_line_prints_in_one_way(name):
+    """What is printed may quote the file of somebody else, and steer a terminal."""
+    calls = [ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)]
+    found = sorted(call for call in calls if call in ("print", "Console", "sys.stdout.write", "sys.stderr.write"))
+    assert found == PRINTS_ITSELF.get(name, []), "use what terminal/console.py has"
 
 
 def test_errors_import_only_the_masking_of_secrets():

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from .. import __version__
 from ..errors import OutputError, UsageError
 from ..system.output import guard_output
-from .terminal.console import say_error
+from .terminal.console import say_error, show
 from .terminal.outcome import run
 
 
@@ -75,7 +75,7 @@ def _dispatch(words: list[str], group: str) -> int:
         _print_overview(group)
         return 0
     if word == "--version" and not group:
-        print(f"oddsmith {__version__}")
+        show(f"oddsmith {__version__}")
         return 0
     if name in GROUPS:
         return _dispatch(words[1:], group=name)

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ..diagnose.readers import LOG_FILES
+from ..system.outside import open_file
 from ..system.run_folder import TRAINER_STATE_FILE
 
 MAX_LINE_BYTES = 2_000_000  # twice what ``oddsmith diagnose`` reads of a line; a longer one is skipped
 CHUNK_BYTES = 4_000_000
 
 
-def open_plain(path: Path) -> int | None:
-    """Open a regular file and return its descriptor; ``None`` for a link, a pipe, a device, or nothing at all."""
+def open_plain(path: Path) -> BinaryIO | None:
+    """Open a regular file; ``None`` for a link, a pipe, a device, or nothing at all."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        return open_file(path, follow=False)
     except OSError:
         return None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """Return the beginning of a regular file; empty if there is none."""
-    descriptor = open_plain(path)
-    if descriptor is None:
+    file = open_plain(path)
+    if file is None:
         return b""
-    with os.fdopen(descriptor, "rb") as file:
+    with file:
         return file.read(max_bytes)
 
 
@@ -59,10 +56,10 @@ class Tail:
 
     def new_lines(self) -> Iterator[bytes]:
         """Yield the lines that were completed since the last call, without their ends."""
-        descriptor = open_plain(self.path)
-        if descriptor is None:
+        file = open_plain(self.path)
+        if file is None:
             return
-        with os.fdopen(descriptor, "rb") as file:
+        with file:
             file.seek(self._offset)
             rest = b""
             while chunk := file.read(CHUNK_BYTES):

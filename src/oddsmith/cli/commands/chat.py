@@ -12,13 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from ...errors import ConfigError, OddsmithError
 from ..parsing.resolve import Option, resolve_word
 from ..parsing.schema import flag_of
 from ..parsing.values import number
-from ..terminal.console import is_live, printable, quiet_libraries, say, say_error, working
+from ..terminal.console import is_live, quiet_libraries, say, say_error, show, stdout_console, visible, working
 from ..terminal.outcome import JSON, TRACEBACK
 
 if TYPE_CHECKING:
@@ -121,7 +119,7 @@ def _show(answer: Answer, as_json: bool = False) -> None:
     if answer.dropped_turns:
         turns = "the oldest turn" if answer.dropped_turns == 1 else f"the {answer.dropped_turns} oldest turns"
         say(f"(the conversation is longer than the model's context: {turns} forgotten)")
-    console = Console(highlight=False)
+    console = stdout_console()
     with _interrupting(answer):
         if as_json:
             for _ in answer:
@@ -132,11 +130,14 @@ def _show(answer: Answer, as_json: bool = False) -> None:
 
             with MarkdownStream(console) as stream:
                 for piece in answer:
-                    stream.add(printable(piece))
+                    stream.add(visible(piece))
         else:
             for piece in answer:
-                print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
-            print()
+                if sys.stdout.isatty():
+                    show(piece, end="")
+                else:  # into a file or another program: as the model wrote it
+                    print(piece, end="", flush=True)
+            show()
     remarks = {"length": f"(cut after {answer.tokens} tokens)", "interrupted": "(stopped)"}
     if answer.finish_reason in remarks:
         say(remarks[answer.finish_reason], "dim" if is_live() else "")
@@ -168,13 +169,13 @@ def _talk(conversation: Conversation) -> None:
         try:
             line = _read_line()
         except (EOFError, OSError):  # OSError: the terminal is gone
-            print()
+            show()
             return
         except UnicodeDecodeError as error:
             say_error(f"this is no {error.encoding} text (byte {error.start})")
             continue
         except KeyboardInterrupt:
-            print()
+            show()
             continue  # as in a shell: the line is dropped
         if not line.strip():
             continue

@@ -13,7 +13,7 @@ from rich.text import Text
 from ...errors import ConfigError
 from ..parsing.resolve import Option, resolve
 from ..parsing.values import number, whole_number
-from ..terminal.console import printable, quiet_libraries, say, stdout_console, working
+from ..terminal.console import quiet_libraries, say, stdout_console, working
 from ..terminal.counting import count_in_place
 from ..terminal.outcome import COLUMNS, JSON, TRACEBACK
 
@@ -139,19 +139,19 @@ def _print(result: Comparison) -> None:
             count = f"{row.prompt.number + 1}" + (f".{turn + 1}" if row.prompt.follow_ups else "")
             console.print()
             for message in row.prompt.before if turn == 0 else ():
-                console.print(_text(f"{message['role']}: {message['content']}", "dim"))
-            console.print(_text(f"{count}  {question}", "bold"))
+                console.print(Text(f"{message['role']}: {message['content']}", "dim"))
+            console.print(Text(f"{count}  {question}", "bold"))
             table = Table(expand=True, show_edge=False, padding=(0, 1))
             for name in names.values():
-                table.add_column(_text(name), ratio=1, overflow="fold")
-            table.add_row(*(_text(getattr(row, side).answers[turn].text) for side in names))
-            table.add_row(*(_text(_figures(getattr(row, side), turn), "dim") for side in names))
+                table.add_column(Text(name), ratio=1, overflow="fold")
+            table.add_row(*(Text(getattr(row, side).answers[turn].text) for side in names))
+            table.add_row(*(Text(_figures(getattr(row, side), turn), "dim") for side in names))
             console.print(table)
     console.print()
     table = Table(show_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     for name in names.values():
-        table.add_column(_text(name), justify="right", overflow="fold")
+        table.add_column(Text(name), justify="right", overflow="fold")
     summaries = result.summaries
     for label, (attribute, pattern) in ROWS.items():
         values = [getattr(summaries[side], attribute) for side in names]
@@ -168,7 +168,3 @@ def _figures(result: PromptResult, turn: int) -> str:
     parts += [] if answer.is_finished else ["cut"]
     parts += [f"log-odds {result.log_odds:+.3f}"] if result.log_odds is not None and turn == 0 else []
     return ", ".join(parts)
-
-
-def _text(text: str, style: str = "") -> Text:
-    return Text(printable(text), style=style)

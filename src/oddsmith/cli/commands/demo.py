@@ -15,7 +15,7 @@ from ...system.output import printing_may_fail
 from ..parsing.config_file import Setting
 from ..parsing.resolve import Option, Resolved, Settings, resolve
 from ..parsing.schema import fields_for_run
-from ..terminal.console import quiet_libraries, say
+from ..terminal.console import quiet_libraries, say, show
 from ..terminal.counting import count_in_place
 from ..terminal.outcome import JSON, TRACEBACK
 from .train.run_folder import check_folder, clear_folder, write_settings
@@ -116,33 +116,33 @@ def _print_answers(when: str, standing: Standing) -> None:
     """Print the model's answers to the first held-out questions."""
     from ...data.builtin import demo_pairs
 
-    print(f"\nThe model {when} training:")
+    show(f"\nThe model {when} training:")
     for pair, answer in list(zip(demo_pairs("heldout"), standing.answers, strict=True))[:SHOWN_QUESTIONS]:
         _print_answer(pair["prompt"][-1]["content"], answer)
 
 
 def _print_answer(question: str, answer: str) -> None:
     width = min(shutil.get_terminal_size((MAX_WIDTH, 24)).columns, MAX_WIDTH)
-    print(f"\n  {question}")
+    show(f"\n  {question}")
     text = " ".join(answer.split())
     text += "" if text.endswith((".", "!", "?")) else " ..."
-    print(textwrap.fill(text, width, initial_indent="    > ", subsequent_indent="      "))
+    show(textwrap.fill(text, width, initial_indent="    > ", subsequent_indent="      "))
 
 
 def _print_table(result: DemoResult) -> None:
-    print(f"\n{'':<28}{'before':>10}{'after':>10}")
+    show(f"\n{'':<28}{'before':>10}{'after':>10}")
     for row, (name, pattern) in ROWS.items():
         before, after = (pattern.format(getattr(standing, name)) for standing in (result.before, result.after))
-        print(f"{row:<28}{before:>10}{after:>10}")
+        show(f"{row:<28}{before:>10}{after:>10}")
 
 
 def _print_file(result: DemoResult) -> None:
     """Print the size and an answer of the GGUF file."""
     if result.deployed is None:
-        print(f"\nNot made into a file for llama.cpp: {result.not_deployed}")
+        show(f"\nNot made into a file for llama.cpp: {result.not_deployed}")
         return
     file = result.deployed
-    print(f"\n{file.path}: {file.size_bytes / 1e6:.0f} MB, KL {file.kl:.2g} a token from the model in 16 bits.")
-    print("It says, run by llama.cpp:")
+    show(f"\n{file.path}: {file.size_bytes / 1e6:.0f} MB, KL {file.kl:.2g} a token from the model in 16 bits.")
+    show("It says, run by llama.cpp:")
     _print_answer(result.questions[0], file.answer)
-    print(f"\n  next: oddsmith chat {shlex.quote(file.path)}")
+    show(f"\n  next: oddsmith chat {shlex.quote(file.path)}")

@@ -14,7 +14,7 @@ from rich.text import Text
 from ... import metrics
 from ...diagnose.findings import Verdict, overall
 from ..parsing.resolve import Option, resolve_word
-from ..terminal.console import printable, say, stdout_console
+from ..terminal.console import say, stdout_console
 from ..terminal.outcome import JSON, TRACEBACK, Judged
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _notes(history: History) -> list[str]:
     if history.skipped:
         notes.append(f"{history.skipped} lines without metrics were skipped")
     if history.unread:
-        notes.append(f"{history.unread} of them look as if they had some: {printable(history.unread_example[:200])}")
+        notes.append(f"{history.unread} of them look as if they had some: {history.unread_example[:200]}")
     if history.repeated:
         notes.append(f"{history.repeated} log lines were left out: a later attempt in the source repeats their steps")
     return notes

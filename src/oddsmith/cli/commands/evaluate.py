@@ -15,7 +15,7 @@ from ..parsing.config_file import Setting, read_config
 from ..parsing.resolve import Resolved, Settings, build, resolve
 from ..parsing.schema import fields_for_run
 from ..parsing.values import check
-from ..terminal.console import quiet_libraries, say, working
+from ..terminal.console import quiet_libraries, say, show, working
 from ..terminal.outcome import JSON, TRACEBACK
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def _print_table(trainer: ORPOTrainer, metrics: Mapping[str, Any]) -> None:
     columns = {name: f"eval_{name}" if several else "eval" for name in trainer.data_reports}
     widths = {name: max(10, len(name)) for name in columns}
     if several:
-        print(" " * 12 + "  ".join(f"{name:>{widths[name]}}" for name in columns))
-    print("pairs       " + "  ".join(f"{trainer.data_reports[name].kept:>{widths[name]},}" for name in columns))
+        show(" " * 12 + "  ".join(f"{name:>{widths[name]}}" for name in columns))
+    show("pairs       " + "  ".join(f"{trainer.data_reports[name].kept:>{widths[name]},}" for name in columns))
     for metric in shown_in(Place.TABLE):
         row = metric.label if "/" in metric.name else metric.name
         cells = [
@@ -134,4 +134,4 @@ def _print_table(trainer: ORPOTrainer, metrics: Mapping[str, Any]) -> None:
             for name, prefix in columns.items()
             if isinstance(metrics.get(f"{prefix}_{metric.name}"), int | float)
         ]
-        print(f"{row:<12}" + "  ".join(cells))
+        show(f"{row:<12}" + "  ".join(cells))

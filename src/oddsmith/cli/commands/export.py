@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigError
 from ...system.output import printing_may_fail
 from ..parsing.resolve import Option, resolve_word
-from ..terminal.console import quiet_libraries, say
+from ..terminal.console import quiet_libraries, say, show
 from ..terminal.outcome import JSON, TRACEBACK, termination_as_interruption
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ def export(arguments: Sequence[str]) -> dict[str, Any]:
 
             say("uploading")
             document["url"] = publish(folder, options["push_to_hub"])
-            print(f"uploaded to {document['url']}")
+            show(f"uploaded to {document['url']}")
     for command in document["next"]:
-        print(f"  next: {command}")
+        show(f"  next: {command}")
     return document
 
 
@@ -106,7 +106,7 @@ def _export_merged(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any
         title=options.get("push_to_hub"),
         on_stage=_say_stage,
     )
-    print("\n".join(_merge_lines(report)))
+    show("\n".join(_merge_lines(report)))
     path = shlex.quote(str(folder))
     commands = [f"oddsmith chat {path}", f"oddsmith export {path} --to gguf --quantize q4_k_m"]
     return {"command": "export", "to": "merged", **asdict(report), "next": commands}, folder
@@ -126,7 +126,7 @@ def _export_gguf(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any],
         overwrite="overwrite" in options,
         on_stage=lambda stage, detail: _say_stage("merged" if stage == "write" else stage, detail),
     )
-    print("\n".join(_gguf_lines(report)))
+    show("\n".join(_gguf_lines(report)))
     if report.left_out:
         say(report.left_out)
     for file in report.files:

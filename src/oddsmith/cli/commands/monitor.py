@@ -13,7 +13,7 @@ from ...system.files import in_words
 from ...system.run_folder import INCIDENTS
 from ..parsing.resolve import Option, resolve
 from ..parsing.values import whole_number
-from ..terminal.console import printable, say
+from ..terminal.console import say, show
 from ..terminal.outcome import JSON, TRACEBACK
 
 TOKEN_VARIABLE = "ODDSMITH_MONITOR_TOKEN"
@@ -98,7 +98,7 @@ def _once(paths: Sequence[Path], as_json: bool) -> dict[str, Any]:
         if not as_json:
             _print_run(documents[-1], sparklines(run.history))
     if not runs and not as_json:
-        print("no runs here")
+        show("no runs here")
     return {"command": "monitor", "runs": documents}
 
 
@@ -121,7 +121,7 @@ def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
             lines += [f"    -> {finding['change']}"] if finding["change"] else []
     if run["problem"]:
         lines.append(f"  {run['problem']}")
-    print("\n".join(map(printable, lines)), end="\n\n", flush=True)
+    show("\n".join(lines), end="\n\n")
 
 
 def _token(host: str) -> str | None:

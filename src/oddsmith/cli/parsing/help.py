@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.console import Console
 from rich.text import Text
 
+from ..terminal.console import stderr_console, stdout_console
 from .resolve import Option
 from .schema import Field
 
@@ -22,7 +22,7 @@ class _Page:
     """Prints paragraphs and entries in two columns, wrapped to the width of the terminal."""
 
     def __init__(self, columns: int, to_stderr: bool = False):
-        self.console = Console(highlight=False, markup=False, emoji=False, stderr=to_stderr)
+        self.console = stderr_console() if to_stderr else stdout_console()
         self.width, self.columns = min(self.console.width, MAX_WIDTH), columns
 
     def paragraph(self, text: str, style: str = "") -> None:

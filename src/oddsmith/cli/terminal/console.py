@@ -1,4 +1,8 @@
-"""Print messages on stderr, from one of the processes of a run alone; results go to stdout with ``print``."""
+"""Print messages on stderr, from one of the processes of a run alone, and results on stdout.
+
+What is printed may quote a file, a name or a model of somebody else, so all of it goes through ``visible``:
+``tests/test_architecture.py`` allows no other ``print`` in the command line.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +12,36 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from ...model.loading.quiet import hush_dependencies
 
-# Characters that could move the cursor or worse, if a model or a file has them and they reach a terminal.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Characters that move the cursor or worse when they reach a terminal, and those that reverse the order of the others.
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def printable(text: str) -> str:
-    """Remove the characters that steer a terminal."""
-    return _CONTROL.sub("", text)
+def visible(text: str) -> str:
+    """Write out the characters that steer a terminal, as in ``\\x1b``; ends of lines and tabs stay."""
+    return _STEERING.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+class _Console(Console):
+    """A console that writes out what would steer the terminal in a text; its own control codes are no texts."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
 
 
 def stdout_console(max_width: int | None = None) -> Console:
     """Return a console for results, at most ``max_width`` columns wide, that prints texts unchanged."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = _Console(highlight=False, markup=False, emoji=False)
     if max_width is not None:
         console.width = min(console.width, max_width)
     return console
@@ -37,7 +50,7 @@ def stdout_console(max_width: int | None = None) -> Console:
 @cache
 def stderr_console() -> Console:
     """Return the console for all messages: one for the process, so that they do not break up a live line."""
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return _Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def is_live() -> bool:
@@ -59,24 +72,29 @@ def say(text: str = "", style: str = "", hang: int = 0) -> None:
     if not is_main_process():
         return
     console = stderr_console()
-    for line in text.split("\n"):
+    for line in visible(text).split("\n"):
         if is_live() and len(line) > console.width:
             line = textwrap.fill(line, console.width, subsequent_indent=" " * hang)
         console.print(Text(line, style=style), soft_wrap=True)
 
 
+def show(text: str = "", end: str = "\n") -> None:
+    """Print a result on stdout, at once, as it stands but for what would steer a terminal."""
+    print(visible(text), end=end, flush=True)
+
+
 def show_line(line: str) -> None:
     """Print a line of a result on stdout; a terminal wraps it, with the rest indented below its beginning."""
-    console = stdout_console()
+    console, line = stdout_console(), visible(line)
     if console.is_terminal and len(line) > console.width:
         indent = " " * (len(line) - len(line.lstrip()) + 4)
         line = textwrap.fill(line, console.width, subsequent_indent=indent)
-    print(line)
+    show(line)
 
 
 def say_error(text: str, label: str = "error", style: str = "bold red") -> None:
     """Print an error on stderr, from any process."""
-    stderr_console().print(Text.assemble((f"{label}:", style), " ", text), soft_wrap=not is_live())
+    stderr_console().print(Text.assemble((f"{label}:", style), " ", visible(text)), soft_wrap=not is_live())
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.control import Control
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .console import is_live, is_main_process, say, stderr_console
@@ -47,6 +48,8 @@ def counting(doing: str, what: str, total: int | None) -> Iterator[Callable[[int
 def count_in_place(text: str, is_last: bool) -> None:
     """Print a count over the one before it on a terminal; elsewhere print only the last one."""
     if is_live():
-        stderr_console().print(text, end="\n" if is_last else "\r")
+        stderr_console().print(text, end="\n" if is_last else "")
+        if not is_last:
+            stderr_console().control(Control.move_to_column(0))
     elif is_last:
         say(text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ...data.report import SHOWN_ROWS, counted
-from .console import stdout_console
+from .console import stdout_console, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,6 @@ MAX_WIDTH = 120
 INDENT = " " * 8
 SHOWN_CHARACTERS = 700  # of each part of the example, half of them from its end
 SHOWN_SURPRISES = 20
-CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127, *range(0x80, 0xA0))}
 SIDE_STYLES = {"chosen": "green", "rejected": "red"}
 
 
@@ -75,7 +74,7 @@ def print_preference(model: str, found: Preference) -> None:
     for pair in found.surprising[:SHOWN_SURPRISES]:
         _line(console, Text(f"  row {pair.row}  log-odds {pair.log_odds:+.2f}", style="bold"))
         for part in ("prompt", "chosen", "rejected"):
-            text = " ".join(_visible(getattr(pair, part)).split())
+            text = " ".join(visible(getattr(pair, part)).split())
             width = min(console.width, MAX_WIDTH) - 14
             shown = textwrap.shorten(text, width, placeholder=" ...") if " " in text else text[:width]
             _line(console, Text.assemble(f"    {part:<9} ", (shown, SIDE_STYLES.get(part, "dim"))))
@@ -116,23 +115,18 @@ def _marked(console: Console, side: str, segments: Iterable[Segment], *, is_mask
 
 
 def _shortened(text: str) -> str:
-    text = _visible(text)
+    text = visible(text)
     if len(text) <= SHOWN_CHARACTERS:
         return text
     half = SHOWN_CHARACTERS // 2
     return f"{text[:half]} ... ({len(text) - 2 * half:,} characters) ... {text[-half:]}"
 
 
-def _visible(text: str) -> str:
-    """Write out the characters that would steer a terminal."""
-    return text.translate(CONTROL)
-
-
 def _paragraph(console: Console, text: str, indent: str = INDENT, style: str = "") -> None:
     width = min(console.width, MAX_WIDTH)
     _line(
         console,
-        Text(textwrap.fill(_visible(text), width, initial_indent=indent, subsequent_indent=indent), style=style),
+        Text(textwrap.fill(visible(text), width, initial_indent=indent, subsequent_indent=indent), style=style),
     )
 
 

@@ -23,7 +23,7 @@ from ...system.memory import OTHER_FIX, clear_memory_errors
 from ...system.secrets import masked
 from ...system.signals import ENDED_AT_ONCE, NothingTrained
 from ..parsing.resolve import Option
-from .console import is_main_process, say_error, stderr_console
+from .console import is_main_process, say_error, show, stderr_console, visible
 
 # What torch raises in a distributed run when another process is gone; gloo only raises a RuntimeError.
 LOST_PEER = ("DistBackendError", "DistNetworkError")
@@ -129,12 +129,14 @@ def _print_json(document: dict[str, Any]) -> None:
     from ...system.strict_json import strict
 
     has_all_characters = (sys.stdout.encoding or "").lower().startswith("utf")
-    print(json.dumps(strict(document), allow_nan=False, ensure_ascii=not has_all_characters), flush=True)
+    text = json.dumps(strict(document), allow_nan=False, ensure_ascii=not has_all_characters)
+    # Of what JSON leaves as it is, the characters that steer a terminal: all lie within strings.
+    show(text if text == visible(text) else json.dumps(strict(document), allow_nan=False))
 
 
 def _trace(error: BaseException) -> None:
     """Print the traceback of an error, with secrets masked: frames and causes may quote one."""
-    print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    sys.stderr.write(visible(masked("".join(traceback.format_exception(error)))))
 
 
 def _say_unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -40,8 +40,8 @@ def show(resolved: Resolved, settings: Settings, processes: int, *, full: bool) 
     texts = {name: f"{name}: {to_yaml(part['value'])}" for name, part in changed.items()}
     width = max(map(len, texts.values()))
     for name, text in texts.items():
-        print(f"{text:<{width}}  # {changed[name]['origin']}")
-    print()
+        show_line(f"{text:<{width}}  # {changed[name]['origin']}")
+    show_line("")
     sets, shares = rehearse(settings, full=full)
     for line in chain(share_lines(shares) if shares else (), *(found.lines() for found in sets.values())):
         show_line(line)
@@ -56,7 +56,7 @@ def show(resolved: Resolved, settings: Settings, processes: int, *, full: bool) 
     kept = train.report.kept if train.is_whole else train.rows
     steps = orpo.max_steps if kept is None else steps_of_run(orpo, kept, pairs)
     is_certain = train.is_whole or orpo.max_steps > 0
-    print()
+    show_line("")
     show_line(f"steps: {steps:,}{'' if is_certain else ' if no row is dropped'}, {counted(pairs, 'pair')} each")
     show_line(f"precision: {precision(settings)}")
     room = _room(settings, steps)

@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ....system.signals import RESUMABLE, STOP_SIGNALS, NothingTrained, end_with_parent
-from ...terminal.console import say_error
+from ...terminal.console import say, say_error
 
 POLL_S = 0.1
 GRACE_S = 5.0  # for the other processes to fail by themselves, so that rank 0 can print the error
@@ -69,7 +68,7 @@ def launch(command: Sequence[str], processes: int) -> int:
         if blamed != 0:
             say_error(f"process {blamed} of {processes} failed; it said:")
             for line in logs[blamed].read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:]:
-                print(f"  {line}", file=sys.stderr)
+                say(f"  {line}")
         return code
 
 
