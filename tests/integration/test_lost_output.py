@@ -13,9 +13,11 @@ import pytest
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.checkpoint.manifest import verify
 from oddsmith.checkpoint.store import checkpoints
 from oddsmith.cli.main import main
+from oddsmith.errors import ConfigError
 from oddsmith.system.output import READER_LEFT
 from tests.command import SETTINGS, START, environment, save_config, save_model, save_pairs
 from tests.forked import fork_server
@@ -210,6 +212,25 @@ def test_a_tracker_that_fails_is_left_out(failing, tmp_path, caplog):
     assert line == (
         "Offline failed and is left out; the run goes on (ConnectionError: no route to https://***@tracker.example/api)"
     )
+
+
+@pytest.mark.parametrize("fault", ["import tensorboardX.lost", slow("1 / 0"), slow("print(nobody)")])
+def test_a_tracker_whose_package_is_broken_is_one_line_before_the_model_is_loaded(fault, tmp_path, monkeypatch):
+    (tmp_path / "tensorboardX").mkdir()
+    (tmp_path / "tensorboardX" / "__init__.py").write_text(f"{fault}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorboardX", raising=False)
+    settings = ORPOConfig(output_dir=str(tmp_path), report_to=["tensorboard"], use_cpu=True)
+    with pytest.raises(ConfigError, match=r"^report_to is tensorboard, which does not work here \(.*Error: .*\);"):
+        ORPOTrainer("no-model-is-looked-for", settings)
+
+
+def test_a_tracker_is_made_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(TensorBoardCallback, "__init__", lambda self: None)
+    monkeypatch.setattr("oddsmith.config.trackers.find_spec", lambda name: True)
+    trainer = make_trainer(tmp_path, report_to=["tensorboard"])
+    assert [type(callback) for callback in trainer.callback_handler.callbacks].count(TensorBoardCallback) == 1
+    assert trainer.args.report_to == ["tensorboard"]
 
 
 def test_a_callback_of_the_user_may_end_the_run(tmp_path):

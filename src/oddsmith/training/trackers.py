@@ -14,14 +14,42 @@ from functools import partial
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.integrations import INTEGRATION_TO_CALLBACK
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_reporting_integration_callbacks
 
-from ..errors import showable
+from ..errors import ConfigError, showable
 
 logger = logging.getLogger(__name__)
 
 ONLOOKERS = (*INTEGRATION_TO_CALLBACK.values(), PrinterCallback, ProgressCallback)
 EVENTS = tuple(name for name in vars(TrainerCallback) if name.startswith("on_"))
+
+
+def make_trackers(report_to: Any) -> list[TrainerCallback]:
+    """Return the callbacks of ``report_to``: before a model is loaded, as their packages are imported now.
+
+    Raise ``ConfigError`` for a package that is installed, but does not work.
+    """
+    names = {callback: name for name, callback in INTEGRATION_TO_CALLBACK.items()}
+    made = []
+    for tracker in get_reporting_integration_callbacks(report_to):
+        try:
+            made.append(tracker())
+        except Exception as error:  # a package may raise anything where it is broken
+            raise ConfigError(
+                f"report_to is {names[tracker]}, which does not work here ({_in_a_line(error)});"
+                " mend its package, or leave it out"
+            ) from error
+    return made
+
+
+@contextmanager
+def trackers_are_made(args: Any) -> Iterator[None]:
+    """Let transformers make no second ones in the block."""
+    report_to, args.report_to = args.report_to, []
+    try:
+        yield
+    finally:
+        args.report_to = report_to
 
 
 def spare_run(callbacks: Iterable[Any]) -> None:
@@ -72,10 +100,12 @@ def warn_of_failures(uploads: Iterable[Future[Any]]) -> None:
 def _warn_of_upload(upload: Future[Any]) -> None:
     error = None if upload.cancelled() else upload.exception()
     if error is not None:
-        what = showable(str(error).strip().partition("\n")[0])
-        logger.warning("a checkpoint was not uploaded; the run goes on (%s: %s)", type(error).__name__, what)
+        logger.warning("a checkpoint was not uploaded; the run goes on (%s)", _in_a_line(error))
 
 
 def _warn(name: str, error: Exception) -> None:
-    what = showable(str(error).strip().partition("\n")[0])
-    logger.warning("%s failed and is left out; the run goes on (%s: %s)", name, type(error).__name__, what)
+    logger.warning("%s failed and is left out; the run goes on (%s)", name, _in_a_line(error))
+
+
+def _in_a_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {showable(str(error).strip().partition(chr(10))[0])}"

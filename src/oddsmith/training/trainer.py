@@ -82,7 +82,7 @@ from .recorder import Recorder
 from .shards import ShardedModel
 from .step import Path as MicroBatchPath
 from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
-from .trackers import spare_run
+from .trackers import make_trackers, spare_run, trackers_are_made
 from .trainable import GradientCheck, require_gradient
 from .transformers_adapter import BYPASSED_METHODS, LossSums, TransformersAdapter
 
@@ -139,6 +139,7 @@ class ORPOTrainer(TransformersAdapter):
     ):
         args = args or ORPOConfig(output_dir="tmp_trainer")
         require_called(self, BYPASSED_METHODS)
+        trackers = make_trackers(args.report_to)
         set_seed(args.seed)  # an adapter starts from random weights
         self.args, self.peft_config = args, peft_config
         tokenizer = resolve_tokenizer(processing_class, model, args)
@@ -149,26 +150,24 @@ class ORPOTrainer(TransformersAdapter):
         self.pair_tokenizer = PairTokenizer.from_settings(tokenizer, args, is_encoder_decoder=self.is_encoder_decoder)
         self.data_reports: dict[str, DataReport] = {}
         train_dataset = self.prepare_rows(train_dataset, "train")
-        if isinstance(eval_dataset, Mapping):
-            eval_dataset = {name: self.prepare_rows(rows, name) for name, rows in eval_dataset.items()}
-        else:
-            eval_dataset = self.prepare_rows(eval_dataset, "eval")
+        eval_dataset = self._prepare_sets(eval_dataset)
         candidates = (args.padding_value, tokenizer.pad_token_id, 0)  # any token will do, see PairCollator
         self.pad_token_id = next(token for token in candidates if token is not None)
         own_callbacks = self._make_parts()
-        super().__init__(
-            model=self._ready(model) if model else None,
-            args=args,
-            data_collator=data_collator or PairCollator(self.pad_token_id),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            model_init=model_init,
-            compute_metrics=compute_metrics,
-            callbacks=[*own_callbacks, *(callbacks or [])],
-            optimizers=optimizers,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
+        with trackers_are_made(args):
+            super().__init__(
+                model=self._ready(model) if model else None,
+                args=args,
+                data_collator=data_collator or PairCollator(self.pad_token_id),
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=tokenizer,
+                model_init=model_init,
+                compute_metrics=compute_metrics,
+                callbacks=[*trackers, *own_callbacks, *(callbacks or [])],
+                optimizers=optimizers,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            )
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args))
         self.add_callback(self.live)  # after the callbacks of the user, which may change settings, or ask for a save
@@ -243,6 +242,11 @@ class ORPOTrainer(TransformersAdapter):
         if getattr(self, "is_in_train", False):  # made by model_init
             self.loan.begin()
         return model
+
+    def _prepare_sets(self, rows: Any) -> Any:
+        if isinstance(rows, Mapping):
+            return {name: self.prepare_rows(one, name) for name, one in rows.items()}
+        return self.prepare_rows(rows, "eval")
 
     def prepare_rows(self, rows: Any, source: str) -> Any:
         """Tokenize rows and keep their report under ``source``; rows that are tokens already stay as they are."""
