@@ -103,7 +103,7 @@ def _inspected_bytes(path: Path, kind: str) -> int:
     """Validate a file, and return how much its values take."""
     size_bytes = path.stat().st_size
     limit_bytes, total_bytes = unpacked_limit_bytes(size_bytes), 0
-    _limit_memory(size_bytes + OTHER_MEMORY_BYTES + 2 * limit_bytes)
+    _limit_memory(size_bytes, OTHER_MEMORY_BYTES + 2 * limit_bytes)
     for part_bytes in _PARTS[kind](path):
         total_bytes += part_bytes
         if total_bytes > limit_bytes:
@@ -111,9 +111,9 @@ def _inspected_bytes(path: Path, kind: str) -> int:
     return total_bytes
 
 
-def _limit_memory(more_bytes: int) -> None:
-    """Limit the addresses of this process to those in use and so many more, at most the memory of the machine."""
-    more_bytes = min(more_bytes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+def _limit_memory(mapped_bytes: int, more_bytes: int) -> None:
+    """Limit the addresses of this process to those in use, a mapped file, and so many, at most the machine's memory."""
+    more_bytes = mapped_bytes + min(more_bytes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with suppress(OSError, ValueError):  # macOS has neither of the two
         used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]

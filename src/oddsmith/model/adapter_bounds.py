@@ -19,12 +19,15 @@ from ..config.model import MAX_ITERATIONS, MAX_RANK
 from ..errors import ModelError
 
 MAX_NUMBER = 2**24  # a token's id, a number of rows
+MAX_SEED = 2**64
 MAX_ENTRIES = 2**17
 MAX_PATTERN_CHARACTERS = 20_000
 SEARCH_SECONDS = 10
 
 _RANKS = re.compile(r"(^|\.)(r|rank_pattern|num_virtual_tokens)(\.|$)")
 _ITERATIONS = re.compile(r"iter")
+_SEEDS = re.compile(r"seed|prng")
+_LIMITS = ((_RANKS, MAX_RANK), (_ITERATIONS, MAX_ITERATIONS), (_SEEDS, MAX_SEED))
 _OF_NAMES = re.compile(r"modules|pattern|parameters|layers")
 _REPEATS = re.compile(r"[*+{]")
 _SEARCH = """
@@ -32,7 +35,12 @@ import json, re, sys
 patterns, names = json.load(sys.stdin)
 for pattern in patterns:
     for form in (pattern, rf"(.*\\.)?({pattern})$", rf".*\\.{pattern}\\.(\\d+)\\."):
-        matches = re.compile(form).match
+        try:
+            matches = re.compile(form).match
+        except re.error:
+            if form is pattern:
+                raise
+            continue  # flags such as (?i) stand at the beginning alone
         for name in names:
             matches(name)
     matches = re.compile(pattern).fullmatch
@@ -56,7 +64,7 @@ def require_bounded_adapter(where: str, peft_config: PeftConfig, model: Any = No
             most = MAX_ENTRIES
             value = len(value)
         elif isinstance(value, int) and not isinstance(value, bool):
-            most = MAX_RANK if _RANKS.search(name) else MAX_ITERATIONS if _ITERATIONS.search(name) else MAX_NUMBER
+            most = next((most for pattern, most in _LIMITS if pattern.search(name)), MAX_NUMBER)
         elif isinstance(value, str) and (found := re.search(r"niter_(\d+)$", value)):
             most, value = MAX_ITERATIONS, int(found[1][:9])
         else:

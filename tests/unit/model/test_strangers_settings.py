@@ -9,11 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from peft import LoraConfig
+from peft import FourierFTConfig, LoraConfig
 
 from oddsmith.config import ModelConfig, ORPOConfig
 from oddsmith.errors import ConfigError, ModelError
 from oddsmith.export.gguf.trial import require_survivable
+from oddsmith.model.adapter_bounds import require_bounded_adapter
 from oddsmith.model.adapters import add_adapter
 from oddsmith.model.loading.models import load_model, load_tokenizer
 from oddsmith.model.loading.outline import outline_model
@@ -130,9 +131,13 @@ def test_a_pattern_of_the_user_without_end(sound, monkeypatch):
         add_adapter(load_model(str(sound / "model")), LoraConfig(r=2, target_modules=NESTED))
 
 
-def test_ordinary_patterns_pass(sound):
-    pattern = r"^(?!.*patch_embed).*(?:self_attn|mlp).*(?:q|k|v|up|down)_proj$"
+@pytest.mark.parametrize("pattern", (r"^(?!.*patch_embed).*(?:self_attn|mlp).*(?:q|k|v|up|down)_proj$", "(?i).*Q_proj"))
+def test_ordinary_patterns_pass(pattern, sound):
     add_adapter(load_model(str(sound / "model")), LoraConfig(r=2, target_modules=pattern))
+
+
+def test_a_seed_may_be_large():
+    require_bounded_adapter("the adapter", FourierFTConfig(random_loc_seed=1234567890))
 
 
 @pytest.mark.parametrize(

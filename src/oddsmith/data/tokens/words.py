@@ -56,7 +56,8 @@ def cuts_at_words(tokenizer: PreTrainedTokenizerFast) -> bool:
     if not isinstance(backend.normalizer, normalizers.NFC | None):
         return False
     for token in tokenizer.added_tokens_decoder.values():
-        if token.rstrip or NEW_WORD.search(token.content):  # it would reach over the cut
+        is_blind = token.single_word and token.content.startswith(" ")  # to what stands before the cut
+        if token.rstrip or is_blind or NEW_WORD.search(token.content):  # the others would reach over the cut
             return False
     try:
         steps = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer else {}

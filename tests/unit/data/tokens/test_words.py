@@ -87,6 +87,7 @@ def test_expressions_are_those_of_real_tokenizers(expression):
         tokenizer_of("GPT-2", AddedToken("<x>", rstrip=True, normalized=False)),
         tokenizer_of("GPT-2", AddedToken("the cat", normalized=False)),
         tokenizer_of("GPT-2", AddedToken("cat ", normalized=False)),
+        tokenizer_of("GPT-2", AddedToken(" cat", normalized=False, single_word=True)),
         tokenizer_of("GPT-2", normalizer=normalizers.Lowercase()),
         tokenizer_of("GPT-2", model=models.BPE(dropout=0.1)),
         tokenizer_of("GPT-2", model=models.WordLevel({"a": 0}, "a")),

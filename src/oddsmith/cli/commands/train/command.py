@@ -66,8 +66,8 @@ OPTIONS = (
 )
 SETTINGS_IN_HELP = None  # all of them
 STARTED_AT = time.monotonic()  # about when the process started
-# Source: huggingface_hub.utils.validate_repo_id, which runs too late: at the first upload.
 MAX_PROCESSES = 256
+# Source: huggingface_hub.utils.validate_repo_id, which runs too late: at the first upload.
 REPOSITORY = re.compile(r"(?=.{1,96}\Z)(\w[\w.-]*/)?\w(?:[\w.-]*\w)?", re.ASCII)
 FINDING_STYLES = {"watch": "yellow", "act": "bold red"}
 
