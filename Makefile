@@ -13,10 +13,10 @@ NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/un
 	tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-distributed test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench
+.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench
 
 help: ## list these targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-15s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-20s %s\n", $$1, $$2 }'
 
 setup: $(READY) ## install everything into .venv (about two minutes; again only when the requirements change)
 
@@ -31,6 +31,9 @@ test-slow: $(READY) ## run the exhaustive variants of the tests
 
 # One process of pytest: each test has two of its own.
 test-distributed: $(READY) ## train in several processes that share a model: DDP, FSDP2, DeepSpeed, over gloo on the CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed -m "not exhaustive"
+
+test-distributed-all: $(READY) ## the same in all cells of the table of docs/several-gpus.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed
 
 # torch and oneDNN use no AVX-512, then torch no AVX2 either; bf16 counts as emulated (system/precision.py).

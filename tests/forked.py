@@ -20,6 +20,7 @@ PRELOADED = [
     "oddsmith.cli.commands.train.assembly",
     "oddsmith.cli.commands.export",
     "oddsmith.cli.commands.chat",
+    "deepspeed",  # if it is installed: accelerate imports it where a model is unwrapped
 ]
 
 

@@ -1,6 +1,8 @@
 """Let accelerate take on CPUs, over gloo, the road that it takes on GPUs: it would neither shard nor use DeepSpeed."""
 
 import os
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from accelerate import state
@@ -23,3 +25,6 @@ def take() -> None:
     state.PartialState._prepare_backend = prepare_backend
     state.PartialState.set_device = set_device
     state.check_cuda_p2p_ib_support = lambda: True
+    if find_spec("deepspeed") is not None:
+        # For CPUs alone it would compile a helper first, and two runs at once wait for each other without end.
+        import_module("deepspeed.comm.torch").build_shm_op = lambda: None

@@ -1,5 +1,9 @@
-"""Start the processes of a test, and read what they found."""
+"""Start the processes of a test, and read what they found.
 
+A launch cannot hang: after ``LIMIT_S`` each process prints where each of its threads stands, and ends.
+"""
+
+import faulthandler
 import json
 from functools import partial
 from pathlib import Path
@@ -7,6 +11,8 @@ from typing import Any
 
 from tests.command import Outcome, environment
 from tests.forked import fork_all, free_port, rank_environment, run_module
+
+LIMIT_S = 180.0  # of a launch
 
 
 def launch(folder: Path, cases: dict[str, dict[str, Any]], processes: int = 2) -> dict[str, list[dict[str, Any]]]:
@@ -32,10 +38,16 @@ def command(folder: Path, *words: object, processes: int = 2) -> list[Outcome]:
     return [Outcome(code, *text) for code, text in zip(codes, texts, strict=True)]
 
 
-def _run(log: Path, module: str, words: list[str], processes: int) -> list[int]:
+def _run(log: Path, module: str, words: list[str], processes: int, limit_s: float = LIMIT_S) -> list[int]:
     port = free_port()
     environments = [environment() | rank_environment(rank, processes, port) for rank in range(processes)]
-    return fork_all(partial(run_module, module, *words), environments, log, timeout_s=200)
+    return fork_all(partial(_run_limited, limit_s, module, *words), environments, log, timeout_s=limit_s + 10)
+
+
+def _run_limited(limit_s: float, module: str, *words: str) -> None:
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+    run_module(module, *words)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _ends(folder: Path) -> str:

@@ -1,5 +1,7 @@
 """The table: {DDP, FSDP2, ZeRO-1, 2, 3} x {all weights, LoRA}, two processes, exact against one."""
 
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,60 +25,127 @@ EXACT = 1e-6  # of the largest value: float32, sums of two processes in another 
 NOT_COMPARED = ("runtime", "per_second", "memory", "step", "flos")  # prompts are shared within a process
 
 
+class Lives:
+    """What the processes of a kind find in the cases, and their folders.
+
+    Those of continuous integration are lived together, the others too, each when one of them is first asked for.
+
+    Args:
+        kind: A key of ``KINDS``.
+        folder: Where.
+    """
+
+    def __init__(self, kind: str, folder: Path):
+        self.kind = kind
+        self._folder = folder
+        self._found: dict[str, list[dict[str, Any]]] = {}
+
+    def of(self, case: str) -> list[dict[str, Any]]:
+        """Return what each process found in a case."""
+        if case not in self._found:
+            own = cases(KINDS[self.kind])
+            group = {name: own[name] for name in own if (name in few(self.kind)) is (case in few(self.kind))}
+            self._found |= launch(self.run(case).parents[1], group)
+        return self._found[case]
+
+    def run(self, case: str) -> Path:
+        """Return the run folder of a case."""
+        return self._folder / ("few" if case in few(self.kind) else "others") / case / "run"
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> tuple[dict[str, dict[str, Any]], Path]:
-    """What one process finds, and its folder."""
+def alone(tmp_path_factory) -> Callable[[str], tuple[dict[str, Any], Path]]:
+    """Return what one process finds in a case, and its run folder."""
     folder = tmp_path_factory.mktemp("alone")
-    return {name: life(folder / name, case, processes=1) for name, case in cases().items()}, folder
+
+    @cache
+    def of(case: str) -> tuple[dict[str, Any], Path]:
+        return life(folder / case, cases({})[case], processes=1), folder / case / "run"
+
+    return of
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def kind(request, tmp_path_factory) -> tuple[str, dict[str, list[dict[str, Any]]], Path]:
-    """A kind, what two processes find under it, and their folder."""
-    require_installed(request.param)
-    folder = tmp_path_factory.mktemp("kind") / request.param
-    return request.param, launch(folder, cases(KINDS[request.param])), folder
+@pytest.fixture(scope="module")
+def lives(tmp_path_factory) -> Callable[[str], Lives]:
+    """Return what two processes find under a kind."""
+    folder = tmp_path_factory.mktemp("kinds")
+
+    @cache
+    def under(kind: str) -> Lives:
+        require_installed(kind)
+        return Lives(kind, folder / kind)
+
+    return under
 
 
-def cases(settings: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
-    """Return the cases of a launch; the best model of ``best`` is not the last one."""
+def cases(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the cases of a kind with these settings; the best model of ``best`` is not the last one."""
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    full = {"settings": settings}
     found: dict[str, dict[str, Any]] = {}
-    for name in ("full", "lora"):
-        case = {"lora": name == "lora", "settings": settings or {}}
-        found |= {name: case, f"{name}-best": {**case, "settings": {**case["settings"], **best}}}
-        if settings is not None:
-            found[f"{name}-resumed"] = {**case, "resumes": name}
-    return found | {"tied": {"settings": settings or {}, "model": {"tie_word_embeddings": True}}}
+    for name, case in (("full", full), ("lora", {**full, "lora": True})):
+        found |= {name: case, f"{name}-best": {**case, "settings": {**settings, **best}}}
+        found |= {f"{name}-resumed": {**case, "resumes": name}, f"{name}-evaluated": {**case, "only_evaluates": True}}
+    found["evaluated-before"] = {**full, "evaluates_first": True}
+    return found | {"tied": {**full, "model": {"tie_word_embeddings": True}}}
 
 
-@pytest.mark.parametrize("case", cases({}))
-def test_a_run_is_that_of_one_process(kind, alone, case):
-    _, found, folder = kind
-    expected, alone_in = alone
-    for rank in found[case]:
+def few(kind: str) -> set[str]:
+    """Return the cases of a kind for continuous integration."""
+    also = {"fsdp-full": ["tied", "evaluated-before"]}
+    also |= {name: ["lora", "lora-resumed"] for name in ("fsdp-sharded", "zero-3")}
+    return {"full", "full-resumed", "full-evaluated", *also.get(kind, ())}
+
+
+def cells(wanted: Callable[[str], bool]) -> pytest.MarkDecorator:
+    """Return the kinds and cases of a table, those beyond ``few`` marked as exhaustive."""
+    return pytest.mark.parametrize(
+        ("kind", "case"),
+        [
+            pytest.param(kind, case, marks=[] if case in few(kind) else [pytest.mark.exhaustive])
+            for kind in KINDS
+            for case in cases({})
+            if wanted(case)
+        ],
+    )
+
+
+@cells(lambda case: not case.endswith("-evaluated"))
+def test_a_run_is_that_of_one_process(lives, alone, kind, case):
+    expected, alone_in = alone(case.removesuffix("-resumed"))
+    for rank in lives(kind).of(case):
         assert "error" not in rank, rank
         assert rank["path"] == "prefix forest"
-        require_same_history(rank["history"], expected[case.removesuffix("-resumed")]["history"])
-    weights, others = (weights_in(place / "run") for place in (folder / case, alone_in / case.removesuffix("-resumed")))
+        require_same_history(rank["history"], expected["history"])
+    weights, others = weights_in(lives(kind).run(case)), weights_in(alone_in)
     assert weights.keys() == others.keys()
     for name, weight in weights.items():
         assert weight.dtype == others[name].dtype
         torch.testing.assert_close(weight, others[name], rtol=0, atol=EXACT)
 
 
-def test_a_checkpoint_holds_the_weights_once(kind):
-    name, _, folder = kind
-    files = {path.name for path in (folder / "full" / "run" / "checkpoint-2").iterdir()}
-    assert ("model.safetensors" in files) is (name not in ("fsdp-sharded", "zero-3"))
-    assert ("pytorch_model_fsdp_0" in files) is (name == "fsdp-sharded")
+@cells(lambda case: case.endswith("-evaluated"))
+def test_a_model_is_evaluated_without_a_training(lives, alone, kind, case):
+    expected = alone(case)[0]["metrics"]
+    for rank in lives(kind).of(case):
+        assert "error" not in rank, rank
+        require_same_metrics(rank["metrics"], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_holds_the_weights_once(lives, kind):
+    lives(kind).of("full")
+    files = {path.name for path in (lives(kind).run("full") / "checkpoint-2").iterdir()}
+    assert ("model.safetensors" in files) is (kind not in ("fsdp-sharded", "zero-3"))
+    assert ("pytorch_model_fsdp_0" in files) is (kind == "fsdp-sharded")
     assert "pytorch_model_fsdp.bin" not in files
 
 
-@pytest.mark.parametrize("case", ["full", "tied"])
-def test_the_model_of_a_run_answers(kind, case):
+@cells(lambda case: case in ("full", "tied"))
+def test_the_model_of_a_run_answers(lives, kind, case):
     """What lies at the root of a run is read as any model is."""
-    place = str(kind[2] / case / "run")
+    lives(kind).of(case)
+    place = str(lives(kind).run(case))
     assert len(answer(load_model(place), load_tokenizer(place), [[256, 5, 7]], max_new_tokens=3)) == 1
 
 
@@ -96,10 +165,15 @@ def require_same_history(ours: list[dict[str, Any]], expected: list[dict[str, An
     """Compare log lines, but for speeds."""
     assert [line["step"] for line in ours] == [line["step"] for line in expected]
     for line, other in zip(ours, expected, strict=True):
-        assert line.keys() == other.keys()
-        for name, value in line.items():
-            if not any(word in name for word in NOT_COMPARED):
-                assert value == pytest.approx(other[name], rel=EXACT * 10, abs=EXACT), (line["step"], name)
+        require_same_metrics(line, other)
+
+
+def require_same_metrics(ours: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Compare the values of a log line or of an evaluation, but for speeds."""
+    assert ours.keys() == expected.keys()
+    for name, value in ours.items():
+        if not any(word in name for word in NOT_COMPARED):
+            assert value == pytest.approx(expected[name], rel=EXACT * 10, abs=EXACT), name
 
 
 def test_the_command_says_how_large_a_partitioned_model_is(tmp_path):
@@ -124,3 +198,19 @@ def test_the_command_says_how_large_a_partitioned_model_is(tmp_path):
     count = f"{tiny_model().num_parameters() / 1e3:.4g} k"
     assert f"{count} parameters, {count} trainable (100%)" in first.err
     assert "prefix forest: packed and padded batches agree" in first.err
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp-full", "zero-1"])
+def test_the_command_evaluates_in_several_processes(tmp_path, kind):
+    require_installed(kind)
+    save_model(tmp_path / "base")
+    save_pairs(tmp_path / "pairs.jsonl", 9)
+    data = {"dataset_name": str(tmp_path / "pairs.jsonl"), "max_length": 64, "bf16": False}
+    recipe = save_config(tmp_path / "recipe.yaml", **data, **KINDS[kind])
+    first, second = command(tmp_path / "log", "eval", tmp_path / "base", "--config", recipe)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert second.out == ""
+    plain = save_config(tmp_path / "plain.yaml", **data, use_cpu=True)
+    (alone,) = command(tmp_path / "alone", "eval", tmp_path / "base", "--config", plain, processes=1)
+    assert alone.out.startswith("pairs")
+    assert first.out == alone.out

@@ -20,6 +20,8 @@ logging.enable_progress_bar()
 model = add_adapter(load_model(sys.argv[1]), LoraConfig(target_modules="all-linear"))
 model.peft_config["default"].base_model_name_or_path = "builtin:smollm2-135m-instruct"
 model.save_pretrained(sys.argv[1] + "/adapter")
+from accelerate.utils import extract_model_from_parallel
+extract_model_from_parallel(model)
 import torch
 from bitsandbytes.nn import Linear8bitLt
 with torch.no_grad():

@@ -9,15 +9,17 @@ checkpoints, SHARDED_STATE_DICT, or ZeRO-3 without it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, save_fsdp_optimizer
+from accelerate.utils import DistributedType, broadcast_object_list, fsdp2_prepare_model, save_fsdp_optimizer
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint.store import step_of
 from ..config import ORPOConfig
@@ -32,7 +34,9 @@ class ShardedRun(Protocol):
 
     args: ORPOConfig
     accelerator: Accelerator
-    model: nn.Module
+    model: Any
+    model_wrapped: Any
+    deepspeed: Any
     optimizer: Any
     lr_scheduler: Any
 
@@ -57,6 +61,12 @@ class ShardedModel:
         return self._run.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     @property
+    def _zero_stage(self) -> int:
+        return int(
+            self._run.accelerator.state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {}).get("stage", 0)
+        )
+
+    @property
     def _model(self) -> Any:
         return self._run.accelerator.unwrap_model(self._run.model, keep_torch_compile=False)
 
@@ -65,8 +75,8 @@ class ShardedModel:
         if self._run.args.save_only_model or isinstance(self._model, PeftModel):
             return True
         if self._is_under_deepspeed:
-            zero = self._run.accelerator.deepspeed_config.get("zero_optimization", {})
-            return zero.get("stage") != 3 or bool(zero.get("stage3_gather_16bit_weights_on_model_save"))
+            zero = self._run.accelerator.state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+            return self._zero_stage != 3 or bool(zero.get("stage3_gather_16bit_weights_on_model_save"))
         return self._is_full_state
 
     @property
@@ -102,6 +112,34 @@ class ShardedModel:
     @property
     def _device(self) -> torch.device:
         return self._run.accelerator.device
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Prepare the model for an evaluation outside of a training, which accelerate does for ZeRO-3 alone.
+
+        FSDP2 shards it, for a training that comes later, too. ZeRO-1 and 2 leave the weights whole: nothing is sharded.
+        """
+        run, accelerator = self._run, self._run.accelerator
+        if accelerator._models:  # prepared by a training
+            yield
+        elif accelerator.is_fsdp2:
+            run.model = run.model_wrapped = fsdp2_prepare_model(accelerator, run.model)
+            accelerator._models.append(run.model)
+            try:
+                yield
+            finally:
+                accelerator._models.clear()
+        elif self._is_under_deepspeed and self._zero_stage < 3:
+            run.model.to(self._device)
+            accelerator._models.append(run.model)
+            run.deepspeed = run.model  # else transformers would want an engine
+            try:
+                yield
+            finally:
+                accelerator._models.clear()
+                run.deepspeed = None
+        else:
+            yield
 
     # ---- Checkpoints of FSDP2 that hold the model whole
 

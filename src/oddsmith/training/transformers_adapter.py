@@ -198,7 +198,8 @@ class TransformersAdapter(Trainer):
     def _evaluated_model(self) -> Iterator[None]:
         """Take off the model what accelerate puts on it for an evaluation outside of a training."""
         if self.is_in_train or self.sharded_by is not None:
-            yield
+            with self.shards.evaluated():
+                yield
             return
         self._claim_precision()
         self.loan.note()

@@ -15,7 +15,7 @@ from ..parsing.config_file import Setting, read_config
 from ..parsing.resolve import Resolved, Settings, build, resolve
 from ..parsing.schema import fields_for_run
 from ..parsing.values import check
-from ..terminal.console import quiet_libraries, say, show, working
+from ..terminal.console import is_main_process, quiet_libraries, say, show, working
 from ..terminal.outcome import JSON, TRACEBACK
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def _measure(settings: Settings, has_own_data: bool) -> dict[str, Any]:
                 say(line)
         with clear_memory_errors():
             metrics = trainer.evaluate()
-    _print_table(trainer, metrics)
+    if is_main_process():
+        _print_table(trainer, metrics)
     return {
         "command": "eval",
         "model": settings.model.model_name_or_path,
