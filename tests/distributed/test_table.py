@@ -86,13 +86,12 @@ def cases(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name, case in (("full", full), ("lora", {**full, "lora": True})):
         found |= {name: case, f"{name}-best": {**case, "settings": {**settings, **best}}}
         found |= {f"{name}-resumed": {**case, "resumes": name}, f"{name}-evaluated": {**case, "only_evaluates": True}}
-    found["evaluated-before"] = {**full, "evaluates_first": True}
     return found | {"tied": {**full, "model": {"tie_word_embeddings": True}}}
 
 
 def few(kind: str) -> set[str]:
     """Return the cases of a kind for continuous integration."""
-    also = {"fsdp-full": ["tied", "evaluated-before"]}
+    also = {"fsdp-full": ["tied"]}
     also |= {name: ["lora", "lora-resumed"] for name in ("fsdp-sharded", "zero-3")}
     return {"full", "full-resumed", "full-evaluated", *also.get(kind, ())}
 
@@ -130,6 +129,12 @@ def test_a_model_is_evaluated_without_a_training(lives, alone, kind, case):
     for rank in lives(kind).of(case):
         assert "error" not in rank, rank
         require_same_metrics(rank["metrics"], expected)
+
+
+def test_what_fsdp_sharded_for_an_evaluation_is_not_trained(tmp_path):
+    found = launch(tmp_path / "runs", {"both": {"settings": KINDS["fsdp-full"], "evaluates_first": True}})
+    for rank in found["both"]:
+        assert "sharded by FSDP for an evaluation and cannot be trained" in rank["error"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -54,7 +54,6 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
         return {"metrics": trainer.evaluate()}
     if case.get("evaluates_first"):
         trainer.evaluate()
-        trainer.state.log_history.clear()
     if "resumes" in case:
         begin_with_checkpoint(folder.parent / case["resumes"] / "run" / "checkpoint-2", folder / "run")
     trainer.train(resume_from_checkpoint=True if "resumes" in case else None)

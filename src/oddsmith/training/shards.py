@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..checkpoint.store import step_of
 from ..config import ORPOConfig
+from ..errors import ConfigError
 from ..model.whole import adapter_state, is_stored_by_its_names, read_whole, require_weights, write_whole
 
 # As transformers and accelerate name them.
@@ -50,6 +51,7 @@ class ShardedModel:
 
     def __init__(self, run: ShardedRun):
         self._run = run
+        self._is_for_evaluation = False
 
     @property
     def is_sharded(self) -> bool:
@@ -113,17 +115,26 @@ class ShardedModel:
     def _device(self) -> torch.device:
         return self._run.accelerator.device
 
+    def require_trainable(self) -> None:
+        """Raise ``ConfigError`` where FSDP2 sharded the model for an evaluation: torch then crashes in the training."""
+        if self._is_for_evaluation:
+            raise ConfigError(
+                "the model was sharded by FSDP for an evaluation and cannot be trained afterwards; evaluate after the"
+                " training, set eval_on_start, or make another trainer"
+            )
+
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """Prepare the model for an evaluation outside of a training, which accelerate does for ZeRO-3 alone.
 
-        FSDP2 shards it, for a training that comes later, too. ZeRO-1 and 2 leave the weights whole: nothing is sharded.
+        FSDP2 shards it for good. ZeRO-1 and 2 leave the weights whole: nothing is sharded.
         """
         run, accelerator = self._run, self._run.accelerator
         if accelerator._models:  # prepared by a training
             yield
         elif accelerator.is_fsdp2:
             run.model = run.model_wrapped = fsdp2_prepare_model(accelerator, run.model)
+            self._is_for_evaluation = True
             accelerator._models.append(run.model)
             try:
                 yield

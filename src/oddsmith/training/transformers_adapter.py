@@ -177,6 +177,7 @@ class TransformersAdapter(Trainer):
         Each training begins with an optimizer of its own, unless one was given: transformers would keep the moments.
         """
         if self.sharded_by is not None:
+            self.shards.require_trainable()
             yield
             return
         self._claim_precision()
