@@ -1,4 +1,4 @@
-"""How long a start takes and how much memory, for 10,000 to 300,000 pairs; how balanced steps of many processes are.
+"""How long a start takes and how much memory, for 10,000 pairs and more; how balanced steps of many processes are.
 
     python benchmarks/scale.py [--pairs 10000 100000 300000] [--folder FOLDER] --output benchmarks/results/scale.md
 
@@ -25,11 +25,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+MODEL = "builtin:smollm2-135m-instruct"
 ANSWER_CHARACTERS = 5.2  # the logarithm of the median
 SHAPES = ((8, 8), (8, 2), (64, 2), (64, 1), (1024, 2), (1024, 1))  # processes, pairs of each
 BALANCED_PAIRS = 200_000
@@ -47,7 +49,7 @@ def start(path: str) -> None:
         parts_s[name] = time.perf_counter() - started_at
 
     with part("imports"):
-        from oddsmith.batching.loader import LoaderFactory, lengths_of
+        from oddsmith.batching.loader import BatchMaker, LoaderFactory, lengths_of
         from oddsmith.batching.plan import StepShape
         from oddsmith.data.limits import ModelLimits, readable
         from oddsmith.data.prepare import prepare
@@ -56,7 +58,7 @@ def start(path: str) -> None:
         from oddsmith.model.loading.models import load_tokenizer
         from oddsmith.training.identity import _digest
 
-        tokenizer = load_tokenizer("builtin:smollm2-135m-instruct")
+        tokenizer = load_tokenizer(MODEL)
     peaks = {"main": 0, "worker": 0}
     threading.Thread(target=_watch, args=(peaks,), daemon=True).start()
     with part("rows"):
@@ -65,14 +67,8 @@ def start(path: str) -> None:
         dataset = prepare(rows, PairTokenizer(tokenizer, max_length=1024)).dataset
         readable(dataset, ModelLimits(len(tokenizer), 2048), tokenizer, "train")
     with part("plan"):
-        factory = LoaderFactory(
-            dataset,
-            StepShape(8, 1, 8),
-            0,
-            None,
-            lambda columns: lengths_of(columns, "sequence", shared_prompt_from=0),
-            {},
-        )
+        measure = partial(lengths_of, nll_on="sequence", shared_prompt_from=0)
+        factory = LoaderFactory(dataset, StepShape(8, 1, 8), 0, BatchMaker(lambda rows: {}), measure, {})
         _, plan = factory.training(seed=0, shuffle=True, drop_last=False, group_by_length=True)
         next(iter(plan))
         plan.slowest_share()
@@ -93,32 +89,33 @@ def _watch(peaks: dict[str, int]) -> None:
         time.sleep(0.1)
 
 
-def measured_start(path: Path, cache: Path) -> dict:
+def measured_start(path: Path) -> dict:
     """Run a start in a process of its own."""
     command = [sys.executable, __file__, "--start", str(path)]
-    environment = os.environ | {"ODDSMITH_CACHE": str(cache)}
-    started_at = time.perf_counter()
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1]) | {"seconds": time.perf_counter() - started_at}
+    before, started_at = os.times(), time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    seconds, after = time.perf_counter() - started_at, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return json.loads(done.stdout.splitlines()[-1]) | {"seconds": seconds, "of processors": cpu}
 
 
 def start_rows(sizes: list[int], folder: Path) -> Iterator[str]:
     """Measure first and second starts; yield the lines of a table."""
     from data_check import write_pairs
 
-    parts = "imports | rows | tokens | plan | identity"
-    yield f"| pairs | file | start | seconds | {parts} | private memory | of a worker |"
-    yield "|---" * 11 + "|"
+    names = "imports | rows | tokens | plan | identity"
+    yield f"| pairs | file | start | seconds | of processors | {names} | private memory | of a worker |"
+    yield "|---" * 12 + "|"
     for pairs in sizes:
         path = folder / f"{pairs}.jsonl"
         if not path.exists():
             write_pairs(path, pairs, ANSWER_CHARACTERS)
-        with tempfile.TemporaryDirectory() as cache:
-            for name in ("first", "second"):
-                found = measured_start(path, Path(cache))
-                seconds = " | ".join(f"{part:.1f}" for part in (found["seconds"], *found["parts_s"].values()))
-                main, worker = (f"{peak / 1e6:,.0f} MB" if peak else "-" for peak in found["peaks"].values())
-                yield f"| {pairs:,} | {path.stat().st_size / 1e6:,.0f} MB | {name} | {seconds} | {main} | {worker} |"
+        for name in ("first", "second"):
+            found = measured_start(path)
+            parts = (found["seconds"], found["of processors"], *found["parts_s"].values())
+            seconds = " | ".join(f"{part:.1f}" for part in parts)
+            main, worker = (f"{peak / 1e6:,.0f} MB" if peak else "-" for peak in found["peaks"].values())
+            yield f"| {pairs:,} | {path.stat().st_size / 1e6:,.0f} MB | {name} | {seconds} | {main} | {worker} |"
 
 
 def balance_rows() -> Iterator[str]:
@@ -159,6 +156,8 @@ def main() -> None:
     if given.start:
         start(given.start)
         return
+    from oddsmith.model.loading.models import load_tokenizer
+
     title = f"{date.today()}, {given.machine or 'cores:'} {len(os.sched_getaffinity(0))} cores"
     lines = [
         "# `python benchmarks/scale.py`",
@@ -169,6 +168,8 @@ def main() -> None:
         "",
     ]
     with tempfile.TemporaryDirectory() as temporary:
+        os.environ["ODDSMITH_CACHE"] = str(Path(temporary) / "cache")
+        load_tokenizer(MODEL)  # makes the model in the cache
         lines += [*balance_rows(), "", "## Before the first step", ""]
         for line in start_rows(given.pairs, given.folder or Path(temporary)):
             print(line, flush=True)

@@ -65,12 +65,15 @@ def test_an_offset_beyond_its_buffer_is_a_line(saved, tmp_path, old, new):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(6))
 def test_no_mutation_crashes(saved, part):
-    """240 files with one to three of their numbers replaced, of which the plain reader is killed by a tenth."""
+    """120 files with one to three of their numbers replaced, of which the plain reader is killed by a tenth.
+
+    A file takes 0.3 s of a processor, so a part stays far below the time limit of a test on a busy machine, too.
+    """
     name = "data-00000-of-00001.arrow"
     draw = random.Random(part)
-    for _ in range(60):
+    for _ in range(20):
         content = bytearray(saved[name])
         for _ in range(draw.randint(1, 3)):
             place = draw.randrange(len(content) // 4) * 4
