@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from transformers import TrainerState
 
 from oddsmith.checkpoint.manifest import Manifest, begin, commit, verify
 from oddsmith.checkpoint.rank_state import load_part, read_rank_state, write_rank_state
 from oddsmith.checkpoint.state import read_state, write_state
 from oddsmith.checkpoint.store import checkpoints, newest_verified, rotate
+from oddsmith.checkpoint.values import read_trainer_state
 from oddsmith.errors import CheckpointError
 from oddsmith.system.run_folder import MANIFEST_FILE, QUARANTINE_FOLDER
 from oddsmith.training.guard import StepJudge
@@ -37,7 +39,9 @@ def _save(place: Path, step: int) -> None:
     write_state(place, "scheduler", {"last_epoch": step, "_last_lr": [1e-6]})
     write_rank_state(place, 0, 1, _parts())
     (place / "config.json").write_text('{"model_type": "llama"}')
-    (place / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": [{"loss": 1.0}]}))
+    TrainerState(
+        epoch=0.5, global_step=step, max_steps=4, num_train_epochs=1, log_history=[{"loss": 1.0}]
+    ).save_to_json(str(place / "trainer_state.json"))
     facts: dict[str, Any] = {"settings": {"beta": 0.1}, "data": {"train": {"sha256": "a", "pairs": 4}}}
     commit(place, step=step, world_size=1, pairs_per_step=2, versions={"torch": "2"}, **facts)
 
@@ -137,6 +141,8 @@ def _read(checkpoint: Path) -> None:
                 state = read_rank_state(checkpoint, manifest, 0, processes, parts)
                 for name, part in parts.items():
                     load_part(checkpoint, state, name, part)
+    with answered(CheckpointError):
+        json.dumps(vars(read_trainer_state(checkpoint, 4)), default=str)
     for name in STATES:
         with answered(CheckpointError):
             read_state(checkpoint, name)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from oddsmith.checkpoint.manifest import commit, read_manifest
 from oddsmith.errors import CheckpointError
 from oddsmith.system.run_folder import MANIFEST_FILE
-from tests.tiny import tiny_model
+from tests.tiny import ragged_pairs, tiny_model
 from tests.tiny_runs import make_trainer
 
 SETTINGS = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2, "warmup_steps": 1, "max_length": 64}
@@ -162,6 +162,27 @@ def resume(saved: Path, run: Path, file: str, change: Callable[[Any], Any]) -> N
 @pytest.mark.parametrize(("file", "change"), OFTEN)
 def test_a_state_of_another_form_is_one_line(saved, tmp_path, file, change):
     resume(saved, tmp_path / "run", file, change)
+
+
+OWN = {
+    "reduce_lr_on_plateau": {"lr_scheduler_type": "reduce_lr_on_plateau"},  # it holds infinity
+    **{name: {"lr_scheduler_type": name} for name in ("cosine_with_restarts", "polynomial", "inverse_sqrt", "greedy")},
+    **{name: {"optim": name} for name in ("adafactor", "sgd", "rmsprop", "adagrad", "adamw_8bit", "lion_8bit")},
+}
+
+
+SLOW = {name: [pytest.mark.slow] for name in list(OWN)[1:]}
+
+
+@pytest.mark.parametrize(
+    "settings", [pytest.param(one, id=name, marks=SLOW.get(name, [])) for name, one in OWN.items()]
+)
+def test_a_state_of_our_own_is_taken(tmp_path, settings):
+    evaluated = {"evaluate": ragged_pairs(2), "eval_strategy": "steps", "eval_steps": 2}
+    make_trainer(tmp_path / "run", tiny_model(), **{**SETTINGS, **settings, **evaluated, "max_steps": 2}).train()
+    trainer = make_trainer(tmp_path / "run", tiny_model(), **{**SETTINGS, **settings, **evaluated})
+    trainer.train(resume_from_checkpoint=True, allow_changed=True)
+    assert trainer.state.global_step == 3
 
 
 @pytest.mark.slow

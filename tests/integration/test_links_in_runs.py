@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_a_folder_in_the_place_of_a_file_is_said_before_the_training(place, run,
     ("file", "kind"),
     [
         *[("events.jsonl", kind) for kind in ODD],
-        *[pytest.param(file, kind, marks=pytest.mark.slow) for file in (*WRITTEN, *READ) for kind in ODD],
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in zip((*WRITTEN, *READ), cycle(ODD), strict=False)],
     ],
 )
 def test_no_command_follows_or_waits(place, run, victim, capsys, file, kind):
