@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..model.computing import clear_computing
 from ..model.logprobs.token_budget import free_bytes
 
 # About 60 tokens each: a conversation, prose, advice, code, figures, other languages.
@@ -64,10 +65,12 @@ def logits_of(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> list[torc
     An encoder-decoder model reads the text in both of its halves.
     """
     logits = []
+    name = str(model.config._name_or_path)
     for text in ids:
         row = torch.tensor([list(text)], device=model.device)
         inputs = {"input_ids": row, **({"decoder_input_ids": row} if model.config.is_encoder_decoder else {})}
-        logits.append(model(**inputs).logits[0].float().cpu())
+        with clear_computing(name):
+            logits.append(model(**inputs).logits[0].float().cpu())
     return logits
 
 

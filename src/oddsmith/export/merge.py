@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
 from ..errors import ConfigError, ExportError, MissingExtraError
+from ..model.computing import require_finite_logits
 from ..model.generation import stop_at_end_tokens
 from ..model.loading.architecture import multimodal_class
 from ..model.loading.models import load_model, load_tokenizer
@@ -130,6 +131,7 @@ def merge_adapter(
         model, wanted, compute = _load(source, dtype, merge_into)
         require_space(folder, model.num_parameters() * wanted.itemsize)
         reference = logits_of(model, ids)
+        require_finite_logits(name, model, reference)
         merged = None
         if isinstance(model, PeftModel):
             on_stage("merge", source)

@@ -11,7 +11,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..export.named_model import find_model
+from ..model.computing import require_computing
 from ..model.generation import stop_at_end_tokens
+from ..model.loading.load_errors import clear_errors
 from ..model.loading.models import load_model, load_tokenizer
 from ..model.loading.place import locate
 from ..model.loading.setup import compute_in_float32
@@ -42,7 +44,9 @@ def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         compute_in_float32(model)
     if quantization is None and torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())
-    stop_at_end_tokens(model, tokenizer)
+    with clear_errors(name, "main"):  # odd ids of tokens
+        stop_at_end_tokens(model, tokenizer)
+    require_computing(name, model)
     return model, tokenizer
 
 

@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..data.tokens.rendering import Renderer
 from ..errors import ModelError
+from .computing import clear_computing
 
 # Tokenizers without a limit state a number far above this one.
 NO_LIMIT_TOKENS = 10**8
@@ -76,7 +77,8 @@ def replies(
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompts[i])) + list(prompts[i]) for i in chunk])
         mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chunk])
         options = _options(tokenizer, end_ids, max_new_tokens, temperature)
-        output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options)
+        with clear_computing(model.name_or_path, "generate"):
+            output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options)
         new = output[:, 1:] if model.config.is_encoder_decoder else output[:, width:]
         for i, row in zip(chunk, new.tolist(), strict=True):
             length = next((position for position, token in enumerate(row) if token in end_ids), len(row))
@@ -112,12 +114,13 @@ def stream(
     def generate() -> None:
         ids = torch.tensor([list(prompt)], device=model.device)
         set_seed(seed)
-        with torch.no_grad():
+        with torch.no_grad(), clear_computing(model.name_or_path, "generate"):
             model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 streamer=_QueueStreamer(tokens),
                 stopping_criteria=[is_stopped],
+                num_beams=1,  # several beams have no next token before their end
                 **_options(tokenizer, end_ids, max_new_tokens, temperature),
             )
 
@@ -193,6 +196,8 @@ def _options(
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": list(end_ids),
         "use_cache": True,
+        "return_dict_in_generate": False,  # whatever the model's own settings say
+        "num_return_sequences": 1,
         **sampling,
     }
 

@@ -28,9 +28,11 @@ from gguf import (
     size_label,
 )
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ...errors import ExportError, ModelError
+from ...model.loading.load_errors import clear_errors
+from ...model.loading.models import load_config
 from .families import Family, family_of
 from .parts import Change, Part, text_name
 from .settings import Settings, text_settings
@@ -116,11 +118,9 @@ def plan_conversion(folder: Path, *, title: str, source: str) -> Conversion:
 
     A model that cannot be converted raises ``ModelError``, which says why, and which models can.
     """
-    try:
-        settings = text_settings(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    with clear_errors(source, "main"):
+        settings = text_settings(load_config(str(folder)))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{source}: cannot be read: {str(error).strip().splitlines()[0]}") from error
     family = family_of(settings, source)
     tensors = _plan_tensors(folder, settings, family, source)
     embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)

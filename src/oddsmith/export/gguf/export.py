@@ -18,9 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import AutoConfig
-
-from ...errors import ConfigError, ExportError
+from ...errors import ConfigError, ExportError, ModelError
+from ...model.loading.models import load_config
 from ...model.loading.place import is_gguf, locate
 from ...system.outside import read_text
 from ..atomic import clear_write_errors, require_space, write_file
@@ -133,7 +132,7 @@ def export_gguf(
         writer = _FileWriter(folder, title, name, converter, scratch, on_stage)
         writer.require_space(wanted, modelfile.parent)
         on_stage("reference", folder)
-        reference = make_reference(folder)
+        reference = make_reference(folder, name)
         files: dict[str, GgufFile] = {}
         for kind in sorted(wanted, key=lambda kind: kind != writer.stored):  # first the file that others come from
             began_at, partial = time.monotonic(), partials[kind]
@@ -146,7 +145,7 @@ def export_gguf(
         names, begins = [targets[kind].name for kind in wanted], files[wanted[0]].proof.begins
         text = write_modelfile(names[0], reference.tokenizer, begins=begins, others=names[1:])
         partial_modelfile.write_text(text, encoding="utf-8")
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = load_config(str(folder))
     return GgufReport(
         name,
         title,
@@ -174,7 +173,7 @@ class _FileWriter:
         if self.plan is not None:
             self.stored = self.plan.stored
         else:
-            dtype = str(AutoConfig.from_pretrained(folder, trust_remote_code=False).dtype).removeprefix("torch.")
+            dtype = str(load_config(str(folder)).dtype).removeprefix("torch.")
             self.stored = {"bfloat16": "bf16", "float16": "f16"}.get(dtype, "f32")
         self._written: dict[str, Path] = {}
 
@@ -244,8 +243,8 @@ def _refuse_unknown_family(source: NamedModel) -> None:
     if is_gguf(place):
         return
     try:
-        settings = text_settings(AutoConfig.from_pretrained(place, trust_remote_code=False))
-    except (OSError, ValueError):
+        settings = text_settings(load_config(place))
+    except ModelError:
         return  # loading the model raises a clearer error
     family_of({**settings, "quantization_config": None}, source.name)
 
@@ -256,7 +255,7 @@ def _plain_weights(
     """Return a folder with unquantised weights: the model's own, or a temporary merged one and its report."""
     place = Path(source.place)
     if source.kind == "model" and dtype is None and any(place.glob("*.safetensors")):
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = load_config(str(place))
         if not getattr(config, "quantization_config", None):
             return place, None
     merged = scratch / "merged"

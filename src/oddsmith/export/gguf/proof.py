@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import ExportError
+from ...model.computing import require_finite_logits
 from ...model.loading.models import load_model, load_tokenizer
 from ..divergence import TEXTS, Divergence, divergence, fits_in_memory, logits_of, text_ids
 from .llama_cpp import GgufModel
@@ -56,13 +57,17 @@ class Proof:
         return found
 
 
-def make_reference(folder: Path) -> Reference:
-    """Compute the logits of the model in a folder on the texts, in float32 where the memory allows."""
+def make_reference(folder: Path, name: str) -> Reference:
+    """Compute the logits of the model in a folder on the texts, in float32 where the memory allows.
+
+    ``name`` is the model's for the ``ModelError`` that says that its weights are NaN.
+    """
     tokenizer = load_tokenizer(str(folder))
     exact = fits_in_memory(2 * sum(file.stat().st_size for file in folder.glob("*.safetensors")))
     model = load_model(str(folder), dtype=torch.float32 if exact else "auto").eval()
     ids = text_ids(tokenizer)
     reference = Reference(tokenizer, ids, logits_of(model, ids), exact)
+    require_finite_logits(name, model, reference.logits)
     del model
     gc.collect()  # llama.cpp needs the memory next
     return reference

@@ -12,15 +12,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from ...errors import ModelError, OddsmithError
 from ...system.own_processes import run_module
 from .llama_cpp import GgufModel
 
 TRIAL_SECONDS = 600.0  # a file of 100 GB from a slow disk
+NAN = 3  # the exit code that says so
 
 
 def require_survivable(path: Path) -> None:
-    """Raise ``ModelError`` if llama.cpp dies of a GGUF file, or does not return; errors that it reports are not its."""
+    """Raise ``ModelError`` if llama.cpp dies of a GGUF file, does not return, or computes NaN.
+
+    Errors that it reports are not raised here: it reports them again when the file is opened.
+    """
     try:
         trial = subprocess.run(
             [*run_module("oddsmith.export.gguf.trial"), str(path)],
@@ -34,6 +40,10 @@ def require_survivable(path: Path) -> None:
         )
     except subprocess.TimeoutExpired:
         raise ModelError(f"{path}: llama.cpp does not open it within {TRIAL_SECONDS:g} s") from None
+    if trial.returncode == NAN:
+        raise ModelError(
+            f"{path}: llama.cpp computes NaN with it, so its weights are damaged; fetch or export it again"
+        )
     if trial.returncode < 0:
         said = next((line for line in trial.stderr.splitlines() if "GGML_ASSERT" in line or "error" in line), "")
         raise ModelError(
@@ -46,10 +56,10 @@ def main() -> int:
     """Open the file that the command line names, and compute one token."""
     try:
         with GgufModel(sys.argv[1]) as model:
-            list(model.generate(model.tokenize("a", begin=True), max_new_tokens=1))
+            is_nan = bool(np.isnan(model.logits(model.tokenize("a", begin=True) or [0])).any())
     except OddsmithError:
         return 2  # the same is said when the file is opened again
-    return 0
+    return NAN if is_nan else 0
 
 
 if __name__ == "__main__":

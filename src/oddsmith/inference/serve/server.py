@@ -25,8 +25,10 @@ from urllib.request import Request, urlopen
 
 from ...errors import ConfigError, MissingExtraError, ServerError
 from ...export.gguf.llama_cpp import available_processors, load_failure
+from ...export.gguf.trial import require_survivable
 from ...export.merge import merge_adapter
 from ...export.named_model import find_model
+from ...model.computing import require_finite_files
 from ...model.loading.gguf_header import check_gguf
 from ...model.loading.untrusted_files import refuse_code_in_folder
 from ...system.own_processes import run_module
@@ -89,6 +91,7 @@ def serving(
         if named.kind == "gguf":
             _require(NEEDED_BY_LLAMA_CPP, "serving a GGUF file")
             check_gguf(Path(named.place))
+            require_survivable(Path(named.place))
             model = Path(named.place).stem
             place = str(Path(named.place).absolute())
             inside = stack.enter_context(tempfile.TemporaryDirectory(prefix="oddsmith-serve-"))
@@ -102,6 +105,8 @@ def serving(
                 above = stack.enter_context(tempfile.TemporaryDirectory(prefix="oddsmith-serve-"))
                 place = str(Path(above) / (Path(name).expanduser().absolute().name or "model"))
                 merge_adapter(name, Path(place), merge_into="dequantized")
+            elif Path(place).is_dir():
+                require_finite_files(name, Path(place))
             # Started in the folder above, so that the model's name is that of its folder and no path of this machine.
             folder = Path(place).absolute().parent if Path(place).is_dir() else None
             model = Path(place).absolute().name if folder else place

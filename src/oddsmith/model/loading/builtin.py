@@ -59,12 +59,11 @@ def builtin_model(name: str) -> Path:
         known = ", ".join(PREFIX + known for known in PACKAGES)
         raise ModelError(f"{name}: no such built-in model; there is {known}")
     gguf_file, version = _packaged_gguf(key)
-    where = cache_folder()
+    where = cache_folder() / "models"
     try:
         models = own_cache("models")
         if models is None:
             raise PermissionError(EACCES, "others may write there")
-        where = models
         folder = models / f"{key}-{version}-c{CONVERSION}"
         if _is_own_folder(folder):
             return folder

@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.templates.environment import guard_chat_templates
+from ...errors import ModelError
 from ..adapter_bounds import require_bounded_adapter
 from ..adapters import fit_vocabulary, for_text_alone, keep_weights_unpacked, repeatable_initialisation
 from ..text_part import is_multimodal
@@ -142,6 +143,9 @@ def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool
                 base_name, base_revision = base_of(name, adapter)
                 return load_tokenizer(base_name, revision=base_revision, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+            if not isinstance(tokenizer.model_max_length, int | float) or not tokenizer.model_max_length > 0:
+                found = f"model_max_length is {str(tokenizer.model_max_length)[:40]!r}"
+                raise ModelError(f"{name}: its {found}; expected a number of tokens")
             if tokenizer.chat_template is None:
                 tokenizer.chat_template = processor_template(place, revision=revision)
     if tokenizer.pad_token_id is None:

@@ -36,6 +36,7 @@ _EXPERTS = re.compile(r"^(n|num|routed|local|shared|moe)_.*experts$|^num_experts
 # Numbers that make nothing: positions that are computed, ids of tokens, frequencies, settings of other programs.
 _NO_SIZE = re.compile(
     r"position|length|window|theta|context|ctx|base|seed|factor|token|_id$|chunk|scal|version|quant|bits|freq|limit|max_"
+    r"|param|flo|total|bytes|step|date|time"
 )
 
 

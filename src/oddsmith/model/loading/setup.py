@@ -115,12 +115,14 @@ def clear_option_errors(options: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (UsageError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:
-        if not options or is_of_the_machine(error):
+        cause = error.__cause__ if isinstance(error, UsageError) else error
+        is_foreseen = isinstance(error, UsageError) and not isinstance(cause, TypeError | AttributeError | KeyError)
+        if not options or is_foreseen or is_of_the_machine(error):
             raise
-        reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        reason = " ".join([type(cause).__name__, *str(cause).strip().splitlines()[:1]])
         names = ", ".join(map(str, options))[:200]  # and no value, which may be a secret
         raise ConfigError(
             f"model_init_kwargs: with these arguments ({names}) the model cannot be loaded: {reason[:300]}"

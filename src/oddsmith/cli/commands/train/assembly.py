@@ -25,6 +25,7 @@ from ....data.sources import RunRows, load_datasets
 from ....data.tokens.pair_tokenizer import PairTokenizer
 from ....errors import ConfigError, ModelError
 from ....model.adapters import get_peft_config, get_quantization_config
+from ....model.computing import require_computing
 from ....model.loading.chat_template import set_chat_template
 from ....model.loading.models import load_config, load_model, load_tokenizer
 from ....model.loading.place import is_gguf, locate
@@ -75,6 +76,8 @@ def make_trainer(
             peft_config=get_peft_config(chosen) if train_rows is not None and not is_adapter else None,
             callbacks=callbacks,
         )
+        if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):  # these place their shares later
+            require_computing(name, trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.data_reports.update(reports)
     return trainer
