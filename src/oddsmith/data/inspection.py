@@ -64,7 +64,7 @@ def require_sound(paths: Sequence[Path], kind: Kind) -> int:
         # the system's allocator asks for no more addresses than it needs
         env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"},
     )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
     result = lines[-1] if lines else {}
     if "bytes" in result:
         return int(result["bytes"])

@@ -80,11 +80,11 @@ def read_text(
         return file.read()
 
 
-def require_plain_folder(folder: Path, *, deep: bool = True) -> None:
+def require_plain_folder(folder: Path, *, deep: bool = True, links_into: Path | None = None) -> None:
     """Raise ``NotAFileError`` for a link, a pipe, a socket or a device in a folder, and if ``deep`` in its subfolders.
 
     Whoever writes to the folder would write through them, and whoever reads might wait for good. The folder itself may
-    be a link, or not exist. What is put there afterwards is not seen.
+    be a link, or not exist, and its links may lead to files in ``links_into``. What is put there later is not seen.
     """
     waiting = [os.fspath(folder)]
     while waiting:
@@ -104,6 +104,8 @@ def require_plain_folder(folder: Path, *, deep: bool = True) -> None:
                 if deep and (place != os.fspath(folder) or entry.name not in _NOT_OURS):
                     waiting.append(entry.path)
             elif not stat.S_ISREG(mode):
+                if links_into and stat.S_ISLNK(mode) and Path(entry.path).resolve().parent == links_into:
+                    continue
                 remedy = "put the file itself there" if stat.S_ISLNK(mode) else "remove it"
                 raise NotAFileError(entry.path, f"{kind_of(mode)}, not a file of this folder; {remedy}")
 

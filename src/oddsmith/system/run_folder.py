@@ -103,12 +103,13 @@ def require_writable_run(folder: Path) -> None:
 def require_plain_run(folder: Path) -> None:
     """Raise ``NotAFileError`` for a link, a pipe, a socket or a device in a run folder or checkpoint of ours.
 
-    Other folders pass, and so does a snapshot in the hub's cache, whose files are links to its blobs.
+    Other folders pass. The files of a snapshot in the hub's cache are links to its blobs.
     """
     is_checkpoint = all(os.path.lexists(folder / name) for name in (MANIFEST_FILE, TRAINER_STATE_FILE))
     is_ours = is_checkpoint or any(os.path.lexists(folder / name) for name in (EVENTS_FILE, SETTINGS_FILE))
-    if is_ours and folder.resolve().parent.name != "snapshots":
-        require_plain_folder(folder)
+    if is_ours:
+        snapshots = folder.resolve().parent
+        require_plain_folder(folder, links_into=snapshots.parent / "blobs" if snapshots.name == "snapshots" else None)
 
 
 def append_event(folder: str | Path, event: Event, step: int, **fields: Any) -> None:

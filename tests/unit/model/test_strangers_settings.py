@@ -56,6 +56,11 @@ def changed(sound: Path, tmp_path: Path, kind: str, file: str, values: dict) -> 
     return str(folder)
 
 
+@pytest.mark.parametrize("key", ["num_parameters", "total_params", "max_position_embeddings", "rope_theta"])
+def test_large_numbers_that_make_nothing_pass(key, sound, tmp_path):
+    load_model(changed(sound, tmp_path, "model", "config.json", {key: 7_000_000_000}))
+
+
 @pytest.mark.parametrize("key", TOO_LARGE)
 def test_more_than_the_weights_can_hold(key, sound, tmp_path):
     name = changed(sound, tmp_path, "model", "config.json", {key: TOO_LARGE[key]})

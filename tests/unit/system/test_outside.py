@@ -5,13 +5,14 @@ import pickle
 import socket
 import subprocess
 import sys
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from pathlib import Path
 
 import pytest
 
 from oddsmith.errors import NotAFileError, UsageError
 from oddsmith.system.outside import open_file, read_text, require_file, require_plain_folder
+from oddsmith.system.run_folder import require_plain_run
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -94,3 +95,15 @@ def test_the_folder_itself_may_be_a_link_and_a_tracker_may_keep_its_own(tmp_path
     (folder / "wandb").rename(folder / "checkpoint-3" / "wandb")
     with pytest.raises(NotAFileError, match="checkpoint-3/wandb/latest-run: is a symbolic link"):
         require_plain_folder(tmp_path / "link")
+
+
+@pytest.mark.parametrize(("target", "is_read"), [("blobs/ab", True), ("secret", False), ("blobs/../secret", False)])
+def test_a_snapshot_of_the_hub_holds_links_to_its_blobs_alone(tmp_path, target, is_read):
+    folder = tmp_path / "snapshots" / "0"
+    folder.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    for file in ("blobs/ab", "secret"):
+        (tmp_path / file).write_text("x")
+    (folder / "events.jsonl").symlink_to(tmp_path / target)
+    with nullcontext() if is_read else pytest.raises(NotAFileError, match=r"events.jsonl: is a symbolic link"):
+        require_plain_run(folder)

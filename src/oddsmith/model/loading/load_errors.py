@@ -15,7 +15,7 @@ from ...system.memory import is_of_the_machine
 from .place import TOKENIZER_FILES
 from .untrusted_files import ALLOW_CODE, CONVERT
 
-_READERS = ("transformers", "peft", "tokenizers", "huggingface_hub", "safetensors", "torch", "gguf")
+_READERS = ("oddsmith", "transformers", "peft", "tokenizers", "huggingface_hub", "safetensors", "torch", "gguf")
 
 
 @contextmanager
