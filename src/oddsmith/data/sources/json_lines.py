@@ -10,14 +10,15 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, overload
 
 from ...errors import DataError
 from ...system.outside import open_file
 from .decoding import decoded
 from .files import Row, parsed_line, plain_json_lines
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MIN_BYTES = 32 * 2**20  # of all files together; the rows of smaller ones are held in memory
 CHUNK_BYTES = 16 * 2**20
@@ -34,6 +35,8 @@ class JsonLines(Sequence[Row]):
     """
 
     def __init__(self, paths: Sequence[Path]):
+        import numpy as np  # here: the help of commands must not wait for it
+
         self._paths = list(paths)
         self._files = [open_file(path) for path in paths]
         digest, places = hashlib.sha256(), []
@@ -59,6 +62,8 @@ class JsonLines(Sequence[Row]):
 
     def select(self, numbers: Sequence[int]) -> JsonLines:
         """Return some of the rows, which are not read by that."""
+        import numpy as np
+
         some = object.__new__(JsonLines)
         some.__dict__ = self.__dict__ | {"_places": self._places[np.asarray(numbers, dtype=np.int64)]}
         return some
@@ -87,6 +92,8 @@ def large_json_lines(paths: Sequence[Path]) -> JsonLines | None:
 
 def _places(file: Any, digest: Any, number: int, path: Path) -> tuple[np.ndarray, ...]:
     """Return where the rows of a file lie, as columns, and add its bytes to a digest."""
+    import numpy as np
+
     starts, firsts, size, begins_line = [], [], 0, True
     while chunk := file.read(CHUNK_BYTES):
         digest.update(chunk)
