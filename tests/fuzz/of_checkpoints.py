@@ -19,7 +19,7 @@ from oddsmith.checkpoint.rank_state import load_part, read_rank_state, write_ran
 from oddsmith.checkpoint.state import read_state, write_state
 from oddsmith.checkpoint.store import checkpoints, newest_verified, rotate
 from oddsmith.checkpoint.values import read_trainer_state
-from oddsmith.errors import CheckpointError
+from oddsmith.errors import CheckpointError, NotAFileError
 from oddsmith.system.run_folder import MANIFEST_FILE, QUARANTINE_FOLDER
 from oddsmith.training.guard import StepJudge
 from oddsmith.training.meter import QUANTITIES, TrainingMeter
@@ -141,7 +141,7 @@ def _read(checkpoint: Path) -> None:
                 state = read_rank_state(checkpoint, manifest, 0, processes, parts)
                 for name, part in parts.items():
                     load_part(checkpoint, state, name, part)
-    with answered(CheckpointError):
+    with answered(CheckpointError, NotAFileError):
         json.dumps(vars(read_trainer_state(checkpoint, 4)), default=str)
     for name in STATES:
         with answered(CheckpointError):

@@ -131,7 +131,10 @@ def require_attributes(saved: Mapping[str, Any], made: Mapping[str, Any]) -> Non
 
 
 def read_trainer_state(folder: Path, step: int) -> TrainerState:
-    """Read transformers' state of a checkpoint of a ``step``; ``CheckpointError`` where it is not one."""
+    """Read transformers' state of a checkpoint of a ``step``.
+
+    Raise ``CheckpointError`` where it is not one, and ``NotAFileError`` for a link or a pipe in its place.
+    """
     with explained(folder, TRAINER_STATE_FILE):
         values = read_json(read_text(folder / TRAINER_STATE_FILE, follow=False))
         state = TrainerState(**values)
