@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from oddsmith.checkpoint.manifest import verify
 from oddsmith.checkpoint.store import checkpoints
 from oddsmith.cli.commands.train.launch import END_S, GRACE_S
 from oddsmith.errors import OutOfMemoryError
-from oddsmith.model.loading.outline import outline_model
 from oddsmith.system.run_folder import FIRST_EVALUATION_FILE, read_events
 from tests.command import START, environment, run_forked, save_model
 from tests.fault_runs import Machine, Run, reverse_times, save_config_with_dropout
@@ -294,7 +293,9 @@ def make_huge(model: Path) -> None:
     settings |= {"hidden_size": 4096, "intermediate_size": 64_000}
     (model / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     header, end = {}, 0
-    for name, parameter in outline_model(str(model), dtype="auto").named_parameters():
+    with torch.device("meta"):
+        huge = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    for name, parameter in huge.named_parameters():
         start, end = end, end + 4 * parameter.numel()
         header[name] = {"dtype": "F32", "shape": list(parameter.shape), "data_offsets": [start, end]}
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()

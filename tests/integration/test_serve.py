@@ -1,5 +1,6 @@
 """``oddsmith serve``: OpenAI's own client uses both servers; they end on request, and errors are clear."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from oddsmith.errors import ServerError
+from oddsmith.errors import ModelError, ServerError
 from oddsmith.inference.chat.backends import Sampling, open_backend
 from oddsmith.inference.chat.conversation import Conversation
 from oddsmith.inference.serve.server import serving
@@ -117,12 +118,23 @@ def test_a_server_that_dies_is_an_error(gguf, port):
         assert process.stderr.read().startswith("error: the server ended by itself (exit code -9): ")
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path, port):
+def test_damaged_weights_are_one_line_before_a_server_starts(tmp_path, port):
     folder = save_model(tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with (
-        pytest.raises(ServerError, match=r"the server did not start \(exit code 1\): .*SafetensorError"),
+        pytest.raises(ModelError, match=r"model: its weights are damaged; fetch or copy them again$"),
+        serving(str(folder), port=port),
+    ):
+        pass
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path, port):
+    folder = save_model(tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "hidden_act": "nothing"}))
+    with (
+        pytest.raises(ServerError, match=r"the server did not start \(exit code 1\): .*nothing"),
         serving(str(folder), port=port),
     ):
         pass

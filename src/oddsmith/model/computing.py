@@ -32,9 +32,10 @@ def clear_computing(name: str, what: str = "compute") -> Iterator[None]:
         if is_of_the_machine(error):
             raise
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        reason = ": ".join(filter(None, [type(error).__name__, said[:300]]))
         raise ModelError(
-            f"{name}: transformers cannot {what} with it ({type(error).__name__}{': ' * bool(said)}{said[:300]}); its"
-            " settings, tokenizer and weights do not fit together"
+            f"{name or 'the model'}: transformers cannot {what} with it ({reason}); its settings, tokenizer and weights"
+            " do not fit together"
         ) from error
 
 

@@ -143,7 +143,7 @@ def test_an_abandoned_answer_ends_its_computation():
 def test_what_goes_wrong_in_the_computation_is_raised():
     tokenizer = tiny_tokenizer(extra_special=("<beyond>",))
     chat = Conversation(TransformersBackend("tiny", tiny_model(vocab_size=258), tokenizer))
-    with pytest.raises(IndexError):
+    with pytest.raises(ModelError, match=r"^the model: transformers cannot generate with it \(IndexError: "):
         list(chat.ask("<beyond>"))  # a token that the model has no embedding for
     assert chat.messages == []
 
