@@ -61,6 +61,7 @@ def tokenizer(cache):
     return load_tokenizer(NAME)
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_folder_and_one_says_so(cache):
     folders = {stdout.strip() for stdout, _ in cache}
     assert folders == {str(builtin_model(NAME))}

@@ -193,6 +193,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless):
         assert terminal.end() == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_single_answer_where_it_is(endless):
     process = subprocess.Popen(
         [*START, "chat", str(endless), "--prompt", "Hi", "--max-new-tokens", "50000"],

@@ -244,6 +244,7 @@ def test_a_verified_export_is_uploaded_whole(run, hub):
     assert 'model="me/model"' in (run / "merged" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_asks_the_hub_nothing(run, hub):
     asked, variables = hub
     program = (
@@ -258,6 +259,7 @@ def test_an_export_that_fails_asks_the_hub_nothing(run, hub):
     assert asked == []
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_keeps_the_export(run, hub):
     _, variables = hub
     outcome = run_apart("export", run, "--to", "merged", "--push-to-hub", "me/other", env=variables)

@@ -52,6 +52,7 @@ def test_checkpoints_and_the_finished_run_are_uploaded(words, hub, tmp_path):
     assert 'pipeline("text-generation", model="me/model")' in (tmp_path / "run" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_keeps_the_run(words, hub, tmp_path):
     _, variables = hub
     more = ["--hub-model-id", "me/other", "--hub-strategy", "every_save"]

@@ -111,6 +111,7 @@ def test_the_server_ends_with_a_command_that_is_killed(kind, port, gguf, tmp_pat
     assert not alive
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_an_error(gguf, port):
     with served(gguf, port) as process:
         psutil.Process(process.pid).children()[0].kill()

@@ -203,6 +203,7 @@ def test_when_the_launcher_is_killed_its_processes_stop_with_a_checkpoint(worksh
     assert saved_step(run) >= 2
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_stops_the_run_with_a_checkpoint(workshop, tmp_path):
     run = tmp_path / "run"
     ours, theirs = pty.openpty()

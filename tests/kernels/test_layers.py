@@ -131,6 +131,7 @@ def test_no_rows():
         assert gated_triton.gated(x, x, gated.Activation.SILU).shape == (0, 8)
 
 
+@pytest.mark.slow
 def test_partial_sums_of_more_rows_than_programs():
     """Each program then adds up several tiles of rows."""
     x, grad = random((700, 2048), (700, 2048))

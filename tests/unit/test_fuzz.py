@@ -11,7 +11,13 @@ EXAMPLES = 120  # one or two seconds a target
 # A checkpoint is a folder that is copied and synced; an Arrow or Parquet file is read in a process that is started.
 # The beginning of a request is waited on.
 FEWER = {"checkpoints": 40, "folders of Arrow": 3, "Parquet": 2, "spreadsheets": 10, "odd tables": 10}
-FEWER |= {"requests to the monitor": 12, "requests to serve": 12}
+FEWER |= {
+    "requests to the monitor": 12,
+    "requests to serve": 12,
+    "model folders": 40,
+    "gguf files": 40,
+    "model cards": 40,
+}
 
 
 @pytest.mark.parametrize("name", TARGETS)
