@@ -111,7 +111,6 @@ CASES = [
     ("trainer_state.json", at("total_flos", new={})),
     ("trainer_state.json", at("log_history", new=5)),
     ("trainer_state.json", at("log_history", new=[5])),
-    ("trainer_state.json", at("stateful_callbacks", new=[])),
     ("trainer_state.json", at("stateful_callbacks", "TrainerControl", new=5)),
     ("trainer_state.json", at("num_input_tokens_seen", new="x")),
     ("trainer_state.json", at("train_batch_size", new="x")),

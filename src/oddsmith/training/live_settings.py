@@ -80,6 +80,7 @@ class LiveSettings(TrainerCallback):
 
     def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
         """Continue with the beta of a checkpoint, unless the run was resumed with another one on purpose."""
-        if flag(state["beta_has_changed"]) and self._args.beta == state["at_start"]:
-            self._args.beta = self.beta = figure(state["beta"])
+        beta, at_start = figure(state["beta"]), figure(state["at_start"])
+        if flag(state["beta_has_changed"]) and self._args.beta == at_start:
+            self._args.beta = self.beta = beta
             self.beta_has_changed = True
