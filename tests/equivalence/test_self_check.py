@@ -49,8 +49,13 @@ MIXING = {
     "mamba": {"state_size": 8},
     "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},
     "minimax": EXPERTS | {"layer_types": ["linear_attention", "full_attention"]},
-    "nemotron_h": MAMBA | EXPERTS | {
-        "mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 2,
+    "nemotron_h": MAMBA
+    | EXPERTS
+    | {
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 2,
         "moe_shared_expert_intermediate_size": 32,  # oneDNN on AMX mixes NaN of rows that are no multiple of 16 long
     },  # fmt: skip
     "olmo_hybrid": DELTA_RULE,
