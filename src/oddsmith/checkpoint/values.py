@@ -42,9 +42,13 @@ def whole(value: Any) -> int:
 
 def figure(value: Any) -> float:
     """Return a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+    if not _is_figure(value):
         raise TypeError(f"{value!r:.40} is no finite number")
     return value
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def flag(value: Any) -> bool:
@@ -113,9 +117,9 @@ def _is_alike(found: Any, made: Any) -> bool:
         return found is None or isinstance(found, bool | int | float | str | torch.Tensor)
     if isinstance(made, bool | str):
         return type(found) is type(made)
-    is_number = isinstance(found, int | float) and not isinstance(found, bool)
     # A schedule that waits for a better result begins with an infinite one.
-    return (is_number and (abs(found) < 1e300 or found == made)) or isinstance(found, torch.Tensor)
+    is_same = isinstance(found, float) and found == made
+    return _is_figure(found) or is_same or isinstance(found, torch.Tensor)
 
 
 def require_attributes(saved: Mapping[str, Any], made: Mapping[str, Any]) -> None:

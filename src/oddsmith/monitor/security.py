@@ -17,9 +17,9 @@ import hmac
 from collections.abc import Iterable
 from urllib.parse import parse_qs
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..system import web_access
 
@@ -52,15 +52,8 @@ class AccessControl:
                 await self._app(scope, receive, send)
             return  # there are no WebSockets here
 
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-            await send(message)
-
         answer = self._refusal(scope) or self._ask_for_token(scope)
-        await (answer or self._app)(scope, receive, guarded)
+        await (answer or self._app)(scope, receive, web_access.with_headers(send, HEADERS))
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 HEADERS = {  # of every answer: no page of another site shows or reads it
     "x-content-type-options": "nosniff",
@@ -32,6 +34,23 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def with_headers(send: Send, added: Mapping[str, str]) -> Send:
+    """Return an ASGI ``send`` whose answers carry headers in place of those of the same names, and none of CORS."""
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            theirs = [
+                (name, value)
+                for name, value in message.get("headers", ())
+                if name.decode("latin-1").lower() not in added and not name.lower().startswith(b"access-control-")
+            ]
+            ours = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in added.items()]
+            message = {**message, "headers": theirs + ours}
+        await send(message)
+
+    return sending
 
 
 class SameSite:

@@ -68,6 +68,21 @@ def table(value: int = 1) -> pa.Table:
     return pa.table({"a": [value] * 10})
 
 
+def tokenizing(folder: Path) -> tuple[threading.Thread, threading.Event]:
+    """Start to make the rows of a key in a thread, which has the lock and goes on after 5 s or the event."""
+    go_on = threading.Event()
+
+    def make() -> pa.Table:
+        go_on.wait(5)
+        return table()
+
+    thread = threading.Thread(target=cached, args=("key", make))
+    thread.start()
+    while not (folder / "key.lock").exists():
+        time.sleep(0.01)
+    return thread, go_on
+
+
 class TestHit:
     @pytest.mark.parametrize("make", (list, datasets.Dataset.from_list), ids=("list", "dataset"))
     @pytest.mark.parametrize("is_encoder_decoder", (False, True))
@@ -377,16 +392,7 @@ class TestTogether:
 
     def test_who_waits_says_so_once(self, folder, monkeypatch, caplog):
         monkeypatch.setattr(token_cache, "SILENT_WAIT_S", 0.05)
-        made = threading.Event()
-
-        def make() -> pa.Table:
-            made.wait(5)
-            return table()
-
-        first = threading.Thread(target=cached, args=("key", make))
-        first.start()
-        while not (folder / "key.lock").exists():
-            time.sleep(0.01)
+        first, made = tokenizing(folder)
         second = threading.Thread(target=cached, args=("key", lambda: table(2)))
         second.start()
         while not caplog.records:
@@ -399,16 +405,7 @@ class TestTogether:
 
     def test_waiting_ends(self, folder, monkeypatch):
         monkeypatch.setattr(token_cache, "WAIT_S", 0.1)
-        others = threading.Event()
-
-        def make() -> pa.Table:
-            others.wait(5)
-            return table()
-
-        slow = threading.Thread(target=cached, args=("key", make))
-        slow.start()
-        while not (folder / "key.lock").exists():
-            time.sleep(0.01)
+        slow, others = tokenizing(folder)
         assert cached("key", table) == table()
         others.set()
         slow.join()

@@ -29,7 +29,7 @@ def require_survivable(path: Path) -> None:
     """
     try:
         trial = subprocess.run(
-            [*run_module("oddsmith.export.gguf.trial"), str(path)],
+            [*run_module(__name__), str(path)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",

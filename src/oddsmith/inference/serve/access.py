@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...system.strict_json import read_object
-from ...system.web_access import HEADERS, SameSite
+from ...system.web_access import HEADERS, SameSite, with_headers
 
 MAX_BODY_BYTES = 64_000_000  # images of a conversation are sent in it
 
@@ -40,15 +40,6 @@ class Access:
                 await self._app(scope, receive, send)
             return  # there are no WebSockets here
 
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name in [name for name in headers if name.startswith("access-control-")]:
-                    del headers[name]
-                for name, value in HEADERS.items():
-                    headers[name] = value
-            await send(message)
-
         refusal = self._refusal(scope)
         if refusal is None and scope["method"] == "POST":
             try:
@@ -59,7 +50,7 @@ class Access:
             if body is not None:
                 refusal = self._refusal_of_body(body)
                 receive = _given(body, receive)
-        await (refusal or self._app)(scope, receive, guarded)
+        await (refusal or self._app)(scope, receive, with_headers(send, HEADERS))
 
     def _refusal(self, scope: Scope) -> Response | None:
         if (reason := self._same_site.refusal(scope)) is not None:
