@@ -57,7 +57,7 @@ MIXING = {
         "ssm_state_size": 8,
         "n_groups": 2,
         "moe_shared_expert_intermediate_size": 32,  # oneDNN on AMX mixes NaN of rows that are no multiple of 16 long
-    },  # fmt: skip
+    },
     "olmo_hybrid": DELTA_RULE,
     "qwen3_5_text": DELTA_RULE,
     "qwen3_5_moe_text": EXPERTS | DELTA_RULE,
