@@ -36,6 +36,11 @@ from .system.secrets import masked
 SHOWN_BEGINNING, SHOWN_END = 1_000, 400
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says; empty where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "").strip()
+
+
 def showable(message: str) -> str:
     """Return a message as a terminal may show it, as it may quote any file or name.
 

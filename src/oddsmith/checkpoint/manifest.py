@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..system.files import flush_to_disk
 from ..system.outside import open_file
 from ..system.run_folder import EVENTS_FILE, MANIFEST_FILE, SETTINGS_FILE, TRAINER_STATE_FILE
@@ -140,7 +140,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return _parsed(read_json(data.decode()))
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: {MANIFEST_FILE} is damaged ({first_line(error)})") from None
+        raise CheckpointError(f"{folder}: {MANIFEST_FILE} is damaged ({reason_of(error)})") from None
 
 
 def file_of_another_trainer(folder: Path) -> str | None:
@@ -254,7 +254,6 @@ def _refuse_unsafe(folder: Path, manifest: Manifest, found: Iterable[str]) -> No
             raise CheckpointError(f"{folder}: {name} is a pickle, which can run code; expected safetensors and JSON")
 
 
-def first_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Return the first line of an error's message, or its type where it has none."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    return (first_line(error) or type(error).__name__)[:200]

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from ..errors import CheckpointError
 from ..system.outside import read_text, require_file
 from ..system.strict_json import read_json
-from .manifest import first_line
+from .manifest import reason_of
 
 TAG = "@"
 MAX_JSON_BYTES = 256 * 2**20
@@ -56,7 +56,7 @@ def read_state(folder: Path, name: str) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: {file.name} is missing, so a run cannot go on from here") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {file.name} is damaged ({first_line(error)})") from error
+        raise CheckpointError(f"{folder}: {file.name} is damaged ({reason_of(error)})") from error
 
 
 def has_state(folder: Path, name: str) -> bool:

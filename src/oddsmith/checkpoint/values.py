@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerState
 
-from ..errors import CheckpointError, OddsmithError
+from ..errors import CheckpointError, OddsmithError, first_line
 from ..system.memory import is_of_the_machine
 from ..system.outside import read_text
 from ..system.run_folder import MAX_STEP, TRAINER_STATE_FILE
@@ -202,5 +202,5 @@ def explained(folder: Path, what: str) -> Iterator[None]:
     except _ODD as error:
         if is_of_the_machine(error):
             raise
-        reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]
+        reason = f"{type(error).__name__} {first_line(error)}".strip()[:200]
         raise CheckpointError(f"{folder}: {what} hold something else than this version writes ({reason})") from error

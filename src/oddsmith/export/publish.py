@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import ConfigError, ExportError
+from ..errors import ConfigError, ExportError, first_line
 from ..system.outside import require_plain_folder
 
 
@@ -48,7 +48,7 @@ def upload_failures(folder: Path, repository: str) -> Iterator[None]:
     try:
         yield
     except (hub_errors.HfHubHTTPError, OSError, ValueError) as error:  # ValueError: the hub refuses the card
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error) or type(error).__name__
         raise ExportError(
             f"{folder} is complete and verified, but was not uploaded: {reason};"
             f" upload it later with: hf upload {repository} {folder}"

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ..errors import ModelError, OddsmithError
+from ..errors import ModelError, OddsmithError, first_line
 from ..system.memory import is_of_the_machine
 from .loading.load_errors import clear_errors
 
@@ -31,8 +31,7 @@ def clear_computing(name: str, what: str = "compute") -> Iterator[None]:
     except Exception as error:
         if is_of_the_machine(error):
             raise
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        reason = ": ".join(filter(None, [type(error).__name__, said[:300]]))
+        reason = ": ".join(filter(None, [type(error).__name__, first_line(error)[:300]]))
         raise ModelError(
             f"{name or 'the model'}: transformers cannot {what} with it ({reason}); its settings, tokenizer and weights"
             " do not fit together"

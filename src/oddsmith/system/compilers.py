@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from subprocess import CalledProcessError
 
+from ..errors import first_line
 from .files import own_cache
 
 _PLACE = "TORCHINDUCTOR_CACHE_DIR"
@@ -78,8 +79,7 @@ def compiler_fault(error: BaseException) -> str | None:
             return advice
     if not names & _KINDS:
         return None
-    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return f"a kernel could not be compiled ({first_line[:100]})"
+    return f"a kernel could not be compiled ({(first_line(error) or type(error).__name__)[:100]})"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

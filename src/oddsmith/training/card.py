@@ -20,6 +20,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from .. import __version__
+from ..errors import first_line
 from ..model.loading.builtin import PACKAGES, PREFIX, is_builtin
 from ..model.loading.place import is_gguf
 from ..system.files import replacing
@@ -227,8 +228,8 @@ def card_names(folder: Path) -> tuple[str | None, list[str]]:
         data = yaml.safe_load(metadata[1]) if metadata else {}
         base, datasets = data.get("base_model"), data.get("datasets") or []
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        logger.warning("%s: its metadata cannot be read (%s), so no base or dataset is taken from it", file, reason[0])
+        reason = first_line(error) or type(error).__name__
+        logger.warning("%s: its metadata cannot be read (%s), so no base or dataset is taken from it", file, reason)
         return None, []
     datasets = datasets if isinstance(datasets, list) else [datasets]
     return (base if isinstance(base, str) else None), [name for name in datasets if isinstance(name, str)]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from rich.text import Text
 
-from ...errors import DataError, Interrupted, OddsmithError, showable
+from ...errors import DataError, Interrupted, OddsmithError, first_line, showable
 from ...system.memory import OTHER_FIX, clear_memory_errors
 from ...system.secrets import masked
 from ...system.signals import ENDED_AT_ONCE, NothingTrained
@@ -141,9 +141,9 @@ def _trace(error: BaseException) -> None:
 
 def _say_unforeseen(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print one line instead of a traceback, for errors that should not have happened."""
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    if kind.__name__ in LOST_PEER or ("gloo" in first_line and "peer" in first_line):
+    said = first_line(error)
+    if kind.__name__ in LOST_PEER or ("gloo" in said and "peer" in said):
         say_error("another process of this run has ended; its output, or that of its launcher, says why")
         return
-    what = f"{kind.__name__}: {first_line}" if first_line else kind.__name__
+    what = f"{kind.__name__}: {said}" if said else kind.__name__
     say_error(f"{showable(what)}\nThis was not foreseen; run again with --traceback to see where it came from.")

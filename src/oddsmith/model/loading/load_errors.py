@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 
-from ...errors import ModelError, OddsmithError
+from ...errors import ModelError, OddsmithError, first_line
 from ...system.files import error_chain
 from ...system.memory import is_of_the_machine
 from .place import TOKENIZER_FILES
@@ -70,7 +70,7 @@ def _explain(name: str, revision: str, error: BaseException) -> str:
         return "cannot be loaded: its JSON is nested too deeply, or it and its base are adapters that name each other"
     if "ignore_mismatched_sizes" in str(error):
         return "its weights do not have the shapes that its configuration states"
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    said = first_line(error)
     if isinstance(error, OSError | ValueError | ImportError) and said:
         return f"cannot be loaded: {said}"
     return (

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...config import ORPOConfig
-from ...errors import ConfigError, ModelError, UsageError
+from ...errors import ConfigError, ModelError, UsageError, first_line
 from ...system.dtypes import with_dtype
 from ...system.memory import clear_memory_errors, is_of_the_machine
 from ...system.precision import NO_BF16_UNIT, emulates_bf16
@@ -118,11 +118,11 @@ def clear_option_errors(options: Any) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, UsageError) else error
+        cause = (error.__cause__ or error) if isinstance(error, UsageError) else error
         is_foreseen = isinstance(error, UsageError) and not isinstance(cause, TypeError | AttributeError | KeyError)
         if not options or is_foreseen or is_of_the_machine(error):
             raise
-        reason = " ".join([type(cause).__name__, *str(cause).strip().splitlines()[:1]])
+        reason = f"{type(cause).__name__} {first_line(cause)}".strip()
         names = ", ".join(map(str, options))[:200]  # and no value, which may be a secret
         raise ConfigError(
             f"model_init_kwargs: with these arguments ({names}) the model cannot be loaded: {reason[:300]}"
