@@ -53,6 +53,11 @@ def showable(message: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
 
 
+def in_a_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of what it says, as a terminal may show it."""
+    return f"{type(error).__name__}: {showable(first_line(error))}"
+
+
 class OddsmithError(Exception):
     """Base of all errors raised on purpose."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_reporting_integration_callbacks
 
-from ..errors import ConfigError, showable
+from ..errors import ConfigError, in_a_line
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ def make_trackers(report_to: Any) -> list[TrainerCallback]:
             made.append(tracker())
         except Exception as error:  # a package may raise anything where it is broken
             raise ConfigError(
-                f"report_to is {names[tracker]}, which does not work here ({_in_a_line(error)});"
+                f"report_to is {names[tracker]}, which does not work here ({in_a_line(error)});"
                 " mend its package, or leave it out"
             ) from error
     return made
@@ -91,21 +90,5 @@ def tracker_may_fail(name: str) -> Iterator[None]:
         _warn(name, error)
 
 
-def warn_of_failures(uploads: Iterable[Future[Any]]) -> None:
-    """Warn, when an upload of a checkpoint ends, that it has failed; the next checkpoint is uploaded all the same."""
-    for upload in uploads:
-        upload.add_done_callback(_warn_of_upload)
-
-
-def _warn_of_upload(upload: Future[Any]) -> None:
-    error = None if upload.cancelled() else upload.exception()
-    if error is not None:
-        logger.warning("a checkpoint was not uploaded; the run goes on (%s)", _in_a_line(error))
-
-
 def _warn(name: str, error: Exception) -> None:
-    logger.warning("%s failed and is left out; the run goes on (%s)", name, _in_a_line(error))
-
-
-def _in_a_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {showable(str(error).strip().partition(chr(10))[0])}"
+    logger.warning("%s failed and is left out; the run goes on (%s)", name, in_a_line(error))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,10 @@ from huggingface_hub import upload_folder
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from ..errors import in_a_line
 from .checkpointing import STATE_FILES
-from .trackers import warn_of_failures
+
+logger = logging.getLogger(__name__)
 
 
 def upload_checkpoint(run: Any, checkpoint_folder: str) -> None:
@@ -35,5 +40,17 @@ def upload_checkpoint(run: Any, checkpoint_folder: str) -> None:
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         name = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
         jobs.append(upload_folder(commit_message=f"{message}, checkpoint", path_in_repo=name, **common))
-    warn_of_failures(jobs)
+    _warn_of_failures(jobs)
     run.push_in_progress = PushInProgress([*(run.push_in_progress.jobs if is_busy else []), *jobs])
+
+
+def _warn_of_failures(uploads: Iterable[Future[Any]]) -> None:
+    """Warn, when an upload of a checkpoint ends, that it has failed; the next checkpoint is uploaded all the same."""
+    for upload in uploads:
+        upload.add_done_callback(_warn_of_upload)
+
+
+def _warn_of_upload(upload: Future[Any]) -> None:
+    error = None if upload.cancelled() else upload.exception()
+    if error is not None:
+        logger.warning("a checkpoint was not uploaded; the run goes on (%s)", in_a_line(error))
