@@ -19,7 +19,7 @@ from oddsmith import ORPOConfig, ORPOTrainer
 from oddsmith.errors import ConfigError
 from oddsmith.training.drop_in import OF_TRL
 from oddsmith.training.live_settings import LiveSettings
-from oddsmith.training.transformers_adapter import BYPASSED_METHODS
+from oddsmith.training.private_names import BYPASSED_METHODS
 from tests.command import save_model
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 from tests.tiny_runs import PLAIN, make_trainer

@@ -12,8 +12,11 @@ What stays would act on whatever comes next: a second training in float32 would 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..config import ORPOConfig
@@ -82,6 +85,26 @@ class ModelLoan:
                 if key not in self._hooks[module] and getattr(hook, "__name__", "") in HOOKS:
                     del module._forward_hooks[key]
         self._attributes, self._hooks = {}, {}
+
+    @contextmanager
+    def rounded(self) -> Iterator[None]:
+        """Have the weights inside as ``bf16_full_eval`` or ``fp16_full_eval`` asks.
+
+        transformers rounds them, and leaves them rounded, after the path of the evaluation is chosen.
+        """
+        args = self._args
+        dtype = torch.bfloat16 if args.bf16_full_eval else torch.float16 if args.fp16_full_eval else None
+        if dtype is None:
+            yield
+            return
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        values = [tensor.data for tensor in tensors]
+        try:
+            self.model.to(dtype=dtype, device=args.device)
+            yield
+        finally:
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.data = value
 
     def give_back(self) -> None:
         """Undo all changes."""

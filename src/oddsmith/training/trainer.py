@@ -78,13 +78,14 @@ from .meter import (
 from .older_scripts import with_older_arguments
 from .own_loss import OwnLoss, micro_batch_loss
 from .preflight import Preflight, check_devices, readable_by, require_readable, require_whole_steps
+from .private_names import BYPASSED_METHODS
 from .recorder import Recorder
 from .shards import ShardedModel
 from .step import Path as MicroBatchPath
 from .step import Stepper, is_foreign, micro_batches_of, pair_counts, with_counts
 from .trackers import make_trackers, spare_run, trackers_are_made
 from .trainable import GradientCheck, require_gradient
-from .transformers_adapter import BYPASSED_METHODS, LossSums, TransformersAdapter
+from .transformers_adapter import LossSums, TransformersAdapter
 
 logger = logging.getLogger(__name__)
 

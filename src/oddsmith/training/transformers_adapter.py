@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, TrainOutput
@@ -25,19 +24,14 @@ from ..batching.loader import StreamedBatches, clear_worker_errors
 from ..checkpoint.values import explained, sums, whole
 from ..config import ORPOConfig
 from ..errors import CheckpointError, ConfigError, RowError
-from ..model.generation import stop_at_end_tokens
 from ..model.loading.completeness import complete_adapters, require_complete, untied
-from ..model.loading.place import is_adapter_folder
-from ..model.loading.processor_files import copy_processor_files
-from ..model.loading.quiet import no_progress_bars
-from ..model.text_part import as_stored, is_multimodal
-from ..model.vocabulary import grown_rows
 from ..system.memory import clear_memory_errors
 from .checkpointing import CheckpointManager
 from .epochs import epoch_of_length, stream_position
 from .evaluation import DeferredEvaluation
 from .identity import RunIdentity
 from .loan import ModelLoan
+from .model_files import write_model
 from .recorder import Recorder
 from .shards import ShardedModel
 from .step import Circumstances, Stepper, input_tokens, micro_batches_of
@@ -46,54 +40,6 @@ from .trainable import operations_a_token, require_trainable
 from .uploads import upload_checkpoint
 
 logger = logging.getLogger(__name__)
-
-# What this module overrides or calls, by name, so that a test can look for each in the installed transformers.
-PRIVATE_METHODS = (
-    "_determine_best_metric",
-    "_evaluate",
-    "_finalize_training",
-    "_get_grad_norm",
-    "_get_output_dir",
-    "_hp_search_setup",
-    "_init_training_state",
-    "_issue_warnings_after_load",
-    "_load_best_model",
-    "_load_from_checkpoint",
-    "_load_optimizer_and_scheduler",
-    "_load_rng_state",
-    "_load_scaler",
-    "_prepare_for_training",
-    "_prepare_inputs",
-    "_push_from_checkpoint",
-    "_run_epoch",
-    "_save",
-    "_save_checkpoint",
-    "_save_optimizer_and_scheduler",
-    "_track_num_input_tokens",
-)
-# Methods of ``Trainer`` that are never called here -> what to do instead.
-BYPASSED_METHODS = {
-    **dict.fromkeys(
-        ("_get_train_sampler", "_get_dataloader"),
-        "override get_train_dataloader, or order the rows and set train_sampling_strategy to sequential",
-    ),
-    "_get_eval_sampler": "override get_eval_dataloader",
-    **dict.fromkeys(
-        ("_set_signature_columns_if_needed", "_remove_unused_columns", "_get_collator_with_removed_columns"),
-        "pass a data_collator",
-    ),
-    **dict.fromkeys(("_save_optimizer_and_scheduler", "_save_rng_state", "_save_scaler"), "save in a callback"),
-    # The first is documented but not called any more, the others were methods before transformers 5.
-    "create_optimizer_and_scheduler": "override create_optimizer and create_scheduler",
-    **dict.fromkeys(("_rotate_checkpoints", "_sorted_checkpoints"), "set save_total_limit"),
-}
-PRIVATE_ATTRIBUTES = (
-    "_globalstep_last_logged",
-    "_initial_global_step",
-    "_total_loss_scalar",
-    "_tr_loss",
-    "_train_batch_size",
-)
 
 
 class TransformersAdapter(Trainer):
@@ -204,17 +150,10 @@ class TransformersAdapter(Trainer):
             return
         self._claim_precision()
         self.loan.note()
-        # transformers rounds the weights, and leaves them rounded, after the path of the evaluation is chosen.
-        dtype = torch.bfloat16 if self.args.bf16_full_eval else torch.float16 if self.args.fp16_full_eval else None
-        tensors = [*self.model.parameters(), *self.model.buffers()] if dtype else []
-        values = [tensor.data for tensor in tensors]
         try:
-            if dtype is not None:
-                self.model.to(dtype=dtype, device=self.args.device)
-            yield
+            with self.loan.rounded():
+                yield
         finally:
-            for tensor, value in zip(tensors, values, strict=True):
-                tensor.data = value
             self.loan.take_off(keep=("training",))
             self._forget_prepared()
 
@@ -442,25 +381,7 @@ class TransformersAdapter(Trainer):
         is_gathered = getattr(self, "is_distributed_loading_by_transformers", False)  # from all processes
         if not (self.args.should_save or is_gathered or self.shards.is_sharded):
             return
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if self.processing_class is not None:
-            stop_at_end_tokens(model, self.processing_class)  # once more: a person may have changed either
-        options: dict[str, Any] = {"is_main_process": self.args.should_save}
-        if isinstance(model, PeftModel) and grown_rows(model):
-            options["save_embedding_layers"] = False  # the rows that the base lacks are made anew, or trained ones
-        if self.shards.is_sharded:
-            state_dict = self.shards.state_to_save(embeddings=options.get("save_embedding_layers", "auto"))
-        elif is_multimodal(model) and not hasattr(model, "peft_config"):
-            state_dict = as_stored(model, model.state_dict() if state_dict is None else state_dict)
-        if self.args.should_save or is_gathered:
-            with no_progress_bars():
-                model.save_pretrained(folder, state_dict=state_dict, **options)
-        self.shards.write(Path(folder))
-        if self.args.should_save:
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
-            copy_processor_files(model, Path(folder))
-            self.after_saving_model(Path(folder))
+        write_model(self, Path(folder), state_dict, is_gathered=is_gathered)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model into ``output_dir``, the run folder by default; ``SaveError`` if that fails."""
@@ -472,17 +393,6 @@ class TransformersAdapter(Trainer):
             else:
                 super().save_model(output_dir, _internal_call)
             self.shards.require_written(Path(output_dir or self.args.output_dir))
-
-    def after_saving_model(self, folder: Path) -> None:
-        """Put a card beside the model of the run; beside an adapter also generation settings and its base's record."""
-        is_adapter = is_adapter_folder(folder)
-        if is_adapter:
-            self.identity.base.save(folder)
-            settings = getattr(self.accelerator.unwrap_model(self.model), "generation_config", None)
-            if settings is not None:  # PEFT does not write them: they have the end of turn, which the base's may lack
-                settings.save_pretrained(folder)
-        if is_adapter or folder.resolve() == Path(self.args.output_dir).resolve():
-            self.create_model_card(folder=folder)
 
     def create_model_card(
         self,

@@ -10,7 +10,7 @@ import transformers
 from transformers import Trainer
 
 from oddsmith import ORPOTrainer
-from oddsmith.training.transformers_adapter import PRIVATE_ATTRIBUTES, PRIVATE_METHODS
+from oddsmith.training.private_names import PRIVATE_ATTRIBUTES, PRIVATE_METHODS
 
 SOURCE = Path(inspect.getfile(ORPOTrainer)).parents[1]
 TRAINER_SOURCE = inspect.getsource(Trainer)
