@@ -25,6 +25,7 @@ SOURCE = ROOT / "src" / "oddsmith"
 # What each room may import, from the ground up; docs/architecture.md draws it. ``errors`` masks secrets in messages,
 # and ``system.secrets`` imports nothing, so that one edge between the two lowest rooms points both ways.
 ROOMS: dict[str, set[str]] = {
+    "__main__": {"cli"},
     "errors": {"system"},
     "loss": set(),
     "metrics": set(),
@@ -62,7 +63,7 @@ PRINTS_ITSELF = {
     "oddsmith.cli.commands.chat": ["print", "sys.stderr.write"],
 }
 
-LOOSE_MODULES_AT_MOST = 4  # in src/oddsmith itself, __init__.py not counted
+LOOSE_MODULES_AT_MOST = 4  # in src/oddsmith itself, __init__.py and __main__.py not counted
 
 MODULE_LINES, MODULE_LINES_AT_MOST = 450, 600
 FUNCTION_LINES_AT_MOST = 80  # without the docstring
@@ -158,7 +159,7 @@ def test_every_module_is_in_a_room():
 
 
 def test_few_modules_lie_outside_the_rooms():
-    loose = [path.name for path in SOURCE.glob("*.py") if path.name != "__init__.py"]
+    loose = [path.name for path in SOURCE.glob("*.py") if not path.name.startswith("__")]
     assert len(loose) <= LOOSE_MODULES_AT_MOST, loose
 
 

@@ -55,6 +55,12 @@ def test_version(capsys):
     assert run_here(capsys, "--version") == (0, f"oddsmith {oddsmith.__version__}\n", "")
 
 
+def test_the_package_is_the_command():
+    """Launchers take a module: torchrun -m oddsmith train ..."""
+    done = subprocess.run([sys.executable, "-P", "-m", "oddsmith", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"oddsmith {oddsmith.__version__}\n", "")
+
+
 def test_help_lists_the_common_settings_and_help_all_every_one_of_use(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     short, long = run_here(capsys, "train", "--help").out, run_here(capsys, "train", "--help-all").out

@@ -180,6 +180,16 @@ def test_the_token_is_traded_for_a_cookie(runs):
     assert page.get("/api/runs", headers={"host": "evil.example"}).status_code == 403
 
 
+def test_an_exposed_monitor_is_known_by_the_names_of_its_machine(runs):
+    machine = socket.gethostname().lower()
+    names = {machine, f"{machine.partition('.')[0]}.local", socket.getfqdn().lower()}
+    for name in names:
+        assert client(runs, "0.0.0.0", TOKEN, f"http://{name}:7861").get("/").status_code == 401
+    for name in (f"{machine}.evil.example", "other.local"):
+        assert client(runs, "0.0.0.0", TOKEN, f"http://{name}:7861").get("/").status_code == 403
+    assert client(runs, url=f"http://{machine}.local:7861").get("/").status_code == 403
+
+
 def test_two_monitors_on_one_host_have_cookies_of_their_own(runs):
     first = client(runs, "0.0.0.0", TOKEN, "http://192.168.0.7:7861")
     second = client(runs, "0.0.0.0", TOKEN[::-1], "http://192.168.0.7:7862")

@@ -54,12 +54,19 @@ def with_headers(send: Send, added: Mapping[str, str]) -> Send:
 
 
 class SameSite:
-    """Refuses requests from pages of other sites; ``host`` is the address that the server listens on."""
+    """Refuses requests from pages of other sites; ``host`` is the address that the server listens on.
+
+    A server that other machines reach is also known by this machine's name, alone, in its domain and under ``.local``,
+    which no site of the internet can have.
+    """
 
     def __init__(self, host: str):
         self._exposed = not is_loopback(host)
         names = {"localhost", host.strip("[]").lower()}
-        self._names = names | ({socket.gethostname().lower()} if self._exposed else set())
+        if self._exposed:
+            machine = socket.gethostname().lower()
+            names |= {machine, f"{machine.partition('.')[0]}.local", socket.getfqdn().lower()}
+        self._names = names
 
     def refusal(self, scope: Mapping[str, Any]) -> str | None:
         """Return why an HTTP request, by its ASGI scope, is refused; ``None`` if it is answered."""
