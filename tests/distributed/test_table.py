@@ -181,7 +181,7 @@ def require_same_metrics(ours: dict[str, Any], expected: dict[str, Any]) -> None
     )
     assert ours.keys() == expected.keys()
     for name, value in ours.items():
-        assert value == pytest.approx(expected[name], rel=EXACT * 10, abs=EXACT), name
+        assert value == pytest.approx(expected[name], rel=EXACT, abs=EXACT), name
 
 
 def test_the_command_says_how_large_a_partitioned_model_is(tmp_path):
