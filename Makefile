@@ -13,7 +13,7 @@ NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/un
 	tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench
+.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-20s %s\n", $$1, $$2 }'
@@ -35,6 +35,10 @@ test-distributed: $(READY) ## train in several processes that share a model: DDP
 
 test-distributed-all: $(READY) ## the same in all cells of the table of docs/several-gpus.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed
+
+test-ray: $(READY) ## install Ray (80 MB) and train with it: two workers, one killed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ray]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed/test_ray.py
 
 # torch and oneDNN use no AVX-512, then torch no AVX2 either; bf16 counts as emulated (system/precision.py).
 test-older-cpus: $(READY) ## run the numerical tests as on two kinds of CPU without AVX-512

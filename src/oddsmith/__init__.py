@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cli.commands.train.recipe import trainer_from_recipe
     from .config import ModelConfig, ORPOConfig, ScriptArguments
     from .model.adapters import get_peft_config, get_quantization_config
     from .model.chat_format import setup_chat_format
@@ -30,6 +31,7 @@ _HOME = {
     "get_peft_config": ".model.adapters",
     "get_quantization_config": ".model.adapters",
     "setup_chat_format": ".model.chat_format",
+    "trainer_from_recipe": ".cli.commands.train.recipe",
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "get_peft_config",
     "get_quantization_config",
     "setup_chat_format",
+    "trainer_from_recipe",
 ]
 
 

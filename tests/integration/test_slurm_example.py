@@ -1,4 +1,4 @@
-"""The batch script of ``examples/slurm``: real bash, real training; ``srun`` and ``scontrol`` as Slurm's would act."""
+"""The batch script of ``examples/cluster/slurm`` in real bash; ``srun`` and ``scontrol`` as Slurm's would act."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from oddsmith.checkpoint.store import checkpoints
 from oddsmith.system.signals import STOP_SIGNALS
 from tests.command import SETTINGS, environment, save_config, save_model, save_pairs
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "slurm" / "train.sbatch"
+SCRIPT = Path(__file__).parents[2] / "examples" / "cluster" / "slurm" / "train.sbatch"
 JOB = "1234"
 
 # Starts the tasks with their numbers, and returns the highest of their exit codes (srun's manual: "Return value").

@@ -49,7 +49,8 @@ class StopSignals:
     ends the process with exit code 130 if the block is not left within ``AT_ONCE_S``.
 
     SIGHUP stays ignored where it was ignored before, as under ``nohup``. A forked process has the handlers from before
-    the block.
+    the block. In another thread than the main one (Ray Train trains in such a one), where Python lets nobody receive
+    signals, the block receives none: whoever started the thread decides when it ends.
     """
 
     def __init__(self) -> None:
@@ -65,6 +66,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         global _active
+        self._receives = threading.current_thread() is threading.main_thread()
+        if not self._receives:
+            return self
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
         self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
@@ -79,6 +83,8 @@ class StopSignals:
 
     def __exit__(self, *exception: object) -> None:
         global _active
+        if not self._receives:
+            return
         _active = None
         self._restore()
         self._sender.send(b"\0")

@@ -78,7 +78,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
     if "from_weights" in resolved.options:
         take_weights(resolved)
-    _require_names(resolved)
+    require_names(resolved)
     processes, limit, is_dry = _processes(resolved), resolved.options.get("time_limit"), "dry_run" in resolved.options
     time_limit_s = None if limit is None else seconds_of(limit, "--time-limit")
     folder = Path(resolved.get("output_dir"))
@@ -101,22 +101,22 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
 
         with working("starting"):
             settings = build(resolved)
-        with _offering(settings):
+        with offering_columns(settings):
             return show(resolved, settings, processes, full="full" in resolved.options)
     join_launcher()
     with printing_may_fail(), StopSignals() as signals:
         with working("starting"):
             settings = build(resolved)
-        with clear_memory_errors(), _offering(settings), held(folder) if is_main_process() else nullcontext():
+        with clear_memory_errors(), offering_columns(settings), held(folder) if is_main_process() else nullcontext():
             return _run(resolved, settings, signals, time_limit_s)
 
 
-def _offering(settings: Settings) -> AbstractContextManager[None]:
+def offering_columns(settings: Settings) -> AbstractContextManager[None]:
     """Let an error for unknown columns offer them beside those that were given."""
     return offering(settings.data.columns, of_one_dataset=not settings.data.datasets)
 
 
-def _require_names(resolved: Resolved) -> None:
+def require_names(resolved: Resolved) -> None:
     """Refuse a run without model or dataset; name the run folder after the model where none is given."""
     if resolved.get("model_name_or_path") is None:
         raise ConfigError("model_name_or_path is missing; give a hub id, a folder, a GGUF file or builtin:...")
