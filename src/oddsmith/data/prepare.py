@@ -40,6 +40,7 @@ from .token_cache import cached, token_key
 from .tokens.pair_tokenizer import PairTokenizer
 from .tokens.rendering import RenderedPair
 from .tokens.tokenized import IN_TEMPLATE, OF_TEMPLATE, TEXT_COLUMNS, Dropped, Form, TokenizedPair
+from .tokens.words import KnownWords
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ class RowTokenizer:
     bad_rows: str
     source: str
     numbers: Sequence[int] | None = None
-    known_words: dict[str, list[int]] = field(default_factory=dict)  # kept from batch to batch, in each process
+    known_words: KnownWords = field(default_factory=KnownWords)  # kept from batch to batch, in each process
 
     def __call__(
         self, columns: Mapping[str, Sequence[Any]] | list[Any], numbers: Sequence[int]

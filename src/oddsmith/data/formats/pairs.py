@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -309,9 +309,15 @@ def _recognise(row: Row) -> _Format | None:
         raise RowError("column not found", row[NOWHERE])
     if not set(ANSWERS) <= row.keys() and (layout := layout_of(row)) is not None:
         return _Format(layout.name, (), lambda row: to_pair(layout.restate(row).row), layout=layout)
-    fitting = [known for known in _FORMATS if all(column in row for column in known.columns)]
+    fitting = _fitting(tuple(row))
     given = (known for known in fitting if known.columns != ANSWERS and row[known.columns[0]] is not None)
     return next(given, fitting[0] if fitting else None)
+
+
+@lru_cache(maxsize=256)
+def _fitting(names: tuple[str, ...]) -> list[_Format]:
+    """Return the formats of which all columns are there."""
+    return [known for known in _FORMATS if all(column in names for column in known.columns)]
 
 
 def _unknown(row: Row) -> str:

@@ -111,6 +111,10 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
             raise TemplateSyntaxError(f"it has {count:,} parts; expected at most {MAX_NODES:,}", 1)
         return super()._generate(_Guards(self).visit(source), *args, **kwargs)
 
+    def make_globals(self, d: Any) -> dict[str, Any]:
+        """Return the globals of a template in one dict; Jinja's chain of two takes as long to copy as to render."""
+        return {**self.globals, **(d or {})}
+
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Return an attribute as the sandbox does; a key of a message is not searched among the methods first."""
         if type(obj) is dict and attribute not in METHODS_OF_MAPPINGS:

@@ -44,6 +44,7 @@ from ..formats.values import common_prefix_length
 from .pieces import ids_of_pieces, ids_of_texts
 from .rendering import RenderedPair, Renderer, Rendering, tokenizer_name
 from .tokenized import Dropped, DropReason, Form, Lengths, TokenizedPair, Tokens, cut_pair, same_targets, tokenized_pair
+from .words import KnownWords
 
 DEFAULT_COMPLETION_LENGTH = 128  # tokens, for encoder-decoder models, as in TRL
 
@@ -184,7 +185,7 @@ class PairTokenizer:
         return replace(pair, prompt=[{"role": "system", "content": self.system_prompt}, *pair.prompt])
 
     def encode(
-        self, rendered: Sequence[RenderedPair | Dropped], known_words: dict[str, list[int]] | None = None
+        self, rendered: Sequence[RenderedPair | Dropped], known_words: KnownWords | None = None
     ) -> list[TokenizedPair | Dropped]:
         """Tokenize rendered pairs in one call of the tokenizer; pairs that are dropped already pass through.
 
@@ -198,7 +199,7 @@ class PairTokenizer:
         return [pair if isinstance(pair, Dropped) else _with_account(next(encoded), pair) for pair in rendered]
 
     def _encode_decoder_only(
-        self, pairs: Sequence[RenderedPair], known_words: dict[str, list[int]] | None
+        self, pairs: Sequence[RenderedPair], known_words: KnownWords | None
     ) -> list[TokenizedPair | Dropped]:
         texts = (text for pair in pairs for side in (pair.chosen, pair.rejected) for text in side.beginnings())
         ids_of = ids_of_pieces(self.tokenizer, texts, known_words)

@@ -26,7 +26,7 @@ from itertools import chain
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .words import Ids, cuts_at_words, ids_by_words
+from .words import Ids, KnownWords, cuts_at_words, ids_by_words, packed, unpacked
 
 
 def ids_of_texts(
@@ -52,7 +52,7 @@ def ids_of_texts(
 
 
 def ids_of_pieces(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], known_words: dict[str, Ids] | None = None
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], known_words: KnownWords | None = None
 ) -> dict[str, Ids]:
     """Return what ``ids_of_texts`` does, and tokenize each different piece of the texts once.
 
@@ -60,15 +60,20 @@ def ids_of_pieces(
     """
     unique = list(dict.fromkeys(texts))
     tokens = cutting_tokens(tokenizer, max(unique, key=len, default=""))
-    cut = re.compile(f"(?={'|'.join(map(re.escape, tokens))})") if tokens else None
-    pieces_of = {text: cut.split(text) if cut else [text] for text in unique}
+    cut = re.compile(f"({'|'.join(map(re.escape, tokens))})") if tokens else None
+    pieces_of = {text: _pieces(cut.split(text)) if cut else [text] for text in unique}
     pieces = dict.fromkeys(chain.from_iterable(pieces_of.values()))
     if _is_cut_by_library(tokenizer) and cuts_at_words(tokenizer):
-        words = {} if known_words is None else known_words
+        words = KnownWords() if known_words is None else known_words
         ids_of = ids_by_words(pieces, words, partial(ids_of_texts, tokenizer))
     else:
-        ids_of = ids_of_texts(tokenizer, pieces)
-    return {text: list(chain.from_iterable(map(ids_of.__getitem__, pieces))) for text, pieces in pieces_of.items()}
+        ids_of = {piece: packed(ids) for piece, ids in ids_of_texts(tokenizer, pieces).items()}
+    return {text: unpacked(b"".join(map(ids_of.__getitem__, pieces))) for text, pieces in pieces_of.items()}
+
+
+def _pieces(parts: list[str]) -> list[str]:
+    """Join each token to what stands behind it: of ``[text, token, text, ...]``, which a pattern in a group gives."""
+    return [parts[0], *(token + text for token, text in zip(parts[1::2], parts[2::2], strict=True))]
 
 
 def cutting_tokens(tokenizer: PreTrainedTokenizerBase, sample: str) -> list[str]:

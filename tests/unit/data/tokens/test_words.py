@@ -12,7 +12,14 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QW
 from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX as QWEN3_5
 
 from oddsmith.data.tokens.pieces import ids_of_pieces, ids_of_texts
-from oddsmith.data.tokens.words import EXPRESSIONS, MAX_KNOWN_CHARACTERS, cuts_at_words, ids_by_words
+from oddsmith.data.tokens.words import (
+    EXPRESSIONS,
+    MAX_KNOWN_CHARACTERS,
+    KnownWords,
+    cuts_at_words,
+    ids_by_words,
+    unpacked,
+)
 from oddsmith.model.loading.gguf import LLAMA3_PATTERN
 
 CORPUS = ("the cat sat on a mat\n\nand then it's, 12 times. ", " the  cats\n sat, they're on  mats ", "A a 1 2 ééé A")
@@ -67,7 +74,7 @@ def test_ids_are_those_of_whole_texts(name, normalizer, some):
     lstrip = AddedToken("<x>", lstrip=True, normalized=False)
     tokenizer = tokenizer_of(name, lstrip, **({} if normalizer is None else {"normalizer": normalizer}))
     assert cuts_at_words(tokenizer)
-    known: dict[str, list[int]] = {}
+    known = KnownWords()
     whole = ids_of_texts(tokenizer, some)
     assert ids_of_pieces(tokenizer, some, known) == whole
     assert ids_of_pieces(tokenizer, some, known) == whole  # of known words
@@ -112,10 +119,13 @@ def test_a_known_word_is_not_tokenized_again():
         asked.extend(words)
         return {word: [len(word)] for word in words}
 
-    known: dict[str, list[int]] = {}
+    def ids_by(*texts):
+        return [unpacked(packed) for packed in ids_by_words(texts, known, ids_of).values()]
+
+    known = KnownWords()
     long = "x" * (MAX_KNOWN_CHARACTERS + 1)
-    assert ids_by_words(["we live here", "we  live"], known, ids_of) == {"we live here": [2, 5, 5], "we  live": [2, 6]}
-    assert ids_by_words([f"here we live {long}"], known, ids_of) == {f"here we live {long}": [4, 3, 5, 34]}
+    assert ids_by("we live here", "we  live") == [[2, 5, 5], [2, 6]]
+    assert ids_by(f"here we live {long}") == [[4, 3, 5, 34]]
     assert asked == ["we", " live", " here", "  live", "here", " we", f" {long}"]
-    assert f" {long}" not in known
-    assert " we" in known
+    assert long not in known.others
+    assert "we" in known.others
