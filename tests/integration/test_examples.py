@@ -1,4 +1,4 @@
-"""TRL's quick-start and TRL's script, as their users run them, on a tiny model in a folder."""
+"""TRL's quick-start and TRL's script, as their users run them, on a tiny model in a folder; a recipe in Python."""
 
 import json
 import os
@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.command import run_apart, save_model
+from oddsmith import trainer_from_recipe
+from oddsmith.errors import ConfigError
+from oddsmith.system.run_folder import read_events
+from tests.command import SETTINGS, run_apart, run_here, save_config, save_model, save_pairs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -54,3 +58,31 @@ def test_trl_s_script_runs_with_trl_s_command_line(model_and_data, tmp_path):
     logged = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
     assert any("rewards/margins" in event for event in logged)
     assert any("eval_rewards/accuracies" in event for event in logged)
+
+
+def test_a_recipe_trains_in_python_as_by_the_command(tmp_path, capsys):
+    recipe = save_config(
+        tmp_path / "recipe.yaml",
+        model_name_or_path=str(save_model(tmp_path / "model")),
+        dataset_name=str(save_pairs(tmp_path / "pairs.jsonl")),
+        **SETTINGS,
+        max_steps=2,
+        test_split_size=0.25,
+        report_to="none",
+    )
+    done = run_here(capsys, "train", recipe, "--output-dir", tmp_path / "command")
+    assert done.code == 0, done.err
+    trainer = trainer_from_recipe(str(recipe), "--output-dir", str(tmp_path / "python"))
+    trainer.train()
+    trainer.save_model()
+    ours, expected = (tmp_path / name for name in ("python", "command"))
+    assert (ours / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+    settings, others = (yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8")) for run in (ours, expected))
+    assert {name for name in settings if settings[name] != others[name]} == {"output_dir"}
+    kinds = [[event["event"] for event in read_events(run)] for run in (ours, expected)]
+    assert kinds[0] == kinds[1]
+
+
+def test_a_flag_of_the_command_is_no_setting_of_a_recipe(tmp_path):
+    with pytest.raises(ConfigError, match="--resume"):
+        trainer_from_recipe("--beta", "0.2", "--resume")

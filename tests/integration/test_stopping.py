@@ -281,3 +281,21 @@ def test_a_run_makes_one_step_even_when_loading_takes_all_its_time(tmp_path):
         trainer.train()
     assert (stop.stopped, trainer.state.global_step) == ("the time limit", 1)
     verify(tmp_path / "checkpoint-1")
+
+
+def test_in_another_thread_a_time_limit_stops_alone(tmp_path):
+    """Ray Train and notebooks' servers train in one; Python lets the main thread alone set handlers."""
+    found = []
+
+    def train() -> None:
+        with StopOnRequest(time_limit_s=60, started_at=time.monotonic() - 70) as stop:
+            trainer = make_trainer(tmp_path, stop)
+            trainer.train()
+        found.append((stop.stopped, trainer.state.global_step))
+
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert found == [("the time limit", 1)]
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
