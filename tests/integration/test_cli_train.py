@@ -285,7 +285,7 @@ def test_eval_prints_a_table(workshop, capsys):
 def test_two_processes_train_one_model_and_one_of_them_prints(workshop, tmp_path, capsys):
     words = [workshop / "config.yaml", "--use-peft", "--lora-dropout", "0"]
     two_of_one = ["--per-device-train-batch-size", "1", "--num-processes", "2"]
-    together = run_apart("train", *words, *two_of_one, "--output-dir", tmp_path / "two", "--json")
+    together = run_apart("train", *words, *two_of_one, "--no-use-cpu", "--output-dir", tmp_path / "two", "--json")
     alone = run_here(capsys, "train", *words, "--output-dir", tmp_path / "one", "--json")
     assert (together.code, alone.code) == (0, 0)
     two, one = json.loads(together.out), json.loads(alone.out)

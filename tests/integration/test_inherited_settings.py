@@ -118,12 +118,23 @@ def test_optimizer_and_schedule_have_their_settings(tmp_path):
 
 def test_evaluations_and_log_lines_come_when_they_should(tmp_path, caplog):
     settings = {"eval_strategy": "steps", "eval_steps": 1, "eval_delay": 2, "logging_steps": 9}
-    trainer = make(tmp_path, logging_first_step=True, disable_tqdm=False, resume_from_checkpoint="old", **settings)
+    trainer = make(tmp_path, logging_first_step=True, disable_tqdm=False, **settings)
     assert any(isinstance(callback, ProgressCallback) for callback in trainer.callback_handler.callbacks)
     trainer.train()
     assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == [2, 3]
     assert [line["step"] for line in trainer.state.log_history if "loss" in line] == [1]
-    assert "resume_from_checkpoint is 'old', but train() was called without it" in caplog.text
+
+
+def test_a_run_is_resumed_where_the_settings_say_so(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    make(tmp_path, max_steps=2, resume_from_checkpoint="true", **settings).train()  # there is none yet
+    resumed = make(tmp_path, max_steps=3, resume_from_checkpoint=True, **settings)
+    resumed.train()
+    assert [line["step"] for line in resumed.state.log_history if "loss" in line] == [1, 2, 3]
+    assert resumed._initial_global_step == 2
+    again = make(tmp_path, max_steps=3, resume_from_checkpoint=str(tmp_path / "checkpoint-1"), **settings)
+    again.train(resume_from_checkpoint=False)
+    assert again._initial_global_step == 0
 
 
 @pytest.mark.parametrize("name", ["bf16_full_eval", "fp16_full_eval"])

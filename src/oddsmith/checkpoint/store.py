@@ -19,6 +19,7 @@ from ..system.files import CLOSED, explained, flush_to_disk, free_bytes, in_unit
 from ..system.run_folder import QUARANTINE_FOLDER
 from .manifest import file_of_another_trainer, is_unfinished, require_ours, retract, verify
 
+AUTO = "auto"  # the newest checkpoint that is complete, or the beginning where no save was ever finished
 MIN_KEPT = 2
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
 
@@ -27,6 +28,14 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _BROKEN = (errno.EIO, errno.ENXIO, errno.ENODEV)
 _EXPLAINED = (*_NO_SPACE, errno.EFBIG, *CLOSED, *_GONE, *_BROKEN)
+
+
+def wanted_checkpoint(given: str | Path | bool | None) -> str | Path | None:
+    """Return what a setting or a flag asks to resume from: ``AUTO``, a path, or ``None`` for the beginning."""
+    if not isinstance(given, str):
+        return AUTO if given is True else given or None
+    word = given.lower()
+    return AUTO if word in ("", AUTO, "true") else None if word in ("false", "none") else given
 
 
 def step_of(folder: Path) -> int | None:

@@ -148,7 +148,8 @@ TABLE = (
     works("load_best_model_at_end metric_for_best_model greater_is_better"),
     works("push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision"),
     works(
-        "resume_from_checkpoint", "of the command; in Python it is an argument of `train`, and told if that lacks it"
+        "resume_from_checkpoint",
+        "`true` is the newest one; what `train` is given in Python goes first",
     ),
     works("ignore_data_skip"),
     works("restore_callback_states_from_checkpoint", "the states are restored in any case", has_use=False),
@@ -159,16 +160,17 @@ TABLE = (
         accepted=(False,),
     ),
     # Devices and processes
-    works("use_cpu"),
+    works("use_cpu", "as in transformers; on by itself for several processes without an accelerator"),
     works(
         "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
     ),
     told(
-        "fsdp fsdp_config deepspeed",
+        "fsdp deepspeed",
         "sharding is left to transformers and accelerate; our tests cover FSDP 2 and ZeRO 1 to 3, on CPUs alone",
         accepted=(None, "", False, {}, []),
         has_use=True,
     ),
+    told("fsdp_config", "it has no effect without `fsdp`: set that too", accepted=(None, "", {}), has_use=True),
     told(
         "accelerator_config",
         "only gradient_accumulation_kwargs have an effect: batches are planned for each process",

@@ -15,12 +15,14 @@ from transformers import TrainingArguments
 from ..errors import ConfigError
 from ..system.compilers import keep_kernels_apart
 from ..system.dtypes import with_dtype
+from ..system.launchers import join_processes
 from ..system.names import require_folder_name
 from ..system.outside import require_file
 from ..system.precision import NO_BF16_UNIT, best_precision, emulated_bf16_on_gpu, emulates_bf16
 from .catalogue import with_help
 from .inherited import lines_about, refuse
 from .optimizers import require_usable
+from .processes import choose_cpu, require_one_run
 from .spellings import with_older_names
 from .trackers import trackers
 
@@ -163,6 +165,8 @@ class ORPOConfig(TrainingArguments):
     def __post_init__(self):
         if self.output_dir is not None:
             require_folder_name(self.output_dir, "output_dir")
+        launched = join_processes()
+        choose_cpu(self, launched)
         self._read_numbers()
         self._resolve_beta()
         self._check_ranges()
@@ -181,6 +185,7 @@ class ORPOConfig(TrainingArguments):
         if self.save_total_limit == 1:  # a second one is there while one is written, or if one is damaged
             self.save_total_limit: Any = 2
         super().__post_init__()
+        require_one_run(self, launched)
         require_usable(self)
         if (self.gradient_checkpointing_kwargs or {}).get("offload") and self.device.type == "cpu":
             raise ConfigError("activation_checkpointing_kwargs has offload on, which needs a GPU; leave it out")

@@ -34,7 +34,17 @@ from ..checkpoint.rank_state import (
 )
 from ..checkpoint.space import require_writable
 from ..checkpoint.state import has_state, read_state, write_state
-from ..checkpoint.store import checkpoints, clear_save_errors, give_back, newest_verified, rotate, set_aside, step_of
+from ..checkpoint.store import (
+    AUTO,
+    checkpoints,
+    clear_save_errors,
+    give_back,
+    newest_verified,
+    rotate,
+    set_aside,
+    step_of,
+    wanted_checkpoint,
+)
 from ..checkpoint.values import (
     explained,
     read_trainer_state,
@@ -45,15 +55,16 @@ from ..checkpoint.values import (
 from ..config import ORPOConfig
 from ..config.catalogue import LENGTH_SETTINGS
 from ..errors import CheckpointError, OddsmithError, SaveError
+from ..system.launchers import may_restart, restarts
 from ..system.outside import require_plain_folder
 from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE, Event, read_events, require_plain_run
 from .identity import RunIdentity, length_of
 from .preflight import size_in_training
 from .schedule import follow_schedule, line_about, load_states
+from .shared_folder import require_shared_folder
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
 OPTIMIZER, SCHEDULER, SCALER = "optimizer", "scheduler", "scaler"
 # What only a resumed run needs; people who download the model do not.
 STATE_FILES = [f"{OPTIMIZER}.*", f"{SCHEDULER}.*", f"{SCALER}.*", "process-*", TRAINER_STATE_FILE, MANIFEST_FILE]
@@ -111,11 +122,13 @@ class CheckpointManager:
         self._run.callback_handler.remove_callback(SaveTiming)
         self._run.callback_handler.add_callback(SaveTiming(self))  # after all others, which may ask for a save
         require_writable(run_folder)
-        if wanted is None and args.resume_from_checkpoint and self._run.is_world_process_zero():
+        require_shared_folder(run_folder, args)
+        if wanted is not True:  # which has no need of a checkpoint only where processes are restarted
+            wanted = wanted_checkpoint(wanted)
+        if not wanted and restarts() and checkpoints(run_folder) and self._run.is_world_process_zero():
             logger.warning(
-                "resume_from_checkpoint is %r, but train() was called without it, so the run starts from the beginning;"
-                " call train(resume_from_checkpoint=args.resume_from_checkpoint)",
-                args.resume_from_checkpoint,
+                "torchrun has restarted this run, which starts from the beginning; set resume_from_checkpoint=True to"
+                " go on from its last checkpoint"
             )
         with held(run_folder) if self._run.is_world_process_zero() else nullcontext():
             folder = choose_checkpoint(wanted, run_folder, logger.warning) if wanted else None
@@ -428,7 +441,7 @@ def choose_checkpoint(wanted: str | Path | bool, run: Path, warn: Callable[[str]
         newest = newest_verified(run, warn)
         if newest is None and _is_done(run):
             raise CheckpointError(f"{run}: is a run that is done and kept no checkpoint; {start_anew(run)}")
-        if newest is None and wanted is True:
+        if newest is None and wanted is True and not may_restart():  # who may be restarted asks from the first start
             raise CheckpointError(f"{run}: holds no checkpoint to resume from; leave out resume_from_checkpoint")
         return newest
 

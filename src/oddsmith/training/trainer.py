@@ -40,7 +40,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..batching.collate import PairCollator
 from ..batching.loader import LoaderFactory, PlannedDataset, StreamedBatches, clear_worker_errors
 from ..batching.plan import StepShape
+from ..checkpoint.store import wanted_checkpoint
 from ..config import ORPOConfig
+from ..config.processes import require_sharding
 from ..data.prepare import prepare
 from ..data.report import DataReport
 from ..data.tokens.pair_tokenizer import PairTokenizer
@@ -140,6 +142,7 @@ class ORPOTrainer(TransformersAdapter):
     ):
         args = args or ORPOConfig(output_dir="tmp_trainer")
         require_called(self, BYPASSED_METHODS)
+        require_sharding(args)
         trackers = make_trackers(args.report_to)
         set_seed(args.seed)  # an adapter starts from random weights
         self.args, self.peft_config = args, peft_config
@@ -354,7 +357,9 @@ class ORPOTrainer(TransformersAdapter):
 
         Args:
             resume_from_checkpoint: A checkpoint; ``True`` for the newest complete one of ``output_dir``; ``"auto"`` for
-                the same, or the beginning where the run never finished a save.
+                the same, or the beginning where the run never finished a save, which ``True`` means too where torchrun
+                restarts processes (``--max-restarts``). By default what ``args`` says, where ``True`` is ``"auto"``;
+                ``False`` for the beginning in any case.
             trial: Of a hyperparameter search.
             ignore_keys_for_eval: Passed on to evaluations.
             allow_changed: Resume although settings, pairs or base differ from those of the checkpoint.
@@ -371,6 +376,9 @@ class ORPOTrainer(TransformersAdapter):
         """
         require_called(self, BYPASSED_METHODS)
         require_known_metric(self)
+        wanted = resume_from_checkpoint
+        if wanted is None and trial is None:
+            wanted = wanted_checkpoint(self.args.resume_from_checkpoint) or False
         # transformers before 5.19 divides losses by the accumulation steps unless there is such a function.
         self.compute_loss_func = orpo_loss if self.loss_is_scaled_for_ga else None
         self.loss_sums.begin()
@@ -382,7 +390,7 @@ class ORPOTrainer(TransformersAdapter):
             printing_may_fail(),
             clear_memory_errors(device=False),
             clear_worker_errors(),
-            self.checkpoints.training(resume_from_checkpoint, allow_changed=allow_changed) as folder,
+            self.checkpoints.training(wanted, allow_changed=allow_changed) as folder,
         ):
             return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
 

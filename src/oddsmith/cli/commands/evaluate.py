@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...config.catalogue import CATALOGUE, EVAL_SETTINGS
 from ...errors import ConfigError, DataError
 from ...metrics import Place, shown_in
+from ...system.launchers import join_processes
 from ...system.run_folder import SETTINGS_FILE, require_plain_run
 from ..parsing.config_file import Setting, read_config
 from ..parsing.resolve import Resolved, Settings, build, resolve
@@ -48,6 +49,7 @@ DATA_SETTINGS = EVAL_SETTINGS & {facts.name for facts in CATALOGUE["Data"]}
 def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     """Run ``oddsmith eval``; return metrics and data reports as JSON values."""
     quiet_libraries()
+    join_processes()
     resolved = resolve(arguments, fields_for_run(), OPTIONS, max_positional=1)
     if resolved.positional:
         resolved.settings["model_name_or_path"] = Setting(resolved.positional[0], "MODEL")
@@ -80,11 +82,13 @@ def _inherit(resolved: Resolved) -> bool:
 
 
 def _measure(settings: Settings, has_own_data: bool) -> dict[str, Any]:
+    from ...config.processes import require_sharding
     from ...data.sources import offering
     from ...system.memory import clear_memory_errors
     from ..terminal.progress import ShowProgress
     from .train.assembly import make_trainer
 
+    require_sharding(settings.orpo)
     rows = _rows(settings, has_own_data)
     data = settings.data
     with ShowProgress() as progress, offering(data.columns, of_one_dataset=not data.datasets):

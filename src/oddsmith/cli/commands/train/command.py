@@ -5,7 +5,6 @@ The order is from cheap to expensive: a typing mistake costs no loading, and an 
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import time
@@ -16,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from ....checkpoint.lock import held
 from ....checkpoint.space import require_writable
+from ....checkpoint.store import AUTO, wanted_checkpoint
 from ....data.sources import offering
 from ....errors import ConfigError, Interrupted
 from ....system.files import dispensable
+from ....system.launchers import join_processes, local_processes
 from ....system.memory import clear_memory_errors
 from ....system.names import require_folder_name
 from ....system.output import printing_may_fail
@@ -75,11 +76,13 @@ FINDING_STYLES = {"watch": "yellow", "act": "bold red"}
 def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     """Run ``oddsmith train``; return its result, or the exit code of the processes that it started."""
     quiet_libraries()
+    launched = join_processes()
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
     if "from_weights" in resolved.options:
         take_weights(resolved)
     require_names(resolved)
-    processes, limit, is_dry = _processes(resolved), resolved.options.get("time_limit"), "dry_run" in resolved.options
+    processes, limit = _processes(resolved, launched), resolved.options.get("time_limit")
+    is_dry = "dry_run" in resolved.options
     time_limit_s = None if limit is None else seconds_of(limit, "--time-limit")
     folder = Path(resolved.get("output_dir"))
     if "full" in resolved.options and not is_dry:
@@ -94,7 +97,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
         from ....monitor.report import plotly_script
 
         plotly_script()  # fails without the extra `monitor`: better now than after hours of training
-    if processes > 1 and "RANK" not in os.environ and not is_dry:
+    if processes > 1 and launched == 1 and not is_dry:
         return launch([*run_module("oddsmith.cli.main"), "train", *arguments], processes)
     if is_dry:
         from .dry_run import show
@@ -133,30 +136,39 @@ def require_names(resolved: Resolved) -> None:
         raise ConfigError(f"hub_model_id is {repository!r}; expected user/name, of letters, digits, '-', '_' and '.'")
 
 
-def _processes(resolved: Resolved) -> int:
+def _processes(resolved: Resolved, launched: int) -> int:
+    """Return how many processes ``--num-processes`` asks for on this machine, 1 by default."""
     text = resolved.options.get("num_processes", "1")
     if not text.isdecimal() or len(text) > 4 or int(text) < 1:
         raise ConfigError(f"--num-processes is {text!r}; expected a whole number from 1 upwards")
     if int(text) > MAX_PROCESSES:
         raise ConfigError(f"--num-processes is {int(text):,}; expected at most {MAX_PROCESSES} on one machine")
+    here = local_processes(launched)
+    if launched > 1 and "num_processes" in resolved.options and int(text) != here:
+        raise ConfigError(
+            f"--num-processes is {text}, but a launcher has started {here} processes on this machine; leave it out"
+        )
     return int(text)
 
 
 def _wanted_checkpoint(resolved: Resolved) -> str | None:
     """Return ``"auto"``, a path, or ``None`` where the run starts from the beginning."""
-    given = resolved.get("resume_from_checkpoint")
-    wanted = resolved.options.get("resume", given)
-    return wanted if wanted is None else ("auto" if wanted.lower() in ("", "auto", "true") else wanted)
+    wanted = wanted_checkpoint(resolved.options.get("resume", resolved.get("resume_from_checkpoint")))
+    return None if wanted is None else str(wanted)
 
 
 def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limit_s: float | None) -> dict[str, Any]:
+    from ....config.processes import require_sharding
     from ....training.evaluation import EvaluateAtEnd
     from ....training.live_diagnosis import Watch, one_line
+    from ....training.shared_folder import require_shared_folder
     from ....training.stopping import StopOnRequest
     from ...terminal.progress import ShowProgress
     from .assembly import WriteSettings, make_trainer, read_rows
     from .summary import banner, result, result_lines
 
+    require_sharding(settings.orpo)
+    require_shared_folder(Path(str(settings.orpo.output_dir)), settings.orpo)
     allow_changed = "allow_changed" in resolved.options
     checkpoint = _checkpoint(_wanted_checkpoint(resolved), settings, allow_changed)
     stop = StopOnRequest(time_limit_s, started_at=STARTED_AT, signals=signals, tell=_warn)
@@ -220,7 +232,7 @@ def _checkpoint(wanted: str | None, settings: Settings, allow_changed: bool) -> 
     if wanted is None:
         return None
     with working("verifying the checkpoint"):
-        last = choose_checkpoint(wanted if wanted == "auto" else Path(wanted), folder, warn=_warn)
+        last = choose_checkpoint(wanted if wanted == AUTO else Path(wanted), folder, warn=_warn)
     if last is None:
         say(f"no checkpoint in {folder} yet: starting from the beginning")
         return None

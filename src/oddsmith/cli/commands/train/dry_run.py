@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerState
 
 from ....checkpoint.space import Room, measure_room, require_writable
+from ....config.processes import require_sharding
 from ....data.report import counted
 from ....data.sources.mixture import share_lines
 from ....model.adapters import get_peft_config
@@ -61,6 +62,7 @@ def show(resolved: Resolved, settings: Settings, processes: int, *, full: bool) 
     show_line(f"precision: {precision(settings)}")
     room = _room(settings, steps)
     show_line(f"disk: {'unknown, the model is not on this machine yet' if room is None else room}")
+    require_sharding(orpo, is_launched_later=processes > 1)
     return {
         "command": "train",
         "dry_run": True,
