@@ -92,7 +92,7 @@ def _mixture(value: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     if len(configs) != len(value):
         raise ConfigError(f"dataset_configs holds {len(configs)}, and dataset_mixer {len(value)}; name one for each")
     parts = [
-        {"path": path, "name": config, "split": _beginning(split, share)}
+        {"path": path, "name": config, "split": first_share(split, share, "dataset_mixer")}
         for (path, share), config in zip(value.items(), configs, strict=True)
         for split in train
     ]
@@ -106,12 +106,11 @@ def _mixture(value: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return today | dict.fromkeys(["dataset_test_split"] * len(test), *test)
 
 
-def _beginning(split: str, share: Any) -> str:
+def first_share(split: str, share: Any, setting: str) -> str:
+    """Return a share of a split, its first rows, as ``train[:25%]``; ``setting`` is where it was given."""
     percent = share * 100 if isinstance(share, int | float) else 0
     if not 0 < percent <= 100 or not float(f"{percent:.9g}").is_integer():
-        raise ConfigError(
-            f"dataset_mixer holds the share {share!r}; expected a whole percentage, such as 0.25, up to 1"
-        )
+        raise ConfigError(f"{setting} holds the share {share!r}; expected a whole percentage, such as 0.25, up to 1")
     return split if percent == 100 else f"{split}[:{percent:.0f}%]"
 
 

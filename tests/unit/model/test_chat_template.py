@@ -102,6 +102,14 @@ def with_template(tokenizer, template: str):
     return tokenizer
 
 
+def test_the_text_of_a_template_is_one_itself(file, base, caplog):
+    """As recipes of alignment-handbook have it; a message does not repeat it."""
+    set_chat_template(base, PHI3.template)
+    assert base.chat_template == PHI3.template
+    assert caplog.messages
+    assert all(line.startswith("chat_template: ") for line in caplog.messages)
+
+
 def test_an_end_of_text_that_the_template_writes_itself_stays(file, base):
     set_chat_template(base, file(PHI3.template))
     assert (base.eos_token, Renderer(base).end_of_turn) == ("</s>", "<|end|>")

@@ -16,6 +16,8 @@ import yaml
 from ...errors import ConfigError
 from ...system.outside import open_file
 
+PYTHON, SHELL = (".py", ".ipynb"), (".sh", ".bash")
+SCRIPTS = PYTHON + SHELL  # which only `oddsmith convert` reads
 MAX_BYTES = 200_000
 MAX_ALIASES = 8
 MAX_DEPTH = 32
@@ -139,6 +141,11 @@ def _value(node: yaml.Node, name: str, depth: int = 0) -> Any:
     if isinstance(node, yaml.MappingNode):
         return {key: _value(item, name, depth + 1) for key, (item, _) in _pairs(node, name).items()}
     return _scalar(node.tag.removeprefix(_TAG), node.value)
+
+
+def scalar(text: str) -> Any:
+    """Return the value that a plain text has in YAML."""
+    return _scalar(_Loader("").resolve(yaml.ScalarNode, text, (True, False)).removeprefix(_TAG), text)
 
 
 def _scalar(kind: str, text: str) -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...config.inherited import refuse_of_python
 from ...config.spellings import OLDER, Place, nearest, refuse_unknown, under_todays_names
 from ...errors import ConfigError
-from .config_file import Setting, read_config
+from .config_file import SCRIPTS, Setting, read_config
 from .schema import Field, flag_of
 from .values import FALSE_WORDS, TRUE_WORDS, check, from_flag
 
@@ -101,9 +101,9 @@ def resolve(
     if max_positional and len(words.positional) > max_positional:
         example = "--dataset-name" if fields else next(iter(words.options_known.values())).flag
         raise ConfigError(f"found {words.positional[max_positional]!r}; expected a flag such as {example} there")
-    in_file, unknown = _read_file(configs[0], words) if configs else ({}, {})
+    in_file, unknown, lines = _read_file(configs[0], words) if configs else ({}, {}, [])
     _refuse_unknown(unknown, words.unknown, has_settings=bool(fields))
-    resolved = Resolved({}, words.options, words.positional if max_positional else [], fields)
+    resolved = Resolved({}, words.options, words.positional if max_positional else [], fields, lines)
     for given, place in ((in_file, _in_file(in_file)), (words.settings, _as_flags(words.settings))):
         today = under_todays_names({name: setting.value for name, setting in given.items()}, fields, place)
         for name, value in today.settings.items():
@@ -247,11 +247,23 @@ def _is_config(word: str) -> bool:
     return word.endswith((".yaml", ".yml"))
 
 
-def _read_file(path: str, words: _Words) -> tuple[dict[str, Setting], dict[str, str | None]]:
-    """Read a configuration file, and check each value; return the settings, and the unknown ones with their hints."""
+def _read_file(path: str, words: _Words) -> tuple[dict[str, Setting], dict[str, str | None], list[str]]:
+    """Read a configuration file, and check each value.
+
+    Return the settings, the unknown ones with their hints, and what to say where it was another trainer's.
+    """
     settings: dict[str, Setting] = {}
     unknown: dict[str, str | None] = {}
-    for key, given in read_config(path).items():
+    if path.endswith(SCRIPTS):
+        raise ConfigError(
+            f"{path} is a script; `oddsmith convert {path} > recipe.yaml` writes what it sets as a recipe"
+        )
+    in_file = read_config(path)
+    from .foreign_files import translated  # not needed for the help, which has to be there at once
+
+    if "learning_rate" in words.fields and (foreign := translated(path, in_file, words.fields)):
+        return foreign.settings, {}, foreign.lines
+    for key, given in in_file.items():
         if key in words.options_known and key not in OLDER:
             flag = words.options_known[key].flag
             raise ConfigError(f"{given.where}: {key} is a flag of the command, no setting; give {flag}")
@@ -260,7 +272,7 @@ def _read_file(path: str, words: _Words) -> tuple[dict[str, Setting], dict[str, 
         else:
             meant = nearest(key, words.fields)
             unknown[f"{given.where}: {key}"] = meant and f"did you mean {meant}?"
-    return settings, unknown
+    return settings, unknown, []
 
 
 def _refuse_unknown(in_file: Mapping[str, str | None], flags: Mapping[str, str | None], has_settings: bool) -> None:

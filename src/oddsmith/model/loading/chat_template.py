@@ -58,7 +58,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, wanted: str, *, is_mai
 
     Args:
         tokenizer: The tokenizer.
-        wanted: ``"chatml"``, a file, or a model that has a chat template.
+        wanted: ``"chatml"``, a file, a model that has a chat template, or the text of one (``{% ... %}``).
         is_main: Whether this process tells what was changed.
 
     Raises:
@@ -179,6 +179,8 @@ def _template(wanted: str, tokenizer: PreTrainedTokenizerBase) -> Template:
         bos = tokenizer.bos_token_id
         begins = bos is not None and tokenizer("a").input_ids[:1] == [bos]
         return Template("{{ bos_token }}" + text if begins else text)
+    if "{%" in wanted or "{{" in wanted:
+        return Template(wanted)
     file = Path(wanted).expanduser()
     if file.suffix in FILE_SUFFIXES:
         try:
@@ -213,7 +215,7 @@ def _changes(
     had_template: bool,
 ) -> list[str]:
     """Say in sentences what a chat template has changed, and what it lacks."""
-    name = f"chat_template {wanted}"
+    name = "chat_template" if "{" in wanted else f"chat_template {wanted}"
     lines = [f"{name}: it takes the place of the tokenizer's own"] if had_template else []
     if missing:
         lines.append(f"{name}: {enumerated(list(map(repr, missing)))} became tokens")
