@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import io
 import logging
 import re
+import shutil
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import Any, TextIO
 
 from ...errors import DataError
 
@@ -14,6 +18,8 @@ logger = logging.getLogger(__name__)
 UTF_16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 # A text of Windows-1252 has letters without accents for the most part; of Cyrillic code pages it would have none.
 MOST_ACCENTS = 0.3
+CHUNK_BYTES = 2**20
+MEMORY_BYTES = 32 * 2**20  # of what is unpacked
 _UTF_8_PAIR = re.compile(rb"[\xc3-\xf4][\x80-\xbf]")
 
 
@@ -31,7 +37,29 @@ def decoded(data: bytes, path: Path, offset_bytes: int = 0, line: int | None = N
         ) from error
 
 
-def decoded_table(data: bytes, path: Path) -> str:
+def opened_table(file: Any, path: Path) -> TextIO:
+    """Open the text of a table, from its beginning and with the ends of lines as they are; of UTF-8 line by line.
+
+    What is UTF-16 or Windows-1252 is held in memory, in five bytes a character. What cannot be read from its beginning
+    again, such as an unpacked file, goes through a temporary file.
+    """
+    if not file.seekable():
+        packed, file = file, SpooledTemporaryFile(MEMORY_BYTES)  # noqa: SIM115 - goes with the text
+        shutil.copyfileobj(packed, file, CHUNK_BYTES)
+        file.seek(0)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while chunk := file.read(CHUNK_BYTES):
+            decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        file.seek(0)
+        return io.StringIO(_decoded_table(file.read(), path), newline="")
+    file.seek(0)
+    return io.TextIOWrapper(file, "utf-8-sig", newline="")
+
+
+def _decoded_table(data: bytes, path: Path) -> str:
     """Decode the text of a table: UTF-8, UTF-16 with its mark, or Windows-1252, of which a warning tells."""
     for mark, name in UTF_16.items():
         if data.startswith(mark):

@@ -19,7 +19,7 @@ from typing import Any
 from ...errors import DataError
 from ..bounds import require_header
 from ..formats.columns import ANSWERS, PROMPT_NAMES
-from .decoding import decoded_table
+from .decoding import opened_table
 
 DELIMITERS = (",", ";", "\t", "|")
 TRIED_ROWS = 100  # rows after the header that have to agree with it
@@ -36,10 +36,13 @@ def delimited_rows(
     often no tables, so that one of a single column is refused.
     """
     csv.field_size_limit(MAX_FIELD_LETTERS)  # 131,072 by default, less than a long conversation
-    text = decoded_table(file.read(), path)
-    delimiter, text = _named_delimiter(text)
-    delimiter = delimiter or _found_delimiter(text, usual)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    text = opened_table(file, path)
+    beginning = text.read(TRIED_LETTERS)
+    delimiter, rest = _named_delimiter(beginning)
+    text.seek(0)
+    text.read(len(beginning) - len(rest))
+    delimiter = delimiter or _found_delimiter(rest, usual)
+    lines = csv.reader(text, delimiter=delimiter, strict=True)
     header: list[str] = []
     try:
         for fields in lines:
@@ -102,7 +105,7 @@ def _found_delimiter(text: str, usual: str) -> str:
 
 def _tried(text: str, delimiter: str) -> tuple[list[str], bool]:
     """Return the fields of the header, and whether the rows after it have as many."""
-    lines = csv.reader(io.StringIO(text[:TRIED_LETTERS], newline=""), delimiter=delimiter, strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     try:
         rows = (fields for fields in lines if fields)

@@ -2,7 +2,7 @@
 
     name                                     rows
     builtin:house-style                      the pairs of the demo, as a list of dicts
-    pairs.jsonl  .json  .csv  .xlsx  (.gz)   list of dicts (files.py); of large JSON Lines their places (json_lines.py)
+    pairs.jsonl  .json  .csv  .xlsx  (.gz)   list of dicts (files.py); of large files their places (json_lines.py)
     pairs.parquet                            datasets.Dataset (tables.py)
     a folder of such files                   those of the split (splits.py)
     a folder made by save_to_disk            datasets.Dataset
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from ...errors import ConfigError, DataError, RowError
 from ..formats import format_of
 from .files import PARQUET, Row, kind_of_file, read_rows, require_path
-from .json_lines import JsonLines, large_json_lines
+from .json_lines import JsonLines, large_rows
 from .mixture import Share, mix, mix_streams, parse_mixture, shares_of, weights_of
 from .naming import Columns, columns_there, named_row, parse_columns, with_names
 from .splits import Split, files_of
@@ -83,14 +83,16 @@ def load_rows(
             raise DataError(f"{name}: split {split!r} is a slice, but a stream has no length; name a whole split")
         rows = _local_rows(name, part, streaming)
         if isinstance(rows, FileRows):
-            large = None if streaming or named else large_json_lines(rows.paths)
-            rows = _stream_of(_from_files, rows.paths) if streaming else large or list(rows)
+            large = None if streaming else large_rows(rows.paths, rows)
+            rows = _stream_of(_from_files, rows.paths) if streaming else list(rows) if large is None else large
         if part.is_slice:
             positions = part.rows_of(len(rows))
             rows = rows[positions.start : positions.stop] if isinstance(rows, list) else rows.select(positions)
     if not streaming and not len(rows):
         where = name if split == "train" else f"{name}, split {split!r}"
         raise DataError(f"{where}: the dataset is empty; expected rows with a prompt and two answers")
+    if isinstance(rows, JsonLines):
+        return rows.named(columns_there(rows, named, name, where_there=where_there))
     return with_names(rows, named, name, where_there=where_there)
 
 

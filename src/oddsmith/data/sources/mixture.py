@@ -25,11 +25,13 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ...system.strict_json import read_json
 from ..formats.values import kind_of
+from .json_lines import JsonLines, on_disk
 from .naming import parse_columns
 
 if TYPE_CHECKING:
@@ -163,7 +165,8 @@ def row_counts(totals: Sequence[int], weights: Sequence[float] | None) -> list[i
 def mix(parts: Sequence[Any], weights: Sequence[float] | None, seed: int) -> Any:
     """Mix lists of rows or ``datasets.Dataset``s, none of them empty; without weights all rows are taken.
 
-    The result is a ``Dataset`` where all parts are some of the same schema, else a list of rows.
+    The result is a ``Dataset`` where all parts are some of the same schema, and ``JsonLines`` where all are text files
+    of which some are large, else a list of rows.
     """
     counts = row_counts([len(part) for part in parts], weights)
     order = []
@@ -172,11 +175,16 @@ def mix(parts: Sequence[Any], weights: Sequence[float] | None, seed: int) -> Any
         order += [((rank + 0.5) / count, number, row) for rank, row in enumerate(taken)]
     places = [(number, row) for _, number, row in sorted(order)]
     schemas = [getattr(part, "features", None) for part in parts]
+    starts = [sum(len(part) for part in parts[:number]) for number in range(len(parts))]
     if schemas[0] is not None and all(schema == schemas[0] for schema in schemas):
         import datasets
 
-        starts = [sum(len(part) for part in parts[:number]) for number in range(len(parts))]
         return datasets.concatenate_datasets(list(parts)).select([starts[number] + row for number, row in places])
+    if any(isinstance(part, JsonLines) for part in parts) and all(isinstance(part, list | JsonLines) for part in parts):
+        found = (part if isinstance(part, JsonLines) else on_disk(part, Path("mixture")) for part in parts)
+        large = [part for part in found if part is not None]
+        if len(large) == len(parts):
+            return JsonLines.joined(large).select([starts[number] + row for number, row in places])
     lists = [part if isinstance(part, list) else list(part) for part in parts]
     return [lists[number][row] for number, row in places]
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 from ...errors import ConfigError, DataError
@@ -127,7 +127,7 @@ def with_names(rows: Any, columns: Columns, source: str, *, where_there: bool = 
     columns = columns_there(rows, columns, source, where_there=where_there)
     if not columns:
         return rows
-    names = _names(rows)
+    names = _names(rows, columns)
     is_stream = hasattr(rows, "remove_columns") and not hasattr(rows, "__len__")
     is_swapped = any(column != name and column in columns for name, column in columns.items())
     is_plain = all(column in names for column in columns.values())
@@ -146,7 +146,7 @@ def with_names(rows: Any, columns: Columns, source: str, *, where_there: bool = 
 
 def columns_there(rows: Any, columns: Columns, source: str, *, where_there: bool) -> Columns:
     """Return the columns, none of them where that is right (``with_names``); raise its ``DataError``."""
-    names = _names(rows) if columns else []
+    names = _names(rows, columns) if columns else []
     if where_there and not any(_root(column, names) for column in columns.values()):
         return {}
     for name, column in columns.items():
@@ -208,10 +208,18 @@ def _root(path: str, names: Collection[str]) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def _names(rows: Any) -> list[str]:
-    """Return the names of the columns of any row of a list; of other rows, those of the first."""
+def _names(rows: Any, columns: Columns) -> list[str]:
+    """Return the names of the columns of a sequence's rows, up to the row with which all ``columns`` are there.
+
+    Of other rows, those of the first.
+    """
     names = getattr(rows, "column_names", None)
     if names:
         return list(names)
-    seen = rows if isinstance(rows, list) else islice(rows, 1)
-    return list(dict.fromkeys(chain.from_iterable(row for row in seen if isinstance(row, Mapping))))
+    found: dict[str, None] = {}
+    for row in rows if isinstance(rows, Sequence) else islice(rows, 1):
+        if isinstance(row, Mapping) and not row.keys() <= found.keys():
+            found |= dict.fromkeys(row)
+            if all(_root(column, found) is not None for column in columns.values()):
+                break
+    return list(found)

@@ -1,5 +1,8 @@
 """Rows of large files are read where they lie: the same rows, tokens and errors as those that are held in memory."""
 
+import csv
+import gzip
+import io
 import json
 import re
 
@@ -12,6 +15,7 @@ from oddsmith.data.sources.json_lines import JsonLines
 from oddsmith.data.token_cache import MIN_ROWS, token_key
 from oddsmith.data.tokens.pair_tokenizer import PairTokenizer
 from oddsmith.errors import DataError, RowError
+from tests.faults import file_size_limit
 from tests.tiny import tiny_tokenizer
 
 ROWS = [{"prompt": f"Question {n}? ", "chosen": f"Yes é {n}", "rejected": "No"} for n in range(MIN_ROWS)]
@@ -22,6 +26,11 @@ ROWS[3] = ROWS[3] | {"rejected": "Yes é 3"}
 def by_place(request, monkeypatch):
     monkeypatch.setattr(json_lines, "MIN_BYTES", 0)
     monkeypatch.setattr(json_lines, "CHUNK_BYTES", request.param)
+
+
+@pytest.fixture
+def large(monkeypatch):
+    monkeypatch.setattr(json_lines, "MIN_BYTES", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +131,62 @@ def test_replacing_a_file_leaves_the_rows_as_they_were(by_place, tmp_path):
     rows = load_rows(str(write(tmp_path / "pairs.jsonl")))
     write(tmp_path / "new.jsonl", ROWS[:1]).replace(tmp_path / "pairs.jsonl")
     assert list(rows) == ROWS
+
+
+def in_memory(monkeypatch, *given, **options):
+    with monkeypatch.context() as patch:
+        patch.setattr(json_lines, "MIN_BYTES", 2**30)
+        return load_rows(*given, **options)
+
+
+@pytest.mark.parametrize("suffix", (".csv", ".tsv.gz", ".json", ".jsonl.gz"))
+def test_rows_of_other_large_text_files_lie_on_disk(large, tmp_path, monkeypatch, suffix):
+    path, text = tmp_path / f"pairs{suffix}", io.StringIO()
+    if "json" in suffix:
+        text.write(json.dumps(ROWS) if suffix == ".json" else "\n".join(map(json.dumps, ROWS)))
+    else:
+        writer = csv.DictWriter(text, ROWS[0], delimiter="," if suffix == ".csv" else "\t")
+        writer.writeheader()
+        writer.writerows(ROWS)
+    data = text.getvalue().encode()
+    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    rows = load_rows(str(path))
+    assert isinstance(rows, JsonLines)
+    assert list(rows) == in_memory(monkeypatch, str(path)) == ROWS
+    assert list((tmp_path / "cache" / "tokens").iterdir()) == []
+
+
+def test_who_has_no_room_on_disk_holds_rows_in_memory(large, tmp_path, monkeypatch):
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps(ROWS))
+    with file_size_limit(1000):
+        assert load_rows(str(path)) == ROWS
+
+
+@pytest.mark.parametrize("columns", ("prompt=q.0,chosen=good", "prompt=q.0,chosen=late"))
+def test_columns_of_other_names_are_read_by_place(large, tmp_path, monkeypatch, columns):
+    rows = [{"q": [row["prompt"]], "good": row["chosen"], "rejected": "No"} for row in ROWS]
+    rows[7]["late"] = "Later"  # any row may have a column
+    path = str(write(tmp_path / "pairs.jsonl", rows))
+    found = load_rows(path, columns=columns)
+    assert isinstance(found, JsonLines)
+    assert list(found) == in_memory(monkeypatch, path, columns=columns)
+    assert found.digest() != load_rows(path).digest()
+    with pytest.raises(DataError, match="found the columns q, good, rejected, late"):
+        load_rows(path, columns="chosen=best")
+
+
+def test_a_mixture_is_read_by_place(large, tmp_path, monkeypatch):
+    (tmp_path / "b.json").write_text(json.dumps([{"q": "Why? ", "chosen": "So", "rejected": "No"}] * 30))
+    parts = [
+        {"path": str(write(tmp_path / "a.jsonl")), "weight": 2},
+        {"path": str(tmp_path / "b.json"), "weight": 1, "columns": "prompt=q"},
+        {"path": "builtin:house-style", "weight": 1},
+    ]
+    found = load_datasets(ScriptArguments(datasets=parts), seed=1, evaluate=False).train
+    assert isinstance(found, JsonLines)
+    monkeypatch.setattr(json_lines, "MIN_BYTES", 2**30)
+    assert list(found) == load_datasets(ScriptArguments(datasets=parts), seed=1, evaluate=False).train
 
 
 def test_small_files_are_held_in_memory(tmp_path):

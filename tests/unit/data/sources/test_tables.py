@@ -1,15 +1,18 @@
 """Tables as spreadsheet programs write them: delimiters, quotes, code pages, and the spreadsheets themselves."""
 
 import csv
+import gzip
 import io
 import json
 import time
+import tracemalloc
 import zipfile
 from itertools import product
 
 import pytest
 
 from oddsmith.data.formats.values import number_of
+from oddsmith.data.sources import decoding, delimited
 from oddsmith.data.sources.delimited import DELIMITERS
 from oddsmith.data.sources.files import read_rows
 from oddsmith.data.sources.loading import load_rows
@@ -57,6 +60,20 @@ def test_the_delimiter_is_found_in_tables_of_any_text(tmp_path, number):
     path = tmp_path / f"a{draw.choice(['.csv', '.tsv', '.txt'])}"
     path.write_text(table(rows, draw.choice(DELIMITERS)), encoding="utf-8", newline="")
     assert list(read_rows(path)) == rows
+
+
+@pytest.mark.parametrize("suffix", (".csv", ".csv.gz"))
+def test_a_table_is_read_line_by_line(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(delimited, "TRIED_LETTERS", 10_000)
+    monkeypatch.setattr(decoding, "MEMORY_BYTES", 10_000)
+    path, rows = tmp_path / f"a{suffix}", 1_000
+    data = table([{"prompt": "x" * 8_000, "chosen": "é", "rejected": "No"}] * rows, ",").encode()
+    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    tracemalloc.start()
+    assert sum(1 for _ in read_rows(path)) == rows
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < len(data)
 
 
 def test_a_column_alone_is_a_table_of_one(tmp_path):
