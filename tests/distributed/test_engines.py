@@ -134,6 +134,18 @@ def test_a_command_of_the_page_trains(place, command):
     require_whole_run(place, run(place, machines), sharded_by)
 
 
+def test_accelerate_does_not_pass_one_process_on_a_cpu_for_several(place):
+    """It starts one, which would train alone."""
+    words = ["accelerate", "launch", "--cpu", "--num_processes", "2", "--no_python", "oddsmith", "train", "recipe.yaml"]
+    variables = with_tests(environment()) | {
+        "PATH": f"{place / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    }
+    done = subprocess.run(words, cwd=place, env=variables, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode != 0
+    assert "on CPUs starts one alone without mpirun" in done.stderr
+    assert not (place / "runs").exists()
+
+
 def test_the_page_has_a_command_for_each_file_and_launcher():
     files = {str(file.relative_to(EXAMPLES)) for file in (EXAMPLES / "accelerate").iterdir()}
     assert {file for file in files if not any(f"{file} " in command for command in COMMANDS)} == set()

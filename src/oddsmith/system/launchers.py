@@ -39,6 +39,12 @@ def join_processes() -> int:
             f"the environment variable WORLD_SIZE is {world}, but RANK is missing: start all processes with a launcher"
             " (oddsmith train --num-processes N, torchrun, accelerate launch, mpirun, srun), or unset WORLD_SIZE"
         )
+    if "RANK" not in os.environ and {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= os.environ.keys():
+        # It sets an address for its processes to meet at, and then starts one (accelerate 1.15, simple_launcher).
+        raise ConfigError(
+            "accelerate launch was asked for several processes, and on CPUs starts one alone without mpirun: start them"
+            " with torchrun or oddsmith train --num-processes N, or ask it for one and unset MASTER_PORT"
+        )
     rank = _number("RANK", 0)
     if rank >= world:
         found = f"WORLD_SIZE is {world}" if "WORLD_SIZE" in os.environ else "WORLD_SIZE is missing"

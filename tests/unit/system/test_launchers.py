@@ -44,6 +44,7 @@ def test_one_process_has_no_launcher(launched):
 def test_variables_of_torchrun_stay(launched):
     given = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "a"}
     assert launched(**given, **OPEN_MPI) == (2, ["1", "2", "0", "1", "a", None])
+    assert launched(**given, MASTER_PORT="7", ACCELERATE_USE_CPU="True") == (2, ["1", "2", "0", "1", "a", "7"])
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,10 @@ def test_a_batch_script_is_no_task_of_srun(launched):
         ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'; expected a whole number"),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1'; expected a whole number"),
         ({"RANK": "", "WORLD_SIZE": "1"}, "RANK is ''; expected a whole number"),
+        (
+            {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+            "accelerate launch was asked for several processes, and on CPUs starts one alone",
+        ),
         (OPEN_MPI, "a launcher has started 8 processes, on several machines, but the environment variable MASTER_ADDR"),
         ({**MPICH, "PMI_SIZE": "two"}, "MASTER_ADDR"),
     ],
