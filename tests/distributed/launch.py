@@ -15,11 +15,16 @@ from tests.forked import fork_all, free_port, rank_environment, run_module
 LIMIT_S = 180.0  # of a launch
 
 
-def launch(folder: Path, cases: dict[str, dict[str, Any]], processes: int = 2) -> dict[str, list[dict[str, Any]]]:
-    """Live cases one after the other in so many processes; return what each process found, by case and rank."""
+def launch(
+    folder: Path, cases: dict[str, dict[str, Any]], processes: int = 2, *, own_disks: bool = False
+) -> dict[str, list[dict[str, Any]]]:
+    """Live cases one after the other in so many processes; return what each process found, by case and rank.
+
+    ``own_disks``: each process is that of a node of its own, whose disk is the folder ``CASE/node-RANK``.
+    """
     folder.mkdir(parents=True)
     (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    codes = _run(folder / "log", "tests.distributed.worker", [str(folder)], processes)
+    codes = _run(folder / "log", "tests.distributed.worker", [str(folder)], processes, own_disks=own_disks)
     assert codes == [0] * processes, _ends(folder)
     return {
         name: [json.loads((folder / name / f"rank-{rank}.json").read_bytes()) for rank in range(processes)]
@@ -38,9 +43,16 @@ def command(folder: Path, *words: object, processes: int = 2) -> list[Outcome]:
     return [Outcome(code, *text) for code, text in zip(codes, texts, strict=True)]
 
 
-def _run(log: Path, module: str, words: list[str], processes: int, limit_s: float = LIMIT_S) -> list[int]:
+def _run(
+    log: Path, module: str, words: list[str], processes: int, limit_s: float = LIMIT_S, *, own_disks: bool = False
+) -> list[int]:
     port = free_port()
     environments = [environment() | rank_environment(rank, processes, port) for rank in range(processes)]
+    if processes == 1 and module.endswith("worker"):  # as torchrun does: accelerate shards only with a rank
+        environments[0] |= rank_environment(0, 2, port) | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    if own_disks:
+        for rank, variables in enumerate(environments):
+            variables |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "NODE_DISK": f"node-{rank}"}
     return fork_all(partial(_run_limited, limit_s, module, *words), environments, log, timeout_s=limit_s + 10)
 
 

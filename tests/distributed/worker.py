@@ -34,7 +34,11 @@ PAIRS_PER_STEP, PAIRS, HELD_OUT = 8, 24, 5
 
 def trainer_of(folder: Path, case: dict[str, Any], *, processes: int) -> Any:
     """Make the trainer of a case: ``settings`` of ``ORPOConfig``, of the tiny ``model``, and whether with ``lora``."""
-    settings = {**STEPS, "per_device_train_batch_size": PAIRS_PER_STEP // processes, **case.get("settings", {})}
+    settings = {
+        **STEPS,
+        "per_device_train_batch_size": case.get("pairs_per_step", PAIRS_PER_STEP) // processes,
+        **case.get("settings", {}),
+    }
     settings["use_cpu"] = settings.keys().isdisjoint(("fsdp", "deepspeed"))
     if not settings["use_cpu"]:
         gpu_road.take()
@@ -49,13 +53,17 @@ def trainer_of(folder: Path, case: dict[str, Any], *, processes: int) -> Any:
 
 def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any]:
     """Live a case: train or evaluate, save, and say what was seen."""
-    trainer = trainer_of(folder, case, processes=processes)
+    disk = os.environ.get("NODE_DISK")
+    if disk is not None:
+        (folder / disk).mkdir(parents=True)
+        os.chdir(folder / disk)
+    trainer = trainer_of(folder if disk is None else Path(), case, processes=processes)
     if case.get("only_evaluates"):
         return {"metrics": trainer.evaluate()}
     if case.get("evaluates_first"):
         trainer.evaluate()
     if "resumes" in case:
-        begin_with_checkpoint(folder.parent / case["resumes"] / "run" / "checkpoint-2", folder / "run")
+        begin_with_checkpoints(folder.parent / case["resumes"], folder, disk, case)
     trainer.train(resume_from_checkpoint=True if "resumes" in case else None)
     trainer.save_model()
     parameters = [*trainer.model.parameters()]
@@ -68,10 +76,18 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
     }
 
 
-def begin_with_checkpoint(checkpoint: Path, run: Path) -> None:
-    """Copy a checkpoint into a run folder, as the only one of its run."""
-    if os.environ.get("RANK", "0") == "0":
-        shutil.copytree(checkpoint, run / checkpoint.name)
+def begin_with_checkpoints(source: Path, folder: Path, disk: str | None, case: dict[str, Any]) -> None:
+    """Copy the checkpoints with which a case ``begins`` into its run folder.
+
+    On disks of their own: those of the other node where it ``swaps``, and without what the second node ``lacks``.
+    """
+    if disk is not None or os.environ.get("RANK", "0") == "0":
+        here = disk or ""
+        taken = {"node-0": "node-1", "node-1": "node-0"}[here] if "swaps" in case else here
+        for name in case.get("begins", ["checkpoint-2"]):
+            shutil.copytree(source / taken / "run" / name, folder / here / "run" / name)
+    if disk == "node-1" and "lacks" in case:
+        (Path("run") / case["lacks"]).unlink()
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 
@@ -96,6 +112,7 @@ def main(folder: str) -> None:
         unset_hf_deepspeed_config()
         os.environ.clear()
         os.environ.update(variables)
+        os.chdir(folder)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

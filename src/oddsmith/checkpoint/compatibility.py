@@ -27,11 +27,12 @@ def require_possible(folder: Path, saved: Manifest, now: Manifest) -> None:
             f" {now.pairs_per_step} ({_processes(now)}), so its {saved.step} steps would not be the same data; keep"
             " per_device_train_batch_size x gradient_accumulation_steps x processes as it was"
         )
-    if saved.sharded_by != now.sharded_by or (saved.sharded_by and saved.world_size != now.world_size):
-        was, here = (
-            f"{_processes(m)} {f'with {m.sharded_by}' if m.sharded_by else 'without sharding'}" for m in (saved, now)
+    if saved.sharded_by != now.sharded_by:
+        was, here = (f"with {m.sharded_by}" if m.sharded_by else "without sharding" for m in (saved, now))
+        raise CheckpointError(
+            f"{folder}: was saved by {_processes(saved)} {was}, and cannot be read {here}; resume it {was}, in any"
+            " number of processes"
         )
-        raise CheckpointError(f"{folder}: was saved by {was}, and cannot be read by {here}; resume it with {was}")
 
 
 def require_length(folder: Path, done: int, steps: int, length: str) -> None:

@@ -55,11 +55,15 @@ def file_name(rank: int) -> str:
     return f"process-{rank}"
 
 
+def rank_state(world_size: int, parts: Mapping[str, CheckpointPart]) -> dict[str, Any]:
+    """Return the state of this process."""
+    states = {name: {"version": part.state_version, "state": part.state_dict()} for name, part in parts.items()}
+    return {"version": VERSION, "random": random_states(all_devices=world_size == 1), "parts": states}
+
+
 def write_rank_state(folder: Path, rank: int, world_size: int, parts: Mapping[str, CheckpointPart]) -> None:
     """Write the state of a process into a checkpoint; ``TypeError`` if only pickling could write it."""
-    states = {name: {"version": part.state_version, "state": part.state_dict()} for name, part in parts.items()}
-    tree = {"version": VERSION, "random": random_states(all_devices=world_size == 1), "parts": states}
-    write_state(folder, file_name(rank), tree)
+    write_state(folder, file_name(rank), rank_state(world_size, parts))
 
 
 def read_rank_state(

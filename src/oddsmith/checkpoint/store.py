@@ -152,7 +152,7 @@ def give_back(folder: Path) -> None:
 
 
 def _message(folder: Path, fault: int, needed: int) -> str:
-    last = _newest_intact(folder.parent if step_of(folder) is not None else folder)
+    last = newest_intact(folder.parent if step_of(folder) is not None else folder)
     left = f"{last.name} is complete" if last else "no checkpoint was saved before"
     go_on = ", then go on with --resume (in Python: train(resume_from_checkpoint=True))" if last else ""
     space = _space(folder, needed) if fault in _NO_SPACE else ""
@@ -179,7 +179,7 @@ def _what_to_do(fault: int) -> str:
     return "check the disk (dmesg has details)"
 
 
-def _newest_intact(run: Path) -> Path | None:
+def newest_intact(run: Path) -> Path | None:
     """Return the newest checkpoint that verifies, and move nothing."""
     for folder in reversed(checkpoints(run)):
         try:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.optim import Optimizer
@@ -21,13 +22,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from ..checkpoint.compatibility import changed_settings, require_length, require_possible, require_unchanged
+from ..checkpoint.contents import OPTIMIZER, SCHEDULER, first_missing, require_saved
 from ..checkpoint.lock import held
-from ..checkpoint.manifest import begin, commit, require_ours, start_anew, verify
+from ..checkpoint.manifest import begin, commit, retract, verify
 from ..checkpoint.rank_state import (
     CheckpointPart,
     RankState,
+    file_name,
     load_part,
     random_states,
+    rank_state,
     read_rank_state,
     restore_random_states,
     write_rank_state,
@@ -35,11 +39,9 @@ from ..checkpoint.rank_state import (
 from ..checkpoint.space import require_writable
 from ..checkpoint.state import has_state, read_state, write_state
 from ..checkpoint.store import (
-    AUTO,
     checkpoints,
     clear_save_errors,
     give_back,
-    newest_verified,
     rotate,
     set_aside,
     step_of,
@@ -54,21 +56,22 @@ from ..checkpoint.values import (
 )
 from ..config import ORPOConfig
 from ..config.catalogue import LENGTH_SETTINGS
-from ..errors import CheckpointError, OddsmithError, SaveError
-from ..system.launchers import may_restart, restarts
+from ..errors import CheckpointError, SaveError
+from ..system.launchers import restarts
 from ..system.outside import require_plain_folder
-from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE, Event, read_events, require_plain_run
+from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE, require_plain_run
+from .choosing import choose_checkpoint, fault_of
 from .identity import RunIdentity, length_of
+from .nodes import node_count, of_writers, on_main_process, send_files
 from .preflight import size_in_training
 from .schedule import follow_schedule, line_about, load_states
 from .shared_folder import require_shared_folder
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZER, SCHEDULER, SCALER = "optimizer", "scheduler", "scaler"
+SCALER = "scaler"
 # What only a resumed run needs; people who download the model do not.
 STATE_FILES = [f"{OPTIMIZER}.*", f"{SCHEDULER}.*", f"{SCALER}.*", "process-*", TRAINER_STATE_FILE, MANIFEST_FILE]
-Result = TypeVar("Result")
 
 
 class CheckpointedRun(Protocol):
@@ -88,6 +91,7 @@ class CheckpointedRun(Protocol):
     def is_world_process_zero(self) -> bool: ...  # whether this process writes what only one writes
     def write_model(self, folder: Path) -> None: ...  # write the model and the tokenizer
     def write_sharded_states(self, folder: Path) -> None: ...  # write optimizer and scheduler as FSDP and DeepSpeed do
+    def require_saves_on_each_node(self) -> None: ...  # ConfigError where a checkpoint cannot lie on several disks
     def load_model_and_optimizer(self, folder: Path) -> None:
         """Load what a checkpoint holds of the model, the optimizer and the schedule, in place."""
 
@@ -131,10 +135,16 @@ class CheckpointManager:
                 " go on from its last checkpoint"
             )
         with held(run_folder) if self._run.is_world_process_zero() else nullcontext():
-            folder = choose_checkpoint(wanted, run_folder, logger.warning) if wanted else None
+            if self._on_each_node and node_count(True) > 1:
+                self._run.require_saves_on_each_node()
+            folder = None
+            if wanted:
+                folder = choose_checkpoint(wanted, run_folder, logger.warning, on_each_node=self._on_each_node)
             evaluates_on_start = args.eval_on_start
             if folder is not None:
                 self._changed = on_main_process(lambda: self._require_of_this_run(folder, allow_changed))
+                self._require_shares(folder)
+                of_writers(lambda: self._set_aside_later(folder), self._on_each_node)
                 manifest = verify(folder, contents=False)
                 state = read_rank_state(folder, manifest, args.process_index, args.world_size, self._parts)
                 self._resumed = folder, state
@@ -151,20 +161,43 @@ class CheckpointManager:
                 args.eval_on_start = evaluates_on_start
 
     def _require_of_this_run(self, folder: Path, allow_changed: bool) -> list[str]:
-        """Refuse a checkpoint of another run, and set aside those that this run will replace.
-
-        Return the names of the settings that are not as they were.
-        """
+        """Refuse a checkpoint of another run; return the names of the settings that are not as they were."""
         saved, now = verify(folder, contents=False), self._identity.manifest()
         if not has_state(folder, SCHEDULER) and saved.sharded_by is None:
             raise CheckpointError(f"{folder}: holds only the model (save_only_model), so a run cannot go on from it")
         require_possible(folder, saved, now)
         if not allow_changed:
             require_unchanged(folder, saved, now, free=LENGTH_SETTINGS)
-        for later in checkpoints(Path(self._run.args.output_dir)):
-            if (step_of(later) or 0) > saved.step:
-                logger.warning("%s is newer than where this run goes on; it was moved to %s", later, set_aside(later))
         return changed_settings(saved, now)
+
+    def _require_shares(self, folder: Path) -> None:
+        """Refuse a checkpoint whose shares lie on other nodes than the processes that read them."""
+        saved, world_size = verify(folder, contents=False), self._run.args.world_size
+        if not self._on_each_node or saved.world_size != world_size:
+            return
+        ranks = self._ranks_here()
+        missing = of_writers(partial(first_missing, folder, saved.sharded_by, world_size, ranks), True)
+        for name in filter(None, missing):
+            raise CheckpointError(
+                f"{folder}: {name} lies on another node; start the nodes in the order in which they saved it"
+            )
+
+    def _ranks_here(self) -> range:
+        """Return the ranks whose files lie on the disk to which this process writes; all processes call this."""
+        rank, world_size = self._run.args.process_index, self._run.args.world_size
+        writers = of_writers(lambda: rank, self._on_each_node)
+        return range(rank, min((other for other in writers if other > rank), default=world_size))
+
+    def _set_aside_later(self, folder: Path) -> None:
+        """Set aside the checkpoints that a run will replace which goes on from this one."""
+        step = verify(folder, contents=False).step
+        for later in checkpoints(Path(self._run.args.output_dir)):
+            if (step_of(later) or 0) > step:
+                logger.warning("%s is newer than where this run goes on; it was moved to %s", later, set_aside(later))
+
+    @property
+    def _on_each_node(self) -> bool:
+        return self._run.args.save_on_each_node
 
     def steps_then(self, steps: int) -> int | None:
         """Return how many steps the resumed run had when its checkpoint was written, ``None`` for one that begins.
@@ -272,8 +305,17 @@ class CheckpointManager:
     def _save(self, folder: Path) -> None:
         self._on_main(folder, lambda: self._begin(folder))
         self._together(folder, lambda: self._write(folder))
+        if self._on_each_node:
+            self._complete_nodes(folder)
+        ranks = self._ranks_here()
         self._locate_best(folder.parent)
-        self._on_main(folder, lambda: self._commit(folder))
+        try:
+            self._on_main(folder, lambda: self._commit(folder, ranks))
+        except SaveError:
+            if self._run.args.should_save:  # the commit of another node failed
+                retract(folder)
+                give_back(folder)
+            raise
 
     def _begin(self, folder: Path) -> None:
         if folder.exists():
@@ -294,8 +336,27 @@ class CheckpointManager:
             write_state(folder, SCALER, run.accelerator.scaler.state_dict())
         write_rank_state(folder, run.args.process_index, run.args.world_size, self._parts)
 
-    def _commit(self, folder: Path) -> None:
+    def _complete_nodes(self, folder: Path) -> None:
+        """Give every node what only the first one, or only the process itself, has: any of them may be the first."""
         run = self._run
+        if run.args.save_only_model:
+            return
+        states = gather_object([rank_state(run.args.world_size, self._parts)])
+        fault = send_files(folder, lambda name: not name.startswith("process-") and "zero_pp_rank_" not in name)
+
+        def write() -> None:
+            if fault is not None:
+                raise fault
+            for rank, state in enumerate(states):
+                write_state(folder, file_name(rank), state)
+
+        self._on_main(folder, write)
+
+    def _commit(self, folder: Path, ranks: range) -> None:
+        """Make it a checkpoint of the processes of these ranks."""
+        run = self._run
+        if not run.args.save_only_model:
+            require_saved(folder, sharded_by=run.sharded_by, processes=run.args.world_size, writing_here=ranks)
         for callback in (*run.callback_handler.callbacks, run.control):
             if isinstance(callback, ExportableState):
                 run.state.stateful_callbacks[type(callback).__name__] = callback.state()
@@ -369,7 +430,7 @@ class CheckpointManager:
         folders = [f for f in checkpoints(Path(run.args.output_dir)) if (step_of(f) or 0) <= last_step]
         schedule = run.lr_scheduler.state_dict()
         for folder in _from_main_process(folders[::-1]):
-            if not _from_main_process(run.is_world_process_zero() and _is_complete(folder)):
+            if not all(of_writers(partial(_is_complete, folder), self._on_each_node)):
                 continue
             run.load_model_and_optimizer(folder)
             run.lr_scheduler.load_state_dict(schedule)
@@ -381,11 +442,13 @@ class CheckpointManager:
 
     def best_is_complete(self) -> bool:
         """Verify the best checkpoint before it is loaded at the end; warn if it cannot be."""
-        try:
-            verify(Path(str(self._run.state.best_model_checkpoint)))
-        except CheckpointError as error:
-            logger.warning("The best checkpoint cannot be loaded (%s); the model stays that of the last step.", error)
-            return False
+        best = Path(str(self._run.state.best_model_checkpoint))
+        for fault in of_writers(lambda: fault_of(best), self._on_each_node):
+            if fault is not None:
+                logger.warning(
+                    "The best checkpoint cannot be loaded (%s); the model stays that of the last step.", fault
+                )
+                return False
         return True
 
 
@@ -419,61 +482,10 @@ class SaveTiming(TrainerCallback):
         return control
 
 
-def choose_checkpoint(wanted: str | Path | bool, run: Path, warn: Callable[[str], object]) -> Path | None:
-    """Choose the checkpoint to resume from; the main process chooses and verifies it for all.
-
-    ``wanted`` is that of :meth:`ORPOTrainer.train`; ``None`` is returned for the beginning. ``warn`` is called with a
-    line for each checkpoint that is skipped. ``CheckpointError`` if none is complete, or the one asked for is not.
-    """
-
-    def choose() -> Path | None:
-        if not isinstance(wanted, bool) and wanted != AUTO:
-            folder = Path(wanted)
-            inner = checkpoints(folder)
-            if inner and not (folder / MANIFEST_FILE).exists():
-                require_ours(inner[-1])
-                raise CheckpointError(
-                    f"{folder}: is a run, not a checkpoint; give {inner[-1]}, or for the newest that is whole --resume"
-                    " alone (in Python: resume_from_checkpoint=True)"
-                )
-            verify(folder)
-            return folder
-        newest = newest_verified(run, warn)
-        if newest is None and _is_done(run):
-            raise CheckpointError(f"{run}: is a run that is done and kept no checkpoint; {start_anew(run)}")
-        if newest is None and wanted is True and not may_restart():  # who may be restarted asks from the first start
-            raise CheckpointError(f"{run}: holds no checkpoint to resume from; leave out resume_from_checkpoint")
-        return newest
-
-    return on_main_process(choose)
-
-
 def _is_of_an_optimizer(error: BaseException) -> bool:
     """Return whether an error was raised within an optimizer."""
     frames = (frame for frame, _ in walk_tb(error.__traceback__))
     return any(isinstance(frame.f_locals.get("self"), Optimizer) for frame in frames)
-
-
-def _is_done(run: Path) -> bool:
-    """Return whether a training ended in a run folder."""
-    last = next(reversed(read_events(run)), None)
-    return last is not None and last["event"] == Event.END and last["step"] > 0
-
-
-def on_main_process(act: Callable[[], Result]) -> Result:
-    """Do something in the main process alone; every process returns its result, or raises its error."""
-    state = PartialState()
-    answer: list[Any] = [None, None]
-    if state.is_main_process:
-        try:
-            answer[0] = act()
-        except OddsmithError as error:
-            answer[1] = error
-    if state.num_processes > 1:
-        broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
 
 
 def _from_main_process(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def write_model(trainer: Any, folder: Path, state: dict[str, Any] | None, *, is_
     elif is_multimodal(model) and not hasattr(model, "peft_config"):
         state = as_stored(model, model.state_dict() if state is None else state)
     if is_writer or is_gathered:
-        with no_progress_bars():
+        with no_progress_bars(), _told_to_write(model):
             model.save_pretrained(folder, state_dict=state, **options)
     trainer.shards.write(folder)
     if is_writer:
@@ -44,6 +46,16 @@ def write_model(trainer: Any, folder: Path, state: dict[str, Any] | None, *, is_
             tokenizer.save_pretrained(folder)
         copy_processor_files(model, folder)
         _write_beside(trainer, model, folder)
+
+
+@contextmanager
+def _told_to_write(model: Any) -> Iterator[None]:
+    """Let ``save_pretrained`` write wherever it is told to: transformers writes in the first of all processes alone."""
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+    try:
+        yield
+    finally:
+        del model.should_save_on_this_rank
 
 
 def _write_beside(trainer: Any, model: Any, folder: Path) -> None:

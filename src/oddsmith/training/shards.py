@@ -10,7 +10,7 @@ checkpoints, SHARDED_STATE_DICT, or ZeRO-3 without it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from ..checkpoint.store import step_of
 from ..config import ORPOConfig
 from ..errors import ConfigError
 from ..model.whole import adapter_state, is_stored_by_its_names, read_whole, require_weights, write_whole
+from .zero_worlds import other_worlds
 
 # As transformers and accelerate name them.
 OPTIMIZER_FILE, SCHEDULER_FILE, SHARDED_MODEL = "optimizer.bin", "scheduler.pt", "pytorch_model_fsdp"
@@ -86,6 +87,15 @@ class ShardedModel:
         if not self._run.accelerator.is_fsdp2:
             return False
         return "FULL_STATE_DICT" in str(self._run.accelerator.state.fsdp_plugin.state_dict_type)
+
+    def require_saves_on_each_node(self) -> None:
+        """Raise ``ConfigError`` where a checkpoint is one over all nodes, though each has a disk of its own."""
+        run = self._run
+        if run.accelerator.is_fsdp2 and not self._is_full_state and not run.args.save_only_model:
+            raise ConfigError(
+                "save_on_each_node: FSDP writes SHARDED_STATE_DICT as one checkpoint over all nodes; let them share"
+                " output_dir and leave save_on_each_node out, or set state_dict_type to FULL_STATE_DICT"
+            )
 
     def is_whole_in(self, folder: Path) -> bool:
         """Return whether the model is written whole into a folder, the run's or that of a checkpoint."""
@@ -151,6 +161,10 @@ class ShardedModel:
                 run.deepspeed = None
         else:
             yield
+
+    def other_worlds(self) -> AbstractContextManager[None]:
+        """Let checkpoints be read that another number of processes wrote."""
+        return other_worlds() if self._is_under_deepspeed else nullcontext()
 
     # ---- Checkpoints of FSDP2 that hold the model whole
 

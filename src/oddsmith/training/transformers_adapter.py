@@ -206,7 +206,8 @@ class TransformersAdapter(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, *arguments: Any) -> tuple[nn.Module, Any]:
         """Prepare as transformers does, and lay out batches once more, by the path of the model that is there now."""
         is_sharded = self.sharded_by is not None
-        model, train_dataloader = super()._prepare_for_training(max_steps, train_dataloader, *arguments)
+        with self.shards.other_worlds():
+            model, train_dataloader = super()._prepare_for_training(max_steps, train_dataloader, *arguments)
         self._is_prepared = True
         if is_sharded:
             train_dataloader = self.callback_handler.train_dataloader = self.get_train_dataloader()
@@ -368,6 +369,10 @@ class TransformersAdapter(Trainer):
         """Write the model and the tokenizer of a checkpoint."""
         self.save_model(str(folder), _internal_call=True)
 
+    def require_saves_on_each_node(self) -> None:
+        """Raise ``ConfigError`` where a checkpoint cannot lie on the disks of several nodes."""
+        self.shards.require_saves_on_each_node()
+
     def write_sharded_states(self, folder: Path) -> None:
         """Write optimizer and scheduler as FSDP and DeepSpeed do."""
         if self.shards.is_saved_once:
@@ -455,7 +460,7 @@ class TransformersAdapter(Trainer):
 
     def _load_best_model(self) -> None:
         if self.checkpoints.best_is_complete() and not self.shards.read(Path(str(self.state.best_model_checkpoint))):
-            with complete_adapters("the best checkpoint", CheckpointError):
+            with complete_adapters("the best checkpoint", CheckpointError), self.shards.other_worlds():
                 super()._load_best_model()
 
 

@@ -224,7 +224,7 @@ def _checkpoint(wanted: str | None, settings: Settings, allow_changed: bool) -> 
     This is done before rows or a model are loaded. ``wanted`` is ``"auto"``, a path, or ``None``.
     """
     from ....model.loading.place import is_adapter_folder
-    from ....training.checkpointing import choose_checkpoint
+    from ....training.choosing import choose_checkpoint
     from ....training.identity import require_same_settings
 
     folder = Path(str(settings.orpo.output_dir))
@@ -232,7 +232,8 @@ def _checkpoint(wanted: str | None, settings: Settings, allow_changed: bool) -> 
     if wanted is None:
         return None
     with working("verifying the checkpoint"):
-        last = choose_checkpoint(wanted if wanted == AUTO else Path(wanted), folder, warn=_warn)
+        named, on_each_node = wanted if wanted == AUTO else Path(wanted), settings.orpo.save_on_each_node
+        last = choose_checkpoint(named, folder, warn=_warn, on_each_node=on_each_node)
     if last is None:
         say(f"no checkpoint in {folder} yet: starting from the beginning")
         return None

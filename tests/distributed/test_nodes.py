@@ -1,0 +1,88 @@
+"""Two nodes with disks of their own, ``save_on_each_node``: checkpoints whole on each, and resumed from."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from .kinds import KINDS
+from .launch import launch
+from .test_table import EXACT, require_installed
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+EACH = {"save_on_each_node": True}
+KINDS_ON_NODES = ["ddp", "fsdp-full", "zero-1", "zero-3"]
+LORA = ["fsdp-full", "zero-1"]
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory):
+    """Return what both processes find under a kind, and the folder of the cases."""
+    folder = tmp_path_factory.mktemp("nodes")
+
+    @cache
+    def under(kind: str):
+        require_installed(kind)
+        case = {"settings": {**KINDS[kind], **EACH}, "lora": kind in LORA}
+        resumed = {**case, "resumes": "full"}
+        cases = {"full": case, "resumed": resumed, "swapped": {**resumed, "swaps": True}}
+        if kind == "ddp":
+            both, lacks = ["checkpoint-2", "checkpoint-4"], "checkpoint-4/model.safetensors"
+            cases["lacking"] = {**resumed, "begins": both, "lacks": lacks}
+        return launch(folder / kind, cases, own_disks=True), folder / kind
+
+    return under
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "ddp" else [pytest.mark.exhaustive]) for kind in KINDS_ON_NODES]
+)
+def test_each_node_goes_on_from_its_own_checkpoint(lived, kind):
+    found, folder = lived(kind)
+    going_on = [case for case in found if case != "swapped" or not kind.startswith("zero")]
+    for case in going_on:
+        assert all("error" not in rank for rank in found[case]), found[case]
+    for step in (2, 4):
+        first, second = (
+            files_of(folder / "full" / node / "run" / f"checkpoint-{step}") for node in ("node-0", "node-1")
+        )
+        shares = {name for name in first ^ second if "zero_pp_rank_" in name}
+        assert first ^ second == shares
+        assert {f"process-{rank}.json" for rank in (0, 1)} <= first
+    expected, *others = (weights_of(folder / case / node / "run") for case in going_on for node in ("node-0", "node-1"))
+    for weights in others:
+        for name, weight in expected.items():
+            torch.testing.assert_close(weights[name], weight, rtol=0, atol=EXACT)
+
+
+@pytest.mark.exhaustive
+def test_shares_of_other_nodes_are_missed_before_anything_is_loaded(lived):
+    for rank in lived("zero-1")[0]["swapped"]:
+        assert "optim_states.pt lies on another node; start the nodes in the order" in rank["error"]
+
+
+def test_a_checkpoint_that_lacks_a_file_on_one_node_is_skipped_on_all(lived):
+    found, folder = lived("ddp")
+    for rank in found["lacking"]:
+        assert "error" not in rank, rank
+        assert [line["step"] for line in rank["history"]][-2:] == [4, 4]
+    for node in ("node-0", "node-1"):
+        run = folder / "lacking" / node / "run"
+        assert (run / "_quarantine" / "checkpoint-4").is_dir()
+        assert (run / "checkpoint-4" / "model.safetensors").is_file()
+    log = (folder / "log-0.err").read_text(encoding="utf-8")
+    assert "model.safetensors is missing (on the node of process 1)" in log
+
+
+def files_of(folder: Path) -> set[str]:
+    """Return the names of the files in a checkpoint."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights that a run has left at its root."""
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
