@@ -262,6 +262,16 @@ def test_train_names_the_command_for_a_script():
         resolve([UNSLOTH.file], FIELDS)
 
 
+def test_what_a_name_holds_adds_no_line_to_the_recipe(capsys, folder):
+    (folder / "more.yaml").write_text(AXOLOTL.text + '"x\\nbeta: 9\\e[2J": 1\n', encoding="utf-8")
+    outcome = run_here(capsys, "convert", "more.yaml")
+    assert outcome.code == 3
+    assert "# NOT TRANSLATED, decide: x beta: 9" in outcome.out
+    (folder / "ours.yaml").write_text(outcome.out, encoding="utf-8")
+    assert settings_of("ours.yaml") == AXOLOTL.settings
+    assert "\x1b" not in outcome.out + outcome.err
+
+
 def test_a_secret_is_not_printed(capsys, folder):
     (folder / "secret.yaml").write_text(AXOLOTL.text + "hub_token: hf_abcdefghijklmnopqrstuvwxyz\n", encoding="utf-8")
     outcome = run_here(capsys, "convert", "secret.yaml")

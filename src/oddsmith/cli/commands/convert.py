@@ -61,8 +61,9 @@ def convert(arguments: Sequence[str]) -> Judged:
 
 
 def _recipe_text(path: str, recipe: Recipe, settings: dict[str, Setting], undecided: list[Difference]) -> str:
-    lines = [f"# Translated from {Path(path).name}, a recipe of {recipe.trainer}, by oddsmith convert."]
-    lines += [f"# NOT TRANSLATED, decide: {one.name}: {_in_a_line(one.text)}" for one in undecided]
+    heads = [f"Translated from {Path(path).name}, a recipe of {recipe.trainer}, by oddsmith convert."]
+    heads += [f"NOT TRANSLATED, decide: {one.name}: {one.text}" for one in undecided]
+    lines = [f"# {_in_a_line(head)}" for head in heads]  # whatever the other recipe holds
     for name, setting in settings.items():
         shown, hidden = without_secrets(name, setting.value)
         remark = "  # a secret is not written: put it here, or into the environment" if hidden else ""
@@ -87,4 +88,4 @@ def _say_part(heading: str, differences: Sequence[Difference]) -> None:
     say(heading, "bold")
     width = min(28, max(len(difference.name) for difference in differences))
     for difference in differences:
-        say(f"  {difference.name:<{width}}  {_in_a_line(difference.text)}", hang=width + 4)
+        say(f"  {_in_a_line(difference.name):<{width}}  {_in_a_line(difference.text)}", hang=width + 4)

@@ -121,6 +121,7 @@ def _translate_data(recipe: Recipe, folder: Path) -> None:
     recipe.rename("default_system", "system_prompt")
     if recipe.take("mix_strategy", "concat") != "concat":
         recipe.leave("mix_strategy", "give datasets with weights, shares of the mixture's rows", decides=True)
+    recipe.set("chat_template_on_text", True)  # its template writes all rows
     if recipe.has("template"):
         recipe.change("template", "the model's own chat template is taken: look at the first pair that --dry-run shows")
     if recipe.take("enable_thinking", True) is not True:
@@ -178,12 +179,14 @@ def _dataset(recipe: Recipe, name: str, listed: Listed, rows: int | None) -> dic
         raise ConfigError(f"{file}: {name}: columns and tags: expected mappings")
     is_alpaca = entry.get("formatting", "alpaca") == "alpaca"
     ours = {"prompt": "instruction", "query": "input"} if is_alpaca else {"messages": "conversations"}
-    columns = {ours.get(key, key): column for key, column in given.items() if column and ours.get(key, key) != column}
+    of_pairs = {key: column for key, column in given.items() if column and key not in ("response", "kto_tag")}
+    columns = {ours.get(key, key): column for key, column in of_pairs.items() if ours.get(key, key) != column}
     if columns:
         found["columns"] = columns
     tags = {key: tag for key, tag in told.items() if not _is_usual(key, tag)}
-    if tags or entry.get("folder"):
-        others = json.dumps(tags) if tags else f"folder {entry['folder']}"
+    media = [key for key in ("images", "videos", "audios") if key in of_pairs]
+    if tags or media or entry.get("folder"):
+        others = json.dumps(tags) if tags else ", ".join(media) or f"folder {entry['folder']}"
         recipe.leave("dataset", f"{name}: {others}: write these rows in a format that docs/data.md lists", decides=True)
     return found
 

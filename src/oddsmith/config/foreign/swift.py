@@ -110,6 +110,7 @@ def _translate_data(recipe: Recipe) -> None:
         )
     else:
         recipe.take("template")
+    recipe.rename("use_chat_template", "chat_template_on_text", True)
     recipe.change("template", "ms-swift's own, with its default system message; here the model's, without one")
 
 
