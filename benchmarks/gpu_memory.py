@@ -41,6 +41,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from oddsmith.config import ORPOConfig
 from oddsmith.model.logprobs import paths, token_budget
+from oddsmith.planning.cards import CUDA_BYTES
+from oddsmith.planning.ranks import NESTED_BYTES
 from tests.fake_gpu.steps import BF16, FP32, Case, make_model, make_path
 
 GIB, GB = 2**30, 10**9
@@ -72,7 +74,6 @@ WAYS = {
     "full": Case(FP32, autocast=BF16),
 }
 CARDS_GB = (8, 12, 16, 24, 48, 80, 141)
-CUDA_BYTES = GB // 2  # of a process: its context, kernels, workspaces of cuBLAS
 LEAST_TOKENS = 1024  # fewer would hold no pair of usual length
 FEW_LAYERS = (2, 4)
 
@@ -101,8 +102,7 @@ def parameters_of(shape: dict[str, Any]) -> tuple[int, int]:
 def cost_of(shape: dict[str, Any], case: Case) -> Cost:
     """Measure models with few layers, and carry their costs on to all layers."""
     linear, others = parameters_of(shape)
-    # NF4 with double quantisation: 4 bits a weight, 8 for 64 of them, 32 for 256 of those.
-    weights = linear * (0.5 + 1 / 64 + 4 / (64 * 256)) + 2 * others if case.four_bit else 0
+    weights = linear * NESTED_BYTES + 2 * others if case.four_bit else 0
     weights = weights or (linear + others) * case.weights.itemsize
     few, more = (_measured(shape | {"num_hidden_layers": layers}, case) for layers in FEW_LAYERS)
     layers, between = shape["num_hidden_layers"] - FEW_LAYERS[0], FEW_LAYERS[1] - FEW_LAYERS[0]

@@ -50,41 +50,19 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oddsmith.batching.forest import ForestLayout, forest_batch
+from oddsmith.batching.forest import forest_batch
 from oddsmith.model.logprobs.token_budget import USABLE
+from oddsmith.planning.cards import CARDS, FREE, Card
+from oddsmith.planning.efficiency import seen_keys
 from tests.fake_gpu.recorder import Launch, Record, is_launch, recording
 from tests.fake_gpu.steps import Case, make_model, make_path, run_step, update
 from tests.fake_gpu.steps import rows as short_rows
 
 BF16, FP32 = torch.bfloat16, torch.float32
-FREE = 0.95  # of a card's memory, beside CUDA's own and the desktop's
 LAUNCH_S = 3e-6  # from the start of one short kernel to the start of the next, where the host is ahead
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a card does, and what it does at best (``peak``)."""
-
-    bf16: float  # operations a second in large products, sums in float32
-    float32: float
-    bytes: float  # a second, of a copy
-    attention: tuple[float, float]  # operations a second of flash-attention 2, forward and backward
-    peak: float  # bf16, dense, from the data sheet
-    capability: tuple[int, int]
-    memory: int  # bytes
-
-
-# Peaks and bandwidths: NVIDIA's data sheets (H100 SXM 989 TFLOP/s, 3.35 TB/s; A100 SXM 80 GB 312, 2.04; RTX 4090 165
-# with float32 sums, 1.01; RTX 3090 71, 0.94). Shares of these that large products and copies are taken to reach: 65%
-# and 80% on an H100, 75% and 83% on an A100, 90% on the others, which are small for their bandwidth. Attention: what
-# flash-attention 2 reaches with a causal mask on A100 and H100 (arXiv 2307.08691, Figures 4 to 7), and the same share
-# of the peak on the others.
-CARDS = {
-    "H100": Card(640e12, 50e12, 2.7e12, (350e12, 300e12), 989e12, (9, 0), 80 << 30),
-    "A100": Card(235e12, 17e12, 1.7e12, (180e12, 150e12), 312e12, (8, 0), 80 << 30),
-    "RTX 4090": Card(150e12, 70e12, 0.9e12, (120e12, 100e12), 165e12, (8, 9), 24 << 30),
-    "RTX 3090": Card(62e12, 30e12, 0.84e12, (45e12, 38e12), 71e12, (8, 6), 24 << 30),
-}
+SHOWN = ("H100", "A100", "RTX 4090", "RTX 3090")  # of the cards of planning/cards.py
 
 
 @dataclass(frozen=True)
@@ -109,7 +87,7 @@ def predicted(work: Work) -> Predicted:
         rank=LORA["r"],
     )
     is_large = work.shape["hidden_size"] == LLAMA_3_8B["hidden_size"]
-    cards = ("H100", "A100") if is_large and not case.four_bit else tuple(CARDS)
+    cards = ("H100", "A100") if is_large and not case.four_bit else SHOWN
     return Predicted(case, 4 if work.adapter else 6, cards, "RTX 4090" if case.four_bit else "H100")
 
 
@@ -227,12 +205,6 @@ def multiplied(shape: dict[str, Any]) -> tuple[int, int]:
     linear = {name: m.weight.numel() for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     head = linear.pop("lm_head")
     return sum(linear.values()), head
-
-
-def seen_keys(layout: ForestLayout) -> int:
-    """Return how many keys all queries see together."""
-    lengths = [(path.end - path.start, path.depth) for path in layout.paths]
-    return sum(n * depth + n * (n + 1) // 2 for n, depth in lengths)
 
 
 # ---- Time

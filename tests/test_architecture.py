@@ -35,6 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "batching": {"errors", "system"},
     "model": {"errors", "loss", "system", "config", "data", "batching"},
     "checkpoint": {"errors", "system"},
+    "planning": {"errors", "system", "config", "data", "batching", "model", "checkpoint"},
     "diagnose": {"errors", "metrics", "system"},
     "monitor": {"errors", "metrics", "system", "diagnose"},
     "training": {
@@ -53,7 +54,7 @@ ROOMS: dict[str, set[str]] = {
     "inference": {"errors", "system", "data", "model", "export"},
     "cli": {
         *("errors", "metrics", "system", "config", "data", "model", "checkpoint", "diagnose", "monitor", "training"),
-        *("export", "inference"),
+        *("planning", "export", "inference"),
     },
 }
 # What these print they write out for a terminal first, or it is ours, or an answer on its way into a file.

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from peft import LoraConfig
 from transformers.integrations import unset_hf_deepspeed_config
 
+from oddsmith.system.shards import own_share
 from tests.tiny import ragged_pairs, tiny_model
 from tests.tiny_runs import make_trainer
 
@@ -68,12 +69,25 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
     trainer.save_model()
     parameters = [*trainer.model.parameters()]
     return {
+        "held": {
+            "weights": sum(share.numel() * share.element_size() for share in map(own_share, parameters)),
+            "optimizer": state_bytes(trainer.optimizer),
+        },
         "path": trainer.path.name,
         "reason": trainer.path.reason,
         "max_tokens": trainer.path.max_tokens,
         "history": trainer.state.log_history,
         "kinds": sorted({type(parameter).__name__ for parameter in parameters}),
     }
+
+
+def state_bytes(optimizer: Any) -> int:
+    """Return the bytes of the optimizer's states in this process, inside of any wrappers; step counts left out."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    shares = [own_share(value) for value in states if isinstance(value, torch.Tensor) and value.ndim]
+    return sum(share.numel() * share.element_size() for share in shares)
 
 
 def begin_with_checkpoints(source: Path, folder: Path, disk: str | None, case: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ def checkpoint_size(
     rest = SMALL_FILES_BYTES + LOG_LINE_BYTES * log_lines
     state_bytes = 0
     if not save_only_model:
-        state_bytes = _bytes_in(getattr(optimizer, "state", None)) or _estimated_state_bytes(trained, optim)
+        state_bytes = _bytes_in(getattr(optimizer, "state", None)) or estimated_state_bytes(trained, optim)
         rest += PROCESS_BYTES * processes + TENSOR_BYTES * len(trained)
     return CheckpointSize(sum(map(_bytes_in, saved)), state_bytes, _tokenizer_bytes(tokenizer), rest)
 
@@ -116,7 +116,7 @@ def _bytes_in(state: Any) -> int:
     return sum(map(_bytes_in, state.values())) if isinstance(state, dict) else 0
 
 
-def _estimated_state_bytes(trained: Iterable[Tensor], optim: str) -> int:
+def estimated_state_bytes(trained: Iterable[Tensor], optim: str) -> int:
     """Estimate an optimizer's state by its name; too high for those with their own compression (GaLore, APOLLO)."""
     name = optim.removeprefix("paged_")
     if "adafactor" in name or name == "adalomo":  # a row and a column for a matrix

@@ -34,6 +34,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("train.command", "train", "Align a model on preference pairs."),
     "convert": Command("convert", "convert", "Translate another trainer's ORPO recipe into one of ours."),
+    "plan": Command("plan", "plan", "Predict memory, step time and balance of a run before it is started."),
     "eval": Command("evaluate", "evaluate", "Measure a model on preference pairs."),
     "demo": Command("demo", "demo", "Align a small chat model on this machine, and show the difference."),
     "chat": Command("chat", "chat", "Talk to a model."),

@@ -15,6 +15,7 @@ from ...data.limits import ModelLimits
 from ..adapter_bounds import require_bounded_adapter
 from ..adapters import add_adapter
 from ..limits import limits_of, require_pad_token
+from ..logprobs.small_copy import shorten
 from ..text_part import freeze_outside_text
 from ..vocabulary import rows_of_adapter
 from .adapter_base import find_base
@@ -26,21 +27,26 @@ from .place import MODEL_SETTINGS, is_adapter_folder, is_gguf, locate
 from .plausible import require_plausible_settings, require_plausible_size
 
 
-def outline_model(name: str, *, dtype: torch.dtype | str, peft_config: PeftConfig | None = None) -> nn.Module | None:
+def outline_model(
+    name: str, *, dtype: torch.dtype | str, peft_config: PeftConfig | None = None, layers: int | None = None
+) -> nn.Module | None:
     """Build a model as it would be trained, on torch's device ``meta``; arguments are those of ``load_model``.
 
-    ``peft_config`` is the adapter that will be trained on it. Nothing is fetched and no code of a model is run: return
-    ``None`` where the model is not on this disk, or needs its own code.
+    ``peft_config`` is the adapter that will be trained on it; with ``layers`` only so many of the first are built.
+    Nothing is fetched and no code of a model is run: return ``None`` where the model is not on this disk, or needs its
+    own code.
     """
     place = locate(name)
     with clear_errors(name, "main"):
-        return _outlined(name, place, dtype, peft_config)
+        return _outlined(name, place, dtype, peft_config, layers)
 
 
-def _outlined(name: str, place: str, dtype: torch.dtype | str, peft_config: PeftConfig | None) -> nn.Module | None:
+def _outlined(
+    name: str, place: str, dtype: torch.dtype | str, peft_config: PeftConfig | None, layers: int | None
+) -> nn.Module | None:
     if is_adapter_folder(Path(place)):
         found = find_base(name)
-        base = outline_model(found[0], dtype=dtype) if found else None
+        base = outline_model(found[0], dtype=dtype, layers=layers) if found else None
         return None if base is None else _with_adapter(base, PeftConfig.from_pretrained(place), is_new=False)
     if is_gguf(place):
         config = load_gguf_config(Path(place))
@@ -57,6 +63,8 @@ def _outlined(name: str, place: str, dtype: torch.dtype | str, peft_config: Peft
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
     require_plausible_size(name, Path(place), config, auto_class)
+    if layers is not None:
+        shorten(config.get_text_config(), layers)
     with torch.device("meta"):
         model = auto_class.from_config(config, dtype=dtype)
     freeze_outside_text(model)

@@ -176,7 +176,7 @@ def choose_path(
     Returns:
         The path. Its ``reason`` has been logged.
     """
-    obstacle = _obstacle_in_run(args, padded, overridden)
+    obstacle = obstacle_in_run(args, padded, overridden)
     if obstacle is None:
         verdict = check_forest(model, tokenizer, pad_token_id=padded.pad_token_id, precision=precision)
     else:
@@ -222,7 +222,7 @@ def _packed_path(
     return path
 
 
-def _obstacle_in_run(args: ORPOConfig, padded: PaddedPath, overridden: list[str]) -> str | None:
+def obstacle_in_run(args: ORPOConfig, padded: PaddedPath, overridden: list[str]) -> str | None:
     """Return why this run needs padded batches, whatever its model."""
     if not args.prefix_forest:
         return "prefix_forest is off"
@@ -249,7 +249,7 @@ def _budget_of(
         with path.around(model):
             return token_budget(
                 model,
-                partial(_loss_of_a_row, model, path, precision),
+                partial(loss_of_a_row, model, path, precision),
                 vocabulary=unwrap(model).config.get_text_config().vocab_size,
                 head_bytes_per_token=kept,
                 processes=args.world_size,
@@ -260,7 +260,7 @@ def _budget_of(
         model.train(was_training)
 
 
-def _loss_of_a_row(
+def loss_of_a_row(
     model: nn.Module, path: ForestPath, precision: Callable[[], AbstractContextManager], tokens: int, head_bytes: int
 ) -> Tensor:
     """Compute a loss over a packed row of one pair as in a training step; the first half of it is a shared prompt.

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedTokenizerBase
 
 from ...batching.collate import PairCollator, trl_features
@@ -121,6 +122,27 @@ def check_forest(
         return Verdict(False, reason)
     finally:
         model.train(was_training)
+
+
+def check_outline(model: nn.Module) -> Verdict:
+    """Decide whether a model without values can be packed: by its configuration, and exactness on a small copy.
+
+    ``model`` is made of fake tensors. What its own weights would show, ``check_forest`` finds when it is trained.
+    """
+    if obstacle := _obstacle(model):
+        return Verdict(False, obstacle)
+    transform = output_transform(unwrap(model).config)
+    if transform is None:
+        return Verdict(False, "its output layer is followed by an unknown change of the logits")
+    with unset_fake_temporarily():
+        exactness = _exactness(model)
+        if exactness.obstacle:
+            return Verdict(False, exactness.obstacle)
+        layers = memory_saving_layers(model)
+    sequence_wise = sequence_wise_layers(model, exactness.mixers, hands_on_states=exactness.hands_on_states)
+    return Verdict(
+        True, f"packed rows of a small copy of it are exact{sequence_wise.said}", transform, layers, sequence_wise
+    )
 
 
 def _require_refusal(error: Exception) -> None:

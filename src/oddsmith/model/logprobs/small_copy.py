@@ -72,7 +72,7 @@ def small_config(model: PreTrainedModel) -> PreTrainedConfig:
     """Return the configuration of a small copy: every kind of layer occurs, and windows are a few tokens long."""
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
-    _shorten(config.get_text_config(), layers_of_every_kind(model))
+    shorten(config.get_text_config(), layers_of_every_kind(model))
     for part in _parts(config):
         _narrow(part)
         for name, value in list(vars(part).items()):
@@ -127,7 +127,7 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
             yield from _parts(value)
 
 
-def _shorten(config: PreTrainedConfig, layers: int) -> None:
+def shorten(config: PreTrainedConfig, layers: int) -> None:
     """Keep the first layers, and of every list over the layers its first entries."""
     count = getattr(config, "num_hidden_layers", 0)
     if layers < count:

@@ -36,6 +36,7 @@ class Rehearsed(NamedTuple):
     rows: int | None  # how many rows it has; None for a stream
     refusal: DataError | None  # what the run would end with
     example: Example | None  # the first pair that is kept
+    tokens: Any  # the pairs that were tokenized and are kept, a ``datasets.Dataset``
 
     @property
     def is_whole(self) -> bool:
@@ -119,7 +120,7 @@ def _rehearsed(
     left_out = set(chain.from_iterable(report.dropped.values()))
     first = next((position for position, number in enumerate(numbers) if number not in left_out), None)
     example = None if first is None else example_of(numbers[first], to_pair(sample[first]), pair_tokenizer)
-    return Rehearsed(report, total, refusal, example)
+    return Rehearsed(report, total, refusal, example, prepared.dataset)
 
 
 def _spread(total: int, most: int) -> Sequence[int]:

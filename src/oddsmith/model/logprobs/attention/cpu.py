@@ -55,10 +55,20 @@ def paths_forest_attention(
     """Compute ``dense_forest_attention`` path by path; ``softcap`` is not supported."""
     work = [(path, list(_blocks(path, window, chunk))) for path in forest.paths]
     seen = sum(block.scores for _, blocks in work for block in blocks)
-    saves_weights = torch.is_grad_enabled() and seen <= _MAX_SAVED_KEYS * query.shape[2]
+    saves_weights = torch.is_grad_enabled() and _are_saved(seen, query.shape[2])
     with torch.autocast("cpu", enabled=False):  # which would round the scores to bfloat16
         out, lse = _PathsAttention.apply(query, key, value, work, scaling, saves_weights, sinks is not None)
         return out if sinks is None else with_sinks(out, lse, sinks)
+
+
+def saved_weights(forest: ForestLayout) -> int:
+    """Return how many weights each head of a layer saves for its backward pass."""
+    seen = sum(block.scores for path in forest.paths for block in _blocks(path, None, None))
+    return seen if _are_saved(seen, len(forest.depth_T)) else 0
+
+
+def _are_saved(seen: int, tokens: int) -> bool:
+    return seen <= _MAX_SAVED_KEYS * tokens
 
 
 class _Block(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 # What autocast casts; it leaves float64 alone.
 AT_MOST_SINGLE = {torch.float32, torch.bfloat16, torch.float16}
@@ -70,8 +71,11 @@ def product_dtype(x: Tensor, *weights: Tensor | None) -> torch.dtype | None:
 
 
 def is_plain(weight: Any) -> bool:
-    """Return whether a parameter holds its values: not quantised, not sharded, not managed by DeepSpeed."""
-    if type(weight) is not nn.Parameter or hasattr(weight, "ds_id"):
+    """Return whether a parameter holds its values: not quantised, not sharded, not managed by DeepSpeed.
+
+    A fake one stands for one that does: steps of a model without values are measured as of the real one.
+    """
+    if (type(weight) is not nn.Parameter and type(weight) is not FakeTensor) or hasattr(weight, "ds_id"):
         return False
     return not weight.is_meta and weight.numel() > 0
 

@@ -1,0 +1,142 @@
+"""``oddsmith plan``: predict a run from its recipe, without starting it or loading weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ConfigError
+from ...system.outside import read_text
+from ...system.strict_json import read_object
+from ..parsing.resolve import Option, Resolved, build, resolve
+from ..parsing.schema import fields_for_run, flag_of
+from ..parsing.values import whole_number
+from ..terminal.console import quiet_libraries, say, working
+from ..terminal.outcome import JSON, TRACEBACK
+from .train.command import require_names
+
+if TYPE_CHECKING:
+    from ...planning.cards import Gpu
+    from ...planning.recipe import Machine
+    from ..parsing.resolve import Settings
+
+USAGE = "oddsmith plan CONFIG.yaml [--gpu h100 --gpus 8 --nodes 2] [--any-setting VALUE ...]"
+INTRO = (
+    "Predicts a run before it is started: memory of a rank by its parts for each way to train the model there (all"
+    " weights, LoRA, LoRA on 4 bits; DDP, FSDP2, ZeRO-2 and 3), which of them fit, the time of a step, and how balanced"
+    " the steps are over the real lengths of the pairs. Takes the settings of `oddsmith train`. No weights are loaded;"
+    " the pairs are tokenized, of a large set a sample.",
+    "Without --gpu it plans for this machine. Times are predicted, and were not measured on a GPU.",
+)
+OPTIONS = (
+    Option("gpu", "value", "GPU to plan for: h100, a100, rtx4090, ..., or its memory, such as 24GB.", "NAME|SIZE"),
+    Option("gpus", "value", "GPUs of a machine; without --gpu the processes. [1]", "N"),
+    Option("nodes", "value", "Machines. [1]", "N"),
+    Option("full", "switch", "Tokenize all pairs, not a sample; a run finds their tokens in the cache."),
+    JSON,
+    TRACEBACK,
+)
+SETTINGS_IN_HELP = ()
+MOST_GPUS, MOST_NODES = 64, 4096
+# What a run asks of the machine it starts on, which need not be this one.
+OF_SHARDING = ("fsdp", "fsdp_config", "deepspeed")
+OF_DEVICE = ("use_cpu", "bf16", "fp16")
+
+
+def plan(arguments: Sequence[str]) -> dict[str, Any]:
+    """Run ``oddsmith plan``; return the plan as JSON values."""
+    quiet_libraries()
+    resolved = resolve(arguments, fields_for_run(), OPTIONS)
+    require_names(resolved)
+    given = resolved.options
+    gpus, nodes = _count(given, "gpus", MOST_GPUS), _count(given, "nodes", MOST_NODES)
+    with working("starting"):
+        from ...planning.cards import gpu_of
+
+        gpu = gpu_of(given["gpu"]) if "gpu" in given else None
+        asked = {name: resolved.get(name) for name in (*OF_SHARDING, *OF_DEVICE)}
+        settings = _settings(resolved, gpu, asked)
+
+        from ...planning.ranks import sharing_of
+        from ...planning.recipe import plan_recipe
+        from ..terminal.plan_table import document_of, print_plan
+        from .train.rehearsal import rehearse
+
+        machine = _machine(gpu, settings, gpus=gpus, nodes=nodes)
+        asked["deepspeed"] = _mapping(asked["deepspeed"])
+        sharing = sharing_of(asked, machine.ranks, bf16=bool(settings.orpo.bf16), on_gpu=machine.on_gpu)
+    sets, _ = rehearse(settings, full="full" in given)
+    train = sets["train"]
+    if train.refusal is not None:
+        raise train.refusal
+    share = train.report.kept / max(train.report.rows, 1)
+    total = None if train.is_whole or train.rows is None else math.floor(train.rows * share)
+    with working("planning"):
+        found = plan_recipe(settings.orpo, settings.model, train.tokens, machine, sharing, total=total)
+    if "json" not in given:
+        print_plan(found, train)
+        say()
+    return document_of(found, train)
+
+
+def _count(given: Mapping[str, str], name: str, most: int) -> int:
+    count = whole_number(given, name, 1, minimum=1)
+    if count > most:
+        raise ConfigError(f"{flag_of(name)} is {count:,}; expected at most {most:,}")
+    return count
+
+
+def _settings(resolved: Resolved, gpu: Gpu | None, asked: Mapping[str, Any]) -> Settings:
+    """Build the settings as on the machine that is planned for."""
+    for name in OF_SHARDING:
+        resolved.settings.pop(name, None)
+    if gpu is None:
+        return build(resolved)
+    for name in OF_DEVICE:
+        resolved.settings.pop(name, None)
+    settings = build(resolved)
+    orpo = settings.orpo
+    wanted = [name for name in ("bf16", "fp16") if asked[name]]
+    is_settled = bool(wanted) or asked["bf16"] is False
+    name = wanted[0] if wanted else "fp32" if is_settled else gpu.precision
+    orpo.bf16, orpo.fp16, orpo.use_cpu = name == "bf16", name == "fp16", False
+    return settings
+
+
+def _machine(gpu: Gpu | None, settings: Settings, *, gpus: int, nodes: int) -> Machine:
+    """Return what is planned for: a GPU by its name, or what is here."""
+    import psutil
+    import torch
+
+    from ...model.loading.setup import run_dtype
+    from ...model.logprobs.token_budget import free_bytes
+    from ...planning.cards import Gpu, gpu_of
+    from ...planning.recipe import Machine
+    from ...planning.step_time import this_cpu
+
+    if gpu is None and torch.cuda.is_available() and not settings.orpo.use_cpu:
+        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
+        try:
+            gpu = Gpu(name, memory, gpu_of(name.removeprefix("NVIDIA ").split()[0]).card)
+        except ConfigError:
+            gpu = Gpu(name, memory)
+    if gpu is not None:
+        return Machine(gpu.name, gpu.memory, gpu.card, True, gpus, nodes, 0)
+    memory = psutil.Process().memory_info()
+    own = memory.rss - getattr(memory, "shared", 0)
+    settings.orpo.use_cpu = True
+    # The rest of what is free, and this process, which ends before the run begins.
+    free = (free_bytes(torch.device("cpu")) + own) // gpus
+    return Machine("this machine's CPU", free, this_cpu(free, run_dtype(settings.orpo)), False, gpus, nodes, own)
+
+
+def _mapping(given: Any) -> Any:
+    """Return the settings of DeepSpeed that a recipe names: a mapping, its JSON, or a file with it."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return read_object(given if given.lstrip().startswith("{") else read_text(Path(given).expanduser()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"deepspeed is {given[:60]!r}: it cannot be read as JSON ({error})") from error

@@ -1,0 +1,212 @@
+"""Add up the memory of a rank by its parts, for each way to spread a training over processes.
+
+N ranks, bytes of all weights W, of those that are trained T (n numbers), of the optimizer's states O:
+
+               weights                  gradients   optimizer   exchange
+    alone      W                        T           O           -
+    DDP        W                        T           O           T: buckets beside the gradients
+    FSDP2      W / N                    T / N       O / N       two layers, embedding or head, whole, with gradients
+    ZeRO-2     W + 4 n / N              4 n / N     O / N       a bucket of gradients (twice with ``overlap_comm``)
+    ZeRO-3     W / N (+ 4 n / N)        8 n / N     O / N       a bucket, and the weights that stay gathered
+
+What is kept for the backward pass is the same in all of them. With several micro-batches a step gradients are there all
+the time. With one, they come while what is kept goes, and the peak is at either end of the backward pass.
+
+Source: torch's ``FSDPParamGroup``, DeepSpeed's ``stage_1_and_2.py`` and ``stage3.py`` (0.19), read for what they hold;
+``benchmarks/plan_memory.py`` compares with processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..checkpoint.space import estimated_state_bytes
+from ..model.logprobs.padded import unwrap
+
+ALONE, DDP, FSDP2, ZERO_2, ZERO_3 = "one process", "DDP", "FSDP2", "ZeRO-2", "ZeRO-3"
+SHARDED = (FSDP2, ZERO_2, ZERO_3)
+MASTER_BYTES = 4  # of a number that an optimizer of DeepSpeed holds beside the weights, and of its gradient
+LIVE_NUMBERS = 10**9  # ``stage3_max_live_parameters`` and ``stage3_max_reuse_distance``: fewer stay gathered
+BUCKET_NUMBERS = 5 * 10**8  # DeepSpeed's ``reduce_bucket_size``
+# NF4 with double quantisation: 4 bits a weight, 8 for 64 of them, 32 for 256 of those. Without it 32 for 64.
+NESTED_BYTES, PLAIN_4BIT_BYTES, BYTES_8BIT = 0.5 + 1 / 64 + 4 / (64 * 256), 0.5 + 4 / 64, 1.0
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """The weights of a model, as they are trained."""
+
+    bytes: int
+    trained_bytes: int
+    numbers: int
+    trained_numbers: int
+    optimizer_bytes: int
+    layer_numbers: int  # of the largest layer
+    tail_numbers: int  # final norm and output layer, with the embedding that it is tied to
+    trained_tail_numbers: int
+    hidden: int
+    largest_linear: int  # numbers of the largest quantised weight; 0 where none is
+    quantised_numbers: int
+
+
+class RankMemory(NamedTuple):
+    """The peak memory of a rank by its parts, in bytes."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    exchange: float  # what processes send and receive, and weights that are gathered
+    activations: float
+    process: float  # Python and libraries, or a GPU's context
+
+    @property
+    def total(self) -> float:
+        """Return the sum."""
+        return float(sum(self))
+
+
+def weight_sizes(model: nn.Module, *, optim: str, bytes_per_quantised: float = 0.0) -> WeightSizes:
+    """Return the sizes of a model without values.
+
+    Args:
+        model: As it is trained, with its adapter.
+        optim: Name of the optimizer, as in the settings.
+        bytes_per_quantised: Of a weight of a frozen linear layer; 0 where none is quantised.
+    """
+    inner: Any = unwrap(model)
+    head = inner.get_output_embeddings()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    quantised: set[int] = set()
+    if bytes_per_quantised:
+        quantised = {
+            id(module.weight)
+            for module in model.modules()
+            if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
+        }
+    numbers_4bit = [p.numel() for p in model.parameters() if id(p) in quantised]
+    plain = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in quantised)
+    config = inner.config.get_text_config()
+    layers = [
+        sum(p.numel() for p in layer.parameters())
+        for modules in model.modules()
+        if isinstance(modules, nn.ModuleList) and len(modules) == getattr(config, "num_hidden_layers", None)
+        for layer in modules
+    ]
+    tail = list(head.parameters()) if head is not None else []
+    return WeightSizes(
+        bytes=int(plain + bytes_per_quantised * sum(numbers_4bit)),
+        trained_bytes=sum(p.numel() * p.element_size() for p in trained),
+        numbers=_numbers(model.parameters()),
+        trained_numbers=_numbers(trained),
+        optimizer_bytes=estimated_state_bytes(trained, optim),
+        layer_numbers=max(layers, default=0),
+        tail_numbers=_numbers(tail),
+        trained_tail_numbers=_numbers([p for p in tail if p.requires_grad]),
+        hidden=int(getattr(config, "hidden_size", 0) or 0),
+        largest_linear=max(numbers_4bit, default=0),
+        quantised_numbers=sum(numbers_4bit),
+    )
+
+
+def _numbers(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How a training is spread over processes."""
+
+    kind: str  # one of ``ALONE``, ``DDP``, ``FSDP2``, ``ZERO_2``, ``ZERO_3``
+    ranks: int
+    bucket_numbers: int | None = None  # of DeepSpeed; None: ``auto``, the square of the hidden size
+    overlaps: bool = True  # DeepSpeed's ``overlap_comm``, which takes a second bucket
+    live_numbers: int = LIVE_NUMBERS
+    in_16_bits: bool = False  # DeepSpeed trains weights of 16 bits, and keeps float32 ones beside them
+    on_gpu: bool = True
+
+    def held(self, sizes: WeightSizes, compute_bytes: int) -> RankMemory:
+        """Return what a rank holds at the peak of a step, beside activations and process.
+
+        ``compute_bytes`` are those of a number in the type in which the run computes.
+        """
+        n, N = sizes.trained_numbers, self.ranks
+        weights, trained, states = float(sizes.bytes), float(sizes.trained_bytes), float(sizes.optimizer_bytes)
+        if self.kind in (ZERO_2, ZERO_3) and self.in_16_bits:
+            weights -= trained - 2 * n
+        if self.kind == ALONE:
+            return RankMemory(weights, trained, states, 0, 0, 0)
+        if self.kind == DDP:
+            return RankMemory(weights, trained, states, trained, 0, 0)
+        if self.kind == FSDP2:
+            return RankMemory(weights / N, trained / N, states / N, self._gathered(sizes, compute_bytes), 0, 0)
+        master = MASTER_BYTES * n / N
+        if self.kind == ZERO_2:
+            return RankMemory(weights + master, master, states / N, self._buckets(sizes), 0, 0)
+        gathered = min(sizes.numbers, self.live_numbers) * weights / max(sizes.numbers, 1)
+        more = master if self.in_16_bits else 0.0
+        return RankMemory(weights / N + more, 2 * master, states / N, self._buckets(sizes) + gathered, 0, 0)
+
+    def _gathered(self, sizes: WeightSizes, compute_bytes: int) -> float:
+        """Return what FSDP2 holds whole: output layer with its gradient, once more to be sent, beside two layers."""
+        tail = compute_bytes * (sizes.tail_numbers + 2 * sizes.trained_tail_numbers)
+        return tail + 2 * compute_bytes * sizes.layer_numbers
+
+    def _buckets(self, sizes: WeightSizes) -> float:
+        """Return the bytes of DeepSpeed's buckets; a system gives memory on a CPU only as it is written to."""
+        numbers = sizes.hidden**2 if self.bucket_numbers is None else self.bucket_numbers
+        if not self.on_gpu:
+            numbers = min(numbers, sizes.trained_numbers)
+        each = 2 if self.in_16_bits else 4
+        return float(numbers * each * (2 if self.overlaps else 1))
+
+
+def peak_of_rank(
+    held: RankMemory, *, kept: float, on_top: float, process: float, several: bool, first_gradients: float
+) -> RankMemory:
+    """Return the memory of a rank at the peak of a step.
+
+    Args:
+        held: What it holds whatever the micro-batch is.
+        kept: Bytes that the largest micro-batch keeps for its backward pass.
+        on_top: Of that, at the peak of the backward pass.
+        process: Bytes of Python and libraries, or of a GPU's context.
+        several: Whether a step has several micro-batches, so that gradients are there when one begins.
+        first_gradients: Bytes of the gradients that the backward pass begins with, the output layer's.
+    """
+    if several or held.gradients == 0:
+        return held._replace(activations=kept + on_top, process=process)
+    # Gradients take the place of what is kept.
+    beginning, end = kept + on_top + min(first_gradients, held.gradients), held.gradients + on_top
+    return held._replace(activations=max(beginning, end) - held.gradients, process=process)
+
+
+def sharing_of(settings: Mapping[str, Any], ranks: int, *, bf16: bool, on_gpu: bool) -> Sharing:
+    """Return how a recipe spreads its training over so many processes: by its ``fsdp`` and ``deepspeed``."""
+    deepspeed = settings.get("deepspeed")
+    if isinstance(deepspeed, Mapping):
+        zero = deepspeed.get("zero_optimization") or {}
+        stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
+        bits = deepspeed.get("bf16") or {}
+        enabled = bits.get("enabled", False) if isinstance(bits, Mapping) else False
+        bucket = zero.get("reduce_bucket_size", BUCKET_NUMBERS) if isinstance(zero, Mapping) else BUCKET_NUMBERS
+        kind = ZERO_3 if stage == 3 else ZERO_2 if stage else DDP
+        return Sharing(
+            kind,
+            ranks,
+            bucket_numbers=None if bucket == "auto" else int(float(bucket)),
+            overlaps=bool(zero.get("overlap_comm", True)),
+            live_numbers=_count(zero.get("stage3_max_live_parameters"), LIVE_NUMBERS),
+            in_16_bits=bf16 if enabled == "auto" else bool(enabled),
+            on_gpu=on_gpu,
+        )
+    if ranks > 1 and settings.get("fsdp"):
+        return Sharing(FSDP2, ranks, on_gpu=on_gpu)
+    return Sharing(DDP if ranks > 1 else ALONE, ranks, on_gpu=on_gpu)
+
+
+def _count(value: Any, otherwise: int) -> int:
+    return otherwise if value in (None, "auto") else int(float(value))
