@@ -137,7 +137,7 @@ def plan_recipe(
     """
     ways = _ways(args, chosen)
     recipe_way = _training_of(chosen, ways)
-    planner = _Planner(args, rows, machine, total)
+    planner = _Planner(args, rows, machine, total, seq2seq=bool(_config_of(ways[recipe_way]).is_encoder_decoder))
     choices = []
     for training, way in ways.items():
         for sharing in _sharings(training, machine, recipe_sharing):
@@ -222,6 +222,11 @@ def _remembered_cost(outline: Callable[[int | None], nn.Module], args: ORPOConfi
     return cost
 
 
+def _config_of(way: _Way) -> Any:
+    model: Any = unwrap(way.model)
+    return model.config
+
+
 def _training_of(chosen: ModelConfig, ways: dict[str, _Way]) -> str:
     if chosen.load_in_8bit or chosen.load_in_4bit:
         return LORA_8BIT if chosen.load_in_8bit else LORA_4BIT
@@ -244,8 +249,8 @@ def _sharings(training: str, machine: Machine, recipe: Sharing) -> list[Sharing]
 class _Planner:
     """What all choices share: pairs, machine, settings; steps are planned once for each layout and budget."""
 
-    def __init__(self, args: ORPOConfig, rows: Any, machine: Machine, total: int | None):
-        self._args, self._rows, self._machine = args, rows, machine
+    def __init__(self, args: ORPOConfig, rows: Any, machine: Machine, total: int | None, *, seq2seq: bool):
+        self._args, self._rows, self._machine, self._seq2seq = args, rows, machine, seq2seq
         self._columns = {name: rows[name] for name in rows.column_names if not name.endswith("input_ids")}
         self._found: dict[tuple[str, int | None], Efficiency] = {}
         self._total = total
@@ -276,7 +281,7 @@ class _Planner:
         return lengths_of(
             self._columns,
             self._args.nll_on,
-            is_encoder_decoder=bool(self._args.is_encoder_decoder),
+            is_encoder_decoder=self._seq2seq,
             shared_prompt_from=cost.shared_prompt_from,
         )
 

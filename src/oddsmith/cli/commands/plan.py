@@ -13,7 +13,7 @@ from ...system.strict_json import read_object
 from ..parsing.resolve import Option, Resolved, build, resolve
 from ..parsing.schema import fields_for_run, flag_of
 from ..parsing.values import whole_number
-from ..terminal.console import quiet_libraries, say, working
+from ..terminal.console import quiet_libraries, working
 from ..terminal.outcome import JSON, TRACEBACK
 from .train.command import require_names
 
@@ -77,7 +77,6 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
         found = plan_recipe(settings.orpo, settings.model, train.tokens, machine, sharing, total=total)
     if "json" not in given:
         print_plan(found, train)
-        say()
     return document_of(found, train)
 
 
