@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -29,11 +30,10 @@ from ..batching.collate import PairCollator
 from ..batching.forest import forest_batch
 from ..config import ORPOConfig
 from ..errors import ModelError
-from ..model.limits import measured_ids
 from ..model.loading.setup import disable_dropout
 from ..model.logprobs.attention.cpu import saved_weights
 from ..model.logprobs.head import kept_bytes
-from ..model.logprobs.padded import unwrap
+from ..model.logprobs.padded import head_only_at, unwrap
 from ..model.logprobs.paths import ForestPath, PaddedPath, loss_of_a_row, obstacle_in_run, pair_of
 from ..model.logprobs.self_check import check_outline
 from ..model.logprobs.small_copy import layers_of_every_kind
@@ -239,12 +239,17 @@ def _path_of(model: Any, args: ORPOConfig) -> ForestPath | PaddedPath:
 
 
 def _padded_loss(model: Any, path: PaddedPath, precision: Callable[[], AbstractContextManager], tokens: int) -> Tensor:
-    """Compute a loss over a padded pair; both of its sequences together have so many tokens."""
-    quarter = tokens // 4
-    ids = np.arange(3 * quarter) % measured_ids(unwrap(model)) + 3
-    prompt = 0 if path.is_encoder_decoder else quarter
-    row = pair_of(ids[: prompt + 2 * quarter], prompt, quarter) | {"prompt_input_ids": ids[:quarter]}
-    batch = path.batch_maker.tensors_of([row])
-    with precision():
-        logps = path.logps(model, batch)
-    return logps.nll_sum_B.sum() + logps.logp_chosen_B.sum() - logps.logp_rejected_B.sum()
+    """Compute a loss over a padded pair as ``pair_logps`` does; both of its sequences together have so many tokens.
+
+    It finds the targets by their values, which are not there. Here they are all of the chosen sequence, and half of the
+    other one.
+    """
+    ids_ST = torch.full((2, tokens // 2), 3)
+    target_N = ids_ST.flatten()[: 3 * tokens // 4]
+    place_N = torch.arange(len(target_N))
+    inputs = {"input_ids": ids_ST} | ({"decoder_input_ids": ids_ST} if path.is_encoder_decoder else {})
+    with precision(), head_only_at(model, place_N, ids_ST.shape):
+        logits_NV = model(**inputs, use_cache=False).logits
+        if logits_NV.dim() == 3:  # the output layer was not found
+            logits_NV = logits_NV.flatten(0, 1)[: len(target_N)]
+        return F.cross_entropy(logits_NV.float(), target_N, reduction="none").sum()

@@ -13,7 +13,7 @@ What is kept for the backward pass is the same in all of them. With several micr
 the time. With one, they come while what is kept goes, and the peak is at either end of the backward pass.
 
 Source: torch's ``FSDPParamGroup``, DeepSpeed's ``stage_1_and_2.py`` and ``stage3.py`` (0.19), read for what they hold;
-``benchmarks/plan_memory.py`` compares with processes.
+``benchmarks/plan_memory.py`` compares peaks with processes.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def pair_logps(
     if kind := _KIND_OF_TEXT.get(unwrap(model).config.model_type):
         extra[kind[0]] = torch.full_like(stacked.target_ST, kind[1])
     place_N = is_target_ST.flatten().nonzero().squeeze(1)  # the one time that the host waits for a GPU here
-    with _head_only_at(model, place_N, is_target_ST.shape):
+    with head_only_at(model, place_N, is_target_ST.shape):
         outputs = model(**stacked.model_inputs, use_cache=False, **extra)
     logits_NV = outputs.logits
     if logits_NV.dim() == 3:  # the output layer was not found: logits of all positions
@@ -191,7 +191,7 @@ def unwrap(model: Any) -> Any:
 
 
 @contextmanager
-def _head_only_at(model: nn.Module, place_N: Tensor, shape_ST: torch.Size) -> Iterator[None]:
+def head_only_at(model: nn.Module, place_N: Tensor, shape_ST: torch.Size) -> Iterator[None]:
     """Pass only the hidden states at N places of [S, T] to the model's output layer while inside.
 
     [N, D] instead of [S, T, D]: logits cost V floats a position, and most positions of a padded batch predict no
