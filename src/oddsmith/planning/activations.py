@@ -70,6 +70,9 @@ class StepCost:
             tokens: Of the micro-batch.
             head_bytes: What the head may take.
             saved: Attention weights that a head of a layer saves; 0 on a GPU.
+
+        Returns:
+            Bytes.
         """
         head = max(self.head_chunk, min(head_bytes, self.head_per_token * tokens))
         return self.fixed + self.per_token * tokens + head + self.attention_weight * saved

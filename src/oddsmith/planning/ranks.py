@@ -76,6 +76,9 @@ def weight_sizes(model: nn.Module, *, optim: str, bytes_per_quantised: float = 0
         model: As it is trained, with its adapter.
         optim: Name of the optimizer, as in the settings.
         bytes_per_quantised: Of a weight of a frozen linear layer; 0 where none is quantised.
+
+    Returns:
+        The sizes.
     """
     inner: Any = unwrap(model)
     head = inner.get_output_embeddings()
@@ -176,6 +179,9 @@ def peak_of_rank(
         process: Bytes of Python and libraries, or of a GPU's context.
         several: Whether a step has several micro-batches, so that gradients are there when one begins.
         first_gradients: Bytes of the gradients that the backward pass begins with, the output layer's.
+
+    Returns:
+        All parts.
     """
     if several or held.gradients == 0:
         return held._replace(activations=kept + on_top, process=process)

@@ -74,6 +74,9 @@ def step_time(
         sharing: How the training is spread.
         card: Its rates.
         nodes: Machines.
+
+    Returns:
+        The time.
     """
     work = plan.slowest_share
     passes = (4 if computed.adapter else 6) + (2 if computed.checkpointing else 0)
