@@ -67,7 +67,8 @@ class Chart:
         zero: Whether the axis shows its zero line.
         band: Whether the 95% confidence of the mean is drawn around it.
         range: Fixed ends of the axis.
-        kind: ``"lines"`` over the steps; ``"histogram"`` and ``"lengths"`` draw held-out pairs and no metric.
+        kind: ``"lines"`` over the steps; ``"histogram"`` and ``"lengths"`` draw held-out pairs and no
+            metric, ``"ranks"`` the processes at the last log line.
     """
 
     id: str
@@ -191,6 +192,24 @@ METRICS: tuple[Metric, ...] = (
         line="tokens per second",
         drop=1,
     ),
+    Metric(
+        "tokens_per_second_per_gpu",
+        "`tokens_per_second` / number of processes; left out where there is one",
+        chart="speed",
+        line="per GPU",
+    ),
+    Metric(
+        "mfu",
+        "model FLOPs utilisation, 0 to 1: operations that the model needs for the tokens it computes (4 a token and"
+        " weight, 6 where the weight is trained; embeddings left out) a second, / what the GPUs do at best in 16 bits;"
+        " left out where that is not known",
+    ),
+    Metric(
+        "waiting_share",
+        "several processes: share of the time of the steps in which a process waits for the slowest one, mean over"
+        " processes; of each process in the event `ranks`",
+        "near 0",
+    ),
     Metric("pairs_per_second", "pairs of all processes per second; evaluation and saving not counted"),
     Metric(
         "memory_gib",
@@ -269,6 +288,14 @@ CHARTS: tuple[Chart, ...] = (
         "Calm or falling. Spikes come from odd rows or a learning rate that is too high.",
     ),
     Chart("speed", "Tokens per second", "Flat. A drop points to memory pressure, a busy machine or longer rows."),
+    Chart(
+        "waiting",
+        "Waiting for the slowest process",
+        "The share of the time of a step that each process waits for the slowest one, at the last log line. Low and"
+        " even. A process that never waits while the others do has longer rows, a slower machine or slower storage.",
+        kind="ranks",
+        range=(0.0, 1.0),
+    ),
     Chart("memory", "Memory", "Flat after the first steps. A steady climb ends in an out-of-memory error.", unit="GiB"),
 )
 

@@ -247,3 +247,21 @@ def test_the_page_is_accessible_and_fits_the_window(browser, monitor, scheme, wi
     assert not [(one["id"], [node["html"][:100] for node in one["nodes"]]) for one in found]
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     context.close()
+
+
+def test_who_waits_is_drawn_for_several_processes_alone(monitor, page):
+    address, runs = monitor
+    lines = history("good-small")
+    add_run(runs, "several", [*lines, event("ranks", 40, waiting_share=[0.05, 0.3, 0.0, 0.12])])
+    page.goto(address)
+    page.locator("#chart-waiting").wait_for()
+    assert page.evaluate("document.querySelector('#chart-waiting .plot').data[0].y") == [0.05, 0.3, 0.0, 0.12]
+    assert page.locator("#waiting-now").inner_text() == "mean 11.8%, most for rank 2"
+
+
+def test_nobody_waits_in_a_run_of_one_process(monitor, page):
+    address, runs = monitor
+    add_run(runs, "alone", history("good-small"))
+    page.goto(address)
+    page.locator("#chart-loss").wait_for()
+    assert page.locator("#chart-waiting").is_hidden()

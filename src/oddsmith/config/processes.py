@@ -6,6 +6,7 @@ run of its own, and on a CPU it shards nothing, whatever is asked for. It says n
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -31,6 +32,12 @@ def choose_cpu(args: Any, launched: int) -> None:
         args.use_cpu = True
     elif "ACCELERATE_USE_CPU" not in os.environ and launched > 1 and (args.deepspeed or _is_on(_OF_LAUNCH[1])):
         args.use_cpu = args.use_cpu or not torch.accelerator.is_available()
+
+
+def let_one_speak(args: Any) -> None:
+    """Keep back what other processes than the first one warn of: it is the same."""
+    if args.process_index > 0:
+        logging.getLogger(__name__.partition(".")[0]).setLevel(logging.ERROR)
 
 
 def require_one_run(args: Any, launched: int) -> None:

@@ -22,7 +22,7 @@ from ..system.precision import NO_BF16_UNIT, best_precision, emulated_bf16_on_gp
 from .catalogue import with_help
 from .inherited import lines_about, refuse
 from .optimizers import require_usable
-from .processes import choose_cpu, require_one_run
+from .processes import choose_cpu, let_one_speak, require_one_run
 from .spellings import with_older_names
 from .trackers import trackers
 
@@ -186,6 +186,7 @@ class ORPOConfig(TrainingArguments):
             self.save_total_limit: Any = 2
         super().__post_init__()
         require_one_run(self, launched)
+        let_one_speak(self)
         require_usable(self)
         if (self.gradient_checkpointing_kwargs or {}).get("offload") and self.device.type == "cpu":
             raise ConfigError("activation_checkpointing_kwargs has offload on, which needs a GPU; leave it out")

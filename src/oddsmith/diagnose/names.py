@@ -6,7 +6,7 @@
 | ``or_loss`` | ``odds_ratio_loss`` | LLaMA-Factory |
 | ``rewards/accuracies`` | ``accuracy`` | LLaMA-Factory's ``trainer_log.jsonl`` |
 | ``learning_rate`` | ``lr`` | the same |
-| ``tokens_per_second`` | ``throughput``; ``tokens_per_second_per_gpu`` | LLaMA-Factory; Axolotl |
+| ``tokens_per_second`` | ``throughput`` | LLaMA-Factory |
 | ``rewards/chosen``, ... | ``rewards / chosen``, ``Rewards/chosen`` | notebooks of Unsloth and transformers |
 | ``loss``, ``eval_loss`` | ``Training Loss``, ``Validation Loss`` | the same |
 | any | ``train/...``, ``eval/...`` | W&B, TensorBoard |
@@ -33,7 +33,6 @@ ALIASES = {
     "gradient_norm": "grad_norm",
     **dict.fromkeys(("tokens/sec", "tokens/s", "tok/s"), "tokens_per_second"),
     "throughput": "tokens_per_second",
-    "tokens_per_second_per_gpu": "tokens_per_second",
     "log_odds": "log_odds_chosen",
     **{metric.label: metric.name for metric in shown_in(Place.PROGRESS) if metric.label},  # of our own console
 }

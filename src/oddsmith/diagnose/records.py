@@ -41,7 +41,9 @@ _QUALIFIERS = frozenset(
 _OF_EVALUATION = re.compile(r"\b(?:eval(?:uation)?|valid(?:ation)?|val|test|dev)\b(?![-=./\\])", re.IGNORECASE)
 MAX_NAME = 80
 BESIDE_RESULTS = frozenset(["epoch", "learning_rate"])  # logged beside the metrics
-NEVER_EVALUATED = frozenset([*BESIDE_RESULTS, "grad_norm", "skipped_steps", "tokens_per_second", "memory_gib"])
+NEVER_EVALUATED = frozenset(
+    [*BESIDE_RESULTS, "grad_norm", "skipped_steps", "tokens_per_second", "tokens_per_second_per_gpu", "memory_gib"]
+)
 
 
 class Pair(NamedTuple):

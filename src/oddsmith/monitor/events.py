@@ -16,6 +16,7 @@ from .files import read_bytes
 
 MAX_SNAPSHOTS = 400  # evaluations with margins; beyond, every second one is dropped
 MAX_SETS = 50  # evaluation sets
+MAX_RANKS = 4096  # processes
 MAX_MARKS = 100  # incidents in the list; all are counted
 MAX_ROWS = 8  # row numbers in the text of an incident
 MAX_PAIRS_BYTES = 8_000_000
@@ -29,6 +30,7 @@ class RunEvents:
     def __init__(self) -> None:
         self.snapshots: list[dict[str, Any]] = []  # margins of the held-out pairs, one an evaluation
         self.checkpoint: int | None = None  # step of the last one
+        self.ranks: dict[str, Any] | None = None  # the last waiting share of each process, with its step
         self._answers: dict[str, list[dict[str, Any]]] = {}  # set -> the first answers, and the last
         self._marks: deque[dict[str, Any]] = deque(maxlen=MAX_MARKS)
         self._counts: Counter[str] = Counter()
@@ -47,6 +49,9 @@ class RunEvents:
             self.snapshots.append(snapshot)
             if len(self.snapshots) > MAX_SNAPSHOTS:
                 del self.snapshots[1:-1:2]
+        elif kind == Event.RANKS:
+            shares = _numbers(event.get("waiting_share"), MAX_RANKS)
+            self.ranks = {"step": step, "waiting_share": shares} if shares and None not in shares else self.ranks
         elif kind == Event.SAMPLES:
             name = text(event.get("set"), 200)
             if name in self._answers or len(self._answers) < MAX_SETS:
@@ -62,6 +67,7 @@ class RunEvents:
     def _cut_back(self, step: int) -> None:
         """Drop what came after a step, because a resumed run repeats it."""
         self.checkpoint = step
+        self.ranks = None if self.ranks is None or self.ranks["step"] > step else self.ranks
         self.snapshots = [one for one in self.snapshots if one["step"] <= step]
         kept = {name: [one for one in answers if one["step"] <= step] for name, answers in self._answers.items()}
         self._answers = {name: answers for name, answers in kept.items() if answers}
@@ -78,6 +84,14 @@ class RunEvents:
     def counts(self) -> dict[str, int]:
         """Return the number of incidents of each kind."""
         return {kind: count for kind, count in self._counts.items() if count > 0}
+
+    def waiting(self) -> dict[str, Any] | None:
+        """Return the mean waiting share at the last log line, and the rank that the others wait for most."""
+        if self.ranks is None:
+            return None
+        shares = self.ranks["waiting_share"]
+        slowest = min(range(len(shares)), key=shares.__getitem__)
+        return {"mean": math.fsum(shares) / len(shares), "slowest": slowest, "processes": len(shares)}
 
     @property
     def samples(self) -> list[dict[str, Any]]:

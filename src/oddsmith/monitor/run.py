@@ -230,6 +230,7 @@ class Run:
             "skipped": self.skipped,
             "happened": self.events.counts,
             "checkpoint": self.events.checkpoint,
+            "waiting": self.events.waiting(),
         }
 
     def _state(self) -> str:
@@ -279,6 +280,7 @@ class Run:
             "marks": self.events.marks,
             "pairs": read_pairs(self.path) if self.path.is_dir() else [],
             "samples": self.events.samples,
+            "ranks": self.events.ranks,
         }
 
     def _settings_texts(self) -> dict[str, str]:

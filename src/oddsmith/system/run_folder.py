@@ -11,6 +11,7 @@
       _first_evaluation.npz      the first evaluation, which later ones are compared with
       _lock, _lock.json          the lock of the process that trains here, and its process id
       _quarantine/               checkpoints that were set aside
+      _stacks/                   where each process stood when one of them hung
 
 Names that begin with ``_`` are not uploaded with a run folder. Every event has ``event`` (an :class:`Event`), ``time``
 (seconds since 1970, UTC) and ``step`` (optimizer steps done; of a skipped step its own number).
@@ -41,6 +42,7 @@ PAIRS_FILE = "_held_out_pairs.json"
 FIRST_EVALUATION_FILE = "_first_evaluation.npz"
 LOCK_FILE, LOCK_OWNER_FILE = "_lock", "_lock.json"
 QUARANTINE_FOLDER = "_quarantine"
+STACKS_FOLDER = "_stacks"
 MANIFEST_FILE = "manifest.json"
 MAX_STEP = 10**12  # of an event, far beyond any run
 MAX_LINE_BYTES = 32 * 2**20  # of the event log; a start event of millions of rows has some of them
@@ -57,6 +59,7 @@ class Event(StrEnum):
     EVALUATE = "evaluate"
     PAIRS = "pairs"
     SAMPLES = "samples"
+    RANKS = "ranks"
     FINDING = "finding"
     SKIPPED = "skipped"
     SPIKE = "spike"

@@ -212,6 +212,11 @@ class TrainingMeter(TrainerCallback):
         self._last_step += 1
         self._skipped_steps += 1
 
+    @property
+    def seconds(self) -> float:
+        """What the steps since the last log line took."""
+        return self._seconds
+
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start at the first step, or at that of the checkpoint."""
         self._start_interval(state.global_step)
@@ -229,13 +234,16 @@ class TrainingMeter(TrainerCallback):
 
     on_save = on_evaluate
 
-    def read(self, step: int, reduce: Callable[[Tensor], Tensor], router_loss: bool) -> dict[str, float]:
+    def read(
+        self, step: int, reduce: Callable[[Tensor], Tensor], router_loss: bool, processes: int = 1
+    ) -> dict[str, float]:
         """Return the metrics since the last call, over all processes, and start a new interval.
 
         Args:
             step: Optimizer steps done so far.
             reduce: Sums a tensor over processes.
             router_loss: Whether the model has one.
+            processes: How many there are: one for each GPU.
 
         Returns:
             The metrics by name; nothing where no micro-batch was added.
@@ -250,6 +258,8 @@ class TrainingMeter(TrainerCallback):
         if self._seconds > 0:
             for name in ("tokens", "pairs"):
                 metrics[f"{name}_per_second"] = means[QUANTITIES.index(name)] / self._seconds
+            if processes > 1:
+                metrics["tokens_per_second_per_gpu"] = metrics["tokens_per_second"] / processes
         if self._skipped_steps:
             metrics["skipped_steps"] = self._skipped_steps
         self._start_interval(step)

@@ -23,6 +23,7 @@ from ..model.logprobs.paths import ForestPath, PaddedPath
 from ..model.modules import in_training_mode
 from ..system.memory import TRAINING_FIX, is_device_out_of_memory
 from .meter import TrainingMeter
+from .pace import Pace
 from .shared_budget import HalvedByOthers, SharedBudget, shortest_last
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Stepper:
         accelerator: Of the run.
         meter: Collects the metrics; set back when an item is computed again.
         guard: Collects the losses.
+        pace: Follows the micro-batches.
         padded_path: Returns the path for batches of tensors under TRL's names, wherever they come from.
         choose_path: Chooses the path of this run; called when it is first needed, and under other circumstances.
         circumstances: Returns those that the path depends on.
@@ -64,13 +66,14 @@ class Stepper:
         accelerator: Accelerator,
         meter: TrainingMeter,
         guard: LossRecorder,
+        pace: Pace,
         padded_path: Callable[[], PaddedPath],
         choose_path: Callable[[], Path],
         circumstances: Callable[[], Circumstances],
         *,
         automatic: bool,
     ):
-        self._accelerator, self._meter, self._guard = accelerator, meter, guard
+        self._accelerator, self._meter, self._guard, self._pace = accelerator, meter, guard, pace
         self._padded_path, self._choose_path, self._circumstances = padded_path, choose_path, circumstances
         self._is_automatic = automatic
         self._path: Path | None = None
@@ -172,7 +175,9 @@ class Stepper:
             for number, micro_batch in enumerate(micro_batches, start=1):
                 is_last = number == len(micro_batches)
                 if is_last and shared is not None:
-                    shared.settle()
+                    with self._pace.waiting():
+                        shared.settle()
+                self._pace.begin_micro_batch(number, len(micro_batches))
                 with nullcontext() if is_last else self._more_to_come(model):
                     loss += train_micro_batch(model, micro_batch)
         self._guard.add_loss(loss)

@@ -133,6 +133,12 @@ def operations_a_token(model: nn.Module) -> int:
     return 6 * sum(whole_numel(weight) for weight in model.parameters() if id(weight) not in embedded)
 
 
+def needed_share(model: Any) -> float:
+    """Return which share of those operations is needed: frozen weights take no gradient, 4 of the 6 a token."""
+    trained, total = parameter_counts(model)
+    return (4 * total + 2 * trained) / (6 * total) if total else 1.0
+
+
 def in_words(names: Iterable[str]) -> str:
     """Name parameters in a message: ``model.layers.*.mlp.up_proj.weight (24), lm_head.weight``."""
     kinds = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name.removeprefix("base_model.model.")) for name in names)

@@ -63,6 +63,7 @@ from .epochs import EpochSetter
 from .evaluation import DeferredEvaluation, metrics_of_own_step, predictions_of
 from .events import EventWriter, describe_run
 from .guard import StepGuard
+from .hang_watch import HANG_SHARE, HangWatch
 from .held_out_pairs import tokens_kept
 from .identity import RunIdentity
 from .live_diagnosis import Watch
@@ -79,6 +80,7 @@ from .meter import (
 )
 from .older_scripts import with_older_arguments
 from .own_loss import OwnLoss, micro_batch_loss
+from .pace import Pace
 from .preflight import Preflight, check_devices, readable_by, require_readable, require_whole_steps
 from .private_names import BYPASSED_METHODS
 from .recorder import Recorder
@@ -180,9 +182,7 @@ class ORPOTrainer(TransformersAdapter):
         require_readable(self)
         require_whole_steps(self.optimizer, self.model)
         self.stepper = Stepper(
-            self.accelerator,
-            self.meter,
-            self.guard,
+            *(self.accelerator, self.meter, self.guard, self.pace),
             padded_path=lambda: self.padded_path,
             choose_path=self._choose_path,
             circumstances=self.circumstances,
@@ -213,10 +213,12 @@ class ORPOTrainer(TransformersAdapter):
         self.identity, self.recorder, self.live = RunIdentity(self), Recorder(self), LiveSettings(self.args)
         self.own_loss, self.shards = OwnLoss(self), ShardedModel(self)
         self.guard = StepGuard(self, self.meter, lambda *arguments: self.checkpoints.roll_back(*arguments))
+        self.pace = Pace(is_sharded=lambda: self.sharded_by is not None)
+        self.hang_watch = HangWatch(self.pace)
         events = EventWriter(self._describe)
         gradients = GradientCheck(is_sharded=lambda: self.sharded_by is not None)
         epochs = EpochSetter(lambda: self.stepper.plan)
-        return [Preflight(), gradients, epochs, self.meter, events, self.recorder, self.own_loss, Watch()]
+        return [Preflight(), gradients, epochs, self.meter, self.pace, events, self.recorder, self.own_loss, Watch()]
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback, as transformers does; a tracker that fails ends no run (``trackers.py``).
@@ -391,6 +393,7 @@ class ORPOTrainer(TransformersAdapter):
             clear_memory_errors(device=False),
             clear_worker_errors(),
             self.checkpoints.training(wanted, allow_changed=allow_changed) as folder,
+            self.hang_watch.watching(Path(str(self.args.output_dir)), HANG_SHARE * self.args.ddp_timeout),
         ):
             return super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
 
@@ -405,6 +408,7 @@ class ORPOTrainer(TransformersAdapter):
             self.control.should_training_stop = True  # which a step would have said
             return [], None
         self.live.require_planned_steps()
+        self.pace.load_batches(self.state.global_step + 1)
         items, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         return self.own_loss.counted(self.stepper.with_step_counts(items), is_training=True), num_items
 
@@ -448,6 +452,7 @@ class ORPOTrainer(TransformersAdapter):
         loss = micro_batch_loss(logps, inputs, beta=beta, router_coefficient=self.router_coefficient)
         if model.training:
             require_gradient(loss, model)
+            self.pace.watch_backward(loss)
             self.meter.add(pair_sums(logps, inputs, beta), inputs, quantities_of(logps))
         loss = loss * self.accelerator.num_processes
         if in_step and is_counted and not self.loss_is_scaled_for_ga:
@@ -474,7 +479,9 @@ class ORPOTrainer(TransformersAdapter):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log ``logs``, and with a training loss the metrics since the last one."""
         if "loss" in logs:
-            logs |= self.meter.read(self.state.global_step, self.sum_over_processes, self.router_loss)
+            logs |= self.pace.metrics(self.accelerator, self.args, self.state, self.meter.seconds)
+            processes = self.args.world_size
+            logs |= self.meter.read(self.state.global_step, self.sum_over_processes, self.router_loss, processes)
             if self.live.beta_has_changed:
                 logs["beta"] = self.live.beta
             if self.guard.is_norm_invalid:

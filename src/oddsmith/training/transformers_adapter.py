@@ -32,11 +32,12 @@ from .evaluation import DeferredEvaluation
 from .identity import RunIdentity
 from .loan import ModelLoan
 from .model_files import write_model
+from .pace import Pace, Stage
 from .recorder import Recorder
 from .shards import ShardedModel
 from .step import Circumstances, Stepper, input_tokens, micro_batches_of
 from .stopping import EvaluationGivenUp, StopOnRequest
-from .trainable import operations_a_token, require_trainable
+from .trainable import needed_share, operations_a_token, require_trainable
 from .uploads import upload_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class TransformersAdapter(Trainer):
     _is_prepared = False  # for a training
     gradient_norm: Tensor | float | None = None  # of the step that is about to be made, before clipping
     _operations_a_token: int | None = None
+    _needed_share = 1.0
+    pace: Pace
     _finished_optimizer: Any = None  # that of the last training, which made it
     push_in_progress: Any
 
@@ -249,7 +252,10 @@ class TransformersAdapter(Trainer):
         if self._operations_a_token is None:
             one_token = {getattr(self.model, "main_input_name", "input_ids"): torch.zeros(1)}
             self._operations_a_token = super().floating_point_ops(one_token) or operations_a_token(self.model)
-        return self._operations_a_token * tokens
+            self._needed_share = needed_share(self.model)
+        operations = self._operations_a_token * tokens
+        self.pace.add_operations(operations * self._needed_share)
+        return operations
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
@@ -426,6 +432,7 @@ class TransformersAdapter(Trainer):
 
     def load_model_and_optimizer(self, folder: Path) -> None:
         """Load what a checkpoint holds of the model, the optimizer and the schedule, in place."""
+        self.pace.enter(Stage.OPTIMIZING, "loading a checkpoint", is_limited=False)
         self._load_from_checkpoint(str(folder), self.model_wrapped if self.is_fsdp_enabled else None)
         self._load_optimizer_and_scheduler(str(folder))
 

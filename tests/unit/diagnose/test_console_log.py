@@ -67,7 +67,7 @@ def test_axolotl_takes_its_steps_from_the_bar(tmp_path):
     path.write_text(AXOLOTL, encoding="utf-8")
     history = read_history(path)
     assert points(history, "loss") == [(10, 0.9), (20, 0.8)]
-    assert points(history, "tokens_per_second") == [(10, 1234.5)]
+    assert points(history, "tokens_per_second_per_gpu") == [(10, 1234.5)]
     assert history.settings["max_steps"] == 400
     assert points(history, "or_loss") == [(10, 0.6)]
 

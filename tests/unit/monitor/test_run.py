@@ -85,6 +85,23 @@ def test_reading_at_once_and_bit_by_bit_give_the_same(tmp_path):
     assert [finding.to_dict() for finding in judge(read_history(tmp_path / "late"))] == late.findings()
 
 
+def test_who_waits_is_shown_as_it_was_last(tmp_path):
+    lines = [line("start", 0), *(line("ranks", step, waiting_share=[0.5, 0.1 * step, 0.3]) for step in (1, 2))]
+    run = read(make_run(tmp_path, *lines))
+    assert run.details()["ranks"] == {"step": 2, "waiting_share": [0.5, 0.2, 0.3]}
+    assert run.summary()["waiting"] == {"mean": pytest.approx(1 / 3), "slowest": 1, "processes": 3}
+    append(tmp_path, line("start", 1))
+    run.refresh()
+    assert run.summary()["waiting"] is None
+
+
+@pytest.mark.parametrize("shares", [None, 7, "x", {}, [], [0.1, None], [0.1, "x"], [0.1, True], [1e999]])
+def test_shares_that_are_none_are_left_out(tmp_path, shares):
+    run = read(make_run(tmp_path, line("start", 0), line("ranks", 1, waiting_share=shares)))
+    assert run.details()["ranks"] is None
+    assert run.summary()["waiting"] is None
+
+
 def test_incidents_are_shown_with_their_rows(tmp_path):
     rows = list(range(20, 60))
     folder = make_run(

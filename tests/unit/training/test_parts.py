@@ -24,6 +24,7 @@ from oddsmith.training.checkpointing import CheckpointManager
 from oddsmith.training.evaluation import user_metrics
 from oddsmith.training.guard import StepGuard, WatchedPairs
 from oddsmith.training.meter import EvaluatedPairs, TrainingMeter, pair_sums
+from oddsmith.training.pace import Pace
 from oddsmith.training.recorder import Recorder
 from oddsmith.training.step import Circumstances, Stepper, pair_counts
 
@@ -171,7 +172,7 @@ class TestStepper:
         def circumstances():
             return Circumstances("cpu", frozenset(), "no", False)
 
-        parts = (accelerator, meter or TrainingMeter(), seen)
+        parts = (accelerator, meter or TrainingMeter(), seen, Pace(is_sharded=lambda: False))
         return Stepper(*parts, lambda: path, lambda: path, circumstances, automatic=True), seen
 
     def batch(self, lengths: list[int], width: int = 6) -> dict[str, torch.Tensor]:

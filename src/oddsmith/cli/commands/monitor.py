@@ -114,6 +114,9 @@ def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
     ]
     if run["checkpoint"] is not None:
         facts.append(f"last checkpoint at step {run['checkpoint']}")
+    if (waiting := run["waiting"]) is not None:
+        processes, mean, slowest = waiting["processes"], waiting["mean"], waiting["slowest"]
+        facts.append(f"{processes} processes wait {mean:.0%} of the time, most for rank {slowest}")
     lines += [f"  {', '.join(facts)}"] if facts else []
     for finding in run["findings"]:
         if finding["verdict"] != "healthy":

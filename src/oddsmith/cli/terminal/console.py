@@ -21,6 +21,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from ...model.loading.quiet import hush_dependencies
+from .one_voice import is_left_to_first, tell_others
 
 # Characters that move the cursor or worse when they reach a terminal, and those that reverse the order of the others.
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -92,9 +93,13 @@ def show_line(line: str) -> None:
     show(line)
 
 
-def say_error(text: str, label: str = "error", style: str = "bold red") -> None:
-    """Print an error on stderr, from any process."""
+def say_error(text: str, label: str = "error", style: str = "bold red", *, may_be_shared: bool = True) -> None:
+    """Print an error on stderr, from any process, but once where all processes of a run share it."""
+    if may_be_shared and is_left_to_first(text):
+        return
     stderr_console().print(Text.assemble((f"{label}:", style), " ", visible(text)), soft_wrap=not is_live())
+    if may_be_shared:
+        tell_others(text)
 
 
 @contextmanager
@@ -113,7 +118,10 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.funcName == "choose_path":  # the banner has a line for it
             return
-        say(f"warning: {record.getMessage()}", "yellow", hang=4)
+        if record.levelno >= logging.ERROR:
+            say_error(record.getMessage(), may_be_shared=False)
+        else:
+            say(f"warning: {record.getMessage()}", "yellow", hang=4)
 
 
 _WARNINGS = _Warnings(logging.WARNING)
@@ -129,6 +137,9 @@ def quiet_libraries() -> None:
     if not sys.warnoptions:  # these announce changes that only authors of libraries can act on
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+    if not is_main_process():  # what libraries warn of, they warn of in every process
+        warnings.simplefilter("ignore")
+        logging.getLogger().setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

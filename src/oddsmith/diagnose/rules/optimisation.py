@@ -146,7 +146,8 @@ def zero_loss(history: History) -> Finding | None:
 @rule
 def throughput_drop(history: History) -> Finding | None:
     """Find a run that has become slower for good."""
-    speed = history.get("tokens_per_second")
+    name = "tokens_per_second" if len(history.get("tokens_per_second")) else "tokens_per_second_per_gpu"
+    speed = history.get(name)
     found = change_point(speed)
     if found is None or found.p > THROUGHPUT_P or found.before <= 0:
         return None
@@ -156,7 +157,7 @@ def throughput_drop(history: History) -> Finding | None:
         return None
     return Finding(
         Verdict.ACT if ratio <= THROUGHPUT_ACT else Verdict.WATCH,
-        "tokens_per_second",
+        name,
         found.step,
         f"{found.before:,.0f} tokens/s before {history.at(found.step)}, {found.after:,.0f} since"
         f" ({ratio:.0%}; p = {found.p:.1g})",

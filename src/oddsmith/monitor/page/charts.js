@@ -117,7 +117,17 @@ function lengthTraces(shown, set) {
   });
 }
 
+/** What each process of a run waits for the slowest one. */
+function rankTraces(shown) {
+  return shown.flatMap((run) => {
+    const shares = run.details?.ranks?.waiting_share ?? [];
+    return shares.length ? [{ type: 'bar', x: shares.map((_, rank) => rank), y: shares, name: inPlotly(run.summary.name), showlegend: false,
+      marker: { color: colour(`series-${(run.number % 6) + 1}`) }, hovertemplate: 'rank %{x}: %{y:.1%}<extra></extra>' }] : [];
+  });
+}
+
 function tracesOf(chart, shown, set) {
+  if (chart.kind === 'ranks') return rankTraces(shown);
   if (chart.kind === 'histogram') return shown.length ? histogramTraces(shown[0], set) : [];
   return chart.kind === 'lengths' ? lengthTraces(shown, set) : lineTraces(chart, shown);
 }
@@ -148,6 +158,7 @@ function layoutOf(chart, shown, view) {
     layout.yaxis2 = { ...axis, overlaying: 'y', side: 'right', range: [0, 1.04], tickmode: 'array', tickvals: [0, 0.5, 1], tickformat: '.0%', showgrid: false, fixedrange: true, title: { ...axis.title, text: 'below zero' } };
     layout.margin.r = 50;
   }
+  if (chart.kind === 'ranks') { layout.xaxis = { ...layout.xaxis, title: { ...axis.title, text: 'rank' }, tickformat: 'd', dtick: shown[0]?.details?.ranks?.waiting_share.length > 16 ? undefined : 1, fixedrange: true }; layout.yaxis.tickformat = '.0%'; layout.yaxis.range = [0, 1]; }
   if (chart.kind === 'lengths') { layout.yaxis.title = { ...axis.title, text: 'margin, nats per token' }; layout.xaxis.zeroline = true; layout.xaxis.fixedrange = true; }
   return layout;
 }
@@ -180,6 +191,7 @@ export function chartFigure(chart, onRange) {
 
 /** Legend and latest values as text, which a screen reader reads in place of the picture. */
 function legend(chart, shown, set) {
+  if (chart.kind === 'ranks') return shown.filter((run) => run.summary.waiting).map(({ summary }) => make('span', {}, shown.length > 1 ? `${plain(summary.name)}: ` : '', 'mean ', make('b', {}, `${(100 * summary.waiting.mean).toFixed(1)}%`), `, most for rank ${summary.waiting.slowest}`));
   if (chart.kind === 'lengths') return shown.filter((run) => lengthsOf(run, set).length > 2).map((run) => lengthLegend(run, set, shown.length > 1));
   if (chart.kind === 'histogram') {
     const last = snapshotsOf(shown[0], set).at(-1);

@@ -1,0 +1,75 @@
+"""Say an error that all processes of a run share once: by the first process; the others say only what it does not.
+
+They meet at the store of their launcher (torchrun, ``accelerate launch``), which is there before they train together
+and after one of them has ended, or at that of their process group. Where there is neither, each says its error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+WAIT_S = 4.0  # for the first process to come to the same error, or for the others to have seen its own
+POLL_S = 0.05
+
+
+def is_left_to_first(text: str) -> bool:
+    """Return, in another process than the first one of a run, whether that one says the same error."""
+    store = None if os.environ.get("RANK", "0") == "0" else _store()
+    if store is None:
+        return False
+    try:
+        store.wait([_key(text)], timedelta(seconds=WAIT_S))
+        store.add(f"{_key(text)}/seen", 1)
+    except RuntimeError:  # it says something else, or nothing
+        return False
+    return True
+
+
+def tell_others(text: str) -> None:
+    """Tell the other processes, in the first one, that it has said an error."""
+    store = _store() if os.environ.get("RANK") == "0" else None
+    if store is None:
+        return
+    with suppress(RuntimeError):
+        from torch import distributed
+
+        store.set(_key(text), "said")
+        if _is_of_launcher():
+            return
+        others = distributed.get_world_size() - 1
+        ends_at = time.monotonic() + WAIT_S
+        # The store ends with this process.
+        while time.monotonic() < ends_at and store.add(f"{_key(text)}/seen", 0) < others:
+            time.sleep(POLL_S)
+
+
+def _key(text: str) -> str:
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return f"oddsmith/said/{attempt}/{hashlib.sha256(text.encode(errors='replace')).hexdigest()}"
+
+
+def _is_of_launcher() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _store() -> Any:
+    """Return a connection to the store at which the processes meet; ``None`` without one."""
+    if not _is_of_launcher() and "torch" not in sys.modules:
+        return None
+    from torch import distributed
+
+    try:
+        if _is_of_launcher():
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            return distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=WAIT_S))
+        if distributed.is_initialized():
+            return distributed.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+    except (KeyError, ValueError, RuntimeError):  # the launcher has ended
+        pass
+    return None
