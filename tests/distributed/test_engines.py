@@ -113,10 +113,19 @@ def on_machine(command: str, rank: int, port: int) -> list[str]:
     return command.split()
 
 
+def named(command: str) -> str:
+    """Return the launcher of a command, its file, and for how many machines it is."""
+    file = re.search(r"(\w+)\.(?:yaml --no|yaml --num|json)", command)
+    parts = (command.split()[0], file and file[1], "two" if "FIRST" in command else "one")
+    return "-".join(filter(None, parts))
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(command, marks=[] if OF_CONTINUOUS_INTEGRATION in command else [pytest.mark.exhaustive])
+        pytest.param(
+            command, id=named(command), marks=[] if OF_CONTINUOUS_INTEGRATION in command else [pytest.mark.exhaustive]
+        )
         for command in COMMANDS
     ],
 )
