@@ -53,15 +53,26 @@ def place(tmp_path) -> Path:
         bf16=False,
         report_to="none",
     )
-    command = folder / "bin" / "oddsmith"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m tests.distributed.command "$@"\n', encoding="utf-8")
-    command.chmod(0o755)
     return folder
 
 
-def run(place: Path, machines: Sequence[tuple[Sequence[str], Mapping[str, object]]]) -> str:
-    """Run the command of each machine with its variables, all at once; return what the first process has printed."""
+def install(place: Path, sharded_by: str | None) -> None:
+    """Put ``oddsmith`` where ``run`` finds it: on the road of GPUs if something is to be sharded, else on CPUs."""
+    module, words = ("oddsmith.cli.main", "--use-cpu") if sharded_by is None else ("tests.distributed.command", "")
+    command = place / "bin" / "oddsmith"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m {module} "$@" {words}\n', encoding="utf-8")
+    command.chmod(0o755)
+
+
+def require_one_run(
+    place: Path, machines: Sequence[tuple[Sequence[str], Mapping[str, object]]], sharded_by: str | None = None
+) -> None:
+    """Run the command of each machine with its variables, all at once; require one run of two processes that is done.
+
+    ``sharded_by`` is who has to share out the weights, ``None`` for nobody.
+    """
+    install(place, sharded_by)
     paths = os.pathsep.join([str(place / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     started, logs = [], []
     for number, (words, variables) in enumerate(machines):
@@ -87,11 +98,6 @@ def run(place: Path, machines: Sequence[tuple[Sequence[str], Mapping[str, object
                 process.wait()
     text = "\n".join(log.read_text(encoding="utf-8") for log in logs)
     assert codes == [0] * len(machines), text[-5000:]
-    return text
-
-
-def require_whole_run(place: Path, text: str, sharded_by: str | None = None) -> None:
-    """Require one run of two processes, sharded as wanted, that is done."""
     assert text.count("= micro-batch 2 x accumulation 1 x processes 2") == 1, text
     assert text.count("done: 2 steps") == 1, text
     run = place / "runs" / "mine"
@@ -140,11 +146,12 @@ def test_a_command_of_the_page_trains(place, command):
             (command.replace("--nproc-per-node 8", "--nproc-per-node 2").replace("gpus 8", "gpus 2").split(), {})
         ]
     sharded_by = next((by for word, by in SHARDED_BY.items() if word in command), None)
-    require_whole_run(place, run(place, machines), sharded_by)
+    require_one_run(place, machines, sharded_by)
 
 
 def test_accelerate_does_not_pass_one_process_on_a_cpu_for_several(place):
     """It starts one, which would train alone."""
+    install(place, None)
     words = ["accelerate", "launch", "--cpu", "--num_processes", "2", "--no_python", "oddsmith", "train", "recipe.yaml"]
     variables = with_tests(environment()) | {
         "PATH": f"{place / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -178,7 +185,7 @@ def test_the_command_of_a_jobset_trains(place):
     script = script.replace("--nproc-per-node 8", "--nproc-per-node 1").replace("29500", str(port))
     words = [*container["command"], script.replace("/shared", str(place))]
     machines = [(words, {"JOB_COMPLETION_INDEX": rank, "FIRST_NODE": "localhost"}) for rank in range(2)]
-    require_whole_run(place, run(place, machines))
+    require_one_run(place, machines)
 
 
 @pytest.mark.exhaustive
@@ -190,7 +197,7 @@ def test_the_command_of_a_trainjob_trains(place):
     machines = [
         (words, {f"PET_{name}": value for name, value in {**known, "NODE_RANK": rank}.items()}) for rank in range(2)
     ]
-    require_whole_run(place, run(place, machines))
+    require_one_run(place, machines)
 
 
 @pytest.mark.exhaustive
@@ -202,4 +209,4 @@ def test_the_command_of_skypilot_trains(place):
         (["bash", "-c", script], {f"SKYPILOT_{name}": value for name, value in {**known, "NODE_RANK": rank}.items()})
         for rank in range(2)
     ]
-    require_whole_run(place, run(place, machines))
+    require_one_run(place, machines)
