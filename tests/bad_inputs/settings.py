@@ -149,6 +149,12 @@ FLAGS = (
         "--lr-scheduler-kwargs is 'min_lr=1'; expected a mapping as JSON"),
     BadInput("asks for no processes", "train c.yaml --num-processes 0",
         "--num-processes is '0'; expected a whole number from 1 upwards"),
+    BadInput("shards on a CPU", "train c.yaml --fsdp",
+        "fsdp is on, which takes an accelerator for each process, and ...: each process would hold the whole model;"
+        " leave fsdp out to train on CPUs"),
+    BadInput("shards on a CPU, and tries it first", "train c.yaml --fsdp --dry-run",
+        "fsdp is on, which takes an accelerator for each process, and ...: each process would hold the whole model;"
+        " leave fsdp out to train on CPUs"),
     BadInput("asks for processes by a word", "train c.yaml --num-processes all",
         "--num-processes is 'all'; expected a whole number from 1 upwards"),
     BadInput("asks for a time that is over", "train c.yaml --time-limit 0s",
