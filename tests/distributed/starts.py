@@ -3,7 +3,7 @@
 python -m tests.distributed.starts FOLDER      FOLDER/cases.json: a list of cases; writes FOLDER/rank-RANK.json
 
 A case: ``settings`` of ``ORPOConfig``, ``environment`` variables, ``apart`` where the same ``output_dir`` is another
-folder for each process, and ``leaves_no_model`` where none is saved at the end.
+folder for each process, ``leaves_no_model`` where none is saved at the end, and how many ``pairs`` each process has.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ STEPS: dict[str, Any] = {
 PAIRS_PER_STEP = 8
 
 
-def train(run: str, processes: int, **more: Any) -> Any:
+def train(run: str, processes: int, pairs: int = 24, **more: Any) -> Any:
     """Train three steps, and save the model; return the trainer."""
     callbacks, resume, saves = more.pop("callbacks", None), more.pop("resume", None), more.pop("saves", True)
     settings = {**STEPS, "use_cpu": False, "per_device_train_batch_size": PAIRS_PER_STEP // processes, **more}
-    trainer = make_trainer(Path(run), tiny_model(), ragged_pairs(24), callbacks=callbacks, **settings)
+    trainer = make_trainer(Path(run), tiny_model(), ragged_pairs(pairs), callbacks=callbacks, **settings)
     trainer.train(resume_from_checkpoint=resume)
     if saves:
         trainer.save_model()
@@ -49,8 +49,9 @@ def main(folder: str) -> None:
         place = Path(folder) / str(at) / (number if case.get("apart") else "all")
         place.mkdir(parents=True, exist_ok=True)
         os.chdir(place)
+        pairs = case.get("pairs", [24, 24])[int(number)]
         try:
-            trainer = train("run", 2, saves=not case.get("leaves_no_model"), **case.get("settings", {}))
+            trainer = train("run", 2, pairs, saves=not case.get("leaves_no_model"), **case.get("settings", {}))
             found.append({"world": trainer.args.world_size, "rank": trainer.args.process_index})
         except OddsmithError as error:
             found.append({"error": f"{type(error).__name__}: {error}"})

@@ -89,10 +89,11 @@ def test_machines_with_disks_of_their_own(tmp_path):
     cases = [
         {"apart": True},
         {"settings": each},
+        {"apart": True, "settings": each, "pairs": [24, 23]},
         {"apart": True, "settings": {**each, "save_strategy": "no"}, "leaves_no_model": True},
     ]
     nodes = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    unseen, shared, fine = start(tmp_path / "runs", cases, **nodes)
+    unseen, shared, other_pairs, fine = start(tmp_path / "runs", cases, **nodes)
     for process in unseen:
         assert "ConfigError: output_dir run: the folder that process 0 on " in process["error"]
         assert " writes to is not seen by process 1 on " in process["error"]
@@ -100,6 +101,9 @@ def test_machines_with_disks_of_their_own(tmp_path):
     for process in shared:
         assert "save_on_each_node is on, but processes 0, 1 (" in process["error"]
         assert "would write to the same folder" in process["error"]
+    for process in other_pairs:
+        assert "ConfigError: train: process 1 on " in process["error"]
+        assert "(23 pairs and 24 pairs): give all processes the same files and settings" in process["error"]
     assert [process.get("world") for process in fine] == [2, 2], fine
     assert not [*tmp_path.rglob("_probe-*")]
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from typing import Any
 
 import torch
@@ -16,7 +18,9 @@ from torch import distributed
 from transformers.utils import strtobool
 
 from ..errors import ConfigError
+from ..system.launchers import may_restart
 
+STORE_S, POLL_S = 300.0, 0.2  # how long the first process may take to open its store
 # What accelerate launch asks for.
 _OF_LAUNCH = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 _UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU)
@@ -38,6 +42,43 @@ def let_one_speak(args: Any) -> None:
     """Keep back what other processes than the first one warn of: it is the same."""
     if args.process_index > 0:
         logging.getLogger(__name__.partition(".")[0]).setLevel(logging.ERROR)
+
+
+def leave_agent_store() -> None:
+    """Let processes that torchrun may restart meet at a store of their own, which the first of them serves.
+
+    torch has them meet at that of torchrun, where after a restart they find the addresses of the dead ones, and hang or
+    fail (https://github.com/pytorch/pytorch/issues/135712). ``MASTER_PORT`` becomes that of the new store. Nothing is
+    done where a process group is there already.
+
+    Raises:
+        ConfigError: The first process did not open its store.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not may_restart() or distributed.is_initialized():
+        return
+    host, key = os.environ["MASTER_ADDR"], "oddsmith/port"
+    agent = distributed.TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False)
+    if os.environ["RANK"] == "0":
+        with socket.socket() as free:
+            free.bind(("", 0))
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+        agent.set(key, os.environ["MASTER_PORT"])
+    else:
+        deadline = time.monotonic() + STORE_S
+        while not _is_open(host, port := int(agent.get(key))):  # that of a process that is dead, or does not serve yet
+            if time.monotonic() > deadline:
+                raise ConfigError(f"process 0 on {host} has not opened its store within {STORE_S:.0f} s of the restart")
+            time.sleep(POLL_S)
+        os.environ["MASTER_PORT"] = str(port)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+
+
+def _is_open(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=POLL_S * 10).close()
+    except OSError:
+        return False
+    return True
 
 
 def require_one_run(args: Any, launched: int) -> None:
@@ -68,6 +109,28 @@ def require_one_run(args: Any, launched: int) -> None:
         f"this is process {rank} of {launched} by its launcher, and would train as process {args.process_index} of"
         f" {args.world_size}: {fix}"
     )
+
+
+def lines_about_launch(args: Any, launched: int) -> list[str]:
+    """Return a line for each thing that accelerate launch was asked for and that this run does not do.
+
+    The precision is that of the settings: transformers would take that of the launcher where both ``bf16`` and ``fp16``
+    are off, also one that the device cannot compute.
+    """
+    lines, chosen = [], "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    wished = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    args.mixed_precision = chosen
+    if wished not in ("no", chosen):
+        lines.append(
+            f"ACCELERATE_MIXED_PRECISION is {wished}; it has no effect: bf16 and fp16 of the settings count, and this"
+            f" run computes in {'float32' if chosen == 'no' else chosen}"
+        )
+    if launched == 1 and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
+        lines.append(
+            "accelerate launch was asked for several processes and has started one, as it does on CPUs; for several"
+            " take oddsmith train --num-processes N or torchrun"
+        )
+    return lines
 
 
 def require_sharding(args: Any, *, is_launched_later: bool = False) -> None:

@@ -22,7 +22,7 @@ from ..system.precision import NO_BF16_UNIT, best_precision, emulated_bf16_on_gp
 from .catalogue import with_help
 from .inherited import lines_about, refuse
 from .optimizers import require_usable
-from .processes import choose_cpu, let_one_speak, require_one_run
+from .processes import choose_cpu, leave_agent_store, let_one_speak, lines_about_launch, require_one_run
 from .spellings import with_older_names
 from .trackers import trackers
 
@@ -166,6 +166,7 @@ class ORPOConfig(TrainingArguments):
         if self.output_dir is not None:
             require_folder_name(self.output_dir, "output_dir")
         launched = join_processes()
+        leave_agent_store()
         choose_cpu(self, launched)
         self._read_numbers()
         self._resolve_beta()
@@ -193,6 +194,7 @@ class ORPOConfig(TrainingArguments):
         self._check_model_options()
         lines += [EARLY_WITHOUT_BEST] * self._ends_after_its_best
         lines += [NOT_COMPILED] * is_not_compiled
+        lines += lines_about_launch(self, launched)
         self._tell(lines + self._lines_on_lengths() + lines_about(self))
         self.use_liger_kernel: bool = False  # its layers would take the place of ours
         self.logging_nan_inf_filter = False

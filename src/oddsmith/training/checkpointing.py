@@ -60,12 +60,12 @@ from ..errors import CheckpointError, SaveError
 from ..system.launchers import restarts
 from ..system.outside import require_plain_folder
 from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE, require_plain_run
+from .agreement import require_same_pairs, require_shared_folder
 from .choosing import choose_checkpoint, fault_of
 from .identity import RunIdentity, length_of
 from .nodes import node_count, of_writers, on_main_process, send_files
 from .preflight import size_in_training
 from .schedule import follow_schedule, line_about, load_states
-from .shared_folder import require_shared_folder
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,7 @@ class CheckpointManager:
         self._run.callback_handler.add_callback(SaveTiming(self))  # after all others, which may ask for a save
         require_writable(run_folder)
         require_shared_folder(run_folder, args)
+        require_same_pairs(self._identity.datasets)
         if wanted is not True:  # which has no need of a checkpoint only where processes are restarted
             wanted = wanted_checkpoint(wanted)
         if not wanted and restarts() and checkpoints(run_folder) and self._run.is_world_process_zero():

@@ -104,12 +104,15 @@ class RunIdentity:
 
     @cached_property
     def _data(self) -> dict[str, dict[str, Any]]:
-        """The datasets by name."""
+        """The digests of the datasets by name."""
+        return {name: _digest(rows) for name, rows in self.datasets.items()}
+
+    @property
+    def datasets(self) -> dict[str, Any]:
+        """The tokenized datasets by name."""
         eval_dataset = self._run.eval_dataset
         sets = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
-        return {
-            name: _digest(rows) for name, rows in {"train": self._run.train_dataset, **sets}.items() if rows is not None
-        }
+        return {name: rows for name, rows in {"train": self._run.train_dataset, **sets}.items() if rows is not None}
 
 
 def require_same_settings(folder: Path, args: ORPOConfig, *, adapter: bool, allow_changed: bool) -> None:

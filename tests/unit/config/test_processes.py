@@ -35,6 +35,26 @@ def test_accelerate_launch_says_that_the_cpu_is_used(tmp_path, monkeypatch):
     assert ORPOConfig(output_dir=str(tmp_path), **{**PLAIN, "use_cpu": False}).use_cpu
 
 
+@pytest.mark.parametrize("wished", ["fp16", "bf16", "fp8"])
+def test_the_precision_is_that_of_the_settings(tmp_path, monkeypatch, caplog, wished):
+    """transformers would take it from accelerate launch, and fail on a CPU."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", wished)
+    trainer = make_trainer(tmp_path)
+    assert trainer.accelerator.mixed_precision == "no"
+    assert f"ACCELERATE_MIXED_PRECISION is {wished}; it has no effect" in caplog.text
+    assert "this run computes in float32" in caplog.text
+
+
+def test_a_line_says_that_accelerate_launch_has_started_one_process(tmp_path, monkeypatch, caplog):
+    """On CPUs it leaves the others to mpirun."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    ORPOConfig(output_dir=str(tmp_path), **PLAIN)
+    assert "accelerate launch was asked for several processes and has started one" in caplog.text
+
+
 @pytest.mark.parametrize("asked", [{"fsdp": True}, {"fsdp": "full_shard"}, {"fsdp": True, "use_cpu": False}])
 def test_no_trainer_shards_on_a_cpu(tmp_path, asked):
     with pytest.raises(

@@ -159,9 +159,9 @@ def _wanted_checkpoint(resolved: Resolved) -> str | None:
 
 def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limit_s: float | None) -> dict[str, Any]:
     from ....config.processes import require_sharding
+    from ....training.agreement import require_shared_folder
     from ....training.evaluation import EvaluateAtEnd
     from ....training.live_diagnosis import Watch, one_line
-    from ....training.shared_folder import require_shared_folder
     from ....training.stopping import StopOnRequest
     from ...terminal.progress import ShowProgress
     from .assembly import WriteSettings, make_trainer, read_rows

@@ -1,29 +1,35 @@
-"""Require, before a run begins, that its processes write to the folders that they are meant to write to.
+"""Require that the processes of a run agree, before it begins: on the run folder, and on the pairs.
 
-One folder for all machines; with ``save_on_each_node`` one for each. A machine that does not see the folder would find
-"its" checkpoints missing after the first save, and machines that share it against ``save_on_each_node`` would write to
-the same files.
+There is one folder for all machines; with ``save_on_each_node`` one for each. A machine that does not see the folder
+would miss "its" checkpoints after the first save, and machines that share it against ``save_on_each_node`` would write
+to the same files. Every process plans the steps by itself: with other pairs, as machines have in other versions of a
+file, it would wait for the others without end, or train on something else.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from datasets import Dataset
 
 from ..checkpoint.space import require_writable
 from ..config import ORPOConfig
 from ..errors import ConfigError, OddsmithError
+from .meter import LENGTH_COLUMNS
 
 WAIT_S = 3.0  # for a file of another machine: file systems over a network may show it late
 POLL_S = 0.1
+ROWS_AT_A_TIME = 10_000
 PROBE = "_probe-"  # names of a run folder that begin with "_" are not uploaded
 
 
@@ -70,6 +76,40 @@ def require_shared_folder(run: Path, args: ORPOConfig) -> None:
     line = (_is_written_twice if args.save_on_each_node else _is_missed_by)(found, writers)
     if line is not None:
         raise ConfigError(line)
+
+
+def require_same_pairs(sets: Mapping[str, Any]) -> None:
+    """Require that all processes have prepared the same pairs, by their number and lengths; all have to call this.
+
+    Args:
+        sets: Tokenized datasets by name; streams are not read.
+
+    Raises:
+        ConfigError: In all processes: one has others.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return
+    own = {name: (len(rows), _lengths(rows)) for name, rows in sets.items() if isinstance(rows, Dataset)}
+    found = gather_object([(state.process_index, socket.gethostname(), own)])
+    _, first_host, expected = found[0]
+    for rank, host, pairs in found:
+        name = next((name for name in expected if pairs.get(name) != expected[name]), None)
+        if name is not None:
+            counts = [f"{of_process[name][0]:,} pairs" for of_process in (expected, pairs) if name in of_process]
+            raise ConfigError(
+                f"{name}: process {rank} on {host} has prepared other pairs than process 0 on {first_host}"
+                f" ({' and '.join(reversed(counts))}): give all processes the same files and settings"
+            )
+
+
+def _lengths(rows: Dataset) -> str:
+    """Return a digest of the lengths of tokenized pairs, by which steps are planned."""
+    digest = hashlib.sha256()
+    for table in rows.select_columns(LENGTH_COLUMNS).with_format("arrow").iter(batch_size=ROWS_AT_A_TIME):
+        for column in table.columns:
+            digest.update(column.to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _write(run: Path, name: str) -> tuple[list[Path], str | None]:
