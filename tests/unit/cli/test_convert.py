@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import yaml
@@ -270,6 +272,13 @@ def test_what_a_name_holds_adds_no_line_to_the_recipe(capsys, folder):
     (folder / "ours.yaml").write_text(outcome.out, encoding="utf-8")
     assert settings_of("ours.yaml") == AXOLOTL.settings
     assert "\x1b" not in outcome.out + outcome.err
+
+
+def test_the_example_of_the_documentation_is_what_is_printed(capsys, folder):
+    page = (Path(__file__).parents[3] / "docs/convert.md").read_text(encoding="utf-8")
+    source, recipe, said = re.findall(r"^```(?:yaml\n# [^\n]*)?\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    (folder / "axolotl.yaml").write_text(source, encoding="utf-8")
+    assert run_here(capsys, "convert", "axolotl.yaml") == (3, recipe, said)
 
 
 def test_a_secret_is_not_printed(capsys, folder):
