@@ -37,18 +37,24 @@ def cells() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory):
-    """Return what the processes of a kind find in a case, and the folder of the case."""
+    """Return what the processes of a kind find in a case, and the folder of the case; others are lived with it."""
     folder = tmp_path_factory.mktemp("worlds")
 
     @cache
-    def of(kind: str, case: str, processes: int, before: int | None = None):
+    def together(kind: str, names: tuple[str, ...], processes: int, before: int | None):
         require_installed(kind)
-        own = {**CASES[case], "pairs_per_step": 12}
-        own["settings"] = {**KINDS[kind], **own["settings"]}
-        if before is not None:
-            own["resumes"] = str(of(kind, case, before)[1])
-        place = folder / f"{kind}-{case}-{before}-{processes}"
-        return launch(place, {"run": own}, processes)["run"], place / "run"
+        cases = {name: {**CASES[name], "pairs_per_step": 12} for name in names}
+        for name, case in cases.items():
+            case["settings"] = {**KINDS[kind], **case["settings"]}
+            if before is not None:
+                case["resumes"] = str(together(kind, names, before, None)[1] / name)
+        place = folder / f"{kind}-{names[0]}-{before}-{processes}"
+        return launch(place, cases, processes), place
+
+    def of(kind: str, case: str, processes: int, before: int | None = None):
+        names = (case,) if case == "adam" else tuple(name for name in CASES if name != "adam")
+        found, place = together(kind, names, processes, before)
+        return found[case], place / case
 
     return of
 
