@@ -13,7 +13,6 @@ from tests.command import environment, save_config, save_model, save_pairs
 from tests.forked import fork_all, free_port, rank_environment, run_module
 
 from .kinds import KINDS
-from .launch import command
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -33,25 +32,30 @@ def run(folder: Path, case: dict[str, Any], *, first: int = 0, processes: int = 
 
 
 def test_one_process_speaks(tmp_path):
-    """Each warns of the same rows, skips the same step, and asks for the same wrong thing in the end."""
+    """Each of them finds the same; of torch's C++ warnings the test leaves out those that the command switches off."""
     save_model(tmp_path / "base")
     save_pairs(tmp_path / "pairs.jsonl", 24)
     data = {"model_name_or_path": str(tmp_path / "base"), "dataset_name": str(tmp_path / "pairs.jsonl")}
     settings = {**data, "output_dir": str(tmp_path / "run"), "max_length": 16, "max_prompt_length": 8, "use_cpu": True}
     recipe = save_config(tmp_path / "recipe.yaml", **settings, max_steps=3, logging_steps=1, bf16=False)
-    first, second = command(tmp_path / "log", "train", recipe)
-    assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert "warning" in first.err
-    assert "step 3/3" in first.err
-    assert (second.out, second.err) == ("", "")
+    environments = [environment() | rank_environment(rank, 2, port) for port in [free_port()] for rank in range(2)]
+    module = partial(run_module, "oddsmith.cli.main", "train", str(recipe))
+    codes = fork_all(module, environments, tmp_path / "log", timeout_s=60)
+    first, second = ((tmp_path / f"log-{rank}.err").read_text(encoding="utf-8") for rank in range(2))
+    assert codes == [0, 0], first + second
+    assert "act: too few steps" in first
+    assert "step 3/3" in first
+    assert [line for line in second.splitlines() if line and "reducer.cpp" not in line] == []
+    assert (tmp_path / "log-1.out").read_text(encoding="utf-8") == ""
 
 
 def test_an_error_of_all_processes_is_said_once(tmp_path):
     """They ask one another at the store of torchrun, here one of the test's own."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    save_model(tmp_path / "base")
     launched = {"TORCHELASTIC_RUN_ID": "one", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    words = ["train", "--model-name-or-path", str(tmp_path), "--dataset-name", str(tmp_path / "none.jsonl")]
-    module = partial(run_module, "tests.distributed.command", *words, "--output-dir", str(tmp_path / "run"))
+    words = ["train", "--model-name-or-path", str(tmp_path / "base"), "--dataset-name", str(tmp_path / "none.jsonl")]
+    module = partial(run_module, "oddsmith.cli.main", *words, "--use-cpu", "--output-dir", str(tmp_path / "run"))
     environments = [environment() | rank_environment(rank, 2, store.port) | launched for rank in (1, 0)]
     codes = fork_all(module, environments, tmp_path / "log", timeout_s=60)
     second, first = (path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("log-*.err")))
@@ -87,6 +91,7 @@ def test_a_process_that_was_stopped_is_named(tmp_path, rank):
     assert said.count("the others wait") == 1
 
 
+@pytest.mark.exhaustive
 def test_slow_evaluations_saves_and_first_steps_are_no_hanging(tmp_path):
     moments = {"on_epoch_begin": 0, "on_evaluate": 2, "on_save": 2}
     codes, errors = run(tmp_path, {"rank": 1, "moments": moments, "seconds": 4, "settings": HANG})
