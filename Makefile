@@ -11,6 +11,7 @@ WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/unit/batching tests/equivalence \
 	tests/integration/test_numbers.py
+WITHOUT_AVX2 := tests/unit/test_loss.py tests/unit/model tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench
@@ -43,7 +44,7 @@ test-ray: $(READY) ## install Ray (80 MB) and train with it: two workers, one ki
 # torch and oneDNN use no AVX-512, then torch no AVX2 either; bf16 counts as emulated (system/precision.py).
 test-older-cpus: $(READY) ## run the numerical tests as on two kinds of CPU without AVX-512
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" $(NUMERICAL)
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" $(NUMERICAL)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" $(WITHOUT_AVX2)
 
 # Each makes an environment anew beside .venv and leaves it there, for a look at what fails. EXTRAS are those of setup,
 # without the tools for development.

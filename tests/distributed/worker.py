@@ -18,11 +18,15 @@ from accelerate.state import AcceleratorState
 from peft import LoraConfig
 from transformers.integrations import unset_hf_deepspeed_config
 
+from oddsmith import ORPOTrainer
+from oddsmith.model.logprobs.pair_tokens import PairLosses, PairTokens
+from oddsmith.system.run_folder import read_events
 from oddsmith.system.shards import own_share
-from tests.tiny import ragged_pairs, tiny_model
+from tests.tiny import ragged_pairs
 from tests.tiny_runs import make_trainer
 
 from . import gpu_road
+from .models import MODELS
 
 # One step is the same sum for any number of processes: SGD, float32, eight pairs a step.
 STEPS: dict[str, Any] = {
@@ -31,6 +35,8 @@ STEPS: dict[str, Any] = {
     "save_steps": 2,
 }  # fmt: skip
 PAIRS_PER_STEP, PAIRS, HELD_OUT = 8, 24, 5
+EVENTS = ("samples", "skipped")  # those of which the tests look at the content
+NAN_ROW = 20  # none of an evaluation has this number
 
 
 def trainer_of(folder: Path, case: dict[str, Any], *, processes: int) -> Any:
@@ -47,9 +53,19 @@ def trainer_of(folder: Path, case: dict[str, Any], *, processes: int) -> Any:
     if case.get("lora"):
         adapter = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0)
     pairs = None if case.get("only_evaluates") else ragged_pairs(PAIRS)
-    model = tiny_model(**case.get("model", {}))
+    model = MODELS[case.get("architecture", "llama")](**case.get("model", {}))
     evaluated = ragged_pairs(HELD_OUT, seed=1)
-    return make_trainer(folder / "run", model, pairs, evaluated, peft_config=adapter, **settings)
+    kind = NanOfOnePair if case.get("nan") else ORPOTrainer
+    return make_trainer(folder / "run", model, pairs, evaluated, kind=kind, peft_config=adapter, **settings)
+
+
+class NanOfOnePair(ORPOTrainer):
+    """A trainer whose loss is NaN for one pair that is trained on, so in one process; its step is skipped in all."""
+
+    def pair_losses(self, pairs: PairTokens) -> PairLosses:
+        losses = super().pair_losses(pairs)
+        is_bad_B = pairs.row_B == NAN_ROW
+        return losses._replace(loss_B=losses.loss_B.masked_fill(is_bad_B, float("nan")))
 
 
 def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any]:
@@ -77,6 +93,7 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
         "reason": trainer.path.reason,
         "max_tokens": trainer.path.max_tokens,
         "history": trainer.state.log_history,
+        "events": [event for event in read_events(folder / "run") if event["event"] in EVENTS],
         "kinds": sorted({type(parameter).__name__ for parameter in parameters}),
     }
 

@@ -109,7 +109,6 @@ def _set_beta(trainer: Any, value: float) -> None:
 
 def _set_generation(trainer: Any, value: bool) -> None:
     trainer.args.generate_during_eval = value
-    trainer.recorder.require_possible()
 
 
 def _of_rows(name: str) -> Attribute:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerState
 
@@ -21,7 +22,6 @@ from ..batching.collate import trl_features
 from ..batching.loader import PlannedDataset
 from ..checkpoint.store import checkpoints
 from ..config import ORPOConfig
-from ..errors import ConfigError
 from ..model.generation import answer
 from ..model.loading.architecture import multimodal_class
 from ..model.loading.place import MODEL_SETTINGS, is_adapter_folder
@@ -61,23 +61,11 @@ class Recorder(TrainerCallback):
 
     Args:
         run: The run.
-
-    Raises:
-        ConfigError: Answers are wanted of a model whose weights are sharded.
     """
 
     def __init__(self, run: RecordedRun):
         self._run = run
         self._given: dict[str, Any] = {}  # what the model cards were told
-
-    def require_possible(self) -> None:
-        """Refuse ``generate_during_eval`` where no process has a model that it can generate with."""
-        if self._run.args.generate_during_eval and self._run.accelerator.distributed_type in SHARDED:
-            raise ConfigError(
-                "generate_during_eval is on, but the weights are sharded over processes"
-                f" ({self._run.accelerator.distributed_type.value}), so no process can generate; turn it off, and run"
-                " oddsmith compare on a checkpoint"
-            )
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Record the answers of the untrained model, unless its first evaluation does so."""
@@ -137,14 +125,23 @@ class Recorder(TrainerCallback):
             return self._run.measure(model, rows).tokens_P2K
 
     def record_answers(self, dataloader: DataLoader, prefix: str) -> None:
-        """Record the answers to the first held-out prompts in the event log and in trackers that draw tables."""
+        """Record the answers to the first held-out prompts in the event log and in trackers that draw tables.
+
+        Where weights are sharded all processes generate, and the same: each forward pass gathers a layer from all.
+        """
         run = self._run
-        if not run.is_world_process_zero():
+        is_sharded = run.accelerator.distributed_type in SHARDED
+        if not (run.is_world_process_zero() or is_sharded):
             return
         rows = islice(iter(getattr(dataloader.dataset, "rows", ())), run.args.eval_batch_size)
         prompts = [trl_features(row, run.is_encoder_decoder)["prompt_input_ids"] for row in rows]
         with run.precision():  # PEFT generates with the base's forward, which autocast is not around
-            answers = answer(run.accelerator.unwrap_model(run.model), run.processing_class, prompts)
+            model = run.accelerator.unwrap_model(run.model)
+            if run.accelerator.is_fsdp2:
+                register_fsdp_forward_method(model, "generate")  # PEFT's does not pass through the root's forward
+            answers = answer(model, run.processing_class, prompts)
+        if not run.is_world_process_zero():
+            return
         texts = run.processing_class.batch_decode(prompts, skip_special_tokens=True)
         record_answers(run.args, run.state.global_step, prefix, list(zip(texts, answers, strict=True)))
 

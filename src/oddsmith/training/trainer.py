@@ -178,7 +178,6 @@ class ORPOTrainer(TransformersAdapter):
             self.add_callback(EarlyStopping(args))
         self.add_callback(self.live)  # after the callbacks of the user, which may change settings, or ask for a save
         self.add_callback(self.guard)
-        self.recorder.require_possible()
         require_readable(self)
         require_whole_steps(self.optimizer, self.model)
         self.stepper = Stepper(
