@@ -111,26 +111,21 @@ def require_one_run(args: Any, launched: int) -> None:
     )
 
 
-def lines_about_launch(args: Any, launched: int) -> list[str]:
-    """Return a line for each thing that accelerate launch was asked for and that this run does not do.
+def lines_about_precision(args: Any) -> list[str]:
+    """Take the precision of the settings, and return a line where accelerate launch was asked for another.
 
-    The precision is that of the settings: transformers would take that of the launcher where both ``bf16`` and ``fp16``
-    are off, also one that the device cannot compute.
+    transformers would take that of the launcher where both ``bf16`` and ``fp16`` are off, also one that the device
+    cannot compute.
     """
-    lines, chosen = [], "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    chosen = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
     wished = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     args.mixed_precision = chosen
-    if wished not in ("no", chosen):
-        lines.append(
-            f"ACCELERATE_MIXED_PRECISION is {wished}; it has no effect: bf16 and fp16 of the settings count, and this"
-            f" run computes in {'float32' if chosen == 'no' else chosen}"
-        )
-    if launched == 1 and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
-        lines.append(
-            "accelerate launch was asked for several processes and has started one, as it does on CPUs; for several"
-            " take oddsmith train --num-processes N or torchrun"
-        )
-    return lines
+    if wished in ("no", chosen):
+        return []
+    return [
+        f"ACCELERATE_MIXED_PRECISION is {wished}; it has no effect: bf16 and fp16 of the settings count, and this run"
+        f" computes in {'float32' if chosen == 'no' else chosen}"
+    ]
 
 
 def require_sharding(args: Any, *, is_launched_later: bool = False) -> None:

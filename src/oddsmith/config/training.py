@@ -22,7 +22,7 @@ from ..system.precision import NO_BF16_UNIT, best_precision, emulated_bf16_on_gp
 from .catalogue import with_help
 from .inherited import lines_about, refuse
 from .optimizers import require_usable
-from .processes import choose_cpu, leave_agent_store, let_one_speak, lines_about_launch, require_one_run
+from .processes import choose_cpu, leave_agent_store, let_one_speak, lines_about_precision, require_one_run
 from .spellings import with_older_names
 from .trackers import trackers
 
@@ -194,7 +194,7 @@ class ORPOConfig(TrainingArguments):
         self._check_model_options()
         lines += [EARLY_WITHOUT_BEST] * self._ends_after_its_best
         lines += [NOT_COMPILED] * is_not_compiled
-        lines += lines_about_launch(self, launched)
+        lines += lines_about_precision(self)
         self._tell(lines + self._lines_on_lengths() + lines_about(self))
         self.use_liger_kernel: bool = False  # its layers would take the place of ours
         self.logging_nan_inf_filter = False

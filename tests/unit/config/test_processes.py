@@ -45,16 +45,6 @@ def test_the_precision_is_that_of_the_settings(tmp_path, monkeypatch, caplog, wi
     assert "this run computes in float32" in caplog.text
 
 
-def test_a_line_says_that_accelerate_launch_has_started_one_process(tmp_path, monkeypatch, caplog):
-    """On CPUs it leaves the others to mpirun."""
-    for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
-        monkeypatch.setenv(name, value)
-    ORPOConfig(output_dir=str(tmp_path), **PLAIN)
-    assert "accelerate launch was asked for several processes and has started one" in caplog.text
-
-
 @pytest.mark.parametrize("asked", [{"fsdp": True}, {"fsdp": "full_shard"}, {"fsdp": True, "use_cpu": False}])
 def test_no_trainer_shards_on_a_cpu(tmp_path, asked):
     with pytest.raises(
