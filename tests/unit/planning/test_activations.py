@@ -29,9 +29,15 @@ def outline_of(folder: Path, chosen: ModelConfig, layers: int | None):
     return outline_model(str(folder), dtype=torch.float32, peft_config=get_peft_config(chosen), layers=layers)
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("adapter", "checkpointing", "dtype"),
+    [
+        (False, False, torch.bfloat16),
+        pytest.param(False, True, torch.float32, marks=pytest.mark.slow),
+        pytest.param(True, False, torch.float32, marks=pytest.mark.slow),
+        pytest.param(True, True, torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_few_layers_without_values_tell_what_a_real_model_keeps(tmp_path, adapter, checkpointing, dtype):
     model = tiny_model(**SHAPE)
     model.config.save_pretrained(tmp_path)

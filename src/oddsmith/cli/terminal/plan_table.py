@@ -26,7 +26,7 @@ def print_plan(plan: Plan, train: Rehearsed) -> None:
             show_line(f"{name if number == 0 else '':<10} {line}")
     show_line("")
     show_line(
-        f"{'GB of a rank':<22}" + "".join(f"{heading:>8}" for heading in PARTS) + f"{'sum':>7}{'fits':>6}{'s/step':>7}"
+        f"{'GB of a rank':<22}" + "".join(f"{heading:>8}" for heading in PARTS) + f"{'sum':>6}{'fits':>5}{'s/step':>7}"
     )
     for choice in plan.choices:
         show_line(_row(choice))
@@ -45,12 +45,12 @@ def _row(choice: Choice) -> str:
     parts = "".join(f"{_size(getattr(choice.memory, part)):>8}" for part in PARTS.values())
     step = "-" if choice.step is None else _seconds(choice.step.middle_s)
     mark = ">" if choice.is_recipe else " "
-    return f"{mark} {name_of(choice):<20}{parts}{_size(choice.memory.total):>7}{fits:>6}{step:>7}"
+    return f"{mark} {name_of(choice):<20}{parts}{_size(choice.memory.total):>6}{fits:>5}{step:>7}"
 
 
 def _size(size_bytes: float) -> str:
     value = size_bytes / GB
-    return "-" if size_bytes <= 0 else f"{value:.2f}" if value < 10 else f"{value:,.1f}"
+    return "-" if value <= 0 else f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _seconds(seconds: float) -> str:
