@@ -75,12 +75,14 @@ class StepCost:
             Bytes.
         """
         head = max(self.head_chunk, min(head_bytes, self.head_per_token * tokens))
-        return self.fixed + self.per_token * tokens + head + self.attention_weight * saved
+        attention = 0.0 if self.checkpointing else self.attention_weight * saved
+        return self.fixed + self.per_token * tokens + head + attention
 
-    def above(self, tokens: int) -> float:
-        """Return what the backward pass takes at its peak on top of what is kept."""
+    def above(self, tokens: int, *, saved: int = 0) -> float:
+        """Return what the backward pass takes on top of what is kept, at its peak; arguments as of :meth:`kept`."""
         in_layer = (IN_LAYER_AGAIN if self.checkpointing else IN_LAYER) * self.layer_per_token
-        return max(self.on_top, in_layer * tokens)
+        attention = self.attention_weight * saved if self.checkpointing else 0.0
+        return max(self.on_top, in_layer * tokens + attention)
 
 
 def step_cost(

@@ -295,10 +295,10 @@ class _Planner:
         written = compute_bytes * way.sizes.largest_linear
         max_tokens, head_bytes = self._budget(cost, held, way.sizes, sharing, cost.on_top + written)
         plan = self.efficiency(cost, max_tokens)
-        on_top = cost.above(plan.largest_tokens) + written
         saved = 0
         if cost.attention_weight:
             saved = saved_weights(forest_batch([self._rows[i] for i in plan.largest], "sequence")["forest"])
+        on_top = cost.above(plan.largest_tokens, saved=saved) + written
         memory = peak_of_rank(
             held,
             kept=cost.kept(plan.largest_tokens, head_bytes=head_bytes, saved=saved),

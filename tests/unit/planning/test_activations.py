@@ -61,11 +61,12 @@ def test_few_layers_without_values_tell_what_a_real_model_keeps(tmp_path, adapte
         found = step_bytes(model, partial(loss_of_a_row, model, path, precision, TOKENS, HEAD_BYTES))
 
     layout = forest_batch([pair_of(np.arange(TOKENS), TOKENS // 2, TOKENS // 4)], "sequence")["forest"]
-    saved = 0 if checkpointing else saved_weights(layout)
-    predicted = cost.fixed + cost.per_token * TOKENS + cost.attention_weight * saved
+    saved = saved_weights(layout)
+    predicted = cost.fixed + cost.per_token * TOKENS + (0 if checkpointing else cost.attention_weight * saved)
     assert cost.path == "prefix forest"
     assert predicted == pytest.approx(found.kept, rel=0.05)
-    assert predicted + cost.above(TOKENS) == pytest.approx(found.peak, rel=0.25)
+    # Of so narrow a model the peak is known less well: too much rather than too little.
+    assert 0.75 < (predicted + cost.above(TOKENS, saved=saved)) / found.peak < 1.6
 
 
 def test_padded_batches_of_a_model_are_measured_too(tmp_path):
