@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 from transformers.integrations import unset_hf_deepspeed_config
 
 from oddsmith import ORPOTrainer
 from oddsmith.model.logprobs.pair_tokens import PairLosses, PairTokens
 from oddsmith.system.run_folder import read_events
 from oddsmith.system.shards import own_share
+from tests.short_memory import Memory
 from tests.tiny import ragged_pairs
 from tests.tiny_runs import make_trainer
 
@@ -40,7 +43,10 @@ NAN_ROW = 20  # none of an evaluation has this number
 
 
 def trainer_of(folder: Path, case: dict[str, Any], *, processes: int) -> Any:
-    """Make the trainer of a case: ``settings`` of ``ORPOConfig``, of the tiny ``model``, and whether with ``lora``."""
+    """Make the trainer of a case: ``settings`` of ``ORPOConfig``, of the tiny ``model``, and whether with ``lora``.
+
+    With a ``distributed_config`` the model is split when it is loaded.
+    """
     settings = {
         **STEPS,
         "per_device_train_batch_size": case.get("pairs_per_step", PAIRS_PER_STEP) // processes,
@@ -54,6 +60,10 @@ def trainer_of(folder: Path, case: dict[str, Any], *, processes: int) -> Any:
         adapter = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0)
     pairs = None if case.get("only_evaluates") else ragged_pairs(PAIRS)
     model = MODELS[case.get("architecture", "llama")](**case.get("model", {}))
+    if "distributed_config" in case:
+        model.save_pretrained(folder / f"base-{os.environ['RANK']}")
+        split = DistributedConfig(**case["distributed_config"])
+        model = AutoModelForCausalLM.from_pretrained(folder / f"base-{os.environ['RANK']}", distributed_config=split)
     evaluated = ragged_pairs(HELD_OUT, seed=1)
     kind = NanOfOnePair if case.get("nan") else ORPOTrainer
     return make_trainer(folder / "run", model, pairs, evaluated, kind=kind, peft_config=adapter, **settings)
@@ -79,6 +89,11 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
         return {"metrics": trainer.evaluate()}
     if case.get("evaluates_first"):
         trainer.evaluate()
+    shortage = dict(case.get("shortage", {}))
+    memory = Memory(**{name: value for name, value in shortage.items() if name != "after"})
+    if shortage:
+        modules = trainer.model.named_modules()
+        memory.watch(trainer, next(module for name, module in modules if name.endswith(shortage["after"])))
     if "resumes" in case:
         begin_with_checkpoints(folder.parent / case["resumes"], folder, disk, case)
     trainer.train(resume_from_checkpoint=True if "resumes" in case else None)
@@ -92,6 +107,8 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
         "path": trainer.path.name,
         "reason": trainer.path.reason,
         "max_tokens": trainer.path.max_tokens,
+        "rows": memory.rows,
+        "struck": memory.struck,
         "history": trainer.state.log_history,
         "events": [event for event in read_events(folder / "run") if event["event"] in EVENTS],
         "kinds": sorted({type(parameter).__name__ for parameter in parameters}),

@@ -280,7 +280,8 @@ OTHERS = (
     free("fsdp", "Shard the model over the processes (PyTorch FSDP)."),
     free("fsdp_config", "FSDP configuration: a JSON file, or a mapping."),
     free("deepspeed", "DeepSpeed configuration: a JSON file, or a mapping."),
-    *each(free, "debug skip_memory_metrics do_train do_eval do_predict local_rank parallelism_config"),
+    *each(free, "debug skip_memory_metrics do_train do_eval do_predict local_rank"),
+    free("parallelism_config", "dp_replicate_size and dp_shard_size: FSDP within replicas of the model."),
 )
 # Group of the help -> its settings, both in the order of the help.
 CATALOGUE: dict[str, tuple[Facts, ...]] = {

@@ -176,10 +176,10 @@ TABLE = (
         "only gradient_accumulation_kwargs have an effect: batches are planned for each process",
         has_use=True,
     ),
-    refused(
+    works(
         "parallelism_config",
-        "batches are planned for data parallelism alone; use fsdp or deepspeed to shard the weights",
-        accepted=(None,),
+        "dp_replicate_size and dp_shard_size, in a mapping too: FSDP 2 within replicas; tensor, context and sequence"
+        " parallelism are refused",
     ),
     works("debug", "on padded batches"),
     works("skip_memory_metrics"),

@@ -157,6 +157,7 @@ def _taken_with(names: str, other: str, kind: str) -> tuple[Older, ...]:
 
 
 _AUTOCAST = "fp16 and bf16 use torch's autocast"
+_ONE_PARALLELISM = "each process trains on pairs of its own; leave it out, and let fsdp or deepspeed shard the weights"
 _NO_REFERENCE = "ORPO has no reference model"
 
 _TABLE: tuple[Older, ...] = (
@@ -219,6 +220,10 @@ _TABLE: tuple[Older, ...] = (
     *_refused("loss_type", "the loss is ORPO's; leave it out, or override pair_losses", unset=(None, "orpo")),
     *_refused("label_smoothing rpo_alpha", "the loss of ORPO has no such term; leave it out", "float",
               (None, 0)),
+    *_refused("tp_size cp_size sp_size ep_size pp_size tensor_parallel_size context_parallel_size"
+              " sequence_parallel_size expert_parallel_size pipeline_parallel_size parallelism_config_tp_size"
+              " parallelism_config_cp_size parallelism_config_sp_size", _ONE_PARALLELISM, "int", (None, 1)),
+    *_refused("tp_plan device_mesh distributed_config", _ONE_PARALLELISM),
     *_refused("dataset_text_field formatting_func", "rows are pairs with prompt, chosen and rejected; map them first"),
     # alignment-handbook
     _renamed("preprocessing_num_workers", "dataset_num_proc"),

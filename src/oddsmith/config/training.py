@@ -19,6 +19,7 @@ from ..system.launchers import join_processes
 from ..system.names import require_folder_name
 from ..system.outside import require_file
 from ..system.precision import NO_BF16_UNIT, best_precision, emulated_bf16_on_gpu, emulates_bf16
+from . import parallelism
 from .catalogue import with_help
 from .inherited import lines_about, refuse
 from .optimizers import require_usable
@@ -143,6 +144,7 @@ class ORPOConfig(TrainingArguments):
     model_init_kwargs: Union[dict[str, Any], str, None] = None
     trust_remote_code: bool = False
     dataset_num_proc: Optional[int] = None
+    parallelism_config: Union[dict[str, Any], str, None] = None  # accelerate's object after __post_init__
 
     # Ours.
     max_prompt_length: Optional[int] = None
@@ -176,6 +178,8 @@ class ORPOConfig(TrainingArguments):
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):  # accelerate would take float32
             raise ConfigError("fp16 is on, but it needs a GPU; leave it out, or take bf16, which CPUs compute too")
         refuse(self)
+        self.parallelism_config: Any = parallelism.read_parallelism(self.parallelism_config)
+        parallelism.require_data_parallel(self.parallelism_config, self.model_init_kwargs)
         for file in (self.deepspeed, self.fsdp_config, self.accelerator_config):  # or a mapping, or its JSON
             if isinstance(file, str) and os.path.exists(file):
                 require_file(file, typed=True)
@@ -188,6 +192,7 @@ class ORPOConfig(TrainingArguments):
         super().__post_init__()
         require_one_run(self, launched)
         let_one_speak(self)
+        self._check_processes()
         require_usable(self)
         if (self.gradient_checkpointing_kwargs or {}).get("offload") and self.device.type == "cpu":
             raise ConfigError("activation_checkpointing_kwargs has offload on, which needs a GPU; leave it out")
@@ -214,11 +219,21 @@ class ORPOConfig(TrainingArguments):
         for line in lines if self.process_index == 0 else ():
             logger.warning(line)
 
+    def _check_processes(self) -> None:
+        plugin = self.deepspeed_plugin
+        if plugin is not None:
+            parallelism.require_data_parallel_deepspeed(plugin.deepspeed_config)
+        is_fsdp = bool(self.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        parallelism.require_sizes(
+            self.parallelism_config, self.world_size, is_fsdp=is_fsdp, is_deepspeed=plugin is not None
+        )
+
     def _check_model_options(self) -> None:
         if self.model_init_kwargs is not None:
             if not isinstance(self.model_init_kwargs, dict):
                 raise ConfigError(f"model_init_kwargs is {self.model_init_kwargs!r}; expected a mapping")
             self.model_init_kwargs = with_dtype(self.model_init_kwargs, "model_init_kwargs")
+            parallelism.require_data_parallel(None, self.model_init_kwargs)  # a JSON text before
 
     def _lines_on_lengths(self) -> list[str]:
         if not (self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length):

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
@@ -24,6 +26,7 @@ from ..checkpoint.space import (
 )
 from ..config import ORPOConfig
 from ..config.optimizers import not_whole_steps
+from ..config.parallelism import INSTEAD
 from ..data.limits import readable
 from ..errors import ConfigError
 from ..model.limits import limits_of, require_pad_token
@@ -80,7 +83,13 @@ def check_devices(args: ORPOConfig, model: Any, *, is_trained: bool) -> None:
     cannot scatter packed rows. ``device_map`` may spread a model over several, or leave layers off the GPU: their
     weights are not there to be trained.
     """
+    require_unsplit(model)
     devices = devices_of(model)
+    if args.world_size > 1 and len(devices) > 1:
+        raise ConfigError(
+            f"device_map has spread the model over {len(devices)} devices, and {args.world_size} processes train it;"
+            " leave device_map out: each process has one device, and fsdp or deepspeed shards what is too large for it"
+        )
     left = sorted({str(device) for device in devices} & {"cpu", "disk"})
     if is_trained and left and len(devices) > 1:
         raise ConfigError(
@@ -92,6 +101,19 @@ def check_devices(args: ORPOConfig, model: Any, *, is_trained: bool) -> None:
         logger.warning(
             f"This process sees {gpus} GPUs and uses one, {args.device}. To use all of them, start one process for"
             f" each: oddsmith train --num-processes {gpus}, or accelerate launch --num_processes {gpus} SCRIPT."
+        )
+
+
+def require_unsplit(model: Any) -> None:
+    """Refuse a model of which each process holds a part other than FSDP's: its processes would have to share pairs."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    split = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
+    by_fsdp = isinstance(model, FSDPModule) and all(sum(p.is_shard() for p in one.placements) < 2 for one in split)
+    is_split_at_load = getattr(model, "is_distributed_loading_by_transformers", False)
+    if is_split_at_load or (getattr(model, "tp_size", None) or 1) > 1 or (split and not by_fsdp):
+        raise ConfigError(
+            "the model was split over processes when it was loaded (tp_plan, device_mesh, distributed_config, or by"
+            f" hand); {INSTEAD}"
         )
 
 

@@ -81,7 +81,7 @@ from .meter import (
 from .older_scripts import with_older_arguments
 from .own_loss import OwnLoss, micro_batch_loss
 from .pace import Pace
-from .preflight import Preflight, check_devices, readable_by, require_readable, require_whole_steps
+from .preflight import Preflight, check_devices, readable_by, require_readable, require_unsplit, require_whole_steps
 from .private_names import BYPASSED_METHODS
 from .recorder import Recorder
 from .shards import ShardedModel
@@ -238,7 +238,9 @@ class ORPOTrainer(TransformersAdapter):
         """Make the model of a trial, with its adapter."""
         if hasattr(self, "stepper"):
             self.stepper.forget_path()
-        return self._ready(super().call_model_init(trial))
+        model = super().call_model_init(trial)
+        require_unsplit(model)
+        return self._ready(model)
 
     def _ready(self, model: PreTrainedModel) -> Any:
         model = ready_model(model, self.args, self.peft_config, self._tokenizer)

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from accelerate import ParallelismConfig
 
 from oddsmith import ORPOConfig
 from oddsmith.cli.parsing.resolve import build, resolve
@@ -22,7 +21,6 @@ REFUSED = {
     "label_smoothing_factor": (0.1, "label_smoothing_factor is 0.1; the loss of ORPO has no label smoothing"),
     "enable_jit_checkpoint": (True, "enable_jit_checkpoint is on; it saves in the middle of a step; leave it out"),
     "dataloader_in_order": (False, "dataloader_in_order is off; the micro-batches of a step have to come in their"),
-    "parallelism_config": (ParallelismConfig(), "parallelism_config is set; batches are planned for data parallelism"),
 }
 TOLD = {
     "logging_nan_inf_filter": (True, "logging_nan_inf_filter is on; it has no effect: a step with a NaN is skipped"),
@@ -87,6 +85,7 @@ TRIED = {
     "tests/unit/data/tokens/test_system_prompt.py": "system_prompt",
     "tests/unit/data/tokens/test_tokenized.py": "max_prompt_length",
     "tests/unit/model/test_setup.py": "model_init_kwargs",
+    "tests/unit/config/test_parallelism.py": "parallelism_config",
 }
 
 
@@ -178,7 +177,7 @@ def test_the_page_on_trl_has_the_table():
 
 def test_the_help_lists_what_is_of_use():
     listed = {name for name, field in load_fields().items() if field.listed}
-    assert set(load_fields()) - listed == WITHOUT_USE - {"parallelism_config"}
+    assert set(load_fields()) - listed == WITHOUT_USE
     assert not listed & {"label_smoothing_factor", "do_predict", "local_rank", "enable_jit_checkpoint", "label_names"}
 
 

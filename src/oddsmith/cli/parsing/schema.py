@@ -21,8 +21,6 @@ from ...config.inherited import WITHOUT_USE
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 
-# An object of accelerate, which neither YAML nor a flag can hold.
-NOT_SETTABLE = frozenset({"parallelism_config"})
 # Mappings that may also be given as text: as the path of a JSON file, or as NAME=COLUMN,...
 TEXT_OR_MAPPING = frozenset({"accelerator_config", "deepspeed", "fsdp_config", "columns"})
 
@@ -74,8 +72,7 @@ def describe() -> dict[str, Field]:
     for owner in (ORPOConfig, ModelConfig, ScriptArguments):
         hints = get_type_hints(owner)
         for field in dataclasses.fields(owner):
-            if field.name not in NOT_SETTABLE:
-                found[field.name] = _field(owner, field, hints[field.name])
+            found[field.name] = _field(owner, field, hints[field.name])
     order = list(SETTINGS)
     return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in SETTINGS else len(order)))
 
