@@ -15,63 +15,20 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from oddsmith.errors import OutOfMemoryError
 from oddsmith.model.logprobs.token_budget import MIN_TOKENS
 from tests.command import run_two_processes
+from tests.short_memory import Memory
 from tests.tiny import ragged_pairs
 from tests.tiny_runs import make_trainer
 
 
-class Shortage(torch.autograd.Function):
-    """The identity, which finds no memory in its forward or in its backward pass where it is told so."""
-
-    @staticmethod
-    def forward(ctx, hidden, finds_none, place):
-        ctx.finds_none, ctx.place = finds_none, place
-        return Shortage.tried(hidden, finds_none, place, "forward")
-
-    @staticmethod
-    def backward(ctx, grad):
-        return Shortage.tried(grad, ctx.finds_none, ctx.place, "backward"), None, None
-
-    @staticmethod
-    def tried(tensor, finds_none, place, here):
-        if place == here and finds_none(tensor.shape[1]):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return tensor.view_as(tensor)
-
-
-class Memory:
-    """Is too small in process 1 for rows of more than ``tokens`` tokens, or once, for the ``nth`` row."""
-
-    def __init__(self, tokens=10**9, nth=0, place="forward"):
-        self.tokens, self.nth, self.place = tokens, nth, place
-        self.rows, self.struck = [], 0
-
-    def watch(self, trainer):
-        def layer(module, args, kwargs, output):
-            if not torch.is_grad_enabled() or not trainer.is_in_train:
-                return output
-            hidden = output[0] if isinstance(output, tuple) else output
-            hidden = Shortage.apply(hidden, self.finds_none, self.place)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        trainer.model.transformer.h[0].register_forward_hook(layer, with_kwargs=True)
-
-    def finds_none(self, tokens):
-        self.rows.append(tokens)
-        is_short = os.environ.get("RANK") == "1" and (tokens > self.tokens or len(self.rows) == self.nth)
-        self.struck += is_short
-        return is_short
-
-
-def train(folder: Path, memory: Memory | None, max_tokens, **more):
+def train(folder: Path, memory: Memory, max_tokens, **more):
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=264, n_embd=16, n_layer=2, n_head=2, n_positions=1100, initializer_range=0.2)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
     rows = ragged_pairs(30, seed=4)
     settings = {"per_device_train_batch_size": 8, "max_steps": 3, "learning_rate": 1e-3, "logging_steps": 1} | more
     trainer = make_trainer(folder, model, Dataset.from_list(rows), max_tokens_per_microbatch=max_tokens, **settings)
-    if memory is not None:
-        trainer.path  # noqa: B018  chosen before memory is short
-        memory.watch(trainer)
+    trainer.path  # noqa: B018  chosen before memory is short
+    memory.watch(trainer, trainer.model.transformer.h[0])
     error = None
     try:
         trainer.train()
@@ -81,16 +38,19 @@ def train(folder: Path, memory: Memory | None, max_tokens, **more):
         {name: line[name] for name in ("loss", "grad_norm")} for line in trainer.state.log_history if "loss" in line
     ]
     weights = {name: weight.detach() for name, weight in trainer.model.named_parameters()}
-    budget, struck = trainer.path.max_tokens, memory.struck if memory else 0
-    return {"weights": weights, "logs": logs, "budget": budget, "struck": struck, "error": error}
+    found = {"budget": trainer.path.max_tokens, "struck": memory.struck, "rows": len(memory.rows)}
+    return {"weights": weights, "logs": logs, "error": error} | found
 
 
+LAST = 9  # rows of a process in an undisturbed run
 # name -> the memory of process 1, and the budget at first
 CASES = {
-    "undisturbed": (None, 400),
+    "undisturbed": (Memory(), 400),
     "in the first micro-batch of the first step": (Memory(nth=1), 400),
     "in a later step": (Memory(nth=8), 400),
     "in a backward pass": (Memory(nth=2, place="backward"), 400),
+    "in the last micro-batch": (Memory(nth=LAST), 400),
+    "in the last backward pass": (Memory(nth=LAST, place="backward"), 400),
     "until it fits": (Memory(tokens=190), 700),
     "rehearsed": (Memory(tokens=300), "auto"),
     "single pairs do not fit": (Memory(tokens=20), 700),
@@ -121,8 +81,9 @@ def test_both_processes_train_as_if_nothing_had_happened(of_ranks, name):
 
 def test_memory_was_short_as_often_as_it_had_to_be(of_ranks):
     struck = {name: results["struck"] for name, results in of_ranks[1].items()}
-    once = ["in the first micro-batch of the first step", "in a later step", "in a backward pass"]
-    assert [struck[name] for name in once] == [1, 1, 1]
+    assert of_ranks[1]["undisturbed"]["rows"] == LAST
+    once = [name for name in FINISHED if name.startswith("in ")]
+    assert [struck[name] for name in once] == [1] * 5
     assert struck["until it fits"] > 1
     assert struck["rehearsed"] == 2  # 1,024 and 512 tokens, and nothing once steps are made
     assert all(of_ranks[1][name]["budget"] <= 200 for name in once)
@@ -141,7 +102,7 @@ def main(folder: str) -> None:
     rank = int(os.environ["RANK"])
     results = {}
     for name, (memory, max_tokens) in CASES.items():
-        results[name] = train(Path(folder) / f"{rank}-{name.replace(' ', '-')}", memory, max_tokens, ddp_backend="gloo")
+        results[name] = train(Path(folder) / name, memory, max_tokens, ddp_backend="gloo")
     torch.save(results, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

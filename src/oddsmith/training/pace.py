@@ -12,8 +12,7 @@ On a GPU the times are of events on its stream, which are read once the step has
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Sized
 from enum import IntEnum
 from math import fsum, nan
 from typing import Any, NamedTuple
@@ -36,11 +35,10 @@ class Stage(IntEnum):
     PREPARING = 0
     LOADING = 1
     COMPUTING = 2  # micro-batches but the last: other processes may have more of them, or fewer
-    WAITING = 3  # before the last micro-batch (``shared_budget.py``)
-    LAST = 4  # computing the last micro-batch
-    EXCHANGING = 5
-    OPTIMIZING = 6
-    EVALUATING = 7
+    LAST = 3  # computing the last micro-batch
+    EXCHANGING = 4
+    OPTIMIZING = 5
+    EVALUATING = 6
 
 
 class Place(NamedTuple):
@@ -68,7 +66,6 @@ class Pace(TrainerCallback):
         self._batches = 0  # of an evaluation, so far
         self._began: Moment = 0.0
         self._arrived: Moment | None = None
-        self._waits: list[tuple[Moment, Moment]] = []
         self._own_s: list[float] = []  # of each step since the last reading
         self._operations = 0.0
 
@@ -103,14 +100,6 @@ class Pace(TrainerCallback):
     def _arrive(self) -> None:
         self.enter(Stage.EXCHANGING, "exchanging gradients")
         self._arrived = self._now()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Wait for other processes in the block, before the gradients are exchanged."""
-        began = self._now()
-        self.enter(Stage.WAITING, "waiting before the last micro-batch")
-        yield
-        self._waits.append((began, self._now()))
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Begin with nothing known."""
@@ -154,7 +143,7 @@ class Pace(TrainerCallback):
         self._begin_step()
 
     def _begin_step(self) -> None:
-        self._began, self._arrived, self._waits = self._now(), None, []
+        self._began, self._arrived = self._now(), None
 
     # ---- Times
 
@@ -169,8 +158,7 @@ class Pace(TrainerCallback):
         """Return the seconds that this process took for itself; NaN where they are not known."""
         if self._arrived is None:
             return nan
-        waits_s = sum(_seconds(began, ended) for began, ended in self._waits)
-        return max(_seconds(self._began, self._arrived) - waits_s, 0.0)
+        return _seconds(self._began, self._arrived)
 
     def add_operations(self, number: float) -> None:
         """Count floating-point operations that the model needs for an item."""

@@ -1,14 +1,19 @@
-"""Let processes that train together (DDP) halve their token budget together, where one of them runs out of memory.
+"""Let processes that train together halve their token budget together, where one of them runs out of memory.
 
+DDP:
     before the first two steps   all of them compute a row as long as the budget, exchange no gradients, and halve the
                                  budget until the row fits everywhere; the second time with the optimizer's states
-    in a step                    gradients are exchanged in the backward pass of the last micro-batch. Before it all
-                                 of them say whether they got there; if one did not, all compute the step again
+    in a step                    each computes all of its micro-batches by itself. Then all of them say whether they
+                                 got there: if one did not, all compute the step again; else they exchange gradients
 
-The last micro-batch is a process's shortest. If memory runs out in it, the run ends: the others are waiting for
-gradients by then. The processes talk through their hosts (gloo), so no GPU is waited for.
+DDP would exchange gradients within the backward pass of the last micro-batch, and a process that runs out of memory
+there leaves the others waiting for ever. The processes talk through their hosts (gloo), so no GPU is waited for.
 
-In FSDP and DeepSpeed every layer communicates: there the run ends wherever memory runs out.
+FSDP2, where every layer communicates:
+    in a step                    a process without memory goes on with the others to the end of a micro-batch, without
+                                 computing (``fsdp_passes.py``). Then all of them say whether they computed it
+
+DeepSpeed communicates in ways of its own: there the run ends wherever memory runs out.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from ..model.logprobs.paths import ForestPath, loss_of_pairs, pair_of
 from ..model.logprobs.token_budget import MIN_TOKENS
 from ..model.modules import in_training_mode
 from ..system.memory import is_device_out_of_memory
+from .fsdp_passes import FsdpPasses
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +50,33 @@ class HalvedByOthers(Exception):
 
 
 class SharedBudget:
-    """The token budget of processes that train one model by DDP; all of them have to make one at the same time."""
+    """The token budget of processes that train one model by DDP or FSDP2; all of them make one at the same time.
 
-    def __init__(self) -> None:
+    Args:
+        model: The model, as DDP or FSDP2 has wrapped it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         is_gloo = distributed.get_backend() == "gloo"
         self._group = distributed.group.WORLD if is_gloo else distributed.new_group(backend="gloo")
-        self._rehearsals = 2
-        self.is_settled = False  # for this attempt at the step: everybody has got as far as the last micro-batch
+        self._passes = FsdpPasses(model) if FsdpPasses.is_possible(model) else None
+        self._rehearsals = 0 if self._passes else 2
+        self.is_exchanging = False  # everybody has computed the step, and waits for the others' gradients
 
     @staticmethod
     def is_possible(model: nn.Module) -> bool:
-        """Return whether the processes only communicate in the last backward pass of a step."""
-        return isinstance(model, DistributedDataParallel) and distributed.is_gloo_available()
+        """Return whether it is known when the processes communicate: not in a way of the user's own."""
+        is_ddp = isinstance(model, DistributedDataParallel) and not getattr(model, "_comm_hooks", ())
+        return (is_ddp or FsdpPasses.is_possible(model)) and distributed.is_gloo_available()
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Return whether this can be the budget of a model."""
+        return self._passes is None or self._passes.is_of(model)
+
+    @property
+    def exchanges_at_end(self) -> bool:
+        """Whether ``exchange_gradients`` follows the last micro-batch, and no gradients are exchanged within it."""
+        return self._passes is None
 
     def least(self, number: int) -> int:
         """Return the smallest of the processes' numbers."""
@@ -63,16 +84,50 @@ class SharedBudget:
         distributed.all_reduce(numbers, op=distributed.ReduceOp.MIN, group=self._group)
         return int(numbers)
 
-    def begin_attempt(self) -> None:
-        """Begin to compute a step, or begin it anew."""
-        self.is_settled = False
+    def begin_micro_batch(self) -> None:
+        """Begin to compute a micro-batch."""
+        self.is_exchanging = False
+        if self._passes is not None:
+            self._passes.begin()
 
-    def settle(self) -> None:
-        """Say that this process has got as far as the last micro-batch; ``HalvedByOthers`` where another has not."""
+    def finish_micro_batch(self) -> None:
+        """Take part in what the others still do together in a micro-batch that this process has given up."""
+        if self._passes is not None:
+            self._passes.finish()
+
+    def end_micro_batch(self, *, is_last: bool) -> None:
+        """Say that this process has computed a micro-batch; ``HalvedByOthers`` where another has given it up."""
+        if self.exchanges_at_end and not is_last:
+            return
         least = self.least(NO_LIMIT)
         if least < NO_LIMIT:
             raise HalvedByOthers(least)
-        self.is_settled = True
+
+    def drop_gradients(self, model: Any) -> None:
+        """Drop the gradients of a step that is computed again, in every process."""
+        if self._passes is not None:
+            self._passes.reset()
+        else:  # where the first forward pass failed, DDP would broadcast buffers once more
+            model.require_forward_param_sync = False
+
+    def exchange_gradients(self, model: DistributedDataParallel) -> None:
+        """Replace the gradients of each process by their mean over all of them, in place: it takes no memory.
+
+        A parameter that a process did not use counts as 0 there; one that none of them used keeps no gradient.
+        """
+        self.is_exchanging = True
+        trained = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
+        is_used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int8, device="cpu")
+        distributed.all_reduce(is_used, op=distributed.ReduceOp.MAX, group=self._group)
+        waiting = []
+        for parameter in (trained[number] for number in is_used.nonzero().flatten().tolist()):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = parameter.grad.contiguous().div_(model.process_group.size())
+            waiting.append(distributed.all_reduce(parameter.grad, group=model.process_group, async_op=True))
+        for work in waiting:
+            work.wait()
+        model.require_forward_param_sync = True  # as after DDP's own exchange: buffers are next
 
     def halve(self, max_tokens: int | None) -> int | None:
         """Say that this process ran out of memory, and which budget it asks for; return the one of all processes.
@@ -131,9 +186,3 @@ def _pairs(tokens: int, pair_tokens: int, num_ids: int) -> list[dict[str, Any]]:
         ids[:2] = 3 + number % num_ids, 3 + number // num_ids % num_ids
         pairs.append(pair_of(ids, prompt, answer))
     return pairs
-
-
-def shortest_last(micro_batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return packed micro-batches with the shortest at the end."""
-    last = min(range(len(micro_batches)), key=lambda i: micro_batches[i]["input_ids"].numel())
-    return [*micro_batches[:last], *micro_batches[last + 1 :], micro_batches[last]]

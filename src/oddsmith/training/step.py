@@ -24,7 +24,7 @@ from ..model.modules import in_training_mode
 from ..system.memory import TRAINING_FIX, is_device_out_of_memory
 from .meter import TrainingMeter
 from .pace import Pace
-from .shared_budget import HalvedByOthers, SharedBudget, shortest_last
+from .shared_budget import HalvedByOthers, SharedBudget
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +149,8 @@ class Stepper:
                 if max_tokens is None:
                     raise
             model.zero_grad()  # all gradients of the step are of this item (see ``loader.assignments``)
-            if shared is not None:  # where the first forward pass failed, DDP would broadcast buffers once more
-                model.require_forward_param_sync = False
+            if shared is not None:
+                shared.drop_gradients(model)
             self._meter.load_state_dict(before)
             self._guard.forget_micro_batches()
             if isinstance(self.path, ForestPath):
@@ -161,27 +161,47 @@ class Stepper:
 
     def _train_micro_batches(
         self,
-        model: nn.Module,
+        model: Any,
         item: dict[str, Any],
         train_micro_batch: Callable[[nn.Module, dict[str, Any]], Tensor],
         shared: SharedBudget | None,
     ) -> Tensor:
         micro_batches = micro_batches_of(item)
-        if shared is not None:
-            shared.begin_attempt()
-            micro_batches = shortest_last(micro_batches)
         loss = torch.zeros((), device=self._accelerator.device)
         with self.around(model, item), in_training_mode(model):
             for number, micro_batch in enumerate(micro_batches, start=1):
                 is_last = number == len(micro_batches)
-                if is_last and shared is not None:
-                    with self._pace.waiting():
-                        shared.settle()
+                exchanges = is_last and not (shared is not None and shared.exchanges_at_end)
                 self._pace.begin_micro_batch(number, len(micro_batches))
-                with nullcontext() if is_last else self._more_to_come(model):
-                    loss += train_micro_batch(model, micro_batch)
+                with nullcontext() if exchanges else self._more_to_come(model):
+                    if shared is None:
+                        loss += train_micro_batch(model, micro_batch)
+                    else:
+                        loss += self._train_together(shared, model, micro_batch, train_micro_batch)
+                        shared.end_micro_batch(is_last=is_last)
+        if shared is not None and shared.exchanges_at_end:
+            shared.exchange_gradients(model)
         self._guard.add_loss(loss)
         return loss
+
+    def _train_together(
+        self,
+        shared: SharedBudget,
+        model: nn.Module,
+        micro_batch: dict[str, Any],
+        train_micro_batch: Callable[[nn.Module, dict[str, Any]], Tensor],
+    ) -> Tensor:
+        """Run a micro-batch that other processes run with this one; go on with them where memory runs out."""
+        shared.begin_micro_batch()
+        try:
+            return train_micro_batch(model, micro_batch)
+        except RuntimeError as error:
+            if not is_device_out_of_memory(error):
+                raise
+            shortage = error.with_traceback(None)  # its frames hold the memory that is to be free
+        clear_device_cache(garbage_collection=True)
+        shared.finish_micro_batch()
+        raise shortage
 
     # ---- The token budget
 
@@ -189,8 +209,8 @@ class Stepper:
         """Return what the processes of this run need to halve their budget together, if they can."""
         if not item.get("micro_batches") or self.path.max_tokens is None or not SharedBudget.is_possible(model):
             return None
-        if self._shared is None:
-            self._shared = SharedBudget()
+        if self._shared is None or not self._shared.is_of(model):
+            self._shared = SharedBudget(model)
         return self._shared
 
     def _rehearse(self, shared: SharedBudget, model: Any, item: Mapping[str, Any]) -> None:
@@ -202,9 +222,12 @@ class Stepper:
     def _halved(self, item: Mapping[str, Any], shared: SharedBudget | None) -> int | None:
         """Return the token budget after this process ran out of memory; ``None`` where a smaller one does not help."""
         is_alone = self._accelerator.distributed_type == DistributedType.NO
-        if "loaded" not in item or not (is_alone or (shared is not None and not shared.is_settled)):
-            return None  # other processes wait for gradients that do not come
-        max_tokens = self.path.halved(self.plan.with_rows(item["loaded"]))
+        if not (is_alone or (shared is not None and not shared.is_exchanging)):
+            if self.path.max_tokens is not None:  # other processes wait for gradients that do not come
+                half = self.path.max_tokens // 2
+                logger.error(f"out of memory: all processes end; start again with max_tokens_per_microbatch: {half}")
+            return None
+        max_tokens = self.path.halved(self.plan.with_rows(item["loaded"])) if "loaded" in item else None
         return max_tokens if shared is None else shared.halve(max_tokens)
 
     def _halved_by_others(self, max_tokens: int) -> int:

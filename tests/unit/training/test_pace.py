@@ -32,12 +32,10 @@ def test_shares_are_summed_over_steps():
     assert pace.read(10.0, lambda own: own) == (0, None)
 
 
-def test_a_step_ends_with_the_backward_pass_and_without_its_waits():
+def test_a_step_ends_with_the_backward_pass():
     pace, weight = begun(), torch.ones(1, requires_grad=True)
     loss = (weight * 2).sum()
     pace.watch_backward(loss)
-    with pace.waiting():
-        time.sleep(0.2)
     time.sleep(0.1)
     loss.backward()
     assert pace.place.stage == Stage.EXCHANGING
