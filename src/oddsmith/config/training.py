@@ -120,6 +120,8 @@ class ORPOConfig(TrainingArguments):
         early_stopping_patience: Stop after so many evaluations in a row in which ``metric_for_best_model`` (the loss by
             default) does not improve on the best one. ``None``: never.
         early_stopping_threshold: An improvement of at most this much counts as none.
+        parallelism_config: ``dp_replicate_size`` and ``dp_shard_size``, FSDP 2 within replicas of the model: a mapping,
+            or accelerate's object. Tensor, context and sequence parallelism are refused.
         logging_dir: Folder of TensorBoard's logs, a setting of transformers before 5.2; by default one in
             ``output_dir``.
 
