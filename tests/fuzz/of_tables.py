@@ -144,10 +144,11 @@ def spreadsheets(draw: st.DrawFn) -> bytes:
     parts = dict(_PARTS)
     name = draw(st.sampled_from(sorted(parts)))
     parts[name] = draw(damaged([parts[name]]))
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))) as archive:
+    packed, packing = io.BytesIO(), draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
+    with zipfile.ZipFile(packed, "w") as archive:
         for part, content in parts.items():
-            archive.writestr(part, content)
+            # Under its name alone it would have the time of now, and the same draws would not give the same file.
+            archive.writestr(zipfile.ZipInfo(part), content, packing)
     return draw(binary([packed.getvalue()])) if draw(st.booleans()) else packed.getvalue()
 
 
