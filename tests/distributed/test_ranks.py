@@ -74,7 +74,7 @@ def test_a_process_that_sleeps_in_a_step_is_named(tmp_path):
     assert f"the run ends, and can go on from its last checkpoint; stacks of all: {tmp_path}/run/_stacks" in line
     assert "hangs" not in errors[1]
     assert "_sleep" in (tmp_path / "run/_stacks/rank-1.txt").read_text(encoding="utf-8")
-    assert "settle" in (tmp_path / "run/_stacks/rank-0.txt").read_text(encoding="utf-8")
+    assert "end_micro_batch" in (tmp_path / "run/_stacks/rank-0.txt").read_text(encoding="utf-8")
     assert (tmp_path / "run/checkpoint-2/manifest.json").is_file()
 
 

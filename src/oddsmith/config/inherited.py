@@ -161,9 +161,8 @@ TABLE = (
     ),
     # Devices and processes
     works("use_cpu", "as in transformers; on by itself for several processes without an accelerator"),
-    works(
-        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
-    ),
+    works("ddp_find_unused_parameters ddp_bucket_cap_mb ddp_static_graph ddp_backend ddp_timeout"),
+    works("ddp_broadcast_buffers", "off unless it is set: buffers of language models are constants"),
     told(
         "fsdp deepspeed",
         "sharding is left to transformers and accelerate; our tests cover FSDP 2 and ZeRO 1 to 3, on CPUs alone",

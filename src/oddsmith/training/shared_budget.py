@@ -19,13 +19,15 @@ DeepSpeed communicates in ways of its own: there the run ends wherever memory ru
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 
 from ..model.limits import measured_ids
@@ -38,6 +40,7 @@ from .fsdp_passes import FsdpPasses
 
 logger = logging.getLogger(__name__)
 
+BUCKET_BYTES = 25 * 2**20  # as DDP's own
 NO_LIMIT = 2**62  # what a process says that did not run out of memory
 
 
@@ -111,7 +114,7 @@ class SharedBudget:
             model.require_forward_param_sync = False
 
     def exchange_gradients(self, model: DistributedDataParallel) -> None:
-        """Replace the gradients of each process by their mean over all of them, in place: it takes no memory.
+        """Replace the gradients of each process by their mean over all of them, in place but for one bucket.
 
         A parameter that a process did not use counts as 0 there; one that none of them used keeps no gradient.
         """
@@ -119,14 +122,18 @@ class SharedBudget:
         trained = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
         is_used = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int8, device="cpu")
         distributed.all_reduce(is_used, op=distributed.ReduceOp.MAX, group=self._group)
-        waiting = []
+        gradients = []
         for parameter in (trained[number] for number in is_used.nonzero().flatten().tolist()):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad = parameter.grad.contiguous().div_(model.process_group.size())
-            waiting.append(distributed.all_reduce(parameter.grad, group=model.process_group, async_op=True))
-        for work in waiting:
-            work.wait()
+            parameter.grad = parameter.grad.contiguous()
+            gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            flat = bucket[0] if len(bucket) == 1 else _flatten_dense_tensors(bucket)
+            flat.div_(model.process_group.size())
+            distributed.all_reduce(flat, group=model.process_group)
+            if len(bucket) > 1:
+                torch._foreach_copy_(bucket, _unflatten_dense_tensors(flat, bucket))
         model.require_forward_param_sync = True  # as after DDP's own exchange: buffers are next
 
     def halve(self, max_tokens: int | None) -> int | None:
@@ -157,6 +164,22 @@ class SharedBudget:
             )
             path.lower(least)
         return path.max_tokens != before
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield gradients in lists that are exchanged at once: of one kind and at most ``BUCKET_BYTES``, or a single one.
+
+    An adapter has hundreds of small ones, and each exchange costs its own launch.
+    """
+    gradients = sorted(gradients, key=lambda gradient: (str(gradient.device), str(gradient.dtype)))  # keeps their order
+    for _, of_a_kind in groupby(gradients, key=lambda gradient: (gradient.device, gradient.dtype)):
+        bucket: list[Tensor] = []
+        for gradient in of_a_kind:
+            if bucket and sum(one.nbytes for one in bucket) + gradient.nbytes > BUCKET_BYTES:
+                yield bucket
+                bucket = []
+            bucket.append(gradient)
+        yield bucket
 
 
 def _fits(model: nn.Module, path: ForestPath, pairs: Sequence[dict[str, Any]]) -> bool:

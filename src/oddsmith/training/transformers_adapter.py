@@ -166,6 +166,9 @@ class TransformersAdapter(Trainer):
         if wanted and AcceleratorState._shared_state.get("_mixed_precision", wanted) != wanted:
             AcceleratorState._reset_state()
         super().create_accelerator_and_postprocess()
+        if self.accelerator.ddp_handler is not None and self.args.ddp_broadcast_buffers is None:
+            # Those of language models are constants; at each step all processes would wait for those of the first one.
+            self.accelerator.ddp_handler.broadcast_buffers = False
         vars(self.accelerator.state)["_made_by"] = id(self)
         self._accelerator_state = dict(vars(self.accelerator.state))
 
