@@ -72,7 +72,7 @@ def read_words(given: list[str]) -> None:
     with answered(ConfigError):
         resolved = resolve(given, FIELDS, train.OPTIONS)
         train._wanted_checkpoint(resolved)
-        train._processes(resolved)
+        train._processes(resolved, launched=1)
 
 
 # Settings that read a file of that name or use the network when they are tried.

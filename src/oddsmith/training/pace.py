@@ -12,7 +12,7 @@ On a GPU the times are of events on its stream, which are read once the step has
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from enum import IntEnum
 from math import fsum, nan
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 
 from ..system.peaks import peak_operations
 from ..system.run_folder import Event, append_event
@@ -129,7 +130,7 @@ class Pace(TrainerCallback):
     ) -> None:
         """Count a batch of an evaluation; what comes after the last one may take long, as answers do."""
         self._batches += 1
-        is_last = not isinstance(eval_dataloader, Sized) or self._batches >= len(eval_dataloader)
+        is_last = not has_length(eval_dataloader) or self._batches >= len(eval_dataloader)
         self.enter(Stage.EVALUATING, f"evaluating, after batch {self._batches}", is_limited=not is_last)
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:

@@ -71,7 +71,7 @@ def test_one_that_does_not_report_hangs_where_the_others_wait_in_a_step():
     run = Run(3)
     run.places = [at(Stage.PREPARING, is_limited=False)] * 3
     run.after(1)
-    run.silent, run.places = {1}, [at(Stage.WAITING, turn=8)] * 3
+    run.silent, run.places = {1}, [at(Stage.EXCHANGING, turn=8)] * 3
     assert run.after(TIMEOUT_S) is None
     assert run.after(1) == Found((1,), frozenset({1}), is_certain=True)
 

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler
 
 from oddsmith import ORPOConfig
 from oddsmith.checkpoint.manifest import Manifest
-from oddsmith.errors import CheckpointError, ConfigError, NonFiniteError
+from oddsmith.errors import CheckpointError, NonFiniteError
 from oddsmith.model.logprobs.padded import PairLogps
 from oddsmith.model.logprobs.paths import PaddedPath
 from oddsmith.training.checkpointing import CheckpointManager
@@ -25,7 +24,6 @@ from oddsmith.training.evaluation import user_metrics
 from oddsmith.training.guard import StepGuard, WatchedPairs
 from oddsmith.training.meter import EvaluatedPairs, TrainingMeter, pair_sums
 from oddsmith.training.pace import Pace
-from oddsmith.training.recorder import Recorder
 from oddsmith.training.step import Circumstances, Stepper, pair_counts
 
 
@@ -207,7 +205,7 @@ class TestCheckpoints:
     def manager(self, folder) -> tuple[CheckpointManager, Run, TrainingMeter]:
         run = Run(settings(folder))
         meter = TrainingMeter()
-        identity = SimpleNamespace(manifest=lambda: Manifest(step=run.state.global_step, files={}))
+        identity = SimpleNamespace(datasets={}, manifest=lambda: Manifest(step=run.state.global_step, files={}))
         return CheckpointManager(run, identity, {"meter": meter}), run, meter
 
     def test_a_run_resumes_with_its_parts_and_random_states(self, tmp_path):
@@ -240,14 +238,6 @@ class TestCheckpoints:
         manager, *_ = self.manager(tmp_path)
         with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
             manager.training(True, allow_changed=False).__enter__()
-
-
-def test_answers_of_a_sharded_model_are_refused(tmp_path):
-    run = Run(settings(tmp_path, generate_during_eval=True))
-    Recorder(run).require_possible()
-    run.accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP)
-    with pytest.raises(ConfigError, match=r"generate_during_eval is on, but the weights are sharded .*\(FSDP\)"):
-        Recorder(run).require_possible()
 
 
 def test_the_users_metrics_get_the_pairs_in_batches(tmp_path):

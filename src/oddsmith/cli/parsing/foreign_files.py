@@ -120,7 +120,7 @@ _COMMANDS = {
     ("llamafactory-cli", "train"): llama_factory.NAME,
 }
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
-_VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)(?::?-([^}]*))?\}|([A-Za-z_]\w*))")
+_VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)(?::?-([^{}]*))?\}|([A-Za-z_]\w*))")
 
 
 def _of_shell(path: str) -> Foreign:
@@ -291,7 +291,7 @@ def _code_of_notebook(text: str, path: str) -> str:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is no notebook: no list of cells in it") from error
     joined = ["".join(source) if isinstance(source, list) else str(source) for source in sources]
-    shell = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
+    shell = re.compile(r"^([ \t]*)[%!].*$", re.MULTILINE)
     return "\n".join("" if one.startswith("%%") else shell.sub(r"\1pass", one) for one in joined)
 
 
