@@ -54,6 +54,7 @@ from oddsmith.batching.forest import forest_batch
 from oddsmith.model.logprobs.token_budget import USABLE
 from oddsmith.planning.cards import CARDS, FREE, Card
 from oddsmith.planning.efficiency import seen_keys
+from oddsmith.system.peaks import PEAKS
 from tests.fake_gpu.recorder import Launch, Record, is_launch, recording
 from tests.fake_gpu.steps import Case, make_model, make_path, run_step, update
 from tests.fake_gpu.steps import rows as short_rows
@@ -297,7 +298,7 @@ def report(steps: dict[str, dict[str, Step]], host: tuple[float, int], top: int)
                 *(f"{time_s * 1e3:.0f}" for time_s in (device_s, host_s)),
                 f"{optimizer_s * 1e3:.1f}",
                 f"{step.tokens / (pass_s + optimizer_s):,.0f}",
-                f"{step.needed / pass_s / card.peak:.0%}",
+                f"{step.needed / pass_s / PEAKS[card_name]:.0%}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     for name, by_card in steps.items():

@@ -129,7 +129,7 @@ def this_cpu(memory: int, dtype: torch.dtype) -> Card:
     fast = rates[dtype]
     # The attention of a CPU is products of float32 and a softmax (attention/cpu.py).
     slow = rates[torch.float32] / 2
-    return Card(fast, rates[torch.float32], copied, (slow, slow), fast, (0, 0), memory, CPU_LINK)
+    return Card(fast, rates[torch.float32], copied, (slow, slow), (0, 0), memory, CPU_LINK)
 
 
 def _product_rate(dtype: torch.dtype, size: int = 768) -> float:

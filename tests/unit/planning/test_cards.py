@@ -4,6 +4,7 @@ import pytest
 
 from oddsmith.errors import ConfigError
 from oddsmith.planning.cards import CARDS, gpu_of
+from oddsmith.system.peaks import peak_operations
 
 
 @pytest.mark.parametrize("text", ["h100", "H100", "rtx4090", "RTX 4090", "4090", "rtx-4090", "a100-40gb", "B200"])
@@ -27,3 +28,8 @@ def test_a_size_is_a_gpu_without_rates(text, size):
 def test_anything_else_is_refused_with_the_names(text):
     with pytest.raises(ConfigError, match="--gpu is "):
         gpu_of(text)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_what_a_card_does_at_best_is_known(name):
+    assert CARDS[name].bf16 < peak_operations(f"NVIDIA {name}")
