@@ -367,7 +367,7 @@ use_peft: true
         "beta": 0.1,
         "gradient_checkpointing": True,
     },
-    {"dataset_mixture", "max_prompt_length", "loss"},
+    {"dataset_mixture", "max_prompt_length", "loss", "lora_target_modules"},
 )
 
 UNSLOTH = Example(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from oddsmith.cli.parsing.config_file import Setting, read_config
 from oddsmith.cli.parsing.foreign_files import checked, read_foreign
 from oddsmith.cli.parsing.resolve import resolve
 from oddsmith.cli.parsing.schema import load_fields
@@ -84,10 +85,10 @@ def test_a_line_says_where_it_comes_from_and_what_is_a_default(capsys):
 
 OTHER_METHODS = {
     "a.yaml": ("base_model: m\nrl: dpo\n", "a.yaml:2: rl is dpo: not ORPO"),
-    "b.yaml": ("base_model: m\nsequence_len: 512\nmicro_batch_size: 1\n", "rl is missing"),
+    "b.yaml": ("base_model: m\nsequence_len: 512\nmicro_batch_size: 1\n", "b.yaml: rl is missing"),
     "c.yaml": ("model_name_or_path: m\nstage: sft\n", "c.yaml:2: stage is sft: not ORPO"),
     "d.yaml": ("stage: dpo\npref_loss: simpo\n", "d.yaml:2: pref_loss is simpo: not ORPO"),
-    "e.yaml": ("stage: dpo\npref_beta: 0.1\n", "pref_loss is missing"),
+    "e.yaml": ("stage: dpo\npref_beta: 0.1\n", "e.yaml: pref_loss is missing"),
     "f.yaml": ("rlhf_type: kto\n", "f.yaml:1: rlhf_type is kto: not ORPO"),
     "g.sh": ("swift rlhf --rlhf_type dpo --model m\n", "g.sh:1: rlhf_type is dpo: not ORPO"),
     "h.py": ("from trl import DPOConfig\nDPOConfig(beta=0.1)\n", "h.py: makes a DPOConfig; expected"),
@@ -113,10 +114,10 @@ DAMAGED = {
     "broken.yaml": ("rl: [orpo\n", "broken.yaml:2: not valid YAML"),
     "broken.json": ('{"rl": ', "broken.json: not valid JSON"),
     "list.json": ("[1]", "list.json: holds no mapping of settings"),
-    "no_data.yaml": ("base_model: m\nrl: orpo\nlearning_rate: 1\n", "datasets is missing"),
+    "no_data.yaml": ("base_model: m\nrl: orpo\nlearning_rate: 1\n", "no_data.yaml: datasets is missing"),
     "no_rank.yaml": (
         "base_model: m\nrl: orpo\nlearning_rate: 1\ndatasets: [{path: p}]\nadapter: lora\n",
-        "lora_r is missing",
+        "no_rank.yaml: lora_r is missing",
     ),
     "number.yaml": ("base_model: m\nrl: orpo\ndatasets: [{path: p}]\nval_set_size: x\n", "number.yaml:4: val_set_size"),
     "kind.yaml": (
@@ -128,7 +129,7 @@ DAMAGED = {
         "half.yaml:5: micro_batch_size is 1.5; expected a whole number",
     ),
     "sft_data.yaml": ("stage: dpo\npref_loss: orpo\nmodel_name_or_path: m\ndataset: instructions\ndataset_dir: lists\n",
-        "instructions has no `ranking: true`"),
+        "sft_data.yaml: lists/dataset_info.json: instructions has no `ranking: true`"),
     "none.sh": ("echo hello\n", "none.sh: holds no training command"),
     "twice.sh": ("swift rlhf --rlhf_type orpo\nswift rlhf --rlhf_type orpo\n", "twice.sh: holds 2 training commands"),
     "unset.sh": ('swift rlhf --rlhf_type orpo --model "$MODEL"\n', "$MODEL is a variable that the script does not set"),
@@ -149,6 +150,31 @@ def test_a_damaged_or_ambiguous_file_is_refused_in_one_line(capsys, folder, file
     assert message in outcome.err
 
 
+@pytest.mark.parametrize(
+    "ours", ["dataset_name: org/pairs", "use_peft: true", "nll_on: response", "model_name_or_path: m"]
+)
+@pytest.mark.parametrize(
+    ("theirs", "meant"),
+    [
+        ({"num_epochs": 1, "micro_batch_size": 2}, ["num_train_epochs", "per_device_train_batch_size"]),
+        ({"sequence_len": 512, "val_set_size": 0.1}, ["max_length", "test_split_size"]),
+        ({"cutoff_len": 512, "pref_beta": 0.1}, ["max_length", "beta"]),
+    ],
+)
+def test_slips_in_a_recipe_of_ours_are_named_as_such(folder, ours, theirs, meant):
+    (folder / "slips.yaml").write_text(f"{ours}\n{yaml.safe_dump(theirs)}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="unknown settings") as caught:
+        resolve(["slips.yaml"], FIELDS)
+    assert all(f"did you mean {name}?" in str(caught.value) for name in meant)
+
+
+def test_marks_beside_a_list_of_datasets_are_still_those_of_llama_factory(folder):
+    text = "model_name_or_path: m\ndataset: alpaca\nfinetuning_type: lora\ncutoff_len: 512\n"
+    (folder / "sft.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"^sft\.yaml: stage is missing"):
+        resolve(["sft.yaml"], FIELDS)
+
+
 UNDECIDED = {  # added to a recipe, and the name that is reported
     "plugins: [a.B]": (AXOLOTL, "plugins"),
     "loraplus_lr_ratio: 16": (AXOLOTL, "loraplus_lr_ratio"),
@@ -157,6 +183,11 @@ UNDECIDED = {  # added to a recipe, and the name that is reported
     "shuffle_merged_datasets: false": (AXOLOTL, "shuffle_merged_datasets"),
     "rpo_alpha: 1.0": (AXOLOTL_FULL, "rpo_alpha"),
     "test_datasets: [{path: a}, {path: b}]": (AXOLOTL_FULL, "test_datasets"),
+    "test_datasets: [{path: a, name: b}]": (AXOLOTL_FULL, "test_datasets"),
+    "test_datasets: [{path: a, field_prompt: task}]": (AXOLOTL_FULL, "test_datasets"),
+    "test_datasets: [{path: a, shards: 2}]": (AXOLOTL_FULL, "test_datasets"),
+    "eval_dataset: alpaca": (LLAMA_FACTORY, "eval_dataset"),
+    "eval_dataset: tagged": (LLAMA_FACTORY, "eval_dataset"),
     "eval_dataset: unlisted": (LLAMA_FACTORY, "eval_dataset"),
     "adapter_name_or_path: saves/sft": (LLAMA_FACTORY, "adapter_name_or_path"),
     "use_galore: true": (LLAMA_FACTORY, "use_galore"),
@@ -175,6 +206,83 @@ def test_what_would_train_differently_is_named_and_refused_by_train(capsys, fold
     assert f"# NOT TRANSLATED, decide: {name}: " in document["recipe"]
     with pytest.raises(ConfigError, match=f"{name} has no counterpart"):
         resolve(["more.yaml"], FIELDS)
+
+
+HELD_OUT = {  # added to a recipe: what is evaluated on
+    "test_datasets: [{path: a, split: 'test[:50]', field_prompt: question}]": (AXOLOTL_FULL, "a", "test[:50]"),
+    "test_datasets: [{path: a.jsonl}]": (AXOLOTL_FULL, "a.jsonl", "train"),
+    "eval_dataset: shared": (LLAMA_FACTORY, "org/pairs", "train[:1000]"),
+    "val_dataset: data.jsonl#200": (SWIFT, "data.jsonl", "train[:200]"),
+    "val_dataset: [a.jsonl, org/b]": (SWIFT, "a.jsonl,org/b", "train"),
+    "val_dataset: org/b:part": (SWIFT, None, None),
+    "val_dataset: [a.jsonl#200, org/b]": (SWIFT, None, None),
+    "test_datasets: [{path: a, name: b}]": (AXOLOTL_FULL, None, None),
+    "eval_dataset: alpaca": (LLAMA_FACTORY, None, None),
+}
+
+
+@pytest.mark.parametrize("line", HELD_OUT)
+def test_held_out_data_keep_split_rows_subset_and_columns_or_are_to_be_decided(folder, line):
+    example, name, split = HELD_OUT[line]
+    trainer, given = read_foreign(example.file)
+    (folder / "line.yaml").write_text(line, encoding="utf-8")
+    recipe = translate(trainer, {**given, **read_config("line.yaml")}, folder)
+    found = {name: setting.value for name, setting in checked(recipe, FIELDS).items()}
+    assert (found.get("eval_dataset_name"), found.get("dataset_test_split")) == (name, split)
+    undecided = {one.name for one in recipe.missing if one.decides}
+    assert undecided == (set() if name else {line.partition(":")[0]})
+
+
+def test_the_subset_of_the_training_data_is_one_to_evaluate_on(folder):
+    (folder / "swift.yaml").write_text("rlhf_type: orpo\ndataset: a/b:c\nval_dataset: a/b:c#9\n", encoding="utf-8")
+    found = settings_of("swift.yaml")
+    expected = {"dataset_config": "c", "eval_dataset_name": "a/b", "dataset_test_split": "train[:9]"}
+    assert found.items() >= expected.items()
+
+
+PEFT_IN_4_BITS = {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bnb_4bit_quant_type": "fp4"}
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        (
+            "LoraConfig(init_lora_weights=True)\nBitsAndBytesConfig(load_in_4bit=True)\n",
+            {**PEFT_IN_4_BITS, "use_bnb_nested_quant": False},
+        ),
+        (
+            "LoraConfig(16, lora_dropout=0.1)\nBitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')\n",
+            {"lora_r": 16, "lora_alpha": 8, "lora_dropout": 0.1, "bnb_4bit_quant_type": "nf4"}
+            | {"use_bnb_nested_quant": False},
+        ),
+        ("BitsAndBytesConfig(load_in_8bit=True)\n", {}),
+        (
+            "AutoModelForCausalLM.from_pretrained('m', load_in_4bit=True)\n",
+            {"bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": False},
+        ),
+        (
+            "import unsloth\nFastLanguageModel.get_peft_model(model, init_lora_weights=True)\n",
+            {"lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0},
+        ),
+    ],
+)
+def test_a_script_gets_the_defaults_of_the_libraries_that_it_calls(capsys, folder, calls, expected):
+    (folder / "more.py").write_text(f"{calls}ORPOConfig(beta=0.1)\n", encoding="utf-8")
+    settings = json.loads(run_here(capsys, "convert", "more.py", "--json").out)["settings"]
+    kinds = [*PEFT_IN_4_BITS, "use_bnb_nested_quant", "init_lora_weights"]
+    assert {name: settings[name] for name in kinds if name in settings} == expected
+
+
+def test_trl_quantises_no_constants_and_leaves_the_layers_to_peft(capsys, folder):
+    (folder / "trl.yaml").write_text("dataset_name: a\nload_in_4bit: true\nuse_peft: true\n", encoding="utf-8")
+    document = json.loads(run_here(capsys, "convert", "trl.yaml", "--json").out)
+    assert document["settings"]["use_bnb_nested_quant"] is False
+    assert "lora_target_modules" in names(document, "changed")
+    text = "dataset_name: a\nuse_bnb_nested_quant: true\nload_in_4bit: true\nlora_target_modules: [q_proj]\n"
+    (folder / "trl.yaml").write_text(f"{text}use_peft: true\n", encoding="utf-8")
+    document = json.loads(run_here(capsys, "convert", "trl.yaml", "--json").out)
+    assert document["settings"]["use_bnb_nested_quant"] is True
+    assert "lora_target_modules" not in names(document, "changed")
 
 
 def test_a_kind_of_finetuning_and_names_in_messages_have_no_counterpart(capsys, folder):
@@ -292,10 +400,10 @@ def test_a_secret_is_not_printed(capsys, folder):
 def test_any_value_of_any_setting_gives_a_recipe_or_one_line(folder, name):
     """Whatever stands there: nothing but a ``ConfigError`` may be raised."""
     trainer, given = read_foreign(name)
-    for key in given:
-        for value in ODD:
+    for key in [*given, "test_datasets", "eval_dataset", "val_dataset"]:
+        for value in [*ODD, ",", [{"path": 1, "split": []}]]:
             with suppress(ConfigError):
-                checked(translate(trainer, {**given, key: given[key]._replace(value=value)}, folder), FIELDS)
+                checked(translate(trainer, {**given, key: Setting(value, name)}, folder), FIELDS)
 
 
 @pytest.mark.parametrize("part", ["ranking", "file_name", "hf_hub_url", "split", "subset", "columns", "tags", "folder"])

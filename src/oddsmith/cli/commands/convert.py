@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...config.foreign import KNOWN, translate
+from ...config.foreign import KNOWN
 from ...config.foreign.recipe import Difference, Line, Recipe
 from ...system.secrets import without_secrets
 from ..parsing.config_file import Setting
-from ..parsing.foreign_files import checked, read_foreign
+from ..parsing.foreign_files import checked, read_foreign, translated_recipe
 from ..parsing.resolve import resolve_word
 from ..parsing.schema import load_fields
 from ..terminal.console import quiet_libraries, say, show
@@ -39,7 +39,7 @@ def convert(arguments: Sequence[str]) -> Judged:
     quiet_libraries()
     path, given = resolve_word(arguments, OPTIONS, "file", USAGE)
     foreign = read_foreign(path)
-    recipe = translate(foreign.trainer, foreign.given, Path(path).parent)
+    recipe = translated_recipe(path, foreign)
     settings = checked(recipe, load_fields())
     undecided = [difference for difference in recipe.missing if difference.decides]
     parts = {

@@ -65,7 +65,7 @@ def translated(path: str, given: dict[str, Setting], fields: Mapping[str, Field]
         raise ConfigError(f"{path} {error}") from None
     if trainer is None:
         return None
-    recipe = translate(trainer, given, Path(path).parent)
+    recipe = translated_recipe(path, Foreign(trainer, given))
     undecided = [one for one in recipe.missing if one.decides]
     command = f"`oddsmith convert {shlex.quote(path)} > recipe.yaml`"
     if undecided:
@@ -77,6 +77,16 @@ def translated(path: str, given: dict[str, Setting], fields: Mapping[str, Field]
     lines = [f"{path} is a recipe of {trainer} and was translated; {command} writes it as one of ours"]
     lines += [f"{one.name}: {one.text}" for one in [*recipe.changed, *recipe.missing]]
     return Translated(checked(recipe, fields), lines)
+
+
+def translated_recipe(path: str, foreign: Foreign) -> Recipe:
+    """Translate what a file holds; a ``ConfigError`` names the file, whatever it is about."""
+    try:
+        return translate(foreign.trainer, foreign.given, Path(path).parent)
+    except ConfigError as error:
+        if str(error).startswith(f"{path}:"):
+            raise
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def checked(recipe: Recipe, fields: Mapping[str, Field]) -> dict[str, Setting]:
@@ -263,6 +273,9 @@ _CALLS: dict[str, tuple[dict[str, str | None], str]] = {  # and the argument tha
     "LoraConfig": (_ADAPTER, "r"),
     "BitsAndBytesConfig": (_QUANTIZATION, "load_in_8bit"),
 }
+# What PEFT and bitsandbytes take where a script is silent. TRL's own settings, and ours, have other defaults.
+_DEFAULTS_OF_PEFT = {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
+_DEFAULTS_OF_4_BITS = {"bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": False}
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -321,11 +334,24 @@ class _Script:
             self.given["use_peft"] = Setting(True, self.path)
         elif is_unsloth:
             self.given.pop("load_in_4bit", None)
-        if is_unsloth and "use_peft" in self.given and "load_in_8bit" not in self.given:
-            self.given.setdefault("load_in_4bit", Setting(True, self.path))  # Unsloth's default
         if isinstance(checked := self.given.get("gradient_checkpointing"), Setting) and isinstance(checked.value, str):
             self.given["gradient_checkpointing"] = checked._replace(value=True)  # "unsloth"
+        if (start := self.given.get("init_lora_weights")) and start.value is True:
+            del self.given["init_lora_weights"]  # PEFT's default
+        self._add_defaults(is_unsloth)
         return Foreign(trl.UNSLOTH if is_unsloth else trl.NAME, self.given)
+
+    def _add_defaults(self, is_unsloth: bool) -> None:
+        """Add what the libraries take where the script is silent; ``config/foreign/trl.py`` has more of Unsloth's."""
+        silent: dict[str, Any] = {}
+        if is_unsloth and "use_peft" in self.given and "load_in_8bit" not in self.given:
+            silent["load_in_4bit"] = True
+        if not is_unsloth and "LoraConfig" in self.seen:
+            silent |= _DEFAULTS_OF_PEFT
+        if not is_unsloth and (quantised := self.given.get("load_in_4bit")) and quantised.value:
+            silent |= _DEFAULTS_OF_4_BITS
+        for name, value in silent.items():
+            self.given.setdefault(name, Setting(value, self.path))
 
     def _read_call(self, call: ast.Call) -> None:
         name = ast.unparse(call.func) if isinstance(call.func, ast.Name | ast.Attribute) else ""

@@ -6,6 +6,7 @@ recipe trains the same as the other trainer would, or says where it does not. ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ _OURS = frozenset(next(fields for fields in FIELDS.values() if fields.note == "O
     "init_lora_weights",
     "test_split_size",
 }
+_NEVER_THEIRS = frozenset(
+    {"dataset_name", "eval_dataset_name", "nll_on", "prefix_forest", "test_split_size", "use_peft"}
+)
 TRANSLATORS: dict[str, Callable[[Given, Path], Recipe]] = {
     axolotl.NAME: axolotl.translate,
     llama_factory.NAME: llama_factory.translate,
@@ -37,12 +41,15 @@ KNOWN = f"{axolotl.NAME}, {llama_factory.NAME}, {swift.NAME}, {trl.UNSLOTH}, TRL
 def recognise(names: Mapping[str, Any]) -> str | None:
     """Return the trainer whose recipe has these names; ``None`` for names of TRL's, which are ours, too, or unknown.
 
-    The setting of its method is enough, or two others that only this trainer has: one may be a slip.
+    The setting of its method is enough, or two others that only this trainer has: one may be a slip. Beside names that
+    only ours have, more may be, and no recipe of ORPO is without its trainer's method.
     Raises ``ConfigError`` for a recipe that has the marks of several trainers.
     """
     modules = (axolotl, llama_factory, swift, trl)
     marks = {module.NAME: sorted(module.MARKS & names.keys()) for module in modules}
-    found = [module.NAME for module in modules if module.METHODS & names.keys() or len(marks[module.NAME]) > 1]
+    is_ours = _NEVER_THEIRS & names.keys() or ("model_name_or_path" in names and "dataset" not in names)
+    needed = math.inf if is_ours else 2
+    found = [module.NAME for module in modules if module.METHODS & names.keys() or len(marks[module.NAME]) >= needed]
     if len(found) > 1:
         of_each = " and ".join(f"{trainer} ({', '.join(marks[trainer][:3])})" for trainer in found)
         raise ConfigError(f"holds settings of {of_each}; expected the recipe of one trainer")

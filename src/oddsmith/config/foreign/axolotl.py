@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from .recipe import LOSS_OF_A_STEP, Given, Recipe, names_of, set_datasets
+from .recipe import LOSS_OF_A_STEP, Given, Recipe, names_of, set_datasets, set_held_out
 
 NAME = "axolotl"
 METHODS = frozenset({"rl"})
@@ -138,15 +138,13 @@ def _translate_data(recipe: Recipe) -> None:
     datasets = recipe.require("datasets", "a list of datasets, each with its path")
     if not isinstance(datasets, list) or not all(isinstance(part, dict) and part.get("path") for part in datasets):
         raise ConfigError(f"{recipe.given['datasets'].where}: datasets: expected a list of mappings, each with a path")
-    set_datasets(recipe, [_dataset(recipe, part) for part in datasets], "datasets")
+    set_datasets(recipe, [_dataset(recipe, part, "datasets") for part in datasets], "datasets")
     held_out = recipe.number("val_set_size", 0)
     if held_out:
         recipe.set("test_split_size", held_out, "val_set_size", "other rows are held out than axolotl's")
     tests = recipe.take("test_datasets")
     if tests and isinstance(tests, list) and len(tests) == 1 and isinstance(tests[0], dict) and tests[0].get("path"):
-        part = _dataset(recipe, tests[0])
-        recipe.set("eval_dataset_name", part["path"], "test_datasets")
-        recipe.set("dataset_test_split", part.get("split", "train"), "test_datasets")
+        set_held_out(recipe, [_dataset(recipe, tests[0], "test_datasets")], "test_datasets")
     elif tests:
         recipe.leave("test_datasets", "give one eval_dataset_name, with dataset_test_split", decides=True)
     template = recipe.take("chat_template")
@@ -162,8 +160,8 @@ def _translate_data(recipe: Recipe) -> None:
     recipe.change("system message", "axolotl puts an empty one before rows that have none; here system_prompt adds one")
 
 
-def _dataset(recipe: Recipe, part: dict[str, Any]) -> dict[str, Any]:
-    """Return a dataset of axolotl's as one of ours."""
+def _dataset(recipe: Recipe, part: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return a dataset of axolotl's, which the setting ``source`` holds, as one of ours."""
     files = names_of(part.get("data_files") or [])
     found: dict[str, Any] = {"path": files[0] if files else part["path"]}
     if part.get("name"):
@@ -182,10 +180,10 @@ def _dataset(recipe: Recipe, part: dict[str, Any]) -> dict[str, Any]:
         text = (
             f"{', '.join(others)}: rows are recognised by their columns; columns names them, and anything else is yours"
         )
-        recipe.leave("datasets", text, decides=True)
+        recipe.leave(source, text, decides=True)
     elif kind:
         shown = kind if isinstance(kind, str) else "of its fields"
-        recipe.change("datasets", f"type {shown}: rows are recognised by their columns; look at them with --dry-run")
+        recipe.change(source, f"type {shown}: rows are recognised by their columns; look at them with --dry-run")
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import ConfigError
 from ...system.outside import open_file
 from ...system.strict_json import read_json
-from .recipe import LOSS_OF_A_STEP, Given, Recipe, names_of, part_of_rows, set_datasets
+from .recipe import LOSS_OF_A_STEP, Given, Recipe, names_of, part_of_rows, set_datasets, set_held_out
 
 NAME = "LLaMA-Factory"
 METHODS = frozenset({"stage", "pref_loss"})
@@ -108,13 +108,14 @@ def _translate_data(recipe: Recipe, folder: Path) -> None:
     rows = recipe.count("max_samples", 1) if recipe.has("max_samples") else None
     recipe.take("max_samples")
     parts = _datasets(recipe, "dataset", listed, rows)
+    note = "" if rows is None else f"the first {rows} rows of each"
     if parts:
-        set_datasets(recipe, parts, "dataset", "" if rows is None else f"the first {rows} rows of each")
+        set_datasets(recipe, parts, "dataset", note)
     elif not recipe.has("dataset"):
         recipe.require("dataset", "the name of a dataset")
     held_out = _datasets(recipe, "eval_dataset", listed, rows)
     if held_out:
-        recipe.set("eval_dataset_name", ",".join(str(part["path"]) for part in held_out), "eval_dataset")
+        set_held_out(recipe, held_out, "eval_dataset", note)
     if recipe.number("val_size", 0):
         recipe.set("test_split_size", recipe.take("val_size"), "val_size", "other rows are held out")
     recipe.rename("streaming", "dataset_streaming")
@@ -133,7 +134,7 @@ def _datasets(recipe: Recipe, name: str, listed: Listed, rows: int | None) -> li
     parts = []
     for one in names_of(recipe.take(name)) if recipe.has(name) else ():
         if listed is None or one in listed[1]:
-            parts.append(_dataset(recipe, one, listed, rows))
+            parts.append(_dataset(recipe, one, listed, rows, name))
         else:
             new = {"dataset": "dataset_name", "eval_dataset": "eval_dataset_name"}[name]
             recipe.leave(name, f"{one} is not in {listed[0]}; give {new} its file or hub id", decides=True)
@@ -162,8 +163,8 @@ def _listed(recipe: Recipe, folder: Path) -> Listed:
     return file, listed
 
 
-def _dataset(recipe: Recipe, name: str, listed: Listed, rows: int | None) -> dict[str, Any]:
-    """Return a dataset of LLaMA-Factory's list as one of ours."""
+def _dataset(recipe: Recipe, name: str, listed: Listed, rows: int | None, source: str) -> dict[str, Any]:
+    """Return a dataset of LLaMA-Factory's list, which the setting ``source`` names, as one of ours."""
     if listed is None:
         return {"path": name, "split": part_of_rows("train", rows)}
     file, entry = listed[0], listed[1][name]
@@ -187,7 +188,7 @@ def _dataset(recipe: Recipe, name: str, listed: Listed, rows: int | None) -> dic
     media = [key for key in ("images", "videos", "audios") if key in of_pairs]
     if tags or media or entry.get("folder"):
         others = json.dumps(tags) if tags else ", ".join(media) or f"folder {entry['folder']}"
-        recipe.leave("dataset", f"{name}: {others}: write these rows in a format that docs/data.md lists", decides=True)
+        recipe.leave(source, f"{name}: {others}: write these rows in a format that docs/data.md lists", decides=True)
     return found
 
 

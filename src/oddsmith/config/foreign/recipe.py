@@ -232,6 +232,25 @@ def part_of_rows(split: str, rows: int | None) -> str:
     return split if rows is None else f"{split}[:{rows}]"
 
 
+def set_held_out(recipe: Recipe, parts: list[dict[str, Any]], source: str, note: str = "") -> None:
+    """Set the datasets to evaluate on, after the training data; leave them out where our settings cannot say them."""
+    trained = {name: line.value for name, line in recipe.lines.items()}
+    splits = [part.get("split") or "train" for part in parts]
+    for part in parts:
+        config = trained.get("dataset_config") if part["path"] == trained.get("dataset_name") else None
+        has_columns = part.get("columns") in (None, {}, trained.get("columns"))
+        if part.get("name") != config or not has_columns or splits.count(splits[0]) < len(splits):
+            text = (
+                f"{part['path']}: here evaluation rows have one split, no subset and the training rows' columns; write"
+                " them into a file, and name it in eval_dataset_name"
+            )
+            recipe.leave(source, text, decides=True)
+            return
+    if parts:
+        recipe.set("eval_dataset_name", ",".join(str(part["path"]) for part in parts), source, note)
+        recipe.set("dataset_test_split", splits[0], source)
+
+
 def set_datasets(recipe: Recipe, parts: list[dict[str, Any]], source: str, note: str = "") -> None:
     """Set the training data: a single dataset by the settings of one, several as a mixture of all their rows."""
     if len(parts) != 1:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from .recipe import LOSS_OF_A_STEP, PROCESSES, Given, Recipe, names_of, part_of_rows, set_datasets
+from .recipe import LOSS_OF_A_STEP, PROCESSES, Given, Recipe, names_of, part_of_rows, set_datasets, set_held_out
 
 NAME = "ms-swift"
 METHODS = frozenset({"rlhf_type"})
@@ -81,16 +81,15 @@ def _translate_lengths(recipe: Recipe) -> None:
 
 
 def _translate_data(recipe: Recipe) -> None:
-    datasets = recipe.require("dataset", "a dataset's path or hub id")
-    parts = [_dataset(one) for one in (datasets if isinstance(datasets, list) else names_of(str(datasets)))]
-    set_datasets(
-        recipe, parts, "dataset", "first rows, not random ones" if any("[" in p["split"] for p in parts) else ""
-    )
+    recipe.require("dataset", "a dataset's path or hub id")
+    parts, note = _datasets(recipe, "dataset")
+    set_datasets(recipe, parts, "dataset", note)
     if recipe.has("columns"):
         recipe.leave("columns", "give columns the other way round: prompt=theirs", decides=True)
     held_out = recipe.number("split_dataset_ratio", 0)
     if recipe.take("val_dataset"):
-        recipe.set("eval_dataset_name", ",".join(names_of(recipe.take("val_dataset"))), "val_dataset")
+        parts, note = _datasets(recipe, "val_dataset")
+        set_held_out(recipe, parts, "val_dataset", note)
     elif held_out:
         recipe.set("test_split_size", held_out, "split_dataset_ratio", "other rows are held out than ms-swift's")
     if held_out or recipe.has("val_dataset"):
@@ -114,12 +113,19 @@ def _translate_data(recipe: Recipe) -> None:
     recipe.change("template", "ms-swift's own, with its default system message; here the model's, without one")
 
 
-def _dataset(name: Any) -> dict[str, Any]:
+def _datasets(recipe: Recipe, setting: str) -> tuple[list[dict[str, Any]], str]:
+    """Return the datasets that a setting names, and what to say about their rows."""
+    given = recipe.take(setting)
+    parts = [_dataset(one, setting) for one in (given if isinstance(given, list) else names_of(str(given)))]
+    return parts, "first rows, not random ones" if any("[" in part["split"] for part in parts) else ""
+
+
+def _dataset(name: Any, setting: str) -> dict[str, Any]:
     """Return ``path:subset#rows`` as a dataset of ours."""
     text, _, rows = str(name).partition("#")
     path, _, subset = text.partition(":") if not Path(text).exists() and "://" not in text else (text, "", "")
     if rows and not rows.isdecimal():
-        raise ConfigError(f"dataset is {name!r}; expected path:subset#rows")
+        raise ConfigError(f"{setting} is {name!r}; expected path:subset#rows")
     found = {"path": path, "split": part_of_rows("train", int(rows) if rows else None)}
     return found | ({"name": subset} if subset else {})
 

@@ -39,7 +39,17 @@ class Code(str):
 
 def translate(given: Given, folder: Path) -> Recipe:
     """Translate a recipe of TRL or alignment-handbook; ``folder`` is not used."""
-    return _translate(Recipe(NAME, given), _DEFAULTS)
+    recipe = _translate(Recipe(NAME, given), _DEFAULTS)
+    wanted = {name for name, line in recipe.lines.items() if line.value}
+    if "load_in_4bit" in wanted and "use_bnb_nested_quant" not in recipe.lines:
+        recipe.set("use_bnb_nested_quant", False)
+    if "use_peft" in wanted and not recipe.has("lora_target_modules"):
+        recipe.change(
+            "lora_target_modules",
+            "PEFT chooses layers by the model where none are named (q_proj and v_proj of a Llama); here all linear ones"
+            " get an adapter: name those that you want",
+        )
+    return recipe
 
 
 def translate_unsloth(given: Given, folder: Path) -> Recipe:
