@@ -47,7 +47,8 @@ def test_a_plan_for_several_gpus_is_a_table_and_a_verdict(plan, workshop):
 
 
 def test_json_has_the_same_figures(plan):
-    done = plan("--gpu", "24GB", "--gpus", 2, "--json", "--use-peft")
+    of_gpus = ("--tf32", "true", "--parallelism-config", '{"dp_replicate_size": 2}')  # that this machine need not have
+    done = plan("--gpu", "24GB", "--gpus", 2, "--json", "--use-peft", *of_gpus)
     document = json.loads(done.out)
     assert (document["command"], document["predicted"]) == ("plan", True)
     recipe = next(choice for choice in document["choices"] if choice["is_recipe"])
@@ -86,9 +87,34 @@ def test_without_a_gpu_this_machine_is_planned_for(plan):
     assert recipe["bytes"]["process"] > 10**8
 
 
+@pytest.mark.slow
+def test_deepspeed_without_zero_on_one_gpu_is_one_process(plan):
+    done = plan("--gpu", "h100", "--json", "--deepspeed", json.dumps({"zero_optimization": {"stage": 0}}))
+    recipe = next(choice for choice in json.loads(done.out)["choices"] if choice["is_recipe"])
+    assert recipe["sharing"] == "one process"
+
+
+@pytest.mark.slow
+def test_what_a_recipe_asks_of_gpus_is_not_asked_of_this_machine(plan):
+    hybrid = ("--fsdp", "true", "--parallelism-config", json.dumps({"dp_replicate_size": 2, "dp_shard_size": 4}))
+    document = json.loads(plan("--gpu", "h100", "--gpus", 8, "--json", "--tf32", "true", *hybrid).out)
+    recipe = next(choice for choice in document["choices"] if choice["is_recipe"])
+    over_all = next(choice for choice in document["choices"] if choice["sharing"] == "ZeRO-3")
+    assert recipe["sharing"] == "FSDP2"
+    assert recipe["bytes"]["weights"] == pytest.approx(2 * over_all["bytes"]["weights"], rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ("--gpu", "h100", "--fsdp", "true", "--parallelism-config", '{"dp_replicate_size": 2, "dp_shard_size": 4}'),
+            "parallelism_config is for 8 processes, and the plan for 1; give --gpus and --nodes",
+        ),
+        (
+            ("--gpu", "h100", "--gpus", "2", "--parallelism-config", '{"tp_size": 2}'),
+            "parallelism_config has tp_size 2 (tensor parallelism)",
+        ),
         (("--gpu", "h999"), "--gpu is 'h999'; expected its memory, such as 24GB, or one of H100"),
         (("--gpus", "0"), "--gpus is 0; expected 1 or more"),
         (("--gpus", "100"), "--gpus is 100; expected at most 64"),

@@ -12,9 +12,11 @@ import re
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from ..system.peaks import known_name
 
 CUDA_BYTES = 10**9 // 2  # of a process: its context, kernels, workspaces of cuBLAS
 NCCL_BYTES = 3 * 10**8  # of a process: buffers of its channels
+LESS_THAN_80GB = 60e9  # bytes: an A100 of 40 GB
 FREE = 0.95  # of a card's memory, beside what CUDA and a desktop take
 BF16_FROM, FP16_FROM = (8, 0), (7, 0)  # compute capability (system/precision.py)
 MOST_GB = 10_000
@@ -82,6 +84,12 @@ def gpu_of(text: str) -> Gpu:
     if found is None:
         raise ConfigError(f"--gpu is {text[:40]!r}; expected its memory, such as 24GB, or one of {', '.join(CARDS)}")
     return Gpu(found, CARDS[found].memory, CARDS[found])
+
+
+def card_of(name: str, memory: int) -> Card | None:
+    """Return the card of a name that CUDA gives, with its bytes of memory; ``None`` where its rates are not known."""
+    known = known_name(name)
+    return CARDS.get("A100-40GB" if known == "A100" and memory < LESS_THAN_80GB else known or "")
 
 
 def _key(name: str) -> str:

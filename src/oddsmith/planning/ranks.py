@@ -7,7 +7,9 @@ N ranks, bytes of all weights W, of those that are trained T (n numbers), of the
     DDP        W                        T           O           T: buckets beside the gradients
     FSDP2      W / N                    T / N       O / N       two layers, embedding or head, whole, with gradients
     ZeRO-2     W + 4 n / N              4 n / N     O / N       a bucket of gradients (twice with ``overlap_comm``)
-    ZeRO-3     W / N (+ 4 n / N)        8 n / N     O / N       a bucket, and the weights that stay gathered
+    ZeRO-3     W / N (+ 4 n / N)        8 n / N     O / N       buckets (twice by default), weights that stay gathered
+
+Where FSDP2 shards within replicas of the model, its N are the ranks of one replica. Stage 1 of ZeRO is taken for 2.
 
 What is kept for the backward pass is the same in all of them. With several micro-batches a step gradients are there all
 the time. With one, they come while what is kept goes, and the peak is at either end of the backward pass.
@@ -126,17 +128,23 @@ class Sharing:
     kind: str  # one of ``ALONE``, ``DDP``, ``FSDP2``, ``ZERO_2``, ``ZERO_3``
     ranks: int
     bucket_numbers: int | None = None  # of DeepSpeed; None: ``auto``, the square of the hidden size
-    overlaps: bool = True  # DeepSpeed's ``overlap_comm``, which takes a second bucket
+    overlaps: bool | None = None  # DeepSpeed's ``overlap_comm``, which takes a second bucket; None: at stage 3 alone
     live_numbers: int = LIVE_NUMBERS
     in_16_bits: bool = False  # DeepSpeed trains weights of 16 bits, and keeps float32 ones beside them
     on_gpu: bool = True
+    replicas: int = 1  # within which FSDP2 shards
+
+    @property
+    def parts(self) -> int:
+        """Return the number of ranks over which what is sharded is spread."""
+        return self.ranks // self.replicas if self.kind == FSDP2 else self.ranks
 
     def held(self, sizes: WeightSizes, compute_bytes: int) -> RankMemory:
         """Return what a rank holds at the peak of a step, beside activations and process.
 
         ``compute_bytes`` are those of a number in the type in which the run computes.
         """
-        n, N = sizes.trained_numbers, self.ranks
+        n, N = sizes.trained_numbers, self.parts
         weights, trained, states = float(sizes.bytes), float(sizes.trained_bytes), float(sizes.optimizer_bytes)
         if self.kind in (ZERO_2, ZERO_3) and self.in_16_bits:
             weights -= trained - 2 * n
@@ -164,7 +172,8 @@ class Sharing:
         if not self.on_gpu:
             numbers = min(numbers, sizes.trained_numbers)
         each = 2 if self.in_16_bits else 4
-        return float(numbers * each * (2 if self.overlaps else 1))
+        overlaps = self.kind == ZERO_3 if self.overlaps is None else self.overlaps
+        return float(numbers * each * (2 if overlaps else 1))
 
 
 def peak_of_rank(
@@ -191,27 +200,33 @@ def peak_of_rank(
 
 
 def sharing_of(settings: Mapping[str, Any], ranks: int, *, bf16: bool, on_gpu: bool) -> Sharing:
-    """Return how a recipe spreads its training over so many processes: by its ``fsdp`` and ``deepspeed``."""
+    """Return how a recipe spreads its training over so many processes.
+
+    It is by its ``fsdp``, ``deepspeed`` and ``parallelism_config``, which is accelerate's object.
+    """
+    plain = DDP if ranks > 1 else ALONE
     deepspeed = settings.get("deepspeed")
     if isinstance(deepspeed, Mapping):
-        zero = deepspeed.get("zero_optimization") or {}
-        stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
+        given = deepspeed.get("zero_optimization")
+        zero = given if isinstance(given, Mapping) else {}
+        stage = zero.get("stage", 0)
         bits = deepspeed.get("bf16") or {}
         enabled = bits.get("enabled", False) if isinstance(bits, Mapping) else False
-        bucket = zero.get("reduce_bucket_size", BUCKET_NUMBERS) if isinstance(zero, Mapping) else BUCKET_NUMBERS
-        kind = ZERO_3 if stage == 3 else ZERO_2 if stage else DDP
+        bucket = zero.get("reduce_bucket_size", BUCKET_NUMBERS)
+        kind = ZERO_3 if stage == 3 else ZERO_2 if stage else plain
         return Sharing(
             kind,
             ranks,
             bucket_numbers=None if bucket == "auto" else int(float(bucket)),
-            overlaps=bool(zero.get("overlap_comm", True)),
+            overlaps=zero.get("overlap_comm"),
             live_numbers=_count(zero.get("stage3_max_live_parameters"), LIVE_NUMBERS),
             in_16_bits=bf16 if enabled == "auto" else bool(enabled),
             on_gpu=on_gpu,
         )
     if ranks > 1 and settings.get("fsdp"):
-        return Sharing(FSDP2, ranks, on_gpu=on_gpu)
-    return Sharing(DDP if ranks > 1 else ALONE, ranks, on_gpu=on_gpu)
+        parallelism = settings.get("parallelism_config")
+        return Sharing(FSDP2, ranks, on_gpu=on_gpu, replicas=parallelism.dp_replicate_size if parallelism else 1)
+    return Sharing(plain, ranks, on_gpu=on_gpu)
 
 
 def _count(value: Any, otherwise: int) -> int:

@@ -331,7 +331,7 @@ class _Planner:
         if cost.path == "padded batches":
             return None, 0
         kind = "cuda" if machine.on_gpu else "cpu"
-        trained = sizes.trained_bytes / (sharing.ranks if sharing.kind in (FSDP2, ZERO_3) else 1)
+        trained = sizes.trained_bytes / (sharing.parts if sharing.kind in (FSDP2, ZERO_3) else 1)
         free = machine.usable - machine.overhead - held.weights - (4 if sharing.kind == DDP else 3) * trained
         gathered = held.exchange if sharing.kind in SHARDED else 0.0
         usable = int(max(0.0, USABLE * max(0.0, free) - cost.fixed - on_top - gathered))

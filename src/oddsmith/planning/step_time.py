@@ -91,7 +91,7 @@ def step_time(
     device_s = work * (products / rate + attention / attention_rate + moved / card.bytes)
     launches = LAUNCHES["4bit" if computed.four_bit else "adapter" if computed.adapter else "trained"]
     host_s = launches * computed.layers * plan.micro_batches * LAUNCH_S * (4 / 3 if computed.checkpointing else 1)
-    share = sharing.ranks if sharing.kind not in ("one process", DDP) else 1
+    share = sharing.parts if sharing.kind not in ("one process", DDP) else 1
     optimizer_s = OPTIMIZER_BYTES * sizes.trained_numbers / share / card.bytes
     exchange_s = _sent_bytes(sharing, sizes, computed, plan) / (NODE_LINK if nodes > 1 else card.link)
     compute_s = max(device_s, host_s) + optimizer_s

@@ -31,6 +31,12 @@ def peak_operations(name: str) -> float | None:
 
     The name is what ``torch.cuda.get_device_name`` returns, e.g. ``"NVIDIA H100 80GB HBM3"``.
     """
+    known = known_name(name)
+    return None if known is None else PEAKS[known]
+
+
+def known_name(name: str) -> str | None:
+    """Return the part of a GPU's name under which ``PEAKS`` has it; ``None`` where it does not."""
     if _SMALLER.search(name):
         return None
-    return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
+    return next((part for part in PEAKS if re.search(rf"\b{part}\b", name)), None)

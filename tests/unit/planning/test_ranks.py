@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import ParallelismConfig
 from transformers import AutoModelForCausalLM
 
 from oddsmith.config import ModelConfig
@@ -33,14 +34,17 @@ SIZES = WeightSizes(4000, 4000, 1000, 1000, 8000, 200, 100, 100, 10, 0, 0)
         (Sharing(DDP, 4), (4000, 4000, 8000, 4000)),
         # Output layer, its gradient and that once more to be sent; two layers: in two bytes.
         (Sharing(FSDP2, 4), (1000, 1000, 2000, 2 * 300 + 2 * 2 * 200)),
-        # A share of the weights once more; two buckets of 10 x 10 numbers.
-        (Sharing(ZERO_2, 4), (5000, 1000, 2000, 800)),
+        # Within two replicas a rank holds twice as much.
+        (Sharing(FSDP2, 4, replicas=2), (2000, 2000, 4000, 2 * 300 + 2 * 2 * 200)),
+        # A share of the weights once more; a bucket of 10 x 10 numbers, and a second one where it is asked for.
+        (Sharing(ZERO_2, 4), (5000, 1000, 2000, 400)),
+        (Sharing(ZERO_2, 4, overlaps=True), (5000, 1000, 2000, 800)),
         (Sharing(ZERO_2, 4, bucket_numbers=50, overlaps=False), (5000, 1000, 2000, 200)),
-        # All weights stay gathered.
+        # All weights stay gathered; two buckets by default.
         (Sharing(ZERO_3, 4), (1000, 2000, 2000, 800 + 4000)),
         (Sharing(ZERO_3, 4, live_numbers=500), (1000, 2000, 2000, 800 + 2000)),
         # Weights of 16 bits, and a share of them in float32.
-        (Sharing(ZERO_2, 4, in_16_bits=True), (2000 + 1000, 1000, 2000, 400)),
+        (Sharing(ZERO_2, 4, in_16_bits=True), (2000 + 1000, 1000, 2000, 200)),
     ],
 )
 def test_what_a_rank_holds(sharing, expected):
@@ -86,10 +90,22 @@ def test_quantised_weights_are_those_under_the_adapter():
         ({"deepspeed": {"zero_optimization": {"stage": 1}}}, ZERO_2),
         ({"deepspeed": {"zero_optimization": {"stage": 3}}}, ZERO_3),
         ({"deepspeed": {}}, DDP),
+        ({"deepspeed": {"zero_optimization": [2]}}, DDP),
     ],
 )
 def test_a_recipe_says_how_it_is_shared(settings, kind):
     assert sharing_of(settings, 4, bf16=True, on_gpu=True).kind == kind
+
+
+def test_fsdp_shards_within_replicas():
+    sizes = ParallelismConfig(dp_replicate_size=2, dp_shard_size=4)
+    found = sharing_of({"fsdp": True, "parallelism_config": sizes}, 8, bf16=True, on_gpu=True)
+    assert (found, found.parts) == (Sharing(FSDP2, 8, replicas=2), 4)
+
+
+@pytest.mark.parametrize("deepspeed", [{}, {"zero_optimization": {"stage": 0}}, {"zero_optimization": None}])
+def test_deepspeed_without_zero_in_one_process_is_one_process(deepspeed):
+    assert sharing_of({"deepspeed": deepspeed}, 1, bf16=True, on_gpu=True).kind == ALONE
 
 
 def test_the_settings_of_deepspeed_are_read():

@@ -41,8 +41,8 @@ OPTIONS = (
 SETTINGS_IN_HELP = ()
 MOST_GPUS, MOST_NODES = 64, 4096
 # What a run asks of the machine it starts on, which need not be this one.
-OF_SHARDING = ("fsdp", "fsdp_config", "deepspeed")
-OF_DEVICE = ("use_cpu", "bf16", "fp16")
+OF_SHARDING = ("fsdp", "fsdp_config", "deepspeed", "parallelism_config")
+OF_DEVICE = ("use_cpu", "bf16", "fp16", "tf32")
 
 
 def plan(arguments: Sequence[str]) -> dict[str, Any]:
@@ -66,6 +66,7 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
 
         machine = _machine(gpu, settings, gpus=gpus, nodes=nodes)
         asked["deepspeed"] = _mapping(asked["deepspeed"])
+        asked["parallelism_config"] = _parallelism(asked, machine.ranks)
         sharing = sharing_of(asked, machine.ranks, bf16=bool(settings.orpo.bf16), on_gpu=machine.on_gpu)
     sets, _ = rehearse(settings, full="full" in given)
     train = sets["train"]
@@ -111,16 +112,13 @@ def _machine(gpu: Gpu | None, settings: Settings, *, gpus: int, nodes: int) -> M
 
     from ...model.loading.setup import run_dtype
     from ...model.logprobs.token_budget import free_bytes
-    from ...planning.cards import Gpu, gpu_of
+    from ...planning.cards import Gpu, card_of
     from ...planning.recipe import Machine
     from ...planning.step_time import this_cpu
 
     if gpu is None and torch.cuda.is_available() and not settings.orpo.use_cpu:
         name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-        try:
-            gpu = Gpu(name, memory, gpu_of(name.removeprefix("NVIDIA ").split()[0]).card)
-        except ConfigError:
-            gpu = Gpu(name, memory)
+        gpu = Gpu(name, memory, card_of(name, memory))
     if gpu is not None:
         return Machine(gpu.name, gpu.memory, gpu.card, True, gpus, nodes, 0)
     memory = psutil.Process().memory_info()
@@ -129,6 +127,23 @@ def _machine(gpu: Gpu | None, settings: Settings, *, gpus: int, nodes: int) -> M
     # The rest of what is free, and this process, which ends before the run begins.
     free = (free_bytes(torch.device("cpu")) + own) // gpus
     return Machine("this machine's CPU", free, this_cpu(free, run_dtype(settings.orpo)), False, gpus, nodes, own)
+
+
+def _parallelism(asked: Mapping[str, Any], ranks: int) -> Any:
+    """Return accelerate's object of ``parallelism_config``, which has to fit the processes that are planned for."""
+    from ...config.parallelism import read_parallelism, require_data_parallel, require_sizes
+
+    config = read_parallelism(asked["parallelism_config"])
+    if config is None:
+        return None
+    require_data_parallel(config, None)
+    if config.total_size not in (1, ranks):
+        raise ConfigError(
+            f"parallelism_config is for {config.total_size:,} processes, and the plan for {ranks:,}; give --gpus and"
+            " --nodes"
+        )
+    require_sizes(config, ranks, is_fsdp=bool(asked["fsdp"]), is_deepspeed=asked["deepspeed"] is not None)
+    return config
 
 
 def _mapping(given: Any) -> Any:
