@@ -30,7 +30,7 @@ POLL_S = 0.0005
 MAX_DELAY_S = 0.02  # between seeing a phase and killing in it
 AIMS = ("saving", "evaluating", "training", None, "ending")  # None: any moment
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-MEASURED = re.compile(r"_per_second$|_runtime$|^memory_gib$|^time$")
+MEASURED = re.compile(r"_per_second(_per_gpu)?$|_runtime$|^memory_gib$|^waiting_share$|^mfu$|^time$")
 
 
 # ---- The run folder

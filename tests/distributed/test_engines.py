@@ -49,6 +49,7 @@ def place(tmp_path) -> Path:
         max_steps=2,
         save_steps=2,
         per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
         max_length=64,
         bf16=False,
         report_to="none",
@@ -98,7 +99,7 @@ def require_one_run(
                 process.wait()
     text = "\n".join(log.read_text(encoding="utf-8") for log in logs)
     assert codes == [0] * len(machines), text[-5000:]
-    assert text.count("= micro-batch 2 x accumulation 1 x processes 2") == 1, text
+    assert text.count("= micro-batch 2 x accumulation 2 x processes 2") == 1, text
     assert text.count("done: 2 steps") == 1, text
     run = place / "runs" / "mine"
     assert (run / "model.safetensors").is_file()
@@ -203,7 +204,7 @@ def test_the_command_of_a_trainjob_trains(place):
 @pytest.mark.exhaustive
 def test_the_command_of_skypilot_trains(place):
     script = yaml.safe_load((place / "skypilot" / "train.yaml").read_text(encoding="utf-8"))["run"]
-    script = script.replace("29500", str(free_port())).replace("/shared", str(place))
+    script = script.replace("29500", str(free_port())).replace("/shared", str(place)).replace("examples/cluster/", "")
     known = {"NUM_NODES": 2, "NUM_GPUS_PER_NODE": 1, "NODE_IPS": "127.0.0.1\n127.0.0.1"}
     machines = [
         (["bash", "-c", script], {f"SKYPILOT_{name}": value for name, value in {**known, "NODE_RANK": rank}.items()})

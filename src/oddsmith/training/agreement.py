@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
+from transformers.trainer_utils import SaveStrategy
 
 from ..checkpoint.space import require_writable
 from ..config import ORPOConfig
@@ -46,7 +47,8 @@ class Seen(NamedTuple):
 def require_shared_folder(run: Path, args: ORPOConfig) -> None:
     """Let each process that saves write a file into its run folder, and each process say which of them it sees.
 
-    All processes have to call this. Nothing stays in the folders.
+    All processes have to call this. Nothing stays in the folders. A run without checkpoints leaves only what the first
+    process writes, and each may have a folder of its own.
 
     Args:
         run: The run folder, as this process names it.
@@ -57,7 +59,7 @@ def require_shared_folder(run: Path, args: ORPOConfig) -> None:
             and ``save_on_each_node`` is on.
     """
     state = PartialState()
-    if state.num_processes == 1:
+    if state.num_processes == 1 or args.save_strategy == SaveStrategy.NO:
         return
     name = f"{PROBE}{secrets.token_hex(8)}"
     made, error = _write(run, name) if args.should_save else ([], _why_not_writable(run))
