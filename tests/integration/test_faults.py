@@ -139,7 +139,8 @@ def test_a_disk_that_becomes_full_under_two_processes(workshop, tmp_path):
         assert outcome.code == 1
         (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
         assert f"checkpoint-{saved + 2}: not saved (no space left on device)" in line
-        assert (workshop / "said-1").read_text(encoding="utf-8") == ""
+        said = (workshop / "said-1").read_text(encoding="utf-8").splitlines()
+        assert [line for line in said if line and "reducer.cpp" not in line] == []  # torch's own warning
         assert not (disk / "run" / f"checkpoint-{saved + 2}").exists()
 
 

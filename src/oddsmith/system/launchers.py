@@ -8,6 +8,7 @@ on CPUs alone: without a translation each of their processes would train by itse
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 from ..errors import ConfigError
@@ -39,7 +40,8 @@ def join_processes() -> int:
             f"the environment variable WORLD_SIZE is {world}, but RANK is missing: start all processes with a launcher"
             " (oddsmith train --num-processes N, torchrun, accelerate launch, mpirun, srun), or unset WORLD_SIZE"
         )
-    if "RANK" not in os.environ and {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= os.environ.keys():
+    on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")
+    if on_cpus and "RANK" not in os.environ and "MASTER_PORT" in os.environ:
         # It sets an address for its processes to meet at, and then starts one (accelerate 1.15, simple_launcher).
         raise ConfigError(
             "accelerate launch was asked for several processes, and on CPUs starts one alone without mpirun: start them"
@@ -107,7 +109,13 @@ def _of_mpi(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _of_slurm(given: Mapping[str, str]) -> dict[str, str]:
-    """Return what srun says of its tasks; in a batch script itself, which Slurm counts as task 0, nothing."""
+    """Return what srun says of its tasks; nothing in a batch script, which Slurm counts as task 0, nor in a shell.
+
+    ``srun --pty`` gives a shell to the first of several tasks, and to the others nothing; what that shell starts is one
+    process. A srun within it hands the variable on, but no terminal.
+    """
+    if "SLURM_PTY_PORT" in given and sys.stdin is not None and sys.stdin.isatty():
+        return {}
     world = given.get("SLURM_STEP_NUM_TASKS")
     if world is None and given.get("ENVIRONMENT") != "BATCH":
         world = given.get("SLURM_NTASKS")

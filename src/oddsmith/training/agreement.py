@@ -142,7 +142,7 @@ def _visible(run: Path, files: list[str]) -> list[str]:
     """Return which of the files this process sees in the run folder; wait a little for the first one."""
     deadline = time.monotonic() + WAIT_S
     while True:
-        for folder in (run.parent, run):  # to list a folder makes NFS look again
+        for folder in (*reversed(run.parents), run):  # to list a folder makes NFS look again
             with suppress(OSError):
                 os.listdir(folder)
         visible = [name for name in files if (run / name).exists()]

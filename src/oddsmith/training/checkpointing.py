@@ -125,8 +125,8 @@ class CheckpointManager:
         self._resumed, self._restored, self._saved_step, self._changed = None, set(), None, []
         self._run.callback_handler.remove_callback(SaveTiming)
         self._run.callback_handler.add_callback(SaveTiming(self))  # after all others, which may ask for a save
+        require_shared_folder(run_folder, args)  # which hears of all processes that cannot write
         require_writable(run_folder)
-        require_shared_folder(run_folder, args)
         require_same_pairs(self._identity.datasets)
         if wanted is not True:  # which has no need of a checkpoint only where processes are restarted
             wanted = wanted_checkpoint(wanted)
@@ -402,7 +402,7 @@ class CheckpointManager:
                 act()
         except SaveError as error:
             failure = error
-        except (OSError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait to hear of it
             failure = SaveError(f"{folder}: not saved: {error}")
             failure.__cause__ = error
         failures = [one for one in gather_object([failure and (str(failure), failure.folder_is_gone)]) if one]

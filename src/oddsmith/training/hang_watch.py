@@ -233,7 +233,10 @@ class HangWatch:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / f"rank-{self._rank}.txt").open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
-            if (record := _flight_record()) is not None:
+            record = None
+            with suppress(Exception):  # what torch recorded is an extra, and its format its own
+                record = _flight_record()
+            if record is not None:
                 (folder / f"rank-{self._rank}-flight-recorder.json").write_bytes(record)
 
 

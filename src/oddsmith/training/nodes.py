@@ -27,7 +27,7 @@ def on_main_process(act: Callable[[], Result]) -> Result:
     if PartialState().is_main_process:
         try:
             answer[0] = act()
-        except OddsmithError as error:
+        except (OddsmithError, OSError) as error:
             answer[1] = error
     answer = _of_main_process(answer)
     if answer[1] is not None:
@@ -42,9 +42,17 @@ def is_writer(on_each_node: bool) -> bool:
 
 
 def of_writers(act: Callable[[], Result], on_each_node: bool) -> list[Result]:
-    """Do something in each process that writes; every process returns the results of all of them."""
-    answers = gather_object([(act(),) if is_writer(on_each_node) else ()])
-    return [answer[0] for answer in answers if answer]
+    """Do something in each process that writes; every process returns the results of all, or raises the first error."""
+    own: tuple[Any, ...] = ()
+    if is_writer(on_each_node):
+        try:
+            own = act(), None
+        except (OddsmithError, OSError) as error:
+            own = None, error
+    answers = [answer for answer in gather_object([own]) if answer]
+    for fault in (fault for _, fault in answers if fault is not None):
+        raise fault
+    return [result for result, _ in answers]
 
 
 def node_count(on_each_node: bool) -> int:
@@ -75,11 +83,20 @@ def send_files(folder: Path, wanted: Callable[[str], bool]) -> OSError | None:
     sent = _of_main_process(sorted(filter(wanted, here - {UNFINISHED})) if is_main else [])
     lacking = set(sent) - here if writes and not is_main else set()
     fault: OSError | None = None
+
+    def read(pieces: Iterator[bytes]) -> bytes | None:
+        nonlocal fault
+        try:
+            return next(pieces, None)
+        except OSError as error:
+            fault = error
+            return None
+
     for name in sorted(set().union(*gather_object([lacking]))):
         with ExitStack() as stack:
             pieces = _pieces(folder / name) if is_main else None
             file: Any = None
-            while (piece := _of_main_process(next(pieces, None) if pieces is not None else None)) is not None:
+            while (piece := _of_main_process(read(pieces) if pieces is not None else None)) is not None:
                 try:
                     if name in lacking and fault is None:
                         if file is None:

@@ -137,7 +137,7 @@ class Recorder(TrainerCallback):
         prompts = [trl_features(row, run.is_encoder_decoder)["prompt_input_ids"] for row in rows]
         with run.precision():  # PEFT generates with the base's forward, which autocast is not around
             model = run.accelerator.unwrap_model(run.model)
-            if run.accelerator.is_fsdp2:
+            if run.accelerator.is_fsdp2 and "generate" not in vars(model):  # once
                 register_fsdp_forward_method(model, "generate")  # PEFT's does not pass through the root's forward
             answers = answer(model, run.processing_class, prompts)
         if not run.is_world_process_zero():

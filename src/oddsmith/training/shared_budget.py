@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from itertools import groupby
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ from .fsdp_passes import FsdpPasses
 
 logger = logging.getLogger(__name__)
 
+FSDP_SOURCE = "_fully_shard"  # the folder of torch's FSDP2
 BUCKET_BYTES = 25 * 2**20  # as DDP's own
 NO_LIMIT = 2**62  # what a process says that did not run out of memory
 
@@ -57,11 +60,13 @@ class SharedBudget:
 
     Args:
         model: The model, as DDP or FSDP2 has wrapped it.
+        timeout_s: How long a process waits for the others, ``ddp_timeout``.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, timeout_s: float) -> None:
         is_gloo = distributed.get_backend() == "gloo"
-        self._group = distributed.group.WORLD if is_gloo else distributed.new_group(backend="gloo")
+        timeout = timedelta(seconds=timeout_s)
+        self._group = distributed.group.WORLD if is_gloo else distributed.new_group(backend="gloo", timeout=timeout)
         self._passes = FsdpPasses(model) if FsdpPasses.is_possible(model) else None
         self._rehearsals = 0 if self._passes else 2
         self.is_exchanging = False  # everybody has computed the step, and waits for the others' gradients
@@ -105,6 +110,16 @@ class SharedBudget:
         least = self.least(NO_LIMIT)
         if least < NO_LIMIT:
             raise HalvedByOthers(least)
+
+    def can_go_on_after(self, error: BaseException) -> bool:
+        """Return whether the others can be followed to the end of a micro-batch in which memory ran out.
+
+        Not where it ran out while FSDP gathered or scattered: which of it the others have seen is not known then.
+        """
+        if self._passes is None:
+            return True
+        self.is_exchanging = any(FSDP_SOURCE in frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
+        return not self.is_exchanging
 
     def drop_gradients(self, model: Any) -> None:
         """Drop the gradients of a step that is computed again, in every process."""

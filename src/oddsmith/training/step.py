@@ -59,6 +59,7 @@ class Stepper:
         choose_path: Chooses the path of this run; called when it is first needed, and under other circumstances.
         circumstances: Returns those that the path depends on.
         automatic: Whether the number of tokens of a micro-batch follows from the free memory.
+        timeout_s: How long a process waits for the others.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class Stepper:
         circumstances: Callable[[], Circumstances],
         *,
         automatic: bool,
+        timeout_s: float = 1800.0,
     ):
         self._accelerator, self._meter, self._guard, self._pace = accelerator, meter, guard, pace
         self._padded_path, self._choose_path, self._circumstances = padded_path, choose_path, circumstances
-        self._is_automatic = automatic
+        self._is_automatic, self._timeout_s = automatic, timeout_s
         self._path: Path | None = None
         self._chosen_under: Circumstances | None = None
         self._shared: SharedBudget | None = None
@@ -166,7 +168,7 @@ class Stepper:
         train_micro_batch: Callable[[nn.Module, dict[str, Any]], Tensor],
         shared: SharedBudget | None,
     ) -> Tensor:
-        micro_batches = micro_batches_of(item)
+        micro_batches = self._as_many_everywhere(micro_batches_of(item), shared)
         loss = torch.zeros((), device=self._accelerator.device)
         with self.around(model, item), in_training_mode(model):
             for number, micro_batch in enumerate(micro_batches, start=1):
@@ -184,6 +186,18 @@ class Stepper:
         self._guard.add_loss(loss)
         return loss
 
+    def _as_many_everywhere(self, micro_batches: list[Any], shared: SharedBudget | None) -> list[Any]:
+        """Fill up with micro-batches that count nothing where every one is computed by all processes together.
+
+        The plan does so itself; but what is over a budget that was halved since, each process divides alone.
+        """
+        if shared is None or shared.exchanges_at_end:
+            return micro_batches
+        missing = -shared.least(-len(micro_batches)) - len(micro_batches)
+        shortest = min(micro_batches, key=lambda one: one["input_ids"].numel())
+        filler = {**shortest, "weight": torch.zeros_like(shortest["weight"])}
+        return [*micro_batches, *[filler] * missing]
+
     def _train_together(
         self,
         shared: SharedBudget,
@@ -196,7 +210,7 @@ class Stepper:
         try:
             return train_micro_batch(model, micro_batch)
         except RuntimeError as error:
-            if not is_device_out_of_memory(error):
+            if not is_device_out_of_memory(error) or not shared.can_go_on_after(error):
                 raise
             shortage = error.with_traceback(None)  # its frames hold the memory that is to be free
         clear_device_cache(garbage_collection=True)
@@ -210,7 +224,7 @@ class Stepper:
         if not item.get("micro_batches") or self.path.max_tokens is None or not SharedBudget.is_possible(model):
             return None
         if self._shared is None or not self._shared.is_of(model):
-            self._shared = SharedBudget(model)
+            self._shared = SharedBudget(model, self._timeout_s)
         return self._shared
 
     def _rehearse(self, shared: SharedBudget, model: Any, item: Mapping[str, Any]) -> None:

@@ -186,6 +186,7 @@ class ORPOTrainer(TransformersAdapter):
             choose_path=self._choose_path,
             circumstances=self.circumstances,
             automatic=args.max_tokens_per_microbatch == "auto",
+            timeout_s=args.ddp_timeout,
         )
         self.checkpoints = CheckpointManager(
             self,

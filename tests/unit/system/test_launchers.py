@@ -1,6 +1,7 @@
 """What launchers say by environment variables, translated into torchrun's."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,6 +74,18 @@ def test_a_batch_script_is_no_task_of_srun(launched):
     script = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "ENVIRONMENT": "BATCH"}
     assert launched(**script) == (1, [None] * 6)
     assert launched(**{**script, "SLURM_STEP_NUM_TASKS": "1"}) == (1, [None] * 6)
+
+
+def test_a_shell_of_srun_is_no_task_and_what_it_starts_with_srun_is(launched, monkeypatch):
+    """The other tasks of srun --pty never come to train."""
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    assert launched(**SLURM, SLURM_PTY_PORT="41000", MASTER_ADDR="a")[0] == 1
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
+    assert launched(**SLURM, SLURM_PTY_PORT="41000", MASTER_ADDR="a")[0] == 4
+
+
+def test_one_process_of_accelerate_on_a_gpu_may_have_an_address(launched):
+    assert launched(ACCELERATE_USE_CPU="False", MASTER_ADDR="a", MASTER_PORT="7")[0] == 1
 
 
 @pytest.mark.parametrize(

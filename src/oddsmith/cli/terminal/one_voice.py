@@ -55,7 +55,8 @@ def _key(text: str) -> str:
 
 
 def _is_of_launcher() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    """Return whether torchrun's own store is where the processes meet; after ``leave_agent_store`` it is not."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _store() -> Any:
