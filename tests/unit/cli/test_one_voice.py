@@ -15,7 +15,7 @@ def launched(monkeypatch):
     """The environment of a process that torchrun has started, and its store."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5))
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2", "RANK": "1"}
-    for name, value in {**variables, "TORCHELASTIC_RUN_ID": "one"}.items():
+    for name, value in {**variables, "TORCHELASTIC_RUN_ID": "one", "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(one_voice, "WAIT_S", 0.5)
     return store
