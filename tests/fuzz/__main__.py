@@ -20,6 +20,7 @@ from oddsmith.cli.terminal.console import quiet_libraries
 
 quiet_libraries()  # before they are imported
 
+from tests.fuzz.of_requests import SERVERS  # noqa: E402
 from tests.fuzz.targets import TARGETS  # noqa: E402
 
 EXAMPLES_A_TURN = 300
@@ -47,6 +48,7 @@ def main() -> int:
         print(f"{name:<24} {count:>10,} examples" + ("  FOUND SOMETHING" if name in found else ""))
     total = examples.total()
     print(f"{total:,} examples in {seconds / 60:.1f} min, {total / seconds:.0f} a second, {len(found)} targets failed")
+    SERVERS.close()
     return 1 if found else 0
 
 

@@ -52,25 +52,28 @@ def request(method: str, target: str, headers: dict[str, str], body: bytes = b""
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body
 
 
+SERVERS = ExitStack()  # those that listen; a process whose threads serve does not end by itself
+atexit.register(SERVERS.close)
+
+
 @cache
 def listening(kind: str) -> Listening:
     """Start a server once for the process."""
-    stack, kept = ExitStack(), _Kept()
-    atexit.register(stack.close)
+    kept = _Kept()
     web_connections.HEADER_SECONDS, web_connections.BODY_SECONDS = HEADER_SECONDS, BODY_SECONDS
     for name in ("uvicorn", "uvicorn.error", "asyncio", "starlette"):
         logging.getLogger(name).addHandler(kept)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="oddsmith-fuzz-")))
+    folder = Path(SERVERS.enter_context(tempfile.TemporaryDirectory(prefix="oddsmith-fuzz-")))
     if kind.startswith("monitor"):
         (folder / "run").mkdir()
         (folder / "run" / "events.jsonl").write_bytes(EVENT_LOGS[1])
         token = TOKEN if kind == "monitor with a token" else None
-        port = stack.enter_context(in_thread(make_app([folder], token=token)))
+        port = SERVERS.enter_context(in_thread(make_app([folder], token=token)))
         cookie = {"cookie": f"oddsmith_monitor_{port}={TOKEN}"} if token else {}
         good = request("GET", "/api/runs", {"host": f"127.0.0.1:{port}", **cookie})
     else:
         start = {"transformers serve": transformers_server, "llama.cpp": llama_server}[kind]
-        port = stack.enter_context(start(folder))[0]
+        port = SERVERS.enter_context(start(folder))[0]
         good = request("GET", "/v1/models", {"host": f"localhost:{port}"})
     return Listening(port, good, kept.texts)
 
