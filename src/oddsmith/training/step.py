@@ -193,6 +193,7 @@ class Stepper:
         """
         if shared is None or shared.exchanges_at_end:
             return micro_batches
+        self._pace.begin_micro_batch(1, len(micro_batches))  # from here on this process may wait for others
         missing = -shared.least(-len(micro_batches)) - len(micro_batches)
         shortest = min(micro_batches, key=lambda one: one["input_ids"].numel())
         filler = {**shortest, "weight": torch.zeros_like(shortest["weight"])}
