@@ -24,6 +24,7 @@ from accelerate import ParallelismConfig
 from accelerate.state import AcceleratorState
 
 from ..errors import ConfigError
+from ..system.launchers import is_on
 from ..system.strict_json import read_json
 
 KINDS = {"tp_size": "tensor", "cp_size": "context", "sp_size": "sequence"}
@@ -83,12 +84,12 @@ def require_data_parallel(given: ParallelismConfig | None, model_init_kwargs: An
         for name, kind in KINDS.items():
             if config is not None and (size := getattr(config, name)) > 1:
                 raise ConfigError(f"{where} has {name} {size} ({kind} parallelism); {INSTEAD}")
-    if _is_on(FLAG):
+    if is_on(FLAG):
         for name, kind in KINDS.items():
             variable = PREFIX + name.upper()
             if (size := os.environ.get(variable, "1")) not in ("1", "None", ""):
                 raise ConfigError(f"{variable} is {size} ({kind} parallelism) {LAUNCHER}; {INSTEAD}")
-    if _is_on("ACCELERATE_USE_MEGATRON_LM"):
+    if is_on("ACCELERATE_USE_MEGATRON_LM"):
         raise ConfigError(f"ACCELERATE_USE_MEGATRON_LM is on {LAUNCHER}; Megatron-LM trains models of its own kind;"
                           f" {INSTEAD}")  # fmt: skip
     options = model_init_kwargs if isinstance(model_init_kwargs, Mapping) else {}
@@ -109,7 +110,7 @@ def require_sizes(given: ParallelismConfig | None, processes: int, *, is_fsdp: b
     Raises:
         ConfigError: They do not fit.
     """
-    config = given or (ParallelismConfig() if _is_on(FLAG) else None)
+    config = given or (ParallelismConfig() if is_on(FLAG) else None)
     if config is None or config.total_size == 1:
         return
     shown = f"parallelism_config has dp_replicate_size {config.dp_replicate_size}, dp_shard_size {config.dp_shard_size}"
@@ -138,7 +139,3 @@ def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield name, value
         if isinstance(value, Mapping):
             yield from _entries(value)
-
-
-def _is_on(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() == "true"

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import distributed
-from transformers.utils import strtobool
 
 from ..errors import ConfigError
-from ..system.launchers import may_restart
+from ..system.launchers import is_on, may_restart
 
 STORE_S, POLL_S = 300.0, 0.2  # how long the first process may take to open its store
 # What accelerate launch asks for.
@@ -32,9 +31,9 @@ def choose_cpu(args: Any, launched: int) -> None:
     Also where several processes (``launched``) ask for DeepSpeed and there is no accelerator: DeepSpeed would compile a
     helper for CPUs before ``require_sharding`` refuses it.
     """
-    if _is_on("ACCELERATE_USE_CPU"):
+    if is_on("ACCELERATE_USE_CPU"):
         args.use_cpu = True
-    elif "ACCELERATE_USE_CPU" not in os.environ and launched > 1 and (args.deepspeed or _is_on(_OF_LAUNCH[1])):
+    elif "ACCELERATE_USE_CPU" not in os.environ and launched > 1 and (args.deepspeed or is_on(_OF_LAUNCH[1])):
         args.use_cpu = args.use_cpu or not torch.accelerator.is_available()
 
 
@@ -138,9 +137,9 @@ def require_sharding(args: Any, *, is_launched_later: bool = False) -> None:
     Raises:
         ConfigError: FSDP or DeepSpeed is asked for on a CPU, or in one process without a launcher; or Megatron-LM.
     """
-    if _is_on("ACCELERATE_USE_MEGATRON_LM"):
+    if is_on("ACCELERATE_USE_MEGATRON_LM"):
         raise ConfigError("ACCELERATE_USE_MEGATRON_LM is on, but Megatron-LM is not supported; take fsdp or deepspeed")
-    asked = [name for name in ("fsdp", "deepspeed") if getattr(args, name)] + [*filter(_is_on, _OF_LAUNCH)]
+    asked = [name for name in ("fsdp", "deepspeed") if getattr(args, name)] + [*filter(is_on, _OF_LAUNCH)]
     if not asked or args.distributed_state.distributed_type not in _UNSHARDED:
         return
     if args.device.type == "cpu":
@@ -155,7 +154,3 @@ def require_sharding(args: Any, *, is_launched_later: bool = False) -> None:
             f" torchrun, accelerate launch), and this is one without: nothing would be sharded; leave {asked[0]} out to"
             " train in one process"
         )
-
-
-def _is_on(variable: str) -> bool:
-    return bool(strtobool(os.environ.get(variable) or "false"))

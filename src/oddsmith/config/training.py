@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from ..errors import ConfigError
 from ..system.compilers import keep_kernels_apart
 from ..system.dtypes import with_dtype
-from ..system.launchers import join_processes
+from ..system.launchers import is_on, join_processes
 from ..system.names import require_folder_name
 from ..system.outside import require_file
 from ..system.precision import NO_BF16_UNIT, best_precision, emulated_bf16_on_gpu, emulates_bf16
@@ -225,7 +225,7 @@ class ORPOConfig(TrainingArguments):
         plugin = self.deepspeed_plugin
         if plugin is not None:
             parallelism.require_data_parallel_deepspeed(plugin.deepspeed_config)
-        is_fsdp = bool(self.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        is_fsdp = bool(self.fsdp) or is_on("ACCELERATE_USE_FSDP")
         parallelism.require_sizes(
             self.parallelism_config, self.world_size, is_fsdp=is_fsdp, is_deepspeed=plugin is not None
         )

@@ -34,7 +34,7 @@ SEQUENTIAL, GROUPED = "sequential", "group_by_length"
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What the steps of an epoch are like."""
+    """Figures of the steps of an epoch."""
 
     steps: int  # of an epoch
     pairs_per_step: int

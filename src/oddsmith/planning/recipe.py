@@ -167,11 +167,10 @@ def plan_recipe(
 
 def _ways(args: ORPOConfig, chosen: ModelConfig) -> dict[str, _Way]:
     name = str(chosen.model_name_or_path)
-    if not (is_gguf(locate(name)) or is_adapter_folder(Path(locate(name)))):
-        load_config(
-            name, revision=chosen.model_revision, trust_remote_code=args.trust_remote_code
-        )  # fetched, from a hub
-    is_adapter = is_adapter_folder(Path(locate(name)))
+    place = locate(name)
+    is_adapter = is_adapter_folder(Path(place))
+    if not (is_adapter or is_gguf(place)):  # from a hub, it is fetched
+        load_config(name, revision=chosen.model_revision, trust_remote_code=args.trust_remote_code)
     found: dict[str, _Way] = {}
     for training in (ALL_WEIGHTS, LORA, LORA_8BIT if chosen.load_in_8bit else LORA_4BIT):
         adapter = training != ALL_WEIGHTS

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from ..errors import ConfigError
 
@@ -40,8 +41,7 @@ def join_processes() -> int:
             f"the environment variable WORLD_SIZE is {world}, but RANK is missing: start all processes with a launcher"
             " (oddsmith train --num-processes N, torchrun, accelerate launch, mpirun, srun), or unset WORLD_SIZE"
         )
-    on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")
-    if on_cpus and "RANK" not in os.environ and "MASTER_PORT" in os.environ:
+    if is_on("ACCELERATE_USE_CPU") and "RANK" not in os.environ and "MASTER_PORT" in os.environ:
         # It sets an address for its processes to meet at, and then starts one (accelerate 1.15, simple_launcher).
         raise ConfigError(
             "accelerate launch was asked for several processes, and on CPUs starts one alone without mpirun: start them"
@@ -69,6 +69,18 @@ def may_restart() -> bool:
 def restarts() -> int:
     """Return how often torchrun has restarted the processes of this run."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
+def is_on(variable: str) -> bool:
+    """Return whether a variable of ``accelerate launch`` is on, in any of the words that accelerate takes for it."""
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def store_of_run() -> Any:
+    """Return a connection of its own to the store at which the processes of a run have met (``TCPStore``)."""
+    from torch import distributed
+
+    return distributed.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
 
 
 def _number(name: str, default: int) -> int:

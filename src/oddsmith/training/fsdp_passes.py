@@ -32,7 +32,7 @@ class Event(NamedTuple):
 
 
 class FsdpPasses:
-    """What a model under FSDP2 has done of a micro-batch.
+    """Record which modules the forward pass of a micro-batch has entered and left, and go through what is left of it.
 
     Args:
         model: The root of FSDP2.

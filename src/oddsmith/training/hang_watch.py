@@ -30,6 +30,7 @@ import torch
 from torch import distributed
 
 from ..system.files import dispensable
+from ..system.launchers import store_of_run
 from ..system.run_folder import STACKS_FOLDER
 from ..system.strict_json import read_json, read_object
 from .pace import Pace, Place
@@ -138,7 +139,7 @@ class HangWatch:
         self._rank, self._world = distributed.get_rank(), distributed.get_world_size()
         self._main = threading.current_thread().ident or 0
         self._ended.clear()
-        self._store = distributed.PrefixStore(f"oddsmith/hang/{self._trainings}", _store_of_world())
+        self._store = distributed.PrefixStore(f"oddsmith/hang/{self._trainings}", store_of_run())
         self._beats = 0
         threads = [threading.Thread(target=target, daemon=True) for target in (self._watch, self._watch_store)]
         for thread in threads:
@@ -314,11 +315,6 @@ def _is_compiling() -> bool:
     callbacks = sys.modules.get("torch._dynamo.callback")
     handler = getattr(callbacks, "callback_handler", None)
     return getattr(handler, "_CompilationCallbackHandler__pending_callbacks_counter", 0) > 0
-
-
-def _store_of_world() -> distributed.Store:
-    """Return another connection to the store at which the processes have met, for a thread of its own."""
-    return distributed.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
 
 
 def _end_now() -> None:

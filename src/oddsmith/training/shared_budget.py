@@ -111,15 +111,13 @@ class SharedBudget:
         if least < NO_LIMIT:
             raise HalvedByOthers(least)
 
-    def can_go_on_after(self, error: BaseException) -> bool:
-        """Return whether the others can be followed to the end of a micro-batch in which memory ran out.
+    def was_exchanging(self, error: BaseException) -> bool:
+        """Return whether memory ran out while FSDP gathered or scattered.
 
-        Not where it ran out while FSDP gathered or scattered: which of it the others have seen is not known then.
+        What the other processes have seen of that exchange is not known then, so this one cannot go on with them.
         """
-        if self._passes is None:
-            return True
-        self.is_exchanging = any(FSDP_SOURCE in frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
-        return not self.is_exchanging
+        frames = walk_tb(error.__traceback__)
+        return self._passes is not None and any(FSDP_SOURCE in frame.f_code.co_filename for frame, _ in frames)
 
     def drop_gradients(self, model: Any) -> None:
         """Drop the gradients of a step that is computed again, in every process."""

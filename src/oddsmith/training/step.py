@@ -187,9 +187,9 @@ class Stepper:
         return loss
 
     def _as_many_everywhere(self, micro_batches: list[Any], shared: SharedBudget | None) -> list[Any]:
-        """Fill up with micro-batches that count nothing where every one is computed by all processes together.
+        """Add micro-batches of weight 0 until every process has the same number, because FSDP communicates in each.
 
-        The plan does so itself; but what is over a budget that was halved since, each process divides alone.
+        The plan already gives all processes the same number; once the budget is halved, each divides its own pairs.
         """
         if shared is None or shared.exchanges_at_end:
             return micro_batches
@@ -211,7 +211,10 @@ class Stepper:
         try:
             return train_micro_batch(model, micro_batch)
         except RuntimeError as error:
-            if not is_device_out_of_memory(error) or not shared.can_go_on_after(error):
+            if not is_device_out_of_memory(error):
+                raise
+            if shared.was_exchanging(error):
+                shared.is_exchanging = True
                 raise
             shortage = error.with_traceback(None)  # its frames hold the memory that is to be free
         clear_device_cache(garbage_collection=True)

@@ -14,12 +14,14 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+from ...system.launchers import store_of_run
+
 WAIT_S = 4.0  # for the first process to come to the same error, or for the others to have seen its own
 POLL_S = 0.05
 
 
 def is_left_to_first(text: str) -> bool:
-    """Return, in another process than the first one of a run, whether that one says the same error."""
+    """Return whether the first process of the run says this error, too; always false in the first process itself."""
     store = None if os.environ.get("RANK", "0") == "0" else _store()
     if store is None:
         return False
@@ -70,7 +72,7 @@ def _store() -> Any:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             return distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=WAIT_S))
         if distributed.is_initialized():
-            return distributed.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+            return store_of_run()
     except (KeyError, ValueError, RuntimeError):  # the launcher has ended
         pass
     return None

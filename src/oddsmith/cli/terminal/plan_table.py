@@ -66,7 +66,7 @@ def _facts(plan: Plan, train: Rehearsed) -> dict[str, str]:
     tokens = "by batch sizes" if plan.recipe.max_tokens is None else f"at most {plan.recipe.max_tokens:,} tokens each"
     share = found.computed_share
     laid_out = (
-        f"packed rows compute {share:.0%} of the tokens, what sequences share once"
+        f"packed rows compute {share:.0%} of the tokens: what sequences share is computed once"
         if share <= 1
         else f"padding makes {share:.2f} times the tokens"
     )
@@ -91,7 +91,7 @@ def _verdict(plan: Plan) -> list[str]:
     names = "; ".join(f"{name_of(one)}{' with gradient_checkpointing' if one.checkpointing else ''}" for one in fitting)
     if recipe.fits:
         lines = [f"> This recipe fits: {name_of(recipe)} takes {needs}."]
-        lines += [f"So do: {names}."] if names else []
+        lines += [f"These fit, too: {names}."] if names else []
     else:
         lines = [f"> This recipe does not fit: {name_of(recipe)} takes {needs}."]
         lines += [
@@ -108,8 +108,8 @@ def _verdict(plan: Plan) -> list[str]:
     else:
         lines.append("No time is predicted: the rates of this GPU are not known.")
     lines.append(
-        f"Sums hold {machine.overhead / GB:.1f} GB of {'CUDA' if machine.on_gpu else 'Python and libraries'};"
-        f" ckpt: fits with gradient_checkpointing, and is shown with it."
+        f"Each sum includes {machine.overhead / GB:.1f} GB for {'CUDA' if machine.on_gpu else 'Python and libraries'}."
+        " ckpt: fits only with gradient_checkpointing, and its row is computed with it."
     )
     return lines
 
