@@ -52,9 +52,10 @@ ROOMS: dict[str, set[str]] = {
     },
     "export": {"errors", "system", "data", "model", "training"},
     "inference": {"errors", "system", "data", "model", "export"},
+    "making": {"errors", "system", "config", "data", "batching", "model", "export", "inference"},
     "cli": {
         *("errors", "metrics", "system", "config", "data", "model", "checkpoint", "diagnose", "monitor", "training"),
-        *("planning", "export", "inference"),
+        *("planning", "export", "inference", "making"),
     },
 }
 # What these print they write out for a terminal first, or it is ours, or an answer on its way into a file.

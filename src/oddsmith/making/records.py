@@ -1,0 +1,55 @@
+"""What the parts of making pairs hand to each other: questions, answers to them, scores of the answers.
+
+All of it is plain data that a line of JSON holds, because each answer and each score is kept in a log as it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..data.formats.messages import Message
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt that is answered several times."""
+
+    key: str  # the same in every run: a digest of its messages
+    messages: list[Message]  # end with the user's
+    row: Mapping[str, Any] = field(default_factory=dict, repr=False)  # its row, for judges that check against it
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to a question."""
+
+    question: str  # its key
+    model: str  # who answered
+    sample: int  # from 0, among the answers of this model to this question
+    text: str
+    tokens: int | None = None  # None where it is not known
+    is_finished: bool = True  # the model ended it; otherwise it was cut
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a judge says of one answer."""
+
+    value: float | None  # higher is better; None: the judge could not tell
+    reason: str = ""  # why it could not, or what the value rests on, in a few words
+
+
+class Judge(Protocol):
+    """Scores the answers to a question. Values of one judge are on one scale over all questions."""
+
+    name: str  # as it was asked for, without secrets: `rule`, `reward:MODEL`, ...
+
+    def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Sequence[Sequence[Score]]:
+        """Return a score for each answer to each question, in their order; it may be asked for many at once.
+
+        Raises:
+            OddsmithError: It cannot go on at all: a server is gone, a model does not load, its function raised.
+        """
+        ...
