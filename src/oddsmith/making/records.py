@@ -5,7 +5,7 @@ All of it is plain data that a line of JSON holds, because each answer and each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,8 +46,15 @@ class Judge(Protocol):
 
     name: str  # as it was asked for, without secrets: `rule`, `reward:MODEL`, ...
 
-    def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Sequence[Sequence[Score]]:
-        """Return a score for each answer to each question, in their order; it may be asked for many at once.
+    def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
+        """Score the answers to many questions.
+
+        Args:
+            questions: Each with the answers to it.
+
+        Returns:
+            For each question its position, and a score for each answer to it, in their order. Questions come as they
+            are done, in any order: their scores are kept if the process ends here.
 
         Raises:
             OddsmithError: It cannot go on at all: a server is gone, a model does not load, its function raised.
