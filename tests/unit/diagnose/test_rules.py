@@ -159,6 +159,22 @@ def test_changes_name_numbers():
     assert findings(**CASES["warm_up_long"][0])["warm_up_long"].change == "warmup_steps 96 -> 12 (a tenth of the run)"
 
 
+@pytest.mark.parametrize(
+    ("beta", "parameters", "change"),
+    [
+        (0.8, 1.35e8, "beta 0.8 -> 0.4"),  # usual for a small model, where the authors take 0.5 to 1.0
+        (2.0, 1.35e8, "beta 2 -> 0.5 (0.1 to 1 is usual below 2B)"),
+        (0.8, 7e9, "beta 0.8 -> 0.1 (0.05 to 0.25 is usual from 6B)"),
+        (0.2, 7e9, "beta 0.2 -> 0.1"),
+        (0.5, float("nan"), "beta 0.5 -> 0.25"),  # of a size that is not known
+        (0.8, -1.0, "beta 0.8 -> 0.1 (0.05 to 0.25 is usual from 6B)"),
+    ],
+)
+def test_which_beta_is_usual_depends_on_the_size_of_the_model(beta, parameters, change):
+    found = findings(**FALLING, settings={"beta": beta, "parameters": parameters})
+    assert found["over_penalisation"].change.split(";")[0] == change
+
+
 CONTRADICTING = {
     "slow and not learning": {"log_odds_chosen": line(0.1, 0.1, 0.1), **CASES["learning_rate_low"][0]},
     "not learning and rising": {"log_odds_chosen": line(0.1, 0.1, 0.1), "loss": there_and_back(2.6, 1.6, 2.4)},

@@ -9,19 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from math import inf
 
+from ...usual import FULL, LORA, Rule, rule_for
 from ..findings import Finding
 from ..history import History
 
-# The usual range of ORPO runs: the paper took 8e-6 for 2.7B to 7B; TRL's and alignment-handbook's recipes 5e-6 to 2e-5,
-# with LoRA up to 2e-4.
-LOWEST_FULL, HIGHEST_FULL = 5e-6, 2e-5
-LOWEST_ADAPTER, HIGHEST_ADAPTER = 1e-5, 2e-4
-# Small models take more: SmolLM2-135M was instruction-tuned with 1e-3, and our demo takes 6e-4 (docs/log.md).
-SMALL_MODEL_PARAMETERS, SMALL_MODEL_FACTOR = 5e8, 10
 OF_WHAT = {True: "with an adapter (LoRA)", False: "for all weights"}
-# The paper uses 0.1 (Mistral), 0.2 (Llama-2) and 0.25 (Phi-2). Above MAX_BETA the advice is USUAL_BETA, not half.
-USUAL_BETA, MAX_BETA = 0.1, 0.5
+SIZE_UNKNOWN = 7e9  # parameters: most runs whose log does not tell are of 7B and 8B models
+MAX_BETA_UNKNOWN = 0.5  # of them; it is usual for small ones
 
 
 def agreed(findings: Iterable[Finding], history: History) -> list[Finding]:
@@ -45,9 +41,20 @@ def kinds_of_run(history: History) -> list[bool]:
 
 def usual_range(history: History, trains_adapter: bool) -> tuple[float, float]:
     """Return the lowest and highest usual learning rate of a kind of run."""
-    lowest, highest = (LOWEST_ADAPTER, HIGHEST_ADAPTER) if trains_adapter else (LOWEST_FULL, HIGHEST_FULL)
+    return _range(_rule("learning_rate", history, LORA if trains_adapter else FULL))
+
+
+def _rule(setting: str, history: History, training: str = FULL) -> Rule:
+    return rule_for(setting, parameters=_parameters(history) or SIZE_UNKNOWN, training=training)
+
+
+def _parameters(history: History) -> float | None:
     parameters = history.setting("parameters")
-    return lowest, highest * (SMALL_MODEL_FACTOR if parameters and parameters < SMALL_MODEL_PARAMETERS else 1)
+    return parameters if parameters is not None and 0 < parameters < inf else None
+
+
+def _range(rule: Rule) -> tuple[float, float]:
+    return rule.usual or (rule.value, rule.value)
 
 
 def in_words(history: History, end: int) -> str:
@@ -89,10 +96,12 @@ def _target(rate: float, factor: float, lowest: float, highest: float) -> float:
 
 
 def _beta(history: History, factor: float) -> str:
-    """Word a new beta: the usual one if it is to fall from far above that."""
-    beta = history.setting("beta")
-    if factor < 1 and beta is not None and beta > MAX_BETA:
-        return f"beta {beta:.3g} -> {USUAL_BETA} (0.1 to 0.25 is usual)"
+    """Word a new beta: one that is usual for the size of the model, if it is to fall from above that."""
+    beta, rule = history.setting("beta"), _rule("beta", history)
+    lowest, highest = _range(rule)
+    most = highest if _parameters(history) else max(highest, MAX_BETA_UNKNOWN)
+    if factor < 1 and beta is not None and beta > most:
+        return f"beta {beta:.3g} -> {rule.value} ({lowest:g} to {highest:g} is usual {rule.condition})"
     return _times("beta", beta, factor)
 
 
