@@ -73,3 +73,12 @@ TRAININGS: dict[str, TrainingLimit] = {
     "LoRA fp16": TrainingLimit(1, 0, 1, 10),
     "padded LoRA bf16": TrainingLimit(2, 0, 1, 12, path="padded batches"),
 }
+
+# One of each kind; the others are slow tests.
+FEW_STEPS = {
+    "LoRA 4-bit, checkpointing",
+    "full bf16 over float32, checkpointing",
+    "soft cap",
+    "padded LoRA bf16",
+}
+FEW_TRAININGS = {"LoRA bf16, several micro-batches"}

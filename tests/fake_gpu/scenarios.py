@@ -1,4 +1,6 @@
-"""Run all cases and trainings, and write what was recorded: ``python -m tests.fake_gpu.scenarios FILE.json``.
+"""Run cases and trainings, and write what was recorded: ``python -m tests.fake_gpu.scenarios FILE.json few``.
+
+``few`` runs those of ``limits.FEW_STEPS`` and ``FEW_TRAININGS``, and what has no name, ``others`` all others.
 
 The guard library has to be loaded before torch, and torch then believes in a GPU: nothing else may run in this process.
 It ends with ``CANNOT_RUN`` and one line on stderr where the library cannot be made.
@@ -102,24 +104,30 @@ def attempted(run: Callable[..., dict[str, Any]], *arguments: Any, **others: Any
     return found | {"seconds": time.process_time() - started}
 
 
-def main(file: str) -> None:
-    """Load the library, run everything, write the results."""
+def main(file: str, which: str) -> None:
+    """Load the library, run one of the two parts, write the results."""
     try:
         load()
     except NoGuard as reason:
         sys.stderr.write(f"{reason}\n")
         sys.exit(CANNOT_RUN)
+    from .limits import FEW_STEPS, FEW_TRAININGS
     from .steps import CASES
     from .training import TRAININGS, run_training
 
+    is_few = which == "few"
     found = {
-        "cases": {name: attempted(measure_case, case) for name, case in CASES.items()},
-        "recorder": {"careless": attempted(notice)},
-        "roofline": {"8b-qlora": attempted(predict)},
-        "trainings": {name: attempted(run_training, **settings) for name, settings in TRAININGS.items()},
+        "cases": {name: attempted(measure_case, case) for name, case in CASES.items() if (name in FEW_STEPS) == is_few},
+        "trainings": {
+            name: attempted(run_training, **settings)
+            for name, settings in TRAININGS.items()
+            if (name in FEW_TRAININGS) == is_few
+        },
     }
+    if is_few:
+        found |= {"recorder": {"careless": attempted(notice)}, "roofline": {"8b-qlora": attempted(predict)}}
     Path(file).write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -7,24 +7,41 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fake_gpu.limits import STEPS, TRAININGS
+from tests.fake_gpu.limits import FEW_STEPS, FEW_TRAININGS, STEPS, TRAININGS
 from tests.fake_gpu.scenarios import CANNOT_RUN
 
-pytestmark = pytest.mark.timeout(900)  # the first test waits for all of them: about 70 s of CPU
+pytestmark = pytest.mark.timeout(900)  # the first slow test waits for all of them: about 50 s of CPU
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def some(names: Iterable[str], few: set[str]) -> list[Any]:
+    """Return parameters for these names, the slow ones marked."""
+    return [pytest.param(name, marks=() if name in few else pytest.mark.slow) for name in names]
+
+
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What all cases and trainings recorded, in one process of their own."""
-    file = tmp_path_factory.mktemp("fake_gpu") / "recorded.json"
-    command = [sys.executable, "-W", "ignore", "-m", "tests.fake_gpu.scenarios", str(file)]
+def few(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the few cases and trainings recorded."""
+    return record(tmp_path_factory, "few")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What all others recorded."""
+    return record(tmp_path_factory, "others")
+
+
+def record(folders: pytest.TempPathFactory, which: str) -> dict[str, Any]:
+    """Run one of the two parts of the cases and trainings, in a process of its own."""
+    file = folders.mktemp(which) / "recorded.json"
+    command = [sys.executable, "-W", "ignore", "-m", "tests.fake_gpu.scenarios", str(file), which]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     if done.returncode == CANNOT_RUN:
@@ -34,15 +51,15 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture
-def step(recorded: dict[str, Any], name: str) -> dict[str, Any]:
+def step(request: pytest.FixtureRequest, name: str) -> dict[str, Any]:
     """What the step of a case recorded."""
-    return _of(recorded["cases"], name)
+    return _of(request.getfixturevalue("few" if name in FEW_STEPS else "others")["cases"], name)
 
 
 @pytest.fixture
-def training(recorded: dict[str, Any], name: str) -> dict[str, Any]:
+def training(request: pytest.FixtureRequest, name: str) -> dict[str, Any]:
     """What a training recorded."""
-    return _of(recorded["trainings"], name)
+    return _of(request.getfixturevalue("few" if name in FEW_TRAININGS else "others")["trainings"], name)
 
 
 def _of(found: dict[str, Any], name: str) -> dict[str, Any]:
@@ -57,13 +74,14 @@ def has_exact_versions() -> bool:
     return all(version(name).split("+")[0] == pins[name] for name in ("torch", "transformers", "peft"))
 
 
-def test_every_case_has_limits(recorded):
-    assert set(recorded["cases"]) == set(STEPS)
-    assert set(recorded["trainings"]) == set(TRAININGS)
+@pytest.mark.slow
+def test_every_case_has_limits(few, others):
+    assert set(few["cases"]) | set(others["cases"]) == set(STEPS)
+    assert set(few["trainings"]) | set(others["trainings"]) == set(TRAININGS)
 
 
-def test_waits_and_copies_are_recorded(recorded):
-    found = _of(recorded["recorder"], "careless")["counts"]
+def test_waits_and_copies_are_recorded(few):
+    found = _of(few["recorder"], "careless")["counts"]
     waits, waiting_copies, launches = ({name for name in found if found[name][n]} for n in range(3))
     assert waits == {"synchronize", "number from the device", "positions of what is true"}
     to_and_from = {"number to the device", "tensor to the device", "tensor from the device"}
@@ -71,23 +89,23 @@ def test_waits_and_copies_are_recorded(recorded):
     assert "copy on the device" in launches
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", some(STEPS, FEW_STEPS))
 def test_every_trained_weight_gets_a_gradient_of_its_device_dtype_and_shape(step, name):
     assert step["faults"] == []
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", some(STEPS, FEW_STEPS))
 def test_a_step_waits_for_the_device_no_more_than_its_limit(step, name):
     assert len(step["waits"]) <= STEPS[name].waits, step["waits"]
     assert step["waiting copies"] == []
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", some(STEPS, FEW_STEPS))
 def test_each_layer_calls_its_attention_kernels_once(step, name):
     assert step["attention"] == STEPS[name].kernels(step["layers"])
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", some(STEPS, FEW_STEPS))
 def test_a_layer_launches_and_moves_no_more_than_its_limit(step, name):
     limit = STEPS[name]
     assert step["launches a layer"] <= limit.launches
@@ -95,8 +113,8 @@ def test_a_layer_launches_and_moves_no_more_than_its_limit(step, name):
     assert step["launches beside the layers"] <= limit.beside
 
 
-def test_the_roofline_predicts_faster_steps_on_faster_cards_and_counts_the_operations(recorded):
-    found = _of(recorded["roofline"], "8b-qlora")
+def test_the_roofline_predicts_faster_steps_on_faster_cards_and_counts_the_operations(few):
+    found = _of(few["roofline"], "8b-qlora")
     times_s = [found["device_s"][card] for card in ("H100", "A100", "RTX 4090", "RTX 3090")]
     assert times_s == sorted(times_s)
     assert 0 < times_s[0] < times_s[-1] / 3
@@ -105,7 +123,7 @@ def test_the_roofline_predicts_faster_steps_on_faster_cards_and_counts_the_opera
     assert "| 8b-qlora | RTX 3090 |" in found["report"]
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", some(TRAININGS, FEW_TRAININGS))
 def test_a_training_waits_for_the_device_and_copies_no_more_than_its_limit(training, name):
     recorded, limit = training["first"]["step"], TRAININGS[name]
     assert recorded["micro-batches"] == limit.micro_batches
@@ -114,14 +132,14 @@ def test_a_training_waits_for_the_device_and_copies_no_more_than_its_limit(train
     assert len(recorded["copies"]) <= limit.copies * limit.micro_batches, recorded["copies"]
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", some(TRAININGS, FEW_TRAININGS))
 def test_an_evaluation_waits_no_more_than_its_limit(training, name):
     evaluation, limit = training["first"]["evaluation"], TRAININGS[name]
     assert evaluation["micro-batches"] > 0
     assert len(evaluation["waits"]) <= limit.evaluation_waits * evaluation["micro-batches"], evaluation["waits"]
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", some(TRAININGS, FEW_TRAININGS))
 def test_a_resumed_training_goes_on_as_before(training, name):
     first, resumed = training["first"], training["resumed"]
     assert resumed["steps"] == first["steps"] == 3
@@ -133,6 +151,6 @@ def test_a_resumed_training_goes_on_as_before(training, name):
     assert [wait for wait in resumed["step"]["waits"] if "trainable.py" not in wait] == first["step"]["waits"]
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", some(TRAININGS, FEW_TRAININGS))
 def test_a_checkpoint_of_a_gpu_is_complete(training, name):
     assert {"optimizer.safetensors", "manifest.json"} <= set(training["saved"])
