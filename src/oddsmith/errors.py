@@ -10,7 +10,7 @@
     │   ├── CheckpointError           a checkpoint to resume from: missing, damaged, or of another run
     │   ├── NotAFileError (OSError)   a link, pipe, socket or device where a file of the user's is expected
     │   └── MissingExtraError         an optional dependency; the message is the install command
-    ├── SaveError                     a checkpoint could not be written; the one before it is complete
+    ├── SaveError                     a checkpoint, or a log, could not be written; what was written before is complete
     ├── OutOfMemoryError              a ``MemoryError``: of the machine, or of the device
     ├── WorkerError                   a worker process of a data loader ended by itself
     ├── ExportError                   an export failed: no room for it, or its result differs from its source
@@ -156,7 +156,7 @@ class MissingExtraError(UsageError, ImportError):
 
 
 class SaveError(OddsmithError):
-    """A checkpoint could not be written. Its files are no checkpoint; the last one before it is complete.
+    """A checkpoint could not be written: its files are no checkpoint, and the last one before it is complete. Or a log.
 
     Args:
         message: Why, what is left, and what to do.

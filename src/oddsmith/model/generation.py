@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from ..data.tokens.rendering import Renderer
 from ..errors import ModelError
 from .computing import clear_computing
+from .sampling import OwnDraws
 
 # Tokenizers without a limit state a number far above this one.
 NO_LIMIT_TOKENS = 10**8
@@ -46,6 +47,8 @@ def replies(
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    top_p: float = 1.0,
     batch_size: int = 32,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Reply]:
@@ -58,6 +61,9 @@ def replies(
         max_new_tokens: Length at which an answer is cut.
         temperature: 0 takes the likeliest token each time.
         seed: Of the sampling; the same prompts in batches of the same size get the same answers.
+        seeds: In its place one for each prompt, whose answer then depends on nothing else in the batch but for
+            rounding; of the model's own settings none changes the probabilities then, except penalties.
+        top_p: With ``seeds``: draw only from the likeliest tokens that have this probability together.
         batch_size: Prompts answered at once.
         on_batch: Called with the number of answers done so far.
 
@@ -77,6 +83,10 @@ def replies(
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompts[i])) + list(prompts[i]) for i in chunk])
         mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chunk])
         options = _options(tokenizer, end_ids, max_new_tokens, temperature)
+        if seeds is not None and temperature > 0:
+            draws = OwnDraws([seeds[i] for i in chunk], temperature, top_p, max_new_tokens)
+            options = _options(tokenizer, end_ids, max_new_tokens, 0.0)
+            options |= {"num_beams": 1, "logits_processor": LogitsProcessorList([draws])}
         with clear_computing(model.name_or_path, "generate"):
             output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options)
         new = output[:, 1:] if model.config.is_encoder_decoder else output[:, width:]

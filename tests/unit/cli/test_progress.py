@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from oddsmith.cli.terminal.progress import ProgressLine, TokenizingLines, clock, evaluation_lines
+from oddsmith.cli.terminal.counting import clock
+from oddsmith.cli.terminal.progress import ProgressLine, TokenizingLines, evaluation_lines
 
 LOGS = {
     "loss": 2.3141,

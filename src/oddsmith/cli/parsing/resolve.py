@@ -54,6 +54,7 @@ class Resolved:
     positional: list[str]  # words without a flag, other than the configuration file
     fields: Mapping[str, Field] = field(repr=False)  # the known settings
     lines: list[str] = field(default_factory=list)  # what to say about older names of settings
+    repeated: dict[str, list[str]] = field(default_factory=dict)  # as options, with each value that was given
 
     def get(self, name: str) -> Any:
         """Return the value of a setting, its default where none was given."""
@@ -103,7 +104,7 @@ def resolve(
         raise ConfigError(f"found {words.positional[max_positional]!r}; expected a flag such as {example} there")
     in_file, unknown, lines = _read_file(configs[0], words) if configs else ({}, {}, [])
     _refuse_unknown(unknown, words.unknown, has_settings=bool(fields))
-    resolved = Resolved({}, words.options, words.positional if max_positional else [], fields, lines)
+    resolved = Resolved({}, words.options, words.positional if max_positional else [], fields, lines, words.repeated)
     for given, place in ((in_file, _in_file(in_file)), (words.settings, _as_flags(words.settings))):
         today = under_todays_names({name: setting.value for name, setting in given.items()}, fields, place)
         for name, value in today.settings.items():
@@ -165,6 +166,7 @@ class _Words:
         self.settings: dict[str, Setting] = {}  # under the names that were given
         self.unknown: dict[str, str | None] = {}  # flag -> what was probably meant
         self.options: dict[str, str] = {}
+        self.repeated: dict[str, list[str]] = {}
         self.configs: list[str] = []
         self.positional: list[str] = []
 
@@ -189,6 +191,7 @@ class _Words:
             self.configs.append(attached if has_value else self._one_value(flag))
         elif name in self.options_known:
             self.options[name] = self._option_value(self.options_known[name], flag, attached if has_value else None)
+            self.repeated.setdefault(name, []).append(self.options[name])
         elif name in self.fields:
             known = self.fields[name]
             texts = [attached] if has_value else self._values(known, flag)

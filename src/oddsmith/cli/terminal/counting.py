@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.control import Control
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,34 +16,59 @@ LINE_EVERY_S = 10.0  # where there is no terminal
 
 
 @contextmanager
-def counting(doing: str, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a count as a bar on a terminal, elsewhere as a plain line now and then.
+def counting(doing: str, what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show a count as a bar on a terminal, elsewhere as a plain line now and then, with the rate and the time left.
 
     Yields a function to call with the number done since the last call. ``doing`` is a verb (``"checking"``), ``what``
-    the things that are counted (``"rows"``), and ``total`` is ``None`` where it is not known.
+    the things that are counted (``"rows"``), and ``total`` is ``None`` where it is not known. So many were ``done``
+    before.
     """
+    start, before = time.monotonic(), done
     if is_live() and is_main_process():
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:,}") if total is None else MofNCompleteColumn(),
             TextColumn(what),
+            TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn() if total is None else TimeRemainingColumn(),
         )
         with Progress(*columns, console=stderr_console(), transient=True) as progress:
-            task = progress.add_task(doing, total=total)
-            yield lambda count: progress.update(task, advance=count)
+            task = progress.add_task(doing, total=total, completed=done, rate="")
+
+            def move(count: int) -> None:
+                nonlocal done
+                done += count
+                progress.update(task, advance=count, rate=_rate(done - before, time.monotonic() - start))
+
+            yield move
         return
-    done, last = 0, time.monotonic()
+    last = start
 
     def count_up(count: int) -> None:
         nonlocal done, last
         done += count
-        if time.monotonic() - last >= LINE_EVERY_S:
-            last = time.monotonic()
-            say(f"{doing}: {done:,}{f' of {total:,}' if total is not None else ''} {what}")
+        now = time.monotonic()
+        if now - last >= LINE_EVERY_S:
+            last = now
+            line = f"{doing}: {done:,}{f' of {total:,}' if total is not None else ''} {what}"
+            line += f", {_rate(done - before, now - start)}"
+            if total is not None and done > before:
+                line += f", {clock((now - start) / (done - before) * (total - done))} left"
+            say(line)
 
     yield count_up
+
+
+def clock(seconds: float) -> str:
+    """Format a duration: ``0:07``, ``12:05``, ``1:02:03``, ``2 days, 1:02:03``."""
+    text = str(timedelta(seconds=round(seconds)))
+    return text.removeprefix("0:").removeprefix("0") if text.startswith("0:0") else text.removeprefix("0:")
+
+
+def _rate(count: int, seconds: float) -> str:
+    rate = count / max(seconds, 1e-3)
+    return f"{rate:,.0f} a second" if rate >= 10 else f"{rate:.2g} a second"
 
 
 def count_in_place(text: str, is_last: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.report import counted
 from .console import show, show_line
-from .progress import clock
+from .counting import clock
 
 if TYPE_CHECKING:
     from ...planning.recipe import Choice, Plan

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from datetime import timedelta
 from typing import Any
 
 from rich.console import Console, ConsoleOptions
@@ -17,6 +16,7 @@ from transformers import TrainerCallback, TrainerState
 
 from ...metrics import Metric, Place, shown_in
 from .console import is_live, is_main_process, say, stderr_console
+from .counting import clock
 
 REFRESH_PER_SECOND = 4
 TOLD_S = 10.0  # between lines about the tokenizing of rows
@@ -179,9 +179,3 @@ def figures(logs: Mapping[str, Any], prefix: str = "", metrics: Iterable[Metric]
         for metric in metrics
         if isinstance(logs.get(prefix + metric.name), int | float)
     }
-
-
-def clock(seconds: float) -> str:
-    """Format a duration: ``0:07``, ``12:05``, ``1:02:03``, ``2 days, 1:02:03``."""
-    text = str(timedelta(seconds=round(seconds)))
-    return text.removeprefix("0:").removeprefix("0") if text.startswith("0:0") else text.removeprefix("0:")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class GgufModel:
         vocabulary_size: Tokens in the vocabulary, and logits at each position.
         end_ids: The tokens that end an answer, such as end of turn and end of text.
         begin_id: The begin token, if texts start with one.
+        trained_tokens: Most tokens in a text that the model was trained on.
         context_length: Most tokens of prompt and answer together.
 
     Raises:
@@ -70,8 +71,8 @@ class GgufModel:
         self.vocabulary_size: int = vocabulary.n_vocab
         self.end_ids = frozenset(token for token in range(vocabulary.n_vocab) if vocabulary.is_eog(token))
         self.begin_id: int | None = vocabulary.token_bos() if vocabulary.get_add_bos() else None
-        trained_tokens = self._model.n_ctx_train
-        self.context_length = context_length or min(trained_tokens, DEFAULT_CONTEXT_TOKENS)
+        self.trained_tokens: int = self._model.n_ctx_train
+        self.context_length = context_length or min(self.trained_tokens, DEFAULT_CONTEXT_TOKENS)
         self._context = self._new_context(threads or available_processors())
         self._seen: list[int] = []  # the tokens whose keys and values the context holds
 
@@ -88,7 +89,7 @@ class GgufModel:
                 " give a smaller context_length"
             ) from error
 
-    def __enter__(self) -> GgufModel:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:

@@ -10,7 +10,7 @@ The models continue the prompt of a pair of plain texts, as in training; every o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,21 +50,47 @@ class Prompt:
         return [first, *self.follow_ups]
 
 
-def read_prompts(name: str, split: str = "test", columns: Any = None) -> list[Prompt]:
+def read_prompts(
+    name: str,
+    split: str = "test",
+    columns: Any = None,
+    *,
+    config: str | None = None,
+    choose: Callable[[int], Iterable[int]] = range,
+    undecided: bool = False,
+) -> list[Prompt]:
     """Read the prompts of a text file, or of any file or dataset that training can read.
 
-    ``split`` is a split of a dataset; a slice of it (``test[:20]``) works for files, too. ``columns`` is the setting,
-    for columns of other names. Raise ``DataError`` where nothing is there or it holds no prompts, and ``RowError`` for
-    a row that holds none.
+    Args:
+        name: The file or dataset.
+        split: A split of a dataset; a slice of it (``test[:20]``) works for files, too.
+        columns: The setting, for columns of other names.
+        config: Configuration of a hub dataset.
+        choose: Returns which rows are read, for their number; by default all.
+        undecided: Whether a comparison without a preference is read as a prompt alone, and not left out.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        DataError: Nothing is there, or it holds no prompts.
+        RowError: A row holds none.
     """
     path = Path(name).expanduser()
-    rows = _lines(path) if path.suffix.lower() in TEXT_SUFFIXES else load_rows(name, split=split, columns=columns)
+    rows: Any = (
+        _lines(path)
+        if path.suffix.lower() in TEXT_SUFFIXES
+        else load_rows(name, config=config, split=split, columns=columns)
+    )
     prompts = []
-    for number, row in enumerate(rows):
+    for number in choose(len(rows)):
+        row = rows[number]
         try:
-            prompts.append(_prompt(number, row))
-        except UndecidedRow:  # a comparison without a preference has no pair to show
-            continue
+            try:
+                prompts.append(_prompt(number, row))
+            except UndecidedRow:  # a comparison without a preference has no pair to show
+                if undecided:
+                    prompts.append(_of_column(number, row))
         except RowError as error:
             raise RowError(error.reason, error.detail, number, name).offering(error.columns) from error
     return prompts
@@ -88,6 +114,10 @@ def _prompt(number: int, row: Mapping[str, Any]) -> Prompt:
     if _is_pair(row):
         pair = to_pair(row)
         return Prompt(number, pair.prompt, pair=pair, row=row)
+    return _of_column(number, row)
+
+
+def _of_column(number: int, row: Mapping[str, Any]) -> Prompt:
     column = next((column for column in PROMPT_COLUMNS if row.get(column) is not None), None)
     if column is None:
         found = ", ".join(map(str, row)) or "none"

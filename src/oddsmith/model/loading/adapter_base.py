@@ -38,7 +38,7 @@ from .plausible import require_plausible_settings
 RECORD_FILE = "base_model.json"
 BLOCKS, BLOCK_BYTES = 64, 4096
 MAX_HEADER_BYTES = 8 * 2**20 - BLOCKS * BLOCK_BYTES
-WEIGHTS = "model*.safetensors"
+WEIGHTS, ADAPTER_WEIGHTS = "model*.safetensors", "adapter_model*.safetensors"
 MAX_ROWS = 2**24  # of embeddings
 
 
@@ -217,7 +217,8 @@ def fingerprint(name: str, revision: str = "main") -> tuple[dict[str, dict[str, 
             return {}, None
         place = Path(settings).parent
         commit = place.name
-    files = [place] if is_gguf(str(place)) else sorted(place.glob(WEIGHTS))
+    weights = ADAPTER_WEIGHTS if is_adapter_folder(place) else WEIGHTS
+    files = [place] if is_gguf(str(place)) else sorted(place.glob(weights))
     return {file.name: _of_file(file) for file in files}, commit
 
 

@@ -18,7 +18,8 @@ from ....data.sources.mixture import Share, share_lines
 from ....training.early_stopping import early_stopping_of
 from ....training.trainable import parameter_counts
 from ...parsing.resolve import Settings
-from ...terminal.progress import clock, evaluation_lines, figures
+from ...terminal.counting import clock
+from ...terminal.progress import evaluation_lines, figures
 
 if TYPE_CHECKING:
     from ....training.trainer import ORPOTrainer

@@ -1,0 +1,87 @@
+"""Read answers that are there already, from a file or dataset.
+
+    prompt, answer              one answer; rows with the same prompt belong together
+    prompt, answers             a list of answers: texts, or objects with text, content or generated_text
+    ..., model                  who answered; otherwise the name of the file
+
+The prompt is read as in ``questions.py``. Other names of the columns: ``ONE`` and ``SEVERAL``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ...errors import RowError
+from ...inference.compare.prompts import read_prompts
+from ...system.strict_json import strict
+from ..questions import Questions, question_of
+from ..records import Answer, Question
+from .drawing import Known, Unanswered
+
+ONE = ("answer", "response", "completion", "output", "generation")
+SEVERAL = ("answers", "responses", "completions", "outputs", "generations", "all_generated_responses")
+TEXTS = ("text", "content", "generated_text", "response", "answer")
+
+
+class GivenAnswers:
+    """Answers of a file or dataset, and the questions in it; see ``Answerer``.
+
+    Args:
+        name: The file or dataset.
+        columns: The setting, for columns of other names.
+        system_prompt: System message for prompts that have none.
+
+    Raises:
+        DataError: Nothing is there, or it holds no prompts.
+        RowError: A row holds no answer, or one that is no text.
+    """
+
+    def __init__(self, name: str, *, columns: Any = None, system_prompt: str | None = None):
+        self.name = Path(name).name
+        self._answers: dict[str, list[Answer]] = {}
+        asked: dict[str, Question] = {}
+        for prompt in read_prompts(name, "train", columns, undecided=True):
+            question = question_of(prompt, system_prompt)
+            asked.setdefault(question.key, question)
+            there = self._answers.setdefault(question.key, [])
+            model = prompt.row.get("model")
+            model = model if isinstance(model, str) and model else self.name
+            for text in _texts(prompt.row, prompt.number, name):
+                sample = sum(one.model == model for one in there)
+                there.append(Answer(question.key, model, sample, text))
+        self.questions = Questions(list(asked.values()), 0, 0)
+
+    def digest(self) -> str:
+        """Return what tells these answers from others."""
+        found = [asdict(answer) for answers in self._answers.values() for answer in answers]
+        return hashlib.sha256(json.dumps(strict(found)).encode()).hexdigest()[:12]
+
+    def answers(self, questions: Sequence[Question], known: Known) -> Iterator[Answer | Unanswered]:
+        for question in questions:
+            yield from self._answers.get(question.key, ())
+
+
+def _texts(row: Mapping[str, Any], number: int, name: str) -> list[str]:
+    column = next((column for column in (*SEVERAL, *ONE) if row.get(column) is not None), None)
+    if column is None:
+        expected = "answers (a list) or answer (a text)"
+        raise RowError("no answer", f"found the columns {', '.join(map(str, row))}; expected {expected}", number, name)
+    given = row[column]
+    texts = [_text(one) for one in (given if isinstance(given, list | tuple) else [given])]
+    if not texts or None in texts:
+        expected = "a text, or a list of texts or of objects with text"
+        raise RowError("malformed answer", f"{column} is not what it should be; expected {expected}", number, name)
+    return [text for text in texts if text is not None]
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in TEXTS if isinstance(value.get(key), str)), None)
+    if isinstance(value, list) and value and isinstance(value[-1], Mapping):  # messages that end with the answer
+        return _text(value[-1])
+    return value if isinstance(value, str) else None
