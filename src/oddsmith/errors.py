@@ -14,7 +14,7 @@
     ├── OutOfMemoryError              a ``MemoryError``: of the machine, or of the device
     ├── WorkerError                   a worker process of a data loader ended by itself
     ├── ExportError                   an export failed: no room for it, or its result differs from its source
-    ├── ServerError                   a server that was started did not answer, or ended
+    ├── ServerError                   a server that was started or asked did not answer, or ended
     ├── OutputError                   a result could not be printed on stdout
     ├── NonFiniteError                a log-probability became NaN or infinite while training
     └── Interrupted                   exit code 75  stopped on request; the run can be resumed
@@ -181,7 +181,9 @@ class ExportError(OddsmithError):
 
 
 class ServerError(OddsmithError):
-    """A server that was started did not come up, or ended; the message has the end of its output."""
+    """A server that was started did not come up, or ended, and the message has the end of its output; or one that is
+    asked for answers cannot be used, or not any more.
+    """
 
 
 class OutputError(OddsmithError):

@@ -39,6 +39,7 @@ class Score:
 
     value: float | None  # higher is better; None: the judge could not tell
     reason: str = ""  # why it could not, or what the value rests on, in a few words
+    counts: Mapping[str, int] = field(default_factory=dict)  # what came up, to be added up: {"verdicts unreadable": 1}
 
 
 class Judge(Protocol):

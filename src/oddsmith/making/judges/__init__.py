@@ -1,1 +1,1 @@
-"""Judges of answers: each gives every answer to a prompt a score, and a reason where it cannot."""
+"""Score answers: by rules, by a reward model, by a language model behind a server, or by a function of one's own."""

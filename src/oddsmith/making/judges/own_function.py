@@ -1,0 +1,105 @@
+"""Score answers by a function of the user's own: ``python:MODULE:FUNCTION``, found from the working directory.
+
+    def score(prompt, answer) -> float
+
+``prompt`` is the text of the question, or the list of its messages where it has several turns or a system message; a
+first parameter named ``messages`` gets the list in any case. A parameter named ``row`` gets the row of the prompt.
+None and NaN mean that it cannot tell.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module, invalidate_caches
+from pathlib import Path
+from typing import Any
+
+from ...data.formats.messages import Message
+from ...errors import ConfigError, OddsmithError, in_a_line
+from ..records import Answer, Question, Score
+
+
+class OwnFunction:
+    """A judge that calls a function."""
+
+    def __init__(self, name: str, function: Callable[..., Any], file: str):
+        self.name, self._function, self._file = name, function, file
+        try:
+            parameters = list(inspect.signature(function).parameters)
+        except (TypeError, ValueError):  # some functions in C
+            parameters = []
+        self._wants_messages, self._wants_row = parameters[:1] == ["messages"], "row" in parameters
+
+    def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
+        """Score the answers to many questions; what the function raises is a ``ConfigError``."""
+        for position, (question, answers) in enumerate(questions):
+            yield position, [self._score(question, answer) for answer in answers]
+
+    def _score(self, question: Question, answer: Answer) -> Score:
+        prompt = question.messages if self._wants_messages else prompt_of(question.messages)
+        options = {"row": dict(question.row)} if self._wants_row else {}
+        with _explained(self.name, self._file):
+            value = self._function(prompt, answer.text, **options)
+        if hasattr(value, "item") and getattr(value, "size", 1) in (1, ()):  # of numpy and torch
+            value = value.item()
+        if value is None:
+            return Score(None, "the function returned None")
+        if not isinstance(value, int | float):
+            raise ConfigError(f"{self.name}: returned {type(value).__name__}; expected a number, or None")
+        value = float(value)
+        return Score(value) if math.isfinite(value) else Score(None, f"the function returned {value}")
+
+
+def prompt_of(messages: list[Message]) -> str | list[Message]:
+    """Return the text of a question that is a single message, else its messages."""
+    return messages[0]["content"] if len(messages) == 1 else messages
+
+
+def open_judge(kind: str, rest: str, *, name: str, concurrency: int = 1) -> OwnFunction:
+    """Import the function ``MODULE:FUNCTION``.
+
+    Raises:
+        ConfigError: There is none, or importing its module fails.
+    """
+    module_name, _, function_name = rest.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")) or not function_name.isidentifier():
+        raise ConfigError(f"{name}: names no function; expected python:MODULE:FUNCTION, such as python:mine:score")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    invalidate_caches()
+    file = str(Path(*module_name.split(".")).with_suffix(".py"))
+    with _explained(name, file):
+        try:
+            module = import_module(module_name)
+        except ModuleNotFoundError as error:
+            if module_name.split(".")[0] != error.name:
+                raise
+            raise ConfigError(
+                f"{name}: no module {module_name}; expected {file} in this folder, or a package"
+            ) from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(f"{name}: {file} has no function {function_name}")
+    return OwnFunction(name, function, getattr(module, "__file__", None) or file)
+
+
+@contextmanager
+def _explained(name: str, file: str) -> Iterator[None]:
+    """Raise a ``ConfigError`` with the line of the user's file in which something was raised."""
+    try:
+        yield
+    except OddsmithError:
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SyntaxError) and error.filename:
+            place = f"{Path(error.filename).name}, line {error.lineno}"
+        else:
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if Path(frame.filename).name == Path(file).name] or frames
+            place = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
+        raise ConfigError(f"{name}: {place}: {in_a_line(error)}") from error
