@@ -78,7 +78,7 @@ class ChatServer:
         url: Its address, such as ``http://127.0.0.1:8000/v1``.
         concurrency: How many requests are open at once, at most.
         timeout_s: How long one attempt may take, from connecting to the end of the answer.
-        first_wait_s: How long to wait before the second attempt.
+        first_wait_s: How long to wait before the second attempt; ``FIRST_WAIT_S`` without it.
 
     Raises:
         ConfigError: The address or the key is none.
@@ -89,7 +89,7 @@ class ChatServer:
             raise ConfigError(f"concurrency is {concurrency}; expected 1 or more requests at once")
         self.url, self._is_here = _checked_url(url)
         self.name = masked(self.url)
-        self.concurrency, self.timeout_s, self.first_wait_s = concurrency, timeout_s, first_wait_s
+        self.concurrency, self.timeout_s, self._first_wait_s = concurrency, timeout_s, first_wait_s or FIRST_WAIT_S
         self._key = _checked_key(os.environ.get(KEY_VARIABLE, ""))
         self._not_before = 0.0  # of time.monotonic: a server that is told to be left alone is, by all requests
         self._failures = 0
@@ -155,6 +155,7 @@ class ChatServer:
             headers=headers,
             timeout=httpx2.Timeout(self.timeout_s, connect=min(CONNECT_S, self.timeout_s)),
             limits=httpx2.Limits(max_connections=self.concurrency),
+            verify=self.url.startswith("https:"),  # loading certificates takes a tenth of a second
             trust_env=not self._is_here,  # a proxy does not know this machine's own servers
         )
 
@@ -168,7 +169,7 @@ class ChatServer:
                 reply = found if isinstance(found, Refusal) else _reply_of(found)
             except _AskAgainError as failure:
                 error = failure
-                wait_s = min(self.first_wait_s * 2**attempt, LONGEST_WAIT_S) * random.uniform(0.75, 1.0)
+                wait_s = min(self._first_wait_s * 2**attempt, LONGEST_WAIT_S) * random.uniform(0.75, 1.0)
                 if error.wait_s > LONGEST_RETRY_AFTER_S:
                     raise ServerError(f"{self.name}: {error}, and asks to wait {error.wait_s:,.0f} s") from None
                 if attempt + 1 == ATTEMPTS:

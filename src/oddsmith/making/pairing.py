@@ -14,7 +14,7 @@ gives those of the greatest
 
 with one price for all questions, sought by bisection so that chosen and rejected answers have the same mean length.
 What is then left of a difference (Cohen's d beyond ``BALANCED``) is taken away by leaving out the pairs that differ
-most in length that way, but no more than half of all pairs.
+most in length that way: up to half of all pairs, and none where that is not enough.
 """
 
 from __future__ import annotations
@@ -264,11 +264,13 @@ def _matched(candidates: Sequence[Sequence[Pair]], rules: PairingRules) -> list[
 
 
 def _balanced(pairs: Sequence[Pair]) -> list[Pair]:
-    """Leave out pairs that differ most in length the way that most do, until lengths tell little; at most half."""
+    """Leave out pairs that differ most in length the way that most do, until lengths tell little."""
     sign = 1 if _effect(pairs) > 0 else -1
     order = sorted(range(len(pairs)), key=lambda place: -sign * pairs[place].longer)
     is_balanced = partial(_is_balanced, pairs, order, sign)
     given_up = bisect_left(range(len(pairs) // 2), True, key=is_balanced)
+    if not is_balanced(given_up):
+        return list(pairs)
     return [pairs[place] for place in sorted(order[given_up:])]
 
 

@@ -45,13 +45,12 @@ class OwnFunction:
         options = {"row": dict(question.row)} if self._wants_row else {}
         with _explained(self.name, self._file):
             value = self._function(prompt, answer.text, **options)
-        if hasattr(value, "item") and getattr(value, "size", 1) in (1, ()):  # of numpy and torch
-            value = value.item()
         if value is None:
             return Score(None, "the function returned None")
-        if not isinstance(value, int | float):
+        if not hasattr(value, "__float__"):  # texts have none; those of numpy and torch with one number have it
             raise ConfigError(f"{self.name}: returned {type(value).__name__}; expected a number, or None")
-        value = float(value)
+        with _explained(self.name, self._file):
+            value = float(value)
         return Score(value) if math.isfinite(value) else Score(None, f"the function returned {value}")
 
 
