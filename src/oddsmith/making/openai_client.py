@@ -84,7 +84,7 @@ class ChatServer:
         ConfigError: The address or the key is none.
     """
 
-    def __init__(self, url: str, *, concurrency: int = 8, timeout_s: float = 600.0, first_wait_s: float = FIRST_WAIT_S):
+    def __init__(self, url: str, *, concurrency: int = 8, timeout_s: float = 600.0, first_wait_s: float | None = None):
         if concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}; expected 1 or more requests at once")
         self.url, self._is_here = _checked_url(url)
