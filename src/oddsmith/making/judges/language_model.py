@@ -154,7 +154,7 @@ def _shares(one: _Asked) -> list[Score]:
                 continue
             one.counts[COMPARED] += 1
             one.counts[CHANGED] += verdicts[0] == verdicts[1] != TIE
-            won = {("A", "B"): 1.0, ("B", "A"): 0.0}.get(verdicts, 0.5)  # type: ignore[call-overload]
+            won = 1.0 if verdicts == ("A", "B") else 0.0 if verdicts == ("B", "A") else 0.5
             for place, share in ((first, won), (second, 1 - won)):
                 points[place] += share
                 told[place] += 1
