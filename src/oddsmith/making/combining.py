@@ -31,9 +31,7 @@ class Judged:
 def combined(judged: Sequence[Judged], weights: Mapping[str, float]) -> list[list[float | None]]:
     """Return one score for each answer to each question; None where a judge could not tell.
 
-    Args:
-        judged: The set, over which the scores of several judges are standardised.
-        weights: The weight of each judge by its name.
+    Scores of several judges are standardised over the set; ``weights`` has the weight of each by its name.
     """
     values = [
         [[one.scores[name][place].value for name in weights] for place in range(len(one.answers))] for one in judged

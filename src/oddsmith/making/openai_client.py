@@ -97,8 +97,7 @@ class ChatServer:
     def models(self) -> list[str]:
         """Return the models that the server lists, in one attempt; none where it keeps no list.
 
-        Raises:
-            ServerError: Nobody listens there, or the key is refused.
+        Where nobody listens, or the key is refused, that is a ``ServerError``.
         """
 
         async def listed() -> list[str]:
@@ -122,10 +121,8 @@ class ChatServer:
         """Ask for an answer to each request; yield the number of the request and its answer, as they come.
 
         A request is the body that is sent: ``model``, ``messages``, ``temperature``, ... Requests are drawn when one
-        can be sent. Whoever leaves the loop, by an interrupt too, ends those that are open.
-
-        Raises:
-            ServerError: The server cannot be used, or not any more.
+        can be sent. Whoever leaves the loop, by an interrupt too, ends those that are open. A server that cannot be
+        used, or not any more, is a ``ServerError``.
         """
         waiting = enumerate(requests)
         with asyncio.Runner() as runner:

@@ -137,6 +137,9 @@ def pair_up(judged: Sequence[Judged], weights: Mapping[str, float], rules: Pairi
         judged: Questions with their answers and scores.
         weights: The weight of each judge by its name.
         rules: How to choose.
+
+    Returns:
+        The pairs in the order of the questions, and counts of the rest.
     """
     rules = rules or PairingRules()
     dropped: Counter[str] = Counter()

@@ -63,9 +63,8 @@ class CheckProcess:
     def check(self, row: Mapping[str, Any], prompt: str, text: str, tokens: int | None) -> Outcome:
         """Return the outcome of the checks that a row asks for.
 
-        Raises:
-            TooSlowError: They take too long; the child is ended.
-            OddsmithError: The child ended by itself.
+        Where they take too long, the child is ended, and that is a ``TooSlowError``; a child that ended by itself is an
+        ``OddsmithError``.
         """
         if self._child is None:
             self._child = subprocess.Popen(

@@ -26,6 +26,9 @@ def follows(name: Any, kwargs: Any, prompt: str) -> Callable[..., bool]:
         kwargs: What it asks for; values that are null are left out.
         prompt: The text of the question.
 
+    Returns:
+        A function of a text and the number of its tokens.
+
     Raises:
         LeftOutError: It is unknown, or ``kwargs`` are not what it needs.
     """

@@ -63,8 +63,7 @@ class LanguageModelJudge:
     def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
         """Score the answers to many questions; each comes when its last verdict is there.
 
-        Raises:
-            ServerError: The server cannot be used, or not any more.
+        A server that cannot be used, or not any more, is a ``ServerError``.
         """
         asked = [self._asked(question, answers) for question, answers in questions]
         waiting: deque[tuple[int, tuple[int, ...]]] = deque()
@@ -169,9 +168,7 @@ def _shares(one: _Asked) -> list[Score]:
 def open_judge(kind: str, rest: str, *, name: str, concurrency: int) -> LanguageModelJudge:
     """Open ``judge:MODEL@SERVER`` or ``rubric:MODEL@SERVER``.
 
-    Raises:
-        ConfigError: There is no model or no server in the name.
-        ServerError: Nobody answers there.
+    A name without model or server is a ``ConfigError``; where nobody answers, that is a ``ServerError``.
     """
     match = _NAME.fullmatch(rest)
     if match is None:

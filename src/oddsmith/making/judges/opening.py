@@ -58,6 +58,9 @@ def open_judges(asked: Sequence[str], *, concurrency: int = 8) -> list[WeightedJ
         asked: Names of judges, with or without a weight, as in ``["rule", "reward:MODEL=0.5"]``.
         concurrency: How many requests a judge behind a server may have open at once.
 
+    Returns:
+        The judges in the order of their names.
+
     Raises:
         ConfigError: A name is none, is given twice, or what it names cannot be used.
         ModelError: A model is not there, or judges nothing.

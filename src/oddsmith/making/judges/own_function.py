@@ -62,8 +62,7 @@ def prompt_of(messages: list[Message]) -> str | list[Message]:
 def open_judge(kind: str, rest: str, *, name: str, concurrency: int = 1) -> OwnFunction:
     """Import the function ``MODULE:FUNCTION``.
 
-    Raises:
-        ConfigError: There is none, or importing its module fails.
+    Where there is none, or importing its module fails, that is a ``ConfigError``.
     """
     module_name, _, function_name = rest.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")) or not function_name.isidentifier():

@@ -69,9 +69,8 @@ class RewardModel:
     def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
         """Score the answers to many questions; each comes when its last answer is done.
 
-        Raises:
-            ModelError: The model computes NaN, or nothing.
-            OutOfMemoryError: One answer does not fit into memory.
+        A model that computes NaN, or nothing, is a ``ModelError``; a single answer that does not fit into memory an
+        ``OutOfMemoryError``.
         """
         scores: list[list[Score | None]] = [[None] * len(answers) for _, answers in questions]
         encoded: list[tuple[int, int, Encoding]] = []
@@ -181,9 +180,8 @@ def _batches(encoded: Sequence[tuple[int, int, Encoding]]) -> Iterator[Sequence[
 def open_judge(kind: str, rest: str, *, name: str, concurrency: int = 1) -> RewardModel:
     """Load a reward model, on the accelerator if there is one.
 
-    Raises:
-        ConfigError: Its heads are not said, or are others.
-        ModelError: Nothing is there, it cannot be read, or it is no sequence-classification model.
+    Heads that are not said, or are others, are a ``ConfigError``. What is not there, cannot be read, or is no
+    sequence-classification model is a ``ModelError``.
     """
     path, _, asked = rest.rpartition("#")
     if not path or Path(rest).expanduser().exists():

@@ -37,9 +37,7 @@ class Rules:
     def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
         """Score the answers to many questions, one after the other.
 
-        Raises:
-            MissingExtraError: A row asks for checks of a package that is not installed.
-            OddsmithError: The process that checks answers ended by itself.
+        Checks of a package that is not installed are a ``MissingExtraError``.
         """
         for position, (question, answers) in enumerate(questions):
             yield position, self._scores(question, answers)
@@ -79,8 +77,7 @@ class Rules:
 def open_judge(kind: str, rest: str, *, name: str, concurrency: int = 1) -> Rules:
     """Open the judge ``rule``, with the file of rules that is named, if any.
 
-    Raises:
-        ConfigError: The file is missing, or holds no rules.
+    A file that is missing, or holds no rules, is a ``ConfigError``.
     """
     return Rules(name, _read_rules(rest) if rest else {})
 

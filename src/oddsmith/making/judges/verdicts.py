@@ -73,6 +73,9 @@ def request(model: str, messages: Sequence[Message], answers: Sequence[str], *, 
         messages: The conversation that was answered.
         answers: One or two answers.
         is_structured: Whether the server is asked to enforce the form of the verdict.
+
+    Returns:
+        What is sent to ``/chat/completions``.
     """
     kind = "score" if len(answers) == 1 else "verdict"
     mark = _mark(messages, answers)
