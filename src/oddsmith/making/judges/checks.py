@@ -30,6 +30,7 @@ from typing import Any
 
 from ...data.checks.language import ALIKE, language_identifier, language_of
 from ...system.strict_json import read_json
+from .ifeval import LeftOutError, follows
 
 BOUNDS = tuple(f"{end}_{unit}" for unit in ("words", "characters", "tokens") for end in ("min", "max"))
 COLUMNS = (
@@ -49,10 +50,6 @@ _NAMES = {
     "arabic": "ar", "hebrew": "he", "persian": "fa", "hindi": "hi", "bengali": "bn", "chinese": "zh",
     "japanese": "ja", "korean": "ko", "vietnamese": "vi", "thai": "th", "indonesian": "id", "greek": "el",
 }  # fmt: skip
-
-
-class LeftOutError(Exception):
-    """A check cannot be made for any answer to this question: what asks for it is malformed, or not known."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def _makers(asked: Mapping[str, Any], prompt: str) -> Iterator[tuple[str, Callab
             ids, kwargs = value if isinstance(value, list) else [value], asked.get("kwargs", [])
             for place, one in enumerate(ids):
                 given = kwargs[place] if isinstance(kwargs, list) and place < len(kwargs) else {}
-                yield str(one), partial(_instruction, one, given, prompt)
+                yield str(one), partial(follows, one, given, prompt)
         elif name in ("regex", "not_regex"):
             for pattern in value if isinstance(value, list) else [value]:
                 yield name, partial(_pattern, pattern, name == "regex")
@@ -108,12 +105,6 @@ def _makers(asked: Mapping[str, Any], prompt: str) -> Iterator[tuple[str, Callab
             yield name, partial(_language, value)
         elif name in BOUNDS:
             yield name, partial(_bound, name, value)
-
-
-def _instruction(name: Any, kwargs: Any, prompt: str) -> Callable[..., bool]:
-    from .ifeval import follows  # imports nltk
-
-    return follows(name, kwargs, prompt)
 
 
 def _pattern(pattern: Any, is_wanted: bool) -> Callable[..., bool]:

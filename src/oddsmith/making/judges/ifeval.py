@@ -15,7 +15,9 @@ from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
-from .checks import LeftOutError
+
+class LeftOutError(Exception):
+    """A check cannot be made for any answer to this question: what asks for it is malformed, or not known."""
 
 
 def follows(name: Any, kwargs: Any, prompt: str) -> Callable[..., bool]:
