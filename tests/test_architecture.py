@@ -53,7 +53,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "export": {"errors", "system", "data", "model", "training"},
     "inference": {"errors", "system", "data", "model", "export"},
-    "making": {"errors", "system", "config", "data", "batching", "model", "export", "inference"},
+    "making": {"errors", "system", "config", "data", "batching", "model", "training", "export", "inference"},
     "cli": {
         *("errors", "metrics", "system", "config", "data", "model", "checkpoint", "diagnose", "monitor", "training"),
         *("planning", "export", "inference", "making"),
