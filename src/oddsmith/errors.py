@@ -12,7 +12,7 @@
     │   └── MissingExtraError         an optional dependency; the message is the install command
     ├── SaveError                     a checkpoint, or a log, could not be written; what was written before is complete
     ├── OutOfMemoryError              a ``MemoryError``: of the machine, or of the device
-    ├── WorkerError                   a worker process of a data loader ended by itself
+    ├── WorkerError                   a process of ours ended by itself: a worker of a data loader, a training
     ├── ExportError                   an export failed: no room for it, or its result differs from its source
     ├── ServerError                   a server that was started or asked did not answer, or ended
     ├── OutputError                   a result could not be printed on stdout
@@ -173,7 +173,7 @@ class OutOfMemoryError(OddsmithError, MemoryError):
 
 
 class WorkerError(OddsmithError):
-    """A worker process of a data loader ended by itself, so the batches that it was to make never come."""
+    """A process of ours ended by itself, so what it was to make never comes: the batches of a data loader, a run."""
 
 
 class ExportError(OddsmithError):

@@ -43,9 +43,10 @@ COMMANDS = {
     "compare": Command("compare", "compare", "Show the answers of two models side by side."),
     "diagnose": Command("diagnose", "diagnose", "Say what is wrong with a run, ours or another trainer's."),
     "monitor": Command("monitor", "monitor", "Watch runs on a page in the browser."),
+    "data make": Command("data_make", "data_make", "Make preference pairs: ask a model, judge its answers, pair them."),
     "data check": Command("data_check", "data_check", "Find faults in preference pairs, before training on them."),
 }
-GROUPS = {"data": "Look at preference data."}
+GROUPS = {"data": "Make and check preference data."}
 HELP_FLAGS = ("--help", "--help-all", "-h")
 EXIT_CODES = (
     "`oddsmith COMMAND --help` says more. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 a check failed,"

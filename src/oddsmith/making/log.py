@@ -186,6 +186,7 @@ def _text(value: Any) -> str:
 def _typed(kind: Any, found: Mapping[str, Any]) -> Any:
     """Make a record of a line; ``TypeError`` where a field is missing, unknown or of another type."""
     kinds = {"str": str, "int": int, "bool": bool, "int | None": int | None, "float | None": int | float | None}
+    kinds["Mapping[str, int]"] = dict
     for field in fields(kind):
         value = found.get(field.name)
         is_bool = isinstance(value, bool)

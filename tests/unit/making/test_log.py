@@ -131,7 +131,7 @@ def test_another_file_is_not_written_to(tmp_path):
 
 def test_a_full_disk_leaves_whole_lines(path):
     before = contents(path)
-    with Log(path, SETTINGS) as log, file_size_limit(path.stat().st_size + 500):
-        with pytest.raises(SaveError, match=r"cannot be written \(file too large\); what is in it stays"):
-            log.add(answer(5, "x" * 1000))
+    too_large = pytest.raises(SaveError, match=r"cannot be written \(file too large\); what is in it stays")
+    with Log(path, SETTINGS) as log, file_size_limit(path.stat().st_size + 500), too_large:
+        log.add(answer(5, "x" * 1000))
     assert contents(path) == before

@@ -24,7 +24,8 @@ def asked(name, **options):
     [
         ({"prompt": "Hi"}, [user("Hi")]),
         ({"prompt": "Once", "chosen": " upon", "rejected": " there"}, [user("Once")]),
-        ({"prompt": [SYSTEM, user("Hi")], "chosen": [assistant("A")], "rejected": [assistant("B")]}, [SYSTEM, user("Hi")]),
+        ({"prompt": [SYSTEM, user("Hi")], "chosen": [assistant("A")], "rejected": [assistant("B")]},
+         [SYSTEM, user("Hi")]),
         ({"messages": [user("Hi"), assistant("A"), user("And?")]}, [user("Hi"), assistant("A"), user("And?")]),
         ({"question_id": 81, "category": "writing", "turns": ["One", "Two"]}, [user("One")]),
         ({"key": 1, "prompt": "Write.", "instruction_id_list": ["x:y"], "kwargs": [{"n": 2}]}, [user("Write.")]),

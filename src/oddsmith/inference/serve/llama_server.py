@@ -20,6 +20,7 @@ from ...system.signals import end_with_parent
 from ...system.web_connections import bounded_config
 from .access import Access, refused
 
+SLOTS = 4  # requests that are answered at once
 # Headers of one connection, which the other has its own of; the length is that of the body that is sent on.
 OF_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "content-length", "te", "trailer", "upgrade", "host"}
 
@@ -67,6 +68,7 @@ def start(file: str, name: str, socket: str) -> xllamacpp.Server:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = file
     parameters.model_alias = {name}
+    parameters.n_parallel, parameters.kv_unified = SLOTS, True  # as llama-server does; one request may take all of it
     parameters.hostnames = [socket]
     parameters.offline = True
     parameters.cors_origins = "localhost"

@@ -67,6 +67,16 @@ def open_judges(asked: Sequence[str], *, concurrency: int = 8) -> list[WeightedJ
         MissingExtraError: A judge needs packages that are not installed.
         ServerError: A server does not answer.
     """
+    return [WeightedJudge(open_judge(name, concurrency=concurrency), weight) for name, weight in _named(asked)]
+
+
+def weights_of(asked: Sequence[str]) -> dict[str, float]:
+    """Return the weight of each judge by its name; nothing is opened, and errors are those of the names."""
+    return {masked(name): weight for name, weight in _named(asked)}
+
+
+def _named(asked: Sequence[str]) -> list[tuple[str, float]]:
+    """Return the names of judges with their weights, none of them twice."""
     found = [_weighed(text) for text in asked]
     if not found:
         raise ConfigError(f"no judge is given; expected {enumerated(FORMS, 'or')}")
@@ -77,7 +87,7 @@ def open_judges(asked: Sequence[str], *, concurrency: int = 8) -> list[WeightedJ
         )
     for name in names:
         _kind(name)
-    return [WeightedJudge(open_judge(name, concurrency=concurrency), weight) for name, weight in found]
+    return found
 
 
 def open_judge(name: str, *, concurrency: int = 8) -> Judge:
