@@ -13,9 +13,11 @@ def take() -> None:
     """Patch accelerate in this process."""
     os.environ["ACCELERATE_USE_CPU"] = "false"
 
-    def prepare_backend(self, *_, **__):
+    def prepare_backend(self, cpu=False, *_, **__):
         if int(os.environ.get("LOCAL_RANK", -1)) == -1:
             return None, DistributedType.NO
+        if cpu and not torch.distributed.is_initialized():  # so it is with bf16, which transformers takes for a GPU's
+            torch.distributed.init_process_group("gloo")
         return "gloo", DistributedType.MULTI_GPU
 
     def set_device(self):

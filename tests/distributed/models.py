@@ -1,10 +1,13 @@
-"""Tiny models of other kinds than a Llama: experts with a router, an encoder and a decoder."""
+"""Tiny models of other kinds than a Llama: experts with a router, an encoder and a decoder, a base in 4 bits."""
 
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, MixtralConfig, T5Config
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig, MixtralConfig, T5Config
 
+from oddsmith.model.loading.models import load_model
 from tests.tiny import tiny_model
 
 TOKENS: dict[str, Any] = {"vocab_size": 264, "eos_token_id": 257, "pad_token_id": 257, "bos_token_id": 256}
@@ -28,5 +31,27 @@ def tiny_t5(**overrides: Any) -> Any:
     return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
 
 
-MODELS = {"llama": tiny_model, "mixtral": tiny_mixtral, "t5": tiny_t5}
-LAYERS = {"llama": "LlamaDecoderLayer", "mixtral": "MixtralDecoderLayer", "t5": "T5Block"}
+def tiny_4_bit(storage: str = "float32", **overrides: Any) -> Any:
+    """Return a Llama with NF4 weights, packed in numbers of the type ``storage``, which FSDP can share out."""
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_quant_storage=getattr(torch, storage),
+    )
+    with TemporaryDirectory() as folder:
+        model = tiny_model(hidden_size=64, intermediate_size=128, **overrides)
+        model.config.save_pretrained(folder)
+        save_file(
+            model.state_dict(), f"{folder}/model.safetensors"
+        )  # save_pretrained writes in the first process alone
+        return load_model(folder, quantization_config=bits)
+
+
+MODELS = {"llama": tiny_model, "llama-4-bit": tiny_4_bit, "mixtral": tiny_mixtral, "t5": tiny_t5}
+LAYERS = {
+    "llama": "LlamaDecoderLayer",
+    "llama-4-bit": "LlamaDecoderLayer",
+    "mixtral": "MixtralDecoderLayer",
+    "t5": "T5Block",
+}

@@ -14,6 +14,7 @@ import torch
 from oddsmith.model.generation import answer
 from oddsmith.model.loading.models import load_model, load_tokenizer
 from tests.command import run_here
+from tests.tiny import tiny_model
 
 from .kinds import KINDS
 from .launch import launch
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 BEST = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
 EVENTFUL = {"generate_during_eval": True, **BEST}
-FEW = {"fsdp-sharded": ["eventful-lora"], "zero-3": ["eventful"]}  # for continuous integration
+FEW = {"fsdp-sharded": ["eventful-lora", "4-bit"], "zero-3": ["eventful"]}  # for continuous integration
 
 
 def case(kind: str | None, **more: Any) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def cases(kind: str | None) -> dict[str, dict[str, Any]]:
         "eventful-lora": case(kind, nan=nan, lora=True, settings=EVENTFUL),
         "experts": case(kind, architecture="mixtral", settings={"eval_strategy": "no", **alone}),
         "encoder": case(kind, architecture="t5"),
+        "4-bit": case(kind, architecture="llama-4-bit", lora=True),
     }
     if kind and kind.startswith("fsdp"):
         del found["encoder"]  # torch refuses embeddings that an encoder and a decoder share
@@ -108,6 +110,29 @@ def test_a_life_is_that_of_one_process(tmp_path, alone, capsys, kind, names):
             assert any(event["event"] == "samples" for event in ranks[0]["events"])
         if name == "eventful":
             require_exported(run, tmp_path / "merged", capsys)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "fsdp-sharded" else pytest.mark.exhaustive) for kind in KINDS]
+)
+def test_bf16_differs_by_its_rounding(tmp_path, kind):
+    """Which rows are packed together changes what is rounded; DeepSpeed also keeps what is saved in bf16."""
+    require_installed(kind)
+    settings = {"bf16": True, "save_strategy": "no"}
+    found = launch(tmp_path / "runs", {"all": case(kind, settings=settings)})["all"]
+    alone = life(tmp_path / "alone", case(None, settings=settings), processes=1)
+    assert not [rank["error"] for rank in found if "error" in rank]
+    before = {name: value.float() for name, value in tiny_model().state_dict().items()}
+    weights, others = weights_in(tmp_path / "runs" / "all" / "run"), weights_in(tmp_path / "alone" / "run")
+    for name, weight in weights.items():
+        moved = (others[name] - before[name]).abs().max().item()
+        rounded = 0.0 if weight.dtype == torch.float32 else torch.finfo(weight.dtype).eps * weight.abs().max().item()
+        assert moved > 0
+        torch.testing.assert_close(weight.float(), others[name], rtol=0, atol=0.1 * moved + rounded)
+    for rank in found:
+        assert rank["path"] == "prefix forest"
+        losses, expected = ([entry["loss"] for entry in one["history"] if "loss" in entry] for one in (rank, alone))
+        assert losses == pytest.approx(expected, rel=5e-3)
 
 
 def happened(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
