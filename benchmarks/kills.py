@@ -2,6 +2,9 @@
 
 python benchmarks/kills.py 60                            as many kills over all variants; exit code 1 if a run differs
 python benchmarks/kills.py 60 --output FILE              and write the table there
+python benchmarks/kills.py 20 --kind fsdp-sharded        of runs that are sharded so, in two processes
+
+Kinds: fsdp-sharded, fsdp-full, zero-2, zero-3 (DeepSpeed has to be installed); by default none of them.
 
 Variants: LoRA and full, dropout and none, dataset and stream, one process and two (tests/killed_runs.py).
 Moments: while saving, evaluating, training, at any time, while ending; drawn by the seed. Of two processes one or both
@@ -18,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
-from tests.killed_runs import PHASES, VARIANTS
+from tests.killed_runs import PHASES, SHARDED, VARIANTS, Variant
 from tests.kills import Kill, Trials
 
 KILLS_A_RUN = 5
@@ -35,31 +39,36 @@ def main() -> int:
     """Kill, print the table, and say by the exit code whether every run survived."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kills", type=int, nargs="?", default=60)
+    parser.add_argument("--kind", choices=[variant.kind for variant in SHARDED], nargs="+")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        rows, wrong = kill(given.kills, given.seed, Path(folder))
+        variants = VARIANTS if given.kind is None else [one for one in SHARDED if one.kind in given.kind]
+        rows, wrong = kill(given.kills, given.seed, Path(folder), variants)
     lines = [*table(rows), "", summary(rows, wrong, time.monotonic() - started_at)]
     print("\n".join(lines))
     if given.output:
-        given.output.write_text("\n".join([*heading(given.kills, given.seed), *lines]) + "\n", encoding="utf-8")
+        given.output.write_text("\n".join([*heading(given), *lines]) + "\n", encoding="utf-8")
     return int(bool(wrong))
 
 
-def kill(kills: int, seed: int, folder: Path) -> tuple[dict[str, list[list[Kill]]], list[str]]:
+def kill(
+    kills: int, seed: int, folder: Path, variants: Sequence[Variant]
+) -> tuple[dict[str, list[list[Kill]]], list[str]]:
     """Train one run of a variant after another until enough kills have hit.
 
     Args:
         kills: At least so many.
         seed: Draws moments and victims.
         folder: For run folders.
+        variants: Of which the runs are.
 
     Returns:
         The kills of each run by variant, and what was wrong, in words.
     """
-    trials = {variant.name: Trials(variant, folder / variant.name, seed) for variant in VARIANTS}
+    trials = {variant.name: Trials(variant, folder / variant.name, seed) for variant in variants}
     rows: dict[str, list[list[Kill]]] = {name: [] for name in trials}
     wrong: list[str] = []
     number = 0
@@ -105,15 +114,17 @@ def summary(rows: dict[str, list[list[Kill]]], wrong: list[str], seconds: float)
     )
 
 
-def heading(kills: int, seed: int) -> list[str]:
+def heading(given: argparse.Namespace) -> list[str]:
     """What was run, where."""
     from importlib.metadata import version
 
+    kinds = "" if given.kind is None else f" --kind {' '.join(given.kind)}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     return [
         "# Kills survived",
         "",
-        f"`python benchmarks/kills.py {kills} --seed {seed}`, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores,"
+        f"`python benchmarks/kills.py {given.kills} --seed {given.seed}{kinds}`, {time.strftime('%Y-%m-%d')},"
+        f" {os.cpu_count()} CPU cores,"
         f" Python {platform.python_version()}, {versions}.",
         "",
     ]

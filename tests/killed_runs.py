@@ -20,6 +20,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from oddsmith import ORPOTrainer
 from oddsmith.model.logprobs import token_budget as memory
+from tests.distributed import gpu_road
+from tests.distributed.kinds import KINDS
 from tests.forked import rank_environment, redirect_output
 from tests.tiny import ragged_pairs, tiny_model
 from tests.tiny_runs import make_trainer
@@ -48,6 +50,7 @@ class Variant:
     lora: bool = False  # an adapter with dropout instead of the whole model
     stream: bool = False  # a shuffled stream of pairs that is read several times
     processes: int = 1
+    kind: str = "ddp"  # how the run lies over its processes, of ``tests.distributed.kinds``
     settings: dict[str, Any] = field(default_factory=dict)
 
     def together(self) -> Variant:
@@ -75,7 +78,17 @@ EPOCHS = Variant(
     settings={"num_train_epochs": 3, "eval_strategy": "epoch", "save_steps": 3, "dataloader_num_workers": 1},
 )
 ALONE = (PACKED, PACKED_STREAM, LORA, STREAM, LORA_STREAM, EPOCHS)
-VARIANTS = (*ALONE, *(variant.together() for variant in ALONE))
+BESIDE = Variant("LoRA, dropout, async_save", lora=True, settings={"max_steps": 11, "async_save": True})
+VARIANTS = (*ALONE, BESIDE, *(variant.together() for variant in (*ALONE, BESIDE)))
+SHARDED = tuple(
+    Variant(
+        f"full, dropout, {kind}{', async_save' if is_beside else ''}, 2 processes",
+        processes=2,
+        kind=kind,
+        settings={"max_steps": 11, "async_save": is_beside},
+    )
+    for kind, is_beside in (("fsdp-sharded", True), ("fsdp-full", False), ("zero-2", True), ("zero-3", False))
+)
 
 
 class Phases(TrainerCallback):
@@ -105,6 +118,8 @@ def attempt(variant: Variant, folder: Path, rank: int, port: int, phase: Any) ->
     begun = any(folder.glob("checkpoint-*/manifest.json"))
     memory.free_bytes = lambda device: variant.processes * (8_000_000 if begun else 11_500_000)  # 283 or 414 tokens
     os.environ.update(rank_environment(rank, variant.processes, port))
+    if variant.kind != "ddp":
+        gpu_road.take()
     trainer = trainer_of(variant, folder, Phases(phase))
     trainer.train(resume_from_checkpoint="auto")
     trainer.save_model()
@@ -125,7 +140,7 @@ def trainer_of(variant: Variant, folder: Path, callback: TrainerCallback) -> ORP
         Dataset.from_list(ragged_pairs(10, seed=1)),
         peft_config=adapter if variant.lora else None,
         callbacks=[callback],
-        **{**SETTINGS, **variant.settings},
+        **{**SETTINGS, **variant.settings, **KINDS[variant.kind], "use_cpu": variant.kind == "ddp"},
     )
 
 

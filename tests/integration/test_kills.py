@@ -11,7 +11,7 @@ import pytest
 
 from tests.command import START, environment, run_forked
 from tests.fault_runs import save_config_with_dropout
-from tests.killed_runs import LORA, STREAM
+from tests.killed_runs import BESIDE, LORA, STREAM
 from tests.kills import Outputs, Trials, committed, differences, outputs_of, steps_saved
 
 
@@ -21,8 +21,9 @@ from tests.kills import Outputs, Trials, committed, differences, outputs_of, ste
         pytest.param(LORA, ("saving", "training"), marks=pytest.mark.slow),
         (STREAM, ("evaluating",)),
         pytest.param(LORA.together(), ("saving",), marks=pytest.mark.slow),
+        pytest.param(BESIDE.together(), ("saving", "training"), marks=pytest.mark.slow),
     ],
-    ids=("LoRA", "stream", "two processes"),
+    ids=("LoRA", "stream", "two processes", "two processes, saved beside"),
 )
 def test_a_killed_run_ends_like_the_undisturbed_one(variant, aims, tmp_path):
     trials = Trials(variant, tmp_path / "runs")

@@ -21,6 +21,7 @@ from oddsmith import ORPOTrainer
 from oddsmith.checkpoint.manifest import verify
 from oddsmith.errors import NonFiniteError
 from oddsmith.system.run_folder import read_events
+from oddsmith.training import checkpointing
 from tests.command import run_here, run_two_processes, save_config, save_model, save_rows
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 from tests.tiny_runs import make_trainer
@@ -266,6 +267,20 @@ def test_steps_that_are_skipped_push_no_good_checkpoint_out(tmp_path):
     trainer_of(tmp_path, rows, broken_model(), **more).train()
     assert [event["step"] for event in events(tmp_path, "skipped")] == [6, 7, 8]
     assert [event["checkpoint"] for event in events(tmp_path, "rolled_back")] == ["checkpoint-5"]
+
+
+def test_a_rollback_may_take_any_time(tmp_path, monkeypatch):
+    """A process that verifies a large checkpoint, or loads one, does not hang."""
+    places, verify_checkpoint = [], checkpointing.verify
+
+    def note(*arguments, **options):
+        places.append(trainer.pace.place)
+        return verify_checkpoint(*arguments, **options)
+
+    monkeypatch.setattr(checkpointing, "verify", note)
+    trainer = trainer_of(tmp_path, ragged_pairs(20, seed=3), callbacks=[At(5, spoil)], **SAVING)
+    trainer.train()
+    assert [(place.step, place.doing, place.is_limited) for place in places] == [(8, "loading a checkpoint", False)]
 
 
 def test_a_damaged_checkpoint_is_skipped_in_a_rollback(tmp_path, caplog):

@@ -246,6 +246,11 @@ SAVING = (
     free("output_dir", "Run folder: settings, events, checkpoints, and the model at the end.", COMMON),
     free("save_strategy", "When to save a checkpoint.", COMMON),
     free("save_steps", "Save a checkpoint every so many optimizer steps; below 1: this share of all steps.", COMMON),
+    free(
+        "async_save",
+        "Finish checkpoints beside the training: steps wait until they are written, not on the disk.",
+        COMMON,
+    ),
     free("save_total_limit", "Keep at most so many checkpoints; the oldest go first.", COMMON),
     decides("load_best_model_at_end", "End with the checkpoint that evaluated best.", COMMON),
     free("resume_from_checkpoint", "Same as --resume PATH."),

@@ -56,7 +56,7 @@ TABLE = (
     works(
         "max_prompt_length nll_on orpo_alpha orpo_beta bad_rows chat_template_on_text chat_template system_prompt"
         " min_score_margin prefix_forest max_tokens_per_microbatch max_skipped_steps loss_spikes"
-        " early_stopping_patience early_stopping_threshold",
+        " async_save early_stopping_patience early_stopping_threshold",
         "Oddsmith's own",
     ),
     # Steps

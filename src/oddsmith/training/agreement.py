@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ class Seen(NamedTuple):
     error: str | None  # why it cannot write
 
 
-def require_shared_folder(run: Path, args: ORPOConfig) -> None:
+def require_shared_folder(run: Path, args: ORPOConfig) -> Sequence[int]:
     """Let each process that saves write a file into its run folder, and each process say which of them it sees.
 
     All processes have to call this. Nothing stays in the folders. A run without checkpoints leaves only what the first
@@ -54,13 +54,18 @@ def require_shared_folder(run: Path, args: ORPOConfig) -> None:
         run: The run folder, as this process names it.
         args: Settings of the run.
 
+    Returns:
+        The ranks whose files lie on the disk to which this process writes: all, or with ``save_on_each_node`` those
+        that see the same file as this one.
+
     Raises:
         ConfigError: In all processes: a machine does not see the folder, or cannot write to it; or machines share one
             and ``save_on_each_node`` is on.
     """
     state = PartialState()
-    if state.num_processes == 1 or args.save_strategy == SaveStrategy.NO:
-        return
+    saves = args.save_strategy != SaveStrategy.NO
+    if state.num_processes == 1 or not (saves or args.save_on_each_node):
+        return range(state.num_processes)
     name = f"{PROBE}{secrets.token_hex(8)}"
     made, error = _write(run, name) if args.should_save else ([], _why_not_writable(run))
     try:
@@ -72,12 +77,18 @@ def require_shared_folder(run: Path, args: ORPOConfig) -> None:
         for place in reversed(made):
             with suppress(OSError):  # a folder that others write to by now
                 place.rmdir() if place.is_dir() else place.unlink()
-    for process in found:
+    for process in found if saves else ():
         if process.error is not None:
             raise ConfigError(f"process {process.rank} on {process.host}: {process.error}")
     line = (_is_written_twice if args.save_on_each_node else _is_missed_by)(found, writers)
-    if line is not None:
+    if line is not None and saves:
         raise ConfigError(line)
+    return ranks_with(found, state.process_index) if args.save_on_each_node else range(state.num_processes)
+
+
+def ranks_with(found: Sequence[Seen], rank: int) -> list[int]:
+    """Return the ranks that see the same files as this one."""
+    return [process.rank for process in found if process.files == found[rank].files or process.rank == rank]
 
 
 def require_same_pairs(sets: Mapping[str, Any]) -> None:

@@ -7,18 +7,19 @@ that fails in one process fails in all, with its reason, so that no process wait
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.optim import Optimizer
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from ..checkpoint.compatibility import changed_settings, require_length, require_possible, require_unchanged
@@ -64,12 +65,15 @@ from .agreement import require_same_pairs, require_shared_folder
 from .choosing import choose_checkpoint, fault_of
 from .identity import RunIdentity, length_of
 from .nodes import node_count, of_writers, on_main_process, send_files
+from .pending_save import PendingSave, reader_of_saves
 from .preflight import size_in_training
+from .save_timing import SaveTiming
 from .schedule import follow_schedule, line_about, load_states
 
 logger = logging.getLogger(__name__)
 
 SCALER = "scaler"
+GONE = "%s was removed while the run goes on; it is made anew"
 # What only a resumed run needs; people who download the model do not.
 STATE_FILES = [f"{OPTIMIZER}.*", f"{SCHEDULER}.*", f"{SCALER}.*", "process-*", TRAINER_STATE_FILE, MANIFEST_FILE]
 
@@ -92,8 +96,9 @@ class CheckpointedRun(Protocol):
     def write_model(self, folder: Path) -> None: ...  # write the model and the tokenizer
     def write_sharded_states(self, folder: Path) -> None: ...  # write optimizer and scheduler as FSDP and DeepSpeed do
     def require_saves_on_each_node(self) -> None: ...  # ConfigError where a checkpoint cannot lie on several disks
-    def load_model_and_optimizer(self, folder: Path) -> None:
-        """Load what a checkpoint holds of the model, the optimizer and the schedule, in place."""
+    def load_model_and_optimizer(self, folder: Path) -> None: ...  # in place, and the schedule
+    def checkpoint_is_complete(self, folder: Path, beside_s: float) -> None:
+        """Hear of a checkpoint that is complete now, and how long that took beside the training."""
 
 
 class CheckpointManager:
@@ -112,6 +117,9 @@ class CheckpointManager:
         self._steps_then: int | None = None  # of the run, when the checkpoint was written
         self._restored: set[str] = set()
         self._saved_step: int | None = None
+        self._pending: PendingSave | None = None  # that is not known to be complete
+        self._is_beside = False  # whether saves are finished beside the training
+        self._ranks: Sequence[int] = range(run.args.world_size)  # whose files lie on the disk to which this one writes
 
     # ---- Resuming
 
@@ -125,7 +133,8 @@ class CheckpointManager:
         self._resumed, self._restored, self._saved_step, self._changed = None, set(), None, []
         self._run.callback_handler.remove_callback(SaveTiming)
         self._run.callback_handler.add_callback(SaveTiming(self))  # after all others, which may ask for a save
-        require_shared_folder(run_folder, args)  # which hears of all processes that cannot write
+        self._ranks = require_shared_folder(run_folder, args)  # which hears of all processes that cannot write
+        self._is_beside = self._saves_beside()
         require_writable(run_folder)
         require_same_pairs(self._identity.datasets)
         if wanted is not True:  # which has no need of a checkpoint only where processes are restarted
@@ -160,6 +169,7 @@ class CheckpointManager:
                     raise
             finally:
                 args.eval_on_start = evaluates_on_start
+                self._wait_alone()
 
     def _require_of_this_run(self, folder: Path, allow_changed: bool) -> list[str]:
         """Refuse a checkpoint of another run; return the names of the settings that are not as they were."""
@@ -176,18 +186,11 @@ class CheckpointManager:
         saved, world_size = verify(folder, contents=False), self._run.args.world_size
         if not self._on_each_node or saved.world_size != world_size:
             return
-        ranks = self._ranks_here()
-        missing = of_writers(partial(first_missing, folder, saved.sharded_by, world_size, ranks), True)
+        missing = of_writers(partial(first_missing, folder, saved.sharded_by, world_size, self._ranks), True)
         for name in filter(None, missing):
             raise CheckpointError(
                 f"{folder}: {name} lies on another node; start the nodes in the order in which they saved it"
             )
-
-    def _ranks_here(self) -> range:
-        """Return the ranks whose files lie on the disk to which this process writes; all processes call this."""
-        rank, world_size = self._run.args.process_index, self._run.args.world_size
-        writers = of_writers(lambda: rank, self._on_each_node)
-        return range(rank, min((other for other in writers if other > rank), default=world_size))
 
     def _set_aside_later(self, folder: Path) -> None:
         """Set aside the checkpoints that a run will replace which goes on from this one."""
@@ -281,42 +284,107 @@ class CheckpointManager:
     # ---- Saving
 
     def save(self, folder: Path) -> bool:
-        """Save the checkpoint ``RUN/checkpoint-STEP``, complete when this returns; return whether it was saved now.
+        """Save the checkpoint ``RUN/checkpoint-STEP``: complete when this returns, or pending with ``async_save``.
 
-        A step is saved once. ``SaveError`` if it could not be written; nothing of it stays then.
+        A step is saved once; return whether it was saved now. ``SaveError`` if it, or the pending one before, could not
+        be written; nothing of it stays then.
         """
         if self._saved_step == self._run.state.global_step:
             return False
+        self.settle()
         try:
             self._save(folder)
         except SaveError as error:
             if not error.folder_is_gone:
                 raise
-            logger.warning("%s was removed while the run goes on; it is made anew", folder.parent)
+            logger.warning(GONE, folder.parent)
             self._save(folder)
         self._saved_step = self._run.state.global_step
         return True
 
-    def rotate(self, run_folder: Path) -> None:
-        """Remove the oldest checkpoints beyond ``save_total_limit``; the best one stays."""
-        if self._run.args.should_save:
-            best = self._run.state.best_model_checkpoint
-            rotate(run_folder, self._run.args.save_total_limit, keep=None if best is None else Path(best))
+    def settle_if_done(self) -> bool:
+        """Hear of a pending save, if it is finished in all processes, which all have to call this; else go on.
+
+        Returns:
+            As of ``settle``.
+
+        Raises:
+            SaveError: It could not be finished; nothing of it stays.
+        """
+        if self._pending is None:
+            return True
+        accelerator = self._run.accelerator
+        is_busy = torch.tensor(float(not self._pending.is_done), device=accelerator.device)
+        return bool(accelerator.reduce(is_busy, reduction="sum") > 0) or self.settle()
+
+    def settle(self) -> bool:
+        """Wait until a pending save is complete, if there is one; all processes have to call this.
+
+        Returns:
+            ``False`` if it was removed with the whole run folder, so that one has to be made again.
+
+        Raises:
+            SaveError: It could not be finished; nothing of it stays.
+        """
+        try:
+            self._complete()
+        except SaveError as error:
+            if not error.folder_is_gone:
+                raise
+            logger.warning(GONE, self._run.args.output_dir)
+            self._saved_step = None
+            return False
+        return True
+
+    def _saves_beside(self) -> bool:
+        """Return whether saves are finished beside the training, or say why they are not although that is set."""
+        if not self._run.args.async_save:
+            return False
+        reader = reader_of_saves(self._run.callback_handler.callbacks)
+        if reader is not None and self._run.is_world_process_zero():
+            line = f"async_save has no effect: {reader} may read each checkpoint in on_save, so the steps wait for it"
+            logger.warning(line)
+        return reader is None
 
     def _save(self, folder: Path) -> None:
         self._on_main(folder, lambda: self._begin(folder))
         self._together(folder, lambda: self._write(folder))
         if self._on_each_node:
             self._complete_nodes(folder)
-        ranks = self._ranks_here()
         self._locate_best(folder.parent)
+        self._on_main(folder, lambda: self._describe(folder))
+        finish = self._finishing(folder) if self._run.args.should_save else lambda: None
+        self._pending = PendingSave(folder, finish, is_beside=self._is_beside)
+        if not self._is_beside:
+            self._complete()
+
+    def _complete(self) -> None:
+        """Wait until a pending save is complete in all processes."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
         try:
-            self._on_main(folder, lambda: self._commit(folder, ranks))
+            self._on_main(pending.folder, pending.wait)
         except SaveError:
             if self._run.args.should_save:  # the commit of another node failed
-                retract(folder)
-                give_back(folder)
+                retract(pending.folder)
+                give_back(pending.folder)
             raise
+        self._run.checkpoint_is_complete(pending.folder, pending.seconds if self._is_beside else 0.0)
+
+    def _wait_alone(self) -> None:
+        """Wait for a pending save when an error ends the training: the other processes may be gone."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            with self.explaining(pending.folder):
+                pending.wait()
+        except SaveError as error:
+            give_back(pending.folder)
+            logger.warning("%s", error)
+        else:
+            self._run.checkpoint_is_complete(pending.folder, pending.seconds)
 
     def _begin(self, folder: Path) -> None:
         if folder.exists():
@@ -353,17 +421,29 @@ class CheckpointManager:
 
         self._on_main(folder, write)
 
-    def _commit(self, folder: Path, ranks: range) -> None:
-        """Make it a checkpoint of the processes of these ranks."""
+    def _describe(self, folder: Path) -> None:
+        """Write the state of the run, once all files that were asked for are there."""
         run = self._run
         if not run.args.save_only_model:
-            require_saved(folder, sharded_by=run.sharded_by, processes=run.args.world_size, writing_here=ranks)
+            require_saved(folder, sharded_by=run.sharded_by, processes=run.args.world_size, writing_here=self._ranks)
         for callback in (*run.callback_handler.callbacks, run.control):
             if isinstance(callback, ExportableState):
                 run.state.stateful_callbacks[type(callback).__name__] = callback.state()
         run.state.save_to_json(str(folder / TRAINER_STATE_FILE))
+
+    def _finishing(self, folder: Path) -> Callable[[], None]:
+        """Return what makes it a checkpoint and then removes the oldest beyond ``save_total_limit``; the best stays."""
         facts = {name: value for name, value in vars(self._identity.manifest()).items() if name != "files"}
-        commit(folder, **facts)
+        limit, best = self._run.args.save_total_limit, self._run.state.best_model_checkpoint
+
+        def finish() -> None:
+            commit(folder, **facts)
+            try:
+                rotate(folder.parent, limit, keep=None if best is None else Path(best))
+            except OSError as error:
+                logger.warning("%s: older checkpoints were not removed (%s)", folder.parent, error.strerror)
+
+        return finish
 
     def _locate_best(self, run_folder: Path) -> None:
         """Set where the best checkpoint is now; a run folder may have been moved."""
@@ -428,6 +508,7 @@ class CheckpointManager:
             The checkpoint; ``None`` if there is none.
         """
         run = self._run
+        self.settle()
         folders = [f for f in checkpoints(Path(run.args.output_dir)) if (step_of(f) or 0) <= last_step]
         schedule = run.lr_scheduler.state_dict()
         for folder in _from_main_process(folders[::-1]):
@@ -453,36 +534,6 @@ class CheckpointManager:
         return True
 
 
-class SaveTiming(TrainerCallback):
-    """Restore the parts when training begins, and put off the save at the last step of an epoch.
-
-    Saved before what the end of the epoch brings, an evaluation or log line there would be missing in a resumed run.
-
-    Args:
-        checkpoints: The manager.
-    """
-
-    def __init__(self, checkpoints: CheckpointManager):
-        self._checkpoints = checkpoints
-        self._save_is_due = False
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Continue the parts, and the learning rate."""
-        self._checkpoints.restore_parts()
-        self._checkpoints.continue_schedule()
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        """Put off the save of an epoch's last step."""
-        if control.should_save and float(state.epoch or 0.5).is_integer():
-            control.should_save, self._save_is_due = False, True
-        return control
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        """Make it."""
-        control.should_save, self._save_is_due = control.should_save or self._save_is_due, False
-        return control
-
-
 def _is_of_an_optimizer(error: BaseException) -> bool:
     """Return whether an error was raised within an optimizer."""
     frames = (frame for frame, _ in walk_tb(error.__traceback__))
@@ -494,10 +545,10 @@ def _from_main_process(value: Any) -> Any:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Return whether a checkpoint verifies and has the state of an optimizer."""
+    """Return whether a checkpoint verifies and holds more than the model (``save_only_model``)."""
     try:
         manifest = verify(folder)
     except CheckpointError as error:
         logger.warning(f"skipped {error}")
         return False
-    return manifest.sharded_by is not None or has_state(folder, OPTIMIZER)
+    return first_missing(folder, manifest.sharded_by, manifest.world_size, ()) is None

@@ -29,9 +29,6 @@ class EventWriter(TrainerCallback):
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self._write(args, state, Event.EVALUATE, **(metrics or {}))
 
-    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self._write(args, state, Event.CHECKPOINT, path=f"checkpoint-{state.global_step}")
-
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._write(args, state, Event.END)
 

@@ -20,6 +20,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, fsdp2_prepa
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from ..checkpoint.store import step_of
 from ..config import ORPOConfig
@@ -165,6 +166,10 @@ class ShardedModel:
     def other_worlds(self) -> AbstractContextManager[None]:
         """Let checkpoints be read that another number of processes wrote."""
         return other_worlds() if self._is_under_deepspeed else nullcontext()
+
+    def load_engine(self, folder: Path) -> None:
+        """Load a checkpoint into DeepSpeed's engine: weights, its own copies of them, the optimizer."""
+        deepspeed_load_checkpoint(self._run.model_wrapped, str(folder), not isinstance(self._model, PeftModel))
 
     # ---- Checkpoints of FSDP2 that hold the model whole
 

@@ -67,6 +67,7 @@ class StopOnRequest(TrainerCallback):
         self._stack = ExitStack()
         self._lap_at = 0.0
         self._longest_step_s = self._longest_save_s = 0.0
+        self._longest_rest_s = 0.0  # of a save, that went on beside the training (async_save)
         self._is_training = False
 
     def __enter__(self) -> StopOnRequest:
@@ -112,8 +113,12 @@ class StopOnRequest(TrainerCallback):
         if self.stopped and not float(state.epoch or 0.5).is_integer():
             control.should_log = control.should_evaluate = control.should_save = False
 
+    def expect_rest_of_save(self, seconds: float) -> None:
+        """Leave as much time for the part of the last save that goes on when the steps are done."""
+        self._longest_rest_s = max(self._longest_rest_s, seconds)
+
     def _tell_request(self, signal_name: str) -> None:
-        seen_s = self._longest_step_s + self._longest_save_s
+        seen_s = self._longest_step_s + self._longest_save_s + self._longest_rest_s
         known = f" (some {seen_s:.0f} s, as far as seen)" if seen_s >= 1 else ""
         again = "Ctrl-C again" if signal_name == "SIGINT" else "a second signal"
         self._tell(f"{signal_name}: stopping after this step, with a checkpoint{known}; {again} ends at once")
@@ -128,7 +133,7 @@ class StopOnRequest(TrainerCallback):
         if self._signals.heard is not None or self._time_limit_s is None:
             return self._signals.heard
         spare_s = max(SPARE_SHARE * self._time_limit_s, MIN_SPARE_S)
-        needed_s = self._longest_step_s + self._longest_save_s + spare_s
+        needed_s = self._longest_step_s + self._longest_save_s + self._longest_rest_s + spare_s
         return TIME_LIMIT if self._lap_at - self._started_at + needed_s > self._time_limit_s else None
 
     def _agreed(self, args: TrainingArguments) -> bool:

@@ -212,7 +212,7 @@ class ORPOTrainer(TransformersAdapter):
         self.loss_sums, self.deferred_evaluation = LossSums(self), DeferredEvaluation()
         self.identity, self.recorder, self.live = RunIdentity(self), Recorder(self), LiveSettings(self.args)
         self.own_loss, self.shards = OwnLoss(self), ShardedModel(self)
-        self.guard = StepGuard(self, self.meter, lambda *arguments: self.checkpoints.roll_back(*arguments))
+        self.guard = StepGuard(self, self.meter, self.roll_back)
         self.pace = Pace(is_sharded=lambda: self.sharded_by is not None)
         self.hang_watch = HangWatch(self.pace)
         events = EventWriter(self._describe)

@@ -8,7 +8,7 @@ version of transformers lacks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, 
 
 from ..batching.item import on_device
 from ..batching.loader import StreamedBatches, clear_worker_errors
+from ..checkpoint.store import step_of
 from ..checkpoint.values import explained, sums, whole
 from ..config import ORPOConfig
 from ..errors import CheckpointError, ConfigError, RowError
 from ..model.loading.completeness import complete_adapters, require_complete, untied
 from ..system.memory import clear_memory_errors
+from ..system.run_folder import Event, append_event
 from .checkpointing import CheckpointManager
 from .epochs import epoch_of_length, stream_position
 from .evaluation import DeferredEvaluation
@@ -293,6 +295,7 @@ class TransformersAdapter(Trainer):
             except RowError:  # of a stream, or of an evaluation: between two steps, so that what was done can be kept
                 if self.state.global_step and self.args.save_strategy != "no":
                     self._save_checkpoint(self.model, kwargs["trial"])
+                    self.checkpoints.settle()
                     logger.warning("a row ends the run; its %d steps are saved", self.state.global_step)
                 raise
 
@@ -305,6 +308,9 @@ class TransformersAdapter(Trainer):
         self._use_averaged_weights()
         if self.deferred_evaluation.is_due and not self.is_stopped:  # after the last step no epoch was left to run
             self._make_up_for_evaluation(trial, None)
+        if not self.checkpoints.settle():
+            self._save_checkpoint(self.model, trial)
+            self.checkpoints.settle()
         best = self.state.best_model_checkpoint
         if self.is_unfinished:
             # The best model is loaded when all is done; and a total limit of 1 would remove the checkpoint just made.
@@ -363,16 +369,23 @@ class TransformersAdapter(Trainer):
     # ---- Saving
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run_folder = Path(self._get_output_dir(trial=trial))
-        folder = run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._use_averaged_weights()
         if trial is None:
             self.store_flos()
         if self.checkpoints.save(folder):
             self.create_model_card()
-            if self.args.push_to_hub:
-                self._push_from_checkpoint(str(folder))
-            self.checkpoints.rotate(run_folder)
+
+    def checkpoint_is_complete(self, folder: Path, beside_s: float) -> None:
+        """Record and upload a checkpoint; ``beside_s``: how long it took to finish it beside the training."""
+        if self.is_world_process_zero():
+            step = step_of(folder) or self.state.global_step
+            append_event(self.args.output_dir, Event.CHECKPOINT, step, path=folder.name)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, StopOnRequest):
+                callback.expect_rest_of_save(beside_s)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
 
     def write_model(self, folder: Path) -> None:
         """Write the model and the tokenizer of a checkpoint."""
@@ -433,10 +446,18 @@ class TransformersAdapter(Trainer):
 
     # ---- Loading
 
+    def roll_back(self, last_step: int, is_good: Callable[[], bool]) -> Path | None:
+        """Load the newest good checkpoint up to a step (``CheckpointManager.roll_back``), for which there is time."""
+        self.pace.enter(Stage.OPTIMIZING, "loading a checkpoint", is_limited=False)
+        return self.checkpoints.roll_back(last_step, is_good)
+
     def load_model_and_optimizer(self, folder: Path) -> None:
         """Load what a checkpoint holds of the model, the optimizer and the schedule, in place."""
-        self.pace.enter(Stage.OPTIMIZING, "loading a checkpoint", is_limited=False)
-        self._load_from_checkpoint(str(folder), self.model_wrapped if self.is_fsdp_enabled else None)
+        if self.is_deepspeed_enabled:
+            with self.shards.other_worlds(), explained(folder, "its weights"):
+                self.shards.load_engine(folder)
+        else:
+            self._load_from_checkpoint(str(folder), self.model_wrapped if self.is_fsdp_enabled else None)
         self._load_optimizer_and_scheduler(str(folder))
 
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:

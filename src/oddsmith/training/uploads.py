@@ -12,6 +12,7 @@ from huggingface_hub import upload_folder
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from ..checkpoint.store import step_of
 from ..errors import in_a_line
 from .checkpointing import STATE_FILES
 
@@ -35,7 +36,7 @@ def upload_checkpoint(run: Any, checkpoint_folder: str) -> None:
         "revision": args.hub_revision,
         "run_as_future": True,
     }
-    message = f"Training in progress, step {run.state.global_step}"
+    message = f"Training in progress, step {step_of(Path(checkpoint_folder))}"
     jobs = [upload_folder(commit_message=message, ignore_patterns=STATE_FILES, **common)]
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         name = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name

@@ -68,6 +68,7 @@ TRIED = {
     " max_skipped_steps neftune_noise_alpha",
     "tests/unit/config/test_inherited.py": "torch_compile torch_compile_backend torch_compile_mode",
     "tests/integration/test_numbers.py": "ddp_backend fp16 loss_spikes max_grad_norm optim_args",
+    "tests/integration/test_async_save.py": "async_save",
     "tests/integration/test_resume.py": "early_stopping_patience early_stopping_threshold"
     " restore_callback_states_from_checkpoint save_only_model save_steps"
     " save_strategy save_total_limit",

@@ -15,7 +15,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler
 
 from oddsmith import ORPOConfig
-from oddsmith.checkpoint.manifest import Manifest
+from oddsmith.checkpoint.manifest import Manifest, verify
 from oddsmith.errors import CheckpointError, NonFiniteError
 from oddsmith.model.logprobs.padded import PairLogps
 from oddsmith.model.logprobs.paths import PaddedPath
@@ -70,6 +70,9 @@ class Run:
 
     def is_world_process_zero(self) -> bool:
         return True
+
+    def checkpoint_is_complete(self, folder: Path, beside_s: float) -> None:
+        verify(folder)
 
     def loss_sum(self) -> torch.Tensor:
         return torch.tensor(1.5)
