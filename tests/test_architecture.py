@@ -81,6 +81,7 @@ OPENS_ITSELF = {
     "oddsmith.data.token_cache": "our sources, and a folder that nobody else can write to",
     "oddsmith.data.builtin": "files of the package",
     "oddsmith.export.gguf.vocabulary": "files of the package",
+    "oddsmith.cli.parsing.recipes": "files of the package",
     "oddsmith.cli.parsing.schema": "files of the package",
     "oddsmith.monitor.report": "files of the package",
     "oddsmith.cli.commands.train.launch": "logs that it writes itself",

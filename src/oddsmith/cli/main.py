@@ -33,7 +33,11 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train.command", "train", "Align a model on preference pairs."),
+    "recipes": Command(
+        "recipes", "recipes", "List recipes to start from, with what was measured or where they are from."
+    ),
     "convert": Command("convert", "convert", "Translate another trainer's ORPO recipe into one of ours."),
+    "advise": Command("advise", "advise", "Write a recipe for a model and its pairs, each setting with why."),
     "plan": Command("plan", "plan", "Predict memory, step time and balance of a run before it is started."),
     "eval": Command("evaluate", "evaluate", "Measure a model on preference pairs."),
     "demo": Command("demo", "demo", "Align a small chat model on this machine, and show the difference."),

@@ -86,6 +86,20 @@ def gpu_of(text: str) -> Gpu:
     return Gpu(found, CARDS[found].memory, CARDS[found])
 
 
+def gpus_of(text: str) -> tuple[Gpu, int | None]:
+    """Return the GPU of a text and how many: ``h100`` (None), ``h100x8``, ``8 x h100``; ``ConfigError`` as `gpu_of`."""
+    try:
+        return gpu_of(text), None
+    except ConfigError as error:
+        for pattern in (r"(?P<name>.*\S)\s*x\s*(?P<count>\d{1,6})", r"(?P<count>\d{1,6})\s*x\s*(?P<name>\S.*)"):
+            if found := re.fullmatch(pattern, text.strip(), re.IGNORECASE):
+                try:
+                    return gpu_of(found["name"]), int(found["count"])
+                except ConfigError:
+                    continue
+        raise error
+
+
 def card_of(name: str, memory: int) -> Card | None:
     """Return the card of a name that CUDA gives, with its bytes of memory; ``None`` where its rates are not known."""
     known = known_name(name)

@@ -117,7 +117,14 @@ class _Way:
 
 
 def plan_recipe(
-    args: ORPOConfig, chosen: ModelConfig, rows: Any, machine: Machine, recipe_sharing: Sharing, *, total: int | None
+    args: ORPOConfig,
+    chosen: ModelConfig,
+    rows: Any,
+    machine: Machine,
+    recipe_sharing: Sharing,
+    *,
+    total: int | None,
+    is_fixed: bool = True,
 ) -> Plan:
     """Predict a recipe.
 
@@ -128,6 +135,8 @@ def plan_recipe(
         machine: Where it is to run.
         recipe_sharing: How the recipe spreads over processes.
         total: Pairs of which ``rows`` are a sample; ``None``: they are all.
+        is_fixed: Whether the recipe is planned as it is; otherwise, like the others, with gradient checkpointing where
+            it does not fit without.
 
     Returns:
         The plan.
@@ -144,8 +153,8 @@ def plan_recipe(
             is_recipe = training == recipe_way and sharing.kind == recipe_sharing.kind
             used = recipe_sharing if is_recipe else sharing
             choice = planner.choice(way, used, checkpointing=args.gradient_checkpointing, is_recipe=is_recipe)
-            if not (choice.fits or args.gradient_checkpointing or is_recipe):
-                choice = planner.choice(way, used, checkpointing=True, is_recipe=False)
+            if not (choice.fits or args.gradient_checkpointing or (is_recipe and is_fixed)):
+                choice = planner.choice(way, used, checkpointing=True, is_recipe=is_recipe)
             choices.append(choice)
     recipe = next(choice for choice in choices if choice.is_recipe)
     way = ways[recipe_way]

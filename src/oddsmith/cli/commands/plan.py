@@ -14,7 +14,7 @@ from ..parsing.resolve import Option, Resolved, build, resolve
 from ..parsing.schema import fields_for_run, flag_of
 from ..parsing.values import whole_number
 from ..terminal.console import quiet_libraries, working
-from ..terminal.outcome import JSON, TRACEBACK
+from ..terminal.outcome import JSON, RECIPE, TRACEBACK
 from .train.command import require_names
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ INTRO = (
     "Without --gpu it plans for this machine. Times are predicted, and were not measured on a GPU.",
 )
 OPTIONS = (
+    RECIPE,
     Option("gpu", "value", "GPU to plan for: h100, a100, rtx4090, ..., or its memory, such as 24GB.", "NAME|SIZE"),
     Option("gpus", "value", "GPUs of a machine; without --gpu the processes. [1]", "N"),
     Option("nodes", "value", "Machines. [1]", "N"),
@@ -51,20 +52,20 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
     require_names(resolved)
     given = resolved.options
-    gpus, nodes = _count(given, "gpus", MOST_GPUS), _count(given, "nodes", MOST_NODES)
+    gpus, nodes = gpu_count(given, "gpus", MOST_GPUS), gpu_count(given, "nodes", MOST_NODES)
     with working("starting"):
         from ...planning.cards import gpu_of
 
         gpu = gpu_of(given["gpu"]) if "gpu" in given else None
         asked = {name: resolved.get(name) for name in (*OF_SHARDING, *OF_DEVICE)}
-        settings = _settings(resolved, gpu, asked)
+        settings = settings_on(resolved, gpu, asked)
 
         from ...planning.ranks import sharing_of
         from ...planning.recipe import plan_recipe
         from ..terminal.plan_table import document_of, print_plan
         from .train.rehearsal import rehearse
 
-        machine = _machine(gpu, settings, gpus=gpus, nodes=nodes)
+        machine = machine_of(gpu, settings, gpus=gpus, nodes=nodes)
         asked["deepspeed"] = _mapping(asked["deepspeed"])
         asked["parallelism_config"] = _parallelism(asked, machine.ranks)
         sharing = sharing_of(asked, machine.ranks, bf16=bool(settings.orpo.bf16), on_gpu=machine.on_gpu)
@@ -81,14 +82,15 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
     return document_of(found, train)
 
 
-def _count(given: Mapping[str, str], name: str, most: int) -> int:
+def gpu_count(given: Mapping[str, str], name: str, most: int) -> int:
+    """Read the number after a flag such as ``--gpus``, 1 by default."""
     count = whole_number(given, name, 1, minimum=1)
     if count > most:
         raise ConfigError(f"{flag_of(name)} is {count:,}; expected at most {most:,}")
     return count
 
 
-def _settings(resolved: Resolved, gpu: Gpu | None, asked: Mapping[str, Any]) -> Settings:
+def settings_on(resolved: Resolved, gpu: Gpu | None, asked: Mapping[str, Any]) -> Settings:
     """Build the settings as on the machine that is planned for."""
     for name in OF_SHARDING:
         resolved.settings.pop(name, None)
@@ -105,7 +107,7 @@ def _settings(resolved: Resolved, gpu: Gpu | None, asked: Mapping[str, Any]) -> 
     return settings
 
 
-def _machine(gpu: Gpu | None, settings: Settings, *, gpus: int, nodes: int) -> Machine:
+def machine_of(gpu: Gpu | None, settings: Settings, *, gpus: int, nodes: int) -> Machine:
     """Return what is planned for: a GPU by its name, or what is here."""
     import psutil
     import torch

@@ -19,6 +19,7 @@ from ...config.inherited import refuse_of_python
 from ...config.spellings import OLDER, Place, nearest, refuse_unknown, under_todays_names
 from ...errors import ConfigError
 from .config_file import SCRIPTS, Setting, read_config
+from .recipes import recipe_file
 from .schema import Field, flag_of
 from .values import FALSE_WORDS, TRUE_WORDS, check, from_flag
 
@@ -97,6 +98,8 @@ def resolve(
     words = _Words(arguments, {**_older_fields(fields), **fields}, {option.name: option for option in options})
     words.read()
     configs = words.configs + ([] if max_positional else words.positional)
+    if "recipe" in words.options:
+        configs = [recipe_file(words.options["recipe"]), *configs]
     if len(configs) > 1:
         raise ConfigError(f"found {' and '.join(configs)}; expected one configuration file, and flags after it")
     if max_positional and len(words.positional) > max_positional:

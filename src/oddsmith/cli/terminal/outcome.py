@@ -37,6 +37,7 @@ COLUMNS = Option(
     "Columns of other names, as in prompt=question,chosen=good,rejected=bad; answers.0.text leads into a column.",
     "NAME=COLUMN,...",
 )
+RECIPE = Option("recipe", "value", "Start from a recipe: a name of `oddsmith recipes`, or a file.", "NAME|FILE")
 
 
 class Judged(NamedTuple):

@@ -136,11 +136,12 @@ def document_of(plan: Plan, train: Rehearsed) -> dict[str, Any]:
         "slowest_over_mean": found.slowest_share,
         "computed_over_sequences": found.computed_share,
         "longest_pair_tokens": found.longest_pair,
-        "choices": [_choice(one) for one in plan.choices],
+        "choices": [choice_values(one) for one in plan.choices],
     }
 
 
-def _choice(choice: Choice) -> dict[str, Any]:
+def choice_values(choice: Choice) -> dict[str, Any]:
+    """Return a choice as JSON values."""
     memory = {name: int(value) for name, value in choice.memory._asdict().items()}
     step = choice.step
     return {

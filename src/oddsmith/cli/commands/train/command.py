@@ -31,7 +31,7 @@ from ...parsing.resolve import Option, Resolved, Settings, build, resolve
 from ...parsing.schema import fields_for_run
 from ...parsing.values import seconds_of
 from ...terminal.console import is_main_process, quiet_libraries, say, working
-from ...terminal.outcome import JSON, TRACEBACK
+from ...terminal.outcome import JSON, RECIPE, TRACEBACK
 from .launch import join_launcher, launch
 from .run_folder import check_folder, clear_folder, require_elsewhere
 from .weights import take_weights
@@ -39,7 +39,7 @@ from .weights import take_weights
 if TYPE_CHECKING:
     from ....training.trainer import ORPOTrainer
 
-USAGE = "oddsmith train [CONFIG.yaml] [--any-setting VALUE ...]"
+USAGE = "oddsmith train [CONFIG.yaml | --recipe NAME] [--any-setting VALUE ...]"
 INTRO = (
     "Trains on preference pairs (prompt, chosen, rejected) by ORPO. Settings come from a YAML file, from flags, or"
     " both; a flag beats the file. A flag may be written with dashes or underscores, a list as `--flag a b` or"
@@ -48,6 +48,7 @@ INTRO = (
     " --learning-rate 2e-4",
 )
 OPTIONS = (
+    RECIPE,
     Option("dry_run", "switch", "Read and tokenize the data, show a pair and the settings, say what would be refused."),
     Option("full", "switch", "With --dry-run: tokenize all rows, not a sample; a run finds their tokens in the cache."),
     Option("resume", "optional", "Go on from the last checkpoint in output_dir, or from this one.", "[auto|PATH]"),

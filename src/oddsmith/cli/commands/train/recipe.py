@@ -10,6 +10,7 @@ from ....training.evaluation import EvaluateAtEnd
 from ....training.trainer import ORPOTrainer
 from ...parsing.resolve import build, resolve
 from ...parsing.schema import fields_for_run
+from ...terminal.outcome import RECIPE
 from .assembly import WriteSettings, make_trainer, read_rows
 from .command import offering_columns, require_names
 
@@ -36,7 +37,7 @@ def trainer_from_recipe(*words: str, callbacks: Iterable[TrainerCallback] = ()) 
         DataError: A row is wrong.
         ModelError: The model cannot be loaded or trained.
     """
-    resolved = resolve(words, fields_for_run())
+    resolved = resolve(words, fields_for_run(), [RECIPE])
     require_names(resolved)
     settings = build(resolved)
     with offering_columns(settings):

@@ -24,6 +24,7 @@ from .assembly import is_encoder_decoder_by_config, load_its_tokenizer, read_row
 
 if TYPE_CHECKING:
     from ....data.report import DataReport
+    from ....data.sources import RunRows
     from ....data.sources.mixture import Share
 
 SAMPLE_ROWS = 1_000  # about a second of work
@@ -52,12 +53,15 @@ class Rehearsed(NamedTuple):
         return [lines[0] + f" ({of})", *lines[1:]]
 
 
-def rehearse(settings: Settings, *, full: bool) -> tuple[dict[str, Rehearsed], list[Share]]:
+def rehearse(
+    settings: Settings, *, full: bool, rows: RunRows | None = None
+) -> tuple[dict[str, Rehearsed], list[Share]]:
     """Return the datasets of a run by name, the training set first, and the shares of its mixture.
 
     Args:
         settings: Of the run.
         full: Whether all rows are tokenized; otherwise at most ``SAMPLE_ROWS`` of each dataset, evenly spread.
+        rows: What ``read_rows`` returned for these datasets, where they were read before.
 
     Returns:
         The datasets, and the shares.
@@ -65,7 +69,7 @@ def rehearse(settings: Settings, *, full: bool) -> tuple[dict[str, Rehearsed], l
     Raises:
         OddsmithError: What the run would raise before its rows are tokenized, and for a dataset as a whole.
     """
-    train, evaluation, shares = read_rows(settings)
+    train, evaluation, shares = rows or read_rows(settings)
     tokenizer = load_its_tokenizer(settings)
     seq2seq = is_encoder_decoder_by_config(settings)
     pair_tokenizer = PairTokenizer.from_settings(tokenizer, settings.orpo, is_encoder_decoder=seq2seq)

@@ -1,0 +1,153 @@
+"""``oddsmith advise``: a recipe from a configuration, a tokenizer and pairs, and that ``oddsmith train`` takes it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from oddsmith.data.builtin import demo_pairs
+from oddsmith.data.too_long import SUGGESTED
+from oddsmith.usual import RULES, rule_for, table
+from tests.command import Outcome, run_here, save_model, save_rows
+from tests.tiny import ragged_pairs
+
+ROOT = Path(__file__).parents[2]
+CPU = ("--use-cpu", "--no-bf16")  # the same on every machine
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory) -> Path:
+    """A folder with pairs, and a model without its weights."""
+    folder = tmp_path_factory.mktemp("advise")
+    save_model(folder / "model")
+    (folder / "model" / "model.safetensors").rename(folder / "weights")
+    save_rows(folder / "pairs.jsonl", ragged_pairs(80))
+    save_rows(folder / "few.jsonl", ragged_pairs(20))
+    return folder
+
+
+@pytest.fixture
+def advise(workshop, tmp_path, capsys, monkeypatch):
+    """Run ``oddsmith advise`` on the model and the pairs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object, data: object = workshop / "pairs.jsonl") -> Outcome:
+        return run_here(capsys, "advise", workshop / "model", data, *words)
+
+    return run
+
+
+def test_it_writes_a_recipe_with_a_reason_for_each_setting(advise, tmp_path):
+    done = advise("--gpu", "24GB")
+    assert done.code == 0, done.err
+    text = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    settings = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
+    unexplained = [lines[number] for number in settings if not lines[number - 1].startswith("#")]
+    assert unexplained[1:] == [
+        next(line for line in lines if line.startswith("dataset_name"))
+    ]  # the two that are given
+    recipe = yaml.safe_load(text)
+    assert recipe["beta"] == rule_for("beta", parameters=1e6).value
+    assert recipe["max_length"] in SUGGESTED
+    assert (recipe["use_peft"], recipe["per_device_train_batch_size"], recipe["test_split_size"]) == (True, 8, 16)
+    assert "# Source: the authors (github.com/xfactlab/orpo/issues/5)" in text
+    assert "recipe.yaml is written. Next: oddsmith train recipe.yaml" in done.out
+    for way in ("  all weights ", "> LoRA ", "  LoRA, 4 bits "):
+        assert any(line.startswith(way) and line.endswith("fits") for line in done.out.splitlines()), way
+    assert max(map(len, done.out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("pairs", "steps"),
+    [("few.jsonl", 3 * 3), pytest.param("pairs.jsonl", 3 * 8, marks=pytest.mark.slow)],  # 20, and 64 beside 16 held out
+)
+def test_the_recipe_trains_as_it_is(advise, workshop, capsys, pairs, steps):
+    assert advise(*CPU, data=workshop / pairs).code == 0
+    (workshop / "weights").rename(workshop / "model" / "model.safetensors")
+    try:
+        done = run_here(capsys, "train", "recipe.yaml", "--json")
+    finally:
+        (workshop / "model" / "model.safetensors").rename(workshop / "weights")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["steps"] == steps
+
+
+@pytest.mark.slow
+def test_a_recipe_for_the_builtin_model_trains_as_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_rows(tmp_path / "mine.jsonl", demo_pairs("train")[:8])
+    assert (
+        run_here(capsys, "advise", "builtin:smollm2-135m-instruct", "mine.jsonl", "--num-train-epochs", "1").code == 0
+    )
+    done = run_here(capsys, "train", "recipe.yaml", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["steps"] == 1
+
+
+def test_a_file_that_is_there_is_never_replaced(advise, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("mine", encoding="utf-8")
+    done = advise()
+    assert (done.code, done.err) == (
+        2,
+        "error: recipe.yaml: is there already; give another name with --output NAME.yaml\n",
+    )
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "nowhere")
+    assert advise("--output", "link.yaml").code == 2
+    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == "mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_gpus_may_be_counted_beside_their_name(advise):
+    document = json.loads(advise("--gpu", "h100", "x8", "--json").out)
+    assert (document["machine"]["name"], document["machine"]["gpus"]) == ("H100", 8)
+    settings = {one["setting"]: one["value"] for one in document["settings"]}
+    assert settings["per_device_train_batch_size"] == 1  # 8 pairs a step, on 8 GPUs
+    assert document["next"] == "oddsmith train recipe.yaml --num-processes 8"
+    assert document["ways"]["full"]["sharing"] == "DDP"
+    assert document["time_s"]["from"] > 0
+
+
+def test_what_is_given_stays_and_is_not_advised(advise, tmp_path):
+    document = json.loads(advise("--gpu", "24GB", "--beta", "0.3", "--max-length", "48", "--no-use-peft", "--json").out)
+    advised = {one["setting"] for one in document["settings"]}
+    assert not advised & {"beta", "max_length", "use_peft", "lora_r"}
+    assert (document["training"], document["tokens"]["max_length"]) == ("full", 48)
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8"))
+    assert (recipe["beta"], recipe["max_length"], recipe["use_peft"]) == (0.3, 48, False)
+    assert recipe["learning_rate"] == rule_for("learning_rate", parameters=1e6).value
+
+
+@pytest.mark.slow
+def test_where_nothing_fits_no_recipe_is_written(workshop, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    large = save_model(tmp_path / "large", num_hidden_layers=2)
+    config = json.loads((large / "config.json").read_text(encoding="utf-8"))
+    config |= {"hidden_size": 2048, "intermediate_size": 2**17}
+    (large / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (large / "model.safetensors").unlink()
+    done = run_here(capsys, "advise", large, workshop / "few.jsonl", "--gpu", "1GB")
+    assert (done.code, (tmp_path / "recipe.yaml").exists()) == (3, False), done.err
+    assert "does not fit" in done.out
+    assert "Nothing fits." in done.out
+
+
+def test_what_is_quoted_of_faulty_rows_and_names_does_no_harm(advise, tmp_path):
+    """Invalid rows are left out, pairs that are there twice counted; a name stays in its comment, off the terminal."""
+    rows = [*ragged_pairs(20), {"prompt": "Why?", "chosen": " Because."}, *ragged_pairs(3)]
+    name = save_rows(tmp_path / "a\nbeta: 9\n\x1b[2J.jsonl", rows)
+    done = advise(*CPU, "--output", "out.yaml", data=name)
+    assert done.code == 0, done.err
+    assert "repeated pairs: 3" in done.out
+    assert "24 rows" in done.out
+    assert "\x1b" not in done.out
+    recipe = yaml.safe_load((tmp_path / "out.yaml").read_text(encoding="utf-8"))
+    assert (recipe["dataset_name"], recipe["bad_rows"]) == (str(name), "drop")
+    assert recipe["beta"] != 9
+
+
+def test_the_page_has_the_table():
+    page = (ROOT / "docs" / "advise.md").read_text(encoding="utf-8")
+    assert "\n".join(table()) in page
+    assert len(list(table())) == len(RULES) + 2

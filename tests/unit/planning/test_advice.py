@@ -1,0 +1,79 @@
+"""What is advised from lengths, from ways to train, and from the number of pairs."""
+
+import numpy as np
+import pytest
+
+from oddsmith.errors import ConfigError
+from oddsmith.planning.advice import Lengths, best_ways, chosen_way, held_out, pairs_per_step
+from oddsmith.planning.cards import CARDS, gpus_of
+from oddsmith.planning.ranks import ALONE, DDP, FSDP2, ZERO_3, RankMemory, Sharing
+from oddsmith.planning.recipe import ALL_WEIGHTS, LORA, LORA_4BIT, Choice
+
+NO_MEMORY = RankMemory(0, 0, 0, 0, 0, 0)
+
+
+def way(training: str, *, fits: bool = True, kind: str = ALONE, checkpointing: bool = False, size: float = 1) -> Choice:
+    memory = replace_memory(size)
+    return Choice(training, Sharing(kind, 1), checkpointing, memory, fits, None, 0, None, False)
+
+
+def replace_memory(size: float) -> RankMemory:
+    return NO_MEMORY._replace(weights=size)
+
+
+def test_the_length_holds_99_of_100_pairs_whole():
+    lengths = Lengths(np.sort([*range(1, 100), 5000]), positions=8192)
+    assert lengths.quantiles == {0.5: 50, 0.9: 90, 0.99: 99, 1.0: 5000}
+    assert (lengths.max_length, lengths.cut_by(128), lengths.cut_by(90)) == (128, 1, 10)
+
+
+def test_the_length_is_no_more_than_the_model_reads():
+    assert Lengths(np.array([900, 1000]), positions=1000).max_length == 1000
+    assert Lengths(np.array([900, 1000]), positions=None).max_length == 1024
+
+
+def test_of_two_ways_that_fit_the_simpler_is_taken():
+    """Without gradient checkpointing first, then what needs no sharding; DeepSpeed is never advised."""
+    ways = [
+        way(ALL_WEIGHTS, kind=DDP, checkpointing=True),
+        way(ALL_WEIGHTS, kind=FSDP2),
+        way(ALL_WEIGHTS, kind=ZERO_3),
+        way(LORA, kind=FSDP2),
+        way(LORA, kind=DDP),
+        way(LORA_4BIT, fits=False, size=3),
+        way(LORA_4BIT, fits=False, checkpointing=True, size=2),
+    ]
+    found = best_ways(ways)
+    assert (found["full"], found["lora"], found["4bit"]) == (ways[1], ways[4], ways[6])
+
+
+def test_few_pairs_take_an_adapter_and_many_all_weights():
+    ways = {"full": way(ALL_WEIGHTS), "lora": way(LORA), "4bit": way(LORA_4BIT)}
+    everything = tuple(ways)
+    assert chosen_way(ways, 300, everything) == "lora"
+    assert chosen_way(ways, 60_000, everything) == "full"
+    large = ways | {"full": way(ALL_WEIGHTS, fits=False), "lora": way(LORA, fits=False)}
+    assert chosen_way(large, 60_000, everything) == "4bit"
+    assert chosen_way(large, 60_000, ("full", "lora")) is None  # no bitsandbytes here
+
+
+def test_pairs_a_step_are_shared_out():
+    assert (pairs_per_step(300, 1), pairs_per_step(300, 4), pairs_per_step(300, 64)) == (8, 2, 1)
+    assert pairs_per_step(60_000, 4) == 8
+
+
+def test_how_many_pairs_are_held_out():
+    assert [held_out(rows) for rows in (10, 100, 2_000, 10**6)] == [0, 16, 100, 500]
+
+
+@pytest.mark.parametrize("text", ["h100x8", "H100 x 8", "8xh100", "8 x H100"])
+def test_gpus_are_counted_in_each_spelling(text):
+    assert (gpus_of(text)[0].name, gpus_of(text)[1]) == ("H100", 8)
+
+
+def test_an_x_may_be_part_of_a_name():
+    assert [gpus_of(text)[1] for text in ("rtx4090", "4090", "rtx4090x2", "24GB", "24GBx2")] == [None, None, 2, None, 2]
+    assert gpus_of("rtx4090x2")[0].memory == CARDS["RTX 4090"].memory
+    for text in ("h999x8", "x8", "8x", "h100x", "hx8"):
+        with pytest.raises(ConfigError, match="expected its memory, such as 24GB, or one of"):
+            gpus_of(text)
