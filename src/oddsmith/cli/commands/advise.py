@@ -97,7 +97,9 @@ def advise(arguments: Sequence[str]) -> Judged:
 
 def _read_words(resolved: Resolved) -> tuple[Gpu | None, int]:
     """Take model and data from the words without a flag, and the GPUs; ``x8`` after ``--gpu h100`` counts them."""
-    given, words, counts = resolved.options, [], []
+    given = resolved.options
+    words: list[str] = []
+    counts: list[str] = []
     for word in resolved.positional:
         (counts if "gpu" in given and COUNT.fullmatch(word) and not Path(word).exists() else words).append(word)
     if len(words) != 2:
