@@ -55,7 +55,19 @@ ROOMS: dict[str, set[str]] = {
     "inference": {"errors", "system", "data", "model", "export"},
     "making": {"errors", "system", "config", "data", "batching", "model", "training", "export", "inference"},
     "cli": {
-        *("errors", "metrics", "system", "config", "data", "model", "checkpoint", "diagnose", "monitor", "training"),
+        *(
+            "errors",
+            "metrics",
+            "usual",
+            "system",
+            "config",
+            "data",
+            "model",
+            "checkpoint",
+            "diagnose",
+            "monitor",
+            "training",
+        ),
         *("planning", "export", "inference", "making"),
     },
 }

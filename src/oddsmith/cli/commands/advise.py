@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError, RowError
 from ...system.files import replacing
@@ -16,6 +16,7 @@ from ...usual import FULL, LORA, LORA_4BIT, rule_for
 from ..parsing.config_file import Setting
 from ..parsing.resolve import Option, Resolved, resolve
 from ..parsing.schema import fields_for_run, flag_of
+from ..terminal.advice_table import Advice, document_of, print_advice, recipe_text
 from ..terminal.console import quiet_libraries, working
 from ..terminal.counting import counting
 from ..terminal.outcome import JSON, TRACEBACK, Judged
@@ -56,25 +57,6 @@ COUNT = re.compile(r"x(\d{1,6})", re.IGNORECASE)
 ADVISED = "advised"
 
 
-class Advice(NamedTuple):
-    """All that is told and written."""
-
-    model: str
-    data: str
-    train: Rehearsed
-    rows: int  # that the run will keep, held-out ones among them
-    survey: Survey
-    lengths: Lengths
-    max_length: int
-    plan: Plan
-    ways: Mapping[str, Choice]
-    training: str | None  # of usual.py; None: nothing fits
-    settings: Sequence[Advised]
-    given: Mapping[str, Setting]
-    output: Path
-    next_command: str
-
-
 def advise(arguments: Sequence[str]) -> Judged:
     """Run ``oddsmith advise``; the exit code is 3 where nothing fits."""
     quiet_libraries()
@@ -84,9 +66,6 @@ def advise(arguments: Sequence[str]) -> Judged:
     given = {name: setting for name, setting in resolved.settings.items() if name not in NAMED}
     require_names(resolved)
     found = _advice(resolved, given, output, gpu, gpus)
-
-    from ..terminal.advice_table import document_of, print_advice, recipe_text
-
     if found.training is not None:
         with replacing(output) as partial:
             partial.write_text(recipe_text(found), encoding="utf-8")

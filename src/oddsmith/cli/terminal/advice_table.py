@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import __version__
 from ...data.report import counted
@@ -15,13 +16,35 @@ from .plan_table import choice_values, name_of
 from .progress import clock
 
 if TYPE_CHECKING:
-    from ...planning.recipe import Choice
-    from ..commands.advise import Advice
+    from ...data.checks.survey import Survey
+    from ...planning.advice import Advised, Lengths
+    from ...planning.recipe import Choice, Plan
+    from ..commands.train.rehearsal import Rehearsed
+    from ..parsing.config_file import Setting
 
 WIDTH = 100
 GB = 1e9
 # Faults that are named, if there are any; `oddsmith data check` says more.
 SHOWN_CHECKS = 3
+
+
+class Advice(NamedTuple):
+    """All that is told and written."""
+
+    model: str
+    data: str
+    train: Rehearsed
+    rows: int  # that the run will keep, held-out ones among them
+    survey: Survey
+    lengths: Lengths
+    max_length: int
+    plan: Plan
+    ways: Mapping[str, Choice]
+    training: str | None  # of usual.py; None: nothing fits
+    settings: Sequence[Advised]
+    given: Mapping[str, Setting]
+    output: Path
+    next_command: str
 
 
 def print_advice(found: Advice) -> None:
