@@ -33,9 +33,8 @@ def judged(prompts: int) -> list[Judged]:
 def main() -> None:
     """Print a table in Markdown."""
     sets = judged(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)
-    print(
-        f"# Matching lengths\n\n`python benchmarks/match_length.py {len(sets)}`: {len(sets):,} prompts of four answers\n"
-    )
+    print("# Matching lengths\n")
+    print(f"`python benchmarks/match_length.py {len(sets)}`: {len(sets):,} prompts of four answers\n")
     print("| pairing | lengths matched | pairs | Cohen's d of the lengths | mean gap of the scores | seconds |")
     print("|---|---|---|---|---|---|")
     for pairing in PAIRINGS:
@@ -44,10 +43,8 @@ def main() -> None:
             paired = pair_up(sets, {"j": 1.0}, PairingRules(pairing, match_length=match_length))
             took = time.perf_counter() - started
             gap = fmean(pair.gap for pair in paired.pairs)
-            print(
-                f"| {pairing} | {'yes' if match_length else 'no'} | {len(paired.pairs):,} | {paired.effect_after:+.2f} |"
-                f" {gap:.2f} | {took:.1f} |"
-            )
+            figures = f"{len(paired.pairs):,} | {paired.effect_after:+.2f} | {gap:.2f} | {took:.1f}"
+            print(f"| {pairing} | {'yes' if match_length else 'no'} | {figures} |")
 
 
 if __name__ == "__main__":
