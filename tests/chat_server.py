@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,9 +13,15 @@ class Answer:
     """What the server sends: a text as a chat completion, or a status and a body of any kind."""
 
     def __init__(
-        self, text: str | None = "", status: int = 200, body: Any = None, headers: Mapping[str, str] = {}, **choice: Any
+        self,
+        text: str | None = "",
+        status: int = 200,
+        body: Any = None,
+        headers: Mapping[str, str] = {},
+        pause_s: float = 0.0,  # after each byte of the body
+        **choice: Any,
     ):
-        self.status, self.headers = status, headers
+        self.status, self.headers, self.pause_s = status, headers, pause_s
         whole = {"choices": [{"message": {"content": text}, "finish_reason": "stop", **choice}]}
         body = whole if body is None else body
         self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -58,7 +65,9 @@ def chat_server(answer: Callable[[dict[str, Any]], Answer], models: tuple[str, .
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(found.body)))
             self.end_headers()
-            self.wfile.write(found.body)
+            for piece in [found.body] if not found.pause_s else (found.body[i : i + 1] for i in range(len(found.body))):
+                self.wfile.write(piece)
+                time.sleep(found.pause_s)
 
         def log_message(self, *args):
             pass

@@ -7,6 +7,7 @@ import pytest
 
 from oddsmith.errors import ConfigError, ServerError
 from oddsmith.making import openai_client
+from oddsmith.making.judges import language_model
 from oddsmith.making.judges.language_model import CHANGED, COMPARED, LONGEST_ANSWER, REFUSED, UNREADABLE
 from oddsmith.making.judges.opening import open_judge
 from oddsmith.making.judges.verdicts import fenced, request, score_in, verdict_in
@@ -204,9 +205,10 @@ def test_a_score_is_a_whole_number_from_1_to_10(reply, score):
     assert score_in(reply) == score
 
 
-def test_questions_come_as_they_are_done():
+def test_questions_come_as_they_are_done(monkeypatch):
     with chat_server(honest) as served:
         judge = open_judge(f"judge:m@{served.url}", concurrency=2)
+        monkeypatch.setattr(language_model, "AT_ONCE", 3)
         asked = [(question(key=str(number)), answers("+", "++")) for number in range(5)]
         stream = judge.score(asked)
         first, _ = next(stream)

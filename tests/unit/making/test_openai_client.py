@@ -163,6 +163,13 @@ def test_a_slow_server_is_not_waited_for_without_end():
         assert ask(served.url, "Hi", timeout_s=0.2) == [Reply("fine")]
 
 
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for_without_end():
+    with chat_server(once(Answer("x" * 100, pause_s=0.05))) as served:
+        started = time.monotonic()
+        assert ask(served.url, "Hi", timeout_s=0.2) == [Reply("fine")]
+        assert time.monotonic() - started < 2
+
+
 def test_a_reply_without_end_is_none(monkeypatch):
     monkeypatch.setattr(openai_client, "MAX_REPLY_BYTES", 1000)
     with chat_server(once(Answer("x" * 5000))) as served:

@@ -167,6 +167,17 @@ def test_matched_lengths_teach_nothing(pairing):
     assert matched.effect_after == pytest.approx((mean(sides[0]) - mean(sides[1])) / spread)
 
 
+def test_pairs_are_chosen_before_any_is_given_up():
+    sets = lengthy(200)
+    matched = pair_up(sets, ONE, PairingRules(match_length=True))
+    assert matched.given_up == 0
+    assert len(matched.pairs) == 200
+    assert abs(matched.effect_after) < 0.02
+    shortest = [min(one.answers, key=lambda answer: len(answer.text)).text for one in sets]
+    assert texts(matched) != texts(pair_up(sets, ONE))
+    assert [chosen for chosen, _ in texts(matched)] != shortest
+
+
 def test_shorter_is_no_lesson_either():
     sets = lengthy(200, bias=-0.01)
     assert pair_up(sets, ONE).effect_before < -0.8

@@ -15,6 +15,10 @@ LLAMA = {
     "vocab_size": 264, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
     "max_position_embeddings": 128, "bos_token_id": 256, "eos_token_id": 257,
 }  # fmt: skip
+# Whoever padded a batch with this tokenizer's pad token would read the reward one token too early.
+ENDS_WITH_ITS_PAD_TOKEN = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>{% endfor %}"
+)
 
 
 def rendered(tokenizer, text):
@@ -26,7 +30,7 @@ def rendered(tokenizer, text):
 def polite(tmp_path_factory):
     """A reward model that has learned to prefer answers with thanks, of whatever length; it has no pad token."""
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(ENDS_WITH_ITS_PAD_TOKEN)
     model = LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=1, pad_token_id=None))
     better = ["thanks", "thanks a lot", "many thanks", "thanks to you, dear reader"]
     worse = ["go away", "no", "I will not tell you anything", "nothing at all"]
@@ -63,6 +67,7 @@ def test_a_reward_is_the_same_in_any_batch(polite):
 
 def test_questions_come_when_they_are_whole(polite, monkeypatch):
     monkeypatch.setattr(reward, "BATCH_ANSWERS", 2)
+    monkeypatch.setattr(reward, "AT_ONCE", 3)
     judge = open_judge(f"reward:{polite[0]}")
     asked = [
         (question(key=str(number)), answers(*("a" * (number + 1 + place) for place in range(3)))) for number in range(4)

@@ -29,6 +29,7 @@ from .verdicts import TIE, request, score_in, verdict_in
 LONGEST_ANSWER, LONGEST_QUESTION = 32_000, 64_000  # characters
 CHANGED, UNREADABLE, REFUSED = "verdicts that changed with the order", "unreadable verdicts", "refused requests"
 COMPARED = "comparisons"
+AT_ONCE = 256  # questions whose requests are listed together
 
 _NAME = re.compile(r"(.+?)@(https?://.+)", re.IGNORECASE | re.DOTALL)
 
@@ -65,6 +66,11 @@ class LanguageModelJudge:
 
         A server that cannot be used, or not any more, is a ``ServerError``.
         """
+        for start in range(0, len(questions), AT_ONCE):
+            for position, scores in self._score(questions[start : start + AT_ONCE]):
+                yield start + position, scores
+
+    def _score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
         asked = [self._asked(question, answers) for question, answers in questions]
         waiting: deque[tuple[int, tuple[int, ...]]] = deque()
         for position, one in enumerate(asked):

@@ -40,6 +40,7 @@ from ...system.precision import best_precision, emulates_bf16
 from ..records import Answer, Question, Score
 
 BATCH_TOKENS, BATCH_ANSWERS = 8_192, 32  # at most, padding counted
+AT_ONCE = 256  # questions whose answers are sorted by length together
 MEAN = "mean"
 
 _HEAD = re.compile(r"(.+?)(?::([+-]?(?:\d+\.?\d*|\.\d+)))?")
@@ -72,6 +73,11 @@ class RewardModel:
         A model that computes NaN, or nothing, is a ``ModelError``; a single answer that does not fit into memory an
         ``OutOfMemoryError``.
         """
+        for start in range(0, len(questions), AT_ONCE):  # tokens of all would fill the memory
+            for position, scores in self._scores(questions[start : start + AT_ONCE]):
+                yield start + position, scores
+
+    def _scores(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
         scores: list[list[Score | None]] = [[None] * len(answers) for _, answers in questions]
         encoded: list[tuple[int, int, Encoding]] = []
         for position, (question, answers) in enumerate(questions):
