@@ -234,6 +234,18 @@ def test_pairs_are_chosen_anew_from_the_log_and_a_new_judge_is_asked(capsys, tmp
     assert "model answers" not in done.err
 
 
+def test_a_judge_that_judges_otherwise_than_before_is_asked_again(capsys, tmp_path):
+    output, rules = tmp_path / "o.jsonl", tmp_path / "rules.yaml"
+    given = command(output, "--model", "model", judge=f"rule:{rules}")
+    seen = []
+    for rule in ("regex: '[A-Z]'", "regex: '[A-Z]'", "not_regex: '[A-Z]'"):
+        rules.write_text(rule)
+        assert run_here(capsys, *given).code == 0
+        seen.append([line["value"] for line in log_of(output) if line["event"] == "score"])
+    assert seen[0] == seen[1]
+    assert seen[2] == [*seen[0], *(1 - value for value in seen[0])]
+
+
 def test_two_processes_on_one_log_are_refused(capsys, tmp_path):
     output = tmp_path / "o.jsonl"
     assert run_here(capsys, *command(output, "--model", "model")).code == 0

@@ -3,7 +3,8 @@
     {"event": "start", "settings": {"--samples": "8", ...}, "time": ...}      once, the first line
     {"event": "answer", "question": key, "model": ..., "sample": 0, "text": ..., "tokens": ..., "is_finished": ...}
     {"event": "unanswered", "question": key, "model": ..., "sample": 0, "reason": ...}
-    {"event": "score", "question": key, "model": ..., "sample": 0, "judge": ..., "value": ..., "reason": ...}
+    {"event": "score", "question": key, "model": ..., "sample": 0, "judge": ..., "basis": ..., "value": ...,
+     "reason": ..., "counts": ...}
 
 Lines are only appended, each in one piece. A last line that is not whole, as after a power cut, is cut off when the
 file is opened again. One process at a time has it: the system takes the lock away when its owner dies.
@@ -43,6 +44,7 @@ class Log:
         answers: The answers in it: (question, model, sample) -> answer.
         unanswered: Likewise, what was asked for in vain.
         scores: The scores in it, by the judge: (question, model, sample) -> score.
+        bases: Likewise, the basis of each score.
 
     Raises:
         ConfigError: Another process has it, or it was begun with other settings.
@@ -54,6 +56,7 @@ class Log:
         self.answers: dict[tuple[str, str, int], Answer] = {}
         self.unanswered: dict[tuple[str, str, int], Unanswered] = {}
         self.scores: dict[str, dict[tuple[str, str, int], Score]] = {}
+        self.bases: dict[str, dict[tuple[str, str, int], str]] = {}
         with explained(self._explain):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open_file(path, "a+b", follow=False, buffering=0)
@@ -89,15 +92,16 @@ class Log:
             self._append({"event": event, **asdict(given)})
             self._take(given)
 
-    def add_scores(self, judge: str, answers: Sequence[Answer], scores: Sequence[Score]) -> None:
+    def add_scores(self, judge: str, basis: str, answers: Sequence[Answer], scores: Sequence[Score]) -> None:
         """Keep what a judge says of the answers to a question, one score for each; it replaces what it said before."""
-        there, lines = self.scores.setdefault(judge, {}), []
+        lines = []
         for answer, score in zip(answers, scores, strict=True):
             key = (answer.question, answer.model, answer.sample)
             place = dict(zip(("question", "model", "sample"), key, strict=True))
-            lines.append({"event": "score", **place, "judge": judge, **asdict(score)})
-            there[key] = score
+            lines.append({"event": "score", **place, "judge": judge, "basis": basis, **asdict(score)})
         self._append(*lines)
+        for answer, score in zip(answers, scores, strict=True):
+            self._take_score(judge, basis, (answer.question, answer.model, answer.sample), score)
 
     def _append(self, *lines: Mapping[str, Any]) -> None:
         data = "".join(json.dumps(strict(line), allow_nan=False) + "\n" for line in lines).encode()
@@ -167,10 +171,15 @@ class Log:
         if event == "start":  # repaired by hand, or joined
             raise KeyError(event)
         if event == "score":
-            judge, key = found.pop("judge"), tuple(found.pop(name) for name in ("question", "model", "sample"))
-            self.scores.setdefault(_text(judge), {})[key] = _typed(Score, found)
+            judge, basis = (_text(found.pop(name)) for name in ("judge", "basis"))
+            key = tuple(found.pop(name) for name in ("question", "model", "sample"))
+            self._take_score(judge, basis, key, _typed(Score, found))
         else:
             self._take(_typed({"answer": Answer, "unanswered": Unanswered}[event], found))
+
+    def _take_score(self, judge: str, basis: str, key: tuple[str, str, int], score: Score) -> None:
+        self.scores.setdefault(judge, {})[key] = score
+        self.bases.setdefault(judge, {})[key] = basis
 
     def _take(self, given: Answer | Unanswered) -> None:
         there: dict[Any, Any] = self.answers if isinstance(given, Answer) else self.unanswered

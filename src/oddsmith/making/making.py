@@ -54,15 +54,21 @@ def judge_all(
 ) -> None:
     """Ask each judge for the scores that the log has not; errors are those of the judges and of the log.
 
-    A question of which one answer has no score is scored as a whole, since judges may compare answers.
+    A question of which one answer has no score on the judge's basis is scored as a whole, since judges may compare
+    answers.
     """
     everything = [(question, answers) for question, answers in answered(questions, models, log) if answers]
     for judge in judges:
-        known = log.scores.get(judge.name, {})
-        missing = [(q, answers) for q, answers in everything if not all(_key(answer) in known for answer in answers)]
+        known = log.bases.get(judge.name, {})
+        missing = [
+            (question, answers)
+            for question, answers in everything
+            if {known.get(_key(answer)) for answer in answers} != {judge.basis(question)}
+        ]
         done = len(everything) - len(missing)
         for position, scores in judge.score(missing) if missing else ():
-            log.add_scores(judge.name, missing[position][1], scores)
+            question, answers = missing[position]
+            log.add_scores(judge.name, judge.basis(question), answers, scores)
             done += 1
             on_progress(Progress("judging", judge.name, done, len(everything)))
 

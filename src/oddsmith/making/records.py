@@ -5,6 +5,8 @@ All of it is plain data that a line of JSON holds, because each answer and each 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -42,10 +44,22 @@ class Score:
     counts: Mapping[str, int] = field(default_factory=dict)  # what came up, to be added up: {"verdicts unreadable": 1}
 
 
+def digest_of(*parts: Any) -> str:
+    """Return a short digest of values that JSON can hold; others are taken as they are written out."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
 class Judge(Protocol):
     """Scores the answers to a question. Values of one judge are on one scale over all questions."""
 
     name: str  # as it was asked for, without secrets: `rule`, `reward:MODEL`, ...
+
+    def basis(self, question: Question) -> str:
+        """Return a digest of what decides on the scores beside name, question and answers: rules, weights, code.
+
+        Scores on another basis are asked for again.
+        """
+        ...
 
     def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
         """Score the answers to many questions.

@@ -31,7 +31,7 @@ def path(tmp_path):
         log.add(answer(text="another time"))  # is there already
         log.add(Unanswered("q", "m", 1, "too long"))
         log.add(Answer("r", "m", 0, "B"))
-        log.add_scores("rule", [answer()], [Score(0.5, "half")])
+        log.add_scores("rule", "b", [answer()], [Score(0.5, "half")])
     return path
 
 
@@ -47,7 +47,7 @@ def test_what_was_kept_is_there(path):
 
 def test_a_later_score_counts(path):
     with Log(path, SETTINGS) as log:
-        log.add_scores("rule", [answer()], [Score(None, "unsure")])
+        log.add_scores("rule", "b", [answer()], [Score(None, "unsure")])
     assert contents(path)[2] == {"rule": {("q", "m", 0): Score(None, "unsure")}}
 
 
@@ -62,7 +62,7 @@ def test_whatever_is_cut_off_at_the_end_the_rest_counts_and_goes_on(path):
         with Log(path, SETTINGS) as log:
             for one in (*whole[0].values(), *whole[1].values()):
                 log.add(one)
-            log.add_scores("rule", [answer()], [Score(0.5, "half")])
+            log.add_scores("rule", "b", [answer()], [Score(0.5, "half")])
         assert contents(path) == whole
         assert all(json.loads(line) for line in path.read_text().splitlines())
 

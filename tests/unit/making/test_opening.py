@@ -108,3 +108,21 @@ def test_what_goes_wrong_in_a_function_is_one_line_with_its_place(mine, code, me
     assert message in str(found.value)
     assert "\n" not in str(found.value)
     assert str(found.value).startswith(f"python:{module}:score: ")
+
+
+def test_a_function_is_another_judge_once_its_file_has_changed(mine, tmp_path):
+    name = mine("def score(prompt, answer):\n    return 1\n")
+    first = open_judge(f"python:{name}:score")
+    again = open_judge(f"python:{name}:score")
+    (tmp_path / f"{name}.py").write_text("def score(prompt, answer):\n    return 2\n")
+    changed = open_judge(f"python:{name}:score")
+    assert first.basis(question("a")) == again.basis(question("b")) != changed.basis(question("a"))
+
+
+def test_rules_are_another_judge_where_a_row_or_the_file_asks_for_something_else(tmp_path):
+    (tmp_path / "r.yaml").write_text("max_words: 3")
+    rule, filed = open_judge("rule"), open_judge(f"rule:{tmp_path / 'r.yaml'}")
+    bases = [rule.basis(question(row={"max_words": words})) for words in (3, 3, 4)]
+    assert bases[0] == bases[1] != bases[2]
+    assert filed.basis(question()) == bases[0]
+    assert filed.basis(question(row={"max_words": 4})) == bases[2]

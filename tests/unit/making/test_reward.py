@@ -57,6 +57,20 @@ def test_a_trained_reward_model_ranks_as_it_learned(polite):
     assert min(thanks, longer) > max(no, away) + 1
 
 
+def test_a_reward_model_that_was_trained_on_is_another_judge(polite, tmp_path):
+    folder, model, tokenizer = polite
+    tokenizer.save_pretrained(tmp_path)
+    bases = []
+    for bias in (0.0, 0.0, 1.0):
+        with torch.no_grad():
+            model.score.weight.add_(bias)
+        model.save_pretrained(tmp_path)
+        bases.append(open_judge(f"reward:{tmp_path}").basis(question()))
+    with torch.no_grad():
+        model.score.weight.sub_(1.0)
+    assert bases[0] == bases[1] != bases[2]
+
+
 def test_a_reward_is_the_same_in_any_batch(polite):
     folder, model, tokenizer = polite
     texts = ["thanks", "no", "a much longer answer, with many words", "", "x" * 60]

@@ -22,7 +22,7 @@ from itertools import permutations
 
 from ...errors import ConfigError
 from ..openai_client import ChatServer, Refusal, Reply
-from ..records import Answer, Question, Score
+from ..records import Answer, Question, Score, digest_of
 from .alike import squeezed
 from .verdicts import TIE, request, score_in, verdict_in
 
@@ -60,6 +60,11 @@ class LanguageModelJudge:
         self.name, self._server, self._model, self._is_rubric = name, server, model, is_rubric
         self._is_structured = True  # until the server refuses to enforce the form of a verdict
         self._is_proven = False  # that it does not refuse
+
+    def basis(self, question: Question) -> str:
+        """Return a digest of what the model is told, with blank answers."""
+        blank = [""] if self._is_rubric else ["", ""]
+        return digest_of(request(self._model, question.messages, blank, is_structured=False))
 
     def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
         """Score the answers to many questions; each comes when its last verdict is there.

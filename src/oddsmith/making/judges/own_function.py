@@ -21,7 +21,8 @@ from typing import Any
 
 from ...data.formats.messages import Message
 from ...errors import ConfigError, OddsmithError, in_a_line
-from ..records import Answer, Question, Score
+from ...system.outside import read_text
+from ..records import Answer, Question, Score, digest_of
 
 
 class OwnFunction:
@@ -34,6 +35,11 @@ class OwnFunction:
         except (TypeError, ValueError):  # some functions in C
             parameters = []
         self._wants_messages, self._wants_row = parameters[:1] == ["messages"], "row" in parameters
+        self._code = read_text(file) if Path(file).suffix == ".py" and Path(file).is_file() else ""
+
+    def basis(self, question: Question) -> str:
+        """Return a digest of the file of the function, and of the row where the function looks at it."""
+        return digest_of(self._code, dict(question.row) if self._wants_row else None)
 
     def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
         """Score the answers to many questions; what the function raises is a ``ConfigError``."""

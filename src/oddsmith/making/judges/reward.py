@@ -27,6 +27,7 @@ from ...errors import ConfigError, ModelError
 from ...model.computing import clear_computing, require_finite_logits
 from ...model.generation import context_length
 from ...model.limits import limits_of
+from ...model.loading.adapter_base import fingerprint
 from ...model.loading.completeness import require_all_weights
 from ...model.loading.load_errors import clear_errors
 from ...model.loading.models import load_tokenizer
@@ -37,7 +38,7 @@ from ...model.loading.setup import compute_in_float32
 from ...model.loading.untrusted_files import refuse_code_in_folder, refuse_code_in_hub_model
 from ...system.memory import clear_memory_errors, is_device_out_of_memory
 from ...system.precision import best_precision, emulates_bf16
-from ..records import Answer, Question, Score
+from ..records import Answer, Question, Score, digest_of
 
 BATCH_TOKENS, BATCH_ANSWERS = 8_192, 32  # at most, padding counted
 AT_ONCE = 256  # questions whose answers are sorted by length together
@@ -56,16 +57,27 @@ class RewardModel:
         model: A sequence-classification model in evaluation mode.
         tokenizer: Its tokenizer.
         heads: The weight of each head in the score.
+        weights: What tells the model's weights from others, as far as it is known.
     """
 
     def __init__(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: Mapping[int, float]
+        self,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        heads: Mapping[int, float],
+        weights: Any = None,
     ):
         self.name, self.model, self.tokenizer, self.heads = name, model, tokenizer, heads
+        self._basis = digest_of(weights, sorted(heads.items()))
         limits = (context_length(model, tokenizer), limits_of(model).positions)
         self._most_tokens = min((limit for limit in limits if limit), default=None)
         self._has_pad_token = model.config.get_text_config().pad_token_id is not None
         self._markers = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
+
+    def basis(self, question: Question) -> str:
+        """Return a digest of the weights of the model and of its heads."""
+        return self._basis
 
     def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
         """Score the answers to many questions; each comes when its last answer is done.
@@ -194,7 +206,7 @@ def open_judge(kind: str, rest: str, *, name: str, concurrency: int = 1) -> Rewa
         path, asked = rest, ""
     model = _load(path)
     heads = _heads(name, model.config, asked.strip())
-    return RewardModel(name, model, load_tokenizer(path), heads)
+    return RewardModel(name, model, load_tokenizer(path), heads, fingerprint(path))
 
 
 def _load(name: str) -> PreTrainedModel:

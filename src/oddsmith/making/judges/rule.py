@@ -17,7 +17,7 @@ import yaml
 
 from ...errors import ConfigError, MissingExtraError, first_line
 from ...system.outside import read_text
-from ..records import Answer, Question, Score
+from ..records import Answer, Question, Score, digest_of
 from .check_process import ANSWER_S, NEEDED, CheckProcess, TooSlowError, is_installed
 from .checks import COLUMNS
 
@@ -42,8 +42,16 @@ class Rules:
         for position, (question, answers) in enumerate(questions):
             yield position, self._scores(question, answers)
 
+    def basis(self, question: Question) -> str:
+        """Return a digest of what is checked of the answers to a question."""
+        return digest_of(self._asked(question))
+
+    def _asked(self, question: Question) -> dict[str, Any]:
+        own = {name: question.row[name] for name in COLUMNS if question.row.get(name) is not None}
+        return {**self._for_all, **own}
+
     def _scores(self, question: Question, answers: Sequence[Answer]) -> list[Score]:
-        row = {**self._for_all, **{name: question.row[name] for name in COLUMNS if question.row.get(name) is not None}}
+        row = self._asked(question)
         if not row:
             return [Score(None, _NO_CHECK)] * len(answers)
         _require_installed(row)
