@@ -39,6 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "planning": {"errors", "usual", "system", "config", "data", "batching", "model", "checkpoint"},
     "diagnose": {"errors", "metrics", "usual", "system"},
     "monitor": {"errors", "metrics", "system", "diagnose"},
+    "tuning": {"errors", "loss", "system", "diagnose"},
     "training": {
         "errors",
         "loss",
@@ -68,7 +69,7 @@ ROOMS: dict[str, set[str]] = {
             "monitor",
             "training",
         ),
-        *("planning", "export", "inference", "making"),
+        *("planning", "tuning", "export", "inference", "making"),
     },
 }
 # What these print they write out for a terminal first, or it is ours, or an answer on its way into a file.

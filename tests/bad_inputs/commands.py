@@ -50,6 +50,27 @@ COMMANDS = (
         "dataset_name is missing; give the pairs to measure on with --dataset-name DATASET"),
     BadInput("measures a model that is not there", "eval ./nowhere --dataset-name pairs.jsonl",
         "./nowhere: nothing there; expected a model folder, a .gguf file or a hub id"),
+    BadInput("tunes a setting that there is not", "tune c.yaml --search learning_rat=1e-6:1e-4",
+        "--search learning_rat: expected one of learning_rate, beta, nll_on, warmup_steps, lr_scheduler_type,"
+        " weight_decay, max_grad_norm, optim, adam_beta1, adam_beta2, adam_epsilon, neftune_noise_alpha,"
+        " disable_dropout, use_peft, lora_r, lora_alpha, lora_dropout, use_dora, use_rslora"),
+    BadInput("tunes without values", "tune c.yaml --search beta",
+        "--search beta: expected NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,..., such as"
+        " learning_rate=1e-6:1e-4:log"),
+    BadInput("tunes from high to low", "tune c.yaml --search beta=0.5:0.1",
+        "--search beta=0.5:0.1: from 0.5 to 0.1 is no range; the first has to be lower"),
+    BadInput("tunes on one value", "tune c.yaml --search beta=0.1",
+        "--search beta=0.1: one value is no choice; give two or more, or set it in the recipe"),
+    BadInput("tunes with a budget that is none", "tune c.yaml --budget soon",
+        "--budget is 'soon'; expected a time such as 3h50m, 45m, 90s, 3:50:00 or 1-02:00:00"),
+    BadInput("tunes with one probe", "tune c.yaml --trials 1", "--trials is 1; expected 2 or more"),
+    BadInput("tunes with probes that are too short to judge", "tune c.yaml --steps 5",
+        "--steps is 5; expected 10 or more"),
+    BadInput("tunes into a folder of something else", "tune c.yaml --output model",
+        "--output model: is not empty and holds no search (tune.json); choose another folder"),
+    BadInput("tunes without Optuna", "tune c.yaml",
+        'oddsmith tune needs an optional dependency; install it with: pip install "oddsmith[tune]"',
+        without=("optuna",)),
     BadInput("talks to nobody", "chat", "no model is given; expected oddsmith chat MODEL"),
     BadInput("talks to a folder without a model", "chat empty --prompt Hi",
         "empty: holds no model (config.json) and no adapter (adapter_config.json); expected a folder that"

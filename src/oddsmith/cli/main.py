@@ -39,6 +39,7 @@ COMMANDS = {
     "convert": Command("convert", "convert", "Translate another trainer's ORPO recipe into one of ours."),
     "advise": Command("advise", "advise", "Write a recipe for a model and its pairs, each setting with why."),
     "plan": Command("plan", "plan", "Predict memory, step time and balance of a run before it is started."),
+    "tune": Command("tune.command", "tune", "Search learning rate and beta with short trainings, before a long one."),
     "eval": Command("evaluate", "evaluate", "Measure a model on preference pairs."),
     "demo": Command("demo", "demo", "Align a small chat model on this machine, and show the difference."),
     "chat": Command("chat", "chat", "Talk to a model."),

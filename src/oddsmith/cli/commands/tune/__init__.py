@@ -1,0 +1,1 @@
+"""``oddsmith tune``: search settings by short trainings, and write the recipe that won."""

@@ -1,0 +1,1 @@
+"""Search settings by short trainings (probes), judged on held-out pairs; ``objective.py`` says how."""
