@@ -26,6 +26,7 @@ from ..system.files import replacing
 from ..system.outside import read_text
 from ..system.strict_json import number, read_object, strict
 
+PROBES = "probes"
 RESULT_FILE, LOG_FILE = "result.json", "probe.log"
 FIRST = "000"  # the name of the probe of the recipe's own settings
 AGAIN = "-again"  # behind the name of a probe that is made once more, with another seed
@@ -68,6 +69,11 @@ class Result:
     evaluations: tuple[Evaluation, ...] = ()
     log_odds: tuple[float, ...] = field(default=(), repr=False)
     logp_chosen: tuple[float, ...] = field(default=(), repr=False)
+
+
+def has_results(folder: Path) -> bool:
+    """Return whether the folder of a search has the result of a probe."""
+    return next(folder.glob(f"{PROBES}/*/{RESULT_FILE}"), None) is not None
 
 
 def write_result(folder: Path, result: Result) -> None:

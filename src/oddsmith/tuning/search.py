@@ -11,13 +11,12 @@ from typing import Any, Protocol
 from ..errors import ConfigError
 from ..system.run_folder import require_writable_run
 from .objective import Decision, Outcome, best_of, decide, is_sound
-from .results import AGAIN, RESULT_FILE, Evaluation, Result, State, read_result, write_result
+from .results import AGAIN, PROBES, RESULT_FILE, Evaluation, Result, State, read_result, write_result
 from .sampling import is_worth_going_on, next_values
 from .space import Space
 
 PATIENCE = 6  # probes in a row that are no better than the best before them: nothing is expected to win any more
 REPEATED = 2  # probes that try the winner and the recipe's own settings with another seed
-PROBES = "probes"
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,8 @@ def _folder(resolved: Resolved) -> Path:
 
 def _require_same_search(folder: Path, resolved: Resolved, space: Space, steps: int) -> None:
     """Write down what is searched, or refuse to go on with another search."""
+    from ....tuning.results import has_results
+
     facts: dict[str, str] = {name: f"searched: {part}" for name, part in space.items()}
     facts["--steps"] = str(steps)
     for name, setting in resolved.settings.items():
@@ -147,7 +149,7 @@ def _require_same_search(folder: Path, resolved: Resolved, space: Space, steps: 
             facts[name] = hashlib.sha256(json.dumps(setting.value, sort_keys=True).encode()).hexdigest()[:16]
     facts |= {f"own {name}": json.dumps(resolved.get(name)) for name in space}
     file = folder / SEARCH_FILE
-    if not file.exists():
+    if not (file.exists() and has_results(folder)):  # nothing was searched: the recipe itself had a fault
         with replacing(file) as partial:
             partial.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         return

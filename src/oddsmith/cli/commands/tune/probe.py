@@ -19,7 +19,8 @@ from ..train.command import offering_columns
 if TYPE_CHECKING:
     from ....tuning.results import Evaluation
 
-PRELOADED = ("oddsmith.cli.commands.tune.preloaded",)
+# DeepSpeed, where it is installed: accelerate imports it to unwrap a model.
+PRELOADED = ("oddsmith.cli.commands.tune.preloaded", "deepspeed")
 # What a probe sets whatever the recipe says: it saves and uploads nothing, and it is evaluated often. How many steps it
 # has, and when it is evaluated, is known once its pairs are.
 OF_A_PROBE: dict[str, Any] = {
