@@ -4,26 +4,24 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
+from oddsmith.cli.main import main
 from oddsmith.cli.parsing.config_file import read_config
-from oddsmith.system.run_folder import read_events
+from oddsmith.system.run_folder import LOCK_OWNER_FILE, read_events
 from tests.command import (
     SETTINGS,
-    START,
-    environment,
-    run_apart,
     run_forked,
     run_here,
     save_config,
     save_model,
     save_pairs,
 )
+from tests.forked import fork_server, redirect_output
 
 pytestmark = pytest.mark.slow
 
@@ -129,22 +127,21 @@ def test_the_recipe_that_won_trains(searched, workshop):
 
 def test_a_killed_search_goes_on_and_ends_the_same(searched, workshop):
     """Killed in the middle of its second probe, whose process ends with it; then interrupted by Ctrl-C."""
-    folder = workshop / "killed"
-    command = [*START, "tune", workshop / "recipe.yaml", *SHORT, "--trials", "5", "--output", str(folder)]
+    folder, log = workshop / "killed", workshop / "killed.log"
+    words = ["tune", str(workshop / "recipe.yaml"), *SHORT, "--trials", "5", "--output", str(folder)]
     for signal_number, number, code in ((signal.SIGKILL, 1, -9), (signal.SIGINT, 2, 75)):
-        search = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, env=environment(), text=True)
-        log = folder / "probes" / f"{number:03d}" / "events.jsonl"
-        wait_for(lambda log=log: log.is_file() and '"event": "log"' in log.read_text(encoding="utf-8"))
-        probes = children_of(search.pid)
-        assert probes
-        search.send_signal(signal_number)
-        said = search.communicate(timeout=60)[1]
-        assert search.returncode == code, said
-        wait_for(lambda probes=probes: not any(map(is_alive, probes)))
-        assert not (log.parent / "result.json").exists()
-        if code == 75:
-            assert f"go on with: oddsmith tune {workshop}/recipe.yaml" in said
-    done = run_apart(*command[len(START) :], "--json")
+        search = fork_server().Process(target=search_apart, args=(words, log))
+        search.start()
+        run = folder / "probes" / f"{number:03d}"
+        wait_for(lambda run=run: "log" in [event["event"] for event in read_events(run)])
+        probe = json.loads((run / LOCK_OWNER_FILE).read_text(encoding="utf-8"))["pid"]
+        os.kill(search.pid, signal_number)
+        search.join(60)
+        assert search.exitcode == code, log.read_text(encoding="utf-8")
+        wait_for(lambda probe=probe: not is_alive(probe))
+        assert not (run / "result.json").exists()
+    assert f"go on with: oddsmith tune {workshop}/recipe.yaml" in log.read_text(encoding="utf-8")
+    done = run_forked(*words, "--json")
     assert done.code == 0, done.err
     undisturbed, resumed = json.loads(searched[0].out), json.loads(done.out)
     for document in (undisturbed, resumed):
@@ -156,10 +153,15 @@ def test_a_killed_search_goes_on_and_ends_the_same(searched, workshop):
     assert done.err.count("was there") == 2
 
 
+def search_apart(words: list[str], log: Path) -> None:
+    redirect_output(log)
+    main(words)
+
+
 def test_where_no_probe_can_win_no_recipe_is_written(workshop, tmp_path):
     """Judged on the recipe's own evaluation set."""
     save_pairs(tmp_path / "held.jsonl", 20)
-    words = ("--learning-rate", 1, "--search", "beta=0.1,0.3", "--steps", 10, "--output", tmp_path / "tune")
+    words = ("--learning-rate", 10, "--search", "beta=0.1,0.3", "--steps", 10, "--output", tmp_path / "tune")
     words += ("--eval-dataset-name", tmp_path / "held.jsonl", "--json")
     done = run_forked("tune", workshop / "recipe.yaml", *words)
     assert done.code == 3
@@ -190,10 +192,6 @@ def wait_for(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def children_of(process: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text("ascii").split()]
 
 
 def is_alive(process: int) -> bool:
