@@ -57,7 +57,7 @@ class SetFacts:
         models: Who answered.
         weights: The weight of each judge by its name.
         rules: How pairs were chosen.
-        drawn: How answers were drawn, as name -> value.
+        drawn: How answers were drawn, as name -> value; nothing where they were given.
         unanswered: Answers that were asked for in vain, by the reason.
     """
 
@@ -102,7 +102,7 @@ def set_card(facts: SetFacts, judged: Sequence[Judged], paired: Paired) -> str:
         "## Judges\n\n" + _judges(facts, judged),
         "## Pairs\n\n" + _pairs(facts, paired),
         "## Left out\n\n" + _left_out(facts, paired),
-        "## How answers were drawn\n\n" + _table(("setting", "value"), facts.drawn.items()),
+        "## How answers were drawn\n\n" + (_table(("setting", "value"), facts.drawn.items()) or "They were given."),
         "## Columns\n\n" + _table(("column", "holds"), COLUMNS.items()),
         "## Use it\n\n" + _usage(facts.file.name),
     ]
@@ -202,5 +202,7 @@ def _table(head: tuple[str, str], items: Iterable[tuple[str, object]]) -> str:
 
 
 def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -46,6 +46,7 @@ def test_the_figures_are_those_of_the_set():
     assert "| answers | rule could not tell | 12 |" in card
     assert "| answers not given | slow | 3 |" in card
     assert "| temperature | 0.8 |" in card
+    assert "## How answers were drawn\n\nThey were given.\n" in made_card(drawn={})
 
 
 def test_no_place_gets_into_a_card(tmp_path):

@@ -34,6 +34,19 @@ def test_rows_of_the_same_prompt_belong_together(tmp_path):
     assert given(tmp_path, *rows) == [("x", 0, "A"), ("y", 0, "B"), ("x", 1, "C")]
 
 
+def test_an_answer_is_not_taken_for_the_right_one(tmp_path):
+    rows = [
+        {"prompt": "Hi", "answer": "A"},
+        {"prompt": "Hi", "answer": "B"},
+        {"prompt": "1+1?", "answer": "2", "response": "3"},
+    ]
+    found = GivenAnswers(str(save_rows(tmp_path / "given.jsonl", rows)))
+    hi, sum_of_two = found.questions.asked
+    assert "answer" not in hi.row
+    assert sum_of_two.row["answer"] == "2"
+    assert [one.text for one in found.answers([hi, sum_of_two], set())] == ["A", "B", "3"]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

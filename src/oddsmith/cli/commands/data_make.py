@@ -378,7 +378,8 @@ def _pair(order: _Order, log: Log, *, as_json: bool) -> dict[str, Any]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in paired.dropped.most_common())
         reasons += "".join(f"; {count:,} {reason}" for reason, count in counts.unanswered.items())
         raise DataError(f"none of {len(found):,} prompts gives a pair: {reasons}; {log.path} keeps the answers")
-    drawn = asdict(order.drawing)
+    is_drawn = any(source.samples is not None for source in order.sources)  # not given
+    drawn = asdict(order.drawing) if is_drawn else {}
     settings = {**settings_of(order.rules, weights), "drawn": drawn}
     with write_file(order.output, overwrite=True) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(strict(pair.row(**settings)), ensure_ascii=False) + "\n" for pair in paired.pairs)

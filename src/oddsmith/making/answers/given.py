@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..questions import Questions, question_of
 from ..records import Answer, Question
 from .drawing import Known, Unanswered
 
-ONE = ("answer", "response", "completion", "output", "generation")
+ONE = ("response", "completion", "output", "generation", "answer")  # the last may be the right answer beside another
 SEVERAL = ("answers", "responses", "completions", "outputs", "generations", "all_generated_responses")
 TEXTS = ("text", "content", "generated_text", "response", "answer")
 
@@ -46,12 +46,15 @@ class GivenAnswers:
         self._answers: dict[str, list[Answer]] = {}
         asked: dict[str, Question] = {}
         for prompt in read_prompts(name, "train", columns, undecided=True):
+            column, texts = _texts(prompt.row, prompt.number, name)
             question = question_of(prompt, system_prompt)
-            asked.setdefault(question.key, question)
+            if question.key not in asked:  # a judge must not take an answer for the right one
+                others = {key: value for key, value in question.row.items() if key != column}
+                asked[question.key] = replace(question, row=others)
             there = self._answers.setdefault(question.key, [])
             model = prompt.row.get("model")
             model = model if isinstance(model, str) and model else self.name
-            for text in _texts(prompt.row, prompt.number, name):
+            for text in texts:
                 sample = sum(one.model == model for one in there)
                 there.append(Answer(question.key, model, sample, text))
         self.questions = Questions(list(asked.values()), 0, 0)
@@ -66,7 +69,8 @@ class GivenAnswers:
             yield from self._answers.get(question.key, ())
 
 
-def _texts(row: Mapping[str, Any], number: int, name: str) -> list[str]:
+def _texts(row: Mapping[str, Any], number: int, name: str) -> tuple[str, list[str]]:
+    """Return the column of a row's answers, and their texts."""
     column = next((column for column in (*SEVERAL, *ONE) if row.get(column) is not None), None)
     if column is None:
         expected = "answers (a list) or answer (a text)"
@@ -76,7 +80,7 @@ def _texts(row: Mapping[str, Any], number: int, name: str) -> list[str]:
     if not texts or None in texts:
         expected = "a text, or a list of texts or of objects with text"
         raise RowError("malformed answer", f"{column} is not what it should be; expected {expected}", number, name)
-    return [text for text in texts if text is not None]
+    return column, [text for text in texts if text is not None]
 
 
 def _text(value: Any) -> str | None:
