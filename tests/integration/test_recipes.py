@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,14 @@ def test_they_are_listed_and_printed(capsys):
         assert run_here(capsys, "recipes", name).out == recipe.text
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a source distribution has no link")
 def test_they_lie_at_the_root_of_the_repository_and_in_the_package():
+    """hatchling puts a folder that two paths lead to under the first alone: a wheel without recipes."""
     assert (ROOT / "recipes").resolve() == (ROOT / "src" / "oddsmith" / "recipes").resolve()
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
+    included = set(build["sdist"]["only-include"])
+    assert included >= {"src", "tests", "docs", "benchmarks", "examples", "scripts"}
+    assert "recipes" not in included
     assert {path.stem for path in (ROOT / "recipes").glob("*.yaml")} == set(RECIPES)
 
 

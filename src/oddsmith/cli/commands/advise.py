@@ -20,7 +20,7 @@ from ..terminal.advice_table import Advice, document_of, print_advice, recipe_te
 from ..terminal.console import quiet_libraries, working
 from ..terminal.counting import counting
 from ..terminal.outcome import JSON, TRACEBACK, Judged
-from .plan import MOST_GPUS, OF_DEVICE, OF_SHARDING, gpu_count, machine_of, settings_on
+from .plan import OF_DEVICE, OF_SHARDING, given_gpus, machine_of, settings_on
 from .train.command import offering_columns, require_names
 
 if TYPE_CHECKING:
@@ -91,17 +91,7 @@ def _read_words(resolved: Resolved) -> tuple[Gpu | None, int]:
     for name in (*OF_SHARDING, "dataset_streaming"):
         if resolved.settings.pop(name, None) is not None:
             raise ConfigError(f"{flag_of(name)} is nothing that advise can take; add it to the recipe that it writes")
-    number = [int(word[1:]) for word in counts]
-    gpu = None
-    if "gpu" in given:
-        from ...planning.cards import gpus_of
-
-        gpu, several = gpus_of(given["gpu"])
-        number += [several] if several is not None else []
-    number += [gpu_count(given, "gpus", MOST_GPUS)] if "gpus" in given else []
-    if len(set(number)) > 1:
-        raise ConfigError(f"the number of GPUs is given as {' and as '.join(map(str, number))}; give it once")
-    return gpu, gpu_count({"gpus": str(number[0])} if number else {}, "gpus", MOST_GPUS)
+    return given_gpus(given, [int(word[1:]) for word in counts])
 
 
 def _new_file(target: Path) -> Path:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ...planning.recipe import Machine
     from ..parsing.resolve import Settings
 
-USAGE = "oddsmith plan CONFIG.yaml [--gpu h100 --gpus 8 --nodes 2] [--any-setting VALUE ...]"
+USAGE = "oddsmith plan CONFIG.yaml [--gpu h100x8 --nodes 2] [--any-setting VALUE ...]"
 INTRO = (
     "Predicts a run before it is started: memory of a rank by its parts for each way to train the model there (all"
     " weights, LoRA, LoRA on 4 bits; DDP, FSDP2, ZeRO-2 and 3), which of them fit, the time of a step, and how balanced"
@@ -32,7 +32,9 @@ INTRO = (
 )
 OPTIONS = (
     RECIPE,
-    Option("gpu", "value", "GPU to plan for: h100, a100, rtx4090, ..., or its memory, such as 24GB.", "NAME|SIZE"),
+    Option(
+        "gpu", "value", "GPU to plan for: h100, rtx4090, ..., or its memory, such as 24GB; h100x8: eight.", "NAME|SIZE"
+    ),
     Option("gpus", "value", "GPUs of a machine; without --gpu the processes. [1]", "N"),
     Option("nodes", "value", "Machines. [1]", "N"),
     Option("full", "switch", "Tokenize all pairs, not a sample; a run finds their tokens in the cache."),
@@ -52,11 +54,9 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
     require_names(resolved)
     given = resolved.options
-    gpus, nodes = gpu_count(given, "gpus", MOST_GPUS), gpu_count(given, "nodes", MOST_NODES)
+    nodes = _count(given, "nodes", MOST_NODES)
     with working("starting"):
-        from ...planning.cards import gpu_of
-
-        gpu = gpu_of(given["gpu"]) if "gpu" in given else None
+        gpu, gpus = given_gpus(given)
         asked = {name: resolved.get(name) for name in (*OF_SHARDING, *OF_DEVICE)}
         settings = settings_on(resolved, gpu, asked)
 
@@ -82,8 +82,25 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
     return document_of(found, train)
 
 
-def gpu_count(given: Mapping[str, str], name: str, most: int) -> int:
-    """Read the number after a flag such as ``--gpus``, 1 by default."""
+def given_gpus(given: Mapping[str, str], beside: Sequence[int] = ()) -> tuple[Gpu | None, int]:
+    """Read ``--gpu`` and ``--gpus``: the GPU, ``None`` for this machine, and how many, by default 1.
+
+    ``--gpu h100x8`` counts them, too; ``beside`` are counts from elsewhere on the command line.
+    """
+    gpu, counts = None, [*beside]
+    if "gpu" in given:
+        from ...planning.cards import gpus_of
+
+        gpu, count = gpus_of(given["gpu"])
+        counts += [] if count is None else [count]
+    if "gpus" in given:
+        counts.append(whole_number(given, "gpus", 1))
+    if len(set(counts)) > 1:
+        raise ConfigError(f"the number of GPUs is given as {' and as '.join(map(str, counts))}; give it once")
+    return gpu, _count({"gpus": str(counts[0])} if counts else {}, "gpus", MOST_GPUS)
+
+
+def _count(given: Mapping[str, str], name: str, most: int) -> int:
     count = whole_number(given, name, 1, minimum=1)
     if count > most:
         raise ConfigError(f"{flag_of(name)} is {count:,}; expected at most {most:,}")
