@@ -5,6 +5,7 @@ A launch cannot hang: after ``LIMIT_S`` each process prints where each of its th
 
 import faulthandler
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,15 @@ LIMIT_S = 180.0  # of a launch
 
 
 def launch(
-    folder: Path, cases: dict[str, dict[str, Any]], processes: int = 2, *, own_disks: bool = False
+    folder: Path, cases: dict[str, dict[str, Any]], processes: int = 2, *, nodes: Sequence[int] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Live cases one after the other in so many processes; return what each process found, by case and rank.
 
-    ``own_disks``: each process is that of a node of its own, whose disk is the folder ``CASE/node-RANK``.
+    ``nodes``: that of each process; the disk of a node is the folder ``CASE/node-NUMBER``.
     """
     folder.mkdir(parents=True)
     (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    codes = _run(folder / "log", "tests.distributed.worker", [str(folder)], processes, own_disks=own_disks)
+    codes = _run(folder / "log", "tests.distributed.worker", [str(folder)], processes, nodes=nodes)
     assert codes == [0] * processes, _ends(folder)
     return {
         name: [json.loads((folder / name / f"rank-{rank}.json").read_bytes()) for rank in range(processes)]
@@ -44,15 +45,21 @@ def command(folder: Path, *words: object, processes: int = 2) -> list[Outcome]:
 
 
 def _run(
-    log: Path, module: str, words: list[str], processes: int, limit_s: float = LIMIT_S, *, own_disks: bool = False
+    log: Path,
+    module: str,
+    words: list[str],
+    processes: int,
+    limit_s: float = LIMIT_S,
+    *,
+    nodes: Sequence[int] | None = None,
 ) -> list[int]:
     port = free_port()
     environments = [environment() | rank_environment(rank, processes, port) for rank in range(processes)]
     if processes == 1 and module.endswith("worker"):  # as torchrun does: accelerate shards only with a rank
         environments[0] |= rank_environment(0, 2, port) | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    if own_disks:
-        for rank, variables in enumerate(environments):
-            variables |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "NODE_DISK": f"node-{rank}"}
+    for rank, node in enumerate(nodes or ()):
+        local = {"LOCAL_RANK": nodes[:rank].count(node), "LOCAL_WORLD_SIZE": nodes.count(node)}
+        environments[rank] |= {name: str(number) for name, number in local.items()} | {"NODE_DISK": f"node-{node}"}
     return fork_all(partial(_run_limited, limit_s, module, *words), environments, log, timeout_s=limit_s + 10)
 
 

@@ -32,7 +32,7 @@ def lived(tmp_path_factory):
         if kind == "ddp":
             both, lacks = ["checkpoint-2", "checkpoint-4"], "checkpoint-4/model.safetensors"
             cases["lacking"] = {**resumed, "begins": both, "lacks": lacks}
-        return launch(folder / kind, cases, own_disks=True), folder / kind
+        return launch(folder / kind, cases, nodes=(0, 1)), folder / kind
 
     return under
 
@@ -56,6 +56,25 @@ def test_each_node_goes_on_from_its_own_checkpoint(lived, kind):
     for weights in others:
         for name, weight in expected.items():
             torch.testing.assert_close(weights[name], weight, rtol=0, atol=EXACT)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["zero-1", "ddp"])
+def test_ranks_may_be_dealt_out_to_the_nodes_in_turn(tmp_path, kind):
+    """As ``srun --distribution=cyclic`` does: ranks 0 and 2 on the first node, 1 and 3 on the second."""
+    require_installed(kind)
+    case = {"settings": {**KINDS[kind], **EACH}}
+    cases = {"full": case, "resumed": {**case, "resumes": "full"}}
+    found = launch(tmp_path / kind, cases, processes=4, nodes=(0, 1, 0, 1))
+    assert [rank for ranks in found.values() for rank in ranks if "error" in rank] == []
+    for node, own in enumerate(({0, 2}, {1, 3})):
+        files = files_of(tmp_path / kind / "full" / f"node-{node}" / "run" / "checkpoint-4")
+        assert {f"process-{rank}.json" for rank in range(4)} <= files
+        shares = {int(name.partition("zero_pp_rank_")[2][0]) for name in files if "optim_states" in name}
+        assert shares == (own if kind == "zero-1" else set())
+    first, second = (weights_of(tmp_path / kind / name / "node-0" / "run") for name in cases)
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, rtol=0, atol=EXACT)
 
 
 @pytest.mark.exhaustive

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.distributed import DistributedConfig
 from transformers.integrations import unset_hf_deepspeed_config
 
@@ -78,11 +78,24 @@ class NanOfOnePair(ORPOTrainer):
         return losses._replace(loss_B=losses.loss_B.masked_fill(is_bad_B, float("nan")))
 
 
+class RollsBack(TrainerCallback):
+    """Goes back to the checkpoint of the step ``to``, when the step ``after`` is made."""
+
+    def __init__(self, trainer: ORPOTrainer, after: int, to: int):
+        self._trainer, self._after, self._to = trainer, after, to
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self._after:
+            folder = self._trainer.roll_back(self._to, lambda: True)
+            assert folder is not None
+            assert folder.name == f"checkpoint-{self._to}"
+
+
 def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any]:
     """Live a case: train or evaluate, save, and say what was seen."""
     disk = os.environ.get("NODE_DISK")
     if disk is not None:
-        (folder / disk).mkdir(parents=True)
+        (folder / disk).mkdir(parents=True, exist_ok=True)
         os.chdir(folder / disk)
     trainer = trainer_of(folder if disk is None else Path(), case, processes=processes)
     if case.get("only_evaluates"):
@@ -94,6 +107,8 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
     if shortage:
         modules = trainer.model.named_modules()
         memory.watch(trainer, next(module for name, module in modules if name.endswith(shortage["after"])))
+    if "rolls_back" in case:
+        trainer.add_callback(RollsBack(trainer, **case["rolls_back"]))
     if "resumes" in case:
         begin_with_checkpoints(folder.parent / case["resumes"], folder, disk, case)
     trainer.train(resume_from_checkpoint=True if "resumes" in case else None)
@@ -129,7 +144,7 @@ def begin_with_checkpoints(source: Path, folder: Path, disk: str | None, case: d
 
     On disks of their own: those of the other node where it ``swaps``, and without what the second node ``lacks``.
     """
-    if disk is not None or os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK" if disk is None else "LOCAL_RANK", "0") == "0":
         here = disk or ""
         taken = {"node-0": "node-1", "node-1": "node-0"}[here] if "swaps" in case else here
         for name in case.get("begins", ["checkpoint-2"]):
