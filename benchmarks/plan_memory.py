@@ -46,8 +46,10 @@ LORA = {"use_peft": True}
 # Name -> processes, and settings.
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "full": (1, {"use_cpu": True}),
+    "full-float32": (1, {"use_cpu": True, "bf16": False}),
     "full-checkpointing": (1, {"use_cpu": True, "gradient_checkpointing": True}),
     "lora": (1, {"use_cpu": True, **LORA}),
+    "lora-4bit": (1, {"use_cpu": True, **LORA, "load_in_4bit": True}),
     "lora-checkpointing": (1, {"use_cpu": True, **LORA, "gradient_checkpointing": True}),
     "ddp": (2, {"use_cpu": True}),
     "fsdp2": (2, KINDS["fsdp-full"]),

@@ -1,6 +1,7 @@
 """``oddsmith plan`` on a tiny model whose folder holds no weights: nothing is loaded, and nothing is started."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,9 @@ def test_a_plan_for_several_gpus_is_a_table_and_a_verdict(plan, workshop):
     assert "> This recipe fits: all weights, DDP takes" in done.out
     assert "predicted from the rates of data" in " ".join(done.out.split())
     assert "times the mean tokens" in done.out
+    assert re.search(
+        r"A step takes [\d.e-]+ to [\d.e-]+ s, an epoch [\d.e-]+ to [\d.e-]+ s:", " ".join(done.out.split())
+    )
     assert not (workshop / "run").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +33,21 @@ _DEVICE_ERROR = re.compile(
 
 # "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate
 # 40000000000 bytes. Error code 12 (Cannot allocate memory)"; "unable to mmap 6301764052 bytes from file
-# <model.safetensors>: Cannot allocate memory (12)"; "can't start new thread".
-_SHORTAGE = re.compile(r"DefaultCPUAllocator|Cannot allocate memory|can't start new thread")
+# <model.safetensors>: Cannot allocate memory (12)"; "std::bad_alloc"; "can't start new thread".
+_SHORTAGE = re.compile(r"DefaultCPUAllocator|Cannot allocate memory|\bbad_alloc\b|can't start new thread")
 _ASKED_BYTES = re.compile(r"(?:tried to allocate|unable to mmap) (\d+) bytes")
+
+
+# A CPU compiles its products in 16 bits for each shape, and each length of a row is another one. oneDNN and torch keep
+# the last 1,024 of these kernels each, of 0.8 MB. A micro-batch uses 50 to 100 of them, in each layer again.
+KEPT_KERNELS = 256
+KERNEL_BYTES = 800_000
+
+
+def keep_few_kernels() -> None:
+    """Let oneDNN and torch keep fewer kernels of a CPU, before their first one; settings of the user's own stay."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KEPT_KERNELS))
 
 
 @contextmanager
@@ -59,6 +72,13 @@ def is_device_out_of_memory(error: BaseException) -> bool:
     """Return whether a device lacks memory: the same work in smaller pieces may succeed."""
     return _is_torch_s_own(error) or (
         isinstance(error, RuntimeError) and _DEVICE_SHORTAGE.search(str(error)) is not None
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether a device or this machine lacks memory: the same work in smaller pieces may succeed."""
+    return is_device_out_of_memory(error) or (
+        isinstance(error, RuntimeError | MemoryError) and _what_ran_out(error) is not None
     )
 
 

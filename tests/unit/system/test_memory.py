@@ -1,13 +1,21 @@
 """A lack of memory is explained in one line. Errors of this machine are real ones, those of a device their texts."""
 
+import ctypes
 import mmap
 
 import numpy as np
 import pytest
 import torch
 
+import oddsmith.model  # noqa: F401  bounds what a CPU keeps of its kernels
 from oddsmith.errors import OutOfMemoryError
-from oddsmith.system.memory import clear_memory_errors, is_device_error, is_device_out_of_memory, is_of_the_machine
+from oddsmith.system.memory import (
+    clear_memory_errors,
+    is_device_error,
+    is_device_out_of_memory,
+    is_of_the_machine,
+    is_out_of_memory,
+)
 
 FIX = "lower per_device_train_batch_size (and raise gradient_accumulation_steps), lower max_length"
 
@@ -38,6 +46,15 @@ def test_what_ran_out_and_what_to_do(ask, expected):
     assert str(raised.value).startswith(expected)
     assert raised.value.exit_code == 1
     assert isinstance(raised.value, MemoryError)
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda: torch.empty(10**15), lambda: bytearray(10**15), lambda: np.empty(10**15), on_device]
+)
+def test_smaller_pieces_may_fit_wherever_memory_ran_out(ask):
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        ask()
+    assert is_out_of_memory(raised.value)
 
 
 def test_who_calls_the_library_gets_torch_s_own_error_of_a_device():
@@ -111,7 +128,7 @@ def test_whatever_says_that_a_device_lacks_memory_is_such_a_lack(error):
 @pytest.mark.parametrize("error", BREAKDOWNS, ids=named)
 def test_a_breakdown_of_a_device_is_no_lack_of_memory(error):
     assert is_device_error(error)
-    assert not is_device_out_of_memory(error)
+    assert not is_out_of_memory(error)
     with pytest.raises(type(error)), clear_memory_errors():
         raise error
 
@@ -132,3 +149,34 @@ def test_an_error_of_the_machine_is_known(error):
 @pytest.mark.parametrize("error", [*OTHERS[:3], KeyError("x"), FileNotFoundError("x")], ids=named)
 def test_an_error_of_the_code_is_none_of_the_machine(error):
     assert not is_of_the_machine(error)
+    assert not is_out_of_memory(error)
+
+
+# ---- Kernels of a CPU
+
+
+class HeapUse(ctypes.Structure):
+    """What glibc's ``mallinfo2`` returns."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "a", "b", "c", "mapped", "d", "e", "used", "f", "g")]
+
+
+def heap_bytes() -> int:
+    """Return what the C library has given out."""
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = HeapUse
+    return ask().used
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 here")
+def test_rows_of_ever_other_lengths_take_no_more_memory():
+    weight = torch.ones(64, 64, dtype=torch.bfloat16)
+    found = [heap_bytes()]
+    for first in (1000, 2000):
+        for tokens in range(first, first + 300):
+            torch.ones(tokens, 64, dtype=torch.bfloat16) @ weight
+        found.append(heap_bytes())
+    filled, more = found[1] - found[0], found[2] - found[1]
+    assert filled > 10 * 2**20
+    assert more < filled / 4

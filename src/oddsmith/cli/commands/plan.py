@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,8 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
         raise train.refusal
     share = train.report.kept / max(train.report.rows, 1)
     total = None if train.is_whole or train.rows is None else math.floor(train.rows * share)
+    if not machine.on_gpu:  # what this process has loaded by now, a run has too
+        machine = replace(machine, process_bytes=_own_bytes() + _kernel_bytes(settings))
     with working("planning"):
         found = plan_recipe(settings.orpo, settings.model, train.tokens, machine, sharing, total=total)
     if "json" not in given:
@@ -126,7 +129,6 @@ def settings_on(resolved: Resolved, gpu: Gpu | None, asked: Mapping[str, Any]) -
 
 def machine_of(gpu: Gpu | None, settings: Settings, *, gpus: int, nodes: int) -> Machine:
     """Return what is planned for: a GPU by its name, or what is here."""
-    import psutil
     import torch
 
     from ...model.loading.setup import run_dtype
@@ -140,12 +142,27 @@ def machine_of(gpu: Gpu | None, settings: Settings, *, gpus: int, nodes: int) ->
         gpu = Gpu(name, memory, card_of(name, memory))
     if gpu is not None:
         return Machine(gpu.name, gpu.memory, gpu.card, True, gpus, nodes, 0)
-    memory = psutil.Process().memory_info()
-    own = memory.rss - getattr(memory, "shared", 0)
     settings.orpo.use_cpu = True
+    own = _own_bytes()
     # The rest of what is free, and this process, which ends before the run begins.
     free = (free_bytes(torch.device("cpu")) + own) // gpus
     return Machine("this machine's CPU", free, this_cpu(free, run_dtype(settings.orpo)), False, gpus, nodes, own)
+
+
+def _own_bytes() -> int:
+    """Return the private memory of this process."""
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))
+
+
+def _kernel_bytes(settings: Settings) -> int:
+    """Return what the kernels take that a CPU compiles in a run, beside what this process has loaded."""
+    from ...model.loading.setup import run_dtype
+    from ...system.memory import KEPT_KERNELS, KERNEL_BYTES
+
+    return KEPT_KERNELS * KERNEL_BYTES if run_dtype(settings.orpo).itemsize == 2 else 0
 
 
 def _parallelism(asked: Mapping[str, Any], ranks: int) -> Any:

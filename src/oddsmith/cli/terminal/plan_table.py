@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 GB = 1e9
+CLOCK_FROM_S = 60  # shorter times are given in seconds
 # Parts of a rank's memory, by the heading of their column.
 PARTS = {"weights": "weights", "grads": "gradients", "optim": "optimizer", "exch": "exchange", "activ": "activations"}
 
@@ -55,6 +56,12 @@ def _size(size_bytes: float) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.2g}" if seconds < 10 else f"{seconds:,.0f}"
+
+
+def _span(lower_s: float, upper_s: float) -> str:
+    if upper_s < CLOCK_FROM_S:
+        return f"{_seconds(lower_s)} to {_seconds(upper_s)} s"
+    return f"{clock(lower_s)} to {clock(upper_s)}"
 
 
 def _facts(plan: Plan, train: Rehearsed) -> dict[str, str]:
@@ -102,8 +109,8 @@ def _verdict(plan: Plan) -> list[str]:
         steps = plan.efficiency.steps
         source = "the rates of data sheets, not measured" if machine.on_gpu else "a product and a copy, timed here"
         lines.append(
-            f"A step takes {_seconds(lower)} to {_seconds(upper)} s, an epoch {clock(lower * steps)} to"
-            f" {clock(upper * steps)}: predicted from {source}."
+            f"A step takes {_span(lower, upper)}, an epoch {_span(lower * steps, upper * steps)}: predicted from"
+            f" {source}."
         )
     else:
         lines.append("No time is predicted: the rates of this GPU are not known.")
