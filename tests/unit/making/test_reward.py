@@ -58,7 +58,7 @@ def test_a_trained_reward_model_ranks_as_it_learned(polite):
 
 
 def test_a_reward_model_that_was_trained_on_is_another_judge(polite, tmp_path):
-    folder, model, tokenizer = polite
+    _, model, tokenizer = polite
     tokenizer.save_pretrained(tmp_path)
     bases = []
     for bias in (0.0, 0.0, 1.0):

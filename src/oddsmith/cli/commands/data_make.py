@@ -7,6 +7,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -194,9 +195,11 @@ def _order(resolved: Resolved, output: Path) -> _Order:
     """Read the command line and the prompts; nothing is loaded yet."""
     from ...data.sources import offering
     from ...making.answers.drawing import Drawing
+    from ...making.judges.opening import weights_of
     from ...making.pairing import PairingRules
 
     given = resolved.options
+    weights_of(resolved.repeated["judge"])  # raises for names that are none, before anything is read or asked
     drawing = Drawing(
         whole_number(given, "samples", 8),
         float(number(given.get("temperature", "0.8"), "--temperature", float)),
@@ -308,19 +311,18 @@ def _complete(order: _Order, log: Log) -> None:
     from ...making.judges.opening import open_judges
     from ...making.making import ask, judge_all
 
-    with working("opening the judges"):
-        judges = [one.judge for one in open_judges(order.judges, concurrency=order.concurrency)]
-    with _Shown() as show:
-        if not order.pair_only:
-            ask(order.questions.asked, order.sources, log, show)
-            gc.collect()
-        try:
-            judge_all(order.questions.asked, order.models, judges, log, show)
-        except ServerError as error:
+    try:
+        with working("opening the judges"):
+            judges = [one.judge for one in open_judges(order.judges, concurrency=order.concurrency)]
+        with _Shown() as show:
             if not order.pair_only:
-                raise
-            show.end()
-            say(f"warning: {error}; pairs are made of what is scored", "yellow")
+                ask(order.questions.asked, order.sources, log, show)
+                gc.collect()
+            judge_all(order.questions.asked, order.models, judges, log, show)
+    except ServerError as error:
+        if not order.pair_only:
+            raise
+        say(f"warning: {error}; pairs are made of what is scored", "yellow")
 
 
 class _Shown:
@@ -377,6 +379,8 @@ def _pair(order: _Order, log: Log, *, as_json: bool) -> dict[str, Any]:
     if not paired.pairs:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in paired.dropped.most_common())
         reasons += "".join(f"; {count:,} {reason}" for reason, count in counts.unanswered.items())
+        met = sum(counts_of(found).values(), Counter())
+        reasons += "".join(f"; {count:,} {what}" for what, count in met.most_common(3))
         raise DataError(f"none of {len(found):,} prompts gives a pair: {reasons}; {log.path} keeps the answers")
     is_drawn = any(source.samples is not None for source in order.sources)  # not given
     drawn = asdict(order.drawing) if is_drawn else {}

@@ -1,0 +1,100 @@
+"""``oddsmith data make`` with each judge, on answers that are there already: what is scored, counted and kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.chat_server import Answer, chat_server
+from tests.command import run_here, save_rows
+
+QUESTIONS = ("one", "two", "three", "four")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"Q {name}", "answers": ["+", "+++", "++"], "max_characters": 2} for name in QUESTIONS]
+    save_rows(tmp_path / "given.jsonl", rows)
+
+
+def make(capsys, *judges, words=()):
+    names = [word for judge in judges for word in ("--judge", judge)]
+    return run_here(capsys, "data", "make", "--answers", "given.jsonl", "--output", "pairs.jsonl", *names, *words)
+
+
+def chosen():
+    rows = map(json.loads, Path("pairs.jsonl").read_text().splitlines())
+    return [tuple(row[side][0]["content"] for side in ("chosen", "rejected")) for row in rows]
+
+
+def in_json(**values):
+    return Answer(json.dumps({"reason": "", **values}))
+
+
+def longest(body):
+    """Compare two answers, or rate one, by their plus signs."""
+    shown = [text.count("+") for text in body["messages"][1]["content"].split("<answer")[1:]]
+    if len(shown) == 1:
+        return in_json(score=shown[0])
+    return in_json(verdict="A" if shown[0] > shown[1] else "B")
+
+
+def test_judges_together_weigh_what_each_says(capsys):
+    with chat_server(longest) as served:
+        done = make(capsys, "rule=3", f"rubric:m@{served.url}")
+        assert done.code == 0, done.err
+        assert chosen() == [("++", "+++")] * 4  # the rule forbids three characters, and counts three times
+        asked = len(served.bodies)
+        again = make(capsys, "rule=0.1", f"rubric:m@{served.url}")
+        assert again.code == 0, again.err
+        assert chosen() == [("+++", "+")] * 4
+        assert len(served.bodies) == asked  # another weight asks nobody again
+    card = Path("pairs.card.md").read_text()
+    assert served.url not in card
+    assert "rubric&#58;m" in card
+
+
+def test_a_judge_that_dies_keeps_what_it_said_and_that_can_be_paired(capsys, monkeypatch):
+    monkeypatch.setattr("oddsmith.making.openai_client.FIRST_WAIT_S", 0.01)
+    asked = []
+
+    def dying(body):
+        asked.append(body)
+        return longest(body) if len(asked) <= 12 else Answer(status=500)
+
+    with chat_server(dying) as served:
+        judge = f"judge:m@{served.url}"
+        ended = make(capsys, judge, words=("--concurrency", "1"))
+    assert ended.code == 1
+    assert ended.err.count("error: ") == 1
+    assert "answers 500" in ended.err
+    assert "the same command goes on, --pair-only pairs what there is" in ended.err
+    done = make(capsys, judge, words=("--pair-only",))  # nobody listens there any more
+    assert done.code == 0, done.err
+    assert "cannot be reached" in done.err
+    assert "pairs are made of what is scored" in done.err
+    assert chosen() == [("+++", "+")] * 2
+
+
+def test_a_judge_that_lies_gives_no_pair_and_shows_its_bias(capsys):
+    with chat_server(lambda body: in_json(verdict="B")) as served:
+        done = make(capsys, f"judge:m@{served.url}")
+    assert done.code == 2
+    assert "none of 4 prompts gives a pair: 4 tie" in done.err
+    assert "12 verdicts that changed with the order" in done.err
+
+
+def test_what_no_judge_could_tell_is_said_where_nothing_is_left(capsys):
+    with chat_server(lambda body: Answer("rubbish \x1b[2J")) as served:
+        done = make(capsys, f"rubric:m@{served.url}")
+    assert done.code == 2
+    assert "4 fewer than two answers could be scored; 12 could not tell: no readable verdict" in done.err
+    assert "\x1b" not in done.err
+
+
+def test_a_name_that_is_no_judge_makes_no_file(capsys):
+    done = make(capsys, "rules")
+    assert done.code == 2
+    assert "the judge 'rules' is unknown" in done.err
+    assert not list(Path().glob("pairs*"))
