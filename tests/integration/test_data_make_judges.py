@@ -89,7 +89,7 @@ def test_what_no_judge_could_tell_is_said_where_nothing_is_left(capsys):
     with chat_server(lambda body: Answer("rubbish \x1b[2J")) as served:
         done = make(capsys, f"rubric:m@{served.url}")
     assert done.code == 2
-    assert "4 fewer than two answers could be scored; 12 could not tell: no readable verdict" in done.err
+    assert "4 fewer than two answers could be scored; 12 unreadable verdicts" in done.err
     assert "\x1b" not in done.err
 
 

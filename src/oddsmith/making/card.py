@@ -22,7 +22,6 @@ from .combining import Judged
 from .pairing import Paired, PairingRules
 
 SUFFIX = ".card.md"
-UNSURE = "could not tell"
 # The hub's classes of size, by the number of rows that each ends before.
 SIZES = (
     (1_000, "n<1K"),
@@ -119,7 +118,7 @@ def counts_of(judged: Sequence[Judged]) -> dict[str, Counter[str]]:
             for score in scores:
                 counts.update(score.counts)
                 if score.value is None:
-                    counts[f"{UNSURE}: {score.reason}" if score.reason else UNSURE] += 1
+                    counts[f"could not tell: {score.reason}" if score.reason else "could not tell"] += 1
     return found
 
 
