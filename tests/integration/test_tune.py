@@ -22,8 +22,7 @@ from tests.command import (
     save_pairs,
 )
 from tests.forked import fork_server, redirect_output
-
-pytestmark = pytest.mark.slow
+from tests.terminal import Terminal
 
 SHORT = ("--steps", "10", "--search", "learning_rate=3e-3,1", "--search", "beta=0.1,0.3")
 
@@ -45,6 +44,7 @@ def searched(workshop):
     return run_forked("tune", workshop / "recipe.yaml", *SHORT, "--trials", 5, "--json"), workshop / "run-tune"
 
 
+@pytest.mark.slow
 def test_it_ends_with_a_recipe_and_the_evidence(searched, workshop):
     done, folder = searched
     assert done.code == 0, done.err
@@ -70,6 +70,7 @@ def test_it_ends_with_a_recipe_and_the_evidence(searched, workshop):
     assert sum(bool(re.match(r"#\s+>?\s*0\d\d", line)) for line in comments) >= len(probes)
 
 
+@pytest.mark.slow
 def test_a_probe_that_diverges_loses_by_its_diagnosis(searched):
     document = json.loads(searched[0].out)
     diverged = [one for one in document["probes"] if one["values"]["learning_rate"] == 1]
@@ -80,6 +81,7 @@ def test_a_probe_that_diverges_loses_by_its_diagnosis(searched):
     assert document["best"]["learning_rate"] != 1
 
 
+@pytest.mark.slow
 def test_all_probes_train_on_the_same_pairs_in_the_same_order(searched):
     """The first log line comes before the first update has any effect, but for beta."""
     document, folder = json.loads(searched[0].out), searched[1]
@@ -92,6 +94,7 @@ def test_all_probes_train_on_the_same_pairs_in_the_same_order(searched):
     assert len(digests - {""}) == 1
 
 
+@pytest.mark.slow
 def test_the_picture_shows_every_probe_without_a_background(searched):
     folder = searched[1]
     text = (folder / "tune.svg").read_text(encoding="utf-8")
@@ -102,6 +105,7 @@ def test_the_picture_shows_every_probe_without_a_background(searched):
     assert not list(root.iter("{http://www.w3.org/2000/svg}rect"))
 
 
+@pytest.mark.slow
 def test_the_same_command_asks_nothing_twice(searched, workshop):
     before = {file: file.stat().st_mtime_ns for file in searched[1].glob("probes/*/result.json")}
     again = run_forked("tune", workshop / "recipe.yaml", *SHORT, "--trials", 5)
@@ -112,6 +116,18 @@ def test_the_same_command_asks_nothing_twice(searched, workshop):
     assert f"next: oddsmith train {workshop}/run-tune/recipe.yaml" in again.out
 
 
+@pytest.mark.slow
+def test_a_terminal_shows_a_table_as_it_grows(searched, workshop):
+    with Terminal("tune", workshop / "recipe.yaml", *SHORT, "--trials", 5, columns=120) as terminal:
+        drawn = terminal.wait_for(r"probe +learning_rate +beta +cost.*000 +0.001")  # live, and drawn over
+        assert "\x1b[?25l" in terminal.raw
+        terminal.wait_for(r"next: oddsmith train", since=drawn)
+        assert terminal.end() == 0
+    assert not [line for line in terminal.text.splitlines() if len(line) > 120]
+    assert "was there" not in terminal.text
+
+
+@pytest.mark.slow
 def test_another_search_is_refused_there(searched, workshop, capsys):
     other = run_here(capsys, "tune", workshop / "recipe.yaml", *SHORT[:4], "--max-length", 32)
     assert other.code == 2
@@ -119,12 +135,14 @@ def test_another_search_is_refused_there(searched, workshop, capsys):
     assert len(other.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_recipe_that_won_trains(searched, workshop):
     done = run_forked("train", searched[1] / "recipe.yaml", "--output-dir", workshop / "won", "--max-steps", 2)
     assert done.code == 0, done.err
     assert (workshop / "won" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_and_ends_the_same(searched, workshop):
     """Killed in the middle of its second probe, whose process ends with it; then interrupted by Ctrl-C."""
     folder, log = workshop / "killed", workshop / "killed.log"
@@ -175,6 +193,7 @@ def test_where_no_probe_can_win_no_recipe_is_written(workshop, tmp_path):
     assert (tmp_path / "tune" / "tune.svg").is_file()
 
 
+@pytest.mark.slow
 def test_what_the_recipe_itself_gets_wrong_is_one_line(workshop, tmp_path):
     """Found in the process of the first probe; so are values of --search that settings refuse together."""
     for words, message in (

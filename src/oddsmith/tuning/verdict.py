@@ -17,7 +17,8 @@ FEW_PAIRS = 50  # below, only large gains can be told from noise
 def in_words(found: Found) -> list[str]:
     """Return the outcome in sentences: which settings to use, the evidence, and its limits."""
     decision, own = found.decision, found.results[0]
-    tried = f"{len(found.results)} probes ({found.why_stopped})"
+    several = "s" * (len(found.results) != 1)
+    tried = f"{len(found.results)} probe{several} ({found.why_stopped})"
     best = decision.best
     if best is None:
         reasons = [f"{one.name}: {one.error or one.finding or one.verdict}" for one in found.lost[:3]]
