@@ -17,6 +17,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from oddsmith.cli.main import main
+from oddsmith.making import openai_client
 from oddsmith.making.log import Log
 from tests.command import START, environment, run_here, save_model, save_rows
 from tests.forked import fork_server, free_port, redirect_output
@@ -142,15 +143,16 @@ def test_answers_that_are_alike_give_no_pairs_in_one_line(capsys, tmp_path):
     assert not (tmp_path / "o.jsonl").exists()
 
 
-def start(words, log: Path):
+def start(words, log: Path, first_wait_s: float = 1.0):
     """Run the command in a process of its own, with its output in ``LOG``."""
-    process = fork_server().Process(target=_run, args=([str(word) for word in words], log))
+    process = fork_server().Process(target=_run, args=([str(word) for word in words], log, first_wait_s))
     process.start()
     return process
 
 
-def _run(words: list[str], log: Path) -> None:
+def _run(words: list[str], log: Path, first_wait_s: float) -> None:
     redirect_output(log)
+    openai_client.FIRST_WAIT_S = first_wait_s
     main(words)
 
 
@@ -409,6 +411,29 @@ def test_llama_cpp_s_server_answers(capsys, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_second_round_is_made_with_the_model_that_the_first_has_trained(capsys, tmp_path):
+    recipe, output = tmp_path / "short.yaml", tmp_path / "o.jsonl"
+    recipe.write_text("max_steps: 2\nlearning_rate: 0.01\nbf16: false\nuse_cpu: true\nmax_length: 64\n")
+    words = command(output, "--model", "model", "--rounds", 2, "--recipe", recipe)
+    done = run_here(capsys, *words)
+    assert done.code == 0, done.err
+    run = tmp_path / "o.round-1"
+    first, second = (log_of(tmp_path / name) for name in ("o.round-1.jsonl", "o.jsonl"))
+    assert {line["model"] for line in first[1:]} == {"model"}
+    assert {line["model"] for line in second[1:]} == {str(run)}
+    assert [line["text"] for line in first[1:19]] != [line["text"] for line in second[1:19]]
+    assert len(rows_of(output)) == len(rows_of(tmp_path / "o.round-1.jsonl")) == 6
+    again = run_here(capsys, *words)
+    assert again.code == 0, again.err
+    assert "oddsmith train" not in again.err
+    recipe.write_text("max_steps: many\n")
+    failed = run_here(capsys, *command(tmp_path / "f.jsonl", "--model", "model", "--rounds", 2, "--recipe", recipe))
+    assert failed.code == 1
+    assert "the training in" in failed.err
+    assert "ended with exit code 2; mend what it says above, and start again" in failed.err
+
+
+@pytest.mark.slow
 def test_transformers_server_answers(capsys, tmp_path):
     pytest.importorskip("fastapi")
     with transformers_server(tmp_path) as (port, name, _):
@@ -423,29 +448,28 @@ def test_transformers_server_answers(capsys, tmp_path):
 def test_a_real_server_is_killed_and_comes_back(capsys, tmp_path, folder):
     port = free_port()
     serve = [*START, "serve", str(folder / "tiny.gguf"), "--port", str(port)]
-    settings = ("--samples", 30, "--max-new-tokens", 60, "--choose-unfinished")
-    model = ("--model", "tiny", "--server", f"http://127.0.0.1:{port}/v1")
+    settings = ("--samples", 20, "--max-new-tokens", 60, "--choose-unfinished", "--limit", 3)
     output = tmp_path / "o.jsonl"
-    words = command(output, *model, settings=settings)
+    words = command(output, "--model", "tiny", "--server", f"http://127.0.0.1:{port}/v1", settings=settings)
     server = subprocess.Popen(serve, stderr=subprocess.DEVNULL, env=environment())
     wait_for(port)
-    process = start(words, tmp_path / "out")
-    wait_for_lines(process, output, 20)
+    process = start(words, tmp_path / "out", first_wait_s=0.05)
+    wait_for_lines(process, output, 10)
     server.kill()
-    process.join(120)
+    server.wait()
+    process.join(60)
     said = (tmp_path / "out").read_text()
     assert process.exitcode == 1, said
     assert "--pair-only pairs what there is" in said.splitlines()[-1]
-    assert 0 < len(log_of(output)) < 181
+    before = log_of(output)
+    assert 10 <= len(before) < 61
     server = subprocess.Popen(serve, stderr=subprocess.DEVNULL, env=environment())
     try:
         wait_for(port)
         done = run_here(capsys, *words)
         assert done.code == 0, done.err
-        whole = run_here(capsys, *command(tmp_path / "whole.jsonl", *model, settings=settings))
-        assert whole.code == 0, whole.err
     finally:
         server.terminate()
         server.wait(20)
-    require_each_once(output, 180)
-    assert rows_of(output) == rows_of(tmp_path / "whole.jsonl")
+    require_each_once(output, 60)
+    assert log_of(output)[: len(before)] == before

@@ -6,7 +6,6 @@ import gc
 import json
 import shlex
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -153,7 +152,7 @@ def _train(resolved: Resolved, pairs: Path, run: Path) -> None:
     words += ["--model-name-or-path", resolved.repeated["model"][0], "--dataset-name", str(pairs)]
     words += ["--output-dir", str(run), "--resume", "auto"]
     say(shlex.join(["oddsmith", "train", *words]), "bold")
-    process = subprocess.Popen([*run_module("oddsmith"), "train", *words], stdout=sys.stderr.fileno())
+    process = subprocess.Popen([*run_module("oddsmith"), "train", *words], stdout=2)  # stderr: stdout is for the result
     with termination_as_interruption():
         try:
             code = process.wait()

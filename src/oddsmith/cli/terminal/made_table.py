@@ -86,7 +86,7 @@ def print_made(made: Made, models: Sequence[str]) -> None:
     _count(console, made.questions.follow_ups, "further turns", "not asked", inner=True)
     tokens = f"{counts.tokens / counts.answers:,.0f} tokens on average" if counts.answers and counts.tokens else ""
     _count(console, counts.answers, "answers", ", ".join(filter(None, [" and ".join(models), tokens])))
-    _count(console, counts.cut, "cut", "did not end by themselves", inner=True)
+    _count(console, counts.cut, "cut", "did not end by themselves: --max-new-tokens", inner=True)
     for reason, count in counts.unanswered.items():
         _count(console, count, "not given", reason, inner=True)
     for reason, count in paired.left_out.most_common():
@@ -112,10 +112,10 @@ def print_made(made: Made, models: Sequence[str]) -> None:
         effect += f" ({paired.effect_before:+.2f} before lengths were matched)"
     _line(console, Text(f"  chosen answers are longer by Cohen's d {effect}"))
     _print_check(console, made.checked)
-    _line(console, Text(f"\nnext: oddsmith data check {shlex.quote(made.output)}"))
     model = shlex.quote(models[0]) if len(models) == 1 else "MODEL"
-    command = f"oddsmith train --model-name-or-path {model} --dataset-name {shlex.quote(made.output)} --output-dir RUN"
-    _line(console, Text(f"      {command}"))
+    file = shlex.quote(made.output)
+    _line(console, Text(f"\nnext: oddsmith data check {file} --model {model}"))
+    _line(console, Text(f"      oddsmith train --model-name-or-path {model} --dataset-name {file} --output-dir RUN"))
 
 
 def _print_check(console: Console, checked: Survey) -> None:
