@@ -11,19 +11,18 @@ import pytest
 
 from tests.command import START, environment, run_forked
 from tests.fault_runs import save_config_with_dropout
-from tests.killed_runs import BESIDE, LORA, STREAM
+from tests.killed_runs import BESIDE, STREAM
 from tests.kills import Outputs, Trials, committed, differences, outputs_of, steps_saved
 
 
 @pytest.mark.parametrize(
     ("variant", "aims"),
     [
-        pytest.param(LORA, ("saving", "training"), marks=pytest.mark.slow),
+        pytest.param(BESIDE, ("saving", "training"), marks=pytest.mark.slow),
         (STREAM, ("evaluating",)),
-        pytest.param(LORA.together(), ("saving",), marks=pytest.mark.slow),
-        pytest.param(BESIDE.together(), ("saving", "training"), marks=pytest.mark.slow),
+        pytest.param(BESIDE.together(), ("saving",), marks=pytest.mark.slow),
     ],
-    ids=("LoRA", "stream", "two processes", "two processes, saved beside"),
+    ids=("saved beside", "stream", "two processes, saved beside"),
 )
 def test_a_killed_run_ends_like_the_undisturbed_one(variant, aims, tmp_path):
     trials = Trials(variant, tmp_path / "runs")

@@ -4,8 +4,8 @@
     finish    here: they are flushed to the disk and hashed, the manifest is written, older checkpoints are removed
     settle    between two steps, in all processes together (``checkpointing.py``): was it finished everywhere?
 
-Writing is not done here, too: the weights change with the next step, so they would have to be copied first, and a copy
-in memory takes as long as writing does, which is a copy into the memory of the system.
+Writing is not done here, too: the weights change with the next step, so they would have to be copied first, and writing
+is a copy already, into the memory of the system.
 """
 
 from __future__ import annotations
