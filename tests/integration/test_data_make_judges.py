@@ -44,6 +44,7 @@ def test_judges_together_weigh_what_each_says(capsys):
     with chat_server(longest) as served:
         done = make(capsys, "rule=3", f"rubric:m@{served.url}")
         assert done.code == 0, done.err
+        assert "--model-name-or-path MODEL --dataset-name pairs.jsonl" in done.out  # a file of answers is none
         assert chosen() == [("++", "+++")] * 4  # the rule forbids three characters, and counts three times
         asked = len(served.bodies)
         again = make(capsys, "rule=0.1", f"rubric:m@{served.url}")

@@ -22,6 +22,7 @@ class Source(NamedTuple):
     name: str
     load: Callable[[], Answerer]
     samples: int | None  # of each question; None where they are given, and as many as there are
+    is_here: bool = False  # a model that this machine has, and may train
 
 
 class Progress(NamedTuple):

@@ -89,6 +89,14 @@ def test_a_function_may_return_any_number(mine, value):
     assert values(judge, question(), "a") == [2.0]
 
 
+def test_a_module_in_another_encoding_is_read(mine, tmp_path):
+    module = mine("")
+    (tmp_path / f"{module}.py").write_bytes(
+        b"# -*- coding: latin-1 -*-\n# \xe9\ndef score(prompt, answer):\n    return 1\n"
+    )
+    assert values(open_judge(f"python:{module}:score"), question(), "a") == [1.0]
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [

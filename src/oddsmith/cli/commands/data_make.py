@@ -289,7 +289,7 @@ def _source(name: str, given: dict[str, str], drawing: Drawing, settings: dict[s
         batch_size = whole_number(given, "batch_size", DEFAULT_BATCH_SIZE, minimum=1)
         settings[f"--model {label}"] = f"with the weights {identity_of(name)}"
         opened = lambda: open_model(name, drawing, batch_size)  # noqa: E731
-    return Source(label, opened, drawing.samples)
+    return Source(label, opened, drawing.samples, is_here="server" not in given)
 
 
 @contextmanager
@@ -393,5 +393,5 @@ def _pair(order: _Order, log: Log, *, as_json: bool) -> dict[str, Any]:
     scores = [score for one in combined(found, weights) for score in one if score is not None]
     made = Made(str(order.output), order.questions, counts, paired, scores, counts_of(found), checked)
     if not as_json:
-        print_made(made, order.models)
+        print_made(made, order.models, [source.name for source in order.sources if source.is_here])
     return {"card": str(card), **made.to_dict(), "settings": settings}

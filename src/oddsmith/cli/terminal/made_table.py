@@ -76,8 +76,8 @@ def histogram(values: Sequence[float]) -> list[tuple[float, float, int]]:
     return list(zip(edges, edges[1:], counts, strict=False))
 
 
-def print_made(made: Made, models: Sequence[str]) -> None:
-    """Print the table on stdout."""
+def print_made(made: Made, models: Sequence[str], trainable: Sequence[str]) -> None:
+    """Print the table on stdout; ``trainable`` are those of the models that this machine has."""
     console = stdout_console()
     paired, counts, prompts = made.paired, made.counts, len(made.questions.asked)
     _line(console, Text(f"{made.output}: {len(paired.pairs):,} pairs of {prompts:,} prompts", style="bold"))
@@ -112,7 +112,7 @@ def print_made(made: Made, models: Sequence[str]) -> None:
         effect += f" ({paired.effect_before:+.2f} before lengths were matched)"
     _line(console, Text(f"  chosen answers are longer by Cohen's d {effect}"))
     _print_check(console, made.checked)
-    model = shlex.quote(models[0]) if len(models) == 1 else "MODEL"
+    model = shlex.quote(trainable[0]) if len(trainable) == 1 else "MODEL"
     file = shlex.quote(made.output)
     _line(console, Text(f"\nnext: oddsmith data check {file} --model {model}"))
     _line(console, Text(f"      oddsmith train --model-name-or-path {model} --dataset-name {file} --output-dir RUN"))

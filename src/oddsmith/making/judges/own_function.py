@@ -35,7 +35,7 @@ class OwnFunction:
         except (TypeError, ValueError):  # some functions in C
             parameters = []
         self._wants_messages, self._wants_row = parameters[:1] == ["messages"], "row" in parameters
-        self._code = read_text(file) if Path(file).suffix == ".py" and Path(file).is_file() else ""
+        self._code = read_text(file, errors="replace") if Path(file).suffix == ".py" and Path(file).is_file() else ""
 
     def basis(self, question: Question) -> str:
         """Return a digest of the file of the function, and of the row where the function looks at it."""
