@@ -1,6 +1,6 @@
 """How many answers a second `oddsmith data make` gets, beside what transformers and llama.cpp do alone; and all of it.
 
-    python benchmarks/data_make.py [--prompts 32] [--samples 4] [--tokens 128] [--at-once 32]
+    python benchmarks/data_make.py [--prompts 32] [--samples 4] [--tokens 128] [--at-once 32] [--only transformers ...]
     python benchmarks/data_make.py --whole [--prompts 500]
 
 The model is SmolLM2-135M-Instruct, as a folder and as a GGUF file (q8_0), the prompts are those of the built-in pairs.
@@ -42,6 +42,7 @@ from oddsmith.making.questions import key_of
 from oddsmith.making.records import Answer, Question
 
 MODEL = "builtin:smollm2-135m-instruct"
+BACKENDS = ("transformers", "llama.cpp", "server")
 
 
 class Rate:
@@ -160,23 +161,28 @@ def compare(name: str, alone: Rate, made: Rate) -> None:
     print(f"  share      {made.tokens / made.seconds / (alone.tokens / alone.seconds):.0%}", flush=True)
 
 
-def backends(prompts: int, drawing: Drawing, at_once: int) -> None:
-    """Compare each backend with what it does alone."""
-    asked = questions(prompts)
+def by_transformers(asked: Sequence[Question], drawing: Drawing, at_once: int) -> None:
+    """Compare with ``generate``."""
     alone = transformers_alone(asked, drawing, at_once)
     model = open_model(MODEL, drawing, at_once)
     compare("transformers", alone, ours(lambda: list(model.answers(asked, set()))))
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(export_gguf(MODEL, types=["q8_0"], output=Path(folder) / "gguf").files[0].path)
-        alone = llama_cpp_alone(file, asked, drawing, at_once)
-        gguf = open_model(str(file), drawing, at_once)
-        compare("llama.cpp", alone, ours(lambda: list(gguf.answers(asked, set()))))
-        with serving(str(file), port=8391) as server:
-            limits = httpx2.Limits(max_connections=8)
-            client = httpx2.AsyncClient(base_url=server.url, timeout=None, limits=limits)
-            alone = bare_requests(client, server.model, asked, drawing, 8)
-            served = ServedAnswers(server.model, ChatServer(server.url, concurrency=8), drawing)
-            compare("a server", alone, ours(lambda: list(served.answers(asked, set()))))
+
+
+def by_llama_cpp(file: Path, asked: Sequence[Question], drawing: Drawing, at_once: int) -> None:
+    """Compare with llama.cpp's server."""
+    alone = llama_cpp_alone(file, asked, drawing, at_once)
+    model = open_model(str(file), drawing, at_once)
+    compare("llama.cpp", alone, ours(lambda: list(model.answers(asked, set()))))
+
+
+def by_server(file: Path, asked: Sequence[Question], drawing: Drawing) -> None:
+    """Compare with bare requests."""
+    with serving(str(file), port=8391) as server:
+        limits = httpx2.Limits(max_connections=8)
+        client = httpx2.AsyncClient(base_url=server.url, timeout=None, limits=limits)
+        alone = bare_requests(client, server.model, asked, drawing, 8)
+        served = ServedAnswers(server.model, ChatServer(server.url, concurrency=8), drawing)
+        compare("a server", alone, ours(lambda: list(served.answers(asked, set()))))
 
 
 def whole(prompts: int, drawing: Drawing, at_once: int) -> None:
@@ -202,13 +208,23 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--at-once", type=int, default=32)
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=BACKENDS, default=BACKENDS)
     given = parser.parse_args()
     drawing = Drawing(samples=given.samples, max_new_tokens=given.tokens)
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
     if given.whole:
         whole(given.prompts or 500, drawing, given.at_once)
-    else:
-        backends(given.prompts or 32, drawing, given.at_once)
+        return
+    asked = questions(given.prompts or 32)
+    if "transformers" in given.only:
+        by_transformers(asked, drawing, given.at_once)
+    with tempfile.TemporaryDirectory() as folder:
+        if set(given.only) != {"transformers"}:
+            file = Path(export_gguf(MODEL, types=["q8_0"], output=Path(folder) / "gguf").files[0].path)
+        if "llama.cpp" in given.only:
+            by_llama_cpp(file, asked, drawing, given.at_once)
+        if "server" in given.only:
+            by_server(file, asked, drawing)
 
 
 if __name__ == "__main__":
