@@ -16,7 +16,6 @@ from ...usual import FULL, LORA, LORA_4BIT, rule_for
 from ..parsing.config_file import Setting
 from ..parsing.resolve import Option, Resolved, resolve
 from ..parsing.schema import fields_for_run, flag_of
-from ..terminal.advice_table import Advice, document_of, print_advice, recipe_text
 from ..terminal.console import quiet_libraries, working
 from ..terminal.counting import counting
 from ..terminal.outcome import JSON, TRACEBACK, Judged
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from ...planning.cards import Gpu
     from ...planning.recipe import Choice, Machine, Plan
     from ..parsing.resolve import Settings
+    from ..terminal.advice_table import Advice
     from .train.rehearsal import Rehearsed
 
 USAGE = "oddsmith advise MODEL DATA [--gpu h100 --gpus 8] [--output recipe.yaml] [--any-setting VALUE ...]"
@@ -66,6 +66,9 @@ def advise(arguments: Sequence[str]) -> Judged:
     given = {name: setting for name, setting in resolved.settings.items() if name not in NAMED}
     require_names(resolved)
     found = _advice(resolved, given, output, gpu, gpus)
+
+    from ..terminal.advice_table import document_of, print_advice, recipe_text
+
     if found.training is not None:
         with replacing(output) as partial:
             partial.write_text(recipe_text(found), encoding="utf-8")
@@ -105,6 +108,7 @@ def _new_file(target: Path) -> Path:
 def _advice(resolved: Resolved, given: Mapping[str, Setting], output: Path, gpu: Gpu | None, gpus: int) -> Advice:
     with working("starting"):
         from ...planning.advice import Advised, advise_settings, best_ways, chosen_way, pairs_per_step
+        from ..terminal.advice_table import Advice
 
         asked = {name: resolved.get(name) for name in (*OF_SHARDING, *OF_DEVICE)}
         if "max_length" not in given:
