@@ -65,7 +65,7 @@ OPTIONS = (
     Option("choose_unfinished", "switch", "Let answers that were cut be chosen, too."),
     Option("pair_only", "switch", "Ask for no more answers: judge and pair what the log has."),
     Option("rounds", "value", "Train on the pairs, and make pairs again with the trained model. [1]", "N"),
-    Option("recipe", "value", "How to train between rounds, as for oddsmith train.", "RECIPE.yaml"),
+    Option("recipe", "value", "How to train between rounds, as for oddsmith train.", "NAME|FILE"),
     Option("overwrite", "switch", "Replace pairs that were made otherwise."),
     JSON,
     TRACEBACK,
@@ -148,7 +148,7 @@ def _log_of(output: Path, current: int, rounds: int) -> Path:
 
 def _train(resolved: Resolved, pairs: Path, run: Path) -> None:
     """Train the model of a round on its pairs, in a process of its own, or go on with that."""
-    words = [resolved.options["recipe"]] if "recipe" in resolved.options else []
+    words = ["--recipe", resolved.options["recipe"]] if "recipe" in resolved.options else []
     words += ["--model-name-or-path", resolved.repeated["model"][0], "--dataset-name", str(pairs)]
     words += ["--output-dir", str(run), "--resume", "auto"]
     say(shlex.join(["oddsmith", "train", *words]), "bold")

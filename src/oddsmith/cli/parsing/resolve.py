@@ -98,7 +98,7 @@ def resolve(
     words = _Words(arguments, {**_older_fields(fields), **fields}, {option.name: option for option in options})
     words.read()
     configs = words.configs + ([] if max_positional else words.positional)
-    if "recipe" in words.options:
+    if "recipe" in words.options and fields:  # for others it names the recipe of a training that they start
         configs = [recipe_file(words.options["recipe"]), *configs]
     if len(configs) > 1:
         raise ConfigError(f"found {' and '.join(configs)}; expected one configuration file, and flags after it")
