@@ -13,7 +13,7 @@ from ...system.secrets import without_secrets
 from ..commands.train.run_folder import to_yaml
 from .console import show_line
 from .plan_table import choice_values, name_of
-from .progress import clock
+from .counting import clock
 
 if TYPE_CHECKING:
     from ...data.checks.survey import Survey
