@@ -22,7 +22,7 @@ PAPER = "the paper (arXiv 2403.07691)"
 HANDBOOK = "alignment-handbook, zephyr-141b-A35b"
 SIMPO = "SimPO's training_configs (github.com/princeton-nlp/SimPO)"
 NOTEBOOKS = "smol-course's and Unsloth's ORPO notebooks"
-MEASURED = "measured here (docs/recipes.md)"
+MEASURED = "measured here (benchmarks/results/demo.md)"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ RULES = (
          "Thinking Machines, LoRA Without Regret (2025); TRL's page of that name",
          rows=(0, 10_000)),
     Rule("training", (FULL, LORA, LORA_4BIT), "what the authors trained; an adapter holds less", PAPER),
-    Rule("learning_rate", 5e-5, "small models take more", MEASURED,
+    Rule("learning_rate", 2e-5, "the top of the authors' range, as small models take more; not measured",
+         f"{AUTHORS}; smol-course took 8e-6 for SmolLM2 135M",
          parameters=(0, 0.5 * B), trainings=(FULL,), usual=(5e-6, 2e-4)),
     Rule("learning_rate", 8e-6, "5e-6 to 2e-5: more makes the gap between the answers too wide",
          f"{PAPER}; {AUTHORS}", parameters=(0.5 * B, 6 * B), trainings=(FULL,), usual=(5e-6, 2e-5)),
@@ -77,7 +78,7 @@ RULES = (
     Rule("learning_rate", 8e-5, "ten times that of all weights",
          f"Thinking Machines, LoRA Without Regret (2025); {AUTHORS_LORA}",
          parameters=(0.5 * B, 6 * B), trainings=ADAPTERS, usual=(1e-5, 2e-4)),
-    Rule("learning_rate", 5e-5, "ten times that of all weights", f"{HANDBOOK}, config_qlora.yaml",
+    Rule("learning_rate", 5e-5, "ten times that of all weights", f"{HANDBOOK}, config_qlora.yaml (commit 1c9a4f9)",
          parameters=(6 * B, inf), trainings=ADAPTERS, usual=(1e-5, 2e-4)),
     Rule("beta", 0.5, "0.5 to 1.0 for small models, which learn a preference less easily", AUTHORS,
          parameters=(0, 2 * B), usual=(0.1, 1.0)),

@@ -149,7 +149,9 @@ def _of_training(training: str, why: str, choice: Choice) -> list[Advised]:
         found.append(Advised("use_peft", True, f"LoRA: {why}"))
         if training == LORA_4BIT:
             found.append(Advised("load_in_4bit", True, "the frozen weights in 4 bits, so that it fits"))
-        found.append(Advised("lora_r", 16, "on all linear layers", "smol-course, Unsloth, alignment-handbook"))
+        found.append(
+            Advised("lora_r", 16, "on all linear layers", "Unsloth's notebook; alignment-handbook's config_qlora.yaml")
+        )
         found.append(Advised("lora_alpha", 32, "twice the rank"))
     else:
         found.append(Advised("use_peft", False, f"all weights: {why}"))
