@@ -4,6 +4,9 @@ from tests.bad_inputs.case import BadInput, folder, lines
 
 PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0\x90wS\xde"
 
+GIVEN = {"a.jsonl": lines({"prompt": "Hi", "answers": ["A", "B"]})}
+JUDGED = "data make --answers a.jsonl --output o.jsonl --judge"
+
 # fmt: off
 COMMANDS = (
     BadInput("misspells the command", "trian c.yaml",
@@ -86,6 +89,29 @@ COMMANDS = (
     BadInput("names a column twice", "data make p.jsonl --model model --judge rule --output o.jsonl --column a"
         " --columns prompt=a", "--column and --columns are both given; put the column into --columns prompt=NAME",
         {"p.jsonl": lines({"a": "Hi"})}),
+    BadInput("names a judge that is none", f"{JUDGED} rules",
+        "the judge 'rules' is unknown; expected rule, rule:FILE.yaml, reward:MODEL, judge:MODEL@SERVER,"
+        " rubric:MODEL@SERVER or python:MODULE:FUNCTION", GIVEN),
+    BadInput("names a judge twice", f"{JUDGED} rule --judge 2*rule",
+        "the judge 'rule' is given twice; give it once, with the weight that it is to have", GIVEN),
+    BadInput("gives a judge no weight", f"{JUDGED} rule=0",
+        "the judge 'rule' has the weight 0; expected a number that is not 0", GIVEN),
+    BadInput("names a judge without its server", f"{JUDGED} judge:m",
+        "judge:m: names no server; expected judge:MODEL@http://127.0.0.1:8000/v1", GIVEN),
+    BadInput("lets a model judge that writes", f"{JUDGED} reward:model",
+        "model: is no reward model (LlamaForCausalLM); expected a reward model of transformers"
+        " (...ForSequenceClassification)", GIVEN),
+    BadInput("misspells a rule", f"{JUDGED} rule:r.yaml",
+        "r.yaml: the rule 'max_word' is unknown; expected one of instruction_id_list, kwargs, json_schema, regex,"
+        " not_regex, answer, reference, language, min_words, max_words, min_characters, max_characters, min_tokens,"
+        " max_tokens", {**GIVEN, "r.yaml": "max_word: 3\n"}),
+    BadInput("judges by a module that is not there", f"{JUDGED} python:no_module_here:score",
+        "python:no_module_here:score: no module no_module_here; expected no_module_here.py in this folder, or a"
+        " package", GIVEN),
+    BadInput("pairs in an unknown way", f"{JUDGED} rule --pairing worst-best",
+        "pairing is 'worst-best'; expected one of best-worst, best-random, all", GIVEN),
+    BadInput("asks for a negative margin", f"{JUDGED} rule --margin -1",
+        "margin is -1.0; expected a number from 0", GIVEN),
     BadInput("gives a recipe for no round", "data make p.txt --model model --judge rule --output o.jsonl"
         " --recipe c.yaml", "--recipe is for the training between rounds; give --rounds 2 or more, or leave it out",
         {"p.txt": "Hi\n"}),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ...making.making import Progress, Source
     from ...making.pairing import PairingRules
     from ...making.questions import Questions
+    from ...making.records import Judge
 
 USAGE = "oddsmith data make PROMPTS --model M --judge J --output pairs.jsonl"
 INTRO = (
@@ -122,8 +123,9 @@ def _make(resolved: Resolved, output: Path) -> dict[str, Any]:
     path = output.with_suffix(SUFFIX)
     if output.exists() and not path.exists() and "overwrite" not in resolved.options:
         raise ConfigError(f"{output}: is there already; choose another name, or replace it with --overwrite")
+    judges = _opened(order)  # before there is a log: names that lead nowhere leave nothing behind
     with Log(path, order.settings) as log, _kept(order, log), termination_as_interruption():
-        _complete(order, log)
+        _complete(order, judges, log)
         document = _pair(order, log, as_json="json" in resolved.options)
     return {"output": str(output), "log": str(path), **document}
 
@@ -305,14 +307,25 @@ def _kept(order: _Order, log: Log) -> Iterator[None]:
         raise Interrupted(f"{kept} and what was scored; the same command goes on") from None
 
 
-def _complete(order: _Order, log: Log) -> None:
-    """Ask for the answers and scores that are missing."""
+def _opened(order: _Order) -> list[Judge]:
+    """Open the judges; none of them where a server is gone and what there is is to be paired."""
     from ...making.judges.opening import open_judges
+
+    try:
+        with working("opening the judges"), termination_as_interruption():
+            return [one.judge for one in open_judges(order.judges, concurrency=order.concurrency)]
+    except ServerError as error:
+        if not order.pair_only:
+            raise
+        say(f"warning: {error}; pairs are made of what is scored", "yellow")
+        return []
+
+
+def _complete(order: _Order, judges: Sequence[Judge], log: Log) -> None:
+    """Ask for the answers and scores that are missing."""
     from ...making.making import ask, judge_all
 
     try:
-        with working("opening the judges"):
-            judges = [one.judge for one in open_judges(order.judges, concurrency=order.concurrency)]
         with _Shown() as show:
             if not order.pair_only:
                 ask(order.questions.asked, order.sources, log, show)
