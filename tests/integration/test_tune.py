@@ -177,9 +177,10 @@ def search_apart(words: list[str], log: Path) -> None:
 
 
 def test_where_no_probe_can_win_no_recipe_is_written(workshop, tmp_path):
-    """Judged on the recipe's own evaluation set."""
+    """Judged on the recipe's own evaluation set. Weights that hardly move ask for another learning rate: act."""
     save_pairs(tmp_path / "held.jsonl", 20)
-    words = ("--learning-rate", 10, "--search", "beta=0.1,0.3", "--steps", 10, "--output", tmp_path / "tune")
+    words = ("--learning-rate", 1e-9, "--search", "beta=0.1,0.3", "--steps", 10, "--output", tmp_path / "tune")
+    words += ("--per-device-train-batch-size", 60)  # all pairs in each step: the loss stays as it is
     words += ("--eval-dataset-name", tmp_path / "held.jsonl", "--json")
     done = run_forked("tune", workshop / "recipe.yaml", *words)
     assert done.code == 3

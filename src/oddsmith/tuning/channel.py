@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 from ..system.outside import open_file, read_text
 
+ENDS_WITHIN_S = 5.0  # a probe that is asked to; a step may take longer
 LAST_CHARACTERS = 2_000  # of the log of a probe, in which the reason is looked for
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and that of WSL
 
@@ -77,6 +79,8 @@ def converse(
     except (EOFError, ConnectionError):  # it has ended
         process.join()
     finally:
+        process.terminate()  # so that it can give back its semaphores, of which Python would warn
+        process.join(ENDS_WITHIN_S)
         process.kill()
         process.join()
         ours.close()
@@ -86,7 +90,7 @@ def converse(
 def _in_process(body: Body, connection: Connection, task: dict[str, Any], log: str) -> None:
     """Run a probe: what it prints goes to its log, Ctrl-C is left to the search, and it ends when the search does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     threading.Thread(target=_end_with_search, daemon=True).start()
     with open_file(log, "wb", follow=False) as file:
         os.dup2(file.fileno(), 1)
@@ -98,6 +102,8 @@ def _end_with_search() -> None:
     search = multiprocessing.parent_process()
     if search is not None:
         wait([search.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ENDS_WITHIN_S)
         os._exit(1)
 
 

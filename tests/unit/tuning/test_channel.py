@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,8 +41,11 @@ def interrupted(connection, task):
 
 
 def waiting(connection, task):
-    connection.send(os.getpid())
-    time.sleep(60)
+    try:
+        connection.send(os.getpid())
+        time.sleep(60)
+    finally:
+        Path(task["ended"]).touch()
 
 
 def test_it_is_answered_and_its_noise_goes_to_the_log(tmp_path, capfd):
@@ -76,6 +80,7 @@ def test_it_does_not_outlive_an_interrupted_search(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        converse(waiting, {}, tmp_path / "log", interrupt, [])
+        converse(waiting, {"ended": str(tmp_path / "ended")}, tmp_path / "log", interrupt, [])
+    assert (tmp_path / "ended").exists()  # it could tidy up
     with pytest.raises(ProcessLookupError):
         os.kill(probes[0], 0)
