@@ -12,8 +12,8 @@ from ...data.report import counted
 from ...system.secrets import without_secrets
 from ..commands.train.run_folder import to_yaml
 from .console import show_line
-from .plan_table import choice_values, name_of
 from .counting import clock
+from .plan_table import choice_values, name_of
 
 if TYPE_CHECKING:
     from ...data.checks.survey import Survey
