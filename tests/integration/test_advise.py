@@ -9,7 +9,7 @@ import yaml
 from oddsmith.data.builtin import demo_pairs
 from oddsmith.data.too_long import SUGGESTED
 from oddsmith.usual import RULES, rule_for, table
-from tests.command import Outcome, run_apart, run_here, save_model, save_rows
+from tests.command import Outcome, run_here, save_model, save_rows
 from tests.tiny import ragged_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +99,7 @@ def test_a_file_that_is_there_is_never_replaced(advise, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.slow
 def test_gpus_may_be_counted_beside_their_name(advise):
     document = json.loads(advise("--gpu", "h100", "x8", "--json").out)
     assert (document["machine"]["name"], document["machine"]["gpus"]) == ("H100", 8)
@@ -131,14 +132,6 @@ def test_where_nothing_fits_no_recipe_is_written(workshop, tmp_path, capsys, mon
     assert (done.code, (tmp_path / "recipe.yaml").exists()) == (3, False), done.err
     assert "does not fit" in done.out
     assert "Nothing fits." in done.out
-
-
-@pytest.mark.slow
-def test_errors_stand_alone(workshop, tmp_path):
-    """Nothing of ours imports a library before its warnings are silenced."""
-    words = (workshop / "model", tmp_path / "nowhere.jsonl", "--output", tmp_path / "recipe.yaml")
-    done = run_apart("advise", *words)
-    assert (done.code, done.err.count("\n"), done.err[:6]) == (2, 1, "error:")
 
 
 def test_what_is_quoted_of_faulty_rows_and_names_does_no_harm(advise, tmp_path):
