@@ -26,7 +26,7 @@ from ...system.strict_json import read_object, strict
 
 ANSWER_S = 5.0  # for all checks of an answer; what is sound takes milliseconds
 START_S = 120.0  # to load them
-ALONE_S = 60  # after which a child whose parent has gone ends in the middle of a search
+ALONE_S = 180  # after which a child whose parent has gone ends in the middle of a search
 # Rows for which is loaded what checks by these columns need: models of languages, nltk, and the like.
 LOADING: Mapping[str, Mapping[str, Any]] = {
     "language": {"language": "en"},
@@ -70,14 +70,19 @@ class CheckProcess:
             self._child = subprocess.Popen(
                 run_module(__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
+            self._load({})
             self._loaded = set()
-        if new := row.keys() & LOADING.keys() - self._loaded:  # in the time of the first answer that needs it
-            loading = {name: value for column in new for name, value in LOADING[column].items()}
-            self._ask(self._child, {"row": loading, "prompt": "", "text": "Yes, it is.", "tokens": None}, START_S)
+        if new := row.keys() & LOADING.keys() - self._loaded:
+            self._load({name: value for column in new for name, value in LOADING[column].items()})
             self._loaded |= new
         return self._ask(
             self._child, {"row": strict(row), "prompt": prompt, "text": text, "tokens": tokens}, self.answer_s
         )
+
+    def _load(self, row: Mapping[str, Any]) -> None:
+        """Let the child start, and load what the checks of a row need, which is no part of the time for an answer."""
+        if self._child is not None:
+            self._ask(self._child, {"row": row, "prompt": "", "text": "Yes, it is.", "tokens": None}, START_S)
 
     def _ask(self, child: subprocess.Popen[bytes], asked: Mapping[str, Any], limit_s: float) -> Outcome:
         if child.stdin is None or child.stdout is None:
