@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from ...export.gguf.llama_cpp import available_processors
 from ...system.signals import end_with_parent
 from ...system.web_connections import bounded_config
 from .access import Access, refused
@@ -70,6 +71,7 @@ def start(file: str, name: str, socket: str) -> xllamacpp.Server:
     parameters.model_alias = {name}
     parameters.n_parallel, parameters.kv_unified = SLOTS, True  # as llama-server does; one request may take all of it
     parameters.hostnames = [socket]
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = available_processors()
     parameters.offline = True
     parameters.cors_origins = "localhost"
     parameters.endpoint_slots = False  # would show the requests of other clients
