@@ -1,9 +1,13 @@
-"""Let memory run out in a layer of a real training; the error is simulated, all that follows is real."""
+"""Let memory run out in a real training: in a layer, by a simulated error, or wherever a limit of the system is met."""
 
+import ctypes
 import os
+import resource
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 
 class Shortage(torch.autograd.Function):
@@ -50,3 +54,34 @@ class Memory:
         is_short = os.environ.get("RANK") in self.ranks and (tokens > self.tokens or len(self.rows) == self.nth)
         self.struck += is_short
         return is_short
+
+
+class Limit(TrainerCallback):
+    """Gives a process so few bytes more than it has when a step begins; beyond them it gets "Cannot allocate memory".
+
+    The C library gives back what is freed, so that the limit is met at the same place in every run.
+    """
+
+    M_MMAP_THRESHOLD = -3
+
+    def __init__(self, spare: int, ranks: tuple[str, ...] = ("1",), step: int = 0):
+        self.spare, self.ranks, self.step = spare, ranks, step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Set the limit."""
+        if state.global_step == self.step and os.environ.get("RANK") in self.ranks:
+            libc = ctypes.CDLL(None)
+            libc.mallopt(self.M_MMAP_THRESHOLD, 64 << 10)
+            libc.malloc_trim(0)
+            lines = Path("/proc/self/status").read_text().splitlines()
+            has = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmData"))
+            resource.setrlimit(resource.RLIMIT_DATA, (has + self.spare, resource.RLIM_INFINITY))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Lift the limit: what is saved after a step is no matter of these tests."""
+        self.lift()
+
+    @staticmethod
+    def lift() -> None:
+        """Lift the limit."""
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -24,7 +24,7 @@ from oddsmith import ORPOTrainer
 from oddsmith.model.logprobs.pair_tokens import PairLosses, PairTokens
 from oddsmith.system.run_folder import read_events
 from oddsmith.system.shards import own_share
-from tests.short_memory import Memory
+from tests.short_memory import Limit, Memory
 from tests.tiny import ragged_pairs
 from tests.tiny_runs import make_trainer
 
@@ -109,6 +109,8 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
         memory.watch(trainer, next(module for name, module in modules if name.endswith(shortage["after"])))
     if "rolls_back" in case:
         trainer.add_callback(RollsBack(trainer, **case["rolls_back"]))
+    if "limit" in case:
+        trainer.add_callback(Limit(**case["limit"]))
     if "resumes" in case:
         begin_with_checkpoints(folder.parent / case["resumes"], folder, disk, case)
     trainer.train(resume_from_checkpoint=True if "resumes" in case else None)
@@ -170,6 +172,7 @@ def main(folder: str) -> None:
             found = {"error": f"{type(error).__name__}: {error}"}
         place.mkdir(exist_ok=True)
         (place / f"rank-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+        Limit.lift()
         # Another case shards in another way, or not at all.
         AcceleratorState._reset_state()
         unset_hf_deepspeed_config()

@@ -37,7 +37,7 @@ from ..model.logprobs.padded import unwrap
 from ..model.logprobs.paths import ForestPath, loss_of_pairs, pair_of
 from ..model.logprobs.token_budget import MIN_TOKENS
 from ..model.modules import in_training_mode
-from ..system.memory import is_device_out_of_memory
+from ..system.memory import is_out_of_memory
 from .fsdp_passes import FsdpPasses
 
 logger = logging.getLogger(__name__)
@@ -197,11 +197,12 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 def _fits(model: nn.Module, path: ForestPath, pairs: Sequence[dict[str, Any]]) -> bool:
     """Return whether the memory suffices for the forward and backward pass of some pairs."""
-    try:
-        with path.around(model), in_training_mode(model):
+    devices = range(torch.cuda.device_count())
+    try:  # the random numbers of the training stay as they are
+        with torch.random.fork_rng(devices=devices), path.around(model), in_training_mode(model):
             loss_of_pairs(model, path, pairs, path.nll_on).backward()
-    except RuntimeError as error:
-        if not is_device_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         fits = False
     else:

@@ -21,7 +21,7 @@ from ..model.logprobs.head import BUDGET_BYTES
 from ..model.logprobs.padded import PairLogps
 from ..model.logprobs.paths import ForestPath, PaddedPath
 from ..model.modules import in_training_mode
-from ..system.memory import TRAINING_FIX, is_device_out_of_memory
+from ..system.memory import TRAINING_FIX, is_out_of_memory
 from .meter import TrainingMeter
 from .pace import Pace
 from .shared_budget import HalvedByOthers, SharedBudget
@@ -146,8 +146,8 @@ class Stepper:
                 return self._train_micro_batches(model, item, train_micro_batch, shared)
             except HalvedByOthers as halved:
                 max_tokens = self._halved_by_others(halved.max_tokens)
-            except RuntimeError as error:
-                max_tokens = self._halved(item, shared) if is_device_out_of_memory(error) else None
+            except (RuntimeError, MemoryError) as error:
+                max_tokens = self._halved(item, shared) if is_out_of_memory(error) else None
                 if max_tokens is None:
                     raise
             model.zero_grad()  # all gradients of the step are of this item (see ``loader.assignments``)
@@ -210,15 +210,17 @@ class Stepper:
         shared.begin_micro_batch()
         try:
             return train_micro_batch(model, micro_batch)
-        except RuntimeError as error:
-            if not is_device_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             if shared.was_exchanging(error):
                 shared.is_exchanging = True
                 raise
             shortage = error.with_traceback(None)  # its frames hold the memory that is to be free
         clear_device_cache(garbage_collection=True)
-        shared.finish_micro_batch()
+        shared.is_exchanging = True
+        shared.finish_micro_batch()  # where memory runs out here, too, nobody waits for this process's answer
+        shared.is_exchanging = False
         raise shortage
 
     # ---- The token budget
