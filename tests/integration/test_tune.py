@@ -176,6 +176,7 @@ def search_apart(words: list[str], log: Path) -> None:
     main(words)
 
 
+@pytest.mark.slow
 def test_where_no_probe_can_win_no_recipe_is_written(workshop, tmp_path):
     """Judged on the recipe's own evaluation set. Weights that hardly move ask for another learning rate: act."""
     save_pairs(tmp_path / "held.jsonl", 20)
