@@ -40,7 +40,7 @@ def other(prompt, answer):
 """
 QUESTIONS = ["Hi", "How are you?", "What is ORPO?", "Tell me a story.", "Why?", "And then?"]
 SETTINGS = ("--samples", 3, "--max-new-tokens", 8, "--choose-unfinished", "--batch-size", 4)
-HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202eevil" + "x" * 1_000_000 + "你好"
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202eevil" + "x" * 200_000 + "你好"
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +168,20 @@ def wait_for_lines(process, output, lines: int) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("model", ["model", pytest.param("tiny.gguf", marks=pytest.mark.slow)])
-def test_killed_at_any_moment_it_ends_with_the_same_pairs(model, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "kills"),
+    [
+        ("model", (5, 16)),
+        pytest.param("model", (1, 6, 9, 10), marks=pytest.mark.slow),
+        pytest.param("tiny.gguf", (1, 6, 9, 10), marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_any_moment_it_ends_with_the_same_pairs(model, kills, capsys, tmp_path):
     whole, output = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     done = run_here(capsys, *command(whole, "--model", model))
     assert done.code == 0, done.err
     words = command(output, "--model", model)
-    for lines in (1, 6, 9, 10):  # while it answers, and while it judges
+    for lines in kills:  # while it answers, and while it judges
         process = start(words, tmp_path / "out")
         wait_for_lines(process, output, lines)
         process.kill()
