@@ -120,6 +120,16 @@ def test_what_is_given_stays_and_is_not_advised(advise, tmp_path):
     assert recipe["learning_rate"] == rule_for("learning_rate", parameters=1e6).value
 
 
+def test_a_recipe_may_be_all_that_is_given(advise, tmp_path):
+    assert advise("--gpu", "24GB", "--gradient-accumulation-steps", 4).code == 0
+    first = tmp_path / "recipe.yaml"
+    recipe = yaml.safe_load(first.read_text(encoding="utf-8"))
+    assert recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] == 8
+    again = advise("--gpu", "24GB", "--config", first, "--output", "again.yaml")
+    assert again.code == 0, again.err
+    assert yaml.safe_load((tmp_path / "again.yaml").read_text(encoding="utf-8")) == recipe
+
+
 @pytest.mark.slow
 def test_where_nothing_fits_no_recipe_is_written(workshop, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

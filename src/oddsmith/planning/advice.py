@@ -23,7 +23,7 @@ TRAININGS = {FULL: ALL_WEIGHTS, LORA: LORA_WAY, LORA_4BIT: LORA_4BIT_WAY}  # nam
 SHARINGS = (ALONE, DDP, FSDP2)  # in this order: what a run takes without a launcher's files
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 LEAST_HELD_OUT, MOST_HELD_OUT = 16, 500
-HELD_OUT_SETTINGS = ("test_split_size", "eval_dataset_name", "eval_strategy")
+LORA_R = 16
 
 
 class Advised(NamedTuple):
@@ -101,7 +101,7 @@ def advise_settings(
     choice: Choice,
     per_device: int,
     accumulation: int,
-    given: Collection[str],
+    given: dict[str, Any],
 ) -> list[Advised]:
     """Return the settings of a recipe in the order of the file, without those that are given.
 
@@ -115,12 +115,12 @@ def advise_settings(
         choice: The way that was planned.
         per_device: Pairs of a process in a micro-step.
         accumulation: Micro-steps in a step.
-        given: Names of settings that the user has decided.
+        given: Settings that the user has decided; what follows from them follows.
 
     Returns:
         The settings.
     """
-    found = _of_training(training, why_training, choice)
+    found = _of_training(training, why_training, choice, given)
     for name in ("learning_rate", "beta"):
         rule = rule_for(name, parameters=parameters, rows=rows, training=training)
         lowest, highest = rule.usual or (rule.value, rule.value)
@@ -131,28 +131,29 @@ def advise_settings(
     for name in ("lr_scheduler_type", "warmup_steps"):
         rule = rule_for(name)
         found.append(Advised(name, rule.value, rule.why, rule.source))
-    found += _of_steps(rows, choice, per_device, accumulation)
+    found += _of_steps(rows, choice, per_device, accumulation, given)
     cut = lengths.cut_by(max_length)
     share = f"cuts {cut / len(lengths.tokens):.1%} of the pairs" if cut else "cuts no pair"
     most = "" if lengths.positions != max_length else ", and is all that the model reads"
     found.append(
         Advised("max_length", max_length, f"{share}; the longest has {int(lengths.tokens[-1]):,} tokens{most}")
     )
-    if not set(HELD_OUT_SETTINGS) & set(given):
-        found += _of_evaluation(rows)
+    found += _of_evaluation(rows, given)
     return [one for one in found if one.setting not in given]
 
 
-def _of_training(training: str, why: str, choice: Choice) -> list[Advised]:
+def _of_training(training: str, why: str, choice: Choice, given: dict[str, Any]) -> list[Advised]:
     found = []
     if training in ADAPTERS:
         found.append(Advised("use_peft", True, f"LoRA: {why}"))
         if training == LORA_4BIT:
             found.append(Advised("load_in_4bit", True, "the frozen weights in 4 bits, so that it fits"))
         found.append(
-            Advised("lora_r", 16, "on all linear layers", "Unsloth's notebook; alignment-handbook's config_qlora.yaml")
+            Advised(
+                "lora_r", LORA_R, "on all linear layers", "Unsloth's notebook; alignment-handbook's config_qlora.yaml"
+            )
         )
-        found.append(Advised("lora_alpha", 32, "twice the rank"))
+        found.append(Advised("lora_alpha", 2 * given.get("lora_r", LORA_R), "twice the rank"))
     else:
         found.append(Advised("use_peft", False, f"all weights: {why}"))
     if choice.checkpointing:
@@ -163,34 +164,50 @@ def _of_training(training: str, why: str, choice: Choice) -> list[Advised]:
     return found
 
 
-def _of_steps(rows: int, choice: Choice, per_device: int, accumulation: int) -> list[Advised]:
+def _of_steps(rows: int, choice: Choice, per_device: int, accumulation: int, given: dict[str, Any]) -> list[Advised]:
     ranks = choice.sharing.ranks
     rule = rule_for("pairs a step", rows=rows)
     pairs = per_device * accumulation * ranks
     how = "" if ranks == 1 else f", {per_device * accumulation} on each of {ranks}"
-    found = [Advised("per_device_train_batch_size", per_device, f"{pairs} pairs a step{how}; {rule.why}", rule.source)]
+    why = rule.why if pairs == rule.value else f"{rule.value} are usual"
+    found = [Advised("per_device_train_batch_size", per_device, f"{pairs} pairs a step{how}; {why}", rule.source)]
     if accumulation > 1:
         found.append(Advised("gradient_accumulation_steps", accumulation, "padded batches of more pairs would not fit"))
     rule = rule_for("num_train_epochs", rows=rows)
-    found.append(Advised("num_train_epochs", rule.value, f"for {rows:,} pairs; {rule.why}", rule.source))
+    if given.get("max_steps", -1) <= 0:  # which would count instead
+        found.append(Advised("num_train_epochs", rule.value, f"for {rows:,} pairs; {rule.why}", rule.source))
     return found
 
 
-def _of_evaluation(rows: int) -> list[Advised]:
-    rule, count = rule_for("held out", rows=rows), held_out(rows)
-    often = rule_for("eval_steps")
-    if not count:
-        return [
-            Advised("save_strategy", "steps", "no pairs are held out: so few could not tell anything"),
-            Advised("save_steps", often.value, often.why, often.source),
-            Advised("save_total_limit", 2, "the last one, and the one before it"),
-        ]
-    return [
-        Advised("test_split_size", count, f"pairs held out: {rule.value:.0%} {rule.why}", rule.source),
-        Advised("eval_strategy", "steps", "on the pairs held out"),
-        Advised("eval_steps", often.value, often.why, often.source),
-        Advised("save_strategy", "steps", "with each evaluation"),
-        Advised("save_steps", often.value, "as eval_steps"),
-        Advised("save_total_limit", 2, "the best one, and the last"),
-        Advised("load_best_model_at_end", True, "ends with the weights of the lowest held-out loss"),
-    ]  # fmt: skip
+def _of_evaluation(rows: int, given: dict[str, Any]) -> list[Advised]:
+    """Return when to evaluate and to save: at the same steps, as the best weights can be taken only so."""
+    rule, often = rule_for("held out", rows=rows), rule_for("eval_steps")
+    found, count, save = [], held_out(rows), given.get("save_strategy", "steps")
+    names_pairs = not {"test_split_size", "eval_dataset_name", "eval_strategy"}.isdisjoint(given)
+    if count and not names_pairs:
+        found.append(Advised("test_split_size", count, f"pairs held out: {rule.value:.0%} {rule.why}", rule.source))
+    evaluated = given.get("eval_strategy", ("epoch" if save == "epoch" else "steps") if count or names_pairs else "no")
+    regular = Advised("eval_steps", often.value, often.why, often.source)
+    if evaluated != "no":
+        save = given.get("save_strategy", evaluated)
+        found.append(Advised("eval_strategy", evaluated, "on the pairs held out"))
+    if evaluated == "steps":
+        follows = save == "steps" and "save_steps" in given
+        found.append(Advised("eval_steps", given["save_steps"], "as save_steps") if follows else regular)
+    steps = {one.setting: one.value for one in found} | given
+    why = "with each evaluation" if evaluated != "no" else "no pairs are held out: so few could not tell anything"
+    found.append(Advised("save_strategy", save, why))
+    if save == "steps" and evaluated == "steps":
+        found.append(Advised("save_steps", steps["eval_steps"], "as eval_steps"))
+    elif save == "steps":
+        found.append(regular._replace(setting="save_steps"))
+    at_once = save != "steps" or given.get("save_steps", steps.get("eval_steps")) == steps.get("eval_steps")
+    takes_best = save == evaluated and at_once
+    if save != "no":
+        last = "the best one, and the last" if takes_best else "the last one, and the one before it"
+        found.append(Advised("save_total_limit", 2, last))
+    if takes_best and save != "no":
+        best = given.get("metric_for_best_model")
+        why = f"ends with the best weights by {best}" if best else "ends with the weights of the lowest held-out loss"
+        found.append(Advised("load_best_model_at_end", True, why))
+    return found

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from oddsmith import ORPOConfig
 from oddsmith.errors import ConfigError
-from oddsmith.planning.advice import Lengths, best_ways, chosen_way, held_out, pairs_per_step
+from oddsmith.planning.advice import Lengths, advise_settings, best_ways, chosen_way, held_out, pairs_per_step
 from oddsmith.planning.cards import CARDS, gpus_of
 from oddsmith.planning.ranks import ALONE, DDP, FSDP2, ZERO_3, RankMemory, Sharing
 from oddsmith.planning.recipe import ALL_WEIGHTS, LORA, LORA_4BIT, Choice
@@ -77,3 +78,62 @@ def test_an_x_may_be_part_of_a_name():
     for text in ("h999x8", "x8", "8x", "h100x", "hx8"):
         with pytest.raises(ConfigError, match="expected its memory, such as 24GB, or one of"):
             gpus_of(text)
+
+
+def advised(rows: int = 80, accumulation: int = 1, **given) -> dict:
+    """Return name -> what is advised of a small run by LoRA."""
+    lengths = Lengths(np.arange(1, 101), None)
+    found = advise_settings(
+        parameters=10**6,
+        rows=rows,
+        lengths=lengths,
+        max_length=128,
+        training="lora",
+        why_training="as asked",
+        choice=way(LORA),
+        per_device=8,
+        accumulation=accumulation,
+        given=given,
+    )
+    return {one.setting: one for one in found}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"eval_steps": 10},
+        {"save_steps": 7},
+        {"eval_steps": 10, "save_steps": 7},
+        {"save_strategy": "epoch"},
+        {"save_strategy": "no"},
+        {"eval_strategy": "epoch"},
+        {"eval_strategy": "no"},
+        {"eval_strategy": "no", "save_strategy": "epoch"},
+        {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 5},
+        {"save_total_limit": 1},
+        {"load_best_model_at_end": False},
+        {"eval_dataset_name": "held.jsonl"},
+        {"test_split_size": 0.1, "save_steps": 4},
+        {"max_steps": 50},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("rows", [20, 80])
+def test_a_recipe_with_any_given_setting_is_taken(given, rows, tmp_path):
+    recipe = {name: one.value for name, one in advised(rows, **given).items()} | given
+    of_data_and_model = ("use_peft", "lora_r", "lora_alpha", "test_split_size", "eval_dataset_name")
+    rest = {name: value for name, value in recipe.items() if name not in of_data_and_model}
+    args = ORPOConfig(output_dir=str(tmp_path), report_to="none", **rest)  # refuses what does not go together
+    assert args.load_best_model_at_end <= (args.save_strategy == args.eval_strategy)
+
+
+def test_what_follows_from_a_given_setting_follows():
+    assert advised(lora_r=64)["lora_alpha"].value == 128
+    assert "num_train_epochs" not in advised(max_steps=50)
+    assert advised(eval_steps=10)["save_steps"].value == 10
+    assert advised(save_steps=7)["eval_steps"].value == 7
+    assert advised(save_strategy="epoch")["eval_strategy"].value == "epoch"
+    with_pairs = advised(20, eval_dataset_name="held.jsonl")
+    assert (with_pairs["eval_strategy"].value, "test_split_size" in with_pairs) == ("steps", False)
+    pairs = advised(accumulation=4, gradient_accumulation_steps=4)["per_device_train_batch_size"]
+    assert pairs.why == "32 pairs a step; 8 are usual"

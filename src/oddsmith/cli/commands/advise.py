@@ -120,7 +120,9 @@ def _advice(resolved: Resolved, given: Mapping[str, Setting], output: Path, gpu:
     train = _rehearsed(resolved, settings, rows, max_length, gpu, asked)
     kept = round(len(rows[0]) * train.report.kept / max(train.report.rows, 1))
     if "per_device_train_batch_size" not in given:
-        resolved.settings["per_device_train_batch_size"] = Setting(pairs_per_step(kept, machine.ranks), ADVISED)
+        resolved.settings["per_device_train_batch_size"] = Setting(
+            pairs_per_step(kept, machine.ranks * settings.orpo.gradient_accumulation_steps), ADVISED
+        )
     settings = settings_on(resolved, gpu, asked)
     settings.orpo.use_cpu = not machine.on_gpu
     with working("planning"):
@@ -139,7 +141,7 @@ def _advice(resolved: Resolved, given: Mapping[str, Setting], output: Path, gpu:
             choice=ways[training],
             per_device=settings.orpo.per_device_train_batch_size,
             accumulation=settings.orpo.gradient_accumulation_steps,
-            given=given,
+            given={name: setting.value for name, setting in given.items()},
         )
         if train.refusal is not None and "bad_rows" not in given:
             found.append(

@@ -61,7 +61,7 @@ def print_advice(found: Advice) -> None:
         show_line("Nothing fits. Take more GPUs or larger ones (--gpu, --gpus), or shorter pairs (--max-length).")
         return
     texts = [f"{one.setting}: {to_yaml(one.value)}" for one in found.settings]
-    column = max(map(len, texts)) + 2
+    column = max(map(len, texts), default=0) + 2
     for text, one in zip(texts, found.settings, strict=True):
         for number, line in enumerate(textwrap.wrap(one.why, WIDTH - column, break_on_hyphens=False)):
             show_line(f"{'' if number else text:<{column}}{line}")
