@@ -106,13 +106,16 @@ def test_a_model_answers_and_the_better_answers_are_chosen(model, capsys, tmp_pa
 
 
 def test_several_models_and_given_answers_compete(capsys, tmp_path, folder):
-    given = save_rows(tmp_path / "given.jsonl", [{"prompt": text, "answer": f"given {text}"} for text in QUESTIONS])
+    rows = [{"prompt": text, "answer": f"given {text}"} for text in QUESTIONS]
+    rows[0]["model"] = "model"  # wrote this one before
+    given = save_rows(tmp_path / "given.jsonl", rows)
     done = run_here(
         capsys, *command(tmp_path / "o.jsonl", "--model", "model", "--model", "tiny.gguf", "--answers", given)
     )
     assert done.code == 0, done.err
     models = [line["model"] for line in log_of(tmp_path / "o.jsonl") if line["event"] == "answer"]
-    assert [models.count(name) for name in ("model", "tiny.gguf", "given.jsonl")] == [18, 18, 6]
+    names = ("model", "tiny.gguf", "given.jsonl", "model (given.jsonl)")
+    assert [models.count(name) for name in names] == [18, 18, 5, 1]
 
 
 def test_hostile_answers_reach_the_pairs_and_not_the_terminal(capsys, tmp_path):

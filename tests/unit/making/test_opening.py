@@ -65,6 +65,19 @@ def test_a_function_gets_text_or_messages_and_the_row(mine):
     assert values(known, question(row={"answer": "x"}), "x", "y") == [1, 0]
 
 
+def test_what_a_function_does_to_its_arguments_stays_with_it(mine):
+    module = mine(
+        "def asked(messages, answer):\n"
+        "    messages.append({'role': 'assistant', 'content': answer})\n    return len(messages)\n"
+        "def known(prompt, answer, row):\n    prompt[0]['content'] = ''\n    return row['results'].pop()\n"
+    )
+    one = question("four", row={"results": [1, 2]}, before=[SYSTEM])
+    assert values(open_judge(f"python:{module}:asked"), one, "a", "b") == [3, 3]
+    assert values(open_judge(f"python:{module}:known"), one, "a", "b") == [2, 2]
+    assert one.messages == [SYSTEM, {"role": "user", "content": "four"}]
+    assert one.row == {"results": [1, 2]}
+
+
 @pytest.mark.parametrize("value", ["None", "float('nan')", "float('-inf')", "__import__('numpy').float32('nan')"])
 def test_a_function_may_not_know(mine, value):
     judge = open_judge(f"python:{mine(f'def score(prompt, answer):{chr(10)}    return {value}')}:score")

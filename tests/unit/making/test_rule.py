@@ -36,8 +36,20 @@ CHECKS = [
     ({"answer": "B"}, ["(B)", "Answer: B. Because", "b"], ["C", "The answer is A, not B"]),
     ({"answer": ["yes", "yeah"]}, ["Yeah!", "Yes"], ["no"]),
     ({"answer": "42"}, ["<think>maybe 41</think> 42"], ["<think>42</think> 41", "<think> 42"]),
-    ({"json_schema": PERSON}, ['{"age": 3}', '```json\n{"age": 3}\n```'],
+    ({"answer": "-5"}, ["-5", "**-5**", "\N{MINUS SIGN}5", "-5 degrees"], ["5", "(5)", "3-5"]),
+    ({"answer": 5}, ["5", "+5", "(5)", "10-5"], ["-5", "\N{MINUS SIGN}5", ".5", "5.5"]),
+    ({"answer": ".5"}, ["0.5", "**.5**"], ["5"]),
+    ({"answer": "50%"}, ["50 %", r"It is 50\%.", "50 percent"], ["5%", "-50%"]),
+    ({"answer": "42.0"}, ["The answer is 42. It took 3 steps."], ["The answer is 3. It took 42 steps, or 43."]),
+    ({"answer": 1e-07}, ["1e-7", "0.0000001"], ["1e-8", "7"]),
+    ({"answer": r"\frac{3}{4}"}, [r"so $\boxed{\dfrac{3}{4}}$", "0.75", "3/4"], ["4/3", r"\boxed{\frac{3}{5}}"]),
+    ({"answer": r"x^{2}"}, [r"\boxed{x^{2}}", "$x^{2}$"], [r"\boxed{x^{3}}"]),
+    ({"answer": "C++"}, ["c++", "The answer is **C++**."], ["C", "C#"]),
+    ({"answer": "[1, 2)"}, ["[1, 2)", r"\boxed{[1, 2)}"], ["(1, 2]", "[1, 2]"]),
+    ({"json_schema": PERSON},
+     ['{"age": 3}', '```json\n{"age": 3}\n```', '```json\r\n{"age": 3}\r\n```', '``` json\n{"age": 3}\n```'],
      ['{"age": "3"}', 'Sure: {"age": 3}', "[" * 9000]),
+    ({"json_schema": {"type": "number"}}, ["1", "-2.5"], ["NaN", "Infinity", "x"]),
     ({"json_schema": '{"enum": [1, 2]}'}, ["1"], ["3", ""]),
     ({"regex": r"^Dear \w+,"}, ["Dear Ann,\nhello"], ["dear Ann,", "Hi"]),
     ({"regex": ["a", "b"]}, ["ab"], ["\x1b[2J"]),
@@ -48,6 +60,8 @@ CHECKS = [
     ({"max_characters": 3}, ["abc", "日本語"], ["abcd"]),
     ({"language": "French"}, [FRENCH, "Oui, c'est bien."], ["Yes, that is good.", JAPANESE]),
     ({"language": "ja-JP"}, [JAPANESE], [FRENCH]),
+    ({"language": "en"}, ["Hello there!", "It is 42."], ["Ich weiß nicht", "Hola, ¿qué tal?", "Привет", "你好"]),
+    ({"language": "de"}, ["Guten Tag", "Danke schön"], ["I do not know", "谢谢"]),
     (ifeval("keywords:existence", keywords=["dog"]), ["A dog."], ["A cat."]),
     (ifeval("length_constraints:number_sentences", relation="at least", num_sentences=2), ["It is. So!"],
      ["Dr. Smith of the U.S. Army."]),
@@ -56,6 +70,13 @@ CHECKS = [
     (ifeval("language:response_language", language="fr"), [FRENCH], ["The cat sat on the mat all day long."]),
     (ifeval("combination:repeat_prompt", prompt_to_repeat="Say it."), ["Say it. It."], ["It."]),
     (ifeval("detectable_format:json_format"), ['{"a": 1}'], ["a"]),
+    # As CSV and Parquet hold them: lists and objects as text, whole numbers as floats, null for what others need.
+    ({"instruction_id_list": '["startend:end_checker"]', "kwargs": '[{"end_phrase": "bye"}]'}, ["So, bye"], ["So"]),
+    ({"instruction_id_list": ["startend:end_checker"], "kwargs": ['{"end_phrase": "bye"}']}, ["So, bye"], ["So"]),
+    ({"instruction_id_list": "startend:end_checker", "kwargs": {"end_phrase": "bye"}}, ["So, bye"], ["So"]),
+    ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [None]}, ["So"], ["So,"]),
+    (ifeval("length_constraints:nth_paragraph_first_word", num_paragraphs=2.0, nth_paragraph=2.0, first_word="b"),
+     ["a\n\nb c"], ["b\n\na"]),
 ]  # fmt: skip
 
 
@@ -70,6 +91,12 @@ def test_the_score_is_the_share_of_checks(rule):
     first, second = scored(rule, question(row=row), "a b", "a b c")
     assert (first.value, first.reason, first.counts) == (1.0, "2 of 2", {"all checks met": 1})
     assert (second.value, second.reason, second.counts) == (0.5, "1 of 2; not max_words", {})
+
+
+def test_a_text_that_is_too_short_for_a_language_is_not_said_to_be_another(rule):
+    found = scored(rule, question(row={"language": "en"}), "Yes.", "OK", "42", "Hola")
+    assert [score.value for score in found] == [None] * 4
+    assert "too short to tell its language" in found[0].reason
 
 
 def test_tokens_are_bounded_where_they_are_known(rule):

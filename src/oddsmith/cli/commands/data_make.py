@@ -248,7 +248,8 @@ def _questions_and_sources(
     settings = {f"--{name.replace('_', '-')}": stated(value) for name, value in vars(drawing).items()}
     there = None
     if "answers" in given:
-        there = GivenAnswers(given["answers"], columns=columns, system_prompt=system_prompt)
+        labels = [stated(name) for name in resolved.repeated.get("model", [])]
+        there = GivenAnswers(given["answers"], columns=columns, system_prompt=system_prompt, models=labels)
         settings["--answers"] = f"{stated(given['answers'])} ({there.digest()})"
     if resolved.positional:
         questions = read_questions(
@@ -396,7 +397,8 @@ def _pair(order: _Order, log: Log, *, as_json: bool) -> dict[str, Any]:
         raise DataError(f"none of {len(found):,} prompts gives a pair: {reasons}; {log.path} keeps the answers")
     is_drawn = any(source.samples is not None for source in order.sources)  # not given
     drawn = asdict(order.drawing) if is_drawn else {}
-    settings = {**settings_of(order.rules, weights), "drawn": drawn}
+    # Without an empty object: a column of those cannot be written as Parquet.
+    settings = settings_of(order.rules, weights) | ({"drawn": drawn} if drawn else {})
     with write_file(order.output, overwrite=True) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(strict(pair.row(**settings)), ensure_ascii=False) + "\n" for pair in paired.pairs)
     facts = SetFacts(order.output, len(found), order.models, weights, order.rules, drawn, counts.unanswered)

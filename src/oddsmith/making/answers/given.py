@@ -35,13 +35,14 @@ class GivenAnswers:
         name: The file or dataset.
         columns: The setting, for columns of other names.
         system_prompt: System message for prompts that have none.
+        models: Names of models that answer as well; their answers of this file are told from those by its name.
 
     Raises:
         DataError: Nothing is there, or it holds no prompts.
         RowError: A row holds no answer, or one that is no text.
     """
 
-    def __init__(self, name: str, *, columns: Any = None, system_prompt: str | None = None):
+    def __init__(self, name: str, *, columns: Any = None, system_prompt: str | None = None, models: Sequence[str] = ()):
         self.name = Path(name).name
         self._answers: dict[str, list[Answer]] = {}
         asked: dict[str, Question] = {}
@@ -54,6 +55,7 @@ class GivenAnswers:
             there = self._answers.setdefault(question.key, [])
             model = prompt.row.get("model")
             model = model if isinstance(model, str) and model else self.name
+            model = f"{model} ({self.name})" if model in models else model
             for text in texts:
                 sample = sum(one.model == model for one in there)
                 there.append(Answer(question.key, model, sample, text))

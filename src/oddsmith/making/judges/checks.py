@@ -9,10 +9,11 @@
       max_characters, min_tokens, max_tokens
     language                                it is in this language: ISO 639-1 (``fr``, ``pt-BR``) or a name (``French``)
 
-A result that is a number (``42``, ``$1,234.50``, ``3/4``, and what follows ``####`` as in GSM8K) is compared with the
-last number of the answer: after its last ``####``, in its last ``\\boxed{}``, else anywhere. Any other result is
-compared with the whole answer, its last line, and what follows its last ``####``, ``answer is`` or ``answer:``, without
-regard to case, and to blanks and punctuation around it. Reasoning in ``<think>`` is no part of an answer.
+A result that is a number (``42``, ``$1,234.50``, ``3/4``, ``\\frac{3}{4}``, and what follows ``####`` as in GSM8K) is
+compared with the last number of the answer: after its last ``####``, in its last ``\\boxed{}``, else anywhere; and with
+what any other result is compared with, where that is a number: the whole answer, its last line, what is in its last
+``\\boxed{}``, and what follows its last ``####``, ``answer is`` or ``answer:``. Texts are compared without regard to
+case, and to blanks and punctuation around them. Reasoning in ``<think>`` is no part of an answer.
 
 All of this runs in a process of its own (check_process.py), because patterns and schemas are those of strangers.
 """
@@ -22,7 +23,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -39,11 +42,22 @@ COLUMNS = (
 )
 LONGEST_RESULT = 200  # characters; a longer reference is a text, which no answer gives word for word
 RELATIVE_TOLERANCE = Fraction(1, 10**9)
+# Of short texts: the probability that the likeliest language must have at least, and the share of it from which on
+# another is the language, and below which it is not. In between nobody can tell ("Yes.", "Paris").
+LIKELY, LIKELY_SHARE, UNLIKELY_SHARE = 0.05, 0.5, 0.05
 
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?|-?\.\d+")
-_BOXED = re.compile(r"\\boxed\{([^{}]{0,200})\}")
+# A minus behind a word or a number is none: 10-5, 2024-05-12.
+_NUMBER = re.compile(
+    r"(?:(?<![\w)\]])-)?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,3}(?!\d)|\s?/\s?\d+)?"
+)
+_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\}){0,200})\}")
+_FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+# What stands around a result and is no part of it; signs are (-3, .5, C++, C#).
+_BEFORE = re.compile(r"^(?:[\s,;:!?'\"`*_$#>“”‘’«»¿¡\\]|\.(?!\d)|- )+")
+_AFTER = " .,;:!?'\"`*_$“”‘’«»\\"
+_BRACKETS = re.compile(r"[(\[{<]?(\w[\w ]*)[)\]}>]")
 _GIVEN = re.compile(r"####|\banswer(?:\s+is\b|\s*:)", re.IGNORECASE)
-_FENCED = re.compile(r"```[\w-]{0,20}\n(.*)\n```", re.DOTALL)
+_FENCED = re.compile(r"```[ \t]{0,9}[\w-]{0,20}[ \t]{0,9}\r?\n(.*)\n```", re.DOTALL)
 _NAMES = {
     "english": "en", "french": "fr", "german": "de", "spanish": "es", "italian": "it", "portuguese": "pt",
     "dutch": "nl", "swedish": "sv", "polish": "pl", "russian": "ru", "ukrainian": "uk", "turkish": "tr",
@@ -90,9 +104,9 @@ def _makers(asked: Mapping[str, Any], prompt: str) -> Iterator[tuple[str, Callab
     """Yield the name of each check that is asked for, with what makes it."""
     for name, value in asked.items():
         if name == "instruction_id_list":
-            ids, kwargs = value if isinstance(value, list) else [value], asked.get("kwargs", [])
+            ids, kwargs = (one if isinstance(one, list) else [one] for one in map(_value, (value, asked.get("kwargs"))))
             for place, one in enumerate(ids):
-                given = kwargs[place] if isinstance(kwargs, list) and place < len(kwargs) else {}
+                given = _value(kwargs[place]) if place < len(kwargs) else {}
                 yield str(one), partial(follows, one, given, prompt)
         elif name in ("regex", "not_regex"):
             for pattern in value if isinstance(value, list) else [value]:
@@ -105,6 +119,14 @@ def _makers(asked: Mapping[str, Any], prompt: str) -> Iterator[tuple[str, Callab
             yield name, partial(_language, value)
         elif name in BOUNDS:
             yield name, partial(_bound, name, value)
+
+
+def _value(given: Any) -> Any:
+    """Return a list or an object also where a file, such as CSV, holds it as the text of JSON."""
+    if isinstance(given, str) and given.lstrip()[:1] in ("[", "{"):
+        with suppress(json.JSONDecodeError):
+            return read_json(given)
+    return given
 
 
 def _pattern(pattern: Any, is_wanted: bool) -> Callable[..., bool]:
@@ -131,7 +153,8 @@ def _schema(schema: Any) -> Callable[..., bool]:
         fenced = _FENCED.fullmatch(text)
         try:
             value = read_json(fenced[1] if fenced else text)
-        except json.JSONDecodeError:
+            json.dumps(value, allow_nan=False)  # Python reads NaN, which is no JSON
+        except ValueError:
             return False
         return validator.is_valid(value)
 
@@ -146,14 +169,22 @@ def _result(wanted: Any) -> Callable[..., bool]:
         raise LeftOutError("empty")
     if any(len(one) > LONGEST_RESULT for one in results):
         raise LeftOutError(f"longer than {LONGEST_RESULT} characters, so no result")
-    texts = {_plain(one) for one in results}
+    results = [_typed(one) for one in results]
     numbers = [number for one in results if (number := _number(_without_units(one))) is not None]
+    texts = {_plain(one) for one in results if _number(_without_units(one)) is None}
 
     def is_met(text: str, tokens: int | None) -> bool:
-        found = _last_number(text) if numbers else None
-        if found is not None and any(abs(found - one) <= RELATIVE_TOLERANCE * abs(one) for one in numbers):
+        text = _typed(text)
+        given = [_plain(one) for one in _given_results(text)]
+        found = [_last_number(text), *(_number(_without_units(one)) for one in given)] if numbers else []
+        if any(
+            abs(one - number) <= RELATIVE_TOLERANCE * abs(number)
+            for one in found
+            if one is not None
+            for number in numbers
+        ):
             return True
-        return any(_plain(one) in texts for one in _given_results(text))
+        return not texts.isdisjoint(given)
 
     return is_met
 
@@ -173,11 +204,19 @@ def _given_results(text: str) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     """Return a result without case, and without blanks, punctuation and markup around it."""
-    return re.sub(r"^[\W_]+|[\W_]+$", "", " ".join(text.casefold().split())) or text.strip()
+    plain = _BEFORE.sub("", " ".join(text.casefold().split())).rstrip(_AFTER)
+    inner = _BRACKETS.fullmatch(plain)
+    return (inner[1] if inner else plain) or text.strip()
+
+
+def _typed(text: str) -> str:
+    """Return a text with the signs that typesetting writes otherwise as they are typed: minus, percent, fractions."""
+    text = text.replace("\N{MINUS SIGN}", "-").replace(r"\%", "%").replace("{,}", ",")
+    return _FRACTION.sub(r"\1/\2", text)
 
 
 def _without_units(text: str) -> str:
-    return text.replace("$", "").rstrip("%. ").strip()
+    return text.replace("$", "").rstrip("%. ").strip().removeprefix("+")
 
 
 def _number(text: str) -> Fraction | None:
@@ -230,9 +269,14 @@ def _language(value: Any) -> Callable[..., bool]:
 
     def is_met(text: str, tokens: int | None) -> bool:
         found = language_of(text)
-        if found is None:  # too short to be certain: the likeliest counts
-            likeliest = str(language_identifier().classify(text)[0])
-            found = ALIKE.get(likeliest, likeliest)
-        return found == code
+        if found is not None:
+            return found == code
+        probabilities: Counter[str] = Counter()
+        for language, probability in language_identifier().rank(text):
+            probabilities[ALIKE.get(str(language), str(language))] += float(probability)
+        most = max(probabilities.values())
+        if most >= LIKELY and not UNLIKELY_SHARE <= (share := probabilities[code] / most) < LIKELY_SHARE:
+            return share >= LIKELY_SHARE
+        raise ValueError("too short to tell its language")
 
     return is_met

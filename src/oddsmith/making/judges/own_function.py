@@ -9,6 +9,7 @@ None and NaN mean that it cannot tell.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import sys
@@ -47,8 +48,10 @@ class OwnFunction:
             yield position, [self._score(question, answer) for answer in answers]
 
     def _score(self, question: Question, answer: Answer) -> Score:
-        prompt = question.messages if self._wants_messages else prompt_of(question.messages)
-        options = {"row": dict(question.row)} if self._wants_row else {}
+        # Copies: a function that puts the answer behind the messages must change no prompt.
+        messages = copy.deepcopy(question.messages)
+        prompt = messages if self._wants_messages else prompt_of(messages)
+        options = {"row": copy.deepcopy(dict(question.row))} if self._wants_row else {}
         with _explained(self.name, self._file):
             value = self._function(prompt, answer.text, **options)
         if value is None:
