@@ -28,10 +28,13 @@ def asked(name, **options):
          [SYSTEM, user("Hi")]),
         ({"messages": [user("Hi"), assistant("A"), user("And?")]}, [user("Hi"), assistant("A"), user("And?")]),
         ({"question_id": 81, "category": "writing", "turns": ["One", "Two"]}, [user("One")]),
+        ({"prompt_id": 81, "category": "writing", "prompt": ["One", "Two"], "reference": []}, [user("One")]),
+        ({"prompt": "Hi", "turns": 2}, [user("Hi")]),
         ({"key": 1, "prompt": "Write.", "instruction_id_list": ["x:y"], "kwargs": [{"n": 2}]}, [user("Write.")]),
         ({"prompt": "Hi", "answers": ["A", "B"]}, [user("Hi")]),
     ],
-    ids=["prompt", "text pair", "pair", "turns", "MT-Bench", "IFEval", "comparison without a preference"],
+    ids=["prompt", "text pair", "pair", "turns", "MT-Bench", "MT-Bench on the hub", "number of turns", "IFEval",
+         "comparison without a preference"],
 )  # fmt: skip
 def test_kinds_of_rows(tmp_path, row, messages):
     (question,) = read_questions(str(save_rows(tmp_path / "p.jsonl", [row]))).asked
@@ -93,6 +96,9 @@ def test_keys_tell_questions_apart_and_stay(tmp_path):
 def test_nothing_to_ask(tmp_path):
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": " "}) + "\n")
     with pytest.raises(RowError, match="empty prompt"):
+        asked(tmp_path / "p.jsonl")
+    save_rows(tmp_path / "p.jsonl", [{"messages": [SYSTEM]}])
+    with pytest.raises(RowError, match="messages ends with a system message; expected a question"):
         asked(tmp_path / "p.jsonl")
     with pytest.raises(DataError, match="no such file"):
         asked(tmp_path / "none.jsonl")

@@ -180,6 +180,9 @@ def _output(resolved: Resolved) -> Path:
         raise ConfigError(
             "nobody judges; expected --judge rule, reward:MODEL, judge:MODEL@SERVER or python:MODULE:NAME"
         )
+    aside = next((name for name in ("limit", "split", "dataset_config") if name in given), None)
+    if aside and not resolved.positional:
+        raise ConfigError(f"--{aside.replace('_', '-')} is for PROMPTS, and none are given beside --answers")
     if "output" not in given:
         raise ConfigError("--output is missing; expected --output PAIRS.jsonl")
     if "server" in given and "model" not in given:
@@ -222,6 +225,8 @@ def _order(resolved: Resolved, output: Path) -> _Order:
     models = [source.name for source in sources]
     if twice := next((name for name in models if models.count(name) > 1), None):
         raise ConfigError(f"--model {twice} is given twice; raise --samples to get more answers of it")
+    if [source.samples for source in sources] == [1]:
+        raise ConfigError("one answer to a prompt makes no pair; give --samples 2 or more, or several models")
     return _Order(
         questions,
         sources,

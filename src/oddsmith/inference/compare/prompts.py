@@ -3,7 +3,8 @@
     a line of a .txt file                          a user's message
     prompt, question, instruction or messages      a user's message, or a conversation that waits for an answer
     a pair, in any format that training takes      its prompt; the pair is kept for the log-odds
-    question_id, category, turns                   MT-Bench's question file: messages that follow each other
+    question_id, category, turns                   MT-Bench's question file: messages that follow each other; also
+                                                   a prompt that is a list of texts
 
 The models continue the prompt of a pair of plain texts, as in training; every other text is a user's message.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.formats import PreferencePair, format_of, to_pair
-from ...data.formats.messages import Message, to_messages
+from ...data.formats.messages import SYSTEM_ROLES, Message, to_messages
 from ...data.formats.offer import offered_columns
 from ...data.sources import load_rows
 from ...data.sources.files import require_path
@@ -109,8 +110,11 @@ def _lines(path: Path) -> list[dict[str, str]]:
 
 
 def _prompt(number: int, row: Mapping[str, Any]) -> Prompt:
-    if "turns" in row:
-        return _of_mt_bench(number, row)
+    turns = row.get("prompt")  # of HuggingFaceH4/mt_bench_prompts
+    if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
+        return _of_mt_bench(number, row, turns)
+    if "turns" in row and not any(row.get(column) for column in PROMPT_COLUMNS):  # elsewhere it counts them
+        return _of_mt_bench(number, row, row["turns"])
     if _is_pair(row):
         pair = to_pair(row)
         return Prompt(number, pair.prompt, pair=pair, row=row)
@@ -129,6 +133,8 @@ def _of_column(number: int, row: Mapping[str, Any]) -> Prompt:
         messages.pop()
     if not messages or not messages[-1]["content"].strip():
         raise RowError("empty prompt", f"{column} is blank; expected a question")
+    if messages[-1]["role"] in SYSTEM_ROLES:
+        raise RowError("empty prompt", f"{column} ends with a system message; expected a question after it")
     return Prompt(number, messages, row=row)
 
 
@@ -142,8 +148,7 @@ def _is_pair(row: Mapping[str, Any]) -> bool:
         return False
 
 
-def _of_mt_bench(number: int, row: Mapping[str, Any]) -> Prompt:
-    turns = row["turns"]
+def _of_mt_bench(number: int, row: Mapping[str, Any], turns: Any) -> Prompt:
     if not isinstance(turns, list | tuple) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
         raise RowError("malformed turns", "expected a list of questions, as in MT-Bench's question file")
     return Prompt(number, [{"role": "user", "content": turns[0]}], tuple(turns[1:]), row=row)

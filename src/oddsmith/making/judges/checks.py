@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -271,7 +271,7 @@ def _language(value: Any) -> Callable[..., bool]:
         found = language_of(text)
         if found is not None:
             return found == code
-        probabilities: Counter[str] = Counter()
+        probabilities: defaultdict[str, float] = defaultdict(float)
         for language, probability in language_identifier().rank(text):
             probabilities[ALIKE.get(str(language), str(language))] += float(probability)
         most = max(probabilities.values())
