@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from oddsmith.data.builtin import demo_pairs
 from oddsmith.data.too_long import SUGGESTED
@@ -14,6 +15,12 @@ from tests.tiny import ragged_pairs
 
 ROOT = Path(__file__).parents[2]
 CPU = ("--use-cpu", "--no-bf16")  # the same on every machine
+
+
+def tiny_experts() -> MixtralForCausalLM:
+    """Return a tiny model with four experts a layer."""
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return MixtralForCausalLM(MixtralConfig(vocab_size=264, num_key_value_heads=2, num_local_experts=4, **shape))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +135,15 @@ def test_a_recipe_may_be_all_that_is_given(advise, tmp_path):
     again = advise("--gpu", "24GB", "--config", first, "--output", "again.yaml")
     assert again.code == 0, again.err
     assert yaml.safe_load((tmp_path / "again.yaml").read_text(encoding="utf-8")) == recipe
+
+
+def test_a_mixture_of_experts_is_advised_an_adapter(workshop, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "experts", model=tiny_experts())
+    done = run_here(capsys, "advise", "experts", workshop / "few.jsonl", "--gpu", "24GB")
+    assert done.code == 0, done.err
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8"))
+    assert (recipe["use_peft"], recipe["lora_dropout"]) == (True, 0.0)  # PEFT gives experts none with dropout
 
 
 @pytest.mark.slow

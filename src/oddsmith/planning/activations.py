@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.integrations import moe
 
 from ..batching.collate import PairCollator
 from ..batching.forest import forest_batch
@@ -207,11 +208,29 @@ def _saved_in_row(tokens: int) -> int:
 @contextmanager
 def _without_values(model: Any) -> Iterator[None]:
     """Give a model on ``meta`` fake tensors on the CPU, which have a shape, a type and a device, while inside."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), _experts_in_any_type():
         model.to_empty(device="cpu")
         if hasattr(model, "tie_weights"):
             model.tie_weights()
         yield
+
+
+@contextmanager
+def _experts_in_any_type() -> Iterator[None]:
+    """Multiply experts as Transformers does without ``grouped_mm``, which takes fake tensors in bf16 alone.
+
+    Both keep the same for the backward pass.
+    """
+    name = "_can_use_grouped_mm"
+    own = getattr(moe, name, None)
+    if own is None:  # another version of Transformers
+        yield
+        return
+    setattr(moe, name, lambda *tensors: False)
+    try:
+        yield
+    finally:
+        setattr(moe, name, own)
 
 
 def _switch_checkpointing(model: Any, args: ORPOConfig, *, on: bool) -> None:

@@ -23,7 +23,7 @@ TRAININGS = {FULL: ALL_WEIGHTS, LORA: LORA_WAY, LORA_4BIT: LORA_4BIT_WAY}  # nam
 SHARINGS = (ALONE, DDP, FSDP2)  # in this order: what a run takes without a launcher's files
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 LEAST_HELD_OUT, MOST_HELD_OUT = 16, 500
-LORA_R = 16
+LORA_R, LORA_DROPOUT = 16, 0.0
 
 
 class Advised(NamedTuple):
@@ -154,6 +154,7 @@ def _of_training(training: str, why: str, choice: Choice, given: dict[str, Any])
             )
         )
         found.append(Advised("lora_alpha", 2 * given.get("lora_r", LORA_R), "twice the rank"))
+        found.append(Advised("lora_dropout", LORA_DROPOUT, "none; experts could take none", "Unsloth's notebook"))
     else:
         found.append(Advised("use_peft", False, f"all weights: {why}"))
     if choice.checkpointing:

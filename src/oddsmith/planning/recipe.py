@@ -185,13 +185,20 @@ def _ways(args: ORPOConfig, chosen: ModelConfig) -> dict[str, _Way]:
         adapter = training != ALL_WEIGHTS
         if is_adapter and not adapter:
             continue
+        if training in (LORA_4BIT, LORA_8BIT) and LORA not in found:
+            continue
         settings = replace(chosen, use_peft=adapter, load_in_4bit=False, load_in_8bit=False)
         outline = _outline_of(name, args, settings, adapter=adapter, is_adapter=is_adapter)
         per_weight = 0.0
         if training in (LORA_4BIT, LORA_8BIT):
             nested = NESTED_BYTES if chosen.use_bnb_nested_quant else PLAIN_4BIT_BYTES
             per_weight = BYTES_8BIT if training == LORA_8BIT else nested
-        model = outline(None)
+        try:
+            model = outline(None)
+        except ModelError:
+            if chosen.use_peft or not adapter:
+                raise
+            continue  # the adapter does not fit this model, and is not asked for
         sizes = weight_sizes(model, optim=str(getattr(args.optim, "value", args.optim)), bytes_per_quantised=per_weight)
         cost = found[LORA].cost if per_weight else _remembered_cost(outline, args)
         found[training] = _Way(training, sizes, cost, model)

@@ -126,7 +126,7 @@ def _advice(resolved: Resolved, given: Mapping[str, Setting], output: Path, gpu:
     settings = settings_on(resolved, gpu, asked)
     settings.orpo.use_cpu = not machine.on_gpu
     with working("planning"):
-        plan = _plan(settings, train, machine, kept)
+        plan = _plan(settings, given, train, machine, kept)
     ways = best_ways(plan.choices)
     training, why = _training(settings, given, ways, kept, chosen_way(ways, kept, _usable(gpu)))
     found: list[Advised] = []
@@ -198,12 +198,15 @@ def _rehearsed(
     return train
 
 
-def _plan(settings: Settings, train: Rehearsed, machine: Machine, rows: int) -> Plan:
+def _plan(settings: Settings, given: Mapping[str, Setting], train: Rehearsed, machine: Machine, rows: int) -> Plan:
     """Plan all ways to train; with gradient checkpointing where it does not fit without."""
+    from ...planning.advice import LORA_DROPOUT
     from ...planning.ranks import ALONE, DDP, Sharing
     from ...planning.recipe import plan_recipe
 
     base = replace(settings.model, use_peft=False, load_in_4bit=False, load_in_8bit=False)
+    if "lora_dropout" not in given:
+        base = replace(base, lora_dropout=LORA_DROPOUT)
     sharing = Sharing(DDP if machine.ranks > 1 else ALONE, machine.ranks, on_gpu=machine.on_gpu)
     total = None if train.is_whole else rows
     return plan_recipe(settings.orpo, base, train.tokens, machine, sharing, total=total, is_fixed=False)
