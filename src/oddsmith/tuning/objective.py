@@ -35,6 +35,7 @@ from ..diagnose.findings import Verdict
 from .results import Result, State
 
 CONFIDENCE = 0.95  # of all intervals of a search together
+FEWEST_PAIRS = 6  # that have an interval: with fewer, quantiles of many comparisons would be too small
 
 
 class Interval(NamedTuple):
@@ -82,7 +83,7 @@ def cost_of(result: Result) -> float:
 
 
 def student_t(share: float, degrees: int) -> float:
-    """Return the quantile of Student's t distribution, to 1% from 3 degrees of freedom on.
+    """Return the quantile of Student's t distribution, to 1% from 5 degrees of freedom on up to a share of 0.9995.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5 (the expansion in 1/degrees).
     """
@@ -104,9 +105,9 @@ def paired_interval(differences_P: np.ndarray, comparisons: int = 1) -> Interval
         comparisons: How many intervals are to hold together with ``CONFIDENCE``.
 
     Returns:
-        The interval; unbounded with fewer than 4 pairs, or where a difference is not finite.
+        The interval; unbounded with fewer than ``FEWEST_PAIRS``, or where a difference is not finite.
     """
-    if len(differences_P) < 4 or not np.isfinite(differences_P).all():
+    if len(differences_P) < FEWEST_PAIRS or not np.isfinite(differences_P).all():
         mean = float(differences_P.mean()) if len(differences_P) else math.nan
         return Interval(mean, -math.inf, math.inf)
     mean, pairs = float(differences_P.mean()), len(differences_P)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_WIDTH = 140
 GAIN = "gain [95%]"
+LEFT_OUT = ("time", "NLL", "log-odds")  # where a terminal is too narrow, one after the other; the cost has both
 STYLES = {Verdict.ACT: "red", Verdict.WATCH: "yellow", Verdict.HEALTHY: "green", Verdict.CANNOT_TELL: ""}
 EXPLAINED = "gain: cost of the recipe's own settings less that of a probe, nats, on the same pairs, with its interval"
 
@@ -111,19 +112,27 @@ class Progress:
         return f"{head}: {'  '.join(parts)}"
 
     def _rendered(self) -> Group:
-        return Group(_table(self._results, self._names), Text(self._doing, style="cyan"))
+        table = table_of(self._results, self._names, width=stderr_console().width)
+        return Group(table, Text(self._doing, style="cyan"))
 
 
-def _table(results: Sequence[Result], names: Sequence[str], repeated: Sequence[Result] = ()) -> Table:
+def table_of(results: Sequence[Result], names: Sequence[str], repeated: Sequence[Result] = (), *, width: int) -> Table:
+    """Return the table of probes for a terminal of a width: no figure is cut, some columns are left out instead."""
+    shown_results = [*results, *repeated]
+    best = best_of([one for one in results if not _is_again(one)])
+    headings = columns_of(names)
+    rows = [dict(zip(headings, cells_of(one, _beside(one, shown_results)), strict=True)) for one in shown_results]
+    for name in LEFT_OUT:
+        widths = [max(map(len, (heading, *(row[heading] for row in rows)))) for heading in headings]
+        if sum(widths) + 2 * len(widths) > width:
+            headings.remove(name)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in columns_of(names):
+    for heading in headings:
         is_words = heading in ("probe", GAIN, "diagnosis")
         table.add_column(Text(heading), justify="left" if is_words else "right", no_wrap=heading != "diagnosis")
-    best = best_of([one for one in results if not _is_again(one)])
-    for result in [*results, *repeated]:
-        cells = cells_of(result, _beside(result, [*results, *repeated]))
+    for result, row in zip(shown_results, rows, strict=True):
         style = "bold" if result is best else STYLES[result.verdict] if result.verdict is Verdict.ACT else ""
-        table.add_row(*(Text(cell, style=style) for cell in cells))
+        table.add_row(*(Text(row[heading], style=style) for heading in headings))
     return table
 
 
@@ -141,7 +150,9 @@ def print_found(
 ) -> None:
     """Print the outcome of a search on stdout."""
     console = stdout_console(MAX_WIDTH)
-    console.print(_table(found.results, names, found.repeated))
+    if not console.is_terminal:
+        console.width = MAX_WIDTH
+    console.print(table_of(found.results, names, found.repeated, width=console.width))
     show(EXPLAINED)
     show("")
     width = min(console.width, 100)
