@@ -3,7 +3,9 @@
 A slow disk is one whose flushes wait for a word of the test.
 """
 
+import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from oddsmith.checkpoint.store import checkpoints
 from oddsmith.errors import SaveError
 from oddsmith.system.run_folder import read_events
 from oddsmith.training.stopping import StopOnRequest
+from tests.command import run_two_processes
 from tests.faults import remount, small_disk
 from tests.kills import differences, outputs_of
 from tests.tiny import ragged_pairs
@@ -218,3 +221,81 @@ def test_weights_are_those_of_the_step_that_is_saved(tmp_path, disk):
     for name, value in saved.items():
         assert torch.equal(value, before[name])
     assert any(not torch.equal(value, trainer.model.state_dict()[name]) for name, value in saved.items())
+
+
+def test_a_callback_whose_own_method_was_replaced_finds_checkpoints_complete(tmp_path, slow_disk):
+    seen = []
+    callback = TrainerCallback()
+    callback.on_save = lambda args, state, control, **_: seen.append(
+        verify(tmp_path / f"checkpoint-{state.global_step}").step
+    )
+    train(tmp_path, callback)
+    assert seen == [2, 4, 6]
+
+
+@pytest.mark.slow
+def test_a_callback_of_one_process_alone_is_one_of_all(tmp_path):
+    """Otherwise one would wait for each save, and the other ask at the next step whether it is done."""
+    run_two_processes(__name__, tmp_path)
+    assert steps_of(tmp_path) == [2, 4, 6]
+
+
+def test_a_link_in_a_pending_checkpoint_ends_the_training_with_nothing_of_it(tmp_path, disk):
+    """The thread is waited for before the files are removed: what it still did would make a checkpoint of a rest."""
+
+    def put_link() -> None:
+        (tmp_path / "checkpoint-2" / "here").symlink_to(tmp_path)
+        threading.Timer(SLOW_S, disk.set).start()
+
+    with pytest.raises(SaveError, match="checkpoint-2: not saved: .*link"):
+        train(tmp_path, At({3: put_link}), save_steps=2, max_steps=3)
+    assert "finish-checkpoint" not in [thread.name for thread in threading.enumerate()]
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_what_ends_a_training_is_heard_whatever_became_of_the_pending_checkpoint(tmp_path, disk, caplog):
+    def fail() -> None:
+        (tmp_path / "checkpoint-2" / "here").symlink_to(tmp_path)
+        disk.set()
+        raise KeyError("what a user's callback raises")
+
+    with pytest.raises(KeyError, match="what a user's"):
+        train(tmp_path, At({3: fail}))
+    assert "checkpoint-2: not saved: " in caplog.text
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_without_another_thread_a_checkpoint_is_finished_in_its_step(tmp_path, monkeypatch):
+    def fail(thread: threading.Thread) -> None:
+        if thread.name == "finish-checkpoint":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    train(tmp_path)
+    assert steps_of(tmp_path) == [2, 4, 6]
+
+
+def test_ctrl_c_in_a_wait_for_the_disk_leaves_no_thread_that_writes(tmp_path, disk, monkeypatch):
+    def interrupt(thread: threading.Thread, timeout: float | None = None) -> None:
+        monkeypatch.setattr(threading.Thread, "join", join)
+        threading.Timer(SLOW_S, disk.set).start()
+        raise KeyboardInterrupt
+
+    join = threading.Thread.join
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, At({3: lambda: monkeypatch.setattr(threading.Thread, "join", interrupt)}), max_steps=4)
+    assert steps_of(tmp_path) == [2]
+
+
+def test_a_save_after_the_training_is_complete_when_it_returns(tmp_path, slow_disk):
+    trainer = train(tmp_path, save_steps=2, max_steps=3)
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    trainer.state.global_step = 4
+    trainer._save_checkpoint(trainer.model, None)
+    assert steps_of(tmp_path) == [2, 4]
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), *([Copies()] if os.environ["RANK"] == "1" else []))

@@ -130,6 +130,7 @@ class CheckpointManager:
         The arguments and errors are those of :meth:`ORPOTrainer.train`.
         """
         run_folder, args = Path(self._run.args.output_dir), self._run.args
+        self._wait_alone()  # for a save of a training whose wait was interrupted
         self._resumed, self._restored, self._saved_step, self._changed = None, set(), None, []
         self._run.callback_handler.remove_callback(SaveTiming)
         self._run.callback_handler.add_callback(SaveTiming(self))  # after all others, which may ask for a save
@@ -170,6 +171,7 @@ class CheckpointManager:
             finally:
                 args.eval_on_start = evaluates_on_start
                 self._wait_alone()
+                self._is_beside = False  # nobody would wait for a save that is asked for after the training
 
     def _require_of_this_run(self, folder: Path, allow_changed: bool) -> list[str]:
         """Refuse a checkpoint of another run; return the names of the settings that are not as they were."""
@@ -340,7 +342,8 @@ class CheckpointManager:
         """Return whether saves are finished beside the training, or say why they are not although that is set."""
         if not self._run.args.async_save:
             return False
-        reader = reader_of_saves(self._run.callback_handler.callbacks)
+        readers = gather_object([reader_of_saves(self._run.callback_handler.callbacks)])  # one process may have others
+        reader = next(filter(None, readers), None)
         if reader is not None and self._run.is_world_process_zero():
             line = f"async_save has no effect: {reader} may read each checkpoint in on_save, so the steps wait for it"
             logger.warning(line)
@@ -360,9 +363,11 @@ class CheckpointManager:
 
     def _complete(self) -> None:
         """Wait until a pending save is complete in all processes."""
-        pending, self._pending = self._pending, None
+        pending = self._pending
         if pending is None:
             return
+        pending.wait_for_end()  # before anything can fail: what fails removes the files
+        self._pending = None
         try:
             self._on_main(pending.folder, pending.wait)
         except SaveError:
@@ -374,15 +379,18 @@ class CheckpointManager:
 
     def _wait_alone(self) -> None:
         """Wait for a pending save when an error ends the training: the other processes may be gone."""
-        pending, self._pending = self._pending, None
+        pending = self._pending
         if pending is None:
             return
+        pending.wait_for_end()
+        self._pending = None
         try:
             with self.explaining(pending.folder):
                 pending.wait()
-        except SaveError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, what ended the training is what is to be heard
+            retract(pending.folder)
             give_back(pending.folder)
-            logger.warning("%s", error)
+            logger.warning("%s", error if isinstance(error, SaveError) else f"{pending.folder}: not saved: {error}")
         else:
             self._run.checkpoint_is_complete(pending.folder, pending.seconds)
 

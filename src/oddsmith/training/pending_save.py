@@ -34,9 +34,7 @@ class PendingSave:
         self._error: BaseException | None = None
         # A daemon, because whoever ends the process at once does not wait; it leaves an unfinished save then.
         self._thread = threading.Thread(target=self._run, name="finish-checkpoint", daemon=True)
-        if is_beside:
-            self._thread.start()
-        else:
+        if not (is_beside and self._is_started()):
             self._run()
 
     @property
@@ -44,12 +42,23 @@ class PendingSave:
         """Whether waiting for it takes no time."""
         return not self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Wait until it is complete; raise what kept it from that."""
+    def wait_for_end(self) -> None:
+        """Wait until nothing is done for it any more."""
         if self._thread.ident is not None:
             self._thread.join()
+
+    def wait(self) -> None:
+        """Wait until it is complete; raise what kept it from that."""
+        self.wait_for_end()
         if self._error is not None:
             raise self._error
+
+    def _is_started(self) -> bool:
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads (ulimit -u): other processes would wait for this one
+            return False
+        return True
 
     def _run(self) -> None:
         started_at = time.perf_counter()
@@ -65,9 +74,11 @@ def reader_of_saves(callbacks: Iterable[TrainerCallback]) -> str | None:
 
     transformers' own trackers are left out: nearly all of them have such a method, and nearly none uses it.
     """
-    ours = __name__.partition(".")[0]
+    known = (__name__.partition(".")[0], "transformers")
     for callback in callbacks:
-        owner = next(kind for kind in type(callback).__mro__ if "on_save" in vars(kind))
-        if owner.__module__.partition(".")[0] not in (ours, "transformers"):
-            return type(callback).__name__
+        owner = next((kind for kind in type(callback).__mro__ if "on_save" in vars(kind)), type(callback))
+        own = vars(callback).get("on_save", owner)  # put in its place: by a user, or by ``trackers.py``
+        for method in (getattr(own, "func", own), owner):
+            if str(getattr(method, "__module__", None)).partition(".")[0] not in known:
+                return type(callback).__name__
     return None
