@@ -272,9 +272,10 @@ def _balanced(pairs: Sequence[Pair]) -> list[Pair]:
     order = sorted(range(len(pairs)), key=lambda place: -sign * pairs[place].longer)
     is_balanced = partial(_is_balanced, pairs, order, sign)
     given_up = bisect_left(range(len(pairs) // 2), True, key=is_balanced)
-    if not is_balanced(given_up):
-        return list(pairs)
-    return [pairs[place] for place in sorted(order[given_up:])]
+    kept = [pairs[place] for place in sorted(order[given_up:])]
+    # Of few pairs, one given up may make the others differ more, the other way round.
+    is_better = is_balanced(given_up) and abs(_effect(kept)) < abs(_effect(pairs))
+    return kept if is_better else list(pairs)
 
 
 def _is_balanced(pairs: Sequence[Pair], order: Sequence[int], sign: int, given_up: int) -> bool:

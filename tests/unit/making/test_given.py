@@ -22,6 +22,8 @@ def given(tmp_path, *rows):
         {"messages": [user("Hi")], "completions": [[assistant("A")], [assistant("B")]]},
         {"prompt": "Hi", "all_generated_responses": ["A", "B"]},
         {"instruction": "Hi", "outputs": ["A", "B"]},
+        {"prompt": "Hi", "answers": '["A", "B"]'},
+        {"prompt": "Hi", "answers": "['A', 'B']"},
     ],
 )
 def test_several_answers_of_a_row(tmp_path, row):
@@ -32,6 +34,11 @@ def test_rows_of_the_same_prompt_belong_together(tmp_path):
     rows = [{"prompt": "Hi", "answer": "A", "model": "x"}, {"prompt": "Hi", "answer": "B", "model": "y"}]
     rows += [{"prompt": "Hi", "response": "C", "model": "x"}]
     assert given(tmp_path, *rows) == [("x", 0, "A"), ("y", 0, "B"), ("x", 1, "C")]
+
+
+def test_brackets_may_be_an_answer(tmp_path):
+    assert given(tmp_path, {"prompt": "Hi", "answers": "[B] is right"}) == [("given.jsonl", 0, "[B] is right")]
+    assert given(tmp_path, {"prompt": "Hi", "answer": '["A", "B"]'}) == [("given.jsonl", 0, '["A", "B"]')]
 
 
 def test_an_answer_is_not_taken_for_the_right_one(tmp_path):

@@ -117,7 +117,7 @@ def test_a_module_in_another_encoding_is_read(mine, tmp_path):
         ("import json\ndef score(prompt, answer):\n    return json.loads(answer)\n", ", line 3: JSONDecodeError: "),
         ("import sys\ndef score(prompt, answer):\n    sys.exit(3)\n", ", line 3: SystemExit: 3"),
         ("def score(prompt, answer):\n    return 'good'\n", ": returned str; expected a number, or None"),
-        ("def score(answer):\n    return 1\n", "TypeError: score() takes 1 positional argument but 2 were given"),
+        ("def score(answer):\n    return 1\n", ".py: TypeError: score() takes 1 positional argument but 2 were given"),
         ("x = 1\nimport no_such_thing\n", ", line 2: ModuleNotFoundError: No module named 'no_such_thing'"),
         ("def score(:\n", ", line 1: SyntaxError: invalid syntax"),
     ],

@@ -201,6 +201,16 @@ def test_where_longer_always_won_no_pair_is_given_up_in_vain():
     assert result.effect_after == result.effect_before > 1
 
 
+def test_no_pair_is_given_up_for_a_greater_effect_the_other_way_round():
+    sizes = [(140, 100), (100, 90), (90, 110), (100, 110)]  # without the first, the rejected answers are longer
+    sets = [
+        judged(str(key), ("x" * chosen, 1.0), ("x" * rejected, 0.0)) for key, (chosen, rejected) in enumerate(sizes)
+    ]
+    result = pair_up(sets, ONE, PairingRules(match_length=True))
+    assert result.effect_before > 0.1
+    assert abs(result.effect_after) <= result.effect_before
+
+
 def test_a_row_says_where_it_comes_from_and_is_read_as_a_pair():
     (pair,) = paired(*FOUR).pairs
     row = pair.row(settings=settings_of(PairingRules(margin=0.5), ONE), temperature=0.8)

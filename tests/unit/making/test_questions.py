@@ -30,11 +30,13 @@ def asked(name, **options):
         ({"question_id": 81, "category": "writing", "turns": ["One", "Two"]}, [user("One")]),
         ({"prompt_id": 81, "category": "writing", "prompt": ["One", "Two"], "reference": []}, [user("One")]),
         ({"prompt": "Hi", "turns": 2}, [user("Hi")]),
+        ({"instruction": "Translate.", "input": "Hi"}, [user("Translate.\nHi")]),
+        ({"instruction": "Hi", "input": "", "output": "A"}, [user("Hi")]),
         ({"key": 1, "prompt": "Write.", "instruction_id_list": ["x:y"], "kwargs": [{"n": 2}]}, [user("Write.")]),
         ({"prompt": "Hi", "answers": ["A", "B"]}, [user("Hi")]),
     ],
-    ids=["prompt", "text pair", "pair", "turns", "MT-Bench", "MT-Bench on the hub", "number of turns", "IFEval",
-         "comparison without a preference"],
+    ids=["prompt", "text pair", "pair", "turns", "MT-Bench", "MT-Bench on the hub", "number of turns", "Alpaca",
+         "no input", "IFEval", "comparison without a preference"],
 )  # fmt: skip
 def test_kinds_of_rows(tmp_path, row, messages):
     (question,) = read_questions(str(save_rows(tmp_path / "p.jsonl", [row]))).asked

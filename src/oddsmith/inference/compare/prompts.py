@@ -1,7 +1,8 @@
 """Read the prompts of a comparison from files and datasets.
 
     a line of a .txt file                          a user's message
-    prompt, question, instruction or messages      a user's message, or a conversation that waits for an answer
+    prompt, question, instruction or messages      a user's message, or a conversation that waits for an answer;
+                                                   after an instruction Alpaca's input
     a pair, in any format that training takes      its prompt; the pair is kept for the log-odds
     question_id, category, turns                   MT-Bench's question file: messages that follow each other; also
                                                    a prompt that is a list of texts
@@ -128,7 +129,10 @@ def _of_column(number: int, row: Mapping[str, Any]) -> Prompt:
         raise RowError(
             "no prompt", f"found the columns {found}; expected a pair, turns, or one of {', '.join(PROMPT_COLUMNS)}"
         ).offering(offered_columns(row))
-    messages = to_messages(row[column], column, "user")
+    asked, more = row[column], row.get("input")
+    if column == "instruction" and isinstance(asked, str) and isinstance(more, str) and more.strip():
+        asked = f"{asked}\n{more}"  # Alpaca's, as in its pairs
+    messages = to_messages(asked, column, "user")
     while messages and messages[-1]["role"] == "assistant":  # the answer that the dataset has
         messages.pop()
     if not messages or not messages[-1]["content"].strip():

@@ -12,10 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ...data.formats.written import read_text
 from ...errors import RowError
 from ...inference.compare.prompts import read_prompts
 from ...system.strict_json import strict
@@ -78,6 +80,9 @@ def _texts(row: Mapping[str, Any], number: int, name: str) -> tuple[str, list[st
         expected = "answers (a list) or answer (a text)"
         raise RowError("no answer", f"found the columns {', '.join(map(str, row))}; expected {expected}", number, name)
     given = row[column]
+    if column in SEVERAL and isinstance(given, str) and given.lstrip().startswith("["):  # as CSV holds lists
+        with suppress(ValueError):
+            given = read_text(given)
     texts = [_text(one) for one in (given if isinstance(given, list | tuple) else [given])]
     if not texts or None in texts:
         expected = "a text, or a list of texts or of objects with text"

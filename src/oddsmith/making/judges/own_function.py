@@ -107,6 +107,6 @@ def _explained(name: str, file: str) -> Iterator[None]:
             place = f"{Path(error.filename).name}, line {error.lineno}"
         else:
             frames = traceback.extract_tb(error.__traceback__)
-            own = [frame for frame in frames if Path(frame.filename).name == Path(file).name] or frames
-            place = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
+            own = [frame for frame in frames if Path(frame.filename).name == Path(file).name]
+            place = Path(file).name + (f", line {own[-1].lineno}" if own else "")  # none where it cannot be called
         raise ConfigError(f"{name}: {place}: {in_a_line(error)}") from error

@@ -41,7 +41,7 @@ from ...system.precision import best_precision, emulates_bf16
 from ..records import Answer, Question, Score, digest_of
 
 BATCH_TOKENS, BATCH_ANSWERS = 8_192, 32  # at most, padding counted
-AT_ONCE = 256  # questions whose answers are sorted by length together
+AT_ONCE = 64  # questions whose answers are sorted by length together; most of their scores come at the end
 MEAN = "mean"
 
 _HEAD = re.compile(r"(.+?)(?::([+-]?(?:\d+\.?\d*|\.\d+)))?")
