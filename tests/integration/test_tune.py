@@ -221,3 +221,12 @@ def is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     return "Z" not in Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[:1]
+
+
+@pytest.mark.slow
+def test_a_stream_that_is_too_short_to_hold_out_of_is_one_line(workshop, tmp_path):
+    words = ("--dataset-streaming", "--max-steps", 12, "--output", tmp_path / "short")
+    done = run_forked("tune", workshop / "recipe.yaml", *SHORT, *words)
+    assert done.code == 2
+    assert "held-out pairs: the first 256 rows of the stream" in done.err
+    assert "error: the stream has no more than the 256 rows that are held out for the probes" in done.err

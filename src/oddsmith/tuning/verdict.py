@@ -72,7 +72,7 @@ def _about(found: Found) -> list[str]:
     own = found.results[0]
     pairs = max((len(result.log_odds) for result in found.results), default=0)
     few = "; with so few, small gains cannot be told from noise" if pairs < FEW_PAIRS else ""
-    lines = [f"Judged on {pairs} held-out pairs ({own.held_out}){few}."]
+    lines = [f"Judged on {pairs} held-out pair{'s' * (pairs != 1)} ({own.held_out}){few}."]
     if own.steps < own.steps_of_run:
         lines.append(
             f"A probe has {own.steps} of the run's {own.steps_of_run:,} steps: what wins early need not win late, and"

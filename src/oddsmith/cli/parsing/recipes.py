@@ -52,7 +52,7 @@ def shipped_recipe(name: str) -> Recipe:
     recipes = shipped_recipes()
     if name not in recipes:
         meant = nearest(name, recipes)
-        hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(recipes)}"
+        hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(recipes)};"
         raise ConfigError(f"no recipe is called {name[:60]!r}; {hint} `oddsmith recipes` lists them")
     return recipes[name]
 

@@ -251,6 +251,10 @@ def _holds_out(resolved: Resolved) -> bool:
 
 def _held_out(resolved: Resolved) -> str:
     """Say where the held-out pairs come from."""
+    from .probe import MOST_HELD_OUT
+
+    if _holds_out(resolved) and resolved.get("dataset_streaming"):
+        return f"the first {MOST_HELD_OUT} rows of the stream, as the recipe names none"
     if _holds_out(resolved):
         return "a fifth of the training pairs, drawn by the seed, as the recipe names none"
     if resolved.get("test_split_size") is not None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from ....errors import OddsmithError
+from ....errors import ConfigError, OddsmithError
 from ....tuning.channel import Steps
 from ...parsing.config_file import Setting
 from ...parsing.resolve import Resolved, Settings, build
@@ -70,6 +70,11 @@ def _run(task: Mapping[str, Any], connection: Connection) -> dict[str, Any]:
 
     with clear_memory_errors(), offering_columns(settings):
         train_rows, eval_rows, _ = read_rows(settings)
+        if task["holds_out"] and settings.data.dataset_streaming and next(iter(train_rows), None) is None:
+            raise ConfigError(
+                f"the stream has no more than the {MOST_HELD_OUT} rows that are held out for the probes; give fewer"
+                " with test_split_size, or leave dataset_streaming out"
+            )
         seed = settings.orpo.seed
         _reseed(settings, int(task["seed"]))  # after the split, which is that of the recipe's seed in all probes
         trainer = make_trainer(settings, train_rows, _drawn(eval_rows, seed))
