@@ -51,6 +51,9 @@ CHECKS = [
      ['{"age": "3"}', 'Sure: {"age": 3}', "[" * 9000]),
     ({"json_schema": {"type": "number"}}, ["1", "-2.5"], ["NaN", "Infinity", "x"]),
     ({"json_schema": '{"enum": [1, 2]}'}, ["1"], ["3", ""]),
+    ({"json_schema": "{'enum': ['a', None]}"}, ['"a"', "null"], ["3"]),
+    ({"json_schema": {**PERSON, "enum": None, "properties": {"age": {"type": "integer", "enum": None}, "b": None}}},
+     ['{"age": 3}'], ['{"age": "3"}']),
     ({"regex": r"^Dear \w+,"}, ["Dear Ann,\nhello"], ["dear Ann,", "Hi"]),
     ({"regex": ["a", "b"]}, ["ab"], ["\x1b[2J"]),
     ({"not_regex": "(?i)sorry"}, ["No."], ["I am Sorry"]),
@@ -70,6 +73,8 @@ CHECKS = [
     (ifeval("language:response_language", language="fr"), [FRENCH], ["The cat sat on the mat all day long."]),
     (ifeval("combination:repeat_prompt", prompt_to_repeat="Say it."), ["Say it. It."], ["It."]),
     (ifeval("detectable_format:json_format"), ['{"a": 1}'], ["a"]),
+    ({"instruction_id_list": "['startend:end_checker']", "kwargs": "[{'end_phrase': 'bye', 'n': None}]"}, ["So, bye"],
+     ["So"]),
     # As CSV and Parquet hold them: lists and objects as text, whole numbers as floats, null for what others need.
     ({"instruction_id_list": '["startend:end_checker"]', "kwargs": '[{"end_phrase": "bye"}]'}, ["So, bye"], ["So"]),
     ({"instruction_id_list": ["startend:end_checker"], "kwargs": ['{"end_phrase": "bye"}']}, ["So, bye"], ["So"]),

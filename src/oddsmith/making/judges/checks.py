@@ -32,6 +32,8 @@ from functools import partial
 from typing import Any
 
 from ...data.checks.language import ALIKE, language_identifier, language_of
+from ...data.formats.values import without_nulls
+from ...data.formats.written import read_text
 from ...system.strict_json import read_json
 from .ifeval import LeftOutError, follows
 
@@ -122,10 +124,10 @@ def _makers(asked: Mapping[str, Any], prompt: str) -> Iterator[tuple[str, Callab
 
 
 def _value(given: Any) -> Any:
-    """Return a list or an object also where a file, such as CSV, holds it as the text of JSON."""
+    """Return a list or an object also where a file, such as CSV, holds it as text, of JSON or of Python."""
     if isinstance(given, str) and given.lstrip()[:1] in ("[", "{"):
-        with suppress(json.JSONDecodeError):
-            return read_json(given)
+        with suppress(ValueError):
+            return read_text(given)
     return given
 
 
@@ -142,7 +144,8 @@ def _schema(schema: Any) -> Callable[..., bool]:
     import referencing
 
     try:
-        schema = read_json(schema) if isinstance(schema, str) else schema
+        # Parquet gives each object the keys of all the others, as null.
+        schema = read_text(schema) if isinstance(schema, str) else without_nulls(schema)
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         kind.check_schema(schema)
     except (ValueError, TypeError, AttributeError, jsonschema.SchemaError) as error:
