@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import os
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from oddsmith.system.memory import (
     is_device_out_of_memory,
     is_of_the_machine,
     is_out_of_memory,
+    keep_few_kernels,
 )
 
 FIX = "lower per_device_train_batch_size (and raise gradient_accumulation_steps), lower max_length"
@@ -166,6 +168,14 @@ def heap_bytes() -> int:
     ask = ctypes.CDLL(None).mallinfo2
     ask.restype = HeapUse
     return ask().used
+
+
+def test_how_many_kernels_are_kept_is_the_user_s_to_say(monkeypatch):
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
+    monkeypatch.delenv("LRU_CACHE_CAPACITY")
+    keep_few_kernels()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "4096"
+    assert os.environ["LRU_CACHE_CAPACITY"] == "256"
 
 
 @pytest.mark.slow
