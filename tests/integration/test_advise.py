@@ -121,7 +121,10 @@ def test_what_is_given_stays_and_is_not_advised(advise, tmp_path):
     document = json.loads(advise("--gpu", "24GB", "--beta", "0.3", "--max-length", "48", "--no-use-peft", "--json").out)
     advised = {one["setting"] for one in document["settings"]}
     assert not advised & {"beta", "max_length", "use_peft", "lora_r"}
-    assert (document["training"], document["tokens"]["max_length"]) == ("full", 48)
+    tokens = document["tokens"]
+    assert (document["training"], tokens["max_length"]) == ("full", 48)
+    assert tokens["quantiles"]["1.0"] > 48  # of whole pairs
+    assert tokens["cut_share"] > 0.5
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8"))
     assert (recipe["beta"], recipe["max_length"], recipe["use_peft"]) == (0.3, 48, False)
     assert recipe["learning_rate"] == rule_for("learning_rate", parameters=1e6).value

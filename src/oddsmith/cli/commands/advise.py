@@ -111,12 +111,12 @@ def _advice(resolved: Resolved, given: Mapping[str, Setting], output: Path, gpu:
         from ..terminal.advice_table import Advice
 
         asked = {name: resolved.get(name) for name in (*OF_SHARDING, *OF_DEVICE)}
-        if "max_length" not in given:
-            resolved.settings["max_length"] = Setting(None, ADVISED)
+        resolved.settings["max_length"] = Setting(None, ADVISED)  # lengths are those of whole pairs
         settings = settings_on(resolved, gpu, asked)
         machine = machine_of(gpu, settings, gpus=gpus, nodes=1)
     lengths, survey, rows = _read(settings)
-    max_length = settings.orpo.max_length or lengths.max_length
+    max_length = given["max_length"].value if "max_length" in given else None
+    max_length = max_length or lengths.max_length
     train = _rehearsed(resolved, settings, rows, max_length, gpu, asked)
     kept = round(len(rows[0]) * train.report.kept / max(train.report.rows, 1))
     if "per_device_train_batch_size" not in given:
