@@ -65,12 +65,12 @@ def transformers_server(folder: Path) -> Iterator[tuple[int, str, Callable[[], l
 
 
 @contextmanager
-def llama_server(folder: Path) -> Iterator[tuple[int, str]]:
-    """Serve a tiny GGUF file with llama.cpp's server; yield port and name."""
+def llama_server(folder: Path, file: Path | None = None) -> Iterator[tuple[int, str]]:
+    """Serve a GGUF file, without one a tiny one, with llama.cpp's server; yield port and name."""
     from oddsmith.inference.serve.access import Access
     from oddsmith.inference.serve.llama_server import Forward, start
 
-    file = write_gguf(folder / "tiny.gguf", tiny_model(**TINY), tiny_tokenizer(), merges=["Ā ā"])
+    file = file or write_gguf(folder / "tiny.gguf", tiny_model(**TINY), tiny_tokenizer(), merges=["Ā ā"])
     socket_file = str(folder / "llama.sock")
     llama = start(str(file), "tiny", socket_file)
     with in_thread(Access(Forward(socket_file), "127.0.0.1", "tiny")) as port:

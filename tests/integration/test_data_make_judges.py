@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from oddsmith.model.loading.builtin import _packaged_gguf
 from tests.chat_server import Answer, chat_server
 from tests.command import run_here, save_rows
+from tests.servers import llama_server
 
 QUESTIONS = ("one", "two", "three", "four")
 
@@ -99,3 +101,16 @@ def test_a_name_that_is_no_judge_makes_no_file(capsys):
     assert done.code == 2
     assert "the judge 'rules' is unknown" in done.err
     assert not list(Path().glob("pairs*"))
+
+
+@pytest.mark.slow
+def test_llama_cpp_s_server_enforces_verdicts(capsys, tmp_path):
+    """A model that is far too small to judge: without the server's grammar few of its replies would be verdicts."""
+    save_rows(tmp_path / "given.jsonl", [{"prompt": "What is 2 + 2?", "answers": ["4", "Bananas."]}])
+    file, _ = _packaged_gguf("smollm2-135m-instruct")
+    with llama_server(tmp_path, file) as (port, name):
+        make(capsys, f"rubric:{name}@http://127.0.0.1:{port}/v1")
+    lines = map(json.loads, (tmp_path / "pairs.log.jsonl").read_text().splitlines())
+    scores = [line for line in lines if line["event"] == "score"]
+    assert [line["counts"] for line in scores] == [{}, {}]  # nothing was unreadable or refused
+    assert all(line["value"] in range(1, 11) for line in scores)
