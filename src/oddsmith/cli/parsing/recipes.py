@@ -19,7 +19,7 @@ from ...errors import ConfigError
 FACTS = ("model", "method", "hardware", "measured", "source")  # that every recipe states
 SUFFIXES = (".yaml", ".yml")
 _FACT = re.compile(r"# (\w+): (.*)")
-_SIZE = re.compile(r"([\d.]+)([MB])\b")
+_SIZE = re.compile(r"(?<![\d.])([\d.]+)([MB])\b")
 
 
 class Recipe(NamedTuple):

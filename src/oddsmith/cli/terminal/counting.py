@@ -29,17 +29,17 @@ def counting(doing: str, what: str, total: int | None, done: int = 0) -> Iterato
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:,}") if total is None else MofNCompleteColumn(),
-            TextColumn(what),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[what]}"),
             TimeElapsedColumn() if total is None else TimeRemainingColumn(),
         )
         with Progress(*columns, console=stderr_console(), transient=True) as progress:
-            task = progress.add_task(doing, total=total, completed=done, rate="")
+            task = progress.add_task(doing, total=total, completed=done, what=what)
 
             def move(count: int) -> None:
                 nonlocal done
                 done += count
-                progress.update(task, advance=count, rate=_rate(done - before, time.monotonic() - start))
+                rate = _rate(done - before, time.monotonic() - start)
+                progress.update(task, advance=count, what=f"{what}, {rate}")
 
             yield move
         return

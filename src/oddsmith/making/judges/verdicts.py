@@ -30,8 +30,8 @@ _CONTROLS = re.compile(
 )
 _FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
 _LINES = {
-    "verdict": re.compile(r"\**VERDICT: (A|B|TIE)\**\.?", re.IGNORECASE),
-    "score": re.compile(r"\**SCORE: (10|[1-9])(?:/10)?\**\.?", re.IGNORECASE),
+    "verdict": re.compile(r"\*{0,3}VERDICT: (A|B|TIE)\*{0,3}\.?", re.IGNORECASE),
+    "score": re.compile(r"\*{0,3}SCORE: (10|[1-9])(?:/10)?\*{0,3}\.?", re.IGNORECASE),
 }
 _SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "verdict": {"type": "string", "enum": ["A", "B", TIE]},
