@@ -40,10 +40,19 @@ def alone(tmp_path_factory) -> dict[str, tuple[dict[str, Any], Path]]:
     }
 
 
-@pytest.mark.parametrize(("training", "ranks"), [("full", ("1",)), ("full", BOTH), ("lora", ("1",))])
-def test_a_run_within_a_limit_is_that_of_one_process_without(tmp_path, alone, training, ranks):
+@pytest.mark.parametrize(
+    ("kind", "training", "ranks"),
+    [
+        ("ddp", "full", ("1",)),
+        ("ddp", "full", BOTH),
+        ("ddp", "lora", ("1",)),
+        pytest.param("fsdp-full", "full", ("1",), marks=pytest.mark.exhaustive),
+        pytest.param("fsdp-full", "full", BOTH, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_run_within_a_limit_is_that_of_one_process_without(tmp_path, alone, kind, training, ranks):
     """How much is too little depends on the C library: with least not even one pair fits, with most everything does."""
-    cases = {str(spare): case("ddp", training, spare=spare * MB, ranks=ranks) for spare in (15, 18, 21, 24)}
+    cases = {str(spare): case(kind, training, spare=spare * MB, ranks=ranks) for spare in (15, 18, 21, 24)}
     halved = 0
     for name, results in launch(tmp_path / "runs", cases).items():
         errors = [rank["error"] for rank in results if "error" in rank]
