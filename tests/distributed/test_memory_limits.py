@@ -48,6 +48,7 @@ def alone(tmp_path_factory) -> dict[str, tuple[dict[str, Any], Path]]:
         ("ddp", "lora", ("1",)),
         pytest.param("fsdp-full", "full", ("1",), marks=pytest.mark.exhaustive),
         pytest.param("fsdp-full", "full", BOTH, marks=pytest.mark.exhaustive),
+        pytest.param("fsdp-sharded", "lora", ("1",), marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_run_within_a_limit_is_that_of_one_process_without(tmp_path, alone, kind, training, ranks):

@@ -103,7 +103,11 @@ class FsdpPasses:
             group.reduce_scatter_unused_params = True
         root = self._model._get_fsdp_state()
         root._state_ctx.post_backward_final_callback_queued = True  # it is called below
-        for module in [event.module for event in reversed(self._order) if not event.is_entered]:
+        modules = [event.module for event in reversed(self._order) if not event.is_entered]
+        # What comes before a module that has begun has nothing left to do but what is done at the very end: a root
+        # whose own output is not used is never told that the backward pass has reached it, and would gather once more.
+        begun = [number for number, module in enumerate(modules) if _has_begun_backward(module)]
+        for module in modules[begun[-1] if begun else 0 :]:
             state = module._get_fsdp_state()
             left = [one for one in state._fsdp_param_groups if one._training_state.name != "POST_BACKWARD"]
             if left:
@@ -124,6 +128,11 @@ class FsdpPasses:
                     parameter.unsharded_accumulated_grad = None
                     if hasattr(parameter, "_unsharded_param"):
                         parameter._unsharded_param.grad = None
+
+
+def _has_begun_backward(module: Any) -> bool:
+    groups = module._get_fsdp_state()._fsdp_param_groups
+    return any(group._training_state.name in ("PRE_BACKWARD", "POST_BACKWARD") for group in groups)
 
 
 def _sharded_modules(model: nn.Module) -> Iterator[Any]:
