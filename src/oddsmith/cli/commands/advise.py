@@ -19,7 +19,7 @@ from ..parsing.schema import fields_for_run, flag_of
 from ..terminal.console import quiet_libraries, working
 from ..terminal.counting import counting
 from ..terminal.outcome import JSON, TRACEBACK, Judged
-from .plan import OF_DEVICE, OF_SHARDING, given_gpus, machine_of, settings_on
+from .plan import OF_DEVICE, OF_SHARDING, as_of_a_run, given_gpus, machine_of, settings_on
 from .train.command import offering_columns, require_names
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def _advice(resolved: Resolved, given: Mapping[str, Setting], output: Path, gpu:
     settings = settings_on(resolved, gpu, asked)
     settings.orpo.use_cpu = not machine.on_gpu
     with working("planning"):
+        machine = as_of_a_run(machine, settings)
         plan = _plan(settings, given, train, machine, kept)
     ways = best_ways(plan.choices)
     training, why = _training(settings, given, ways, kept, chosen_way(ways, kept, _usable(gpu)))

@@ -55,7 +55,7 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
     require_names(resolved)
     given = resolved.options
-    nodes = _count(given, "nodes", MOST_NODES)
+    nodes = _within(MOST_NODES, whole_number(given, "nodes", 1), "nodes")
     with working("starting"):
         gpu, gpus = given_gpus(given)
         asked = {name: resolved.get(name) for name in (*OF_SHARDING, *OF_DEVICE)}
@@ -76,9 +76,8 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
         raise train.refusal
     share = train.report.kept / max(train.report.rows, 1)
     total = None if train.is_whole or train.rows is None else math.floor(train.rows * share)
-    if not machine.on_gpu:  # what this process has loaded by now, a run has too
-        machine = replace(machine, process_bytes=_own_bytes() + _kernel_bytes(settings))
     with working("planning"):
+        machine = as_of_a_run(machine, settings)
         found = plan_recipe(settings.orpo, settings.model, train.tokens, machine, sharing, total=total)
     if "json" not in given:
         print_plan(found, train)
@@ -100,13 +99,14 @@ def given_gpus(given: Mapping[str, str], beside: Sequence[int] = ()) -> tuple[Gp
         counts.append(whole_number(given, "gpus", 1))
     if len(set(counts)) > 1:
         raise ConfigError(f"the number of GPUs is given as {' and as '.join(map(str, counts))}; give it once")
-    return gpu, _count({"gpus": str(counts[0])} if counts else {}, "gpus", MOST_GPUS)
+    return gpu, _within(MOST_GPUS, counts[0] if counts else 1, "gpus")
 
 
-def _count(given: Mapping[str, str], name: str, most: int) -> int:
-    count = whole_number(given, name, 1, minimum=1)
-    if count > most:
-        raise ConfigError(f"{flag_of(name)} is {count:,}; expected at most {most:,}")
+def _within(most: int, count: int, name: str) -> int:
+    """Return a count that is 1 to ``most``; refuse another one by the name of its flag."""
+    if not 1 <= count <= most:
+        expected = "1 or more" if count < 1 else f"at most {most:,}"
+        raise ConfigError(f"{flag_of(name)} is {count:,}; expected {expected}")
     return count
 
 
@@ -149,20 +149,26 @@ def machine_of(gpu: Gpu | None, settings: Settings, *, gpus: int, nodes: int) ->
     return Machine("this machine's CPU", free, this_cpu(free, run_dtype(settings.orpo)), False, gpus, nodes, own)
 
 
+def as_of_a_run(machine: Machine, settings: Settings) -> Machine:
+    """Return the machine with what a run has loaded on a CPU: what this process has, once it has read pairs as a run.
+
+    In 16 bits, the kernels as well that a CPU compiles.
+    """
+    from ...model.loading.setup import run_dtype
+    from ...system.memory import KEPT_KERNELS, KERNEL_BYTES
+
+    if machine.on_gpu:
+        return machine
+    kernels = KEPT_KERNELS * KERNEL_BYTES if run_dtype(settings.orpo).itemsize == 2 else 0
+    return replace(machine, process_bytes=_own_bytes() + kernels)
+
+
 def _own_bytes() -> int:
     """Return the private memory of this process."""
     import psutil
 
     memory = psutil.Process().memory_info()
     return int(memory.rss - getattr(memory, "shared", 0))
-
-
-def _kernel_bytes(settings: Settings) -> int:
-    """Return what the kernels take that a CPU compiles in a run, beside what this process has loaded."""
-    from ...model.loading.setup import run_dtype
-    from ...system.memory import KEPT_KERNELS, KERNEL_BYTES
-
-    return KEPT_KERNELS * KERNEL_BYTES if run_dtype(settings.orpo).itemsize == 2 else 0
 
 
 def _parallelism(asked: Mapping[str, Any], ranks: int) -> Any:
