@@ -8,14 +8,13 @@ from typing import Any
 
 from ...config.foreign import KNOWN
 from ...config.foreign.recipe import Difference, Line, Recipe
-from ...system.secrets import without_secrets
 from ..parsing.config_file import Setting
 from ..parsing.foreign_files import checked, read_foreign, translated_recipe
 from ..parsing.resolve import resolve_word
 from ..parsing.schema import load_fields
 from ..terminal.console import quiet_libraries, say, show
 from ..terminal.outcome import JSON, TRACEBACK, Judged
-from .train.run_folder import to_yaml
+from .train.run_folder import shareable
 
 USAGE = "oddsmith convert FILE > recipe.yaml"
 INTRO = (
@@ -65,9 +64,9 @@ def _recipe_text(path: str, recipe: Recipe, settings: dict[str, Setting], undeci
     heads += [f"NOT TRANSLATED, decide: {one.name}: {one.text}" for one in undecided]
     lines = [f"# {_in_a_line(head)}" for head in heads]  # whatever the other recipe holds
     for name, setting in settings.items():
-        shown, hidden = without_secrets(name, setting.value)
-        remark = "  # a secret is not written: put it here, or into the environment" if hidden else ""
-        lines.append(f"{name}: {to_yaml(shown)}{remark or _remark(name, recipe.lines[name], recipe.trainer)}")
+        text, secret = shareable(name, setting.value)
+        remark = secret or _remark(name, recipe.lines[name], recipe.trainer)
+        lines.append(f"{text}  # {remark}" if remark else text)
     return "\n".join(lines) + "\n"
 
 
@@ -75,7 +74,7 @@ def _remark(name: str, line: Line, trainer: str) -> str:
     """Return the comment of a line: where it comes from, if not from the same name, and what has changed."""
     source = f"{line.source}" if line.source not in ("", name) else "" if line.source else f"{trainer}'s default"
     text = "; ".join(filter(None, [source, line.note]))
-    return f"  # {_in_a_line(text)}" if text else ""
+    return _in_a_line(text)
 
 
 def _in_a_line(text: str) -> str:

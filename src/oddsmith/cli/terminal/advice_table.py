@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ... import __version__
 from ...data.report import counted
 from ...system.secrets import without_secrets
-from ..commands.train.run_folder import to_yaml
+from ..commands.train.run_folder import shareable, to_yaml
 from .console import show_line
 from .counting import clock
 from .plan_table import choice_values, name_of
@@ -80,9 +80,8 @@ def recipe_text(found: Advice) -> str:
     for name in ("model_name_or_path", "dataset_name"):
         lines += [f"{name}: {to_yaml({'model_name_or_path': found.model, 'dataset_name': found.data}[name])}"]
     for name, setting in found.given.items():
-        shown, hidden = without_secrets(name, setting.value)
-        remark = "; a secret is not written: put it here, or into the environment" if hidden else ""
-        lines += ["", f"# given: {setting.where}{remark}", f"{name}: {to_yaml(shown)}"]
+        line, remark = shareable(name, setting.value)
+        lines += ["", f"# given: {'; '.join(filter(None, [setting.where, remark]))}", line]
     for one in found.settings:
         reasons = textwrap.wrap(_in_a_line(one.why), WIDTH - 2, break_on_hyphens=False)
         reasons += textwrap.wrap(f"Source: {one.source}", WIDTH - 2, break_on_hyphens=False) if one.source else []

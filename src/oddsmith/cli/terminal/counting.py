@@ -51,11 +51,9 @@ def counting(doing: str, what: str, total: int | None, done: int = 0) -> Iterato
         now = time.monotonic()
         if now - last >= LINE_EVERY_S:
             last = now
-            line = f"{doing}: {done:,}{f' of {total:,}' if total is not None else ''} {what}"
-            line += f", {_rate(done - before, now - start)}"
-            if total is not None and done > before:
-                line += f", {clock((now - start) / (done - before) * (total - done))} left"
-            say(line)
+            of = "" if total is None else f" of {total:,}"
+            left = None if total is None else total - done
+            say(f"{doing}: {done:,}{of} {what}, {pace(done - before, now - start, left)}")
 
     yield count_up
 
@@ -64,6 +62,12 @@ def clock(seconds: float) -> str:
     """Format a duration: ``0:07``, ``12:05``, ``1:02:03``, ``2 days, 1:02:03``."""
     text = str(timedelta(seconds=round(seconds)))
     return text.removeprefix("0:").removeprefix("0") if text.startswith("0:0") else text.removeprefix("0:")
+
+
+def pace(count: int, seconds: float, left: int | None = None) -> str:
+    """Say how fast a count goes, and how long the rest takes: ``1,200 a second, 0:07 left``."""
+    text = _rate(count, seconds)
+    return text if left is None or count == 0 else f"{text}, {clock(seconds / count * left)} left"
 
 
 def _rate(count: int, seconds: float) -> str:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerState
 
 from ...metrics import Metric, Place, shown_in
 from .console import is_live, is_main_process, say, stderr_console
-from .counting import clock
+from .counting import clock, pace
 
 REFRESH_PER_SECOND = 4
 TOLD_S = 10.0  # between lines about the tokenizing of rows
@@ -161,9 +161,8 @@ class TokenizingLines:
         if now < self._told_at + TOLD_S or done == total:
             return
         self._told_at = now
-        rate = done / (now - self._started_at)
-        left = clock((total - done) / rate)
-        say(f"{self._source}: {done:,} of {total:,} rows tokenized, {rate:,.0f} a second, {left} left")
+        how_fast = pace(done, now - self._started_at, total - done)
+        say(f"{self._source}: {done:,} of {total:,} rows tokenized, {how_fast}")
 
 
 def evaluation_lines(metrics: Mapping[str, Any]) -> list[str]:

@@ -9,8 +9,6 @@ The prompt is read as in ``questions.py``. Other names of the columns: ``ONE`` a
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -20,9 +18,8 @@ from typing import Any
 from ...data.formats.written import read_text
 from ...errors import RowError
 from ...inference.compare.prompts import read_prompts
-from ...system.strict_json import strict
 from ..questions import Questions, question_of
-from ..records import Answer, Question
+from ..records import Answer, Question, digest_of
 from .drawing import Known, Unanswered
 
 ONE = ("response", "completion", "output", "generation", "answer")  # the last may be the right answer beside another
@@ -66,7 +63,7 @@ class GivenAnswers:
     def digest(self) -> str:
         """Return what tells these answers from others."""
         found = [asdict(answer) for answers in self._answers.values() for answer in answers]
-        return hashlib.sha256(json.dumps(strict(found)).encode()).hexdigest()[:12]
+        return digest_of(found)
 
     def answers(self, questions: Sequence[Question], known: Known) -> Iterator[Answer | Unanswered]:
         for question in questions:

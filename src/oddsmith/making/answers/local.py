@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from ...inference.chat.backends import ChatBackend, GgufBackend, TransformersBac
 from ...model.generation import replies
 from ...model.loading.adapter_base import fingerprint
 from ...model.loading.place import is_gguf, locate
-from ..records import Answer, Question
+from ..records import Answer, Question, digest_of
 from .drawing import Answerer, Drawing, Known, Unanswered, wanted
 
 TOO_LONG = "prompt too long for the model"
@@ -38,7 +36,7 @@ def identity_of(name: str) -> str:
     """Return what tells a model's weights, and those of an adapter's base, from others; raise as ``find_model``."""
     named = find_model(name)
     found = [fingerprint(one) for one in (name, named.base) if one is not None]
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
+    return digest_of(found)
 
 
 class TransformersAnswers:

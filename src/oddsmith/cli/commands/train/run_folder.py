@@ -135,6 +135,13 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
+def shareable(name: str, value: Any) -> tuple[str, str]:
+    """Return a setting as a line of a recipe that is given to others, and what to say of it: a secret is left out."""
+    shown, hidden = without_secrets(name, value)
+    remark = "a secret is not written: put it here, or into the environment" if hidden else ""
+    return f"{name}: {to_yaml(shown)}", remark
+
+
 def to_yaml(value: Any) -> str:
     """Format a value on one line of YAML."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)

@@ -209,10 +209,12 @@ class _Probes:
             return bool(may_go_on(evaluations))
 
         is_first = probe.name == FIRST
-        checks = [dict(self._own) | {name: end} for name, part in self._space.items() for end in part.corners]
-        task = self._task | {"folder": str(folder), "seed": probe.seed, "values": dict(probe.values)}
+        task = self._task | {"folder": str(folder), "seed": probe.seed, "values": dict(probe.values), "checks": []}
+        if is_first:
+            task["checks"] = [
+                dict(self._own) | {name: end} for name, part in self._space.items() for end in part.corners
+            ]
         started_at = time.monotonic()
-        task["checks"] = checks if is_first else []
         last = converse(make_probe, task, folder / LOG_FILE, answer, PRELOADED)
         facts = {
             "name": probe.name,

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .... import __version__
-from ....system.secrets import without_secrets
 from ...parsing.config_file import Setting
 from ...terminal.tune_table import plain_table
-from ..train.run_folder import to_yaml
+from ..train.run_folder import shareable, to_yaml
 
 if TYPE_CHECKING:
     from ....tuning.search import Found
@@ -23,10 +22,8 @@ def recipe_text(settings: Mapping[str, Setting], found: Found, words: Sequence[s
     lines = [f"Written by oddsmith tune {__version__}.", *words, "", *plain_table(found, list(own))]
     text = "".join(f"# {' '.join(line.split()) if line in words else line}".rstrip() + "\n" for line in lines)
     for name in dict.fromkeys([*settings, *values]):
-        value = values.get(name, settings[name].value if name in settings else None)
-        shown, hidden = without_secrets(name, value)
-        remark = "  # a secret is not written: put it here, or into the environment" if hidden else ""
+        line, remark = shareable(name, values[name] if name in values else settings[name].value)
         if name in values:
-            remark = "  # the recipe's own" if values[name] == own[name] else f"  # tuned, was {to_yaml(own[name])}"
-        text += f"{name}: {to_yaml(shown)}{remark}\n"
+            remark = "the recipe's own" if values[name] == own[name] else f"tuned, was {to_yaml(own[name])}"
+        text += (f"{line}  # {remark}" if remark else line) + "\n"
     return text
