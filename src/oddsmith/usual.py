@@ -87,7 +87,7 @@ RULES = (
          parameters=(6 * B, inf), usual=(0.05, 0.25)),
     Rule("max_length", 0.99, "the smallest of 64, 96, 128, 192, ... tokens that holds this share of the pairs whole;"
          " shorter is faster only for what is cut", "the lengths of the pairs"),
-    Rule("pairs a step", 8, "so few pairs make more steps so", NOTEBOOKS, rows=(0, 2_000)),
+    Rule("pairs a step", 8, "so that few pairs make enough steps", NOTEBOOKS, rows=(0, 2_000)),
     Rule("pairs a step", 32, "the authors took 8 on each of 4 GPUs", SCRIPTS),
     Rule("num_train_epochs", 3, "taken for 7,000", f"{SCRIPTS}; {HANDBOOK}", rows=(0, 10_000)),
     Rule("num_train_epochs", 1, "taken for 60,000", f"smol-course; {SIMPO}"),

@@ -248,7 +248,7 @@ SAVING = (
     free("save_steps", "Save a checkpoint every so many optimizer steps; below 1: this share of all steps.", COMMON),
     free(
         "async_save",
-        "Finish checkpoints beside the training: steps wait until they are written, not on the disk.",
+        "Train on while a checkpoint is flushed to the disk and verified; steps wait for the writing alone.",
         COMMON,
     ),
     free("save_total_limit", "Keep at most so many checkpoints; the oldest go first.", COMMON),

@@ -117,8 +117,8 @@ class ORPOConfig(TrainingArguments):
             row the run rolls back to the weights of its last good checkpoint, once; the second time it stops.
         loss_spikes: A step whose loss is more than six standard deviations above the mean of the last 128 is reported
             (``"warn"``), skipped (``"skip"``) or ignored (``"ignore"``).
-        async_save: Finish checkpoints beside the training: steps wait until one is written, and not until it is on the
-            disk, verified by hashes and complete.
+        async_save: Train on while a checkpoint is flushed to the disk, hashed and made complete: steps wait only until
+            its files are written.
         early_stopping_patience: Stop after so many evaluations in a row in which ``metric_for_best_model`` (the loss by
             default) does not improve on the best one. ``None``: never.
         early_stopping_threshold: An improvement of at most this much counts as none.

@@ -154,7 +154,9 @@ def _of_training(training: str, why: str, choice: Choice, given: dict[str, Any])
             )
         )
         found.append(Advised("lora_alpha", 2 * given.get("lora_r", LORA_R), "twice the rank"))
-        found.append(Advised("lora_dropout", LORA_DROPOUT, "none; experts could take none", "Unsloth's notebook"))
+        found.append(
+            Advised("lora_dropout", LORA_DROPOUT, "none: experts can be adapted only without it", "Unsloth's notebook")
+        )
     else:
         found.append(Advised("use_peft", False, f"all weights: {why}"))
     if choice.checkpointing:
@@ -172,8 +174,6 @@ def _of_steps(rows: int, choice: Choice, per_device: int, accumulation: int, giv
     how = "" if ranks == 1 else f", {per_device * accumulation} on each of {ranks}"
     why = rule.why if pairs == rule.value else f"{rule.value} are usual"
     found = [Advised("per_device_train_batch_size", per_device, f"{pairs} pairs a step{how}; {why}", rule.source)]
-    if accumulation > 1:
-        found.append(Advised("gradient_accumulation_steps", accumulation, "padded batches of more pairs would not fit"))
     rule = rule_for("num_train_epochs", rows=rows)
     if given.get("max_steps", -1) <= 0:  # which would count instead
         found.append(Advised("num_train_epochs", rule.value, f"for {rows:,} pairs; {rule.why}", rule.source))
