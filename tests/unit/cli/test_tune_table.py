@@ -24,7 +24,7 @@ def probe(name: str, better_by: float) -> Result:
 
 
 @pytest.mark.parametrize(
-    ("width", "left_out"), [(140, set()), (95, {"time"}), (80, {"time", "NLL", "log-odds"})], ids=str
+    ("width", "left_out"), [(140, set()), (95, {"time"}), (80, {"time", "NLL", "log-odds"})], ids=["140", "95", "80"]
 )
 def test_no_figure_is_cut(width, left_out):
     results = [probe("000", 0.0), probe("001", 0.5)]
