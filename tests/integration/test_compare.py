@@ -12,11 +12,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from oddsmith.data.prompts import Prompt, read_prompts
 from oddsmith.errors import DataError
 from oddsmith.inference.chat.backends import Sampling
 from oddsmith.inference.compare.comparison import compare, repetition
 from oddsmith.inference.compare.files import comparison_page, short_name
-from oddsmith.inference.compare.prompts import Prompt, read_prompts
 from oddsmith.model.loading import models as loading
 from tests.command import run_here, save_model, save_rows
 from tests.pairs import user

@@ -6,6 +6,7 @@ tokens/         pair -> tokens             why a template refuses a pair, why a 
 prepare         rows -> dataset of tokens  adds dataset and row number to these messages
 report          counts of rows that were kept, dropped and cut
 token_cache     tokens kept for the next start
+prompts         prompts without answers, of files and datasets
 processes       work spread over processes
 
 checks/         what is wrong with a dataset: ``oddsmith data check``

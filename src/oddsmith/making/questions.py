@@ -1,4 +1,4 @@
-"""Read the prompts that are to be answered, from whatever holds prompts (``inference/compare/prompts.py``).
+"""Read the prompts that are to be answered, from whatever holds prompts (``data/prompts.py``).
 
 A prompt of plain text, also that of a pair, is the message of a user. Of MT-Bench's questions the first turn is asked:
 what follows in it would follow on one answer, and a pair has two.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.formats.messages import SYSTEM_ROLES, Message
+from ..data.prompts import Prompt, read_prompts
 from ..errors import DataError
-from ..inference.compare.prompts import Prompt, read_prompts
 from ..system.strict_json import strict
 from .records import Question
 

@@ -70,11 +70,11 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     _require_format(given)
 
     with working("starting"):
+        from ...data.prompts import read_prompts
         from ...data.sources import offering
         from ...inference.chat.backends import Sampling
         from ...inference.compare import comparison
         from ...inference.compare import files as comparison_files
-        from ...inference.compare.prompts import read_prompts
 
         sampling = Sampling(temperature, max_new_tokens, seed)
         with offering(given.get("columns")):

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from ...data.prompts import Prompt
 from ...data.tokens.content_parts import as_template_reads
 from ...data.tokens.pair_tokenizer import PairTokenizer
 from ...data.tokens.tokenized import TokenizedPair
@@ -17,7 +18,6 @@ from ...model.generation import context_length, replies
 from ...model.scoring import score_pairs
 from ..chat.backends import Sampling
 from ..loading import LoadedSide, load_both
-from .prompts import Prompt
 
 DEFAULT_MAX_NEW_TOKENS = 256
 NGRAM_WORDS = 4

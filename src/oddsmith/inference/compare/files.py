@@ -23,9 +23,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ... import __version__
+from ...data.prompts import Prompt
 from ...errors import DataError
 from .comparison import Comparison, PromptResult
-from .prompts import Prompt
 
 SUFFIXES = {"alpaca_eval": ".json", "mt_bench": ".jsonl"}
 

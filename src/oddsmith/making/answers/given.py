@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ...data.formats.written import read_text
+from ...data.prompts import read_prompts
 from ...errors import RowError
-from ...inference.compare.prompts import read_prompts
 from ..questions import Questions, question_of
 from ..records import Answer, Question, digest_of
 from .drawing import Known, Unanswered

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from oddsmith.data.prompts import read_prompts
 from oddsmith.errors import DataError, RowError
-from oddsmith.inference.compare.prompts import read_prompts
 from tests.pairs import assistant, user
 
 SYSTEM = {"role": "system", "content": "S"}

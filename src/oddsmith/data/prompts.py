@@ -1,4 +1,4 @@
-"""Read the prompts of a comparison from files and datasets.
+"""Read prompts, to compare models or to make pairs, from files and datasets.
 
     a line of a .txt file                          a user's message
     prompt, question, instruction or messages      a user's message, or a conversation that waits for an answer;
@@ -7,7 +7,7 @@
     question_id, category, turns                   MT-Bench's question file: messages that follow each other; also
                                                    a prompt that is a list of texts
 
-The models continue the prompt of a pair of plain texts, as in training; every other text is a user's message.
+The prompt of a pair of plain texts is a text to be continued, as in training; every other text is a user's message.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...data.formats import PreferencePair, format_of, to_pair
-from ...data.formats.messages import SYSTEM_ROLES, Message, to_messages
-from ...data.formats.offer import offered_columns
-from ...data.sources import load_rows
-from ...data.sources.files import require_path
-from ...errors import DataError, RowError, UndecidedRow
-from ...system.outside import read_text
+from ..errors import DataError, RowError, UndecidedRow
+from ..system.outside import read_text
+from .formats import PreferencePair, format_of, to_pair
+from .formats.messages import SYSTEM_ROLES, Message, to_messages
+from .formats.offer import offered_columns
+from .sources import load_rows
+from .sources.files import require_path
 
 # Columns with the prompt of a row without a pair; the first of them in the row counts.
 PROMPT_COLUMNS = ("prompt", "messages", "conversations", "question", "instruction")
