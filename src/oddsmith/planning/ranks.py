@@ -4,10 +4,14 @@ N ranks, bytes of all weights W, of those that are trained T (n numbers), of the
 
                weights                  gradients   optimizer   exchange
     alone      W                        T           O           -
-    DDP        W                        T           O           T: buckets beside the gradients
+    DDP        W                        T           O           T: buckets beside the gradients (on a CPU: see below)
     FSDP2      W / N                    T / N       O / N       two layers, embedding or head, whole, with gradients
     ZeRO-2     W + 4 n / N              4 n / N     O / N       a bucket of gradients (twice with ``overlap_comm``)
     ZeRO-3     W / N (+ 4 n / N)        8 n / N     O / N       buckets (twice by default), weights that stay gathered
+
+DDP's buckets are there from the start, and a GPU gives memory to what is there. A CPU's system gives it to what is
+written, and nothing is written to them where gradients are exchanged after the last backward pass, in a bucket of our
+own (``training/shared_budget.py``): 25 MiB, which take the place of activations.
 
 Where FSDP2 shards within replicas of the model, its N are the ranks of one replica. Stage 1 of ZeRO is taken for 2.
 
@@ -139,10 +143,16 @@ class Sharing:
         """Return the number of ranks over which what is sharded is spread."""
         return self.ranks // self.replicas if self.kind == FSDP2 else self.ranks
 
-    def held(self, sizes: WeightSizes, compute_bytes: int) -> RankMemory:
+    def held(self, sizes: WeightSizes, compute_bytes: int, *, exchanges_after: bool = False) -> RankMemory:
         """Return what a rank holds at the peak of a step, beside activations and process.
 
-        ``compute_bytes`` are those of a number in the type in which the run computes.
+        Args:
+            sizes: Of the weights.
+            compute_bytes: Of a number in the type in which the run computes.
+            exchanges_after: Whether gradients are exchanged after the last backward pass under DDP, not within it.
+
+        Returns:
+            The parts, activations and process as 0.
         """
         n, N = sizes.trained_numbers, self.parts
         weights, trained, states = float(sizes.bytes), float(sizes.trained_bytes), float(sizes.optimizer_bytes)
@@ -151,7 +161,7 @@ class Sharing:
         if self.kind == ALONE:
             return RankMemory(weights, trained, states, 0, 0, 0)
         if self.kind == DDP:
-            return RankMemory(weights, trained, states, trained, 0, 0)
+            return RankMemory(weights, trained, states, trained if self.on_gpu or not exchanges_after else 0, 0, 0)
         if self.kind == FSDP2:
             return RankMemory(weights / N, trained / N, states / N, self._gathered(sizes, compute_bytes), 0, 0)
         master = MASTER_BYTES * n / N

@@ -305,7 +305,9 @@ class _Planner:
         machine, args = self._machine, self._args
         cost = way.cost(checkpointing)
         compute_bytes = run_dtype(args).itemsize
-        held = sharing.held(way.sizes, compute_bytes)
+        # As in training: such a step may have to be computed again, so that gradients are exchanged at its end.
+        can_be_halved = cost.path != "padded batches" and args.max_tokens_per_microbatch is not None
+        held = sharing.held(way.sizes, compute_bytes, exchanges_after=can_be_halved)
         # A quantised weight is written out to be multiplied by.
         written = compute_bytes * way.sizes.largest_linear
         max_tokens, head_bytes = self._budget(cost, held, way.sizes, sharing, cost.on_top + written)
@@ -347,8 +349,8 @@ class _Planner:
             return None, 0
         kind = "cuda" if machine.on_gpu else "cpu"
         trained = sizes.trained_bytes / (sharing.parts if sharing.kind in (FSDP2, ZERO_3) else 1)
-        free = machine.usable - machine.overhead - held.weights - (4 if sharing.kind == DDP else 3) * trained
-        gathered = held.exchange if sharing.kind in SHARDED else 0.0
+        buckets, gathered = (0.0, held.exchange) if sharing.kind in SHARDED else (held.exchange, 0.0)
+        free = machine.usable - machine.overhead - held.weights - 3 * trained - buckets
         usable = int(max(0.0, USABLE * max(0.0, free) - cost.fixed - on_top - gathered))
         tokens, head_bytes = share(
             usable,

@@ -51,6 +51,12 @@ def test_what_a_rank_holds(sharing, expected):
     assert sharing.held(SIZES, 2)[:4] == expected
 
 
+def test_on_a_cpu_the_buckets_of_ddp_take_memory_only_where_they_are_written():
+    on_cpu = Sharing(DDP, 4, on_gpu=False)
+    assert on_cpu.held(SIZES, 2, exchanges_after=True).exchange == 0
+    assert on_cpu.held(SIZES, 2).exchange == Sharing(DDP, 4).held(SIZES, 2, exchanges_after=True).exchange == 4000
+
+
 def test_with_one_micro_batch_gradients_take_the_place_of_activations():
     held = RankMemory(0, 1000, 0, 0, 0, 0)
     asked = {"on_top": 100, "process": 7, "first_gradients": 50}

@@ -253,11 +253,21 @@ def _budget_of(
                 vocabulary=unwrap(model).config.get_text_config().vocab_size,
                 head_bytes_per_token=kept,
                 processes=args.world_size,
-                exchanged=args.world_size > 1 and not (args.fsdp or args.deepspeed_plugin),
+                exchanged=_has_buckets(model, args),
                 backward=args.deepspeed_plugin is None,  # also where accelerate's launcher asks for it
             )
     finally:
         model.train(was_training)
+
+
+def _has_buckets(model: nn.Module, args: ORPOConfig) -> bool:
+    """Return whether DDP's buckets will take memory beside the gradients, as many bytes as these.
+
+    A CPU's system gives memory to what is written, and nothing is written to them in a run that has a budget
+    (``training/shared_budget.py``).
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return args.world_size > 1 and not (args.fsdp or args.deepspeed_plugin or on_cpu)
 
 
 def loss_of_a_row(

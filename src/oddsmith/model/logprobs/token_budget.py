@@ -84,7 +84,7 @@ def token_budget(
         vocabulary: Width of the logits.
         head_bytes_per_token: What the head keeps of a token where its budget has room; 0 for a frozen one.
         processes: How many train together; on CPUs they share the memory.
-        exchanged: Whether processes exchange gradients in buffers of their own, as DDP does.
+        exchanged: Whether processes exchange gradients in buffers that take memory of their own, as DDP's on a GPU.
         backward: Whether a backward pass may be run; DeepSpeed's is a part of its step.
 
     Returns:
