@@ -29,7 +29,12 @@ def quick_demo(monkeypatch, tmp_path):
         standings = []
         for when, share in (("before", 0.25), ("after", 0.9)):
             on_stage("answer", (len(questions), len(questions), when))
-            standings.append(work.Standing([f"{when}: yes."] * len(questions), share, share, share, 10 * share))
+            answers = [f"{when}: yes."] * len(questions)
+            standings.append(work.Standing(answers, share, share, share, 10 * share))
+            if when == "after":
+                for step in (2, 4):
+                    logs = {"logps/chosen": -step, "logps/rejected": -1.0}
+                    callbacks[0].on_log(None, SimpleNamespace(global_step=step), None, logs=logs)
             on_stage("standing", (when, standings[-1]))
             if when == "before":
                 on_stage("train", trainer)
@@ -54,6 +59,13 @@ def test_answers_and_figures_before_and_after_are_shown(quick_demo, capsys):
     assert ["before", "after"] in table
     assert ["answers", "that", "keep", "the", "style", "25%", "90%"] in table
     assert (quick_demo["num_train_epochs"], quick_demo["output_dir"]) == (1, "oddsmith-demo")
+
+
+def test_the_gap_is_drawn_between_the_training_and_the_answers_after_it(quick_demo, capsys):
+    before, _, after = run_here(capsys, "demo").out.partition("log-probability a token, in nats")
+    chart, _, after = after.partition("The model after training:")
+    assert "The model before training:" in before
+    assert chart.strip().endswith("chosen - rejected: -1.00 at step 2, -3.00 at step 4")
 
 
 def test_it_ends_with_a_file_and_what_it_says(quick_demo, capsys):

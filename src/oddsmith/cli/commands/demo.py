@@ -15,7 +15,7 @@ from ...system.output import printing_may_fail
 from ..parsing.config_file import Setting
 from ..parsing.resolve import Option, Resolved, Settings, resolve
 from ..parsing.schema import fields_for_run
-from ..terminal.console import quiet_libraries, say, show
+from ..terminal.console import quiet_libraries, say, show, stdout_console
 from ..terminal.counting import count_in_place
 from ..terminal.outcome import JSON, TRACEBACK
 from .train.run_folder import check_folder, clear_folder, write_settings
@@ -23,12 +23,13 @@ from .train.run_folder import check_folder, clear_folder, write_settings
 if TYPE_CHECKING:
     from ...training.trainer import ORPOTrainer
     from ..demo import DemoResult, Standing
+    from ..terminal.gap_chart import GapChart
 
 USAGE = "oddsmith demo [--output-dir FOLDER] [--model MODEL] [--any-training-setting VALUE ...]"
 INTRO = (
     "Aligns SmolLM2-135M-Instruct, a real chat model, with short and kind answers to everyday questions, on this"
-    " machine's CPU or GPU, shows its answers to other questions before and after, and ends with a 4-bit"
-    " file for llama.cpp.",
+    " machine's CPU or GPU, draws how it comes to prefer them, shows its answers to other questions before and"
+    " after, and ends with a 4-bit file for llama.cpp.",
 )
 FOLDER = "oddsmith-demo"
 PAIRS = "builtin:house-style"
@@ -63,13 +64,15 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
     clear_folder(folder)
 
     from ..demo import MODEL, run_demo
+    from ..terminal.gap_chart import GapChart
     from ..terminal.progress import ShowProgress
 
     model = resolved.options.get("model", MODEL)
-    with printing_may_fail(), ShowProgress() as progress:
-        story = _Story(resolved, folder, model)
+    chart = GapChart()
+    with printing_may_fail(), ShowProgress(above=chart) as progress:
+        story = _Story(resolved, folder, model, chart)
         given = resolved.of("ORPOConfig")
-        result = run_demo(folder, model=model, callbacks=[progress], on_stage=story.tell, **given)
+        result = run_demo(folder, model=model, callbacks=[chart, progress], on_stage=story.tell, **given)
     _print_table(result)
     _print_file(result)
     return {"command": "demo", **asdict(result)}
@@ -78,8 +81,8 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
 class _Story:
     """Prints the stages of the demo: facts and answers on stdout, what it is doing on stderr."""
 
-    def __init__(self, resolved: Resolved, folder: Path, model: str):
-        self._resolved, self._folder, self._model = resolved, folder, model
+    def __init__(self, resolved: Resolved, folder: Path, model: str, chart: GapChart):
+        self._resolved, self._folder, self._model, self._chart = resolved, folder, model, chart
 
     def tell(self, stage: str, detail: Any) -> None:
         """Print a stage; ``run_demo`` calls this as its ``on_stage``."""
@@ -89,7 +92,10 @@ class _Story:
             done, total, when = detail
             count_in_place(f"answered {done} of {total} held-out questions, {when} training", is_last=done >= total)
         elif stage == "standing":
-            _print_answers(*detail)
+            when, standing = detail
+            if when == "after":
+                _print_chart(self._chart)
+            _print_answers(when, standing)
         elif stage == "train":
             self._write_settings(detail)
             pairs = len(detail.train_dataset)
@@ -110,6 +116,12 @@ class _Story:
         # The trainer's own settings: a second ORPOConfig would reset the state that accelerate shares with it.
         settings = Settings(trainer.args, ModelConfig(**ADAPTER), ScriptArguments(dataset_name=PAIRS))
         write_settings(self._folder, self._resolved, settings)
+
+
+def _print_chart(chart: GapChart) -> None:
+    """Print the picture of the training."""
+    show("")
+    stdout_console(MAX_WIDTH).print(chart)
 
 
 def _print_answers(when: str, standing: Standing) -> None:

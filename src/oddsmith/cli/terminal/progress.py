@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-from rich.console import Console, ConsoleOptions
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 from transformers import TrainerCallback, TrainerState
@@ -77,13 +77,17 @@ class ProgressLine:
 class ShowProgress(TrainerCallback):
     """Shows a run, as a context manager and a callback of its trainer. Only the main process shows anything.
 
-    ``before`` is called when training begins, before the first line is drawn.
+    ``before`` is called when training begins, before the first line is drawn. ``above`` is drawn over the live line.
     """
 
     only_looks_on = True
 
-    def __init__(self, before: Callable[[TrainerState], object] = lambda state: None) -> None:
-        self._before = before
+    def __init__(
+        self,
+        before: Callable[[TrainerState], object] = lambda state: None,
+        above: RenderableType | None = None,
+    ) -> None:
+        self._before, self._above = before, above
         self.line = ProgressLine(0)
         self._live: Live | None = None
         self._training = False
@@ -132,9 +136,8 @@ class ShowProgress(TrainerCallback):
 
     def _start_live(self) -> None:
         if self._live is None and is_live() and is_main_process():
-            self._live = Live(
-                self.line, console=stderr_console(), refresh_per_second=REFRESH_PER_SECOND, transient=True
-            )
+            shown = self.line if self._above is None or not self._training else Group(self._above, self.line)
+            self._live = Live(shown, console=stderr_console(), refresh_per_second=REFRESH_PER_SECOND, transient=True)
             self._live.start()
 
     def _end_evaluation(self) -> None:
