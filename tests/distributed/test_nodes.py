@@ -1,11 +1,15 @@
 """Two nodes with disks of their own, ``save_on_each_node``: checkpoints whole on each, and resumed from."""
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from oddsmith.checkpoint.manifest import verify
+from oddsmith.checkpoint.store import checkpoints
 
 from .kinds import KINDS
 from .launch import launch
@@ -29,6 +33,9 @@ def lived(tmp_path_factory):
         case = {"settings": {**KINDS[kind], **EACH}, "lora": kind in LORA}
         resumed = {**case, "resumes": "full"}
         cases = {"full": case, "resumed": resumed, "swapped": {**resumed, "swaps": True}}
+        beside = {**case, "settings": {**case["settings"], "async_save": True}, "slow_disk": True}
+        cases |= {"beside": beside, "beside-resumed": {**beside, "resumes": "beside"}}
+        cases["beside-spoilt"] = {**beside, "spoils": "checkpoint-2/trainer_state.json"}
         if kind == "ddp":
             both, lacks = ["checkpoint-2", "checkpoint-4"], "checkpoint-4/model.safetensors"
             cases["lacking"] = {**resumed, "begins": both, "lacks": lacks}
@@ -43,12 +50,14 @@ def lived(tmp_path_factory):
 def test_each_node_goes_on_from_its_own_checkpoint(lived, kind):
     found, folder = lived(kind)
     going_on = [case for case in found if case != "swapped" or not kind.startswith("zero")]
+    going_on.remove("beside-spoilt")
     for case in going_on:
         assert all("error" not in rank for rank in found[case]), found[case]
-    for step in (2, 4):
-        first, second = (
-            files_of(folder / "full" / node / "run" / f"checkpoint-{step}") for node in ("node-0", "node-1")
-        )
+    for case, step in product(("full", "beside"), (2, 4)):
+        folders = [folder / case / node / "run" / f"checkpoint-{step}" for node in ("node-0", "node-1")]
+        for place in folders:
+            assert verify(place).step == step
+        first, second = map(files_of, folders)
         shares = {name for name in first ^ second if "zero_pp_rank_" in name}
         assert first ^ second == shares
         assert {f"process-{rank}.json" for rank in (0, 1)} <= first
@@ -56,6 +65,18 @@ def test_each_node_goes_on_from_its_own_checkpoint(lived, kind):
     for weights in others:
         for name, weight in expected.items():
             torch.testing.assert_close(weights[name], weight, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "ddp" else [pytest.mark.exhaustive]) for kind in KINDS_ON_NODES]
+)
+def test_a_checkpoint_that_one_node_cannot_finish_beside_the_training_stays_on_none(lived, kind):
+    """On the second node a folder is in the place of a file when one more step has been made: it gets no manifest."""
+    found, folder = lived(kind)
+    for rank in found["beside-spoilt"]:
+        assert "checkpoint-2: not saved" in rank["error"], rank
+    for node in ("node-0", "node-1"):
+        assert checkpoints(folder / "beside-spoilt" / node / "run") == []
 
 
 @pytest.mark.exhaustive

@@ -9,7 +9,10 @@ import json
 import os
 import shutil
 import sys
+import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from transformers.distributed import DistributedConfig
 from transformers.integrations import unset_hf_deepspeed_config
 
 from oddsmith import ORPOTrainer
+from oddsmith.checkpoint import manifest
+from oddsmith.checkpoint.manifest import is_unfinished
 from oddsmith.model.logprobs.pair_tokens import PairLosses, PairTokens
 from oddsmith.system.run_folder import read_events
 from oddsmith.system.shards import own_share
@@ -91,6 +96,35 @@ class RollsBack(TrainerCallback):
             assert folder.name == f"checkpoint-{self._to}"
 
 
+class Spoils(TrainerCallback):
+    """Puts a folder in the place of a file of the second node's pending checkpoint, before that is flushed."""
+
+    def __init__(self, name: str):
+        self._file = Path("run") / name
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if os.environ["NODE_DISK"] == "node-1" and state.global_step == 3:
+            assert is_unfinished(self._file.parent)
+            self._file.unlink()
+            self._file.mkdir()
+
+
+@contextmanager
+def slow_disk(seconds: float = 0.1) -> Iterator[None]:
+    """Let flushing the files of a checkpoint take longer than several steps."""
+    flush = manifest.flush_to_disk
+
+    def flush_slowly(place: Path) -> None:
+        time.sleep(seconds if place.suffix else 0)  # a file, and no folder
+        flush(place)
+
+    manifest.flush_to_disk = flush_slowly
+    try:
+        yield
+    finally:
+        manifest.flush_to_disk = flush
+
+
 def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any]:
     """Live a case: train or evaluate, save, and say what was seen."""
     disk = os.environ.get("NODE_DISK")
@@ -102,6 +136,8 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
         return {"metrics": trainer.evaluate()}
     if case.get("evaluates_first"):
         trainer.evaluate()
+    if case.get("trains_twice"):
+        trainer.train()
     shortage = dict(case.get("shortage", {}))
     memory = Memory(**{name: value for name, value in shortage.items() if name != "after"})
     if shortage:
@@ -109,6 +145,8 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
         memory.watch(trainer, next(module for name, module in modules if name.endswith(shortage["after"])))
     if "rolls_back" in case:
         trainer.add_callback(RollsBack(trainer, **case["rolls_back"]))
+    if "spoils" in case:
+        trainer.add_callback(Spoils(case["spoils"]))
     if "limit" in case:
         trainer.add_callback(Limit(**case["limit"]))
     if "resumes" in case:
@@ -166,7 +204,8 @@ def main(folder: str) -> None:
     for name, case in cases.items():
         place = Path(folder) / name
         try:
-            found = life(place, case, processes=processes)
+            with slow_disk() if case.get("slow_disk") else nullcontext():
+                found = life(place, case, processes=processes)
         except Exception as error:  # noqa: BLE001  the test says which was expected
             traceback.print_exc()
             found = {"error": f"{type(error).__name__}: {error}"}
