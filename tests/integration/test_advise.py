@@ -9,6 +9,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from oddsmith.data.builtin import demo_pairs
 from oddsmith.data.too_long import SUGGESTED
+from oddsmith.planning.cards import FREE
 from oddsmith.usual import RULES, rule_for, table
 from tests.command import Outcome, run_here, save_model, save_rows
 from tests.tiny import ragged_pairs
@@ -147,6 +148,48 @@ def test_a_mixture_of_experts_is_advised_an_adapter(workshop, tmp_path, capsys, 
     assert done.code == 0, done.err
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8"))
     assert (recipe["use_peft"], recipe["lora_dropout"]) == (True, 0.0)  # PEFT gives experts none with dropout
+
+
+@pytest.mark.slow
+def test_padded_batches_that_do_not_fit_have_fewer_pairs_at_once(workshop, tmp_path, capsys, monkeypatch):
+    """8 pairs a step stay, also with fewer in each micro-batch; a given number is kept."""
+    monkeypatch.chdir(tmp_path)
+    wide = save_model(tmp_path / "wide", num_hidden_layers=2)
+    config = json.loads((wide / "config.json").read_text(encoding="utf-8"))
+    (wide / "config.json").write_text(json.dumps(config | {"intermediate_size": 2**18}), encoding="utf-8")
+    (wide / "model.safetensors").unlink()
+
+    def advise(*words: object) -> dict:
+        flags = ("--no-prefix-forest", "--use-peft", "--no-bf16", "--json", *words)
+        done = run_here(capsys, "advise", wide, workshop / "pairs.jsonl", *flags)
+        assert done.code == 0, done.err
+        return json.loads(done.out)["ways"]["lora"]
+
+    roomy = advise("--gpu", "80GB", "--output", "roomy.yaml")["bytes"]
+    memory = f"{(roomy['sum'] - roomy['activations'] / 4) / FREE / 1e9:.3f}GB"
+    way = advise("--gpu", memory)
+    assert way["pairs_per_microbatch"] < 8
+    assert (way["fits"], way["gradient_checkpointing"]) == (True, False)
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8"))
+    assert recipe["per_device_train_batch_size"] == recipe["per_device_eval_batch_size"] == way["pairs_per_microbatch"]
+    assert recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] == 8
+    way = advise("--gpu", memory, "--per-device-train-batch-size", 8, "--output", "kept.yaml")
+    assert (way["pairs_per_microbatch"], way["gradient_checkpointing"]) == (8, True)
+
+
+def test_a_test_split_of_the_data_set_is_used(advise, workshop, tmp_path):
+    for name, count in (("train", 80), ("test", 30)):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        save_rows(tmp_path / "data" / f"{name}.jsonl", ragged_pairs(count, seed=len(name)))
+    done = advise("--gpu", "24GB", data=tmp_path / "data")
+    assert done.code == 0, done.err
+    assert "the data set's own 30 pairs to evaluate on" in " ".join(done.out.split())
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8"))
+    assert (recipe["dataset_test_split"], recipe["eval_strategy"]) == ("test", "steps")
+    assert "test_split_size" not in recipe
+    asked = advise("--gpu", "24GB", "--test-split-size", 16, "--output", "asked.yaml", data=tmp_path / "data")
+    assert asked.code == 0, asked.err
+    assert "dataset_test_split" not in yaml.safe_load((tmp_path / "asked.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow

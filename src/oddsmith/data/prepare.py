@@ -227,10 +227,7 @@ class RowTokenizer:
         report = DataReport(self.source, "")
         if self.numbers is not None:
             numbers = [self.numbers[position] for position in numbers]
-        kept = self.kept_rows(columns, numbers, report)
-        schema = self.features.arrow_schema
-        arrays = [_column([row[name] for row in kept], schema.field(name).type) for name in schema.names]
-        return pa.table(arrays, schema), report
+        return _table(self.kept_rows(columns, numbers, report), self.pair_tokenizer), report
 
     def kept_rows(
         self, columns: Mapping[str, Sequence[Any]] | list[Any], numbers: Sequence[int], report: DataReport
@@ -265,12 +262,21 @@ class RowTokenizer:
                 return Dropped(error.reason), []
             raise _located(error, number, self.source, self.bad_rows) from error
 
-    @property
-    def features(self) -> datasets.Features:
-        """Return the columns of the result and their types."""
-        of_encoder = {"prompt_input_ids": IDS} if self.pair_tokenizer.is_encoder_decoder else {}
-        texts = dict.fromkeys(TEXT_COLUMNS, datasets.Value("string"))
-        return datasets.Features(TOKEN_COLUMNS | of_encoder | texts)
+
+def _features(pair_tokenizer: PairTokenizer) -> datasets.Features:
+    """Return the columns of tokens and their types."""
+    of_encoder = {"prompt_input_ids": IDS} if pair_tokenizer.is_encoder_decoder else {}
+    return datasets.Features(TOKEN_COLUMNS | of_encoder | dict.fromkeys(TEXT_COLUMNS, datasets.Value("string")))
+
+
+def dataset_of_rows(rows: Sequence[Mapping[str, Any]], pair_tokenizer: PairTokenizer) -> datasets.Dataset:
+    """Make a dataset of rows of ``TokenizedPair.to_row``."""
+    return _dataset(_table(rows, pair_tokenizer))
+
+
+def _table(rows: Sequence[Mapping[str, Any]], pair_tokenizer: PairTokenizer) -> pa.Table:
+    schema = _features(pair_tokenizer).arrow_schema
+    return pa.table([_column([row[name] for row in rows], schema.field(name).type) for name in schema.names], schema)
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -322,7 +328,7 @@ def _tokenized_stream(
     rows: datasets.IterableDataset, tokenize: RowTokenizer, report: DataReport
 ) -> datasets.IterableDataset:
     """Return the kept rows as they are read; the first epoch counts them in ``report``."""
-    features = tokenize.features
+    features = _features(tokenize.pair_tokenizer)
 
     def tokenize_batch(columns: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         kept = tokenize.kept_rows(columns, numbers, report)

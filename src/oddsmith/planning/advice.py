@@ -35,6 +35,20 @@ class Advised(NamedTuple):
     source: str = ""
 
 
+class OwnSplit(NamedTuple):
+    """The test split that a data set has of its own."""
+
+    name: str
+    pairs: int
+    refusal: str = ""  # why it cannot be evaluated on
+
+    @property
+    def obstacle(self) -> str:
+        """Return why it is not used, empty where it is."""
+        few = f"its own split {self.name} has {self.pairs} pairs" if self.pairs < LEAST_HELD_OUT else ""
+        return f"its own split {self.name} cannot be used: {self.refusal}" if self.refusal else few
+
+
 @dataclass(frozen=True)
 class Lengths:
     """The lengths of pairs: of the longer sequence of each, in tokens."""
@@ -102,6 +116,7 @@ def advise_settings(
     per_device: int,
     accumulation: int,
     given: dict[str, Any],
+    own: OwnSplit | None = None,
 ) -> list[Advised]:
     """Return the settings of a recipe in the order of the file, without those that are given.
 
@@ -113,9 +128,10 @@ def advise_settings(
         training: ``FULL``, ``LORA`` or ``LORA_4BIT`` of usual.py.
         why_training: In words.
         choice: The way that was planned.
-        per_device: Pairs of a process in a micro-step.
-        accumulation: Micro-steps in a step.
+        per_device: Pairs of a process in a micro-batch, before it is made to fit (``choice.pairs``).
+        accumulation: Micro-batches in a step.
         given: Settings that the user has decided; what follows from them follows.
+        own: The test split of the data set, if it has one.
 
     Returns:
         The settings.
@@ -138,7 +154,7 @@ def advise_settings(
     found.append(
         Advised("max_length", max_length, f"{share}; the longest has {int(lengths.tokens[-1]):,} tokens{most}")
     )
-    found += _of_evaluation(rows, given)
+    found += _of_evaluation(rows, given, own)
     return [one for one in found if one.setting not in given]
 
 
@@ -168,25 +184,38 @@ def _of_training(training: str, why: str, choice: Choice, given: dict[str, Any])
 
 
 def _of_steps(rows: int, choice: Choice, per_device: int, accumulation: int, given: dict[str, Any]) -> list[Advised]:
-    ranks = choice.sharing.ranks
+    ranks, of_process = choice.sharing.ranks, per_device * accumulation
     rule = rule_for("pairs a step", rows=rows)
-    pairs = per_device * accumulation * ranks
-    how = "" if ranks == 1 else f", {per_device * accumulation} on each of {ranks}"
-    why = rule.why if pairs == rule.value else f"{rule.value} are usual"
-    found = [Advised("per_device_train_batch_size", per_device, f"{pairs} pairs a step{how}; {why}", rule.source)]
+    pairs = of_process * ranks
+    how = "" if ranks == 1 else f", {of_process} on each of {ranks}"
+    why = f"{pairs} pairs a step{how}; {rule.why if pairs == rule.value else f'{rule.value} are usual'}"
+    found = [Advised("per_device_train_batch_size", choice.pairs, why, rule.source)]
+    if choice.pairs < per_device:
+        found = [
+            Advised("per_device_train_batch_size", choice.pairs, f"of {of_process} in a step; more do not fit at once"),
+            Advised("gradient_accumulation_steps", of_process // choice.pairs, why, rule.source),
+            Advised("per_device_eval_batch_size", choice.pairs, "as in training, so that an evaluation fits"),
+        ]
     rule = rule_for("num_train_epochs", rows=rows)
     if given.get("max_steps", -1) <= 0:  # which would count instead
         found.append(Advised("num_train_epochs", rule.value, f"for {rows:,} pairs; {rule.why}", rule.source))
     return found
 
 
-def _of_evaluation(rows: int, given: dict[str, Any]) -> list[Advised]:
+def _of_evaluation(rows: int, given: dict[str, Any], own: OwnSplit | None) -> list[Advised]:
     """Return when to evaluate and to save: at the same steps, as the best weights can be taken only so."""
     rule, often = rule_for("held out", rows=rows), rule_for("eval_steps")
     found, count, save = [], held_out(rows), given.get("save_strategy", "steps")
     names_pairs = not {"test_split_size", "eval_dataset_name", "eval_strategy"}.isdisjoint(given)
-    if count and not names_pairs:
-        found.append(Advised("test_split_size", count, f"pairs held out: {rule.value:.0%} {rule.why}", rule.source))
+    if own is not None and not own.obstacle and not names_pairs:
+        names_pairs, few = True, own.pairs <= MOST_HELD_OUT or "[" in own.name
+        of = f"{own.pairs:,} pairs" if few else f"first {MOST_HELD_OUT} of {own.pairs:,} pairs"
+        why = f"the data set's own {of} to evaluate on, so that none is cut off"
+        split = own.name if few else f"{own.name}[:{MOST_HELD_OUT}]"
+        found.append(Advised("dataset_test_split", split, why, "" if few else rule_for("held out").source))
+    elif count and not names_pairs:
+        why = f"pairs held out: {rule.value:.0%} {rule.why}{'; ' + own.obstacle if own else ''}"
+        found.append(Advised("test_split_size", count, why, rule.source))
     evaluated = given.get("eval_strategy", ("epoch" if save == "epoch" else "steps") if count or names_pairs else "no")
     regular = Advised("eval_steps", often.value, often.why, often.source)
     if evaluated != "no":

@@ -22,6 +22,7 @@ from ..model.loading.place import is_adapter_folder, is_gguf, locate
 from ..model.loading.setup import default_dtype, run_dtype
 from ..model.logprobs.attention.cpu import saved_weights
 from ..model.logprobs.padded import unwrap
+from ..model.logprobs.paths import PaddedPath
 from ..model.logprobs.token_budget import EFFICIENT_TOKENS, MAX_TOKENS, MIN_TOKENS, USABLE, share
 from .activations import StepCost, step_cost
 from .cards import CUDA_BYTES, FREE, NCCL_BYTES, Card
@@ -87,6 +88,7 @@ class Choice:
     memory: RankMemory
     fits: bool
     max_tokens: int | None  # of a micro-batch
+    pairs: int  # of a process in a micro-batch, where no number of tokens bounds it
     largest_tokens: int
     step: StepTime | None
     is_recipe: bool
@@ -125,6 +127,7 @@ def plan_recipe(
     *,
     total: int | None,
     is_fixed: bool = True,
+    may_split: bool = False,
 ) -> Plan:
     """Predict a recipe.
 
@@ -137,6 +140,8 @@ def plan_recipe(
         total: Pairs of which ``rows`` are a sample; ``None``: they are all.
         is_fixed: Whether the recipe is planned as it is; otherwise, like the others, with gradient checkpointing where
             it does not fit without.
+        may_split: Whether micro-batches that do not fit, and that no number of tokens bounds, are planned with fewer
+            pairs, and with more of them a step.
 
     Returns:
         The plan.
@@ -152,9 +157,11 @@ def plan_recipe(
         for sharing in _sharings(training, machine, recipe_sharing):
             is_recipe = training == recipe_way and sharing.kind == recipe_sharing.kind
             used = recipe_sharing if is_recipe else sharing
-            choice = planner.choice(way, used, checkpointing=args.gradient_checkpointing, is_recipe=is_recipe)
-            if not (choice.fits or args.gradient_checkpointing or (is_recipe and is_fixed)):
-                choice = planner.choice(way, used, checkpointing=True, is_recipe=is_recipe)
+            both = not (args.gradient_checkpointing or (is_recipe and is_fixed))
+            for checkpointing in (False, True) if both else (args.gradient_checkpointing,):
+                choice = planner.choice(way, used, checkpointing=checkpointing, is_recipe=is_recipe, split=may_split)
+                if choice.fits:
+                    break
             choices.append(choice)
     recipe = next(choice for choice in choices if choice.is_recipe)
     way = ways[recipe_way]
@@ -163,7 +170,7 @@ def plan_recipe(
         machine,
         recipe,
         tuple(choices),
-        planner.efficiency(cost, recipe.max_tokens),
+        planner.efficiency(cost, recipe.max_tokens, recipe.pairs),
         cost.path,
         cost.reason,
         way.sizes.trained_numbers,
@@ -267,21 +274,20 @@ class _Planner:
     def __init__(self, args: ORPOConfig, rows: Any, machine: Machine, total: int | None, *, seq2seq: bool):
         self._args, self._rows, self._machine, self._seq2seq = args, rows, machine, seq2seq
         self._columns = {name: rows[name] for name in rows.column_names if not name.endswith("input_ids")}
-        self._found: dict[tuple[str, int | None], Efficiency] = {}
+        self._found: dict[tuple[str, int | None, int], Efficiency] = {}
         self._total = total
 
-    def efficiency(self, cost: StepCost, max_tokens: int | None) -> Efficiency:
-        """Return what the steps are like in micro-batches of so many tokens."""
-        args, key = self._args, (cost.path, max_tokens)
+    def efficiency(self, cost: StepCost, max_tokens: int | None, pairs: int) -> Efficiency:
+        """Return what the steps are like in micro-batches of so many tokens, or pairs; those of a step stay."""
+        args, key = self._args, (cost.path, max_tokens, pairs)
         if key not in self._found:
-            shape = StepShape(
-                args.per_device_train_batch_size, args.gradient_accumulation_steps, self._machine.ranks, max_tokens
-            )
+            micro_batches = args.per_device_train_batch_size * args.gradient_accumulation_steps // pairs
+            shape = StepShape(pairs, micro_batches, self._machine.ranks, max_tokens)
             found = efficiency_of(
                 self._rows,
                 self._lengths(cost),
                 shape,
-                packed=cost.path != "padded batches",
+                packed=cost.path != PaddedPath.name,
                 strategy=str(args.train_sampling_strategy),
                 grouped_by=lengths_of(self._columns, "sequence", shared_prompt_from=0).tokens,
                 seed=args.seed if args.data_seed is None else args.data_seed,
@@ -300,8 +306,21 @@ class _Planner:
             shared_prompt_from=cost.shared_prompt_from,
         )
 
-    def choice(self, way: _Way, sharing: Sharing, *, checkpointing: bool, is_recipe: bool) -> Choice:
-        """Return what a way takes where it is shared like this."""
+    def choice(self, way: _Way, sharing: Sharing, *, checkpointing: bool, is_recipe: bool, split: bool) -> Choice:
+        """Return what a way takes where it is shared like this.
+
+        With ``split`` a micro-batch that no number of tokens bounds has as many pairs as fit, of the numbers that
+        divide the recipe's.
+        """
+        most, is_padded = self._args.per_device_train_batch_size, way.cost(checkpointing).path == PaddedPath.name
+        is_split = split and (is_padded or self._args.max_tokens_per_microbatch is None)
+        for pairs in [n for n in range(most, 0, -1) if most % n == 0] if is_split else [most]:
+            found = self._choice(way, sharing, pairs, checkpointing=checkpointing, is_recipe=is_recipe)
+            if found.fits:
+                break
+        return found
+
+    def _choice(self, way: _Way, sharing: Sharing, pairs: int, *, checkpointing: bool, is_recipe: bool) -> Choice:
         machine, args = self._machine, self._args
         cost = way.cost(checkpointing)
         compute_bytes = run_dtype(args).itemsize
@@ -311,7 +330,7 @@ class _Planner:
         # A quantised weight is written out to be multiplied by.
         written = compute_bytes * way.sizes.largest_linear
         max_tokens, head_bytes = self._budget(cost, held, way.sizes, sharing, cost.on_top + written)
-        plan = self.efficiency(cost, max_tokens)
+        plan = self.efficiency(cost, max_tokens, pairs)
         saved = 0
         if cost.attention_weight:
             saved = saved_weights(forest_batch([self._rows[i] for i in plan.largest], "sequence")["forest"])
@@ -335,6 +354,7 @@ class _Planner:
             memory,
             memory.total <= machine.usable,
             max_tokens,
+            pairs,
             plan.largest_tokens,
             step,
             is_recipe,
@@ -345,7 +365,7 @@ class _Planner:
     ) -> tuple[int | None, int]:
         """Return the tokens of a micro-batch and the bytes of its head, as ``token_budget`` would choose them there."""
         machine, asked = self._machine, self._args.max_tokens_per_microbatch
-        if cost.path == "padded batches":
+        if cost.path == PaddedPath.name:
             return None, 0
         kind = "cuda" if machine.on_gpu else "cpu"
         trained = sizes.trained_bytes / (sharing.parts if sharing.kind in (FSDP2, ZERO_3) else 1)

@@ -5,7 +5,7 @@ import pytest
 
 from oddsmith import ORPOConfig
 from oddsmith.errors import ConfigError
-from oddsmith.planning.advice import Lengths, advise_settings, best_ways, chosen_way, held_out, pairs_per_step
+from oddsmith.planning.advice import Lengths, OwnSplit, advise_settings, best_ways, chosen_way, held_out, pairs_per_step
 from oddsmith.planning.cards import CARDS, gpus_of
 from oddsmith.planning.ranks import ALONE, DDP, FSDP2, ZERO_3, RankMemory, Sharing
 from oddsmith.planning.recipe import ALL_WEIGHTS, LORA, LORA_4BIT, Choice
@@ -13,9 +13,11 @@ from oddsmith.planning.recipe import ALL_WEIGHTS, LORA, LORA_4BIT, Choice
 NO_MEMORY = RankMemory(0, 0, 0, 0, 0, 0)
 
 
-def way(training: str, *, fits: bool = True, kind: str = ALONE, checkpointing: bool = False, size: float = 1) -> Choice:
+def way(
+    training: str, *, fits: bool = True, kind: str = ALONE, checkpointing: bool = False, size: float = 1, pairs: int = 8
+) -> Choice:
     memory = replace_memory(size)
-    return Choice(training, Sharing(kind, 1), checkpointing, memory, fits, None, 0, None, False)
+    return Choice(training, Sharing(kind, 1), checkpointing, memory, fits, None, pairs, 0, None, False)
 
 
 def replace_memory(size: float) -> RankMemory:
@@ -80,7 +82,7 @@ def test_an_x_may_be_part_of_a_name():
             gpus_of(text)
 
 
-def advised(rows: int = 80, accumulation: int = 1, **given) -> dict:
+def advised(rows: int = 80, accumulation: int = 1, pairs: int = 8, own: OwnSplit | None = None, **given) -> dict:
     """Return name -> what is advised of a small run by LoRA."""
     lengths = Lengths(np.arange(1, 101), None)
     found = advise_settings(
@@ -90,10 +92,11 @@ def advised(rows: int = 80, accumulation: int = 1, **given) -> dict:
         max_length=128,
         training="lora",
         why_training="as asked",
-        choice=way(LORA),
+        choice=way(LORA, pairs=pairs),
         per_device=8,
         accumulation=accumulation,
         given=given,
+        own=own,
     )
     return {one.setting: one for one in found}
 
@@ -137,3 +140,28 @@ def test_what_follows_from_a_given_setting_follows():
     assert (with_pairs["eval_strategy"].value, "test_split_size" in with_pairs) == ("steps", False)
     pairs = advised(accumulation=4, gradient_accumulation_steps=4)["per_device_train_batch_size"]
     assert pairs.why == "32 pairs a step; 8 are usual"
+
+
+def test_fewer_pairs_at_once_leave_the_pairs_of_a_step():
+    found = advised(pairs=2)
+    assert (found["per_device_train_batch_size"].value, found["gradient_accumulation_steps"].value) == (2, 4)
+    assert found["gradient_accumulation_steps"].why == "8 pairs a step; so that few pairs make enough steps"
+    assert found["per_device_eval_batch_size"].value == 2
+    assert "gradient_accumulation_steps" not in advised()
+
+
+def test_a_test_split_of_its_own_is_evaluated_on_unless_it_is_useless():
+    found = advised(own=OwnSplit("test", 2_000))
+    assert found["dataset_test_split"].value == "test[:500]"
+    assert found["dataset_test_split"].why.startswith("the data set's own first 500 of 2,000 pairs to evaluate on")
+    assert ("test_split_size" in found, found["eval_strategy"].value) == (False, "steps")
+    assert advised(20, own=OwnSplit("test", 30))["dataset_test_split"].value == "test"  # too few to cut some off
+    assert advised(own=OwnSplit("test[10%:]", 2_000))["dataset_test_split"].value == "test[10%:]"
+    for own, why in (
+        (OwnSplit("test", 3), "its own split test has 3 pairs"),
+        (OwnSplit("test", 40, "row 3: no answers"), "its own split test cannot be used: row 3: no answers"),
+    ):
+        found = advised(own=own)
+        assert (found["test_split_size"].value, "dataset_test_split" in found) == (16, False)
+        assert found["test_split_size"].why.endswith(f"; {why}")
+    assert "dataset_test_split" not in advised(own=OwnSplit("test", 40), eval_dataset_name="held.jsonl")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import ConfigError, RowError
 from ...system.files import replacing
@@ -24,8 +24,8 @@ from .train.command import offering_columns, require_names
 
 if TYPE_CHECKING:
     from ...data.checks.survey import Survey
-    from ...data.sources import RunRows
-    from ...planning.advice import Advised, Lengths
+    from ...data.limits import ModelLimits
+    from ...planning.advice import Advised, Lengths, OwnSplit
     from ...planning.cards import Gpu
     from ...planning.recipe import Choice, Machine, Plan
     from ..parsing.resolve import Settings
@@ -114,11 +114,9 @@ def _advice(resolved: Resolved, given: Mapping[str, Setting], output: Path, gpu:
         resolved.settings["max_length"] = Setting(None, ADVISED)  # lengths are those of whole pairs
         settings = settings_on(resolved, gpu, asked)
         machine = machine_of(gpu, settings, gpus=gpus, nodes=1)
-    lengths, survey, rows = _read(settings)
-    max_length = given["max_length"].value if "max_length" in given else None
-    max_length = max_length or lengths.max_length
-    train = _rehearsed(resolved, settings, rows, max_length, gpu, asked)
-    kept = round(len(rows[0]) * train.report.kept / max(train.report.rows, 1))
+    train, own, lengths, max_length, survey = _read(settings, given)
+    resolved.settings["max_length"] = Setting(max_length, ADVISED)
+    kept = _kept(train)
     if "per_device_train_batch_size" not in given:
         resolved.settings["per_device_train_batch_size"] = Setting(
             pairs_per_step(kept, machine.ranks * settings.orpo.gradient_accumulation_steps), ADVISED
@@ -143,6 +141,7 @@ def _advice(resolved: Resolved, given: Mapping[str, Setting], output: Path, gpu:
             per_device=settings.orpo.per_device_train_batch_size,
             accumulation=settings.orpo.gradient_accumulation_steps,
             given={name: setting.value for name, setting in given.items()},
+            own=own,
         )
         if train.refusal is not None and "bad_rows" not in given:
             found.append(
@@ -151,52 +150,88 @@ def _advice(resolved: Resolved, given: Mapping[str, Setting], output: Path, gpu:
     model, data = (str(resolved.settings[name].value) for name in NAMED)
     words = ["oddsmith", "train", str(output)] + (["--num-processes", str(gpus)] if gpus > 1 else [])
     return Advice(
-        model, data, train, kept, survey, lengths, max_length, plan, ways, training, found, given, output,
-        shlex.join(words),
+        model, data, train, kept, survey, lengths, max_length, plan, ways,
+        settings.orpo.per_device_train_batch_size, training, found, given, output, shlex.join(words),
     )  # fmt: skip
 
 
-def _read(settings: Settings) -> tuple[Lengths, Survey, RunRows]:
-    """Return the lengths of the pairs before anything is cut, their faults, and the rows."""
-    import numpy as np
+class _Read(NamedTuple):
+    """What the pairs are like."""
 
+    train: Rehearsed  # as the run will have them
+    own: OwnSplit | None
+    lengths: Lengths  # before anything is cut
+    max_length: int
+    survey: Survey
+
+
+def _read(settings: Settings, given: Mapping[str, Setting]) -> _Read:
+    """Tokenize the pairs, once, and choose ``max_length``; invalid rows are to be left out, and counted."""
     from ...data.checks.survey import survey
-    from ...model.loading.outline import outlined_limits
-    from ...planning.advice import Lengths
-    from .train.assembly import load_its_tokenizer, read_rows
+    from .train.assembly import read_rows
     from .train.rehearsal import rehearse
+
+    found: list[Lengths] = []
+
+    def choose(tokens: Any, limits: ModelLimits | None) -> int:
+        found.append(_lengths(tokens, None if limits is None else limits.positions))
+        asked = given["max_length"].value if "max_length" in given else None
+        return int(asked or found[0].max_length)
 
     with offering_columns(settings):
         rows = read_rows(settings)
-        train = rehearse(settings, full=False, rows=rows)[0]["train"]
-    if not train.report.kept:
+        own = _own_rows(settings, given)
+        sets = rehearse(settings, full=False, rows=rows._replace(evaluation=own) if own else rows, choose_length=choose)
+    train = sets[0]["train"]
+    if not found:
         raise train.refusal or ConfigError(f"{settings.data.dataset_name}: no pair is kept; {train.lines()[0]}")
-    tokens = train.tokens
+    if train.refusal is not None and not isinstance(train.refusal, RowError):
+        raise train.refusal
+    checked = rows.train if len(rows.train) <= CHECKED_ROWS else _first(rows.train, CHECKED_ROWS)
+    with counting("checking", "rows", len(checked)) as on_rows:
+        faults = survey(checked, on_rows=on_rows, processes=1 if len(checked) < ROWS_FOR_PROCESSES else None)
+    split = _own_split(settings, sets[0]["eval"]) if own else None
+    return _Read(train, split, found[0], train.report.max_length or found[0].max_length, faults)
+
+
+def _lengths(tokens: Any, positions: int | None) -> Lengths:
+    import numpy as np
+
+    from ...planning.advice import Lengths
+
     ends = np.maximum(np.asarray(tokens["chosen_end"]), np.asarray(tokens["rejected_end"]))
     if "prompt_input_ids" in tokens.column_names:  # an encoder's, which max_length bounds
         ends = np.asarray([len(ids) for ids in tokens["prompt_input_ids"]])
-    limits = outlined_limits(str(settings.model.model_name_or_path), load_its_tokenizer(settings))
-    checked = rows.train if len(rows.train) <= CHECKED_ROWS else _first(rows.train, CHECKED_ROWS)
-    with counting("checking", "rows", len(checked)) as on_rows:
-        found = survey(checked, on_rows=on_rows, processes=1 if len(checked) < ROWS_FOR_PROCESSES else None)
-    return Lengths(np.sort(ends), limits.positions if limits is not None else None), found, rows
+    return Lengths(np.sort(ends), positions)
+
+
+def _own_rows(settings: Settings, given: Mapping[str, Setting]) -> Any:
+    """Return the rows of the data set's own test split; ``None`` where it has none, or others are named."""
+    from ...data.sources import has_split, load_rows
+
+    data = settings.data
+    name, split = str(data.dataset_name), data.dataset_test_split
+    if {"test_split_size", "eval_dataset_name", "eval_strategy"} & set(given):
+        return None
+    if not has_split(name, split, data.dataset_config):
+        return None
+    with working("reading the test split"):
+        return load_rows(name, config=data.dataset_config, split=split, columns=data.columns)
+
+
+def _own_split(settings: Settings, found: Rehearsed) -> OwnSplit:
+    from ...planning.advice import OwnSplit
+
+    return OwnSplit(settings.data.dataset_test_split, _kept(found), str(found.refusal or ""))
+
+
+def _kept(found: Rehearsed) -> int:
+    """Return how many pairs a run will keep, of a sample about how many."""
+    return round((found.rows or 0) * found.report.kept / max(found.report.rows, 1))
 
 
 def _first(rows: Any, count: int) -> Any:
     return rows[:count] if isinstance(rows, list) else rows.select(range(count))
-
-
-def _rehearsed(
-    resolved: Resolved, settings: Settings, rows: RunRows, max_length: int, gpu: Gpu | None, asked: Mapping[str, Any]
-) -> Rehearsed:
-    """Tokenize as the run will; invalid rows are to be left out, and counted."""
-    from .train.rehearsal import rehearse
-
-    resolved.settings["max_length"] = Setting(max_length, ADVISED)
-    train = rehearse(settings_on(resolved, gpu, asked), full=False, rows=rows)[0]["train"]
-    if train.refusal is not None and not isinstance(train.refusal, RowError):
-        raise train.refusal
-    return train
 
 
 def _plan(settings: Settings, given: Mapping[str, Setting], train: Rehearsed, machine: Machine, rows: int) -> Plan:
@@ -210,7 +245,10 @@ def _plan(settings: Settings, given: Mapping[str, Setting], train: Rehearsed, ma
         base = replace(base, lora_dropout=LORA_DROPOUT)
     sharing = Sharing(DDP if machine.ranks > 1 else ALONE, machine.ranks, on_gpu=machine.on_gpu)
     total = None if train.is_whole else rows
-    return plan_recipe(settings.orpo, base, train.tokens, machine, sharing, total=total, is_fixed=False)
+    return plan_recipe(
+        settings.orpo, base, train.tokens, machine, sharing, total=total, is_fixed=False,
+        may_split={"per_device_train_batch_size", "gradient_accumulation_steps"}.isdisjoint(given),
+    )  # fmt: skip
 
 
 def _usable(gpu: Gpu | None) -> list[str]:

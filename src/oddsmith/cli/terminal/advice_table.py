@@ -40,6 +40,7 @@ class Advice(NamedTuple):
     max_length: int
     plan: Plan
     ways: Mapping[str, Choice]
+    per_device: int  # pairs of a process in a micro-batch, where they fit
     training: str | None  # of usual.py; None: nothing fits
     settings: Sequence[Advised]
     given: Mapping[str, Setting]
@@ -147,7 +148,9 @@ def _row(found: Advice, training: str, choice: Choice) -> str:
     usable = found.plan.machine.usable / GB
     step = "-" if choice.step is None else f"{choice.step.middle_s:.2g}"
     fits = "fits" if choice.fits else "does not fit"
-    how = f"{fits}, with gradient_checkpointing" if choice.checkpointing else fits
+    ways = ["gradient_checkpointing"] if choice.checkpointing else []
+    ways += [f"{counted(choice.pairs, 'pair')} at once"] if choice.pairs < found.per_device else []
+    how = f"{fits}, with {' and '.join(ways)}" if ways else fits
     mark = ">" if training == found.training else " "
     return f"{mark} {name_of(choice):<26}{choice.memory.total / GB:>10.1f}{usable:>7.1f}{step:>8}  {how}"
 

@@ -159,6 +159,7 @@ def choice_values(choice: Choice) -> dict[str, Any]:
         "fits": choice.fits,
         "bytes": {**memory, "sum": int(choice.memory.total)},
         "max_tokens_per_microbatch": choice.max_tokens,
+        "pairs_per_microbatch": choice.pairs if choice.max_tokens is None else None,
         "largest_microbatch_tokens": choice.largest_tokens,
         "step_s": None if step is None else {"from": step.lower_s, "to": step.upper_s, "exchange": step.exchange_s},
         "tokens_per_s": None if step is None else step.tokens_per_s,

@@ -8,7 +8,18 @@ splits    ``train``, ``test[:100]``, and which files of a folder hold them
 mixture   several datasets as one
 """
 
-from .loading import FileRows, Rows, RunRows, batches, is_local, load_datasets, load_rows, numbered_rows, open_rows
+from .loading import (
+    FileRows,
+    Rows,
+    RunRows,
+    batches,
+    has_split,
+    is_local,
+    load_datasets,
+    load_rows,
+    numbered_rows,
+    open_rows,
+)
 from .naming import offering
 
 __all__ = [
@@ -16,6 +27,7 @@ __all__ = [
     "Rows",
     "RunRows",
     "batches",
+    "has_split",
     "is_local",
     "load_datasets",
     "load_rows",

@@ -29,8 +29,8 @@ from .files import PARQUET, Row, kind_of_file, read_rows, require_path
 from .json_lines import JsonLines, large_rows
 from .mixture import Share, mix, mix_streams, parse_mixture, shares_of, weights_of
 from .naming import Columns, columns_there, named_row, parse_columns, with_names
-from .splits import Split, files_of
-from .tables import is_saved_dataset, read_hub, read_parquet, read_saved
+from .splits import Split, files_of, folder_splits
+from .tables import hub_splits, is_saved_dataset, read_hub, read_parquet, read_saved, saved_splits
 
 if TYPE_CHECKING:
     import datasets
@@ -194,6 +194,22 @@ def load_datasets(arguments: ScriptArguments, *, seed: int, evaluate: bool) -> R
     evaluation = _evaluation_rows(arguments) if evaluate else None
     train, shares = _training_rows(arguments, seed)
     return RunRows(train, evaluation, shares)
+
+
+def has_split(name: str, split: str, config: str | None = None) -> bool:
+    """Return whether a dataset has a split, or the one that a slice is of, beside others.
+
+    A single file, or the only split of a saved dataset, is read for any name, and has none. Of a hub dataset a split
+    was read before.
+    """
+    wanted, path = re.split(r"[\[+]", split.strip())[0], Path(name).expanduser()
+    if name.startswith(BUILTIN):
+        return wanted in HOUSE_STYLE_SPLITS
+    if not is_local(name):
+        return wanted in hub_splits(name, config)
+    if not path.is_dir():
+        return False
+    return wanted in (saved_splits(path) if is_saved_dataset(path) else folder_splits(path))
 
 
 def hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:

@@ -70,7 +70,18 @@ def _position(bound: str | None, total: int) -> int | None:
 def files_of(folder: Path, split: Split) -> list[Path]:
     """Return the data files of a folder and its subfolders that hold a split, sorted by path and at least one.
 
-    Hidden files and folders are left out. A folder without data, or without such a split, is a ``DataError``.
+    A folder without data, or without such a split, is a ``DataError``.
+    """
+    splits = folder_splits(folder)
+    if split.name not in splits:
+        raise DataError(f"{folder}: no split {split.name!r}; found {', '.join(sorted(splits))}")
+    return splits[split.name]
+
+
+def folder_splits(folder: Path) -> dict[str, list[Path]]:
+    """Return the data files of a folder and its subfolders by the split that they hold, sorted by path.
+
+    Hidden files and folders are left out. A folder without data is a ``DataError``.
     """
     paths = [
         path
@@ -86,10 +97,7 @@ def files_of(folder: Path, split: Split) -> list[Path]:
     for path in paths:
         for name in _split_names(path.relative_to(folder)):
             splits.setdefault(name, []).append(path)
-    splits = splits or {"train": paths}
-    if split.name not in splits:
-        raise DataError(f"{folder}: no split {split.name!r}; found {', '.join(sorted(splits))}")
-    return splits[split.name]
+    return splits or {"train": paths}
 
 
 def _split_names(path: Path) -> Sequence[str]:

@@ -124,9 +124,8 @@ def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
     """
     import datasets
 
-    place = folder
-    if (folder / "dataset_dict.json").is_file():
-        splits = _names_in(folder / "dataset_dict.json", lambda value: value["splits"])
+    place, splits = folder, saved_splits(folder)
+    if splits:
         if split.name not in splits:
             raise DataError(f"{folder}: no split {split.name!r}; found {', '.join(splits)}")
         place = folder / split.name
@@ -135,6 +134,12 @@ def read_saved(folder: Path, split: Split, *, streaming: bool) -> Table:
         require_sound([place / name for name in files], "arrow")
         saved = datasets.load_from_disk(str(place))
     return saved.to_iterable_dataset() if streaming else saved
+
+
+def saved_splits(folder: Path) -> list[str]:
+    """Return the names of the splits in a folder that ``save_to_disk`` wrote; empty where there is only one."""
+    file = folder / "dataset_dict.json"
+    return _names_in(file, lambda value: value["splits"]) if file.is_file() else []
 
 
 def _names_in(file: Path, names_of: Callable[[Any], Any]) -> list[str]:
@@ -172,6 +177,14 @@ def read_hub(name: str, config: str | None, split: str, *, streaming: bool) -> T
             return datasets.load_dataset(name, config, split=split, streaming=True)
         builder = datasets.load_dataset_builder(name, config)
         return _built(builder, split, lambda: _inspected_downloads(builder))
+
+
+def hub_splits(name: str, config: str | None) -> list[str]:
+    """Return the splits of a hub dataset of which one was read before; errors are those of ``read_hub``."""
+    import datasets
+
+    with _one_line_errors(f"dataset {name!r}: its splits are not known", "name one with dataset_test_split"):
+        return list(datasets.load_dataset_builder(name, config).info.splits or ())
 
 
 def _inspected_downloads(builder: Any) -> int:

@@ -29,7 +29,7 @@ Source: prefix, BOS and EOS for strings as in TRL 1.16, ``trl/experimental/orpo`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,18 @@ from ..formats.messages import SYSTEM_ROLES, is_blank
 from ..formats.values import common_prefix_length
 from .pieces import ids_of_pieces, ids_of_texts
 from .rendering import RenderedPair, Renderer, Rendering, tokenizer_name
-from .tokenized import Dropped, DropReason, Form, Lengths, TokenizedPair, Tokens, cut_pair, same_targets, tokenized_pair
+from .tokenized import (
+    TEXT_COLUMNS,
+    Dropped,
+    DropReason,
+    Form,
+    Lengths,
+    TokenizedPair,
+    Tokens,
+    cut_pair,
+    same_targets,
+    tokenized_pair,
+)
 from .words import KnownWords
 
 DEFAULT_COMPLETION_LENGTH = 128  # tokens, for encoder-decoder models, as in TRL
@@ -272,6 +283,17 @@ class PairTokenizer:
         if same_targets(*cut):
             return Dropped(DropReason.IDENTICAL_AFTER_CUT, Lengths.of(chosen, rejected))
         return tokenized_pair((chosen, rejected), cut, prompt_cut=cut[0].prompt_tokens < chosen.prompt_tokens)
+
+    def fit_again(self, row: Mapping[str, Any]) -> TokenizedPair | Dropped:
+        """Return the pair of a row of tokens (``TokenizedPair.to_row``) that was not cut, within ``max_length``."""
+        parts = ("input_ids", "prompt_tokens", "end", "gaps")
+        sides = ([row[f"{side}_{part}"] for part in parts] for side in ("chosen", "rejected"))
+        chosen, rejected = (Tokens(ids, prompt_tokens, end, tuple(gaps)) for ids, prompt_tokens, end, gaps in sides)
+        if self.is_encoder_decoder:
+            outcome = self._fit_encoder_decoder(list(row["prompt_input_ids"]), chosen.ids, rejected.ids)
+        else:
+            outcome = self._fit(chosen, rejected)
+        return outcome if isinstance(outcome, Dropped) else replace(outcome, texts=tuple(row[n] for n in TEXT_COLUMNS))
 
     def _encode_encoder_decoder(self, pairs: Sequence[RenderedPair]) -> list[TokenizedPair | Dropped]:
         texts = [self._encoder_decoder_texts(pair) for pair in pairs]

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from itertools import islice
+from types import SimpleNamespace
 
 import datasets
 import pytest
 
 from oddsmith.config import ScriptArguments
 from oddsmith.data.builtin import demo_pairs
-from oddsmith.data.sources.loading import hold_out, load_datasets, load_rows
+from oddsmith.data.sources.loading import has_split, hold_out, load_datasets, load_rows
 from oddsmith.data.sources.splits import Split
 from oddsmith.errors import ConfigError, DataError
 
@@ -253,6 +254,26 @@ def test_a_split_that_cannot_be_is_named(tmp_path):
 
 def test_a_slice_covers_every_row_once():
     assert [*Split.parse("a[:33%]").rows_of(10), *Split.parse("a[33%:]").rows_of(10)] == list(range(10))
+
+
+def test_a_dataset_has_the_splits_that_its_parts_name(tmp_path, monkeypatch):
+    table = datasets.Dataset.from_list(ROWS)
+    one, two = tmp_path / "one", tmp_path / "two"
+    table.save_to_disk(str(one))
+    datasets.DatasetDict(train=table, test=table.select([3])).save_to_disk(str(two))
+    files = tmp_path / "files"
+    write_rows(files / "train.jsonl", ROWS[:2])
+    write_rows(files / "test_prefs.jsonl", ROWS[2:3])
+    whole = {name: has_split(str(name), "test") for name in (one, two, files, files / "train.jsonl")}
+    assert whole == {one: False, two: True, files: True, files / "train.jsonl": False}
+    assert has_split(str(files), "test_prefs[:50%]")
+    assert not has_split(str(files), "validation")
+    assert has_split("builtin:house-style", "test[:3]")
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, config: BUILDERS[name, config])
+    assert [has_split("a/b", split, "small") for split in ("test", "test[:3]+train", "dev")] == [True, True, False]
+
+
+BUILDERS = {("a/b", "small"): SimpleNamespace(info=SimpleNamespace(splits={"train": 1, "test": 2}))}
 
 
 def test_the_demo_pairs_have_a_name():

@@ -5,7 +5,7 @@ The rows are read, recognised, rendered and tokenized by the code of the run. A 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +16,7 @@ from ....data.checks.example import Example, example_of
 from ....data.formats import to_pair
 from ....data.limits import ModelLimits, readable
 from ....data.prepare import prepare, require_pairs
+from ....data.refit import refit
 from ....data.tokens.pair_tokenizer import PairTokenizer
 from ....errors import DataError, RowError
 from ....model.loading.outline import outlined_limits
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ....data.sources.mixture import Share
 
 SAMPLE_ROWS = 1_000  # about a second of work
+ChooseLength = Callable[[Any, "ModelLimits | None"], int]  # of whole pairs, a ``datasets.Dataset``, and the model
 
 
 class Rehearsed(NamedTuple):
@@ -54,7 +56,7 @@ class Rehearsed(NamedTuple):
 
 
 def rehearse(
-    settings: Settings, *, full: bool, rows: RunRows | None = None
+    settings: Settings, *, full: bool, rows: RunRows | None = None, choose_length: ChooseLength | None = None
 ) -> tuple[dict[str, Rehearsed], list[Share]]:
     """Return the datasets of a run by name, the training set first, and the shares of its mixture.
 
@@ -62,6 +64,7 @@ def rehearse(
         settings: Of the run.
         full: Whether all rows are tokenized; otherwise at most ``SAMPLE_ROWS`` of each dataset, evenly spread.
         rows: What ``read_rows`` returned for these datasets, where they were read before.
+        choose_length: Chooses ``max_length``, of which the settings have none, from the whole pairs to train on.
 
     Returns:
         The datasets, and the shares.
@@ -77,7 +80,10 @@ def rehearse(
     sets = {"train": train}
     if evaluation is not None:
         sets |= evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
-    found = {name: _rehearsed(name, rows, settings, pair_tokenizer, limits, full=full) for name, rows in sets.items()}
+    found = {}
+    for name, rows_of_set in sets.items():
+        choose = choose_length if name == "train" else None
+        found[name] = _rehearsed(name, rows_of_set, settings, pair_tokenizer, limits, full=full, choose=choose)
     return found, shares
 
 
@@ -89,6 +95,7 @@ def _rehearsed(
     limits: ModelLimits | None,
     *,
     full: bool,
+    choose: ChooseLength | None,
 ) -> Rehearsed:
     orpo = settings.orpo
     total = None if isinstance(rows, IterableDataset) else len(rows)
@@ -110,6 +117,9 @@ def _rehearsed(
             prepared = tokenize(bad_rows=orpo.bad_rows)
         except RowError as error:
             refusal, prepared = error, tokenize(bad_rows="drop")
+    if choose is not None and prepared.report.kept:
+        pair_tokenizer.max_length = choose(prepared.dataset, limits)
+        prepared = refit(prepared, pair_tokenizer)
     report = prepared.report
     if limits is not None and refusal is None:
         try:
