@@ -28,7 +28,7 @@ from oddsmith.making.answers.drawing import Drawing
 from oddsmith.making.answers.local import open_model
 from oddsmith.making.judges.opening import open_judge
 from oddsmith.making.questions import key_of
-from oddsmith.making.records import Question
+from oddsmith.making.records import Asked, Question
 
 MODEL = "builtin:smollm2-135m-instruct"
 RULE = "max_words: 60\nregex: '[.!?]$'\n"
@@ -70,15 +70,15 @@ def command(place: Path, *words: object) -> tuple[dict[str, Any], float]:
     return json.loads(done.stdout), time.perf_counter() - start
 
 
-def meeting(model: str, rules: Path, asked: int, tokens: int) -> tuple[float, float, str]:
+def meeting(model: str, rules: Path, most: int, tokens: int) -> tuple[float, float, str]:
     """Return what share of the answers to unseen prompts meets all checks, their mean words, and the first answer."""
-    rows = [row["prompt"] for row in demo_pairs("heldout")][:asked]
+    rows = [row["prompt"] for row in demo_pairs("heldout")][:most]
     questions = [Question(key_of(prompt), prompt) for prompt in rows]
     drawing = Drawing(samples=1, temperature=0, max_new_tokens=tokens)
     answers = {answer.question: answer for answer in open_model(model, drawing, 32).answers(questions, set())}
     judge = open_judge(f"rule:{rules}")
-    scored = [(question, [answers[question.key]]) for question in questions]
-    met = [score.value == 1 for _, (score,) in judge.score(scored)]
+    asked = [Asked(question, [answers[question.key]]) for question in questions]
+    met = [score.value == 1 for _, said in judge.score(asked) for score in said.values()]
     texts = [answers[question.key].text for question in questions]
     return sum(met) / len(met), sum(len(text.split()) for text in texts) / len(texts), texts[0]
 

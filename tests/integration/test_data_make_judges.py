@@ -80,6 +80,42 @@ def test_a_judge_that_dies_keeps_what_it_said_and_that_can_be_paired(capsys, mon
     assert chosen() == [("+++", "+")] * 2
 
 
+def test_no_judge_is_asked_the_same_twice_whenever_it_is_ended(capsys, monkeypatch):
+    """Ended in the middle of a question and started again, each comparison was put to the judge once."""
+    monkeypatch.setattr("oddsmith.making.openai_client.FIRST_WAIT_S", 0.01)
+    answered, is_ill = [], True
+
+    def answer(body):
+        if is_ill and len(answered) == 15:
+            return Answer(status=500)
+        answered.append(body["messages"][1]["content"])
+        return longest(body)
+
+    with chat_server(answer) as served:
+        judge = f"judge:m@{served.url}"
+        assert make(capsys, judge, words=("--concurrency", "1")).code == 1
+        is_ill = False
+        done = make(capsys, judge)
+    assert done.code == 0, done.err
+    assert len(answered) == len(set(answered)) == 4 * 6
+    assert chosen() == [("+++", "+")] * 4
+
+
+def test_a_function_is_asked_about_an_answer_once(capsys, tmp_path):
+    (tmp_path / "mine_once.py").write_text(
+        "from pathlib import Path\n\n\ndef score(prompt, answer):\n"
+        "    asked = Path('asked.txt')\n    before = asked.read_text().splitlines() if asked.exists() else []\n"
+        "    if len(before) == 5 and not Path('go-on').exists():\n        raise SystemExit(1)\n"
+        "    asked.write_text('\\n'.join([*before, prompt + answer]) + '\\n')\n    return len(answer)\n"
+    )
+    assert make(capsys, "python:mine_once:score").code == 2
+    (tmp_path / "go-on").touch()
+    done = make(capsys, "python:mine_once:score")
+    assert done.code == 0, done.err
+    asked = (tmp_path / "asked.txt").read_text().splitlines()
+    assert len(asked) == len(set(asked)) == 12
+
+
 def test_a_judge_that_lies_gives_no_pair_and_shows_its_bias(capsys):
     with chat_server(lambda body: in_json(verdict="B")) as served:
         done = make(capsys, f"judge:m@{served.url}")

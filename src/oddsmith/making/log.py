@@ -5,6 +5,7 @@
     {"event": "unanswered", "question": key, "model": ..., "sample": 0, "reason": ...}
     {"event": "score", "question": key, "model": ..., "sample": 0, "judge": ..., "basis": ..., "value": ...,
      "reason": ..., "counts": ...}
+    {"event": "verdict", "question": key, "judge": ..., "basis": ..., "shown": ..., "value": ..., "fault": ...}
 
 Lines are only appended, each in one piece. A last line that is not whole, as after a power cut, is cut off when the
 file is opened again. One process at a time has it: the system takes the lock away when its owner dies.
@@ -28,7 +29,7 @@ from ..system.files import explained, in_words
 from ..system.outside import open_file
 from ..system.strict_json import read_object, strict
 from .answers.drawing import Unanswered
-from .records import Answer, Score
+from .records import Answer, Score, Verdict
 
 SUFFIX = ".log.jsonl"
 
@@ -45,6 +46,7 @@ class Log:
         unanswered: Likewise, what was asked for in vain.
         scores: The scores in it, by the judge: (question, model, sample) -> score.
         bases: Likewise, the basis of each score.
+        verdicts: (judge, basis, question) -> the verdicts in it, by what was shown.
 
     Raises:
         ConfigError: Another process has it, or it was begun with other settings.
@@ -57,6 +59,7 @@ class Log:
         self.unanswered: dict[tuple[str, str, int], Unanswered] = {}
         self.scores: dict[str, dict[tuple[str, str, int], Score]] = {}
         self.bases: dict[str, dict[tuple[str, str, int], str]] = {}
+        self.verdicts: dict[tuple[str, str, str], dict[str, Verdict]] = {}
         with explained(self._explain):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open_file(path, "a+b", follow=False, buffering=0)
@@ -93,7 +96,7 @@ class Log:
             self._take(given)
 
     def add_scores(self, judge: str, basis: str, answers: Sequence[Answer], scores: Sequence[Score]) -> None:
-        """Keep what a judge says of the answers to a question, one score for each; it replaces what it said before."""
+        """Keep what a judge says of answers to a question, one score for each; it replaces what it said before."""
         lines = []
         for answer, score in zip(answers, scores, strict=True):
             key = (answer.question, answer.model, answer.sample)
@@ -102,6 +105,11 @@ class Log:
         self._append(*lines)
         for answer, score in zip(answers, scores, strict=True):
             self._take_score(judge, basis, (answer.question, answer.model, answer.sample), score)
+
+    def add_verdict(self, judge: str, basis: str, question: str, verdict: Verdict) -> None:
+        """Keep what a judge says of answers to a question that it was shown together."""
+        self._append({"event": "verdict", "question": question, "judge": judge, "basis": basis, **asdict(verdict)})
+        self.verdicts.setdefault((judge, basis, question), {})[verdict.shown] = verdict
 
     def _append(self, *lines: Mapping[str, Any]) -> None:
         data = "".join(json.dumps(strict(line), allow_nan=False) + "\n" for line in lines).encode()
@@ -174,6 +182,10 @@ class Log:
             judge, basis = (_text(found.pop(name)) for name in ("judge", "basis"))
             key = tuple(found.pop(name) for name in ("question", "model", "sample"))
             self._take_score(judge, basis, key, _typed(Score, found))
+        elif event == "verdict":
+            judge, basis, question = (_text(found.pop(name)) for name in ("judge", "basis", "question"))
+            verdict = _typed(Verdict, found)
+            self.verdicts.setdefault((judge, basis, question), {})[verdict.shown] = verdict
         else:
             self._take(_typed({"answer": Answer, "unanswered": Unanswered}[event], found))
 
@@ -195,6 +207,7 @@ def _text(value: Any) -> str:
 def _typed(kind: Any, found: Mapping[str, Any]) -> Any:
     """Make a record of a line; ``TypeError`` where a field is missing, unknown or of another type."""
     kinds = {"str": str, "int": int, "bool": bool, "int | None": int | None, "float | None": int | float | None}
+    kinds["str | int | None"] = str | int | None
     kinds["Mapping[str, int]"] = dict
     for field in fields(kind):
         value = found.get(field.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from ..system.secrets import masked
 from .answers.drawing import Answerer
 from .combining import Judged
 from .log import Log
-from .records import Answer, Judge, Question, Score
+from .records import Answer, Asked, Judge, Question, Score, Verdict
 
 UNJUDGED = Score(None, "not asked")
 
@@ -48,30 +49,39 @@ def ask(questions: Sequence[Question], sources: Sequence[Source], log: Log, on_p
         for done, given in enumerate(source.load().answers(questions, known), len(known) + 1):
             log.add(given)
             on_progress(Progress("answering", source.name, done, total))
+        gc.collect()  # a model holds itself in cycles, and the next one wants its memory
 
 
 def judge_all(
     questions: Sequence[Question], models: Sequence[str], judges: Sequence[Judge], log: Log, on_progress: OnProgress
 ) -> None:
-    """Ask each judge for the scores that the log has not; errors are those of the judges and of the log.
-
-    A question of which one answer has no score on the judge's basis is scored as a whole, since judges may compare
-    answers.
-    """
+    """Ask each judge for the scores that the log has not on its basis; raise what the judges and the log raise."""
     everything = [(question, answers) for question, answers in answered(questions, models, log) if answers]
     for judge in judges:
-        known = log.bases.get(judge.name, {})
-        missing = [
-            (question, answers)
-            for question, answers in everything
-            if {known.get(_key(answer)) for answer in answers} != {judge.basis(question)}
-        ]
-        done = len(everything) - len(missing)
-        for position, scores in judge.score(missing) if missing else ():
-            question, answers = missing[position]
-            log.add_scores(judge.name, judge.basis(question), answers, scores)
-            done += 1
-            on_progress(Progress("judging", judge.name, done, len(everything)))
+        asked = [_asked(judge, question, answers, log) for question, answers in everything]
+        asked = [one for one in asked if one.missing]
+        missing = [set(one.missing) for one in asked]
+        done = len(everything) - len(asked)
+        for position, said in judge.score(asked) if asked else ():
+            one, basis = asked[position], judge.basis(asked[position].question)
+            if isinstance(said, Verdict):
+                log.add_verdict(judge.name, basis, one.question.key, said)
+                continue
+            log.add_scores(judge.name, basis, [one.answers[place] for place in said], list(said.values()))
+            was_missing = bool(missing[position])
+            missing[position] -= said.keys()
+            if was_missing and not missing[position]:
+                done += 1
+                on_progress(Progress("judging", judge.name, done, len(everything)))
+        gc.collect()
+
+
+def _asked(judge: Judge, question: Question, answers: Sequence[Answer], log: Log) -> Asked:
+    basis = judge.basis(question)
+    scores, bases = log.scores.get(judge.name, {}), log.bases.get(judge.name, {})
+    keys = map(_key, answers)
+    known = [scores[key] if bases.get(key) == basis else None for key in keys]
+    return Asked(question, answers, known, log.verdicts.get((judge.name, basis, question.key), {}))
 
 
 def answered(questions: Sequence[Question], models: Sequence[str], log: Log) -> list[tuple[Question, list[Answer]]]:

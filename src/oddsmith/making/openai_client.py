@@ -61,6 +61,7 @@ class Refusal:
     """Why one request got no answer, while others may."""
 
     reason: str
+    is_final: bool = True  # whether it is so the next time; otherwise each attempt failed
 
 
 class _AskAgainError(Exception):
@@ -181,7 +182,7 @@ class ChatServer:
         self._failures += 1
         if self._failures >= FAILURES_AT_MOST or isinstance(error.__cause__, httpx2.ConnectError):
             raise ServerError(f"{self.name}: {error}, {ATTEMPTS} times in a row")
-        return Refusal(f"{error}, {ATTEMPTS} times in a row")
+        return Refusal(f"{error}, {ATTEMPTS} times in a row", is_final=False)
 
     async def _wait(self) -> None:
         """Wait until the server may be asked again."""

@@ -44,6 +44,33 @@ class Score:
     counts: Mapping[str, int] = field(default_factory=dict)  # what came up, to be added up: {"verdicts unreadable": 1}
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of what it was shown once, where scores are made of several."""
+
+    shown: str  # a digest of the answers, in the order in which they were shown
+    value: str | int | None  # None: it decides nothing
+    fault: str = ""  # why it decides nothing, in words that can be counted
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, the answers to it, and what a judge has said of them on the same basis before."""
+
+    question: Question
+    answers: Sequence[Answer]
+    scores: Sequence[Score | None] = ()  # one for each answer, None where there is none; empty: there are none at all
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)  # by what was shown
+
+    @property
+    def missing(self) -> list[int]:
+        """Return the places of the answers that have no score."""
+        return [place for place in range(len(self.answers)) if not self.scores or self.scores[place] is None]
+
+
+Said = Mapping[int, Score] | Verdict  # scores by the place of the answer, or a verdict
+
+
 def digest_of(*parts: Any) -> str:
     """Return a short digest of values that JSON can hold; others are taken as they are written out."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -61,15 +88,16 @@ class Judge(Protocol):
         """
         ...
 
-    def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
-        """Score the answers to many questions.
+    def score(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Said]]:
+        """Score the answers to many questions that have no score yet.
 
         Args:
-            questions: Each with the answers to it.
+            asked: The questions.
 
         Returns:
-            For each question its position, and a score for each answer to it, in their order. Questions come as they
-            are done, in any order: their scores are kept if the process ends here.
+            Whatever is done, with the position of its question, as it comes and in any order: it is kept if the
+            process ends here, and is in ``asked`` the next time. In the end each answer has a score; a later one
+            replaces one that came before.
 
         Raises:
             OddsmithError: It cannot go on at all: a server is gone, a model does not load, its function raised.

@@ -1,6 +1,6 @@
 """Questions and answers of few words."""
 
-from oddsmith.making.records import Answer, Question
+from oddsmith.making.records import Answer, Asked, Question, Verdict
 
 
 def question(text="Hi", key="k", row=None, before=()):
@@ -13,7 +13,16 @@ def answers(*texts, key="k", **more):
 
 def scored(judge, asked, *texts, **more):
     """Return the scores of a judge for answers to one question."""
-    return dict(judge.score([(asked, answers(*texts, **more))]))[0]
+    return scores_of(judge, [Asked(asked, answers(*texts, **more))])[0]
+
+
+def scores_of(judge, asked):
+    """Return the scores of a judge for the answers to each question."""
+    found = [{} for _ in asked]
+    for position, said in judge.score(asked):
+        if not isinstance(said, Verdict):
+            found[position].update(said)
+    return [[scores[place] for place in range(len(one.answers))] for one, scores in zip(asked, found, strict=True)]
 
 
 def values(judge, asked, *texts, **more):

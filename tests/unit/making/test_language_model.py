@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -10,10 +11,11 @@ from oddsmith.making import openai_client
 from oddsmith.making.judges import language_model
 from oddsmith.making.judges.language_model import CHANGED, COMPARED, LONGEST_ANSWER, REFUSED, UNREADABLE
 from oddsmith.making.judges.opening import open_judge
-from oddsmith.making.judges.verdicts import fenced, request, score_in, verdict_in
+from oddsmith.making.judges.verdicts import MOST_REASON, Form, fenced, request, score_in, verdict_in
+from oddsmith.making.records import Asked, Verdict
 from tests.chat_server import Answer, chat_server
 from tests.servers import free_port
-from tests.unit.making.questions import answers, question, scored, values
+from tests.unit.making.questions import answers, question, scored, scores_of, values
 
 
 def shown(body):
@@ -147,7 +149,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_an_answer_that_speaks_to_the_judge_stays_between_its_tags(text):
-    body = request("m", question().messages, [text, "fine"], is_structured=False)
+    body = request("m", question().messages, [text, "fine"], Form.TEXT)
     system, user = (message["content"] for message in body["messages"])
     (mark,) = set(re.findall(r"answer A ([0-9a-f]{16})>", user)) - {"0123456789abcdef"}
     assert mark not in text
@@ -209,11 +211,42 @@ def test_questions_come_as_they_are_done(monkeypatch):
     with chat_server(honest) as served:
         judge = open_judge(f"judge:m@{served.url}", concurrency=2)
         monkeypatch.setattr(language_model, "AT_ONCE", 3)
-        asked = [(question(key=str(number)), answers("+", "++")) for number in range(5)]
-        stream = judge.score(asked)
+        asked = [Asked(question(key=str(number)), answers("+", "++")) for number in range(5)]
+        stream = ((position, said) for position, said in judge.score(asked) if not isinstance(said, Verdict))
         first, _ = next(stream)
         assert len(served.bodies) < 10
         assert sorted([first, *(position for position, _ in stream)]) == list(range(5))
+
+
+@pytest.mark.parametrize("kind", ["judge", "rubric"])
+def test_a_verdict_is_kept_as_it_comes_and_asked_for_once(kind):
+    """Whatever came before the end is not asked again, and the scores are those of a judge that was never ended."""
+    asked = Asked(question(), answers("+", "+++", "++", "x+++"))
+    with chat_server(honest) as served:
+        judge = open_judge(f"{kind}:m@{served.url}", concurrency=1)
+        verdicts = [said for _, said in judge.score([asked]) if isinstance(said, Verdict)]
+        whole, requests = scores_of(judge, [asked])[0], len(verdicts)
+        for kept in range(requests + 1):
+            before = len(served.bodies)
+            known = replace(asked, verdicts={one.shown: one for one in verdicts[:kept]})
+            assert scores_of(judge, [known]) == [whole]
+            assert len(served.bodies) - before == requests - kept
+
+
+def test_the_form_of_a_verdict_is_asked_for_as_far_as_the_server_enforces_it():
+    """A reason has a bound: a judge that rambles would reach no verdict. Some servers refuse it."""
+    asked = []
+
+    def bounded(body):
+        return body["response_format"]["json_schema"]["schema"]["properties"]["reason"].get("maxLength")
+
+    def answer(body):
+        asked.append(bounded(body))
+        return Answer(status=400) if asked[-1] else honest(body)
+
+    scores, _ = judged(answer, "+", "++", "+++", concurrency=1)
+    assert [score.value for score in scores] == [0.0, 0.5, 1.0]
+    assert asked == [MOST_REASON] + [None] * 6
 
 
 def test_a_judge_that_nobody_plays_is_said_at_once():

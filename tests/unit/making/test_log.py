@@ -7,7 +7,7 @@ import pytest
 from oddsmith.errors import ConfigError, DataError, NotAFileError, SaveError
 from oddsmith.making.answers.drawing import Unanswered
 from oddsmith.making.log import Log
-from oddsmith.making.records import Answer, Score
+from oddsmith.making.records import Answer, Score, Verdict
 from tests.faults import file_size_limit
 
 SETTINGS = {"--samples": "2", "--temperature": "0.8"}
@@ -49,6 +49,16 @@ def test_a_later_score_counts(path):
     with Log(path, SETTINGS) as log:
         log.add_scores("rule", "b", [answer()], [Score(None, "unsure")])
     assert contents(path)[2] == {"rule": {("q", "m", 0): Score(None, "unsure")}}
+
+
+def test_verdicts_are_there_again(path):
+    verdicts = [Verdict("ab", "A"), Verdict("ba", None, "unreadable"), Verdict("a", 7)]
+    with Log(path, SETTINGS) as log:
+        for one in verdicts:
+            log.add_verdict("judge:m", "b", "q", one)
+        there = log.verdicts
+    with Log(path, SETTINGS) as log:
+        assert log.verdicts == there == {("judge:m", "b", "q"): {one.shown: one for one in verdicts}}
 
 
 def test_whatever_is_cut_off_at_the_end_the_rest_counts_and_goes_on(path):

@@ -1,5 +1,7 @@
 """Reward models, tiny and real: trained on the spot until they prefer one kind of answer."""
 
+import gc
+
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
@@ -7,9 +9,10 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from oddsmith.errors import ConfigError, ModelError
 from oddsmith.making.judges import reward
 from oddsmith.making.judges.opening import open_judge
+from oddsmith.making.records import Asked, Score
 from tests.command import save_model
 from tests.tiny import tiny_tokenizer
-from tests.unit.making.questions import answers, question, scored, values
+from tests.unit.making.questions import answers, question, scored, scores_of, values
 
 LLAMA = {
     "vocab_size": 264, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -79,18 +82,36 @@ def test_a_reward_is_the_same_in_any_batch(polite):
     assert values(open_judge(f"reward:{folder}"), question(), *texts) == pytest.approx(alone, abs=1e-4)
 
 
-def test_questions_come_when_they_are_whole(polite, monkeypatch):
+def test_scores_come_as_they_are_done_and_only_those_that_are_missing(polite, monkeypatch):
     monkeypatch.setattr(reward, "BATCH_ANSWERS", 2)
     monkeypatch.setattr(reward, "AT_ONCE", 3)
     judge = open_judge(f"reward:{polite[0]}")
     asked = [
-        (question(key=str(number)), answers(*("a" * (number + 1 + place) for place in range(3)))) for number in range(4)
+        Asked(question(key=str(number)), answers(*("a" * (number + 1 + place) for place in range(3))))
+        for number in range(4)
     ]
-    found = dict(judge.score([*asked, (question(), [])]))
-    assert sorted(found) == [0, 1, 2, 3, 4]
-    together = [score.value for number in range(4) for score in found[number]]
-    apart = [score.value for one in asked for score in dict(judge.score([one]))[0]]
-    assert together == pytest.approx(apart, abs=1e-4)
+    found = scores_of(judge, [*asked, Asked(question(), [])])
+    apart = [score.value for one in asked for score in scores_of(judge, [one])[0]]
+    assert [score.value for scores in found for score in scores] == pytest.approx(apart, abs=1e-4)
+    half_done = [Asked(one.question, one.answers, [Score(0.5), None, None]) for one in asked]
+    said = sorted((position, *scores) for position, scores in judge.score(half_done))
+    assert said == [(number, place) for number in range(4) for place in (1, 2)]
+
+
+def test_the_model_is_in_memory_only_while_it_scores(polite):
+    def loaded():
+        gc.collect()
+        return sum(isinstance(one, LlamaForSequenceClassification) for one in gc.get_objects())
+
+    before = loaded()
+    judge = open_judge(f"reward:{polite[0]}")
+    assert loaded() == before
+    stream = judge.score([Asked(question(), answers("a", "b"))])
+    next(stream)
+    assert loaded() == before + 1
+    assert len(list(stream)) == 1
+    del stream
+    assert loaded() == before
 
 
 def test_an_answer_that_is_too_long_is_not_cut(polite):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shlex
 import subprocess
@@ -335,7 +334,6 @@ def _complete(order: _Order, judges: Sequence[Judge], log: Log) -> None:
         with _Shown() as show:
             if not order.pair_only:
                 ask(order.questions.asked, order.sources, log, show)
-                gc.collect()
             judge_all(order.questions.asked, order.models, judges, log, show)
     except ServerError as error:
         if not order.pair_only:

@@ -23,7 +23,7 @@ from typing import Any
 from ...data.formats.messages import Message
 from ...errors import ConfigError, OddsmithError, in_a_line
 from ...system.outside import read_text
-from ..records import Answer, Question, Score, digest_of
+from ..records import Answer, Asked, Question, Said, Score, digest_of
 
 
 class OwnFunction:
@@ -42,10 +42,11 @@ class OwnFunction:
         """Return a digest of the file of the function, and of the row where the function looks at it."""
         return digest_of(self._code, dict(question.row) if self._wants_row else None)
 
-    def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
-        """Score the answers to many questions; what the function raises is a ``ConfigError``."""
-        for position, (question, answers) in enumerate(questions):
-            yield position, [self._score(question, answer) for answer in answers]
+    def score(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Said]]:
+        """Score answers one by one; what the function raises is a ``ConfigError``."""
+        for position, one in enumerate(asked):
+            for place in one.missing:
+                yield position, {place: self._score(one.question, one.answers[place])}
 
     def _score(self, question: Question, answer: Answer) -> Score:
         # Copies: a function that puts the answer behind the messages must change no prompt.

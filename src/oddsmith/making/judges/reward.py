@@ -38,7 +38,7 @@ from ...model.loading.setup import compute_in_float32
 from ...model.loading.untrusted_files import refuse_code_in_folder, refuse_code_in_hub_model
 from ...system.memory import clear_memory_errors, is_device_out_of_memory
 from ...system.precision import best_precision, emulates_bf16
-from ..records import Answer, Question, Score, digest_of
+from ..records import Answer, Asked, Question, Said, Score, digest_of
 
 BATCH_TOKENS, BATCH_ANSWERS = 8_192, 32  # at most, padding counted
 AT_ONCE = 64  # questions whose answers are sorted by length together; most of their scores come at the end
@@ -49,72 +49,70 @@ _HEAD = re.compile(r"(.+?)(?::([+-]?(?:\d+\.?\d*|\.\d+)))?")
 Encoding = Mapping[str, list[int]]
 
 
-class RewardModel:
-    """A judge that computes a reward.
+class RewardJudge:
+    """A judge that computes a reward. Its model is in memory only while it scores.
 
     Args:
         name: Its name.
-        model: A sequence-classification model in evaluation mode.
-        tokenizer: Its tokenizer.
+        path: Of a sequence-classification model.
         heads: The weight of each head in the score.
-        weights: What tells the model's weights from others, as far as it is known.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        heads: Mapping[int, float],
-        weights: Any = None,
-    ):
-        self.name, self.model, self.tokenizer, self.heads = name, model, tokenizer, heads
-        self._basis = digest_of(weights, sorted(heads.items()))
-        limits = (context_length(model, tokenizer), limits_of(model).positions)
-        self._most_tokens = min((limit for limit in limits if limit), default=None)
-        self._has_pad_token = model.config.get_text_config().pad_token_id is not None
-        self._markers = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
+    def __init__(self, name: str, path: str, heads: Mapping[int, float]):
+        self.name, self._path, self._heads = name, path, heads
+        self._tokenizer = load_tokenizer(path)
+        self._basis = digest_of(fingerprint(path), sorted(heads.items()))
 
     def basis(self, question: Question) -> str:
         """Return a digest of the weights of the model and of its heads."""
         return self._basis
 
-    def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
-        """Score the answers to many questions; each comes when its last answer is done.
+    def score(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Said]]:
+        """Score the answers to many questions, a batch after the other.
 
         A model that computes NaN, or nothing, is a ``ModelError``; a single answer that does not fit into memory an
         ``OutOfMemoryError``.
         """
-        for start in range(0, len(questions), AT_ONCE):  # tokens of all would fill the memory
-            for position, scores in self._scores(questions[start : start + AT_ONCE]):
-                yield start + position, scores
+        model = RewardModel(self.name, _load(self._path), self._tokenizer, self._heads)
+        for start in range(0, len(asked), AT_ONCE):  # tokens of all would fill the memory
+            for position, place, score in model.scores(asked[start : start + AT_ONCE]):
+                yield start + position, {place: score}
 
-    def _scores(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
-        scores: list[list[Score | None]] = [[None] * len(answers) for _, answers in questions]
+
+class RewardModel:
+    """A reward model that is loaded.
+
+    Args:
+        name: What messages call it.
+        model: A sequence-classification model in evaluation mode.
+        tokenizer: Its tokenizer.
+        heads: The weight of each head in the score.
+    """
+
+    def __init__(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: Mapping[int, float]
+    ):
+        self.name, self.model, self.tokenizer, self.heads = name, model, tokenizer, heads
+        limits = (context_length(model, tokenizer), limits_of(model).positions)
+        self._most_tokens = min((limit for limit in limits if limit), default=None)
+        self._has_pad_token = model.config.get_text_config().pad_token_id is not None
+        self._markers = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
+
+    def scores(self, asked: Sequence[Asked]) -> Iterator[tuple[int, int, Score]]:
+        """Yield the scores that are missing, each with the position of its question and the place of its answer."""
         encoded: list[tuple[int, int, Encoding]] = []
-        for position, (question, answers) in enumerate(questions):
-            for place, answer in enumerate(answers):
-                found = self._encode(question, answer)
+        for position, one in enumerate(asked):
+            for place in one.missing:
+                found = self._encode(one.question, one.answers[place])
                 if isinstance(found, Score):
-                    scores[position][place] = found
+                    yield position, place, found
                 else:
                     encoded.append((position, place, found))
-        yield from self._done(scores, range(len(questions)))
         encoded.sort(key=lambda one: -len(one[2]["input_ids"]))
         for batch in _batches(encoded):
             for (position, place, _), value in zip(batch, self._rewards([one for *_, one in batch]), strict=True):
                 is_finite = math.isfinite(value)
-                scores[position][place] = Score(value) if is_finite else Score(None, "the model computes infinity")
-            yield from self._done(scores, sorted({position for position, *_ in batch}))
-
-    def _done(
-        self, scores: Sequence[Sequence[Score | None]], positions: Sequence[int]
-    ) -> Iterator[tuple[int, Sequence[Score]]]:
-        """Yield the questions all of whose answers have a score."""
-        for position in positions:
-            done = [score for score in scores[position] if score is not None]
-            if len(done) == len(scores[position]):
-                yield position, done
+                yield position, place, Score(value) if is_finite else Score(None, "the model computes infinity")
 
     def _encode(self, question: Question, answer: Answer) -> Encoding | Score:
         """Return the tokens of a question with an answer; a score where there can be none."""
@@ -195,21 +193,21 @@ def _batches(encoded: Sequence[tuple[int, int, Encoding]]) -> Iterator[Sequence[
         start = end
 
 
-def open_judge(kind: str, rest: str, *, name: str, concurrency: int = 1) -> RewardModel:
-    """Load a reward model, on the accelerator if there is one.
+def open_judge(kind: str, rest: str, *, name: str, concurrency: int = 1) -> RewardJudge:
+    """Open a reward model, which is loaded when it is to score: the model that answers has memory until then.
 
-    Heads that are not said, or are others, are a ``ConfigError``. What is not there, cannot be read, or is no
-    sequence-classification model is a ``ModelError``.
+    Heads that are not said, or are others, are a ``ConfigError``. What is not there, cannot be read, lacks weights, or
+    is no sequence-classification model is a ``ModelError``.
     """
     path, _, asked = rest.rpartition("#")
     if not path or Path(rest).expanduser().exists():
         path, asked = rest, ""
-    model = _load(path)
-    heads = _heads(name, model.config, asked.strip())
-    return RewardModel(name, model, load_tokenizer(path), heads, fingerprint(path))
+    outline = _load(path, has_values=False)
+    return RewardJudge(name, path, _heads(name, outline.config, asked.strip()))
 
 
-def _load(name: str) -> PreTrainedModel:
+def _load(name: str, *, has_values: bool = True) -> PreTrainedModel:
+    """Load a reward model, on the accelerator if there is one; without its values to see that it is whole."""
     place = locate(name)
     needed = "expected a reward model of transformers (...ForSequenceClassification)"
     if is_gguf(place):
@@ -228,10 +226,13 @@ def _load(name: str) -> PreTrainedModel:
             raise ModelError(f"{name}: is no reward model ({', '.join(classes) or config.model_type}); {needed}")
         refuse_code_in_hub_model(name, place, "main", False, None)
         require_plausible_size(name, Path(place), config, auto_class)
+        options = {} if has_values else {"device_map": "meta"}
         model, found = auto_class.from_pretrained(
-            place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
         require_all_weights(name, found)
+    if not has_values:
+        return model
     if emulates_bf16():
         compute_in_float32(model)
     if torch.accelerator.is_available():

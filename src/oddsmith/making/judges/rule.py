@@ -17,7 +17,7 @@ import yaml
 
 from ...errors import ConfigError, MissingExtraError, first_line
 from ...system.outside import read_text
-from ..records import Answer, Question, Score, digest_of
+from ..records import Answer, Asked, Question, Said, Score, digest_of
 from .check_process import ANSWER_S, NEEDED, CheckProcess, TooSlowError, is_installed
 from .checks import COLUMNS
 
@@ -34,13 +34,24 @@ class Rules:
         self._process = CheckProcess(answer_s)
         _require_installed(for_all)
 
-    def score(self, questions: Sequence[tuple[Question, Sequence[Answer]]]) -> Iterator[tuple[int, Sequence[Score]]]:
-        """Score the answers to many questions, one after the other.
+    def score(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Said]]:
+        """Score answers one by one; those to a question whose checks are too slow have no score, all of them.
 
         Checks of a package that is not installed are a ``MissingExtraError``.
         """
-        for position, (question, answers) in enumerate(questions):
-            yield position, self._scores(question, answers)
+        for position, one in enumerate(asked):
+            row = self._asked(one.question)
+            if not row:
+                yield position, dict.fromkeys(one.missing, Score(None, _NO_CHECK))
+                continue
+            _require_installed(row)
+            prompt = next((text["content"] for text in reversed(one.question.messages) if text["role"] == "user"), "")
+            try:
+                for place in one.missing:
+                    yield position, {place: self._score(row, prompt, one.answers[place])}
+            except TooSlowError:
+                slow = f"the checks of its row take more than {self._process.answer_s:g} s"
+                yield position, dict.fromkeys(range(len(one.answers)), Score(None, slow))
 
     def basis(self, question: Question) -> str:
         """Return a digest of what is checked of the answers to a question."""
@@ -49,21 +60,6 @@ class Rules:
     def _asked(self, question: Question) -> dict[str, Any]:
         own = {name: question.row[name] for name in COLUMNS if question.row.get(name) is not None}
         return {**self._for_all, **own}
-
-    def _scores(self, question: Question, answers: Sequence[Answer]) -> list[Score]:
-        row = self._asked(question)
-        if not row:
-            return [Score(None, _NO_CHECK)] * len(answers)
-        _require_installed(row)
-        prompt = next((one["content"] for one in reversed(question.messages) if one["role"] == "user"), "")
-        scores: list[Score] = []
-        try:
-            for answer in answers:
-                scores.append(self._score(row, prompt, answer))
-        except TooSlowError:
-            slow = f"the checks of its row take more than {self._process.answer_s:g} s"
-            return [Score(None, slow)] * len(answers)
-        return scores
 
     def _score(self, row: Mapping[str, Any], prompt: str, answer: Answer) -> Score:
         if len(answer.text) > LONGEST_ANSWER:

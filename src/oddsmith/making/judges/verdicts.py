@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from hashlib import sha256
 from typing import Any
 
@@ -21,6 +22,7 @@ from ...data.formats.messages import Message
 from ...system.strict_json import read_object
 
 MOST_TOKENS = 2048  # of a verdict, with its reasoning
+MOST_REASON = 600  # characters: a judge that rambles would reach no verdict
 TIE = "tie"
 SCORES = range(1, 11)
 
@@ -65,14 +67,22 @@ _FORMS = {
 }
 
 
-def request(model: str, messages: Sequence[Message], answers: Sequence[str], *, is_structured: bool) -> dict[str, Any]:
+class Form(IntEnum):
+    """How a server is asked to enforce the form of a verdict; the later ones by more servers."""
+
+    BOUNDED = 0  # a JSON object with a reason of at most ``MOST_REASON`` characters, which some servers refuse
+    STRUCTURED = 1  # a JSON object
+    TEXT = 2  # not at all: a last line
+
+
+def request(model: str, messages: Sequence[Message], answers: Sequence[str], form: Form) -> dict[str, Any]:
     """Return the body of a request for a verdict: on one answer a score, on two which is better.
 
     Args:
         model: The judge's name for its server.
         messages: The conversation that was answered.
         answers: One or two answers.
-        is_structured: Whether the server is asked to enforce the form of the verdict.
+        form: How the server is asked to enforce the form of the verdict.
 
     Returns:
         What is sent to ``/chat/completions``.
@@ -83,15 +93,16 @@ def request(model: str, messages: Sequence[Message], answers: Sequence[str], *, 
     conversation = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
     parts = [("conversation", conversation), *zip(names, answers, strict=True)]
     shown = "\n\n".join(f"<{name} {mark}>\n{fenced(text)}\n</{name} {mark}>" for name, text in parts)
-    system = _TASKS[kind] + _FENCE.format(mark=mark) + _FORMS[kind, is_structured]
+    system = _TASKS[kind] + _FENCE.format(mark=mark) + _FORMS[kind, form != Form.TEXT]
     body = {
         "model": model,
         "messages": [{"role": "system", "content": system}, {"role": "user", "content": shown}],
         "temperature": 0,
         "max_tokens": MOST_TOKENS,
     }
-    if is_structured:
-        properties = {"reason": {"type": "string"}, kind: _SCHEMAS[kind]}
+    if form != Form.TEXT:
+        bound = {"maxLength": MOST_REASON} if form == Form.BOUNDED else {}
+        properties = {"reason": {"type": "string", **bound}, kind: _SCHEMAS[kind]}
         schema = {
             "type": "object",
             "properties": properties,
