@@ -40,9 +40,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oddsmith.config import ORPOConfig
+from oddsmith.model.loading.stored_quantisation import NESTED_BYTES
 from oddsmith.model.logprobs import paths, token_budget
 from oddsmith.planning.cards import CUDA_BYTES
-from oddsmith.planning.ranks import NESTED_BYTES
 from tests.fake_gpu.steps import BF16, FP32, Case, make_model, make_path
 
 GIB, GB = 2**30, 10**9

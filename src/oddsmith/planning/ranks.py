@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..checkpoint.space import estimated_state_bytes
+from ..model.loading.stored_quantisation import StoredSizes
 from ..model.logprobs.padded import unwrap
 
 ALONE, DDP, FSDP2, ZERO_2, ZERO_3 = "one process", "DDP", "FSDP2", "ZeRO-2", "ZeRO-3"
@@ -38,8 +39,6 @@ SHARDED = (FSDP2, ZERO_2, ZERO_3)
 MASTER_BYTES = 4  # of a number that an optimizer of DeepSpeed holds beside the weights, and of its gradient
 LIVE_NUMBERS = 10**9  # ``stage3_max_live_parameters`` and ``stage3_max_reuse_distance``: fewer stay gathered
 BUCKET_NUMBERS = 5 * 10**8  # DeepSpeed's ``reduce_bucket_size``
-# NF4 with double quantisation: 4 bits a weight, 8 for 64 of them, 32 for 256 of those. Without it 32 for 64.
-NESTED_BYTES, PLAIN_4BIT_BYTES, BYTES_8BIT = 0.5 + 1 / 64 + 4 / (64 * 256), 0.5 + 4 / 64, 1.0
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,16 @@ class RankMemory(NamedTuple):
         return float(sum(self))
 
 
-def weight_sizes(model: nn.Module, *, optim: str, bytes_per_quantised: float = 0.0) -> WeightSizes:
+def weight_sizes(
+    model: nn.Module, *, optim: str, bytes_per_quantised: float = 0.0, stored: StoredSizes | None = None
+) -> WeightSizes:
     """Return the sizes of a model without values.
 
     Args:
         model: As it is trained, with its adapter.
         optim: Name of the optimizer, as in the settings.
         bytes_per_quantised: Of a weight of a frozen linear layer; 0 where none is quantised.
+        stored: What the files of a quantised base hold, which then counts.
 
     Returns:
         The sizes.
@@ -97,7 +99,13 @@ def weight_sizes(model: nn.Module, *, optim: str, bytes_per_quantised: float = 0
             if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
         }
     numbers_4bit = [p.numel() for p in model.parameters() if id(p) in quantised]
+    quantised_numbers, quantised_bytes = sum(numbers_4bit), bytes_per_quantised * sum(numbers_4bit)
     plain = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in quantised)
+    if stored is not None:
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        quantised_numbers, quantised_bytes = max(0, _numbers(frozen) - stored.plain_numbers), stored.quantised_bytes
+        each = min(p.element_size() for p in frozen)
+        plain = stored.plain_numbers * each + sum(p.numel() * p.element_size() for p in trained)
     config = inner.config.get_text_config()
     layers = [
         sum(p.numel() for p in layer.parameters())
@@ -107,7 +115,7 @@ def weight_sizes(model: nn.Module, *, optim: str, bytes_per_quantised: float = 0
     ]
     tail = list(head.parameters()) if head is not None else []
     return WeightSizes(
-        bytes=int(plain + bytes_per_quantised * sum(numbers_4bit)),
+        bytes=int(plain + quantised_bytes),
         trained_bytes=sum(p.numel() * p.element_size() for p in trained),
         numbers=_numbers(model.parameters()),
         trained_numbers=_numbers(trained),
@@ -117,7 +125,7 @@ def weight_sizes(model: nn.Module, *, optim: str, bytes_per_quantised: float = 0
         trained_tail_numbers=_numbers([p for p in tail if p.requires_grad]),
         hidden=int(getattr(config, "hidden_size", 0) or 0),
         largest_linear=max(numbers_4bit, default=0),
-        quantised_numbers=sum(numbers_4bit),
+        quantised_numbers=quantised_numbers,
     )
 
 

@@ -20,6 +20,15 @@ from ..model.loading.models import load_config
 from ..model.loading.outline import outline_model
 from ..model.loading.place import is_adapter_folder, is_gguf, locate
 from ..model.loading.setup import default_dtype, run_dtype
+from ..model.loading.stored_quantisation import (
+    BYTES_8BIT,
+    NESTED_BYTES,
+    PLAIN_4BIT_BYTES,
+    StoredQuantisation,
+    require_trainable_base,
+    stored_quantisation,
+    stored_sizes,
+)
 from ..model.logprobs.attention.cpu import saved_weights
 from ..model.logprobs.padded import unwrap
 from ..model.logprobs.paths import PaddedPath
@@ -29,11 +38,8 @@ from .cards import CUDA_BYTES, FREE, NCCL_BYTES, Card
 from .efficiency import Efficiency, efficiency_of
 from .ranks import (
     ALONE,
-    BYTES_8BIT,
     DDP,
     FSDP2,
-    NESTED_BYTES,
-    PLAIN_4BIT_BYTES,
     SHARDED,
     ZERO_2,
     ZERO_3,
@@ -59,6 +65,7 @@ class Machine:
     gpus: int  # of a machine; processes, on a CPU
     nodes: int
     process_bytes: int  # of Python and libraries; 0 on a GPU, where it is CUDA's
+    is_here: bool = True  # this machine, not one that is named
 
     @property
     def ranks(self) -> int:
@@ -106,6 +113,7 @@ class Plan:
     reason: str
     trained_numbers: int
     numbers: int
+    stored: str | None  # how the weights of the base are quantised where they are stored
 
 
 @dataclass(frozen=True)
@@ -149,12 +157,17 @@ def plan_recipe(
     Raises:
         ModelError: The model cannot be built without its weights.
     """
-    ways = _ways(args, chosen)
+    stored = stored_base(args, chosen, machine)
+    require_trainable_base(
+        str(chosen.model_name_or_path), stored, adapter=chosen.use_peft,
+        quantise=chosen.load_in_4bit or chosen.load_in_8bit,
+    )  # fmt: skip
+    ways = _ways(args, chosen, stored)
     recipe_way = _training_of(chosen, ways)
     planner = _Planner(args, rows, machine, total, seq2seq=bool(_config_of(ways[recipe_way]).is_encoder_decoder))
     choices = []
     for training, way in ways.items():
-        for sharing in _sharings(training, machine, recipe_sharing):
+        for sharing in _sharings(way, machine, recipe_sharing):
             is_recipe = training == recipe_way and sharing.kind == recipe_sharing.kind
             used = recipe_sharing if is_recipe else sharing
             both = not (args.gradient_checkpointing or (is_recipe and is_fixed))
@@ -175,21 +188,34 @@ def plan_recipe(
         cost.reason,
         way.sizes.trained_numbers,
         way.sizes.numbers,
+        stored.method if stored else None,
     )
 
 
 # ---- Ways to train the model
 
 
-def _ways(args: ORPOConfig, chosen: ModelConfig) -> dict[str, _Way]:
+def stored_base(args: ORPOConfig, chosen: ModelConfig, machine: Machine) -> StoredQuantisation | None:
+    """Return how the weights of the base are quantised where they are stored, if a run keeps them so."""
+    name = str(chosen.model_name_or_path)
+    place = locate(name)
+    if is_adapter_folder(Path(place)) or is_gguf(place):
+        return None
+    # From a hub, it is fetched.
+    config = load_config(name, revision=chosen.model_revision, trust_remote_code=args.trust_remote_code)
+    capability = machine.card.capability if machine.card is not None and machine.on_gpu else None
+    return stored_quantisation(name, config, is_here=machine.is_here, capability=capability)
+
+
+def _ways(args: ORPOConfig, chosen: ModelConfig, stored: StoredQuantisation | None) -> dict[str, _Way]:
     name = str(chosen.model_name_or_path)
     place = locate(name)
     is_adapter = is_adapter_folder(Path(place))
-    if not (is_adapter or is_gguf(place)):  # from a hub, it is fetched
-        load_config(name, revision=chosen.model_revision, trust_remote_code=args.trust_remote_code)
     found: dict[str, _Way] = {}
     for training in (ALL_WEIGHTS, LORA, LORA_8BIT if chosen.load_in_8bit else LORA_4BIT):
         adapter = training != ALL_WEIGHTS
+        if stored is not None and training != LORA:
+            continue
         if is_adapter and not adapter:
             continue
         if training in (LORA_4BIT, LORA_8BIT) and LORA not in found:
@@ -206,8 +232,14 @@ def _ways(args: ORPOConfig, chosen: ModelConfig) -> dict[str, _Way]:
             if chosen.use_peft or not adapter:
                 raise
             continue  # the adapter does not fit this model, and is not asked for
-        sizes = weight_sizes(model, optim=str(getattr(args.optim, "value", args.optim)), bytes_per_quantised=per_weight)
-        cost = found[LORA].cost if per_weight else _remembered_cost(outline, args)
+        files = stored_sizes(Path(place)) if stored is not None else None
+        if stored is not None and files is None:
+            if stored.bytes_per_weight is None:
+                raise ModelError(f"{name}: weights of {stored.method} have no known size; fetch its files first")
+            per_weight = stored.bytes_per_weight
+        optim = str(getattr(args.optim, "value", args.optim))
+        sizes = weight_sizes(model, optim=optim, bytes_per_quantised=per_weight, stored=files)
+        cost = found[LORA].cost if LORA in found else _remembered_cost(outline, args)
         found[training] = _Way(training, sizes, cost, model)
     return found
 
@@ -250,17 +282,19 @@ def _config_of(way: _Way) -> Any:
 
 
 def _training_of(chosen: ModelConfig, ways: dict[str, _Way]) -> str:
+    if len(ways) == 1:
+        return next(iter(ways))
     if chosen.load_in_8bit or chosen.load_in_4bit:
         return LORA_8BIT if chosen.load_in_8bit else LORA_4BIT
     return LORA if chosen.use_peft or ALL_WEIGHTS not in ways else ALL_WEIGHTS
 
 
-def _sharings(training: str, machine: Machine, recipe: Sharing) -> list[Sharing]:
-    """Return how a way may be shared; 4-bit weights are not sharded, unless the recipe does."""
+def _sharings(way: _Way, machine: Machine, recipe: Sharing) -> list[Sharing]:
+    """Return how a way may be shared; quantised weights are not sharded, unless the recipe does."""
     if machine.ranks == 1:
         kinds = [recipe.kind if recipe.kind in SHARDED else ALONE]
     else:
-        kinds = [DDP] if training in (LORA_4BIT, LORA_8BIT) else [DDP, FSDP2, ZERO_2, ZERO_3]
+        kinds = [DDP] if way.sizes.quantised_numbers else [DDP, FSDP2, ZERO_2, ZERO_3]
         kinds += [recipe.kind] if recipe.kind not in kinds else []
     return [replace(recipe, kind=kind, bucket_numbers=None) for kind in kinds]
 
@@ -411,7 +445,7 @@ def _computed(way: _Way, *, cost: StepCost, checkpointing: bool, compute_bytes: 
         layers=getattr(config, "num_hidden_layers", 0) or 0,
         channels=heads * width,
         adapter=way.training != ALL_WEIGHTS,
-        four_bit=way.training in (LORA_4BIT, LORA_8BIT),
+        four_bit=way.sizes.quantised_numbers > 0,
         checkpointing=checkpointing,
         kept_per_token=cost.per_token,
         compute_bytes=compute_bytes,

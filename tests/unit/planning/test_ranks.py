@@ -7,11 +7,11 @@ from transformers import AutoModelForCausalLM
 
 from oddsmith.config import ModelConfig
 from oddsmith.model.adapters import add_adapter, get_peft_config
+from oddsmith.model.loading.stored_quantisation import NESTED_BYTES
 from oddsmith.planning.ranks import (
     ALONE,
     DDP,
     FSDP2,
-    NESTED_BYTES,
     ZERO_2,
     ZERO_3,
     RankMemory,

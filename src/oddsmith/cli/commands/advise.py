@@ -128,6 +128,9 @@ def _advice(resolved: Resolved, given: Mapping[str, Setting], output: Path, gpu:
         plan = _plan(settings, given, train, machine, kept)
     ways = best_ways(plan.choices)
     training, why = _training(settings, given, ways, kept, chosen_way(ways, kept, _usable(gpu)))
+    if plan.stored is not None:
+        training = LORA if ways[LORA].fits else None
+        why = f"its weights are stored quantised ({plan.stored}), so an adapter is all that can be trained"
     found: list[Advised] = []
     if training is not None:
         found = advise_settings(
@@ -236,11 +239,16 @@ def _first(rows: Any, count: int) -> Any:
 
 def _plan(settings: Settings, given: Mapping[str, Setting], train: Rehearsed, machine: Machine, rows: int) -> Plan:
     """Plan all ways to train; with gradient checkpointing where it does not fit without."""
+    from ...model.loading.stored_quantisation import require_trainable_base
     from ...planning.advice import LORA_DROPOUT
     from ...planning.ranks import ALONE, DDP, Sharing
-    from ...planning.recipe import plan_recipe
+    from ...planning.recipe import plan_recipe, stored_base
 
-    base = replace(settings.model, use_peft=False, load_in_4bit=False, load_in_8bit=False)
+    stored = stored_base(settings.orpo, settings.model, machine)
+    quantise = settings.model.load_in_4bit or settings.model.load_in_8bit
+    adapter = settings.model.use_peft or "use_peft" not in given
+    require_trainable_base(str(settings.model.model_name_or_path), stored, adapter=adapter, quantise=quantise)
+    base = replace(settings.model, use_peft=stored is not None, load_in_4bit=False, load_in_8bit=False)
     if "lora_dropout" not in given:
         base = replace(base, lora_dropout=LORA_DROPOUT)
     sharing = Sharing(DDP if machine.ranks > 1 else ALONE, machine.ranks, on_gpu=machine.on_gpu)

@@ -137,11 +137,12 @@ def machine_of(gpu: Gpu | None, settings: Settings, *, gpus: int, nodes: int) ->
     from ...planning.recipe import Machine
     from ...planning.step_time import this_cpu
 
+    is_here = gpu is None
     if gpu is None and torch.cuda.is_available() and not settings.orpo.use_cpu:
         name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
         gpu = Gpu(name, memory, card_of(name, memory))
     if gpu is not None:
-        return Machine(gpu.name, gpu.memory, gpu.card, True, gpus, nodes, 0)
+        return Machine(gpu.name, gpu.memory, gpu.card, True, gpus, nodes, 0, is_here)
     settings.orpo.use_cpu = True
     own = _own_bytes()
     # The rest of what is free, and this process, which ends before the run begins.

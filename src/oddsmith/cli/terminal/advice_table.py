@@ -98,6 +98,7 @@ def document_of(found: Advice) -> dict[str, Any]:
         "command": "advise",
         "model": found.model,
         "parameters": found.plan.numbers,
+        "stored_quantisation": found.plan.stored,
         "dataset": found.data,
         "pairs": {"rows": found.train.rows, "kept": found.rows, "format": found.train.report.format},
         "faults": {fault.check: fault.count for fault in found.survey.findings if fault.verdict != "pass"},
@@ -123,13 +124,14 @@ def _facts(found: Advice) -> dict[str, str]:
     report, machine, lengths = found.train.report, found.plan.machine, found.lengths
     sample = "" if found.train.is_whole else f" of a sample of {report.rows:,}"
     share = {0.5: "half have at most", 0.9: "90%", 0.99: "99%", 1.0: "the longest"}
+    stored = f", stored quantised ({found.plan.stored})" if found.plan.stored else ""
     where = machine.name if machine.ranks == 1 else f"{machine.ranks} x {machine.name}"
     return {
         "pairs": f"{counted(found.train.rows or 0, 'row')} ({report.format}), {report.kept:,}{sample} kept;"
         f" {'; '.join(_faults(found)) or 'no fault found'}",
         "lengths": ", ".join(f"{share[part]} {length:,}" for part, length in lengths.quantiles.items())
         + f" tokens; max_length {found.max_length:,} cuts {lengths.cut_by(found.max_length) / len(lengths.tokens):.1%}",
-        "model": f"{found.plan.numbers / 1e6:,.1f} M parameters; {found.plan.path}",
+        "model": f"{found.plan.numbers / 1e6:,.1f} M parameters{stored}; {found.plan.path}",
         "machine": f"{where}; {machine.usable / GB:,.1f} GB for a {'GPU' if machine.on_gpu else 'process'}",
     }
 

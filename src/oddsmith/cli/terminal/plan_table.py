@@ -134,6 +134,7 @@ def document_of(plan: Plan, train: Rehearsed) -> dict[str, Any]:
             "usable_bytes": int(machine.usable),
         },
         "parameters": plan.numbers,
+        "stored_quantisation": plan.stored,
         "trained_parameters": plan.trained_numbers,
         "pairs": {"rows": train.rows, "tokenized": train.report.rows, "kept": train.report.kept},
         "batches": plan.path,

@@ -28,8 +28,9 @@ from ....model.adapters import get_peft_config, get_quantization_config
 from ....model.computing import require_computing
 from ....model.loading.chat_template import set_chat_template
 from ....model.loading.models import load_config, load_model, load_tokenizer
-from ....model.loading.place import is_gguf, locate
+from ....model.loading.place import is_adapter_folder, is_gguf, locate
 from ....model.loading.setup import clear_option_errors, default_dtype, run_dtype
+from ....model.loading.stored_quantisation import require_trainable_base, stored_quantisation
 from ....system.memory import clear_memory_errors
 from ....training.trainer import ORPOTrainer
 from ...parsing.resolve import Resolved, Settings
@@ -55,6 +56,8 @@ def make_trainer(
     orpo, chosen, _ = settings
     name = str(chosen.model_name_or_path)
     _check_devices(settings)
+    if train_rows is not None:
+        require_trainable(settings)
     tokenizer = load_its_tokenizer(settings)
     seq2seq = is_encoder_decoder_by_config(settings)
     reports: dict[str, DataReport] = {}
@@ -122,6 +125,22 @@ def _load(settings: Settings, is_trainable: bool) -> PreTrainedModel:
     }
     with clear_option_errors(orpo.model_init_kwargs):
         return load_model(str(chosen.model_name_or_path), **{**options, **_init_options(settings)})
+
+
+def require_trainable(settings: Settings) -> None:
+    """Refuse weights that are stored quantised where what is asked for cannot be trained on them."""
+    orpo, chosen, _ = settings
+    name = str(chosen.model_name_or_path)
+    place = locate(name)
+    if is_gguf(place) or is_adapter_folder(Path(place)):
+        return
+    try:
+        config = load_config(name, revision=chosen.model_revision, trust_remote_code=orpo.trust_remote_code)
+    except ModelError:  # an adapter on the hub, or something that cannot be loaded; loading it gives the error
+        return
+    quantise = chosen.load_in_4bit or chosen.load_in_8bit
+    stored = stored_quantisation(name, config)
+    require_trainable_base(name, stored, adapter=chosen.use_peft, quantise=quantise)
 
 
 def _init_options(settings: Settings) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ....training.preflight import require_room, saves_to_come, size_in_training
 from ...parsing.resolve import Resolved, Settings
 from ...terminal.console import say, show_line, working
 from ...terminal.data_table import print_example
-from .assembly import base_dtype
+from .assembly import base_dtype, require_trainable
 from .rehearsal import rehearse
 from .run_folder import to_yaml
 from .summary import precision
@@ -49,6 +49,7 @@ def show(resolved: Resolved, settings: Settings, processes: int, *, full: bool) 
     train = sets["train"]
     if train.example is not None:
         print_example(train.example)
+    require_trainable(settings)
     for found in sets.values():
         if found.refusal is not None:
             raise found.refusal
