@@ -14,7 +14,7 @@ NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/un
 WITHOUT_AVX2 := tests/unit/test_loss.py tests/unit/model tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench
+.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench docs docs-links docs-ready
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-20s %s\n", $$1, $$2 }'
@@ -97,6 +97,18 @@ lint: $(READY) ## check style, types and docstrings
 format: $(READY) ## rewrite the code in the house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The site is build/site. `docs-links` asks for every link to another site, which needs the network.
+DOCS = $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs/site .
+
+docs: docs-ready ## build the documentation site in build/site; a warning or a broken link in it is an error
+	$(DOCS) build/site
+
+docs-links: docs-ready ## ask for every link of the documentation to another site
+	$(DOCS) build/links -b linkcheck
+
+docs-ready: $(READY)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 
 bench: $(READY) ## measure what the README claims, one script per claim
 	@for script in benchmarks/[a-z]*.py; do [ -e "$$script" ] || continue; \

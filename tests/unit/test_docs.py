@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from oddsmith.diagnose.rules import RULES
+from tests.docs_blocks import ROOT
+from tests.docs_site import as_markdown
 from tests.test_architecture import ROOMS
 
-ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "oddsmith"
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
@@ -50,9 +51,13 @@ def test_each_dotted_name_exists(page):
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub names them."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    """Return the anchors of a page's headings, as GitHub names them, and those that it sets itself."""
+    text = as_markdown(page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {
+        *(re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings),
+        *re.findall(r'<span id="(\w+)">', text),
+    }
 
 
 @pytest.mark.parametrize("page", PAGES)

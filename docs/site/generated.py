@@ -1,0 +1,129 @@
+"""Put what is made from the code into pages: ``<!-- made at build time: settings -->`` and its like.
+
+``settings`` and ``commands`` are Markdown, in the site as in the Markdown beside it. ``api`` is autodoc's on the site,
+and the plain docstrings in the Markdown.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import oddsmith
+from oddsmith.cli.main import COMMANDS
+from oddsmith.cli.parsing.schema import Field, load_fields
+from oddsmith.config.catalogue import SETTINGS, Effect, Facts
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+MARK = re.compile(r"^<!-- made at build time: (\w+) -->$", re.MULTILINE)
+ON_RESUME = {
+    Effect.DECIDES: "must stay",
+    Effect.LENGTH: "may grow",
+    Effect.BY_RESULT: "by its result",
+    Effect.FREE: "may change",
+}
+
+
+def settings() -> str:
+    """Return a table of settings for each group of the help."""
+    fields = [field for field in load_fields().values() if field.listed]
+    parts = []
+    for group in dict.fromkeys(field.group for field in fields):
+        rows = [_setting(field) for field in fields if field.group == group]
+        head = ["| setting | takes | default | | on resuming |", "|---|---|---|---|---|"]
+        parts.append("\n".join([f"## {group}", "", *head, *rows]))
+    return "\n\n".join(parts)
+
+
+def _setting(field: Field) -> str:
+    takes = ", ".join(f"`{choice}`" for choice in field.choices) if 0 < len(field.choices) < 9 else ""
+    takes = takes or " or ".join(_TYPES[kind] for kind in _TYPES if kind in field.types)
+    default = "" if field.default in (None, "", []) else f"`{_plain(field.default)}`"
+    facts: Facts | None = SETTINGS.get(field.name)
+    name = f'<span id="{field.name}"></span>`{field.name}`'
+    cells = (name, takes, default, _text(field.help), ON_RESUME[facts.effect] if facts else "")
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+
+_TYPES = {
+    "bool": "yes or no", "int": "whole number", "float": "number", "str": "text", "list": "list of texts",
+    "dict": "mapping", "list[dict]": "list of mappings",
+}  # fmt: skip
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def commands() -> str:
+    """Return each command's usage, description and flags."""
+    parts = []
+    for name, command in COMMANDS.items():
+        module = import_module(f"oddsmith.cli.commands.{command.module}")
+        lines = [f"## oddsmith {name}", "", command.summary, "", "```text", module.USAGE, "```", ""]
+        lines += [line for text in module.INTRO for line in (_text(text), "")]
+        lines += ["| flag | |", "|---|---|"]
+        lines += [f"| `{_cell(f'{o.flag} {o.metavar}'.strip())}` | {_cell(_text(o.help))} |" for o in module.OPTIONS]
+        taken = getattr(module, "SETTINGS_IN_HELP", ())
+        if taken is None or taken:
+            which = "All [settings](settings.md)" if taken is None else ", ".join(f"`{name}`" for name in taken)
+            lines += ["", f"{which} are flags, too." if taken is None else f"Settings that are flags, too: {which}."]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _text(text: str) -> str:
+    """Mark flags as code, and keep what Markdown would take for HTML, emphasis or a link."""
+    pieces = re.split(r"(`[^`]*`)", text)
+    pieces[::2] = [
+        re.sub(r"(?<![\w`-])(--[a-z][\w-]*)", r"`\1`", re.sub(r"([<*_\[\]])", r"\\\1", piece)) for piece in pieces[::2]
+    ]
+    return "".join(pieces)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+def api(sphinx: bool) -> str:
+    """Return the reference of the public names: for autodoc, or as plain Markdown."""
+    names = [name for name in oddsmith.__all__ if name != "__version__"]
+    return "\n\n".join(map(_autodoc if sphinx else _docstring, names))
+
+
+def _autodoc(name: str) -> str:
+    kind = "autoclass" if inspect.isclass(getattr(oddsmith, name)) else "autofunction"
+    return f"## {name}\n\n```{{eval-rst}}\n.. {kind}:: oddsmith.{name}\n```"
+
+
+def _docstring(name: str) -> str:
+    value = getattr(oddsmith, name)
+    signature = "(**settings)" if hasattr(value, "__dataclass_fields__") else inspect.signature(value)
+    return f"## {name}\n\n```python\noddsmith.{name}{signature}\n```\n\n```text\n{inspect.getdoc(value)}\n```"
+
+
+def as_markdown(text: str, sphinx: bool = False) -> str:
+    """Return a page with what is made from the code in the place of its marks."""
+    makers = {"settings": settings, "commands": commands, "api": lambda: api(sphinx)}
+    return MARK.sub(lambda mark: makers[mark[1]](), text)
+
+
+def _read(app: Sphinx, page: str, content: list[str]) -> None:
+    content[0] = as_markdown(content[0], sphinx=True)
+
+
+def _signature(app: Sphinx, what: str, name: str, obj: object, *_: Any) -> tuple[str, None] | None:
+    """Leave the two hundred settings out of the signatures of their classes; the page of the settings has them."""
+    return ("(**settings)", None) if hasattr(obj, "__dataclass_fields__") else None
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Fill the marks as pages are read."""
+    app.connect("source-read", _read)
+    app.connect("autodoc-process-signature", _signature)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
