@@ -151,6 +151,18 @@ class Sharing:
         """Return the number of ranks over which what is sharded is spread."""
         return self.ranks // self.replicas if self.kind == FSDP2 else self.ranks
 
+    @property
+    def computes_narrow(self) -> bool:
+        """Return whether the weights of a step are in the type in which the run computes, not cast layer by layer."""
+        return self.kind == FSDP2 or (self.kind in (ZERO_2, ZERO_3) and self.in_16_bits)
+
+    def arriving(self, sizes: WeightSizes) -> float:
+        """Return what of the exchange is filled in the backward pass, while activations go: ZeRO-2's bucket on a CPU.
+
+        DeepSpeed asks for a new one before each backward pass, and a GPU gives all of it at once.
+        """
+        return self._buckets(sizes) if self.kind == ZERO_2 and not self.on_gpu else 0.0
+
     def held(self, sizes: WeightSizes, compute_bytes: int, *, exchanges_after: bool = False) -> RankMemory:
         """Return what a rank holds at the peak of a step, beside activations and process.
 
@@ -195,7 +207,14 @@ class Sharing:
 
 
 def peak_of_rank(
-    held: RankMemory, *, kept: float, on_top: float, process: float, several: bool, first_gradients: float
+    held: RankMemory,
+    *,
+    kept: float,
+    on_top: float,
+    process: float,
+    several: bool,
+    first_gradients: float,
+    arriving: float = 0.0,
 ) -> RankMemory:
     """Return the memory of a rank at the peak of a step.
 
@@ -206,15 +225,15 @@ def peak_of_rank(
         process: Bytes of Python and libraries, or of a GPU's context.
         several: Whether a step has several micro-batches, so that gradients are there when one begins.
         first_gradients: Bytes of the gradients that the backward pass begins with, the output layer's.
+        arriving: Bytes of the exchange that are filled while what is kept goes.
 
     Returns:
         All parts.
     """
-    if several or held.gradients == 0:
-        return held._replace(activations=kept + on_top, process=process)
-    # Gradients take the place of what is kept.
-    beginning, end = kept + on_top + min(first_gradients, held.gradients), held.gradients + on_top
-    return held._replace(activations=max(beginning, end) - held.gradients, process=process)
+    arriving += 0 if several else held.gradients
+    # What arrives takes the place of what is kept.
+    beginning, end = kept + on_top + min(first_gradients, arriving), arriving + on_top
+    return held._replace(activations=max(beginning, end) - arriving, process=process)
 
 
 def sharing_of(settings: Mapping[str, Any], ranks: int, *, bf16: bool, on_gpu: bool) -> Sharing:
@@ -228,7 +247,7 @@ def sharing_of(settings: Mapping[str, Any], ranks: int, *, bf16: bool, on_gpu: b
         given = deepspeed.get("zero_optimization")
         zero = given if isinstance(given, Mapping) else {}
         stage = zero.get("stage", 0)
-        bits = deepspeed.get("bf16") or {}
+        bits = deepspeed.get("bf16", {"enabled": "auto"})  # which accelerate adds
         enabled = bits.get("enabled", False) if isinstance(bits, Mapping) else False
         bucket = zero.get("reduce_bucket_size", BUCKET_NUMBERS)
         kind = ZERO_3 if stage == 3 else ZERO_2 if stage else plain

@@ -122,7 +122,7 @@ class _Way:
 
     training: str
     sizes: WeightSizes
-    cost: Callable[[bool], StepCost]  # with checkpointing or not
+    cost: Callable[[bool, bool], StepCost]  # with checkpointing or not, with all weights in the type of the run or not
     model: nn.Module
 
 
@@ -178,7 +178,7 @@ def plan_recipe(
             choices.append(choice)
     recipe = next(choice for choice in choices if choice.is_recipe)
     way = ways[recipe_way]
-    cost = way.cost(args.gradient_checkpointing)
+    cost = way.cost(args.gradient_checkpointing, recipe.sharing.computes_narrow)
     return Plan(
         machine,
         recipe,
@@ -263,15 +263,20 @@ def _outline_of(
     return outline
 
 
-def _remembered_cost(outline: Callable[[int | None], nn.Module], args: ORPOConfig) -> Callable[[bool], StepCost]:
-    found: dict[bool, StepCost] = {}
-    on_gpu = not args.use_cpu
+def _remembered_cost(outline: Callable[[int | None], nn.Module], args: ORPOConfig) -> Callable[[bool, bool], StepCost]:
+    found: dict[tuple[bool, bool], StepCost] = {}
+    dtype, on_gpu = run_dtype(args), not args.use_cpu
 
-    def cost(checkpointing: bool) -> StepCost:
-        if checkpointing not in found:
-            plain = cost(False) if checkpointing else None
-            found[checkpointing] = step_cost(outline, args, dtype=run_dtype(args), on_gpu=on_gpu, plain=plain)
-        return found[checkpointing]
+    def narrow(layers: int | None) -> nn.Module:
+        return outline(layers).to(dtype)
+
+    def cost(checkpointing: bool, is_narrow: bool) -> StepCost:
+        key = checkpointing, is_narrow and dtype != torch.float32
+        if key not in found:
+            plain = cost(False, is_narrow) if checkpointing else None
+            build = narrow if key[1] else outline
+            found[key] = step_cost(build, args, dtype=dtype, on_gpu=on_gpu, plain=plain)
+        return found[key]
 
     return cost
 
@@ -346,7 +351,8 @@ class _Planner:
         With ``split`` a micro-batch that no number of tokens bounds has as many pairs as fit, of the numbers that
         divide the recipe's.
         """
-        most, is_padded = self._args.per_device_train_batch_size, way.cost(checkpointing).path == PaddedPath.name
+        most = self._args.per_device_train_batch_size
+        is_padded = way.cost(checkpointing, sharing.computes_narrow).path == PaddedPath.name
         is_split = split and (is_padded or self._args.max_tokens_per_microbatch is None)
         for pairs in [n for n in range(most, 0, -1) if most % n == 0] if is_split else [most]:
             found = self._choice(way, sharing, pairs, checkpointing=checkpointing, is_recipe=is_recipe)
@@ -356,7 +362,7 @@ class _Planner:
 
     def _choice(self, way: _Way, sharing: Sharing, pairs: int, *, checkpointing: bool, is_recipe: bool) -> Choice:
         machine, args = self._machine, self._args
-        cost = way.cost(checkpointing)
+        cost = way.cost(checkpointing, sharing.computes_narrow)
         compute_bytes = run_dtype(args).itemsize
         # As in training: such a step may have to be computed again, so that gradients are exchanged at its end.
         can_be_halved = cost.path != "padded batches" and args.max_tokens_per_microbatch is not None
@@ -376,10 +382,12 @@ class _Planner:
             process=machine.overhead,
             several=plan.micro_batches > 1 or sharing.kind in SHARDED,
             first_gradients=way.sizes.trained_tail_numbers * compute_bytes,
+            arriving=sharing.arriving(way.sizes),
         )
         step = None
         if machine.card is not None:
-            computed = _computed(way, cost=way.cost(False), checkpointing=checkpointing, compute_bytes=compute_bytes)
+            plain = way.cost(False, False)
+            computed = _computed(way, cost=plain, checkpointing=checkpointing, compute_bytes=compute_bytes)
             step = step_time(computed, way.sizes, plan, sharing, machine.card, nodes=machine.nodes)
         return Choice(
             way.training,

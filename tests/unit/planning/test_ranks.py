@@ -1,5 +1,7 @@
 """The memory of a rank by its parts, for each way to spread a training, against sums by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate import ParallelismConfig
@@ -65,6 +67,20 @@ def test_with_one_micro_batch_gradients_take_the_place_of_activations():
     assert peak_of_rank(held, kept=2000, several=False, **asked).total == 2000 + 100 + 50 + 7  # at the beginning
 
 
+def test_the_bucket_of_zero_2_takes_the_place_of_activations_on_a_cpu():
+    on_cpu = Sharing(ZERO_2, 4, on_gpu=False, bucket_numbers=10**9)
+    assert (on_cpu.arriving(SIZES), replace(on_cpu, on_gpu=True).arriving(SIZES)) == (4000, 0)
+    held = RankMemory(0, 1000, 0, 4000, 0, 0)
+    asked = {"on_top": 100, "process": 7, "first_gradients": 50, "several": True, "arriving": 4000}
+    assert peak_of_rank(held, kept=600, **asked).total == 1000 + 4000 + 100 + 7  # at the end
+    assert peak_of_rank(held, kept=6000, **asked).total == 1000 + 6000 + 100 + 50 + 7  # at the beginning
+
+
+def test_weights_that_are_gathered_or_kept_in_16_bits_are_not_cast_layer_by_layer():
+    kinds = (Sharing(FSDP2, 2), Sharing(ZERO_3, 2, in_16_bits=True), Sharing(ZERO_3, 2), Sharing(DDP, 2))
+    assert [sharing.computes_narrow for sharing in kinds] == [True, True, False, False]
+
+
 def test_the_sizes_of_a_model_are_those_of_its_parameters():
     model = tiny_model()
     sizes = weight_sizes(model, optim="adamw_torch_fused")
@@ -120,3 +136,13 @@ def test_the_settings_of_deepspeed_are_read():
         {"deepspeed": {"zero_optimization": zero, "bf16": {"enabled": "auto"}}}, 4, bf16=True, on_gpu=True
     )
     assert found == Sharing(ZERO_3, 4, bucket_numbers=50_000_000, overlaps=False, in_16_bits=True)
+
+
+def test_deepspeed_computes_in_the_precision_of_the_run_unless_its_settings_say_otherwise():
+    def in_16_bits(**bits):
+        settings = {"deepspeed": {"zero_optimization": {"stage": 2}, **bits}}
+        return sharing_of(settings, 4, bf16=True, on_gpu=True).in_16_bits
+
+    assert in_16_bits()  # accelerate adds it
+    assert in_16_bits(bf16={"enabled": "auto"})
+    assert not in_16_bits(bf16={"enabled": False})
