@@ -22,6 +22,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "accessible",
     "generated",
     "mathml",
     "twins",
@@ -53,7 +54,7 @@ html_theme = "furo"
 html_title = f"Oddsmith {__version__}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_js_files = ["scrolling.js"]
+html_js_files = ["page.js"]
 html_copy_source = False
 html_show_sphinx = False
 templates_path = ["templates"]

@@ -35,7 +35,7 @@ def settings() -> str:
     parts = []
     for group in dict.fromkeys(field.group for field in fields):
         rows = [_setting(field) for field in fields if field.group == group]
-        head = ["| setting | takes | default | | on resuming |", "|---|---|---|---|---|"]
+        head = ["| setting | what it does | takes | default | on resuming |", "|---|---|---|---|---|"]
         parts.append("\n".join([f"## {group}", "", *head, *rows]))
     return "\n\n".join(parts)
 
@@ -46,7 +46,7 @@ def _setting(field: Field) -> str:
     default = "" if field.default in (None, "", []) else f"`{_plain(field.default)}`"
     facts: Facts | None = SETTINGS.get(field.name)
     name = f'<span id="{field.name}"></span>`{field.name}`'
-    cells = (name, takes, default, _text(field.help), ON_RESUME[facts.effect] if facts else "")
+    cells = (name, _text(field.help), takes, default, ON_RESUME[facts.effect] if facts else "")
     return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
 
@@ -67,7 +67,7 @@ def commands() -> str:
         module = import_module(f"oddsmith.cli.commands.{command.module}")
         lines = [f"## oddsmith {name}", "", command.summary, "", "```text", module.USAGE, "```", ""]
         lines += [line for text in module.INTRO for line in (_text(text), "")]
-        lines += ["| flag | |", "|---|---|"]
+        lines += ["| flag | what it does |", "|---|---|"]
         lines += [f"| `{_cell(f'{o.flag} {o.metavar}'.strip())}` | {_cell(_text(o.help))} |" for o in module.OPTIONS]
         taken = getattr(module, "SETTINGS_IN_HELP", ())
         if taken is None or taken:

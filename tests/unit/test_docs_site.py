@@ -49,7 +49,8 @@ def test_each_page_is_in_the_table_of_contents_once():
     for page in trees:
         text = page.read_text(encoding="utf-8")
         for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
-            listed += [(page.parent / f"{name}.md").resolve() for name in tree.split("\n") if name and name[0] != ":"]
+            names = [re.sub(r".* <(.*)>", r"\1", line) for line in tree.splitlines() if line and line[0] != ":"]
+            listed += [(page.parent / f"{name}.md").resolve() for name in names]
     assert len(listed) == len(set(listed))
     assert all(page.is_file() for page in listed)
     assert pages <= set(listed)

@@ -5,5 +5,13 @@ function reachable() {
     else region.removeAttribute("tabindex");
   }
 }
-addEventListener("DOMContentLoaded", reachable);
+
+// The two columns beside the text are told apart by name.
+function named() {
+  document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "All pages");
+  document.querySelector(".toc-drawer")?.setAttribute("aria-label", "On this page");
+}
+
+addEventListener("DOMContentLoaded", () => { reachable(); named(); });
+addEventListener("load", reachable);
 addEventListener("resize", reachable);
