@@ -70,9 +70,11 @@ def commands() -> str:
         lines += ["| flag | what it does |", "|---|---|"]
         lines += [f"| `{_cell(f'{o.flag} {o.metavar}'.strip())}` | {_cell(_text(o.help))} |" for o in module.OPTIONS]
         taken = getattr(module, "SETTINGS_IN_HELP", ())
-        if taken is None or taken:
-            which = "All [settings](settings.md)" if taken is None else ", ".join(f"`{name}`" for name in taken)
-            lines += ["", f"{which} are flags, too." if taken is None else f"Settings that are flags, too: {which}."]
+        if taken is None:
+            lines += ["", "All [settings](settings.md) are flags, too."]
+        elif taken:
+            names = ", ".join(f"`{name}`" for name in load_fields() if name in taken)
+            lines += ["", f"[Settings](settings.md) that are flags, too: {names}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
