@@ -80,10 +80,13 @@ def commands() -> str:
 
 
 def _text(text: str) -> str:
-    """Mark flags as code, and keep what Markdown would take for HTML, emphasis or a link."""
+    """Mark flags and settings as code, an example as a block; keep what Markdown would take for HTML or a link."""
+    if text.startswith("Example: "):
+        return f"```bash\n{text.removeprefix('Example: ')}\n```"
     pieces = re.split(r"(`[^`]*`)", text)
     pieces[::2] = [
-        re.sub(r"(?<![\w`-])(--[a-z][\w-]*)", r"`\1`", re.sub(r"([<*_\[\]])", r"\\\1", piece)) for piece in pieces[::2]
+        re.sub(r"(?<![\w`.-])(--[a-z][\w-]*|[a-z]\w*_\w+)", r"`\1`", re.sub(r"([<*])", r"\\\1", piece))
+        for piece in pieces[::2]
     ]
     return "".join(pieces)
 
@@ -119,6 +122,11 @@ def _read(app: Sphinx, page: str, content: list[str]) -> None:
     content[0] = as_markdown(content[0], sphinx=True)
 
 
+def _outdated(*_: Any) -> list[str]:
+    """Have these pages read at every build: what they are made from is no file that Sphinx knows."""
+    return [f"docs/reference/{page}" for page in ("settings", "commands", "api")]
+
+
 def _signature(app: Sphinx, what: str, name: str, obj: object, *_: Any) -> tuple[str, None] | None:
     """Leave the two hundred settings out of the signatures of their classes; the page of the settings has them."""
     return ("(**settings)", None) if hasattr(obj, "__dataclass_fields__") else None
@@ -126,6 +134,7 @@ def _signature(app: Sphinx, what: str, name: str, obj: object, *_: Any) -> tuple
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Fill the marks as pages are read."""
+    app.connect("env-get-outdated", _outdated)
     app.connect("source-read", _read)
     app.connect("autodoc-process-signature", _signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
