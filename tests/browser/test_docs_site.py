@@ -9,7 +9,7 @@ from tests.browser.conftest import is_local
 from tests.docs_blocks import ROOT
 
 pytestmark = pytest.mark.slow
-SCREENS = ((1280, "light"), (360, "dark"))  # colours depend on the one, the layout on the other
+SCREENS = ((1280, "light"), (360, "dark"), (1640, "light"))  # colours depend on the one, the layout on the other
 
 
 @pytest.fixture(scope="module")

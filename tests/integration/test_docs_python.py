@@ -6,7 +6,7 @@ from tests.docs_blocks import PAGES, python_blocks
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", filter(python_blocks, PAGES))
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
 def test_each_block_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
