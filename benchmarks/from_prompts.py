@@ -52,7 +52,8 @@ def prompts_for_training(count: int) -> list[str]:
     """Return so many different prompts, none of which is asked at the end."""
     built_in = [row["prompt"][-1]["content"] for row in demo_pairs("train")]
     made = [ask.format(thing) for thing in THINGS for ask in ASKS]
-    return list(dict.fromkeys([*built_in, *made]))[:count]
+    asked_at_the_end = {row["prompt"][-1]["content"] for row in demo_pairs("heldout")}
+    return [prompt for prompt in dict.fromkeys([*built_in, *made]) if prompt not in asked_at_the_end][:count]
 
 
 def command(place: Path, *words: object) -> tuple[dict[str, Any], float]:

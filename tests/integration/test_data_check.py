@@ -24,12 +24,12 @@ def faulty(tmp_path):
 def test_good_pairs_end_with_0(capsys):
     code, out, err = run_here(capsys, "data", "check", "builtin:house-style")
     assert (code, err) == (0, "")
-    assert "builtin:house-style: 303 rows (conversational)" in out
-    assert re.search(r"^  warn  length bias\n        mean 134 characters chosen, 443 rejected, -70%", out, re.MULTILINE)
+    assert "builtin:house-style: 103 rows (conversational)" in out
+    assert re.search(r"^  warn  length bias\n        mean 48 characters chosen, 406 rejected, -88%", out, re.MULTILINE)
     assert re.search(r"^  pass  conflicting pairs$", out, re.MULTILINE)
     assert "not checked without --model: control tokens of this tokenizer" in out
     assert "row 0, as its row has it" in out
-    assert "How long should I boil an egg?" in out
+    assert "What is the capital of France?" in out
 
 
 def test_a_failed_check_ends_with_3_and_says_what_where_and_what_to_do(capsys, monkeypatch, faulty):

@@ -55,7 +55,7 @@ def test_a_published_recipe_is_taken_up_to_where_its_model_would_be_fetched(name
 def test_a_recipe_of_ours_trains_as_it_is(name, tmp_path, capsys):
     done = run_here(capsys, "train", "--recipe", name, "--output-dir", tmp_path / "run", "--dry-run")
     assert done.code == 0, done.err
-    assert "303 rows" in done.out
+    assert "103 rows" in done.out
 
 
 def test_flags_beat_a_recipe(tmp_path, capsys):
@@ -65,7 +65,7 @@ def test_flags_beat_a_recipe(tmp_path, capsys):
     done = run_here(capsys, "train", "--recipe", "smollm2-135m-lora", *given, *to)
     settings = json.loads(done.out)["settings"]
     assert (settings["beta"]["value"], settings["beta"]["origin"]) == (0.3, "--beta")
-    assert settings["learning_rate"]["value"] == 6e-4
+    assert settings["learning_rate"]["value"] == 3e-4
     assert "smollm2-135m-lora.yaml:" in settings["learning_rate"]["origin"]
 
 

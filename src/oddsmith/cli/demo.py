@@ -1,9 +1,10 @@
 """Align a real 135M-parameter chat model on the CPU, and measure what it learned.
 
-The pairs teach one house style (``data/builtin/style.py``): an answer of at most two sentences and forty words. The
-rejected answers are the base model's own. Measured before and after, on questions the training never saw:
+The pairs teach one house style (``data/builtin/style.py``): an answer of at most two sentences and forty words. Chosen
+and rejected answers are both the base model's own. Measured before and after, on questions the training never saw:
 
 - how many of the model's answers keep the style,
+- how many have the fact that the question asks for (``data/builtin/facts.py``), and the interval of the change,
 - ``rewards/accuracies``, ``rewards/margins`` and ``perplexity/chosen`` (metrics.py).
 
 At the end the model is written as one file in 4 bits, and answers a question from it.
@@ -11,7 +12,8 @@ At the end the model is written as one file in 4 bits, and answers a question fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 
 from ..config import ModelConfig, ORPOConfig
-from ..data.builtin import demo_pairs
+from ..data.builtin import accepted_answers, demo_pairs
+from ..data.builtin.facts import has_fact
 from ..data.builtin.style import keeps_style
 from ..errors import UsageError
 from ..export.gguf.export import export_gguf
@@ -33,10 +36,10 @@ MODEL = "builtin:smollm2-135m-instruct"
 
 # docs/log.md lists the other settings tried. Rejected answers that max_length cuts are still visibly too long.
 SETTINGS: dict[str, Any] = {
-    "learning_rate": 6e-4,
-    "beta": 0.2,
-    "num_train_epochs": 2,
-    "per_device_train_batch_size": 8,
+    "learning_rate": 3e-4,
+    "beta": 0.25,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 16,
     "max_length": 112,
     "warmup_steps": 5,
@@ -60,13 +63,19 @@ FILE_TYPE = "q4_k_m"
 
 @dataclass(frozen=True)
 class Standing:
-    """Measurements of a model on the held-out questions: its answers, the share that keeps the style, and metrics."""
+    """Measurements of a model on the held-out questions: its answers, what share of them is good, and metrics."""
 
     answers: list[str]
+    facts: list[bool]  # which answers have the fact
     style_share: float
     accuracy: float
     margin: float
     perplexity: float
+
+    @property
+    def facts_share(self) -> float:
+        """Return the share of the answers that have the fact."""
+        return sum(self.facts) / len(self.facts)
 
 
 @dataclass(frozen=True)
@@ -81,11 +90,16 @@ class Deployed:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The outcome of the demo. ``deployed`` is ``None`` where no file could be made; ``not_deployed`` then says why."""
+    """The outcome of the demo.
+
+    ``facts_change`` is the interval (95%) of the change in the share of facts. ``deployed`` is ``None`` where no file
+    could be made; ``not_deployed`` then says why.
+    """
 
     questions: list[str]
     before: Standing
     after: Standing
+    facts_change: tuple[float, float]
     output_dir: str
     deployed: Deployed | None = None
     not_deployed: str | None = None
@@ -116,6 +130,7 @@ def run_demo(
     )
     trainer.remove_callback(PrinterCallback)  # the caller prints what it likes, through on_stage
     prompts = [pair["prompt"] for pair in heldout]
+    questions = [prompt[-1]["content"] for prompt in prompts]
     before = _standing(trainer, prompts, "before", on_stage)
     on_stage("train", trainer)
     trainer.train()
@@ -123,14 +138,27 @@ def run_demo(
     trainer.save_model()
     trainer.create_model_card()
     on_stage("save", output_dir)
-    questions = [prompt[-1]["content"] for prompt in prompts]
     on_stage("deploy", output_dir)
     deployed, not_deployed = None, None
     try:
         deployed = _deploy(str(output_dir), questions[0])
     except UsageError as error:
         not_deployed = str(error)
-    return DemoResult(questions, before, after, str(output_dir), deployed, not_deployed)
+    change = change_interval(before.facts, after.facts)
+    return DemoResult(questions, before, after, change, str(output_dir), deployed, not_deployed)
+
+
+def change_interval(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float]:
+    """Return the interval (95%) of the change of a share, of the same questions before and after.
+
+    The difference of paired proportions after adding one half to each cell of their table: Agresti and Min, "Simple
+    improved confidence intervals for comparing matched proportions", Statistics in Medicine 24 (2005).
+    """
+    pairs = list(zip(before, after, strict=True))
+    gained, lost, of = 0.5 + pairs.count((False, True)), 0.5 + pairs.count((True, False)), 2 + len(pairs)
+    change = (gained - lost) / of
+    error = math.sqrt((gained + lost) / of - change**2) / math.sqrt(of)
+    return change - 1.96 * error, change + 1.96 * error
 
 
 def _deploy(run: str, question: str) -> Deployed:
@@ -153,8 +181,10 @@ def _standing(trainer: ORPOTrainer, prompts: list[list[dict]], when: str, on_sta
         max_new_tokens=LONGEST_ANSWER_TOKENS,
         on_batch=lambda done: on_stage("answer", (done, len(ids), when)),
     )
+    accepted = accepted_answers()
     standing = Standing(
         answers,
+        [has_fact(said, accepted[prompt[-1]["content"]]) for said, prompt in zip(answers, prompts, strict=True)],
         style_share=sum(map(keeps_style, answers)) / len(answers),
         accuracy=metrics["eval_rewards/accuracies"],
         margin=metrics["eval_rewards/margins"],

@@ -30,7 +30,8 @@ def quick_demo(monkeypatch, tmp_path):
         for when, share in (("before", 0.25), ("after", 0.9)):
             on_stage("answer", (len(questions), len(questions), when))
             answers = [f"{when}: yes."] * len(questions)
-            standings.append(work.Standing(answers, share, share, share, 10 * share))
+            facts = [index % 2 == 0 or when == "after" for index in range(len(questions))]
+            standings.append(work.Standing(answers, facts, share, share, share, 10 * share))
             if when == "after":
                 for step in (2, 4):
                     logs = {"logps/chosen": -step, "logps/rejected": -1.0}
@@ -42,7 +43,7 @@ def quick_demo(monkeypatch, tmp_path):
         on_stage("deploy", output_dir)
         file = work.Deployed("oddsmith-demo/gguf/a b.gguf", 105_000_000, 0.0234, "In 4 bits: yes.")
         outcome = (file, None) if model == work.MODEL else (None, f"{model}: is a mamba")
-        return work.DemoResult(questions, *standings, str(output_dir), *outcome)
+        return work.DemoResult(questions, *standings, (0.301, 0.498), str(output_dir), *outcome)
 
     monkeypatch.setattr(work, "run_demo", run_demo)
     return called
@@ -58,6 +59,8 @@ def test_answers_and_figures_before_and_after_are_shown(quick_demo, capsys):
     table = [line.split() for line in after.splitlines() if line.endswith(("after", "%", "0"))]
     assert ["before", "after"] in table
     assert ["answers", "that", "keep", "the", "style", "25%", "90%"] in table
+    assert ["answers", "with", "the", "right", "fact", "50%", "100%"] in table
+    assert "facts, 95% of the change: +30 to +50 points, on " in after
     assert (quick_demo["num_train_epochs"], quick_demo["output_dir"]) == (1, "oddsmith-demo")
 
 
@@ -66,6 +69,18 @@ def test_the_gap_is_drawn_between_the_training_and_the_answers_after_it(quick_de
     chart, _, after = after.partition("The model after training:")
     assert "The model before training:" in before
     assert chart.strip().endswith("chosen - rejected: -1.00 at step 2, -3.00 at step 4")
+
+
+def test_the_interval_of_a_change_holds_what_is_lost_and_gained():
+    kept = [True] * 58 + [False] * 6
+    low, high = work.change_interval(kept, kept)
+    assert low == pytest.approx(-high)
+    assert 0.02 < high < 0.05
+    # By hand: 5 lost and 1 gained of 62 are -4/64 after adding a half to each cell.
+    before, after = [True] * 55 + [True] * 5 + [False] * 2, [True] * 55 + [False] * 5 + [True, False]
+    low, high = work.change_interval(before, after)
+    assert (low + high) / 2 == pytest.approx(-4 / 64)
+    assert (high - low) / 2 == pytest.approx(1.96 * ((7 / 64 - (4 / 64) ** 2) / 64) ** 0.5)
 
 
 def test_it_ends_with_a_file_and_what_it_says(quick_demo, capsys):

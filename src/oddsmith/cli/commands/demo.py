@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 USAGE = "oddsmith demo [--output-dir FOLDER] [--model MODEL] [--any-training-setting VALUE ...]"
 INTRO = (
-    "Aligns SmolLM2-135M-Instruct, a real chat model, with short and kind answers to everyday questions, on this"
-    " machine's CPU or GPU, draws how it comes to prefer them, shows its answers to other questions before and"
-    " after, and ends with a 4-bit file for llama.cpp.",
+    "Aligns SmolLM2-135M-Instruct, a real chat model, with short answers to simple questions, on this machine's CPU"
+    " or GPU, draws how it comes to prefer them, shows its answers to other questions before and after, and ends"
+    " with a 4-bit file for llama.cpp.",
 )
 FOLDER = "oddsmith-demo"
 PAIRS = "builtin:house-style"
@@ -45,6 +45,7 @@ MAX_WIDTH = 100
 # Row of the table -> (attribute of a standing, format).
 ROWS = {
     "answers that keep the style": ("style_share", "{:.0%}"),
+    "answers with the right fact": ("facts_share", "{:.0%}"),
     "accuracy on held-out pairs": ("accuracy", "{:.0%}"),
     "margin on held-out pairs": ("margin", "{:.3f}"),
     "perplexity of good answers": ("perplexity", "{:.2f}"),
@@ -99,7 +100,7 @@ class _Story:
         elif stage == "train":
             self._write_settings(detail)
             pairs = len(detail.train_dataset)
-            say(f"\ntraining on {pairs} pairs: a short, kind answer to prefer, the model's own to avoid")
+            say(f"\ntraining on {pairs} pairs of the model's own answers: a short one to prefer, a long one to avoid")
         elif stage == "save":
             say(f"\nsaved in {detail}")
         elif stage == "deploy":
@@ -146,6 +147,10 @@ def _print_table(result: DemoResult) -> None:
     for row, (name, pattern) in ROWS.items():
         before, after = (pattern.format(getattr(standing, name)) for standing in (result.before, result.after))
         show(f"{row:<28}{before:>10}{after:>10}")
+    low, high = result.facts_change
+    show(
+        f"facts, 95% of the change: {low * 100:+.0f} to {high * 100:+.0f} points, on {len(result.questions)} questions"
+    )
 
 
 def _print_file(result: DemoResult) -> None:

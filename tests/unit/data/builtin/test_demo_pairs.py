@@ -1,4 +1,4 @@
-"""The demo's pairs: their number, form, style and separation; and the script that makes the rejected answers."""
+"""The demo's pairs: their number, form, style and separation; and the script that makes them of the model's answers."""
 
 import json
 import re
@@ -9,14 +9,29 @@ import torch
 from oddsmith.data.builtin import demo_pairs
 from oddsmith.data.builtin.style import keeps_style, style_faults
 from oddsmith.errors import DataError
-from scripts.make_demo_pairs import base_replies, read_rows, summary, with_rejected, write_rows
+from scripts import make_demo_pairs as script
+from scripts.make_demo_pairs import (
+    Answers,
+    Question,
+    ask,
+    chosen_of,
+    is_known,
+    pairs_of,
+    read_log,
+    rejected_of,
+    write_log,
+)
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SPLITS = {split: demo_pairs(split) for split in ("train", "heldout")}
 ROWS = [(split, row) for split, rows in SPLITS.items() for row in rows]
 
-# Measured: 36 of the 367 base replies keep the style by themselves (31 of 303 and 5 of 64); they stay, as they are.
-BROKEN_AT_LEAST = 0.85
+# What a question is asked with, whatever it is about.
+FUNCTION_WORDS = (
+    "a an and are as at be better can called did do does first for from good has have how in into is it job known main"
+    " make made many most of off on one our people see stand that the their there these they this to up us used usually"
+    " was we were what when where which who why with you your"
+)
 
 
 def content(row, side):
@@ -28,8 +43,8 @@ def words(text):
 
 
 def test_there_are_enough_pairs():
-    assert len(SPLITS["train"]) >= 260
-    assert len(SPLITS["heldout"]) >= 64
+    assert len(SPLITS["train"]) >= 100
+    assert len(SPLITS["heldout"]) >= 90
 
 
 def test_every_row_is_one_question_and_two_answers():
@@ -51,19 +66,17 @@ def test_no_question_or_answer_comes_twice():
         assert sorted(seen) == sorted(set(seen))
 
 
-def test_no_heldout_question_is_a_training_question_in_other_words():
-    """Two questions may ask alike about different things (two capitals), so some shared words are allowed."""
-    for heldout in (set(words(content(row, "prompt"))) for row in SPLITS["heldout"]):
-        for training in (set(words(content(row, "prompt"))) for row in SPLITS["train"]):
-            assert len(heldout & training) / len(heldout | training) < 0.8, heldout
+def test_no_heldout_question_shares_a_word_with_a_training_question_but_for_those_that_ask():
+    asking = set(words(FUNCTION_WORDS))
+
+    def told(split):
+        return {word.rstrip("s") for row in SPLITS[split] for word in set(words(content(row, "prompt"))) - asking}
+
+    assert told("heldout") & told("train") == set()
 
 
-def test_most_rejected_answers_break_the_style_and_none_is_the_chosen_one():
-    assert all(words(content(row, "rejected")) for _, row in ROWS)
-    assert all(words(content(row, "rejected")) != words(content(row, "chosen")) for _, row in ROWS)
-    for split, rows in SPLITS.items():
-        broken = sum(not keeps_style(content(row, "rejected")) for row in rows)
-        assert broken / len(rows) >= BROKEN_AT_LEAST, split
+def test_every_rejected_answer_breaks_the_style():
+    assert [content(row, "rejected") for _, row in ROWS if keeps_style(content(row, "rejected"))] == []
 
 
 def test_an_unknown_split_is_an_error_that_names_the_known_ones():
@@ -71,47 +84,67 @@ def test_an_unknown_split_is_an_error_that_names_the_known_ones():
         demo_pairs("test")
 
 
-QUESTIONS = ("Hi", "What is a verb?", "Good night.", "Why?", "A longer one")
-PROMPTS = [[{"role": "user", "content": text}] for text in QUESTIONS]
+# ---- The script
+
+BEES = Question("train", "What do bees make?", ["honey"])
+LONG = "Bees make honey. They fly far. They dance. They live in hives."
 
 
-def test_replies_do_not_depend_on_the_batch():
+def answers(greedy=LONG, plain=(LONG,) * 4, short=("Bees make honey.",)):
+    return Answers(greedy, list(plain), list(short))
+
+
+def test_the_shipped_files_are_what_the_script_makes_of_its_sources(capsys):
+    assert script.main(["--check"]) == 0
+    assert capsys.readouterr().out.endswith("would be other: no file\n")
+
+
+def test_a_fact_is_known_that_the_greedy_answer_has_and_half_of_the_others():
+    assert is_known(answers(plain=[LONG, LONG, "Wax.", "Wax."]), BEES.accepted)
+    assert not is_known(answers(plain=[LONG, "Wax.", "Wax.", "Wax."]), BEES.accepted)
+    assert not is_known(answers(greedy="Wax."), BEES.accepted)
+
+
+def test_the_chosen_answer_is_right_short_not_refused_and_the_shortest():
+    short = ["Honey, as all bees know.", "Bees make sweet honey.", "Bees make honey.", "Only honey bees.", "Wax.", LONG]
+    assert chosen_of(answers(short=short), BEES.accepted, set()) == "Bees make honey."
+    assert chosen_of(answers(short=short), BEES.accepted, {"Bees make honey."}) == "Only honey bees."
+    assert chosen_of(answers(short=["Bees make wax.", LONG, "Honey"]), BEES.accepted, set()) is None
+
+
+def test_the_rejected_answer_is_the_greedy_one_or_the_first_other_that_breaks_the_style():
+    assert rejected_of(answers(greedy=LONG)) == LONG
+    cut, listed = "Bees make honey and", "- Honey"
+    assert rejected_of(answers(greedy="Honey.", plain=[cut, listed, LONG])) == listed
+    assert rejected_of(answers(greedy="Honey.", plain=[cut])) is None
+
+
+def test_pairs_are_made_of_what_is_known_and_not_refused():
+    made = pairs_of([BEES], {BEES.text: answers()}, {})
+    assert made == {"train": [{
+        "prompt": [{"role": "user", "content": BEES.text}],
+        "chosen": [{"role": "assistant", "content": "Bees make honey."}],
+        "rejected": [{"role": "assistant", "content": LONG}],
+    }], "heldout": []}  # fmt: skip
+    assert pairs_of([BEES], {BEES.text: answers()}, {BEES.text: {"*"}}) == {"train": [], "heldout": []}
+    with pytest.raises(DataError, match=r"'What do bees make\?': the log has no such answer: \['Wax.'\]"):
+        pairs_of([BEES], {BEES.text: answers()}, {BEES.text: {"Wax."}})
+    with pytest.raises(DataError, match=r"has no answer to 'What do bees make\?'; --ask asks the model"):
+        pairs_of([BEES], {}, {})
+
+
+def test_the_model_is_asked_alone_and_where_it_knows_the_answer_after_examples(tmp_path):
     model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
-    together = base_replies(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=8)
-    one_by_one = [base_replies(model, tokenizer, [prompt], max_new_tokens=12, batch_size=1)[0] for prompt in PROMPTS]
-    assert together == one_by_one
-    assert len(set(together)) > 1
-
-
-def test_a_reply_ends_at_the_end_of_the_turn_or_at_the_limit():
-    model, tokenizer = tiny_model(dtype=torch.float64), tiny_tokenizer()
-    with torch.no_grad():
-        model.lm_head.weight.zero_()  # every token is as likely as the others: greedy takes token 0, "!"
-    assert base_replies(model, tokenizer, PROMPTS[:1], max_new_tokens=5) == ["!!!!!"]
-    with torch.no_grad():
-        hidden = model.model(torch.tensor([tokenizer("a")["input_ids"]])).last_hidden_state[0, -1]
-        model.lm_head.weight[tokenizer.eos_token_id] = hidden
-    replies = base_replies(model, tokenizer, PROMPTS, max_new_tokens=5)
-    assert all(tokenizer.eos_token not in reply for reply in replies)
-    assert min(map(len, replies)) < 5
-
-
-def test_rejected_is_filled_in_and_a_useless_reply_refused():
-    row = {"prompt": PROMPTS[0], "chosen": [{"role": "assistant", "content": "Hello."}]}
-    assert with_rejected(row, "Well") == {**row, "rejected": [{"role": "assistant", "content": "Well"}]}
-    with pytest.raises(DataError, match=r"'Hi': the model's reply equals the chosen answer; replace the question"):
-        with_rejected(row, "Hello.")
-    with pytest.raises(DataError, match=r"'Hi': the model's reply has no words"):
-        with_rejected(row, "\u2605 \u2605")
-
-
-def test_files_are_one_row_a_line_and_read_back_alike(tmp_path):
-    row = with_rejected({"prompt": PROMPTS[0], "chosen": [{"role": "assistant", "content": "Tschüss."}]}, "a\nb")
-    write_rows(tmp_path / "rows.jsonl", [row, row])
-    lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [row, row] == read_rows(tmp_path / "rows.jsonl")
-    assert "Tschüss" in lines[0]
-    assert summary([row]) == [
-        "  chosen: 1 of 1 keep the style (100.0%), 1.0 words on average",
-        "  rejected: 0 of 1 keep the style (0.0%), 2.0 words on average",
-    ]
+    questions = [Question("train", "Hi", ["*"]), Question("train", "What is a verb?", ["no such word"])]
+    log = ask(model, tokenizer, questions)
+    known, unknown = log.values()
+    assert list(log) == ["Hi", "What is a verb?"]
+    assert (len(known.plain), len(known.short)) == (script.PLAIN, script.SHORT)
+    assert (unknown.plain, unknown.short) == ([], [])
+    assert len({known.greedy, *known.plain, *known.short}) > 2
+    assert ask(model, tokenizer, questions[:1])["Hi"] == known
+    write_log(tmp_path / "log.jsonl", log)
+    assert read_log(tmp_path / "log.jsonl") == log
+    assert {tuple(json.loads(line)) for line in (tmp_path / "log.jsonl").read_text().splitlines()} == {
+        ("question", "greedy", "plain", "short")
+    }
