@@ -94,12 +94,14 @@ def cases(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name, case in (("full", full), ("lora", {**full, "lora": True})):
         found |= {name: case, f"{name}-best": {**case, "settings": {**settings, **best}}}
         found |= {f"{name}-resumed": {**case, "resumes": name}, f"{name}-evaluated": {**case, "only_evaluates": True}}
+        found |= {f"{name}-after-evaluate": {**case, "evaluates_first": True}}
+        found |= {f"{name}-again": {**case, "trains_twice": True}}
     return found | {"tied": {**full, "model": {"tie_word_embeddings": True}}}
 
 
 def few(kind: str) -> set[str]:
     """Return the cases of a kind for continuous integration."""
-    also = {"fsdp-full": ["tied"]}
+    also = {"fsdp-full": ["tied", "full-after-evaluate"]}
     also |= {name: ["lora", "lora-resumed"] for name in ("fsdp-sharded", "zero-3")}
     return {"full", "full-resumed", "full-evaluated", *also.get(kind, ())}
 
@@ -139,10 +141,10 @@ def test_a_model_is_evaluated_without_a_training(lives, alone, kind, case):
         require_same_metrics(rank["metrics"], expected)
 
 
-def test_what_fsdp_sharded_for_an_evaluation_is_not_trained(tmp_path):
-    found = launch(tmp_path / "runs", {"both": {"settings": KINDS["fsdp-full"], "evaluates_first": True}})
-    for rank in found["both"]:
-        assert "sharded by FSDP for an evaluation and cannot be trained" in rank["error"]
+def test_an_optimizer_of_the_weights_before_an_evaluation_trains_nothing(tmp_path):
+    case = {"settings": KINDS["fsdp-full"], "own_optimizer": True, "evaluates_first": True}
+    for rank in launch(tmp_path / "runs", {"both": case})["both"]:
+        assert "the optimizer that was passed holds the weights from before evaluate()" in rank["error"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

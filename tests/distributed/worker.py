@@ -134,10 +134,7 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
     trainer = trainer_of(folder if disk is None else Path(), case, processes=processes)
     if case.get("only_evaluates"):
         return {"metrics": trainer.evaluate()}
-    if case.get("evaluates_first"):
-        trainer.evaluate()
-    if case.get("trains_twice"):
-        trainer.train()
+    live_before(trainer, case)
     shortage = dict(case.get("shortage", {}))
     memory = Memory(**{name: value for name, value in shortage.items() if name != "after"})
     if shortage:
@@ -168,6 +165,16 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
         "events": [event for event in read_events(folder / "run") if event["event"] in EVENTS],
         "kinds": sorted({type(parameter).__name__ for parameter in parameters}),
     }
+
+
+def live_before(trainer: Any, case: dict[str, Any]) -> None:
+    """Do what a case does with its trainer before the training."""
+    if case.get("own_optimizer"):
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.05)
+    if case.get("evaluates_first"):
+        trainer.evaluate()
+    if case.get("trains_twice"):
+        trainer.train()
 
 
 def state_bytes(optimizer: Any) -> int:

@@ -16,10 +16,17 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, fsdp2_prepare_model, save_fsdp_optimizer
+from accelerate.utils import (
+    DistributedType,
+    broadcast_object_list,
+    fsdp2_apply_ac,
+    fsdp2_prepare_model,
+    save_fsdp_optimizer,
+)
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from ..checkpoint.store import step_of
@@ -42,6 +49,8 @@ class ShardedRun(Protocol):
     deepspeed: Any
     optimizer: Any
     lr_scheduler: Any
+
+    def create_optimizer(self) -> Any: ...  # of the model, unless there is one
 
 
 class ShardedModel:
@@ -127,25 +136,56 @@ class ShardedModel:
         return self._run.accelerator.device
 
     def require_trainable(self) -> None:
-        """Raise ``ConfigError`` where FSDP2 sharded the model for an evaluation: torch then crashes in the training."""
-        if self._is_for_evaluation:
+        """Raise ``ConfigError`` where an optimizer holds the weights from before an evaluation, which FSDP2 sharded."""
+        if self._is_for_evaluation and self._run.optimizer is not None:
             raise ConfigError(
-                "the model was sharded by FSDP for an evaluation and cannot be trained afterwards; evaluate after the"
-                " training, set eval_on_start, or make another trainer"
+                "the optimizer that was passed holds the weights from before evaluate(), for which FSDP sharded the"
+                " model; leave the optimizer to the trainer, or evaluate after the training"
             )
+
+    @contextmanager
+    def trained_again(self) -> Iterator[None]:
+        """Let a model be prepared that was sharded already, for an evaluation or a training before this one.
+
+        DeepSpeed: transformers takes the engine from before, which is gone. FSDP2: accelerate gives the optimizer the
+        parameters that have the addresses of its own. A forward pass without a backward pass leaves some gathered,
+        though, whose memory is freed later; and all empty shares have one address.
+        """
+        run = self._run
+        if self._is_under_deepspeed:
+            run.model_wrapped, run.deepspeed = run.model, None
+        sharded = [module for module in run.model.modules() if isinstance(module, FSDPModule)]
+        if not sharded:
+            yield
+            return
+        for module in sharded:
+            module.reshard()
+        plugin = run.accelerator.state.fsdp_plugin
+        checkpointing, plugin.activation_checkpointing = plugin.activation_checkpointing, False  # is wrapped already
+        parameters = [list(group["params"]) for group in run.create_optimizer().param_groups]
+        try:
+            yield
+        finally:
+            plugin.activation_checkpointing = checkpointing
+        for group, own in zip(run.optimizer.param_groups, parameters, strict=True):
+            group["params"] = own
+        self._is_for_evaluation = False
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """Prepare the model for an evaluation outside of a training, which accelerate does for ZeRO-3 alone.
 
-        FSDP2 shards it for good. ZeRO-1 and 2 leave the weights whole: nothing is sharded.
+        FSDP2 shards it, and it stays so. ZeRO-1 and 2 leave the weights whole: nothing is sharded.
         """
         run, accelerator = self._run, self._run.accelerator
         if accelerator._models:  # prepared by a training
             yield
         elif accelerator.is_fsdp2:
-            run.model = run.model_wrapped = fsdp2_prepare_model(accelerator, run.model)
-            self._is_for_evaluation = True
+            if not isinstance(run.model, FSDPModule):
+                if accelerator.state.fsdp_plugin.activation_checkpointing:  # it has to lie within
+                    run.model = fsdp2_apply_ac(accelerator, run.model)
+                run.model = run.model_wrapped = fsdp2_prepare_model(accelerator, run.model)
+                self._is_for_evaluation = True
             accelerator._models.append(run.model)
             try:
                 yield

@@ -127,24 +127,25 @@ class TransformersAdapter(Trainer):
 
         Each training begins with an optimizer of its own, unless one was given: transformers would keep the moments.
         """
-        if self.sharded_by is not None:
-            self.shards.require_trainable()
-            yield
-            return
-        self._claim_precision()
-        self._operations_a_token = None
         if self.optimizer is self._finished_optimizer:
             self.optimizer = None
         is_given = self.optimizer is not None
-        if self.model_init is None:
-            self.loan.begin()
+        is_sharded = self.sharded_by is not None
+        if is_sharded:
+            self.shards.require_trainable()
+        else:
+            self._claim_precision()
+            self._operations_a_token = None
+            if self.model_init is None:
+                self.loan.begin()
         try:
             yield
         finally:
             self._finished_optimizer = None if is_given else self.optimizer
             self.is_in_train = False  # also after an error
-            self.loan.give_back()
-            self._forget_prepared()
+            if not is_sharded:
+                self.loan.give_back()
+                self._forget_prepared()
 
     @contextmanager
     def _evaluated_model(self) -> Iterator[None]:
@@ -214,7 +215,7 @@ class TransformersAdapter(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, *arguments: Any) -> tuple[nn.Module, Any]:
         """Prepare as transformers does, and lay out batches once more, by the path of the model that is there now."""
         is_sharded = self.sharded_by is not None
-        with self.shards.other_worlds():
+        with self.shards.other_worlds(), self.shards.trained_again():
             model, train_dataloader = super()._prepare_for_training(max_steps, train_dataloader, *arguments)
         self._is_prepared = True
         if is_sharded:
