@@ -1,0 +1,1 @@
+"""What ORPO does to a model: one script for each question of docs/evidence.md."""

@@ -1,0 +1,225 @@
+"""Instructions that a program can check: pairs of a model's own answers, judged by rules; IFEval before and after.
+
+    python -m benchmarks.evidence.instructions --ifeval ifeval_input_data.jsonl --work FOLDER
+
+1. prompts    made of templates (asked.py), disjoint from IFEval's
+2. pairs      `oddsmith data make` with `--judge rule`: the model answers, the better answer is kept against the worse
+3. train      `oddsmith train` on them, three seeds
+4. IFEval     all 541 prompts (arXiv 2311.07911), greedy answers, before and after
+
+Settings are chosen on other prompts of the templates, about topics of their own (``--choose``); IFEval's are looked at
+once for each model in the table. Each result keeps what every prompt met, how long the answer was, and how much of it
+was repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .asked import TOPICS, rows
+from .lab import MODEL, apart, bootstrap, kept, oddsmith, read_rows, write_rows
+
+QUESTION = "instructions"
+SEEDS = (1, 2, 3)
+VALIDATION_TOPICS = 16  # the last ones: no training prompt is about them
+PROMPTS, SAMPLES, ANSWER_TOKENS, VALIDATION = 600, 8, 200, 120
+IFEVAL_TOKENS = 512  # answers are cut there
+REPEATED_WORDS = 4  # length of the runs of words that are counted
+SETTINGS: dict[str, Any] = {
+    "model_name_or_path": MODEL,
+    "use_peft": True,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "max_length": 512,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 2,
+    "warmup_ratio": 0.1,
+    "lr_scheduler_type": "cosine",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "rate-2e-4-beta-0.5": {"learning_rate": 2e-4, "beta": 0.5},
+    "rate-5e-4-beta-1": {"learning_rate": 5e-4, "beta": 1.0},
+    "rate-1e-3-beta-0.5": {"learning_rate": 1e-3, "beta": 0.5},
+}
+
+
+def answered(model: str, file: Path, tokens: int) -> dict[str, Any]:
+    """Answer the prompts of a file greedily and check the answers, in a process of its own."""
+    return apart("instructions", {"model": model, "file": str(file), "tokens": tokens})
+
+
+def _answered(model: str, file: str, tokens: int) -> dict[str, Any]:
+    from oddsmith.making.answers.drawing import Drawing
+    from oddsmith.making.answers.local import open_model
+    from oddsmith.making.questions import key_of
+    from oddsmith.making.records import Question
+
+    asked = read_rows(Path(file))
+    messages = [[{"role": "user", "content": row["prompt"]}] for row in asked]
+    questions = [Question(key_of(one), one) for one in messages]
+    drawing = Drawing(samples=1, temperature=0, max_new_tokens=tokens)
+    answers = {}
+    for answer in open_model(model, drawing, 32).answers(questions, set()):
+        answers[answer.question] = answer
+        print(f"\r{len(answers)} of {len(questions)}", end="", file=sys.stderr)
+    found = [answers[question.key] for question in questions]
+    checked = [checks(row, answer.text) for row, answer in zip(asked, found, strict=True)]
+    return {
+        "strict": [strict for strict, _ in checked],
+        "loose": [loose for _, loose in checked],
+        "tokens": [answer.tokens for answer in found],
+        "finished": [int(answer.is_finished) for answer in found],
+        "repeated": [repeated(answer.text) for answer in found],
+        "first_answers": [answer.text[:400] for answer in found[:12]],
+    }
+
+
+def checks(row: dict[str, Any], text: str) -> tuple[list[int], list[int]]:
+    """Return for each instruction of a row whether a text follows it, strictly and loosely.
+
+    Loosely: it, or it without its first line, its last line, both, or asterisks, follows it (IFEval, section 2.3).
+    """
+    from if_verifiable.common import get_loose_transformations
+
+    from oddsmith.making.judges.ifeval import follows
+
+    strict, loose = [], []
+    for name, kwargs in zip(row["instruction_id_list"], row["kwargs"], strict=True):
+        is_followed = follows(name, kwargs, row["prompt"])
+        strict.append(int(is_followed(text, 0)))
+        loose.append(int(any(is_followed(one, 0) for one in get_loose_transformations(text))))
+    return strict, loose
+
+
+def repeated(text: str) -> float:
+    """Return the share of runs of ``REPEATED_WORDS`` words that stood in the text before."""
+    words = text.lower().split()
+    runs = [tuple(words[start : start + REPEATED_WORDS]) for start in range(len(words) - REPEATED_WORDS + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def figures(result: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return figures of each prompt; instruction-level ones weigh a prompt by its instructions over their mean."""
+    instructions_P = np.array([len(one) for one in result["strict"]])
+    weights_P = instructions_P / instructions_P.mean()
+    found = {}
+    for way in ("strict", "loose"):
+        met_P = np.array([np.mean(one) for one in result[way]])
+        found[f"prompt {way}"] = (met_P == 1).astype(float)
+        found[f"instruction {way}"] = met_P * weights_P
+    found["tokens"] = np.array(result["tokens"], dtype=float)
+    found["cut"] = 1 - np.array(result["finished"], dtype=float)
+    found["repeated"] = np.array(result["repeated"], dtype=float)
+    return found
+
+
+def pairs_of(name: str, model: str, work: Path, seed: int, words: Sequence[object] = ()) -> tuple[Path, dict[str, Any]]:
+    """Make pairs with a model's own answers to the training prompts; return their file, and what `data make` said."""
+    prompts = write_rows(work / "prompts.jsonl", list(rows(PROMPTS, 1, TOPICS[:-VALIDATION_TOPICS])))
+    pairs = work / f"{name}.jsonl"
+    making = ("--samples", SAMPLES, "--max-new-tokens", ANSWER_TOKENS, "--seed", seed, "--batch-size", 64)
+    said = kept(
+        QUESTION,
+        f"{name}-pairs",
+        lambda: oddsmith(
+            "data", "make", prompts, "--model", model, "--judge", "rule", "--output", pairs, *making, *words
+        ),
+    )
+    return pairs, said
+
+
+def trained(pairs: Path, output: Path, settings: dict[str, Any], seed: int) -> Path:
+    """Train on pairs; return the run folder, which is used again where it is there."""
+    if not (output / "run.yaml").exists():
+        given = {**settings, "seed": seed, "dataset_name": str(pairs), "output_dir": str(output)}
+        oddsmith(
+            "train", *(word for key, value in given.items() for word in (f"--{key}", json.dumps(value).strip('"')))
+        )
+    return output
+
+
+def report(results: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Yield the table: a line for each model, and the changes from the first."""
+    names = ("prompt strict", "instruction strict", "prompt loose", "instruction loose")
+    yield f"| | {' | '.join(names)} | tokens | cut | repeated |"
+    yield "|---|" + "---|" * (len(names) + 3)
+    first: dict[str, np.ndarray] = {}
+    for label, found in results.items():
+        together = {key: np.stack([figures(one)[key] for one in found]) for key in figures(found[0])}
+        shares = [bootstrap(together[key]).text(1, 100) for key in names]
+        rest = (
+            f"{together['tokens'].mean():.0f} | {100 * together['cut'].mean():.1f}% | "
+            f"{100 * together['repeated'].mean():.1f}%"
+        )
+        yield f"| {label} | {' | '.join(shares)} | {rest} |"
+        if not first:
+            first = together
+            continue
+        changes = [bootstrap(together[key] - first[key]).text(1, 100, sign=True) for key in names]
+        yield f"| &nbsp; change | {' | '.join(changes)} | | | |"
+
+
+def chosen_on(work: Path, pairs: Path, candidates: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Train candidates for the settings and ask each the validation prompts; yield the results by name."""
+    file = write_rows(work / "validation.jsonl", list(rows(VALIDATION, 2, TOPICS[-VALIDATION_TOPICS:])))
+    yield "before", kept(QUESTION, "validation-before", lambda: answered(MODEL, file, ANSWER_TOKENS))
+    for name in candidates:
+
+        def make(name: str = name) -> dict[str, Any]:
+            run = trained(pairs, work / f"candidate-{name}", SETTINGS | CANDIDATES[name], 0)
+            return {"settings": CANDIDATES[name], **answered(str(run), file, ANSWER_TOKENS)}
+
+        yield name, kept(QUESTION, f"validation-{name}", make)
+
+
+def measured(work: Path, pairs: Path, ifeval: Path, candidate: str) -> dict[str, list[dict[str, Any]]]:
+    """Train with three seeds and ask each model, and the one before, IFEval's prompts; return the results."""
+    found = {"before": [kept(QUESTION, "ifeval-before", lambda: answered(MODEL, ifeval, IFEVAL_TOKENS))]}
+    for seed in SEEDS:
+
+        def make(seed: int = seed) -> dict[str, Any]:
+            run = trained(pairs, work / f"{candidate}-seed-{seed}", SETTINGS | CANDIDATES[candidate], seed)
+            return {"settings": CANDIDATES[candidate], **answered(str(run), ifeval, IFEVAL_TOKENS)}
+
+        found.setdefault("after", []).append(kept(QUESTION, f"ifeval-{candidate}-seed-{seed}", make))
+    return found
+
+
+def main() -> None:
+    """Make what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--apart")
+    parser.add_argument("--ifeval", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--choose", nargs="*", choices=CANDIDATES, help="ask these the validation prompts, and no more")
+    parser.add_argument(
+        "--candidate", choices=CANDIDATES, default=next(iter(CANDIDATES)), help="settings of the result"
+    )
+    given = parser.parse_args()
+    if given.apart:
+        print(json.dumps(_answered(**json.loads(given.apart))))
+        return
+    given.work.mkdir(parents=True, exist_ok=True)
+    pairs, said = pairs_of("round-1", MODEL, given.work, 1)
+    print(json.dumps(said["made"]), file=sys.stderr)
+    if given.choose is not None:
+        results = {name: [one] for name, one in chosen_on(given.work, pairs, given.choose)}
+    else:
+        results = measured(given.work, pairs, given.ifeval, given.candidate)
+    print("\n".join(report(results)))
+
+
+if __name__ == "__main__":
+    main()
