@@ -119,6 +119,8 @@ def bare_requests(
             "messages": question.messages,
             "temperature": drawing.temperature,
             "top_p": drawing.top_p,
+            "top_k": 0,  # as for the others: llama.cpp's server would draw from 40 tokens, and from those above min_p
+            "min_p": 0.0,
             "max_tokens": drawing.max_new_tokens,
             "seed": drawing.seed_of(question, sample),
         }

@@ -121,6 +121,7 @@ def start_rows(sizes: list[int], folder: Path) -> Iterator[str]:
         if not path.exists():
             write_pairs(path, pairs, ANSWER_CHARACTERS)
         for name in ("first", "second"):
+            os.sync()  # of the tokens that the first start has written, some GB may not be on the disk yet
             found = measured_start(path)
             parts = (found["seconds"], found["of processors"], *found["parts_s"].values())
             seconds = " | ".join(f"{part:.1f}" for part in parts)
@@ -255,7 +256,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for the pairs; files that are there are used again")
     parser.add_argument("--machine", default="", help="what is to be said about it")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--only", choices=["checkpoints"], help="measure nothing else")
+    parser.add_argument("--only", choices=["checkpoints", "starts"], help="measure nothing else")
     parser.add_argument("--start", help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
     parser.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)
@@ -273,10 +274,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["ODDSMITH_CACHE"] = str(Path(temporary) / "cache")
         folder = given.folder or Path(temporary)
-        parts = {"What a checkpoint costs": checkpoint_rows(folder)}
+        load_tokenizer(MODEL)  # makes the model in the cache
+        parts = {}
+        if given.only != "starts":
+            parts["What a checkpoint costs"] = checkpoint_rows(folder)
         if given.only is None:
-            load_tokenizer(MODEL)  # makes the model in the cache
             parts["The slowest process, in tokens of the mean one"] = balance_rows()
+        if given.only != "checkpoints":
             parts["Before the first step"] = start_rows(given.pairs, folder)
         for name, rows in parts.items():
             for line in chain((f"## {name}", ""), rows, ("",)):
