@@ -24,16 +24,15 @@ from typing import Any
 import numpy as np
 
 from .asked import TOPICS, rows
-from .lab import MODEL, apart, bootstrap, kept, oddsmith, read_rows, write_rows
+from .lab import apart, bootstrap, kept, model_in_bf16, oddsmith, read_rows, write_rows
 
 QUESTION = "instructions"
 SEEDS = (1, 2, 3)
 VALIDATION_TOPICS = 16  # the last ones: no training prompt is about them
-PROMPTS, SAMPLES, ANSWER_TOKENS, VALIDATION = 600, 8, 200, 120
+PROMPTS, SAMPLES, ANSWER_TOKENS, VALIDATION = 320, 6, 160, 120
 IFEVAL_TOKENS = 512  # answers are cut there
 REPEATED_WORDS = 4  # length of the runs of words that are counted
 SETTINGS: dict[str, Any] = {
-    "model_name_or_path": MODEL,
     "use_peft": True,
     "lora_r": 16,
     "lora_alpha": 32,
@@ -129,7 +128,7 @@ def pairs_of(name: str, model: str, work: Path, seed: int, words: Sequence[objec
     """Make pairs with a model's own answers to the training prompts; return their file, and what `data make` said."""
     prompts = write_rows(work / "prompts.jsonl", list(rows(PROMPTS, 1, TOPICS[:-VALIDATION_TOPICS])))
     pairs = work / f"{name}.jsonl"
-    making = ("--samples", SAMPLES, "--max-new-tokens", ANSWER_TOKENS, "--seed", seed, "--batch-size", 64)
+    making = ("--samples", SAMPLES, "--max-new-tokens", ANSWER_TOKENS, "--seed", seed, "--batch-size", 48)
     said = kept(
         QUESTION,
         f"{name}-pairs",
@@ -140,10 +139,11 @@ def pairs_of(name: str, model: str, work: Path, seed: int, words: Sequence[objec
     return pairs, said
 
 
-def trained(pairs: Path, output: Path, settings: dict[str, Any], seed: int) -> Path:
+def trained(model: str, pairs: Path, output: Path, settings: dict[str, Any], seed: int) -> Path:
     """Train on pairs; return the run folder, which is used again where it is there."""
     if not (output / "run.yaml").exists():
-        given = {**settings, "seed": seed, "dataset_name": str(pairs), "output_dir": str(output)}
+        given = {"model_name_or_path": model, "dataset_name": str(pairs), "output_dir": str(output), "seed": seed}
+        given |= settings
         oddsmith(
             "train", *(word for key, value in given.items() for word in (f"--{key}", json.dumps(value).strip('"')))
         )
@@ -174,11 +174,12 @@ def report(results: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 def chosen_on(work: Path, pairs: Path, candidates: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Train candidates for the settings and ask each the validation prompts; yield the results by name."""
     file = write_rows(work / "validation.jsonl", list(rows(VALIDATION, 2, TOPICS[-VALIDATION_TOPICS:])))
-    yield "before", kept(QUESTION, "validation-before", lambda: answered(MODEL, file, ANSWER_TOKENS))
+    base = model_in_bf16(work)
+    yield "before", kept(QUESTION, "validation-before", lambda: answered(base, file, ANSWER_TOKENS))
     for name in candidates:
 
         def make(name: str = name) -> dict[str, Any]:
-            run = trained(pairs, work / f"candidate-{name}", SETTINGS | CANDIDATES[name], 0)
+            run = trained(base, pairs, work / f"candidate-{name}", SETTINGS | CANDIDATES[name], 0)
             return {"settings": CANDIDATES[name], **answered(str(run), file, ANSWER_TOKENS)}
 
         yield name, kept(QUESTION, f"validation-{name}", make)
@@ -186,11 +187,12 @@ def chosen_on(work: Path, pairs: Path, candidates: Sequence[str]) -> Iterator[tu
 
 def measured(work: Path, pairs: Path, ifeval: Path, candidate: str) -> dict[str, list[dict[str, Any]]]:
     """Train with three seeds and ask each model, and the one before, IFEval's prompts; return the results."""
-    found = {"before": [kept(QUESTION, "ifeval-before", lambda: answered(MODEL, ifeval, IFEVAL_TOKENS))]}
+    base = model_in_bf16(work)
+    found = {"before": [kept(QUESTION, "ifeval-before", lambda: answered(base, ifeval, IFEVAL_TOKENS))]}
     for seed in SEEDS:
 
         def make(seed: int = seed) -> dict[str, Any]:
-            run = trained(pairs, work / f"{candidate}-seed-{seed}", SETTINGS | CANDIDATES[candidate], seed)
+            run = trained(base, pairs, work / f"{candidate}-seed-{seed}", SETTINGS | CANDIDATES[candidate], seed)
             return {"settings": CANDIDATES[candidate], **answered(str(run), ifeval, IFEVAL_TOKENS)}
 
         found.setdefault("after", []).append(kept(QUESTION, f"ifeval-{candidate}-seed-{seed}", make))
@@ -212,7 +214,7 @@ def main() -> None:
         print(json.dumps(_answered(**json.loads(given.apart))))
         return
     given.work.mkdir(parents=True, exist_ok=True)
-    pairs, said = pairs_of("round-1", MODEL, given.work, 1)
+    pairs, said = pairs_of("round-1", model_in_bf16(given.work), given.work, 1)
     print(json.dumps(said["made"]), file=sys.stderr)
     if given.choose is not None:
         results = {name: [one] for name, one in chosen_on(given.work, pairs, given.choose)}

@@ -125,6 +125,14 @@ def apart(module: str, document: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def model_in_bf16(work: Path) -> str:
+    """Return a copy of the model with weights in bfloat16, made once: it answers faster than the stored float32."""
+    folder = work / "smollm2-135m-instruct-bf16"
+    if not (folder / "config.json").exists():
+        oddsmith("export", MODEL, "--to", "merged", "--dtype", "bfloat16", "--output", folder)
+    return str(folder)
+
+
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> Path:
     """Write JSON Lines; return the file."""
     file.parent.mkdir(parents=True, exist_ok=True)

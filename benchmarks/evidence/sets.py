@@ -29,10 +29,10 @@ class Source(NamedTuple):
 SETS = {
     "hh_helpful_base": Source("Anthropic/hh-rlhf, helpful-base, test split", "MIT", 400, 150),
     "hh_helpful_rejection_sampled": Source("Anthropic/hh-rlhf, helpful-rejection-sampled, test split", "MIT", 400, 150),
-    "orca_dpo_validation": Source("orca_dpo_pairs, a sample", "MIT", 90, 40),
-    "dpo_en_demo": Source("LLaMA-Factory, data/dpo_en_demo", "Apache-2.0", 90, 40),
+    "orca_dpo_validation": Source("orca_dpo_pairs, a sample", "MIT", 80, 30),
+    "dpo_en_demo": Source("LLaMA-Factory, data/dpo_en_demo", "Apache-2.0", 80, 30),
 }
-LONGEST = 6_000  # characters of a pair in all: about 1,500 tokens
+LONGEST = 12_000  # characters of a pair in all; trainings cut at max_length
 
 
 class Split(NamedTuple):
