@@ -58,7 +58,7 @@ def trained(spec: dict[str, Any]) -> dict[str, Any]:
     return apart("alternatives", spec)
 
 
-def _trained(method: str, train: str, test: str, seed: int) -> dict[str, Any]:
+def _trained(method: str, train: str, test: str, seed: int, steps: int = STEPS) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -66,10 +66,10 @@ def _trained(method: str, train: str, test: str, seed: int) -> dict[str, Any]:
     from oddsmith.model.loading.models import load_tokenizer
     from oddsmith.model.loading.place import locate
 
-    rows = usable(read_rows(Path(train)), load_tokenizer(MODEL))[: PAIRS * STEPS]
+    rows = usable(read_rows(Path(train)), load_tokenizer(MODEL))[: PAIRS * steps]
     tokenizer = load_tokenizer(MODEL)
     model = AutoModelForCausalLM.from_pretrained(locate(MODEL), dtype=torch.bfloat16)
-    seconds, steps = 0.0, 0
+    seconds, done = 0.0, 0
     parts = {"none": (), "fine-tuning, then DPO": ("fine-tuning", "DPO")}.get(method, (method,))
     with tempfile.TemporaryDirectory() as folder:
         for number, part in enumerate(parts):
@@ -78,12 +78,12 @@ def _trained(method: str, train: str, test: str, seed: int) -> dict[str, Any]:
             start = time.perf_counter()
             trainer.train()
             seconds += time.perf_counter() - start
-            steps += trainer.state.global_step
+            done += trainer.state.global_step
             model = trainer.model.merge_and_unload()
         peak = resident_bytes("VmHWM") / 2**30
     model.eval()
     pairs = log_probabilities(model, tokenizer, usable(read_rows(Path(test)), tokenizer))
-    return {"method": method, "seed": seed, "steps": steps, "pairs": pairs, "training_s": seconds, "peak_gib": peak}
+    return {"method": method, "seed": seed, "steps": done, "pairs": pairs, "training_s": seconds, "peak_gib": peak}
 
 
 def _trainer(part: str, model: Any, tokenizer: Any, rows: list[dict[str, Any]], folder: str, seed: int) -> Any:
