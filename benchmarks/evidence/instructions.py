@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from .asked import TOPICS, rows
-from .lab import apart, bootstrap, kept, model_in_bf16, oddsmith, read_rows, write_rows
+from .lab import RESULTS, apart, bootstrap, kept, model_in_bf16, oddsmith, read_rows, write_rows
 
 QUESTION = "instructions"
 SEEDS = (1, 2, 3)
@@ -124,19 +124,21 @@ def figures(result: dict[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def pairs_of(name: str, model: str, work: Path, seed: int, words: Sequence[object] = ()) -> tuple[Path, dict[str, Any]]:
-    """Make pairs with a model's own answers to the training prompts; return their file, and what `data make` said."""
-    prompts = write_rows(work / "prompts.jsonl", list(rows(PROMPTS, 1, TOPICS[:-VALIDATION_TOPICS])))
-    pairs = work / f"{name}.jsonl"
-    making = ("--samples", SAMPLES, "--max-new-tokens", ANSWER_TOKENS, "--seed", seed, "--batch-size", 48)
-    said = kept(
-        QUESTION,
-        f"{name}-pairs",
-        lambda: oddsmith(
-            "data", "make", prompts, "--model", model, "--judge", "rule", "--output", pairs, *making, *words
-        ),
-    )
-    return pairs, said
+def pairs_of(name: str, model: str, work: Path, seed: int) -> tuple[Path, dict[str, Any]]:
+    """Make pairs of a model's own answers to the training prompts, once; return their file, which is kept with the
+    results, and what `data make` said."""
+    pairs = RESULTS / QUESTION / f"{name}.jsonl"
+
+    def make() -> dict[str, Any]:
+        prompts = write_rows(work / "prompts.jsonl", list(rows(PROMPTS, 1, TOPICS[:-VALIDATION_TOPICS])))
+        made = work / pairs.name
+        how = ("--samples", SAMPLES, "--max-new-tokens", ANSWER_TOKENS, "--seed", seed, "--batch-size", 48)
+        said = oddsmith("data", "make", prompts, "--model", model, "--judge", "rule", "--output", made, *how)
+        pairs.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(pairs, read_rows(made))
+        return said
+
+    return pairs, kept(QUESTION, f"{name}-pairs", make)
 
 
 def trained(model: str, pairs: Path, output: Path, settings: dict[str, Any], seed: int) -> Path:
