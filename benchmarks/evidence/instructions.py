@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "max_length": 512,
     "per_device_train_batch_size": 8,
     "num_train_epochs": 2,
-    "warmup_ratio": 0.1,
+    "warmup_steps": 0.1,  # of all steps
     "lr_scheduler_type": "cosine",
     "logging_steps": 1,
     "save_strategy": "no",

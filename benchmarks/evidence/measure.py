@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "beta": 0.25,
     "per_device_train_batch_size": 8,
     "num_train_epochs": 1,
-    "warmup_ratio": 0.1,
+    "warmup_steps": 0.1,  # of all steps
     "lr_scheduler_type": "cosine",
     "logging_steps": 1,
     "save_strategy": "no",
