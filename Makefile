@@ -77,8 +77,8 @@ test-kills: $(READY) ## kill runs at KILLS (60) random moments, resume them, and
 rehearse-gpu: $(READY) ## run the script for one's first minutes on a GPU at toy size on the CPU (two minutes)
 	PYTHON=$(BIN)/python bash benchmarks/on_gpu/first_minutes.sh --toy --device cpu --steps 1 --repeats 1 > /dev/null
 
-test-browser: $(READY) chromium ## test the monitor's page in a real Chromium
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
+test-browser: $(READY) chromium ## test the pages of the monitor and of the documentation in a real Chromium
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser,docs]"
 	$(BIN)/python -m pytest tests/browser
 
 # Debian and Ubuntu: installed where that needs no password; elsewhere the line says what is missing.

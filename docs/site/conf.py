@@ -37,6 +37,7 @@ include_patterns = [
     "examples/**/README.md",
 ]
 exclude_patterns = [".*", ".venv*", "build", "src", "tests", "docs/site", "**/node_modules", "runs", "oddsmith-demo"]
+toc_object_entries = False  # each name of the reference has a heading already
 nitpicky = True
 # Names in docstrings and signatures that other projects define.
 nitpick_ignore_regex = [("py:.*", r"(?!oddsmith\.).*"), ("py:.*", r"oddsmith\..*\..*")]
