@@ -164,11 +164,16 @@ class Asker:
 
         On the CPU, where nothing useful is measured, it runs in this process: that saves the start of Python.
         """
+        if self.common["device"] != "cpu":
+            return self.apart(module, **request)
+        answer = self.folder / f"{module}.json"
+        importlib.import_module(f"on_gpu.{module}").main(*self.command(module, request, answer)[-2:])
+        return json.loads(answer.read_text(encoding="utf-8"))
+
+    def apart(self, module: str, **request: Any) -> dict[str, Any]:
+        """Return the answer of a module in a process of its own, on the CPU, too."""
         answer = self.folder / f"{module}.json"
         command, seconds = self.command(module, request, answer), self.seconds_left
-        if self.common["device"] == "cpu":
-            importlib.import_module(f"on_gpu.{module}").main(*command[-2:])
-            return json.loads(answer.read_text(encoding="utf-8"))
         ended = launch(command, seconds)
         if ended.code == 0 and answer.is_file():
             return json.loads(answer.read_text(encoding="utf-8"))
@@ -305,24 +310,38 @@ def outcomes_in(output: str) -> dict[str, Any]:
 
 
 def restart(ask: Asker, args: argparse.Namespace) -> dict[str, Any]:
-    """Kill a run, resume it, and compare it with two that were not killed."""
+    """Kill a run, resume it, and compare it with two that were not killed.
+
+    All of them compute in processes of their own, which begin alike: what this one has computed before decides nothing.
+    """
     request = {"work": "0.5b-lora-8-pairs", "folder": str(ask.folder)}
-    undisturbed = ask("restart", **request, role="undisturbed")
+    undisturbed = ask.apart("restart", **request, role="undisturbed")
     if "failed" in undisturbed:
         return undisturbed
     answer, seconds = ask.folder / "killed.json", ask.seconds_left
     killed = launch(ask.command("restart", request | {"role": "killed"}, answer), seconds)
     if killed.code != -signal.SIGKILL:
         return {"failed": f"the run that should kill itself did not: {why(killed, seconds)}"}
-    resumed = ask("restart", **request, role="resumed")
+    resumed = ask.apart("restart", **request, role="resumed")
     if "failed" in resumed:
         return resumed
     first, second = undisturbed["runs"]
     found = {"layout": first["layout"], "repeated": apart_in(second, first), "wrong": []}
     found["resumed"] = apart_in(resumed["runs"][0], first)
+    layout = resumed["runs"][0]["layout"]
+    if layout != first["layout"]:
+        found["wrong"].append(f"the resumed run computes on {layout}, undisturbed ones on {first['layout']}")
     if found["resumed"]["files"] and not found["repeated"]["files"]:
-        found["wrong"].append("undisturbed runs have the same bytes, the resumed one has others")
+        apart = f"undisturbed runs have the same bytes, the resumed one has others; {losses_apart(resumed, first)}"
+        found["wrong"].append(apart)
     return found
+
+
+def losses_apart(resumed: dict[str, Any], first: dict[str, Any]) -> str:
+    """Say in which steps the losses of a resumed run differ; before the checkpoint they are those of the killed one."""
+    (run,) = resumed["runs"]
+    steps = [step for step in first["loss"] if run["loss"].get(step) != first["loss"][step]]
+    return f"losses differ in step {', '.join(steps)}" if steps else "no loss differs"
 
 
 def apart_in(run: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

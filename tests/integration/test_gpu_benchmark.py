@@ -129,7 +129,7 @@ def test_a_run_is_killed_and_resumed_and_two_processes_train_as_one(first_minute
         first_minutes, tmp_path, *QUICK, "8b-lora", "--sections", "restart", "processes", "--minutes", "4"
     )
     restart, processes = (document["sections"][name] for name in ("restart", "processes"))
-    assert restart["repeated"] == restart["resumed"] == {"files": [], "loss": 0.0}
+    assert restart["repeated"] == restart["resumed"] == {"files": [], "loss": 0.0}, restart
     assert (processes["both"]["processes"], processes["both"]["backend"]) == (2, "gloo")
     assert processes["wrong"] == []
     assert "| killed in step 6, resumed at step 4 | the same " in text
@@ -146,9 +146,11 @@ def test_a_resumed_run_is_compared(first_minutes, monkeypatch, tmp_path):
         raise Killed
 
     def launch(command, seconds):
-        with pytest.raises(Killed):
+        try:
             importlib.import_module("on_gpu.restart").main(*command[-2:])
-        return first_minutes.Ended(-signal.SIGKILL, "")
+        except Killed:
+            return first_minutes.Ended(-signal.SIGKILL, "")
+        return first_minutes.Ended(0, "")
 
     monkeypatch.setattr(importlib.import_module("on_gpu.restart").os, "kill", kill)
     monkeypatch.setattr(first_minutes, "launch", launch)
@@ -171,11 +173,16 @@ def test_other_bytes_after_a_resume_are_wrong_only_where_undisturbed_runs_have_t
         def __init__(self, second, resumed):
             self.runs = {"undisturbed": [same, second], "resumed": [resumed]}
 
-        def __call__(self, module, *, role, **request):
+        def apart(self, module, *, role, **request):
             return {"runs": self.runs[role]}
 
     assert first_minutes.restart(Answers(same, same), None)["wrong"] == []
-    assert len(first_minutes.restart(Answers(same, other), None)["wrong"]) == 1
+    (line,) = first_minutes.restart(Answers(same, other), None)["wrong"]
+    assert line.endswith("the resumed one has others; no loss differs")
+    later = {"files": {"a": "y"}, "loss": {"1": 1.1}, "layout": "padded batches"}
+    padded, line = first_minutes.restart(Answers(same, later), None)["wrong"]
+    assert padded == "the resumed run computes on padded batches, undisturbed ones on prefix forest"
+    assert line.endswith("losses differ in step 1")
     assert first_minutes.restart(Answers(other, other), None)["wrong"] == []
 
 
