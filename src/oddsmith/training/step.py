@@ -321,14 +321,18 @@ class Stepper:
         return {"name": path.name, "max_tokens": path.max_tokens, "head_bytes": head_bytes}
 
     def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
-        """Make micro-batches of as many tokens as before, unless that number was not chosen automatically."""
+        """Make micro-batches of as many tokens as before, unless that number was not chosen automatically.
+
+        What is free now may be less, for as long as a process that was killed gives its memory back. Where a step that
+        finds none is repeated with half the tokens, the number is tried; else less than half as many are believed.
+        """
         before = None if state["max_tokens"] is None else whole(state["max_tokens"])
         if before is None or not self._is_automatic:
             return
         path = self.path  # choosing it takes a check of the model
         if not isinstance(path, ForestPath) or path.max_tokens is None:
             return
-        if path.max_tokens < before / 2:
+        if path.max_tokens < before / 2 and not self._repeats_on_gpu:
             logger.warning(
                 "Less memory is free than before (%s tokens a micro-batch, then %s): the last digits may differ.",
                 path.max_tokens,
@@ -337,6 +341,12 @@ class Stepper:
         else:
             path.max_tokens = before
             path.head_bytes = whole(state.get("head_bytes") or BUDGET_BYTES)  # of older versions
+
+    @property
+    def _repeats_on_gpu(self) -> bool:
+        """Whether a device says that it has no memory, and the step is then repeated; a CPU's system ends processes."""
+        is_alone_or_ddp = self._accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU)
+        return self._accelerator.device.type == "cuda" and is_alone_or_ddp
 
 
 def is_foreign(item: Any) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler
@@ -18,7 +19,7 @@ from oddsmith import ORPOConfig
 from oddsmith.checkpoint.manifest import Manifest, verify
 from oddsmith.errors import CheckpointError, NonFiniteError
 from oddsmith.model.logprobs.padded import PairLogps
-from oddsmith.model.logprobs.paths import PaddedPath
+from oddsmith.model.logprobs.paths import ForestPath, PaddedPath
 from oddsmith.training.checkpointing import CheckpointManager
 from oddsmith.training.evaluation import user_metrics
 from oddsmith.training.guard import StepGuard, WatchedPairs
@@ -188,6 +189,25 @@ class TestStepper:
         item = {"micro_batches": [{}, {}], "loaded": None}
         assert stepper.train(nn.Linear(1, 1), item, lambda model, batch: torch.tensor(next(losses))) == 3.0
         assert seen.losses == [3.0]
+
+    @pytest.mark.parametrize(
+        ("device", "kind", "then", "expected"),
+        [
+            ("cpu", DistributedType.NO, 60, 100),
+            ("cpu", DistributedType.NO, 40, 40),  # its system would end the process
+            ("cuda", DistributedType.NO, 40, 100),  # the step is repeated if they do not fit
+            ("cuda", DistributedType.MULTI_GPU, 40, 100),
+            ("cuda", DistributedType.FSDP, 40, 40),
+            ("cuda", DistributedType.DEEPSPEED, 40, 40),
+        ],
+    )
+    def test_a_resumed_run_makes_micro_batches_of_as_many_tokens_as_before(self, device, kind, then, expected):
+        path = ForestPath("sequence", *[None] * 3, "", max_tokens=then, head_bytes=7)
+        stepper, _ = self.stepper()
+        stepper._accelerator = SimpleNamespace(device=torch.device(device), distributed_type=kind)
+        stepper._choose_path = lambda: path
+        stepper.load_state_dict({"max_tokens": 100, "head_bytes": 9})
+        assert (path.max_tokens, path.head_bytes) == (expected, 9 if expected == 100 else 7)
 
     def test_batches_of_another_loader_get_the_counts_of_their_step(self):
         stepper, _ = self.stepper()
