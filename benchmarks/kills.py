@@ -39,7 +39,7 @@ def main() -> int:
     """Kill, print the table, and say by the exit code whether every run survived."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kills", type=int, nargs="?", default=60)
-    parser.add_argument("--kind", choices=[variant.kind for variant in SHARDED], nargs="+")
+    parser.add_argument("--kind", choices=list(dict.fromkeys(variant.kind for variant in SHARDED)), nargs="+")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()

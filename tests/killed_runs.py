@@ -87,7 +87,14 @@ SHARDED = tuple(
         kind=kind,
         settings={"max_steps": 11, "async_save": is_beside},
     )
-    for kind, is_beside in (("fsdp-sharded", True), ("fsdp-full", False), ("zero-2", True), ("zero-3", False))
+    for kind, is_beside in (
+        ("fsdp-sharded", True),
+        ("fsdp-full", False),
+        ("fsdp-full", True),
+        ("zero-2", True),
+        ("zero-3", False),
+        ("zero-3", True),
+    )
 )
 
 

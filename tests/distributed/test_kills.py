@@ -10,7 +10,9 @@ from .test_table import require_installed
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.exhaustive]
 
 
-@pytest.mark.parametrize("variant", SHARDED, ids=lambda variant: variant.kind)
+@pytest.mark.parametrize(
+    "variant", SHARDED, ids=lambda variant: variant.kind + "-beside" * variant.settings["async_save"]
+)
 def test_a_killed_run_ends_like_the_undisturbed_one(variant, tmp_path):
     require_installed(variant.kind)
     trials = Trials(variant, tmp_path / "runs")
