@@ -87,12 +87,19 @@ class StepCost:
 
 
 def step_cost(
-    outline: Outline, args: ORPOConfig, *, dtype: torch.dtype, on_gpu: bool, plain: StepCost | None = None
+    outline: Outline,
+    whole: nn.Module,
+    args: ORPOConfig,
+    *,
+    dtype: torch.dtype,
+    on_gpu: bool,
+    plain: StepCost | None = None,
 ) -> StepCost:
     """Measure what a micro-batch takes.
 
     Args:
         outline: Builds the model as it is trained.
+        whole: What it builds of all layers; it stays as it is. A deep one takes seconds to build.
         args: The settings of the run.
         dtype: In which the run computes.
         on_gpu: Whether the run is planned for a GPU.
@@ -105,11 +112,11 @@ def step_cost(
         ModelError: A forward pass without values is not possible, as where a layer asks for the values of a tensor.
     """
     checkpointing = plain is not None
-    whole: Any = outline(None)
-    config = whole.config.get_text_config()
+    inner: Any = whole
+    config = inner.config.get_text_config()
     layers = getattr(config, "num_hidden_layers", 0)
-    few = layers_of_every_kind(whole)
-    if whole.config.is_encoder_decoder or not layers or 2 * few >= layers:
+    few = layers_of_every_kind(inner)
+    if inner.config.is_encoder_decoder or not layers or 2 * few >= layers:
         counts: tuple[int | None, ...] = (None,)
     else:
         counts = (few, 2 * few)

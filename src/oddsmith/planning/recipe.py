@@ -239,7 +239,7 @@ def _ways(args: ORPOConfig, chosen: ModelConfig, stored: StoredQuantisation | No
             per_weight = stored.bytes_per_weight
         optim = str(getattr(args.optim, "value", args.optim))
         sizes = weight_sizes(model, optim=optim, bytes_per_quantised=per_weight, stored=files)
-        cost = found[LORA].cost if LORA in found else _remembered_cost(outline, args)
+        cost = found[LORA].cost if LORA in found else _remembered_cost(outline, model, args)
         found[training] = _Way(training, sizes, cost, model)
     return found
 
@@ -263,7 +263,9 @@ def _outline_of(
     return outline
 
 
-def _remembered_cost(outline: Callable[[int | None], nn.Module], args: ORPOConfig) -> Callable[[bool, bool], StepCost]:
+def _remembered_cost(
+    outline: Callable[[int | None], nn.Module], model: nn.Module, args: ORPOConfig
+) -> Callable[[bool, bool], StepCost]:
     found: dict[tuple[bool, bool], StepCost] = {}
     dtype, on_gpu = run_dtype(args), not args.use_cpu
 
@@ -275,7 +277,7 @@ def _remembered_cost(outline: Callable[[int | None], nn.Module], args: ORPOConfi
         if key not in found:
             plain = cost(False, is_narrow) if checkpointing else None
             build = narrow if key[1] else outline
-            found[key] = step_cost(build, args, dtype=dtype, on_gpu=on_gpu, plain=plain)
+            found[key] = step_cost(build, model, args, dtype=dtype, on_gpu=on_gpu, plain=plain)
         return found[key]
 
     return cost

@@ -43,7 +43,8 @@ def test_few_layers_without_values_tell_what_a_real_model_keeps(tmp_path, adapte
     model.config.save_pretrained(tmp_path)
     chosen = ModelConfig(model_name_or_path=str(tmp_path), use_peft=adapter, lora_dropout=0.0)
     args = ORPOConfig(output_dir=str(tmp_path / "run"), use_cpu=True)
-    cost_of = partial(step_cost, partial(outline_of, tmp_path, chosen), args, dtype=dtype, on_gpu=False)
+    outline = partial(outline_of, tmp_path, chosen)
+    cost_of = partial(step_cost, outline, outline(None), args, dtype=dtype, on_gpu=False)
     cost = cost_of()
     if checkpointing:
         cost = cost_of(plain=cost)
@@ -73,6 +74,7 @@ def test_padded_batches_of_a_model_are_measured_too(tmp_path):
     tiny_model(**SHAPE).config.save_pretrained(tmp_path)
     chosen = ModelConfig(model_name_or_path=str(tmp_path))
     args = ORPOConfig(output_dir=str(tmp_path / "run"), use_cpu=True, prefix_forest=False)
-    cost = step_cost(partial(outline_of, tmp_path, chosen), args, dtype=torch.float32, on_gpu=False)
+    outline = partial(outline_of, tmp_path, chosen)
+    cost = step_cost(outline, outline(None), args, dtype=torch.float32, on_gpu=False)
     assert (cost.path, cost.reason) == ("padded batches", "prefix_forest is off")
     assert cost.per_token > 9 * 64 * 4  # a hidden state of each layer

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
-from transformers.quantizers.auto import AutoHfQuantizer
 
 from ...errors import ConfigError, ModelError
 from .load_errors import clear_errors
@@ -71,6 +70,8 @@ def stored_quantisation(
     if not is_here:
         is_unpacked = method == "fp8" and capability is not None and capability < FP8_FROM
         return None if is_unpacked else StoredQuantisation(method, method in TRAINABLE, _bytes_of(method, settings))
+    from transformers.quantizers.auto import AutoHfQuantizer  # half a second, for few models
+
     with clear_errors(name, "main"):
         if not AutoHfQuantizer.supports_quant_method(settings):
             return None  # transformers says that it takes the weights as they are
