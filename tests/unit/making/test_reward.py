@@ -9,6 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from oddsmith.errors import ConfigError, ModelError
 from oddsmith.making.judges import reward
 from oddsmith.making.judges.opening import open_judge
+from oddsmith.making.judges.packed_rewards import is_packable, packed_logits
 from oddsmith.making.records import Asked, Score
 from tests.command import save_model
 from tests.tiny import tiny_tokenizer
@@ -218,3 +219,30 @@ def test_a_model_of_nan_is_refused(tmp_path, polite):
     polite[2].save_pretrained(folder)
     with pytest.raises(ModelError, match=r"its weights score\.weight are NaN or infinite"):
         values(open_judge(f"reward:{folder}"), question(), "a")
+
+
+def test_rewards_on_packed_rows_are_those_of_each_answer_alone(polite):
+    """The prompt of several answers is computed once; what the model takes for the end of an answer stays."""
+    _, model, tokenizer = polite
+    assert is_packable(model)
+    prompts = ("Hi", "Tell me more about the weather")
+    texts = ("thanks", "no", "no thanks", "", "a longer answer, of many words")
+    sequences = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}],
+            tokenize=True,
+            return_dict=False,
+        )
+        for prompt in prompts
+        for text in texts
+    ]
+    for pad in (None, sequences[0][-1]):
+        model.config.pad_token_id = pad
+        with torch.no_grad():
+            alone = torch.cat([model(torch.tensor([ids])).logits for ids in sequences])
+        model.config.pad_token_id = None
+        assert torch.allclose(packed_logits(model, sequences, pad), alone, atol=1e-5)
+
+
+def test_what_is_no_decoder_with_a_linear_head_is_not_packed(several):
+    assert not is_packable(several[1])

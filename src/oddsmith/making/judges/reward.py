@@ -7,7 +7,8 @@ texts. The score is the logit of its head. A model with several heads is told wh
     reward:MODEL#helpfulness:0.8,verbosity:-0.2      sum of weight times logit
     reward:MODEL#mean                     the mean of all
 
-Answers are batched by length, the longest first. None is cut: one with more tokens than the model reads has no score.
+Answers are batched by length, the longest first; where the model can be packed (packed_rewards.py), by question, whose
+prompt is then computed once. None is cut: one with more tokens than the model reads has no score.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.tokens.content_parts import as_template_reads
@@ -39,6 +42,7 @@ from ...model.loading.untrusted_files import refuse_code_in_folder, refuse_code_
 from ...system.memory import clear_memory_errors, is_device_out_of_memory
 from ...system.precision import best_precision, emulates_bf16
 from ..records import Answer, Asked, Question, Said, Score, digest_of
+from .packed_rewards import is_packable, packed_logits
 
 BATCH_TOKENS, BATCH_ANSWERS = 8_192, 32  # at most, padding counted
 AT_ONCE = 64  # questions whose answers are sorted by length together; most of their scores come at the end
@@ -96,6 +100,7 @@ class RewardModel:
         limits = (context_length(model, tokenizer), limits_of(model).positions)
         self._most_tokens = min((limit for limit in limits if limit), default=None)
         self._has_pad_token = model.config.get_text_config().pad_token_id is not None
+        self._packs = is_packable(model)
         self._markers = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
 
     def scores(self, asked: Sequence[Asked]) -> Iterator[tuple[int, int, Score]]:
@@ -108,9 +113,13 @@ class RewardModel:
                     yield position, place, found
                 else:
                     encoded.append((position, place, found))
-        encoded.sort(key=lambda one: -len(one[2]["input_ids"]))
-        for batch in _batches(encoded):
-            for (position, place, _), value in zip(batch, self._rewards([one for *_, one in batch]), strict=True):
+        is_packed = self._packs and all(one.keys() <= {"input_ids", "attention_mask"} for *_, one in encoded)
+        if not is_packed:
+            encoded.sort(key=lambda one: -len(one[2]["input_ids"]))
+        for batch in _batches_by_question(encoded) if is_packed else _batches(encoded):
+            for (position, place, _), value in zip(
+                batch, self._rewards([one for *_, one in batch], is_packed=is_packed), strict=True
+            ):
                 is_finite = math.isfinite(value)
                 yield position, place, Score(value) if is_finite else Score(None, "the model computes infinity")
 
@@ -137,19 +146,19 @@ class RewardModel:
             return Score(None, f"longer than the {self._most_tokens:,} tokens that it reads")
         return {name: encoding[name] for name in encoding} if tokens else Score(None, "no tokens")
 
-    def _rewards(self, batch: Sequence[Encoding]) -> list[float]:
+    def _rewards(self, batch: Sequence[Encoding], *, is_packed: bool = False) -> list[float]:
         """Return the rewards of answers, in smaller batches where the memory of the device does not suffice."""
-        pad = self._pad_token(batch)
-        if pad is None and len(batch) > 1:
+        pad = None if is_packed else self._pad_token(batch)
+        if pad is None and len(batch) > 1 and not is_packed:
             return [value for one in batch for value in self._rewards([one])]
         try:
             with clear_memory_errors("use a smaller reward model", device=len(batch) == 1):
-                return self._computed(batch, pad or 0)
+                return self._weighed(self._packed(batch) if is_packed else self._padded(batch, pad or 0))
         except RuntimeError as error:
             if len(batch) == 1 or not is_device_out_of_memory(error):
                 raise
         half = len(batch) // 2
-        return self._rewards(batch[:half]) + self._rewards(batch[half:])
+        return self._rewards(batch[:half], is_packed=is_packed) + self._rewards(batch[half:], is_packed=is_packed)
 
     def _pad_token(self, batch: Sequence[Encoding]) -> int | None:
         """Return what to pad with: the model's pad token, else one that no answer has.
@@ -166,7 +175,7 @@ class RewardModel:
         return free
 
     @torch.no_grad()
-    def _computed(self, batch: Sequence[Encoding], pad: int) -> list[float]:
+    def _padded(self, batch: Sequence[Encoding], pad: int) -> Tensor:
         width = max(len(one["input_ids"]) for one in batch)
         tensors = {
             name: torch.tensor(
@@ -176,11 +185,38 @@ class RewardModel:
             for name in batch[0]
         }
         with clear_computing(self.name):
-            logits_BH = self.model(**tensors).logits
+            logits_BH: Tensor = self.model(**tensors).logits
+        return logits_BH
+
+    def _packed(self, batch: Sequence[Encoding]) -> Tensor:
+        pad = self.model.config.get_text_config().pad_token_id if self._has_pad_token else None
+        with clear_computing(self.name):
+            return packed_logits(self.model, [one["input_ids"] for one in batch], pad)
+
+    def _weighed(self, logits_BH: Tensor) -> list[float]:
+        """Return the sum of the heads that count."""
         require_finite_logits(self.name, self.model, [logits_BH])
         heads = list(self.heads)
         weights_H = torch.tensor([self.heads[head] for head in heads], dtype=torch.float64)
         return (logits_BH[:, heads].double().cpu() @ weights_H).tolist()
+
+
+def _batches_by_question(
+    encoded: Sequence[tuple[int, int, Encoding]],
+) -> Iterator[Sequence[tuple[int, int, Encoding]]]:
+    """Yield batches of answers with those to a question together, of at most ``BATCH_TOKENS`` before packing."""
+    batch: list[tuple[int, int, Encoding]] = []
+    tokens = 0
+    for _, answers in groupby(encoded, key=lambda one: one[0]):
+        group = list(answers)
+        size = sum(len(one["input_ids"]) for *_, one in group)
+        if batch and tokens + size > BATCH_TOKENS:
+            yield batch
+            batch, tokens = [], 0
+        batch += group
+        tokens += size
+    if batch:
+        yield batch
 
 
 def _batches(encoded: Sequence[tuple[int, int, Encoding]]) -> Iterator[Sequence[tuple[int, int, Encoding]]]:
