@@ -32,7 +32,8 @@ import torch
 from oddsmith.data.builtin import demo_pairs
 from oddsmith.export.gguf.export import export_gguf
 from oddsmith.export.gguf.llama_cpp import available_processors
-from oddsmith.inference.chat.backends import TransformersBackend, open_backend
+from oddsmith.inference.chat.backends import open_backend
+from oddsmith.inference.chat.with_transformers import TransformersBackend
 from oddsmith.inference.serve.server import serving
 from oddsmith.making.answers.drawing import Drawing
 from oddsmith.making.answers.local import open_model

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, SaveError
 from ..system.files import CLOSED, explained, flush_to_disk, free_bytes, in_units, in_words
-from ..system.run_folder import QUARANTINE_FOLDER
+from ..system.run_folder import MANIFEST_FILE, QUARANTINE_FOLDER
 from .manifest import file_of_another_trainer, is_unfinished, require_ours, retract, verify
 
 AUTO = "auto"  # the newest checkpoint that is complete, or the beginning where no save was ever finished
@@ -50,6 +50,19 @@ def checkpoints(run: Path) -> list[Path]:
         return []
     found = [(step, folder) for folder in run.iterdir() if (step := step_of(folder)) is not None]
     return [folder for _, folder in sorted(found) if folder.is_dir()]
+
+
+def verify_named(folder: Path, *, contents: bool = True) -> Path:
+    """Return the checkpoint that was asked for by its path, verified as by ``verify``; a run is none."""
+    inner = checkpoints(folder)
+    if inner and not (folder / MANIFEST_FILE).exists():
+        require_ours(inner[-1])
+        raise CheckpointError(
+            f"{folder}: is a run, not a checkpoint; give {inner[-1]}, or for the newest that is whole --resume"
+            " alone (in Python: resume_from_checkpoint=True)"
+        )
+    verify(folder, contents=contents)
+    return folder
 
 
 def newest_verified(run: Path, report: Callable[[str], object]) -> Path | None:

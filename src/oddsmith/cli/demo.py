@@ -31,8 +31,7 @@ from ..inference.chat.conversation import Conversation
 from ..model.adapters import get_peft_config
 from ..model.generation import answer
 from ..training.trainer import ORPOTrainer
-
-MODEL = "builtin:smollm2-135m-instruct"
+from .commands.demo import MODEL
 
 # docs/log.md lists the other settings tried. Rejected answers that max_length cuts are still visibly too long.
 SETTINGS: dict[str, Any] = {

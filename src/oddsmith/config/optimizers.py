@@ -8,11 +8,12 @@ packages       those of ``_PACKAGES``, which transformers imports when training 
 from __future__ import annotations
 
 from importlib.util import find_spec
-
-import torch
-from transformers import TrainingArguments
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 _WITHIN_BACKWARD = ("lomo", "adalomo")
 LESS_MEMORY = "adafactor, paged_adamw_8bit or an adapter (LoRA) save memory, too"
@@ -37,7 +38,7 @@ _PACKAGES = {
 }
 
 
-def require_usable(args: TrainingArguments) -> None:
+def require_usable(args: TrainingArguments | Any) -> None:
     """Refuse ``args.optim`` where it cannot make whole steps, cannot be saved as ``args`` say, or is not installed."""
     name = str(getattr(args.optim, "value", args.optim))
     if name in _WITHIN_BACKWARD or name.endswith("_layerwise"):
@@ -47,7 +48,7 @@ def require_usable(args: TrainingArguments) -> None:
             raise ConfigError(f"optim is {name}, which needs a package: pip install {package}")
     if name.startswith(_NAMED_MODULES) and args.optim_target_modules is None:
         raise ConfigError(f"optim is {name}, but optim_target_modules is missing; name its modules, or all-linear")
-    if name == "galore_adamw_8bit" and not torch.cuda.is_available():
+    if name == "galore_adamw_8bit" and not _has_nvidia_gpu():
         raise ConfigError(f"optim is {name}, which needs an NVIDIA GPU; galore_adamw does not")
     saves = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"
     if name.startswith(_NOT_IN_CHECKPOINTS) and saves and not args.save_only_model:
@@ -55,6 +56,12 @@ def require_usable(args: TrainingArguments) -> None:
             f"optim is {name}, whose state cannot be written into a checkpoint; set save_only_model: true (no run can"
             " be resumed from such a checkpoint), or save_strategy: no"
         )
+
+
+def _has_nvidia_gpu() -> bool:
+    import torch  # needed by one optimizer alone; all else is refused before it is imported
+
+    return torch.cuda.is_available()
 
 
 def not_whole_steps() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -24,6 +23,7 @@ from .catalogue import with_help
 from .inherited import lines_about, refuse
 from .optimizers import require_usable
 from .processes import choose_cpu, leave_agent_store, let_one_speak, lines_about_precision, require_one_run
+from .ranges import BETA, MINIMUM, read_budget, require_early_stopping, require_ranges, resolved_beta
 from .spellings import with_older_names
 from .trackers import trackers
 
@@ -31,24 +31,6 @@ from .trackers import trackers
 # ruff: noqa: UP007, UP045
 
 logger = logging.getLogger(__name__)
-
-_STEPS = ("logging_steps", "save_steps", "eval_steps", "warmup_steps")
-_MINIMUM = {
-    "max_length": 2,
-    "max_prompt_length": 1,
-    "max_completion_length": 1,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "max_skipped_steps": 1,
-    "early_stopping_patience": 1,
-    "min_score_margin": 0,
-}
-
-# Processes, and batches that each of them makes ahead.
-_MAXIMUM = {"dataloader_num_workers": 512, "dataset_num_proc": 512, "dataloader_prefetch_factor": 1_024}
-_SEEDS = ("seed", "data_seed")
-_LARGEST = 2**31 - 1  # of all other counts
 
 BF16_EMULATED = f"bf16 is asked for, but {NO_BF16_UNIT} and would take several times as long; float32 is used"
 
@@ -61,12 +43,6 @@ NOT_COMPILED = (
     "torch_compile is on; it has no effect on packed rows, each of another length, whose layers are written out here:"
     " leave it out, or set prefix_forest to false, and padded batches are compiled"
 )
-
-_CHOICES = {
-    "nll_on": ("sequence", "response"),
-    "bad_rows": ("error", "drop"),
-    "loss_spikes": ("warn", "skip", "ignore"),
-}
 
 
 @with_older_names
@@ -139,7 +115,7 @@ class ORPOConfig(TrainingArguments):
     bf16: Optional[bool] = None
     max_length: Optional[int] = 1024
     max_completion_length: Optional[int] = None
-    beta: float = 0.1
+    beta: float = BETA
     disable_dropout: bool = True
     padding_value: Optional[int] = None
     generate_during_eval: bool = False
@@ -176,8 +152,7 @@ class ORPOConfig(TrainingArguments):
         leave_agent_store()
         choose_cpu(self, launched)
         self._read_numbers()
-        self._resolve_beta()
-        self._check_ranges()
+        self._check_values()
         if self.fp16 and self.bf16:
             raise ConfigError("fp16 and bf16 are both on; choose one (bf16 where the hardware has it)")
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):  # accelerate would take float32
@@ -188,7 +163,6 @@ class ORPOConfig(TrainingArguments):
         for file in (self.deepspeed, self.fsdp_config, self.accelerator_config):  # or a mapping, or its JSON
             if isinstance(file, str) and os.path.exists(file):
                 require_file(file, typed=True)
-        self._resolve_early_stopping()
         lines = self._resolve_precision()
         is_not_compiled = self._resolve_compilation()
         self.report_to: Any = trackers(self.report_to)
@@ -214,9 +188,7 @@ class ORPOConfig(TrainingArguments):
         for name, value in settings.items():
             setattr(self, name, value)
         self._read_numbers()
-        self._resolve_beta()
-        self._check_ranges()
-        self._resolve_early_stopping()
+        self._check_values()
         self._check_model_options()
         self._tell(self._lines_on_lengths() if {"max_length", "max_prompt_length"} & settings.keys() else [])
 
@@ -314,7 +286,7 @@ class ORPOConfig(TrainingArguments):
         """Read numbers that are given as texts: PyYAML takes ``1e-5`` for one."""
         for field in fields(self):
             kind, value = type(field.default), getattr(self, field.name, None)
-            kind = int if field.name in _MINIMUM and field.default is None else kind
+            kind = int if field.name in MINIMUM and field.default is None else kind
             if kind not in (int, float) or not isinstance(value, str):
                 continue
             try:
@@ -322,81 +294,18 @@ class ORPOConfig(TrainingArguments):
             except ValueError:
                 raise ConfigError(f"{field.name} is {value!r}; expected a number") from None
 
-    def _resolve_beta(self) -> None:
-        """Turn the smol-course spelling (``orpo_alpha``, ``orpo_beta``) into ``beta``."""
-        if self.orpo_alpha is None and self.orpo_beta is None:
-            return
-        if self.beta != type(self).beta:
-            raise ConfigError(
-                "beta is given together with orpo_alpha/orpo_beta; give beta alone (= alpha * beta there)"
-            )
-        self.beta = (1.0 if self.orpo_alpha is None else self.orpo_alpha) * (
-            1.0 if self.orpo_beta is None else self.orpo_beta
-        )
-        self.orpo_alpha = self.orpo_beta = None
-
-    def _resolve_early_stopping(self) -> None:
-        """Require what early stopping needs, and let it watch the loss by default."""
-        if not (math.isfinite(self.early_stopping_threshold) and self.early_stopping_threshold >= 0):
-            raise ConfigError(f"early_stopping_threshold is {self.early_stopping_threshold}; expected 0 or more")
-        if self.early_stopping_patience is None:
-            if self.early_stopping_threshold:
-                raise ConfigError("early_stopping_threshold has no effect without early_stopping_patience; give both")
-            return
-        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
-            raise ConfigError(
-                "early_stopping_patience counts evaluations, and eval_strategy is no; set eval_strategy to steps (with"
-                " eval_steps) or epoch"
-            )
-        self.metric_for_best_model: Any = self.metric_for_best_model or "loss"
+    def _check_values(self) -> None:
+        """Refuse what makes no sense whatever the machine is, and give settings the form they are used in."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in resolved_beta(values, type(self).beta).items():
+            setattr(self, name, value)
+            values[name] = value
+        require_ranges(values)
+        require_early_stopping(values)
+        self.max_tokens_per_microbatch = read_budget(self.max_tokens_per_microbatch)
+        if self.early_stopping_patience is not None:
+            self.metric_for_best_model: Any = self.metric_for_best_model or "loss"
 
     @property
     def _ends_after_its_best(self) -> bool:
         return self.early_stopping_patience is not None and not self.load_best_model_at_end
-
-    def _check_ranges(self) -> None:
-        if not (isinstance(self.learning_rate, int | float) and 0 < self.learning_rate < math.inf):
-            raise ConfigError(
-                f"learning_rate is {self.learning_rate}; expected a number above 0, such as 8e-6 (2e-4 with LoRA)"
-            )
-        require_beta(self.beta)
-        for name, minimum in _MINIMUM.items():
-            value = getattr(self, name)
-            if value is not None and not value >= minimum:  # NaN among them
-                raise ConfigError(f"{name} is {value}; expected at least {minimum}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                most = _MAXIMUM.get(field.name, 2**32 - 1 if field.name in _SEEDS else _LARGEST)
-                if value > most:
-                    raise ConfigError(f"{field.name} is {value:,}; expected at most {most:,}")
-        if self.max_steps <= 0 and self.num_train_epochs <= 0:
-            raise ConfigError("num_train_epochs and max_steps are both 0 or less, so nothing would be trained; set one")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, choices))}")
-        self._check_steps()
-        self._check_budget()
-
-    def _check_steps(self) -> None:
-        for name in _STEPS:  # below 1 they are shares of all steps, so fractions are allowed
-            value = getattr(self, name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{name} is {value}; expected a number of steps, or a share of them below 1")
-
-    def _check_budget(self) -> None:
-        tokens = self.max_tokens_per_microbatch
-        if isinstance(tokens, str) and tokens.isdecimal():  # from a command line
-            self.max_tokens_per_microbatch = tokens = int(tokens)
-        if tokens == "none":  # as in a recipe or on a command line
-            self.max_tokens_per_microbatch = tokens = None
-        if not (tokens in (None, "auto") or (isinstance(tokens, int) and tokens >= 1)):
-            raise ConfigError(
-                f"max_tokens_per_microbatch is {tokens!r}; expected a number from 1 upwards, auto or none"
-            )
-
-
-def require_beta(beta: float) -> None:
-    """Refuse a weight of the odds-ratio term that is NaN, infinite or below 0."""
-    if not (isinstance(beta, int | float) and 0 <= beta < math.inf):
-        raise ConfigError(f"beta is {beta}; expected a number from 0 upwards, such as 0.1")

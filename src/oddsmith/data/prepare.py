@@ -30,7 +30,8 @@ from ..errors import DataError, RowError, UndecidedRow
 from .checks.catalogue import NO_TURN_END, Hit
 from .checks.rows import row_hits
 from .checks.texts import PairTexts
-from .formats import format_of, to_pair
+from .formats import to_pair
+from .formats.recognised import FORMAT_ROWS, located, recognised_format
 from .processes import parallel_map, usable_processes
 from .report import DataReport, counted
 from .sources.json_lines import JsonLines
@@ -47,7 +48,6 @@ logger = logging.getLogger(__name__)
 BATCH_ROWS = 500
 ROWS_PER_PROCESS = 2_000  # a second of work; starting a process takes up to 0.05 s
 STREAM_BATCH_ROWS = 32  # read ahead of need, so kept small
-FORMAT_ROWS = 100  # rows at the front that may be invalid before the dataset counts as of an unknown format
 REPORT = b"report"  # in the metadata of a table
 
 JSON_COLUMN = "json"  # the only column of rows that are passed on as JSON
@@ -119,7 +119,7 @@ def prepare(
         rows = rows.with_format(None)  # plain Python values, in whatever format the user reads it
     report = DataReport(
         source,
-        _recognised_format(rows, source, bad_rows),
+        recognised_format(rows, source, bad_rows),
         max_length=pair_tokenizer.max_length,
         most_tokens=pair_tokenizer.most_tokens,
         is_stream=isinstance(rows, datasets.IterableDataset),
@@ -153,19 +153,6 @@ def require_pairs(report: DataReport, min_pairs: int | None = None) -> None:
         fix = "; set a chat template that renders them" if set(OF_TEMPLATE) & set(report.dropped) else ""
         keeps = f"; for the {len(report.too_long):,} too long: {advice}" if (advice := report.longer_limits()) else ""
         raise DataError(f"{report.source}: {found}{dropped}; expected at least {minimum}{fix}{keeps}")
-
-
-def _recognised_format(rows: Any, source: str, bad_rows: str) -> str:
-    """Return the format of the first row that has one; where invalid rows are errors, of the very first row."""
-    problem: DataError | None = None
-    for number, row in enumerate(islice(rows, 1 if bad_rows == "error" else FORMAT_ROWS)):
-        try:
-            return format_of(row)
-        except RowError as error:
-            problem = problem or _located(error, number, source, bad_rows)
-        except DataError as error:
-            problem = problem or DataError(f"{source}: {error}").offering(error.columns)
-    raise problem or DataError(f"{source}: the dataset is empty; expected rows with a prompt and two answers")
 
 
 def _first_form(rows: datasets.IterableDataset, pair_tokenizer: PairTokenizer) -> dict[str, int]:
@@ -202,12 +189,6 @@ def _require_conversations(report: DataReport, pair_tokenizer: PairTokenizer) ->
         f" {report.kept:,} {'is' if report.kept - rendered == 1 else 'are'} text that no chat template renders; leave"
         f" system_prompt out, write it into the text, or set {fix}"
     )
-
-
-def _located(error: RowError, number: int, source: str, bad_rows: str) -> RowError:
-    """Add dataset and row number to an error and, where invalid rows stop the run, how to leave them out."""
-    hint = "; bad_rows=drop leaves such rows out" if bad_rows == "error" else ""
-    return RowError(error.reason, error.detail + hint, number, source).offering(error.columns)
 
 
 @dataclass
@@ -260,7 +241,7 @@ class RowTokenizer:
         except RowError as error:
             if self.bad_rows == "drop" or isinstance(error, UndecidedRow):
                 return Dropped(error.reason), []
-            raise _located(error, number, self.source, self.bad_rows) from error
+            raise located(error, number, self.source, self.bad_rows) from error
 
 
 def _features(pair_tokenizer: PairTokenizer) -> datasets.Features:

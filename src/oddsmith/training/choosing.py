@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..checkpoint.manifest import require_ours, start_anew, verify
-from ..checkpoint.store import AUTO, checkpoints, newest_intact, newest_verified, set_aside
+from ..checkpoint.manifest import start_anew, verify
+from ..checkpoint.store import AUTO, newest_intact, newest_verified, set_aside, verify_named
 from ..errors import CheckpointError
 from ..system.launchers import may_restart
-from ..system.run_folder import MANIFEST_FILE, Event, read_events
+from ..system.run_folder import Event, read_events
 from .nodes import node, of_writers, on_main_process
 
 
@@ -34,7 +34,7 @@ def choose_checkpoint(
     """
     named = None if isinstance(wanted, bool) or wanted == AUTO else Path(wanted)
     while True:
-        folder = on_main_process(lambda: _newest(run, warn, wanted) if named is None else _named(named))
+        folder = on_main_process(lambda: _newest(run, warn, wanted) if named is None else verify_named(named))
         if not on_each_node:
             return folder
         own = folder if folder is None or named is not None else run / folder.name
@@ -49,18 +49,6 @@ def choose_checkpoint(
 
 def _set_aside(folder: Path) -> Path | None:
     return set_aside(folder) if folder.is_dir() else None
-
-
-def _named(folder: Path) -> Path:
-    inner = checkpoints(folder)
-    if inner and not (folder / MANIFEST_FILE).exists():
-        require_ours(inner[-1])
-        raise CheckpointError(
-            f"{folder}: is a run, not a checkpoint; give {inner[-1]}, or for the newest that is whole --resume"
-            " alone (in Python: resume_from_checkpoint=True)"
-        )
-    verify(folder)
-    return folder
 
 
 def _newest(run: Path, warn: Callable[[str], object], wanted: object) -> Path | None:

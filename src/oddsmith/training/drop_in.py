@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from transformers import Trainer
 
 from ..batching.collate import IGNORED, PairCollator
-from ..config.training import require_beta
+from ..config.ranges import require_beta
 from ..errors import ConfigError
 from ..loss import orpo_loss
 from ..system.words import enumerated

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerState
 from ..checkpoint.values import figure, flag
 from ..config import ORPOConfig
 from ..config.catalogue import DECIDING_SETTINGS
-from ..config.training import require_beta
+from ..config.ranges import require_beta
 from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)

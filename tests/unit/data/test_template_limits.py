@@ -12,7 +12,7 @@ from oddsmith.data.templates.environment import guard_chat_templates
 from oddsmith.data.templates.limits import MAX_WORK, NODE_WORK, LimitReached
 from oddsmith.data.tokens.rendering import Renderer
 from oddsmith.errors import ModelError, RowError
-from oddsmith.inference.chat.backends import TransformersBackend
+from oddsmith.inference.chat.with_transformers import TransformersBackend
 from tests.pairs import assistant, user
 from tests.templates import CHAT_FORMATS
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer

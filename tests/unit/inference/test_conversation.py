@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from oddsmith.errors import ConfigError, ModelError
-from oddsmith.inference.chat.backends import GgufBackend, Sampling, TransformersBackend
+from oddsmith.inference.chat.backends import Sampling
 from oddsmith.inference.chat.conversation import Conversation
+from oddsmith.inference.chat.with_llama_cpp import GgufBackend
+from oddsmith.inference.chat.with_transformers import TransformersBackend
 from tests.templates import GEMMA
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf

@@ -14,9 +14,10 @@ from ...errors import ConfigError, RowError
 from ...system.files import replacing
 from ...usual import FULL, LORA, LORA_4BIT, rule_for
 from ..parsing.config_file import Setting
+from ..parsing.first_look import first_look
 from ..parsing.resolve import Option, Resolved, resolve
 from ..parsing.schema import fields_for_run, flag_of
-from ..terminal.console import quiet_libraries, working
+from ..terminal.console import STARTING, quiet_libraries, working
 from ..terminal.counting import counting
 from ..terminal.outcome import JSON, TRACEBACK, Judged
 from .plan import OF_DEVICE, OF_SHARDING, as_of_a_run, given_gpus, machine_of, settings_on
@@ -65,6 +66,7 @@ def advise(arguments: Sequence[str]) -> Judged:
     output = _new_file(Path(resolved.options.get("output", "recipe.yaml")).expanduser())
     given = {name: setting for name, setting in resolved.settings.items() if name not in NAMED}
     require_names(resolved)
+    first_look(resolved)
     found = _advice(resolved, given, output, gpu, gpus)
 
     from ..terminal.advice_table import document_of, print_advice, recipe_text
@@ -106,7 +108,7 @@ def _new_file(target: Path) -> Path:
 
 
 def _advice(resolved: Resolved, given: Mapping[str, Setting], output: Path, gpu: Gpu | None, gpus: int) -> Advice:
-    with working("starting"):
+    with working(STARTING):
         from ...planning.advice import Advised, advise_settings, best_ways, chosen_way, pairs_per_step
         from ..terminal.advice_table import Advice
 

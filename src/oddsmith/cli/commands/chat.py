@@ -64,11 +64,13 @@ def chat(arguments: Sequence[str]) -> dict[str, Any]:
         option: number(given[option], flag_of(option), kind) for option, kind in SAMPLING.items() if option in given
     }
 
-    with working("loading"):
-        from ...inference.chat.backends import Sampling, open_backend
-        from ...inference.chat.conversation import Conversation
+    from ...inference.chat.backends import Sampling, open_backend
+    from ...inference.chat.conversation import Conversation
+    from ...model.loading.first_look import look_at_model
 
-        sampling = Sampling(**numbers)  # checked before the model is loaded
+    sampling = Sampling(**numbers)  # checked before the model is loaded
+    look_at_model(name)
+    with working(f"loading {name}"):
         conversation = Conversation(open_backend(name), sampling, given.get("system"))
     with conversation:
         model = conversation.backend.name

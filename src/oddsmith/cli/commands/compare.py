@@ -13,7 +13,7 @@ from rich.text import Text
 from ...errors import ConfigError
 from ..parsing.resolve import Option, resolve
 from ..parsing.values import number, whole_number
-from ..terminal.console import quiet_libraries, say, stdout_console, working
+from ..terminal.console import STARTING, quiet_libraries, say, stdout_console, working
 from ..terminal.counting import count_in_place
 from ..terminal.outcome import COLUMNS, JSON, TRACEBACK
 
@@ -69,22 +69,25 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     batch_size = whole_number(given, "batch_size", 16, minimum=1)
     _require_format(given)
 
-    with working("starting"):
-        from ...data.prompts import read_prompts
-        from ...data.sources import offering
-        from ...inference.chat.backends import Sampling
-        from ...inference.compare import comparison
-        from ...inference.compare import files as comparison_files
+    from ...data.prompts import read_prompts
+    from ...data.sources import offering
+    from ...inference.chat.backends import Sampling
+    from ...inference.compare import files as comparison_files
+    from ...model.loading.first_look import look_at_model
 
-        sampling = Sampling(temperature, max_new_tokens, seed)
-        with offering(given.get("columns")):
-            prompts = read_prompts(given["prompts"], given.get("split", "test"), given.get("columns"))
-        layout = given.get("format")
-        files = {"html": Path(given["html"])} if "html" in given else {}
-        if layout is not None:
-            comparison_files.check_prompts(prompts, layout)
-            files |= comparison_files.evaluator_paths(base, tuned, layout, Path(given["output"]))
-        _require_new(files.values(), "overwrite" in given)
+    sampling = Sampling(temperature, max_new_tokens, seed)
+    with working("reading the prompts"), offering(given.get("columns")):
+        prompts = read_prompts(given["prompts"], given.get("split", "test"), given.get("columns"))
+    layout = given.get("format")
+    files = {"html": Path(given["html"])} if "html" in given else {}
+    if layout is not None:
+        comparison_files.check_prompts(prompts, layout)
+        files |= comparison_files.evaluator_paths(base, tuned, layout, Path(given["output"]))
+    _require_new(files.values(), "overwrite" in given)
+    for name in (base, tuned):
+        look_at_model(name)
+    with working(STARTING):
+        from ...inference.compare import comparison
     result = comparison.compare(base, tuned, prompts, sampling=sampling, batch_size=batch_size, on_stage=_say_stage)
     _write(result, files, layout)  # first: whoever reads the table may leave
     if "json" not in given:

@@ -73,7 +73,11 @@ def data_check(arguments: Sequence[str]) -> Judged:
 
     if target is not None:
         require_new_file(target)
-    with working("reading"):
+    if "model" in given:
+        from ...model.loading.first_look import look_at_model
+
+        look_at_model(given["model"])
+    with working("reading the pairs"):
         config = given.get("dataset_config")
         columns = given.get("columns")
         rows = open_rows(name, config=config, split=given.get("dataset_train_split", "train"), columns=columns)

@@ -115,13 +115,13 @@ def data_make(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _make(resolved: Resolved, output: Path) -> dict[str, Any]:
     """Make one set of pairs."""
-    with termination_as_interruption(), working("starting"):
-        order = _order(resolved, output)
     from ...making.log import SUFFIX, Log
 
     path = output.with_suffix(SUFFIX)
     if output.exists() and not path.exists() and "overwrite" not in resolved.options:
         raise ConfigError(f"{output}: is there already; choose another name, or replace it with --overwrite")
+    with termination_as_interruption(), working("reading the prompts"):
+        order = _order(resolved, output)
     judges = _opened(order)  # before there is a log: names that lead nowhere leave nothing behind
     with Log(path, order.settings) as log, _kept(order, log), termination_as_interruption():
         _complete(order, judges, log)
@@ -218,14 +218,15 @@ def _order(resolved: Resolved, output: Path) -> _Order:
         choose_unfinished="choose_unfinished" in given,
         seed=drawing.seed,
     )
+    names = resolved.repeated.get("model", [])
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"--model {twice} is given twice; raise --samples to get more answers of it")
+    if len(names) == 1 and "answers" not in given and drawing.samples == 1:
+        raise ConfigError("one answer to a prompt makes no pair; give --samples 2 or more, or several models")
     columns = {"prompt": given["column"]} if "column" in given else given.get("columns")
     with offering(columns):
         questions, sources, settings = _questions_and_sources(resolved, drawing, columns)
     models = [source.name for source in sources]
-    if twice := next((name for name in models if models.count(name) > 1), None):
-        raise ConfigError(f"--model {twice} is given twice; raise --samples to get more answers of it")
-    if [source.samples for source in sources] == [1]:
-        raise ConfigError("one answer to a prompt makes no pair; give --samples 2 or more, or several models")
     return _Order(
         questions,
         sources,
@@ -278,7 +279,6 @@ def _questions_and_sources(
 
 def _source(name: str, given: dict[str, str], drawing: Drawing, settings: dict[str, str]) -> Source:
     """Return a model that answers, and state in the settings which it is."""
-    from ...making.answers.local import identity_of, open_model
     from ...making.making import Source, stated
 
     label = stated(name)
@@ -293,7 +293,12 @@ def _source(name: str, given: dict[str, str], drawing: Drawing, settings: dict[s
         settings[f"--model {label}"] = f"at {server.name}"
         opened = lambda: ServedAnswers(name, server, drawing)  # noqa: E731
     else:
+        from ...model.loading.first_look import look_at_model
+
         batch_size = whole_number(given, "batch_size", DEFAULT_BATCH_SIZE, minimum=1)
+        look_at_model(name)
+        from ...making.answers.local import identity_of, open_model
+
         settings[f"--model {label}"] = f"with the weights {identity_of(name)}"
         opened = lambda: open_model(name, drawing, batch_size)  # noqa: E731
     return Source(label, opened, drawing.samples, is_here="server" not in given)

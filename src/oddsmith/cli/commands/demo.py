@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
+from ...model.loading.first_look import look_at_model
 from ...system.output import printing_may_fail
 from ..parsing.config_file import Setting
+from ..parsing.first_look import look_at_values
 from ..parsing.resolve import Option, Resolved, Settings, resolve
 from ..parsing.schema import fields_for_run
-from ..terminal.console import quiet_libraries, say, show, stdout_console
+from ..terminal.console import STARTING, quiet_libraries, say, show, stdout_console, working
 from ..terminal.counting import count_in_place
 from ..terminal.outcome import JSON, TRACEBACK
 from .train.run_folder import check_folder, clear_folder, write_settings
@@ -32,6 +34,7 @@ INTRO = (
     " with a 4-bit file for llama.cpp.",
 )
 FOLDER = "oddsmith-demo"
+MODEL = "builtin:smollm2-135m-instruct"
 PAIRS = "builtin:house-style"
 OPTIONS = (
     Option("output_dir", "value", f"Run folder; a demo that it holds is replaced. [{FOLDER}]", "FOLDER"),
@@ -62,13 +65,16 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"{foreign[0]} is no setting of the demo, which brings its pairs and its adapter")
     folder = Path(resolved.options.get("output_dir", FOLDER))
     check_folder(folder, resume=False, overwrite=True)
+    model = resolved.options.get("model", MODEL)
+    look_at_values(resolved)
+    look_at_model(model)
     clear_folder(folder)
 
-    from ..demo import MODEL, run_demo
-    from ..terminal.gap_chart import GapChart
-    from ..terminal.progress import ShowProgress
+    with working(STARTING):
+        from ..demo import run_demo
+        from ..terminal.gap_chart import GapChart
+        from ..terminal.progress import ShowProgress
 
-    model = resolved.options.get("model", MODEL)
     chart = GapChart()
     with printing_may_fail(), ShowProgress(above=chart) as progress:
         story = _Story(resolved, folder, model, chart)

@@ -13,10 +13,11 @@ from ...metrics import Place, shown_in
 from ...system.launchers import join_processes
 from ...system.run_folder import SETTINGS_FILE, require_plain_run
 from ..parsing.config_file import Setting, read_config
+from ..parsing.first_look import first_look
 from ..parsing.resolve import Resolved, Settings, build, resolve
 from ..parsing.schema import fields_for_run
 from ..parsing.values import check
-from ..terminal.console import is_main_process, quiet_libraries, say, show, working
+from ..terminal.console import STARTING, is_main_process, quiet_libraries, say, show, working
 from ..terminal.outcome import JSON, TRACEBACK
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     has_own_data = _inherit(resolved)
     if resolved.get("dataset_name") is None and not resolved.get("datasets"):
         raise ConfigError("dataset_name is missing; give the pairs to measure on with --dataset-name DATASET")
+    first_look(resolved, only_measures=not has_own_data)
     with TemporaryDirectory(prefix="oddsmith-eval-") as folder:
         resolved.settings["output_dir"] = Setting(folder, "temporary")
-        with working("starting"):
+        with working(STARTING):
             settings = build(resolved)
         return _measure(settings, has_own_data)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigError
 from ...system.output import printing_may_fail
 from ..parsing.resolve import Option, resolve_word
-from ..terminal.console import quiet_libraries, say, show
+from ..terminal.console import STARTING, quiet_libraries, say, show, working
 from ..terminal.outcome import JSON, TRACEBACK, termination_as_interruption
 
 if TYPE_CHECKING:
@@ -73,6 +73,12 @@ def export(arguments: Sequence[str]) -> dict[str, Any]:
     foreign = [option for option in GGUF_OPTIONS if option in options]
     if foreign and to == "merged":
         raise ConfigError(f"--{foreign[0]} is for --to gguf; leave it out")
+    from ...export.gguf.quantise import check_types
+    from ...model.loading.first_look import look_at_model
+
+    if to == "gguf":
+        check_types(_types(options))
+    look_at_model(name)
     if "push_to_hub" in options:
         from ...export.publish import require_publishable
 
@@ -91,10 +97,15 @@ def export(arguments: Sequence[str]) -> dict[str, Any]:
     return document
 
 
+def _types(options: Mapping[str, str]) -> list[str]:
+    return options.get("quantize", "q4_k_m").split(",")
+
+
 def _export_merged(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
     """Merge the adapter; return the result as JSON values, and its folder."""
-    from ...export.merge import merge_adapter
-    from ...export.named_model import find_model
+    with working(STARTING):
+        from ...export.merge import merge_adapter
+        from ...export.named_model import find_model
 
     folder = Path(options["output"]).expanduser() if "output" in options else find_model(name).default_output("merged")
     report = merge_adapter(
@@ -114,11 +125,12 @@ def _export_merged(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any
 
 def _export_gguf(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
     """Make the files; return the result as JSON values, and their folder."""
-    from ...export.gguf.export import export_gguf
+    with working(STARTING):
+        from ...export.gguf.export import export_gguf
 
     report = export_gguf(
         name,
-        types=options.get("quantize", "q4_k_m").split(","),
+        types=_types(options),
         output=Path(options["output"]).expanduser() if "output" in options else None,
         dtype=options.get("dtype"),
         merge_into="dequantized" if options.get("merge_into") == "dequantized" else "16bit",

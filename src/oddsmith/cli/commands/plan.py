@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigError
 from ...system.outside import read_text
 from ...system.strict_json import read_object
+from ..parsing.first_look import first_look
 from ..parsing.resolve import Option, Resolved, build, resolve
 from ..parsing.schema import fields_for_run, flag_of
 from ..parsing.values import whole_number
-from ..terminal.console import quiet_libraries, working
+from ..terminal.console import STARTING, quiet_libraries, working
 from ..terminal.outcome import JSON, RECIPE, TRACEBACK
 from .train.command import require_names
 
@@ -55,8 +56,9 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
     require_names(resolved)
     given = resolved.options
+    first_look(resolved)
     nodes = _within(MOST_NODES, whole_number(given, "nodes", 1), "nodes")
-    with working("starting"):
+    with working(STARTING):
         gpu, gpus = given_gpus(given)
         asked = {name: resolved.get(name) for name in (*OF_SHARDING, *OF_DEVICE)}
         settings = settings_on(resolved, gpu, asked)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..parsing.resolve import Option, resolve_word
 from ..parsing.values import whole_number
-from ..terminal.console import quiet_libraries, say
+from ..terminal.console import STARTING, quiet_libraries, say, working
 from ..terminal.outcome import TRACEBACK, termination_as_interruption
 
 USAGE = "oddsmith serve MODEL [--host 127.0.0.1] [--port 8080]"
@@ -28,7 +28,11 @@ def serve(arguments: Sequence[str]) -> int:
     name, given = resolve_word(arguments, OPTIONS, "model", "oddsmith serve MODEL")
     port = whole_number(given, "port", 0)
 
-    from ...inference.serve.server import DEFAULT_HOST, DEFAULT_PORT, serving
+    from ...model.loading.first_look import look_at_model
+
+    look_at_model(name)
+    with working(STARTING):
+        from ...inference.serve.server import DEFAULT_HOST, DEFAULT_PORT, serving
     from ...system.web_access import is_loopback
 
     host = given.get("host", DEFAULT_HOST)

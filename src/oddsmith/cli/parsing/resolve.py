@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...config.inherited import refuse_of_python
 from ...config.spellings import OLDER, Place, nearest, refuse_unknown, under_todays_names
-from ...errors import ConfigError
+from ...errors import ConfigError, MissingExtraError
 from .config_file import SCRIPTS, Setting, read_config
 from .recipes import recipe_file
 from .schema import Field, flag_of
@@ -135,18 +136,35 @@ def build(resolved: Resolved) -> Settings:
     from ...config import ModelConfig, ORPOConfig, ScriptArguments
 
     resolved.tell()
-    refuse_of_python(resolved.changed(), lambda name: resolved.settings[name].where)
-    try:
+    refuse_of_scripts(resolved)
+    with with_origins(resolved):
         settings = Settings(
             ORPOConfig(**resolved.of("ORPOConfig")),
             ModelConfig(**resolved.of("ModelConfig")),
             ScriptArguments(**resolved.of("ScriptArguments")),
         )
-        if settings.data.dataset_streaming and settings.orpo.max_steps <= 0:
-            raise ConfigError(
-                "dataset_streaming does not know how many rows there are; set max_steps, the run's length"
-            )
+        require_length(settings.orpo.max_steps, settings.data)
         return settings
+
+
+def refuse_of_scripts(resolved: Resolved) -> None:
+    """Refuse settings that only a script in Python can use."""
+    refuse_of_python(resolved.changed(), lambda name: resolved.settings[name].where)
+
+
+def require_length(max_steps: int, data: ScriptArguments) -> None:
+    """Refuse a run on a stream that does not say how long it is."""
+    if data.dataset_streaming and max_steps <= 0:
+        raise ConfigError("dataset_streaming does not know how many rows there are; set max_steps, the run's length")
+
+
+@contextmanager
+def with_origins(resolved: Resolved) -> Iterator[None]:
+    """Let what is refused of the settings in the block end with where the values were given."""
+    try:
+        yield
+    except MissingExtraError:
+        raise
     except ConfigError as error:
         raise ConfigError(_with_origin(str(error), resolved)) from error
     except (ValueError, TypeError, ArithmeticError, ImportError, OSError) as error:  # transformers' own checks

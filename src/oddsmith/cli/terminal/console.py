@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]
 def visible(text: str) -> str:
     """Write out the characters that steer a terminal, as in ``\\x1b``; ends of lines and tabs stay."""
     return _STEERING.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+SILENT_S = 2.0  # how long nothing may be said
+STARTING = "loading PyTorch and transformers"
 
 
 class _Console(Console):
@@ -104,12 +109,20 @@ def say_error(text: str, label: str = "error", style: str = "bold red", *, may_b
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Show a spinner on a terminal while the block runs; print nothing elsewhere."""
-    if is_live() and is_main_process():
+    """Say what is being done while the block runs: a terminal at once, others if it takes longer than ``SILENT_S``."""
+    if not is_main_process():
+        yield
+    elif is_live():
         with stderr_console().status(what, spinner="dots"):
             yield
     else:
-        yield
+        timer = threading.Timer(SILENT_S, say, [what])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class _Warnings(logging.Handler):

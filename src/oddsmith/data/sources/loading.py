@@ -78,9 +78,7 @@ def load_rows(
     if not is_local(name):
         rows = read_hub(name, config, split, streaming=streaming)
     else:
-        part = Split.parse(split)
-        if part.is_slice and streaming:
-            raise DataError(f"{name}: split {split!r} is a slice, but a stream has no length; name a whole split")
+        part = require_whole(name, split, streaming)
         rows = _local_rows(name, part, streaming)
         if isinstance(rows, FileRows):
             large = None if streaming else large_rows(rows.paths, rows)
@@ -94,6 +92,14 @@ def load_rows(
     if isinstance(rows, JsonLines):
         return rows.named(columns_there(rows, named, name, where_there=where_there))
     return with_names(rows, named, name, where_there=where_there)
+
+
+def require_whole(name: str, split: str, streaming: bool) -> Split:
+    """Return a split; a slice of a stream is a ``DataError``."""
+    part = Split.parse(split)
+    if part.is_slice and streaming:
+        raise DataError(f"{name}: split {split!r} is a slice, but a stream has no length; name a whole split")
+    return part
 
 
 def open_rows(
@@ -186,7 +192,7 @@ def load_datasets(arguments: ScriptArguments, *, seed: int, evaluate: bool) -> R
 
     Settings that name no dataset, contradict each other, or name nothing to evaluate on raise a ``ConfigError``.
     """
-    _require_consistent(arguments, evaluate)
+    require_consistent(arguments, evaluate)
     if arguments.test_split_size is not None:
         rows, shares = _training_rows(arguments, seed)
         train, held_out = hold_out(rows, arguments.test_split_size, seed)
@@ -219,12 +225,10 @@ def hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
     one that leaves nothing to train on, raises a ``ConfigError``.
     """
     is_share = 0 < size < 1
-    if not is_share and not (size >= 1 and math.isfinite(size) and size == int(size)):
-        raise ConfigError(f"test_split_size is {size}; expected a share such as 0.1, or a whole number of rows")
     if not isinstance(rows, list | JsonLines) and not hasattr(rows, "__len__"):
-        if is_share:
-            raise ConfigError(f"test_split_size is {size}, but a stream has no length; give a number of rows")
+        require_size(size, is_stream=True)
         return rows.skip(int(size)), rows.take(int(size))
+    require_size(size, is_stream=False)
     count = max(1, round(len(rows) * size)) if is_share else int(size)
     if count >= len(rows):
         raise ConfigError(f"test_split_size is {size:g}, but there are {len(rows)} rows; leave some to train on")
@@ -232,6 +236,15 @@ def hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
     sides = [row for row in range(len(rows)) if row not in held_out], sorted(held_out)
     train, test = ([rows[row] for row in side] if isinstance(rows, list) else rows.select(side) for side in sides)
     return train, test
+
+
+def require_size(size: float, *, is_stream: bool) -> None:
+    """Refuse a ``test_split_size`` that is neither a share nor a number of rows, and a share of a stream."""
+    is_share = 0 < size < 1
+    if not is_share and not (size >= 1 and math.isfinite(size) and size == int(size)):
+        raise ConfigError(f"test_split_size is {size}; expected a share such as 0.1, or a whole number of rows")
+    if is_share and is_stream:
+        raise ConfigError(f"test_split_size is {size}, but a stream has no length; give a number of rows")
 
 
 def _local_rows(name: str, split: Split, streaming: bool) -> Rows | FileRows:
@@ -275,7 +288,7 @@ def _stream_of(reader: Any, source: Any) -> datasets.IterableDataset:
     return datasets.IterableDataset.from_generator(reader, gen_kwargs={"source": source})
 
 
-def _require_consistent(arguments: ScriptArguments, evaluate: bool) -> None:
+def require_consistent(arguments: ScriptArguments, evaluate: bool) -> None:
     """Refuse settings that name no dataset, or nothing to evaluate on, before anything is read."""
     name = arguments.dataset_name
     if not name and not arguments.datasets:
@@ -320,12 +333,12 @@ def _training_rows(arguments: ScriptArguments, seed: int) -> tuple[Rows, list[Sh
         for part in parts
     ]
     for number, (part, rows) in enumerate(zip(parts, all_rows, strict=True)):
-        _require_known_columns(rows, f"datasets[{number}] ({part.path})")
+        require_known_columns(rows, f"datasets[{number}] ({part.path})")
     shares = shares_of(parts, None if streaming else list(map(len, all_rows)))
     return (mix_streams if streaming else mix)(all_rows, weights_of(parts), seed), shares
 
 
-def _require_known_columns(rows: Rows, where: str) -> None:
+def require_known_columns(rows: Rows, where: str) -> None:
     """Name the dataset of a mixture of which no format knows the columns; in the mixture, rows alone would be named."""
     problem: DataError | None = None
     for row in islice(rows, FIRST_ROWS):

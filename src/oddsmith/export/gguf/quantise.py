@@ -16,7 +16,6 @@ from pathlib import Path
 from gguf import LlamaFileType
 
 from ...errors import ConfigError, ExportError
-from .convert import ENCODINGS
 from .llama_cpp import available_processors, load_cyllama, logged_errors
 
 
@@ -59,7 +58,7 @@ def check_types(types: Sequence[str]) -> list[str]:
 
 def is_quantised(name: str) -> bool:
     """Return whether the quantiser makes files of this type; the others are written by ``write_gguf``."""
-    return name not in ENCODINGS
+    return FILE_TYPES[name].bits < 16
 
 
 def quantise(source: Path, target: Path, name: str) -> None:

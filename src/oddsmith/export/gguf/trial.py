@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,28 +29,40 @@ def require_survivable(path: Path) -> None:
 
     Errors that it reports are not raised here: it reports them again when the file is opened.
     """
+    with survivable(path):
+        pass
+
+
+@contextmanager
+def survivable(path: Path) -> Iterator[None]:
+    """Let the other process open the file while the block runs, and raise at its end as :func:`require_survivable`."""
+    trial = subprocess.Popen(
+        [*run_module(__name__), str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # else ggml starts a debugger
+    )
     try:
-        trial = subprocess.run(
-            [*run_module(__name__), str(path)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=TRIAL_SECONDS,
-            check=False,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # else ggml starts a debugger
-        )
+        yield
+        _, said = trial.communicate(timeout=TRIAL_SECONDS)
     except subprocess.TimeoutExpired:
         raise ModelError(f"{path}: llama.cpp does not open it within {TRIAL_SECONDS:g} s") from None
+    finally:
+        if trial.poll() is None:
+            trial.kill()
+            trial.communicate()
     if trial.returncode == NAN:
         raise ModelError(
             f"{path}: llama.cpp computes NaN with it, so its weights are damaged; fetch or export it again"
         )
     if trial.returncode < 0:
-        said = next((line for line in trial.stderr.splitlines() if "GGML_ASSERT" in line or "error" in line), "")
+        line = next((line for line in said.splitlines() if "GGML_ASSERT" in line or "error" in line), "")
         raise ModelError(
             f"{path}: llama.cpp cannot run it: its process was ended by {signal.Signals(-trial.returncode).name}"
-            f"{f' ({said.strip()[-200:]})' if said else ''}; the file is damaged, or of another llama.cpp"
+            f"{f' ({line.strip()[-200:]})' if line else ''}; the file is damaged, or of another llama.cpp"
         )
 
 

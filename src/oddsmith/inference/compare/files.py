@@ -18,14 +18,16 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ... import __version__
 from ...data.prompts import Prompt
 from ...errors import DataError
-from .comparison import Comparison, PromptResult
+
+if TYPE_CHECKING:
+    from .comparison import Comparison, PromptResult
 
 SUFFIXES = {"alpaca_eval": ".json", "mt_bench": ".jsonl"}
 

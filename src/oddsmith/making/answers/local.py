@@ -8,7 +8,9 @@ from pathlib import Path
 from ...errors import ConfigError, ModelError
 from ...export.gguf.parallel import Asked, ParallelGguf
 from ...export.named_model import find_model
-from ...inference.chat.backends import ChatBackend, GgufBackend, TransformersBackend, open_backend
+from ...inference.chat.backends import ChatBackend, open_backend
+from ...inference.chat.with_llama_cpp import GgufBackend
+from ...inference.chat.with_transformers import TransformersBackend
 from ...model.generation import replies
 from ...model.loading.adapter_base import fingerprint
 from ...model.loading.place import is_gguf, locate

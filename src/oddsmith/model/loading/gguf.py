@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from .completeness import require_all_weights
-from .gguf_header import check_gguf
+from .gguf_header import SPECIAL_TOKENS, check_gguf
 from .plausible import require_plausible_size
 from .quiet import no_progress_bars
 
@@ -62,8 +62,6 @@ PATTERNS = {
 # Families that look a whole word up before merging its letters, and start every text with the begin token.
 # Source: ``ignore_merges`` and ``add_bos`` in llama.cpp.
 WHOLE_WORDS_FIRST = AS_LLAMA3
-
-SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
 def load_gguf_model(path: Path, *, dtype: str | torch.dtype = torch.float32, **kwargs: Any) -> PreTrainedModel:

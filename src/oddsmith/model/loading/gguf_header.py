@@ -23,6 +23,8 @@ from ...system.outside import open_file
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT_BYTES = 32
+# Special token of a tokenizer -> its name within ``tokenizer.ggml.NAME_token_id``.
+SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 # Far more than any model has; they bound the time that a malicious header can take to about two seconds.
 MAX_KEYS = MAX_TENSORS = 65_536

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....checkpoint.lock import held
 from ....checkpoint.space import require_writable
-from ....checkpoint.store import AUTO, wanted_checkpoint
+from ....checkpoint.store import AUTO, verify_named, wanted_checkpoint
 from ....data.sources import offering
 from ....errors import ConfigError, Interrupted
 from ....system.files import dispensable
@@ -27,10 +27,11 @@ from ....system.own_processes import run_module
 from ....system.run_folder import REPORT_FILE, SETTINGS_FILE
 from ....system.signals import StopSignals
 from ...parsing.config_file import Setting
+from ...parsing.first_look import first_look
 from ...parsing.resolve import Option, Resolved, Settings, build, resolve
 from ...parsing.schema import fields_for_run
 from ...parsing.values import seconds_of
-from ...terminal.console import is_main_process, quiet_libraries, say, working
+from ...terminal.console import STARTING, is_main_process, quiet_libraries, say, working
 from ...terminal.outcome import JSON, RECIPE, TRACEBACK
 from .launch import join_launcher, launch
 from .run_folder import check_folder, clear_folder, require_elsewhere
@@ -94,6 +95,9 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
         if overwrite:
             require_elsewhere(folder, resolved)
         require_writable(folder)
+        if (named := _wanted_checkpoint(resolved)) not in (None, AUTO):
+            verify_named(Path(str(named)), contents=False)  # with its contents once torch is there
+    first_look(resolved)
     if "report" in resolved.options:
         from ....monitor.report import plotly_script
 
@@ -103,13 +107,13 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     if is_dry:
         from .dry_run import show
 
-        with working("starting"):
+        with working(STARTING):
             settings = build(resolved)
         with offering_columns(settings):
             return show(resolved, settings, processes, full="full" in resolved.options)
     join_launcher()
     with printing_may_fail(), StopSignals() as signals:
-        with working("starting"):
+        with working(STARTING):
             settings = build(resolved)
         with clear_memory_errors(), offering_columns(settings), held(folder) if is_main_process() else nullcontext():
             return _run(resolved, settings, signals, time_limit_s)

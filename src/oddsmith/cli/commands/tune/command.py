@@ -22,6 +22,7 @@ from ....system.outside import read_text
 from ....system.secrets import masked
 from ....system.strict_json import read_object
 from ....tuning.space import SEARCHABLE, Space, default_space, parse_search
+from ...parsing.first_look import first_look
 from ...parsing.resolve import TYPED_ONLY, Option, Resolved, resolve
 from ...parsing.schema import fields_for_run
 from ...parsing.values import from_flag, seconds_of, whole_number
@@ -74,7 +75,8 @@ def tune(arguments: Sequence[str]) -> Judged:
     steps = whole_number(given, "steps", STEPS, minimum=FEWEST_STEPS)
     limits = _limits(given)
     folder = _folder(resolved)
-    with working("starting"):
+    first_look(resolved)
+    with working("loading Optuna"):
         from ....tuning.sampling import require_optuna
 
         require_optuna()
