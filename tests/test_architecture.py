@@ -44,6 +44,7 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "loss",
         "metrics",
+        "usual",
         "system",
         "config",
         "data",

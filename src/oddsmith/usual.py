@@ -14,6 +14,7 @@ from typing import Any
 FULL, LORA, LORA_4BIT = "full", "lora", "4bit"
 ADAPTERS = (LORA, LORA_4BIT)
 B = 1e9  # parameters
+TRL_LEARNING_RATE = 1e-6  # the default of TRL's ORPOConfig, and so of ours: for all weights
 
 AUTHORS = "the authors (github.com/xfactlab/orpo/issues/5)"
 AUTHORS_LORA = "the authors on LoRA (github.com/xfactlab/orpo/issues/28)"
@@ -113,6 +114,27 @@ def rule_for(setting: str, *, parameters: float = inf, rows: float = inf, traini
         The first rule that holds; for every run there is one.
     """
     return next(rule for rule in RULES if rule.setting == setting and rule.holds(parameters, rows, training))
+
+
+def too_low_for_adapter(learning_rate: float, parameters: float = inf) -> str | None:
+    """Say that a learning rate is below what is usual for an adapter; ``None`` where it is not.
+
+    Args:
+        learning_rate: The highest of the schedule.
+        parameters: Of the model, where they are known.
+
+    Returns:
+        The warning.
+    """
+    rule = rule_for("learning_rate", parameters=parameters, training=LORA)
+    lowest, highest = rule.usual or (0.0, inf)
+    if learning_rate >= lowest:
+        return None
+    whose = ", the default of TRL," if learning_rate == TRL_LEARNING_RATE else ""
+    return (
+        f"learning_rate {learning_rate:g}{whose} hardly changes an adapter; usual with LoRA on a model of this size is"
+        f" {lowest:g} to {highest:g}, such as {rule.value:g}"
+    )
 
 
 def table() -> Iterator[str]:

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from oddsmith.model.logprobs import self_check
 from oddsmith.model.logprobs.mixing import mixing_module
-from oddsmith.model.logprobs.self_check import ROW_TOKENS, check_forest
+from oddsmith.model.logprobs.self_check import INEXACT, ROW_TOKENS, check_forest
 from oddsmith.model.logprobs.small_copy import small_config, small_copy
 from tests.equivalence.test_forest import EXACT, EXPERTS, LATENT, model_of
 from tests.tiny import SMALL, tiny_model, tiny_tokenizer
@@ -259,7 +259,7 @@ def test_what_mixes_ids_is_found_on_the_copy_even_where_its_weights_are_0():
     nn.init.zeros_(model.bigrams.weight)
     verdict = check(model)
     assert not verdict.forest
-    assert verdict.reason.startswith("packed rows of a small copy of it differ from single sequences by")
+    assert verdict.reason.startswith(f"{INEXACT}: those of a small copy of it differ from single sequences by")
 
 
 class Unpredictable(LlamaForCausalLM):

@@ -74,7 +74,14 @@ def test_without_a_terminal_a_run_is_reported_in_plain_lines(train, tmp_path):
     assert "eval: 4 rows (standard), 4 kept" in text
     assert re.search(r"longest sequence: \d+ tokens of 64 allowed", text)
     assert "4 steps in 1 epoch of 2 pairs each" in text
-    assert "= micro-batch 2 x accumulation 1 x processes 1" in text
+    assert "= batch size 2 x accumulation 1 x processes 1" in text
+    assert re.search(r"^  learning +rate 0.001, linear, no warm-up; beta 0.1$", text, re.MULTILINE)
+    assert re.search(r"^  evaluation +after the last step on 4 pairs$", text, re.MULTILINE)
+    assert re.search(r"^  saving +every 2 steps; all are kept$", text, re.MULTILINE)
+    assert re.search(r"^  time limit none; --time-limit 3h50m would stop", text, re.MULTILINE)
+    assert re.search(r"^  batches +packed without padding", text, re.MULTILINE)
+    assert re.search(r"^ +a step is computed in parts of at most [\d,]+ tokens", text, re.MULTILINE)
+    assert "spread" not in text
     assert "float32: set by hand" in text
     logged = [line for line in lines if line.startswith("step 2/4  50%  loss ")]
     assert len(logged) == 1
@@ -85,7 +92,10 @@ def test_without_a_terminal_a_run_is_reported_in_plain_lines(train, tmp_path):
     assert "training, at step 4: loss " in text
     assert "best evaluation, at step 4: loss " in text
     assert f"model in {tmp_path}/run: model.safetensors" in text
+    assert "kept: the weights of step 4: the last\n" in text
     assert f"next: oddsmith eval {tmp_path}/run" in text
+    assert f"next: oddsmith diagnose {tmp_path}/run" in text
+    assert f"next: oddsmith monitor {tmp_path}/run" in text
 
 
 def test_json_is_alone_on_stdout(workshop, tmp_path):
@@ -111,6 +121,38 @@ def test_the_same_seed_gives_the_same_model_through_run_yaml(train, tmp_path, ca
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert "beta: 0.3" in (tmp_path / "again" / "run.yaml").read_text()
+
+
+def test_the_figures_behind_the_batches_are_told_on_request(train):
+    assert "packed and padded batches agree to" in train("--verbose", "--max-steps", "1").err
+
+
+def test_a_rate_that_is_too_low_for_an_adapter_is_told_before_the_first_step(train):
+    low = "warning: learning_rate 1e-06, the default of TRL, hardly changes an adapter; usual with LoRA"
+    run = train("--use-peft", "--learning-rate", "1e-6").err
+    assert run.index(low) < run.index("step 2/4")
+    assert low in train("--use-peft", "--learning-rate", "1e-6", "--dry-run", "--output-dir", "elsewhere").err
+    for words in (["--use-peft", "--learning-rate", "2e-4"], ["--learning-rate", "1e-6"]):
+        assert "hardly changes" not in train("--overwrite-output-dir", "--max-steps", "1", *words).err
+
+
+def test_the_end_says_which_checkpoint_was_kept_and_why(train, tmp_path):
+    """With this metric every evaluation is the best: the one with the lowest loss is kept, which is not the first."""
+    words = ("--eval-strategy", "steps", "--eval-steps", "1", "--save-steps", "1", "--load-best-model-at-end")
+    same = ("--metric-for-best-model", "rewards/accuracies", "--greater-is-better", "--learning-rate", "1e-4")
+    outcome = train(*words, *same, "--json")
+    document = json.loads(outcome.out)
+    history = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    found = {event["step"]: event for event in history if event["event"] == "evaluate"}
+    best = max(event["eval_rewards/accuracies"] for event in found.values())
+    equal = {step: event["eval_loss"] for step, event in found.items() if event["eval_rewards/accuracies"] == best}
+    assert len(equal) > 1
+    assert document["kept"]["step"] == min(equal, key=equal.__getitem__)
+    assert f"kept: the weights of step {document['kept']['step']}: best rewards/accuracies of" in outcome.err
+    assert "of equal ones the one with the lower loss" in outcome.err
+    kept = load_file(tmp_path / "run" / f"checkpoint-{document['kept']['step']}" / "model.safetensors")
+    final = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(kept[name], final[name]) for name in kept)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_fine(train, workshop, tmp_path):
@@ -289,7 +331,7 @@ def test_two_processes_train_one_model_and_one_of_them_prints(workshop, tmp_path
     alone = run_here(capsys, "train", *words, "--output-dir", tmp_path / "one", "--json")
     assert (together.code, alone.code) == (0, 0)
     two, one = json.loads(together.out), json.loads(alone.out)
-    assert "micro-batch 1 x accumulation 1 x processes 2" in together.err
+    assert "batch size 1 x accumulation 1 x processes 2" in together.err
     assert together.err.count("Oddsmith") == 1
     assert two["steps"] == one["steps"] == 4
     assert two["evaluation"]["eval_loss"] == pytest.approx(one["evaluation"]["eval_loss"], rel=1e-5)

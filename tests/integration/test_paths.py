@@ -544,8 +544,8 @@ def test_what_can_be_packed_is_packed_and_logged(model, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "prefix forest: packed and padded batches agree"),
-        (["--no_prefix_forest"], "padded batches: prefix_forest is off"),
+        ([], "packed without padding, and what answers share is computed once: the same results, sooner"),
+        (["--no_prefix_forest"], "padded, which is slower, 8 a micro-batch: prefix_forest is off"),
     ],
 )
 def test_the_banner_names_the_path(words, line, tmp_path, capsys):

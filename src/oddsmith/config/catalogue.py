@@ -163,10 +163,12 @@ TRAINING = (
     ),
     length("num_train_epochs", "How often to go through the pairs.", COMMON | SUMMARY),
     length("max_steps", "Stop after so many optimizer steps, whatever num_train_epochs says.", COMMON | SUMMARY),
-    by_result("per_device_train_batch_size", "Pairs of a micro-batch, per device.", COMMON | SUMMARY),
     by_result(
-        "gradient_accumulation_steps", "Micro-batches that make one optimizer step, per device.", COMMON | SUMMARY
+        "per_device_train_batch_size",
+        "Pairs per device and accumulation; max_tokens_per_microbatch says how they are computed.",
+        COMMON | SUMMARY,
     ),
+    by_result("gradient_accumulation_steps", "Batches that make one optimizer step, per device.", COMMON | SUMMARY),
     decides(
         "warmup_steps",
         "Steps until the learning rate is at its highest; below 1: this share of all steps.",

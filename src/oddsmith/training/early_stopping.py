@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -95,6 +96,35 @@ def metric_of(args: Any) -> str:
     """Return the key of ``metric_for_best_model`` in the metrics of an evaluation."""
     wanted = str(args.metric_for_best_model or "loss")
     return wanted if wanted.startswith("eval_") else f"eval_{wanted}"
+
+
+def loss_beside(key: str, metrics: Mapping[str, Any]) -> float:
+    """Return the loss of the dataset that a metric is of, infinite where there is none.
+
+    Args:
+        key: The metric in the metrics of an evaluation, such as ``eval_rewards/accuracies``.
+        metrics: Those of the evaluation.
+    """
+    losses = [name for name in metrics if name.endswith("_loss") and key.startswith(name.removesuffix("loss"))]
+    value = metrics[max(losses, key=len)] if losses else math.inf
+    return float(value) if isinstance(value, int | float) and not math.isnan(value) else math.inf
+
+
+def is_better_among_equals(args: Any, state: TrainerState, metrics: Mapping[str, Any]) -> bool:
+    """Return whether an evaluation equals the best one so far in its metric, and has a lower loss.
+
+    An accuracy over few pairs is often the same, and the first of equal ones is hardly ever the best trained.
+
+    Args:
+        args: Settings of the run.
+        state: Of the trainer, with the evaluations so far.
+        metrics: Those of the evaluation.
+    """
+    key = metric_of(args)
+    if not state.best_global_step or key not in metrics or metrics[key] != state.best_metric:
+        return False
+    before = [entry for entry in state.log_history if entry.get("step") == state.best_global_step and key in entry]
+    return bool(before) and loss_beside(key, metrics) < loss_beside(key, before[-1])
 
 
 def require_known_metric(run: Any) -> None:

@@ -31,6 +31,8 @@ from ..data.limits import readable
 from ..errors import ConfigError
 from ..model.limits import limits_of, require_pad_token
 from ..system.files import in_units
+from ..usual import too_low_for_adapter
+from .trainable import parameter_counts
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,10 @@ class Preflight(TrainerCallback):
     ) -> None:
         """Refuse a run that cannot be saved; warn if only its first checkpoints can be."""
         require_whole_steps(optimizer)
+        if getattr(model, "peft_config", None) and state.is_world_process_zero:
+            line = too_low_for_adapter(args.learning_rate, parameter_counts(model)[1])
+            if line is not None:
+                logger.warning(line)
         run = Path(args.output_dir)
         require_writable(run)
         size = size_in_training(args, state, model, processing_class, optimizer)

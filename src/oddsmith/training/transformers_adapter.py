@@ -29,6 +29,7 @@ from ..model.loading.completeness import complete_adapters, require_complete, un
 from ..system.memory import clear_memory_errors
 from ..system.run_folder import Event, append_event
 from .checkpointing import CheckpointManager
+from .early_stopping import is_better_among_equals
 from .epochs import epoch_of_length, stream_position
 from .evaluation import DeferredEvaluation
 from .identity import RunIdentity
@@ -61,6 +62,7 @@ class TransformersAdapter(Trainer):
     optimizer: Any
     _is_prepared = False  # for a training
     gradient_norm: Tensor | float | None = None  # of the step that is about to be made, before clipping
+    loaded_best_step: int | None = None  # of the checkpoint whose weights the model has at the end of its training
     _operations_a_token: int | None = None
     _needed_share = 1.0
     pace: Pace
@@ -106,6 +108,7 @@ class TransformersAdapter(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as transformers does, and give the model back as it was, but for its weights."""
+        self.loaded_best_step = None
         if self.model_init is None:
             require_trainable(self.model)  # before the model is checked; once more when training begins
         with self._trained_model():
@@ -360,12 +363,15 @@ class TransformersAdapter(Trainer):
         if self.deferred_evaluation.is_due:
             return True  # which only means that a checkpoint is written
         try:
-            return super()._determine_best_metric(metrics=metrics, trial=trial)
+            is_better = super()._determine_best_metric(metrics=metrics, trial=trial)
         except KeyError as error:
             raise ConfigError(
                 f"metric_for_best_model is {self.args.metric_for_best_model!r}, which the evaluation lacks; it has"
                 f" {', '.join(metrics)}"
             ) from error
+        if not is_better and is_better_among_equals(self.args, self.state, metrics):
+            self.state.best_global_step, is_better = self.state.global_step, True
+        return is_better
 
     # ---- Saving
 
@@ -491,9 +497,12 @@ class TransformersAdapter(Trainer):
             self.checkpoints.set_random_states(states)
 
     def _load_best_model(self) -> None:
-        if self.checkpoints.best_is_complete() and not self.shards.read(Path(str(self.state.best_model_checkpoint))):
+        if not self.checkpoints.best_is_complete():
+            return
+        if not self.shards.read(Path(str(self.state.best_model_checkpoint))):
             with complete_adapters("the best checkpoint", CheckpointError), self.shards.other_worlds():
                 super()._load_best_model()
+        self.loaded_best_step = self.state.best_global_step
 
 
 class LossSums:

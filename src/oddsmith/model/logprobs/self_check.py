@@ -57,6 +57,8 @@ EXACT = 1e-5
 # Mean difference of the same on the model itself, in any precision. In bfloat16 an expert chosen otherwise by rounding
 # changes a tenth; positions or keys that are wrong change as much as there is.
 ALIKE = 0.3
+# How a reason begins that is followed by figures, which only who asks for them wants to read.
+INEXACT = "packed rows would change its results"
 # A row of the model itself is short, for it may be large; one of the copy exceeds blocks that a layer may work on.
 ROW_TOKENS, COPY_ROW_TOKENS = 68, 306
 # All alike: then nothing is padded. Layers that mix tokens in their own way often work on blocks of 64.
@@ -235,7 +237,8 @@ def _exactness_of_copy(small: nn.Module) -> _Exactness:
         found = difference(False)
     if found <= EXACT:
         return _Exactness(None, mixers)
-    return _Exactness(f"packed rows of a small copy of it differ from single sequences by {found:.2g} of the spread")
+    figure = f"those of a small copy of it differ from single sequences by {found:.2g} of the spread"
+    return _Exactness(f"{INEXACT}: {figure}")
 
 
 def _random_pairs(tokens: int) -> list[dict[str, Any]]:
@@ -269,7 +272,7 @@ def _agreement(
         packed = forest_logps(model, send_to_device(forest_batch(rows, "sequence"), device), transform=transform)
     difference = _differences(packed, padded).mean().item()
     if not difference <= ALIKE:  # also where it is NaN
-        return Verdict(False, f"packed and padded batches differ by {difference:.2g} of the log-probabilities' spread")
+        return Verdict(False, f"{INEXACT}: they differ from padded batches by {difference:.2g} of their spread")
     reason = f"packed and padded batches agree to {difference:.1g} of the spread{sequence_wise.said}"
     return Verdict(True, reason, transform, memory_saving, sequence_wise)
 

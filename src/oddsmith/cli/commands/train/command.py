@@ -64,6 +64,7 @@ OPTIONS = (
     Option("time_limit", "value", "Stop with a checkpoint before so much time has passed: 3h50m, 90s, ...", "TIME"),
     Option("num_processes", "value", "Train in so many processes on this machine, one for each device.", "N"),
     Option("report", "switch", f"Write the monitor's page into output_dir at the end, as {REPORT_FILE} (5 MB)."),
+    Option("verbose", "switch", "Say by which figures the layout of the batches was chosen."),
     JSON,
     TRACEBACK,
 )
@@ -170,14 +171,20 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
     from ....training.stopping import StopOnRequest
     from ...terminal.progress import ShowProgress
     from .assembly import WriteSettings, make_trainer, read_rows
-    from .summary import banner, result, result_lines
+    from .banner import banner
+    from .summary import result, result_lines
 
     require_sharding(settings.orpo)
     require_shared_folder(Path(str(settings.orpo.output_dir)), settings.orpo)
     allow_changed = "allow_changed" in resolved.options
     checkpoint = _checkpoint(_wanted_checkpoint(resolved), settings, allow_changed)
     stop = StopOnRequest(time_limit_s, started_at=STARTED_AT, signals=signals, tell=_warn)
-    progress = ShowProgress(before=lambda state: say("\n".join(banner(trainer, settings, state, shares)), hang=15))
+    progress = ShowProgress(before=lambda state: show_banner(state))
+
+    def show_banner(state: Any) -> None:
+        is_verbose = "verbose" in resolved.options
+        say("\n".join(banner(trainer, settings, state, shares, time_limit_s, verbose=is_verbose)), hang=15)
+
     if "from_weights" in resolved.options:
         say(f"starting anew from the weights of {settings.model.model_name_or_path}")
     train_rows, eval_rows, shares = read_rows(settings)

@@ -19,13 +19,14 @@ from ....model.loading.outline import outline_model
 from ....model.loading.place import locate
 from ....system.secrets import without_secrets
 from ....training.preflight import require_room, saves_to_come, size_in_training, steps_of_run
+from ....usual import too_low_for_adapter
 from ...parsing.resolve import Resolved, Settings
 from ...terminal.console import say, show_line, working
 from ...terminal.data_table import print_example
 from .assembly import base_dtype, require_trainable
+from .banner import precision
 from .rehearsal import rehearse
 from .run_folder import to_yaml
-from .summary import precision
 
 
 def show(resolved: Resolved, settings: Settings, processes: int, *, full: bool) -> dict[str, Any]:
@@ -61,6 +62,8 @@ def show(resolved: Resolved, settings: Settings, processes: int, *, full: bool) 
     show_line("")
     show_line(f"steps: {steps:,}{'' if is_certain else ' if no row is dropped'}, {counted(pairs, 'pair')} each")
     show_line(f"precision: {precision(settings)}")
+    if settings.model.use_peft and (low := too_low_for_adapter(orpo.learning_rate)):
+        say(f"warning: {low}", "yellow", hang=4)
     room = _room(settings, steps)
     show_line(f"disk: {'unknown, the model is not on this machine yet' if room is None else room}")
     require_sharding(orpo, is_launched_later=processes > 1)
