@@ -88,8 +88,7 @@ FUNCTION_LINES_AT_MOST = 80  # without the docstring
 # Modules that open files to read them without ``system.outside``, and why nobody else can have put a pipe there.
 OPENS_ITSELF = {
     "oddsmith.system.outside": "it is how the others do",
-    "oddsmith.system.precision": "/proc",
-    "oddsmith.model.logprobs.token_budget": "the control group",
+    "oddsmith.system.machine": "/proc, and the control group",
     "oddsmith.data.inspection": "/proc, and files that it has required to be some",
     "oddsmith.data.sources.files": "unpacks what open_file returned",
     "oddsmith.data.token_cache": "our sources, and a folder that nobody else can write to",

@@ -10,7 +10,7 @@ from importlib import import_module
 import pytest
 
 import oddsmith
-from oddsmith.cli.main import COMMANDS
+from oddsmith.cli.main import COMMANDS, MEANT
 from oddsmith.cli.parsing.schema import load_fields
 from tests.command import START, environment, run_apart, run_here
 
@@ -51,8 +51,9 @@ def test_help_takes_less_than_half_a_second():
     assert min(seconds() for _ in range(3)) < 0.5
 
 
-def test_version(capsys):
-    assert run_here(capsys, "--version") == (0, f"oddsmith {oddsmith.__version__}\n", "")
+@pytest.mark.parametrize("word", ["--version", "version"])
+def test_version(capsys, word):
+    assert run_here(capsys, word) == (0, f"oddsmith {oddsmith.__version__}\n", "")
 
 
 def test_the_package_is_the_command():
@@ -95,15 +96,46 @@ def test_an_unknown_command_names_the_nearest(capsys):
     )
 
 
-@pytest.mark.parametrize("words", [[], ["data"]])
-def test_a_group_of_commands_alone_prints_its_help_on_stderr(capsys, words):
-    bare, helped = run_here(capsys, *words), run_here(capsys, *words, "--help")
+def test_a_group_of_commands_alone_prints_its_help_on_stderr(capsys):
+    bare, helped = run_here(capsys, "data"), run_here(capsys, "data", "--help")
     assert (bare.code, bare.out) == (2, "")
     assert helped == (0, bare.err, "")
-    assert run_here(capsys, *words, "-h") == helped
-    listed = {" ".join([*words, name]) for name in re.findall(r"^  ([a-z]+) ", bare.err, flags=re.MULTILINE)}
+
+
+@pytest.mark.parametrize("words", [[], ["data"]])
+def test_help_lists_all_commands(capsys, words):
+    helped = run_here(capsys, *words, "--help")
+    assert helped.code == 0
+    assert [run_here(capsys, *words, "-h"), run_here(capsys, "help", *words)] == [helped, helped]
+    listed = {" ".join([*words, name]) for name in re.findall(r"^  ([a-z]+) ", helped.out, flags=re.MULTILINE)}
     within = {name for name in COMMANDS if " " in name}
     assert listed == (within if words else set(COMMANDS) - within | {"data"})
+
+
+@pytest.mark.parametrize("name", ["train", "data check"])
+def test_help_with_a_command_is_that_command_s(capsys, name):
+    assert run_here(capsys, "help", *name.split()) == run_here(capsys, *name.split(), "--help")
+    message = "No such command 'trian'. Did you mean 'train'? `oddsmith --help` lists the commands and flags."
+    assert run_here(capsys, "help", "trian") == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_without_arguments_five_commands_to_begin_with_are_shown(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    bare = run_here(capsys)
+    assert (bare.code, bare.out) == (2, "")
+    shown = re.findall(r"^  oddsmith (data check|[a-z]+)", bare.err, flags=re.MULTILINE)
+    assert shown == ["demo", "data check", "advise", "train", "chat"]
+    assert set(shown) <= set(COMMANDS)
+    assert "`oddsmith help` lists all commands" in bare.err
+    assert max(map(len, bare.err.splitlines())) <= columns
+
+
+def test_names_that_others_have_for_a_command_are_understood(capsys):
+    for word, meant in MEANT.items():
+        assert word not in COMMANDS
+        assert meant in COMMANDS
+        assert f"Did you mean '{meant}'?" in run_here(capsys, word).err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -48,10 +48,38 @@ COMMANDS = {
     "compare": Command("compare", "compare", "Show the answers of two models side by side."),
     "diagnose": Command("diagnose", "diagnose", "Say what is wrong with a run, ours or another trainer's."),
     "monitor": Command("monitor", "monitor", "Watch runs on a page in the browser."),
+    "doctor": Command("doctor", "doctor", "Say what this machine and this installation have, for a report."),
+    "completion": Command("completion", "completion", "Print what lets a shell complete commands and flags."),
     "data make": Command("data_make", "data_make", "Make preference pairs: ask a model, judge its answers, pair them."),
     "data check": Command("data_check", "data_check", "Find faults in preference pairs, before training on them."),
 }
+# Names that users try for a command.
+MEANT = {
+    **dict.fromkeys(("finetune", "fine-tune", "fit", "run", "orpo"), "train"),
+    **dict.fromkeys(("evaluate", "test", "measure", "benchmark"), "eval"),
+    **dict.fromkeys(("merge", "convert-gguf", "gguf", "quantize", "save"), "export"),
+    **dict.fromkeys(("ask", "talk", "generate", "predict", "infer"), "chat"),
+    **dict.fromkeys(("check", "validate", "lint"), "data check"),
+    **dict.fromkeys(("make", "generate-data", "synthesize"), "data make"),
+    **dict.fromkeys(("watch", "board", "dashboard", "ui", "plot"), "monitor"),
+    **dict.fromkeys(("sweep", "search", "hpo"), "tune"),
+    **dict.fromkeys(("estimate", "predict-memory", "memory"), "plan"),
+    **dict.fromkeys(("env", "info", "debug", "status", "system"), "doctor"),
+    **dict.fromkeys(("quickstart", "example", "start", "try"), "demo"),
+    **dict.fromkeys(("init", "recommend", "new"), "advise"),
+    **dict.fromkeys(("api", "server"), "serve"),
+}
+# Shown without arguments, in this order.
+TO_BEGIN_WITH = {
+    "demo": "align a small chat model on this machine, in minutes: nothing else is needed",
+    "data check PAIRS": "find faults in your preference pairs",
+    "advise MODEL PAIRS": "write a recipe for a model and its pairs",
+    "train recipe.yaml": "train, with checkpoints that a stop never loses",
+    "chat RUN": "talk to the result",
+}
 GROUPS = {"data": "Make and check preference data."}
+SUBJECT = "One-step preference alignment of language models (ORPO)."
+ALL_COMMANDS = "`oddsmith help` lists all commands, `oddsmith help COMMAND` says more."
 HELP_FLAGS = ("--help", "--help-all", "-h")
 EXIT_CODES = (
     "`oddsmith COMMAND --help` says more. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 a check failed,"
@@ -77,12 +105,14 @@ def _dispatch(words: list[str], group: str) -> int:
     word = words[0] if words else ""
     name = f"{group} {word}".strip()
     if not words:
-        _print_overview(group, to_stderr=True)
+        _print_beginning() if not group else _print_overview(group, to_stderr=True)
         return UsageError.exit_code
+    if word == "help" and not group:
+        return _help(words[1:])
     if word in HELP_FLAGS:
         _print_overview(group)
         return 0
-    if word == "--version" and not group:
+    if word in ("--version", "version") and not group:
         show(f"oddsmith {__version__}")
         return 0
     if name in GROUPS:
@@ -91,6 +121,15 @@ def _dispatch(words: list[str], group: str) -> int:
         return _run(name, words[1:])
     say_error(_unknown(word, group))
     return UsageError.exit_code
+
+
+def _help(words: list[str]) -> int:
+    """Print what `oddsmith help COMMAND` asks for; all commands without one."""
+    known = [name for name in (*COMMANDS, *GROUPS) if words[: len(name.split())] == name.split()]
+    if words and not known:
+        say_error(_unknown(words[0], ""))
+        return UsageError.exit_code
+    return _dispatch([*(max(known, key=len).split() if known else ()), "--help"], group="")
 
 
 def _run(name: str, words: list[str]) -> int:
@@ -116,11 +155,19 @@ def _members(group: str) -> dict[str, str]:
     return {name: summary for name, summary in inside.items() if " " not in name}
 
 
+def _print_beginning() -> None:
+    """Print the five commands to begin with."""
+    from .parsing.help import print_entries
+
+    entries = {f"oddsmith {name}": text for name, text in TO_BEGIN_WITH.items()}
+    print_entries("oddsmith COMMAND ...", SUBJECT, {"To begin with": entries}, ALL_COMMANDS, to_stderr=True, columns=33)
+
+
 def _print_overview(group: str, to_stderr: bool = False) -> None:
     from .parsing.help import print_entries
 
     usage = f"oddsmith {group} COMMAND ..." if group else "oddsmith COMMAND ..."
-    intro = GROUPS[group] if group else "One-step preference alignment of language models (ORPO)."
+    intro = GROUPS[group] if group else SUBJECT
     flags = {"--help": "Show this help and end."} | ({} if group else {"--version": "Print the version and end."})
     parts = {"Commands": _members(group), "Flags": flags}
     print_entries(usage, intro, parts, "" if group else EXIT_CODES, to_stderr=to_stderr)
@@ -131,7 +178,7 @@ def _unknown(word: str, group: str) -> str:
     is_flag = word.startswith("-")
     flags = ["--help"] if group else ["--help", "--version"]
     known = flags if is_flag else list(_members(group))
-    nearest = difflib.get_close_matches(word, known, n=1)
+    nearest = [MEANT[word]] if word in MEANT and not group else difflib.get_close_matches(word, known, n=1)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
     what = f"No such flag {word}." if is_flag else f"No such command '{word}'."
     return f"{what}{hint} `oddsmith --help` lists the commands and flags."

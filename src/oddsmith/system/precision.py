@@ -14,12 +14,12 @@ The run computes under autocast; what is trained is float32 in all rows, as the 
 
 from __future__ import annotations
 
-import platform
 from typing import NamedTuple
 
 import torch
 
-X86_BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+from .machine import X86_BF16_UNITS, processor_flags
+
 FIRST_TENSOR_CORES = (7, 0)  # compute capability of NVIDIA's GPUs
 NO_BF16_UNIT = "this CPU has neither AVX512-BF16 nor AMX"
 
@@ -73,21 +73,10 @@ def emulated_bf16_on_gpu(use_cpu: bool = False) -> str | None:
 
 def _cpu_bf16_unit() -> str | None:
     """Return the name of the CPU's bf16 matrix instructions; ``None`` without, or where torch may not use them."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _proc_cpuinfo_flags()
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else processor_flags()
     if capabilities.get("bf16"):
         return "Arm BF16"
     # ATEN_CPU_CAPABILITY=avx2 makes torch compute as on an older CPU; the capabilities are still those of the hardware.
     if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         return None
     return next((name for flag, name in X86_BF16_UNITS.items() if capabilities.get(flag)), None)
-
-
-def _proc_cpuinfo_flags() -> dict[str, bool]:
-    """Return the CPU flags that Linux lists, for torch before 2.12; none on other systems."""
-    if platform.system() != "Linux":
-        return {}
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith(("flags", "Features")):
-                return dict.fromkeys(line.split(":", 1)[1].split(), True)
-    return {}

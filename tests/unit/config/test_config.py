@@ -16,8 +16,9 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from oddsmith import ModelConfig, ORPOConfig, ScriptArguments
 from oddsmith.config.trackers import TRACKERS
-from oddsmith.errors import ConfigError
+from oddsmith.errors import ConfigError, MissingExtraError
 from oddsmith.system import precision as precision_module
+from oddsmith.system.machine import processor_flags
 from oddsmith.system.precision import best_precision
 
 
@@ -72,12 +73,17 @@ def test_reporting_to_nobody_may_be_said_in_any_way(tmp_path, nobody):
         ({"wandb": 1}, "expected a tracker, a list of trackers, none or all"),
         ([None], "expected a tracker"),
         (5, "expected a tracker"),
-        ("dagshub", "report_to is dagshub, which needs a package: pip install dagshub mlflow"),
     ],
 )
 def test_what_is_no_tracker_is_refused(tmp_path, given, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         ORPOConfig(output_dir=str(tmp_path), report_to=given, use_cpu=True)
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_install_line(tmp_path):
+    line = "report_to: dagshub needs an optional dependency; install it with: pip install dagshub mlflow"
+    with pytest.raises(MissingExtraError, match=re.escape(line)):
+        ORPOConfig(output_dir=str(tmp_path), report_to="dagshub", use_cpu=True)
 
 
 def test_all_of_transformers_trackers_are_known():
@@ -172,7 +178,7 @@ def test_torch_held_to_older_instructions_computes_as_an_older_cpu():
 
 
 def test_the_cpu_s_own_answer_agrees_with_its_flags():
-    flags = precision_module._proc_cpuinfo_flags()
+    flags = processor_flags()
     if not flags:
         pytest.skip("no /proc/cpuinfo here")
     expected = any(flags.get(flag) for flag in ("amx_bf16", "avx512_bf16", "bf16"))

@@ -33,7 +33,7 @@ class _Page:
         self.console.print()
         self.console.print(Text(title, style="bold"))
         for term, text in entries.items():
-            name, _, metavar = term.partition(" ")
+            name, _, metavar = term.partition(" ") if term.startswith("-") else (term, "", "")
             left = Text.assemble("  ", (name, "cyan"), " ", metavar)
             if len(left) >= self.columns:
                 self.console.print(left, soft_wrap=True)
@@ -45,10 +45,15 @@ class _Page:
 
 
 def print_entries(
-    usage: str, intro: str, sections: Mapping[str, Mapping[str, str]], end: str, to_stderr: bool = False
+    usage: str,
+    intro: str,
+    sections: Mapping[str, Mapping[str, str]],
+    end: str,
+    to_stderr: bool = False,
+    columns: int = COMMAND_COLUMNS,
 ) -> None:
     """Print the help of a group of commands; on stderr as the answer to a command line that cannot be run."""
-    page = _Page(COMMAND_COLUMNS, to_stderr)
+    page = _Page(columns, to_stderr)
     page.paragraph(f"Usage: {usage}", "bold")
     page.console.print()
     page.paragraph(intro)

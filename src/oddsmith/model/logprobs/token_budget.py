@@ -18,14 +18,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...system.machine import free_memory_bytes
 from ...system.memory import is_device_out_of_memory
 from ...system.shards import own_share
 from .head import BUDGET_BYTES
@@ -35,7 +34,6 @@ MAX_TOKENS = {"cpu": 1024, "cuda": 32768}
 # Micro-batches are not made shorter than this for the head: from here on, by calculation, a GPU computes at full rate.
 EFFICIENT_TOKENS = {"cpu": 1024, "cuda": 8192}
 MIN_TOKENS = 256
-CONTROL_GROUP = Path("/sys/fs/cgroup")
 # The rest of the free memory is for fragmentation, and for what other rows need more than the measured ones.
 USABLE = 0.8
 # Lengths of the rows. On a GPU they fill its kernels' blocks, and the longer one comes first, so that kernels are
@@ -294,12 +292,4 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    available = psutil.virtual_memory().available
-    try:
-        limit = int((CONTROL_GROUP / "memory.max").read_text())
-        used = int((CONTROL_GROUP / "memory.current").read_text())
-        kinds = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no such file, or "max": no limit
-        return available
-    # Cached files, such as the model's, count as used, but the kernel drops them when memory is needed.
-    return min(available, limit - used + int(kinds["inactive_file"]))
+    return free_memory_bytes()
