@@ -151,7 +151,9 @@ DATA = (
     ),
     by_result("system_prompt", "System message for conversations that have none.", COMMON | SUMMARY | EVAL),
     by_result("dataset_config", "Configuration of the hub dataset.", EVAL),
-    by_result("datasets", "A mixture: a list of {path, name, split, weight, columns}, in YAML or as JSON.", EVAL),
+    by_result(
+        "datasets", "A mixture: a list of {path, name, split, weight, columns}, in YAML or as JSON.", COMMON | EVAL
+    ),
     by_result("dataset_streaming", "Read rows as they are needed; needs max_steps."),
     free("dataset_num_proc", "Processes that tokenize."),
 )
@@ -216,9 +218,13 @@ EVALUATING = (
         "Pairs of an evaluation batch, per device. It does not change the results.",
         COMMON,
     ),
-    free("eval_on_start"),
+    free("eval_on_start", "Evaluate before the first step, too: what the run starts from.", COMMON),
     free("generate_during_eval", "At each evaluation answer a few held-out prompts and record the answers."),
-    decides("metric_for_best_model", "Which evaluation metric decides what is best, e.g. rewards/accuracies."),
+    decides(
+        "metric_for_best_model",
+        "Which evaluation metric decides what is best, e.g. rewards/accuracies; of equal ones the lower loss does.",
+        COMMON,
+    ),
     decides("greater_is_better", "Whether a higher metric_for_best_model is better."),
     length(
         "early_stopping_patience",
@@ -254,7 +260,9 @@ SAVING = (
         COMMON,
     ),
     free("save_total_limit", "Keep at most so many checkpoints; the oldest go first.", COMMON),
-    decides("load_best_model_at_end", "End with the checkpoint that evaluated best.", COMMON),
+    decides(
+        "load_best_model_at_end", "End with the checkpoint that evaluated best; saves whenever is evaluated.", COMMON
+    ),
     free("resume_from_checkpoint", "Same as --resume PATH."),
     *each(free, "restore_callback_states_from_checkpoint enable_jit_checkpoint save_only_model save_on_each_node"),
 )

@@ -145,7 +145,11 @@ TABLE = (
     works("output_dir", "a name that begins with `-`, or is too long, is refused"),
     works("save_strategy save_steps save_only_model save_on_each_node"),
     works("save_total_limit", "1 means 2: no checkpoint is removed before the next one is complete"),
-    works("load_best_model_at_end metric_for_best_model greater_is_better"),
+    works(
+        "load_best_model_at_end metric_for_best_model greater_is_better",
+        "as in transformers; saving follows evaluation, and of equal evaluations the one with the lower loss is the"
+        " best",
+    ),
     works("push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision"),
     works(
         "resume_from_checkpoint",

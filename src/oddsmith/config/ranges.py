@@ -54,6 +54,7 @@ def require_sensible(values: Mapping[str, Any]) -> None:
         raise ConfigError("fp16 and bf16 are both on; choose one (bf16 where the hardware has it)")
     refuse(SimpleNamespace(**values))
     require_early_stopping(values)
+    saving_as_evaluated(values)
     if isinstance(values["model_init_kwargs"], Mapping):
         with_dtype(values["model_init_kwargs"], "model_init_kwargs")
     trackers(values["report_to"])
@@ -126,6 +127,38 @@ def require_early_stopping(values: Mapping[str, Any]) -> None:
             "early_stopping_patience counts evaluations, and eval_strategy is no; set eval_strategy to steps (with"
             " eval_steps) or epoch"
         )
+
+
+def saving_as_evaluated(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return when to save so that the best model can be loaded at the end: whenever is evaluated.
+
+    What is evaluated and not saved could not be loaded. ``save_strategy: best`` saves it, too.
+
+    Args:
+        values: The settings.
+
+    Returns:
+        ``save_strategy`` and ``save_steps`` where they have to be others than those given.
+
+    Raises:
+        ConfigError: Nothing is evaluated, or nothing is to be saved.
+    """
+    if not values["load_best_model_at_end"]:
+        return {}
+    evaluates, saves = word(values["eval_strategy"]), word(values["save_strategy"])
+    if evaluates == "no":
+        raise ConfigError(
+            "load_best_model_at_end compares evaluations, and eval_strategy is no; set eval_strategy to steps (with"
+            " eval_steps) or epoch"
+        )
+    if saves == "no":
+        raise ConfigError("load_best_model_at_end loads a checkpoint, and save_strategy is no; leave save_strategy out")
+    if saves == "best":
+        return {}
+    wanted: dict[str, Any] = {"save_strategy": evaluates}
+    if evaluates == "steps":
+        wanted["save_steps"] = values["eval_steps"] or values["logging_steps"]  # as in transformers
+    return {name: value for name, value in wanted.items() if word(values[name]) != word(value)}
 
 
 def word(value: Any) -> str:

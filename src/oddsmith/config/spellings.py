@@ -8,13 +8,12 @@ scripts that were written for TRL's other trainers bring along. The same table s
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -242,37 +241,6 @@ _TABLE: tuple[Older, ...] = (
 
 OLDER: dict[str, Older] = {older.name: older for older in _TABLE}
 
-# Wrong names that users try, and the right ones: suggested in the message, not accepted.
-MEANT = {
-    "adapter": "use_peft",
-    "alpha": "beta",
-    "base_model": "model_name_or_path",
-    "batch_size": "per_device_train_batch_size",
-    "block_size": "max_length",
-    "cutoff_len": "max_length",
-    "data_path": "dataset_name",
-    "dataset": "dataset_name",
-    "dpo_beta": "beta",
-    "epochs": "num_train_epochs",
-    "gradient_accumulation": "gradient_accumulation_steps",
-    "lambda": "beta",
-    "lora_rank": "lora_r",
-    "lr": "learning_rate",
-    "max_seq_length": "max_length",
-    "micro_batch_size": "per_device_train_batch_size",
-    "model": "model_name_or_path",
-    "model_max_length": "max_length",
-    "model_name": "model_name_or_path",
-    "num_epochs": "num_train_epochs",
-    "output": "output_dir",
-    "peft": "use_peft",
-    "pref_beta": "beta",
-    "sequence_len": "max_length",
-    "steps": "max_steps",
-    "target_modules": "lora_target_modules",
-    "val_set_size": "test_split_size",
-}
-
 
 class Place(NamedTuple):
     """How settings are written where they were given, for messages: in Python, in a file, or as flags."""
@@ -361,17 +329,6 @@ def _without_placeholder(value: Any) -> Any:
     return None if isinstance(value, str) and _PLACEHOLDER.fullmatch(value) else value
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """Return the setting that was probably meant by an unknown name."""
-    candidates = [one for one in candidates if one not in OLDER]
-    meant = MEANT.get(name)
-    if meant in candidates:
-        return meant
-    renamed = {older.name: older.new[0] for older in OLDER.values() if set(older.new) & set(candidates)}
-    alike = difflib.get_close_matches(name, [*candidates, *renamed], n=1, cutoff=0.6)
-    return next((renamed.get(one, one) for one in alike), None)
-
-
 def refuse_unknown(what: str, unknown: Mapping[str, str | None], otherwise: str) -> None:
     """Raise one ``ConfigError`` for all unknown names, if there is any.
 
@@ -422,12 +379,19 @@ def with_older_names(settings: Settings) -> Settings:
 
 def _hint_in_python(name: str, kind: str) -> str | None:
     """Word what was probably meant by a name that a class of settings lacks."""
-    meant = OLDER[name].new[0] if name in OLDER else name if name in SETTINGS else nearest(name, SETTINGS)
-    if meant is None:
+    from .meant import meant_by
+
+    found = (
+        {OLDER[name].new[0]: ...} if name in OLDER else {name: ...} if name in SETTINGS else meant_by(name, SETTINGS)
+    )
+    if not found:
         return None
+    meant, value = next(iter(found.items()))
     # What imports torch is perhaps not there yet.
     owner = next((owner for owner, names in _SETTINGS_OF.items() if meant in names), "ORPOConfig")
-    return f"did you mean {meant}?" if meant in _SETTINGS_OF[kind] else f"{meant} is a setting of {owner}"
+    if meant in _SETTINGS_OF[kind]:
+        return f"did you mean {meant if value is ... else f'{meant}={value!r}'}?"
+    return f"{meant} is a setting of {owner}"
 
 
 def markdown_table() -> str:

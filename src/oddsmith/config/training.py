@@ -23,7 +23,16 @@ from .catalogue import with_help
 from .inherited import lines_about, refuse
 from .optimizers import require_usable
 from .processes import choose_cpu, leave_agent_store, let_one_speak, lines_about_precision, require_one_run
-from .ranges import BETA, MINIMUM, read_budget, require_early_stopping, require_ranges, resolved_beta
+from .ranges import (
+    BETA,
+    MINIMUM,
+    read_budget,
+    require_early_stopping,
+    require_ranges,
+    resolved_beta,
+    saving_as_evaluated,
+    word,
+)
 from .spellings import with_older_names
 from .trackers import trackers
 
@@ -163,7 +172,7 @@ class ORPOConfig(TrainingArguments):
         for file in (self.deepspeed, self.fsdp_config, self.accelerator_config):  # or a mapping, or its JSON
             if isinstance(file, str) and os.path.exists(file):
                 require_file(file, typed=True)
-        lines = self._resolve_precision()
+        lines = self._save_as_evaluated() + self._resolve_precision()
         is_not_compiled = self._resolve_compilation()
         self.report_to: Any = trackers(self.report_to)
         if self.save_total_limit == 1:  # a second one is there while one is written, or if one is damaged
@@ -242,6 +251,20 @@ class ORPOConfig(TrainingArguments):
         if self.dataloader_num_workers:  # transformers before 5.23 has no such field
             options["multiprocessing_context"] = getattr(self, "dataloader_multiprocessing_context", None)
         return options
+
+    def _save_as_evaluated(self) -> list[str]:
+        """Save whenever is evaluated where the best model is wanted; return what to say where that was to be else."""
+        defaults = {field.name: field.default for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        lines = []
+        for name, value in saving_as_evaluated(values).items():
+            given = getattr(self, name)
+            setattr(self, name, value)
+            if word(given) != word(defaults[name]):
+                lines.append(
+                    f"{name} is {word(value)}, not {word(given)}: load_best_model_at_end saves whenever is evaluated"
+                )
+        return lines
 
     def _resolve_precision(self) -> list[str]:
         """Set ``bf16``, ``fp16`` and the reason for them; return a line where a device would emulate bf16."""

@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from ..config import ORPOConfig
-from ..config.spellings import nearest, refuse_unknown, under_todays_names
+from ..config.meant import nearest
+from ..config.spellings import refuse_unknown, under_todays_names
 from ..errors import ConfigError
 
 Trainer = TypeVar("Trainer", bound=type)

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from oddsmith import ModelConfig, ORPOConfig, ScriptArguments
 from oddsmith.cli.parsing.schema import load_fields
 from oddsmith.config.inherited import Verdict
-from oddsmith.config.spellings import MEANT, OLDER, markdown_table
+from oddsmith.config.spellings import OLDER, markdown_table
 from oddsmith.errors import ConfigError
 from tests.unit.config.test_inherited import IN_NEWER_VERSIONS
 
@@ -41,9 +41,7 @@ def test_every_name_that_was_lost_is_known():
     assert not LOST - set(OLDER)
     known = {field.name for kind in (ORPOConfig, ModelConfig, ScriptArguments) for field in dataclasses.fields(kind)}
     assert {new for older in OLDER.values() for new in older.new} <= known
-    assert set(MEANT.values()) <= known
-    assert not (set(OLDER) | set(MEANT)) & known
-    assert not set(OLDER) & set(MEANT)
+    assert not set(OLDER) & known
     assert set(load_fields()) - IN_NEWER_VERSIONS <= known
 
 

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from ...config.spellings import nearest
+from ...config.meant import nearest
 from ...errors import ConfigError
 
 FACTS = ("model", "method", "hardware", "measured", "source")  # that every recipe states

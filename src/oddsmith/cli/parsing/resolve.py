@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...config.inherited import refuse_of_python
-from ...config.spellings import OLDER, Place, nearest, refuse_unknown, under_todays_names
+from ...config.meant import meant_by, question
+from ...config.spellings import OLDER, Place, refuse_unknown, under_todays_names
 from ...errors import ConfigError, MissingExtraError
 from .config_file import SCRIPTS, Setting, read_config
 from .recipes import recipe_file
-from .schema import Field, flag_of
+from .schema import Field, flag_of, load_fields
 from .values import FALSE_WORDS, TRUE_WORDS, check, from_flag
 
 if TYPE_CHECKING:
@@ -222,10 +223,19 @@ class _Words:
         elif name.removeprefix("no_") in self.fields:
             raise ConfigError(f"{flag}: {name[3:]} is no switch; expected --{name[3:].replace('_', '-')} VALUE")
         else:
-            meant = nearest(name, [*self.fields, *self.options_known])
-            self.unknown[flag] = meant and f"did you mean {flag_of(meant)}?"
+            self.unknown[flag] = self._hint(name)
             while not has_value and self._peek() is not None and not _is_config(self._peek() or ""):
                 self.position += 1
+
+    def _hint(self, name: str) -> str | None:
+        """Word what was probably meant by an unknown flag: another one, a setting of a training, or a command."""
+        from ..main import COMMANDS  # the commands import this module
+
+        if name in COMMANDS:
+            return f"`oddsmith {name}` is a command of its own"
+        if not self.fields and name in load_fields():
+            return f"{name} is a setting of a training: `oddsmith train {flag_of(name)} ...`"
+        return question(meant_by(name, [*self.fields, *self.options_known]), _as_flag, " ")
 
     def _values(self, known: Field, flag: str) -> list[str]:
         """Take the words that belong to a setting's flag."""
@@ -267,6 +277,18 @@ class _Words:
         return word
 
 
+def _as_flag(name: str, value: Any) -> str:
+    """Write a setting as flags: ``--use-peft``, ``--no-bf16``, ``--report-to wandb``, ``--max-length``."""
+    if value is False:
+        return f"--no-{flag_of(name)[2:]}"
+    return flag_of(name) if value in (..., True) else f"{flag_of(name)} {value}"
+
+
+def _as_line(name: str, value: Any) -> str:
+    """Write a setting as in a file; without a value that is the user's own."""
+    return name if value is ... else f"{name}: {_text(value)}"
+
+
 def _is_config(word: str) -> bool:
     return word.endswith((".yaml", ".yml"))
 
@@ -294,8 +316,7 @@ def _read_file(path: str, words: _Words) -> tuple[dict[str, Setting], dict[str, 
         if key in words.fields:
             settings[key] = Setting(check(words.fields[key], given.value, given.where), given.where)
         else:
-            meant = nearest(key, words.fields)
-            unknown[f"{given.where}: {key}"] = meant and f"did you mean {meant}?"
+            unknown[f"{given.where}: {key}"] = question(meant_by(key, words.fields), _as_line, " and ")
     return settings, unknown, []
 
 
