@@ -149,10 +149,12 @@ class MissingExtraError(UsageError, ImportError):
     Args:
         what: The feature that needs it.
         extra: Name of the extra, as in ``pip install "oddsmith[4bit]"``.
+        package: What to install where no extra of ours has it.
     """
 
-    def __init__(self, what: str, extra: str):
-        super().__init__(f'{what} needs an optional dependency; install it with: pip install "oddsmith[{extra}]"')
+    def __init__(self, what: str, extra: str = "", *, package: str = ""):
+        install = package or f'"oddsmith[{extra}]"'
+        super().__init__(f"{what} needs an optional dependency; install it with: pip install {install}")
 
 
 class SaveError(OddsmithError):

@@ -40,6 +40,13 @@ SOURCES = (
         " HF_HUB_OFFLINE is set, and it is not in the cache; check the name, or give a local file (JSONL, JSON, CSV,"
         " Parquet) or folder instead",
         _named("someone/some-pairs")),
+    BadInput("names a file without a suffix", "train c.yaml",
+        "pairs: found no suffix; expected one of .jsonl, .ndjson, .json, .csv, .tsv, .txt, .xlsx, .xlsm,"
+        " .xls, .ods, .parquet (or .gz)",
+        _file("pairs", "mine")),
+    BadInput("misspells the file, beside a script of that name", "train c.yaml",
+        "pear.jsonl: no such file; did you mean pairs.jsonl?",
+        {**_named("pear.jsonl"), "pear.py": "", "peer.sh": ""}),
     BadInput("names a script", "train c.yaml",
         "pairs.py: found the suffix '.py'; expected one of .jsonl, .ndjson, .json, .csv, .tsv, .txt, .xlsx, .xlsm,"
         " .xls, .ods, .parquet (or .gz)",

@@ -62,15 +62,22 @@ TOGETHER = (
         " whole, and a NaN could not be skipped; adafactor, paged_adamw_8bit or an adapter (LoRA) save memory, too"
         " (optim: --optim)"),
     BadInput("takes an optimiser that is not installed", "train c.yaml --optim grokadamw",
-        "optim is grokadamw, which needs a package: pip install grokadamw (optim: --optim)", without=("grokadamw",)),
+        "optim: grokadamw needs an optional dependency; install it with: pip install grokadamw",
+        without=("grokadamw",)),
+    BadInput("reports to a tracker that is not installed", "train c.yaml --report-to dagshub",
+        "report_to: dagshub needs an optional dependency; install it with: pip install dagshub mlflow",
+        without=("dagshub",)),
     BadInput("names an unknown schedule", "train c.yaml --lr-scheduler-type square",
         "--lr-scheduler-type is 'square'; expected one of 'linear', 'cosine', 'cosine_with_restarts', 'polynomial',"
         " 'constant', 'constant_with_warmup', 'inverse_sqrt', 'reduce_lr_on_plateau', 'cosine_with_min_lr',"
         " 'cosine_warmup_with_min_lr', 'warmup_stable_decay', 'greedy'"),
     BadInput("wants the best model without evaluations", "train c.yaml --load-best-model-at-end",
-        '--load_best_model_at_end requires the save and eval strategy to match, except when --save_strategy="best", but'
-        " found - Evaluation strategy: IntervalStrategy.NO - Save strategy: SaveStrategy.STEPS (load_best_model_at_end:"
-        " --load-best-model-at-end)"),
+        "load_best_model_at_end compares evaluations, and eval_strategy is no; set eval_strategy to steps (with"
+        " eval_steps) or epoch (load_best_model_at_end: --load-best-model-at-end)"),
+    BadInput("wants the best model without checkpoints",
+        "train c.yaml --load-best-model-at-end --eval-strategy epoch --save-strategy no",
+        "load_best_model_at_end loads a checkpoint, and save_strategy is no; leave save_strategy out"
+        " (load_best_model_at_end: --load-best-model-at-end, save_strategy: --save-strategy)"),
     BadInput("evaluates on nothing", "train c.yaml --eval-strategy steps --eval-steps 5",
         "evaluation is on, but pairs.jsonl is a single file and has no test split; set test_split_size (such as 0.1) or"
         " eval_dataset_name, or turn evaluation off with eval_strategy: no"),

@@ -1,6 +1,8 @@
 """A base in 4 and 8 bits on the CPU: gradients and merges are right, also after an evaluation."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from peft import (
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from oddsmith.config import ModelConfig, ORPOConfig
-from oddsmith.errors import ModelError
+from oddsmith.errors import MissingExtraError, ModelError
 from oddsmith.model.adapters import add_adapter, get_peft_config, get_quantization_config, keep_weights_unpacked
 from oddsmith.model.loading.models import load_model
 from oddsmith.model.loading.setup import ready_model
@@ -33,6 +35,18 @@ SIZE = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 258, "initial
 def folder(tmp_path):
     tiny_model(**SIZE).save_pretrained(tmp_path / "base")
     return str(tmp_path / "base")
+
+
+def test_weights_that_are_stored_in_4_bits_name_the_extra_that_is_missing(folder, monkeypatch):
+    """transformers names a package and a version, and the folder alone."""
+    settings = Path(folder) / "config.json"
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"quantization_config": stored}))
+    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(MissingExtraError) as error:
+        load_model(folder)
+    needs = 'a model in 4 or 8 bits needs an optional dependency; install it with: pip install "oddsmith[4bit]"'
+    assert str(error.value) == f"{folder}: {needs}"
 
 
 def four_bit_model(folder: str, **settings) -> PeftModel:

@@ -55,7 +55,8 @@ def test_a_run_leaves_model_settings_and_events(train, workshop, tmp_path):
     outcome = train()
     run = tmp_path / "run"
     assert outcome.code == 0
-    assert outcome.out == ""
+    assert outcome.out.startswith("\ndone: 4 steps in ")
+    assert "done: " not in outcome.err
     assert events(run)[0] == "start"
     assert events(run)[-1] in ("end", "evaluate")
     settings = yaml.safe_load((run / "run.yaml").read_text())
@@ -66,8 +67,9 @@ def test_a_run_leaves_model_settings_and_events(train, workshop, tmp_path):
 
 
 def test_without_a_terminal_a_run_is_reported_in_plain_lines(train, tmp_path):
-    lines = train().err.splitlines()
-    text = "\n".join(lines)
+    outcome = train()
+    lines = outcome.err.splitlines()
+    text = outcome.err + outcome.out  # what a run ends with is worth keeping
     assert "\x1b" not in text
     assert re.search(r"model +\S+: 13\.14 k parameters, 13\.14 k trainable \(100%\)", text)
     assert "train: 8 rows (standard), 8 kept" in text

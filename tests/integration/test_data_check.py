@@ -63,10 +63,10 @@ def test_json_is_one_document(faulty):
 
 def test_the_fixed_set_passes(capsys, faulty, tmp_path):
     target = tmp_path / "clean.jsonl"
-    code, _, err = run_here(capsys, "data", "check", faulty, "--fix", target)
+    code, out, _ = run_here(capsys, "data", "check", faulty, "--fix", target)
     assert code == 3  # the verdict is on what was checked
     kept = len(target.read_text(encoding="utf-8").splitlines())
-    assert re.search(rf"clean\.jsonl: {kept} rows, \d+ left out\n  4 format\n", err)
+    assert re.search(rf"clean\.jsonl: {kept} rows, \d+ left out\n  4 format\n", out)
     assert run_here(capsys, "data", "check", target).code == 0
     again = run_here(capsys, "data", "check", faulty, "--fix", target)
     assert again.code == 2

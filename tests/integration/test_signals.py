@@ -99,7 +99,7 @@ def test_a_signal_stops_the_command_which_can_go_on(workshop, tmp_path, capsys):
     assert (document["kind"], document["exit_code"]) == (Interrupted.__name__, 75)
     again = run_here(capsys, "train", run / "run.yaml", "--resume", "--max-steps", step + 1)
     assert again.code == 0
-    assert f"done: {step + 1} steps" in again.err
+    assert f"done: {step + 1} steps" in again.out
 
 
 @linux

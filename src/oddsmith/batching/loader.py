@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from ..errors import ConfigError, WorkerError
 from ..system.signals import leave_stopping_to_parent
+from ..system.words import counted
 from .item import LoaderItem, Parcel
 from .plan import (
     Lengths,
@@ -56,8 +57,8 @@ MEASURED_STEPS = 50  # of an epoch, spread over it, tell how long processes wait
 def no_whole_step(pairs: int, step: int) -> ConfigError:
     """Return the error for pairs that are fewer than a step, where short steps are left out."""
     return ConfigError(
-        f"{pairs} pairs are fewer than one step of {step}, and dataloader_drop_last leaves a short step out; make the"
-        " batch smaller or turn it off"
+        f"{counted(pairs, 'pair')} {'is' if pairs == 1 else 'are'} fewer than one step of {step}, and"
+        " dataloader_drop_last leaves a short step out; make the batch smaller or turn it off"
     )
 
 

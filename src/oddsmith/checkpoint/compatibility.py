@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..system.words import counted
 from .manifest import Manifest
 
 SHOWN_CHANGES = 6
@@ -23,9 +24,9 @@ def require_possible(folder: Path, saved: Manifest, now: Manifest) -> None:
     """
     if saved.pairs_per_step != now.pairs_per_step:
         raise CheckpointError(
-            f"{folder}: its steps had {saved.pairs_per_step} pairs ({_processes(saved)}), these would have"
-            f" {now.pairs_per_step} ({_processes(now)}), so its {saved.step} steps would not be the same data; keep"
-            " per_device_train_batch_size x gradient_accumulation_steps x processes as it was"
+            f"{folder}: its steps had {counted(saved.pairs_per_step, 'pair')} ({_processes(saved)}), these would have"
+            f" {now.pairs_per_step} ({_processes(now)}), so its {counted(saved.step, 'step')} would not be the same"
+            " data; keep per_device_train_batch_size x gradient_accumulation_steps x processes as it was"
         )
     if saved.sharded_by != now.sharded_by:
         was, here = (f"with {m.sharded_by}" if m.sharded_by else "without sharding" for m in (saved, now))
@@ -96,4 +97,4 @@ def _shown(value: Any) -> str:
 
 def _pairs(data: Mapping[str, Any]) -> str:
     count = data.get("pairs")
-    return "a stream" if count is None else f"{count:,} pairs" if isinstance(count, int) else "?"
+    return "a stream" if count is None else counted(count, "pair") if isinstance(count, int) else "?"

@@ -30,8 +30,8 @@ from ..inference.chat.backends import Sampling, open_backend
 from ..inference.chat.conversation import Conversation
 from ..model.adapters import get_peft_config
 from ..model.generation import answer
+from ..model.loading.builtin import SMALL_CHAT_MODEL as MODEL
 from ..training.trainer import ORPOTrainer
-from .commands.demo import MODEL
 
 # docs/log.md lists the other settings tried. Rejected answers that max_length cuts are still visibly too long.
 SETTINGS: dict[str, Any] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -45,7 +45,7 @@ def require_usable(args: TrainingArguments | Any) -> None:
         raise ConfigError(f"optim is {name}, {not_whole_steps()}")
     for beginning, (module, package) in _PACKAGES.items():
         if name.startswith(beginning) and find_spec(module) is None:
-            raise ConfigError(f"optim is {name}, which needs a package: pip install {package}")
+            raise MissingExtraError(f"optim: {name}", package=package)
     if name.startswith(_NAMED_MODULES) and args.optim_target_modules is None:
         raise ConfigError(f"optim is {name}, but optim_target_modules is missing; name its modules, or all-linear")
     if name == "galore_adamw_8bit" and not _has_nvidia_gpu():

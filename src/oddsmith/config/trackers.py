@@ -9,7 +9,7 @@ import difflib
 from importlib.util import find_spec
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingExtraError
 
 NONE, ALL = "none", "all"
 # Tracker of transformers -> its modules, one of which has to be there, and what pip installs.
@@ -34,8 +34,8 @@ TRACKERS: dict[str, tuple[tuple[str, ...], str]] = {
 def trackers(report_to: Any) -> str | list[str]:
     """Return ``report_to`` as transformers takes it: ``"none"``, ``"all"`` or a list of trackers.
 
-    Raise ``ConfigError`` for what is no tracker, for ``none`` or ``all`` beside others, and for a tracker that is not
-    installed.
+    Raise ``ConfigError`` for what is no tracker, and for ``none`` or ``all`` beside others; ``MissingExtraError`` for a
+    tracker that is not installed.
     """
     if report_to is None:  # YAML's null, and `--report-to none`
         return NONE
@@ -51,5 +51,5 @@ def trackers(report_to: Any) -> str | list[str]:
             raise ConfigError(f"report_to: {name!r} is no tracker; {hint}")
         modules, package = TRACKERS.get(name, ((), ""))
         if modules and not any(map(find_spec, modules)):
-            raise ConfigError(f"report_to is {name}, which needs a package: pip install {package}")
+            raise MissingExtraError(f"report_to: {name}", package=package)
     return names[0] if names and names[0] in (NONE, ALL) else list(names)

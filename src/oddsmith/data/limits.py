@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RowError
-from .report import counted
+from ..system.words import counted
 
 BATCH_ROWS = 10_000
 NO_EMBEDDING, TOO_LONG = "token without embedding", "too many tokens"

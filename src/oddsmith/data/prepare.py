@@ -27,13 +27,14 @@ import pyarrow as pa
 from transformers.utils import get_json_schema
 
 from ..errors import DataError, RowError, UndecidedRow
+from ..system.words import counted
 from .checks.catalogue import NO_TURN_END, Hit
 from .checks.rows import row_hits
 from .checks.texts import PairTexts
 from .formats import to_pair
 from .formats.recognised import FORMAT_ROWS, located, recognised_format
 from .processes import parallel_map, usable_processes
-from .report import DataReport, counted
+from .report import DataReport
 from .sources.json_lines import JsonLines
 from .sources.loading import rows_of_columns
 from .spool import joined

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..system.words import counted
 from .checks.catalogue import SHOWN_ROWS, TOLD_IN_TRAINING, Hit
 from .tokens.tokenized import Dropped, Form, Lengths, TokenizedPair
 from .too_long import advice
@@ -151,11 +152,6 @@ class DataReport:
 
     def _reasons(self) -> list[tuple[str, list[int]]]:
         return sorted(self.dropped.items(), key=lambda item: -len(item[1]))
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a count with its noun: ``1 row``, ``2,354 rows``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def named_rows(rows: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCardData
 
 from .. import __version__
 from ..export.atomic import write_file
+from ..system.words import counted
 from ..training.card_text import as_text
 from .combining import Judged
 from .pairing import Paired, PairingRules
@@ -95,9 +96,10 @@ def set_card(facts: SetFacts, judged: Sequence[Judged], paired: Paired) -> str:
     models = ", ".join(as_text(public_name(model)) for model in facts.models)
     sections = [
         f"# {as_text(facts.file.stem)}",
-        f"{len(pairs):,} preference pairs of {facts.prompts:,} prompts. The answers were written by {models}, scored by"
-        f" {_several(len(facts.weights), 'judge')}, and paired by Oddsmith {__version__}. Nobody has read them all: an"
-        " answer that was chosen may be wrong or harmful, and it is better than the other one in the eyes of these"
+        f"{counted(len(pairs), 'preference pair')} of {counted(facts.prompts, 'prompt')}. The answers were"
+        f" written by {models}, scored by {_several(len(facts.weights), 'judge')}, and paired by Oddsmith"
+        f" {__version__}. Nobody has read them all: an answer that was chosen may be wrong or harmful, and it is"
+        " better than the other one in the eyes of these"
         " judges alone.",
         "## Judges\n\n" + _judges(facts, judged),
         "## Pairs\n\n" + _pairs(facts, paired),

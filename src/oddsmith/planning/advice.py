@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.too_long import SUGGESTED
+from ..system.words import counted
 from ..usual import ADAPTERS, FULL, LORA, LORA_4BIT, rule_for
 from .ranks import ALONE, DDP, FSDP2
 from .recipe import ALL_WEIGHTS, Choice
@@ -188,7 +189,7 @@ def _of_steps(rows: int, choice: Choice, per_device: int, accumulation: int, giv
     rule = rule_for("pairs a step", rows=rows)
     pairs = of_process * ranks
     how = "" if ranks == 1 else f", {of_process} on each of {ranks}"
-    why = f"{pairs} pairs a step{how}; {rule.why if pairs == rule.value else f'{rule.value} are usual'}"
+    why = f"{counted(pairs, 'pair')} a step{how}; {rule.why if pairs == rule.value else f'{rule.value} are usual'}"
     found = [Advised("per_device_train_batch_size", choice.pairs, why, rule.source)]
     if choice.pairs < per_device:
         found = [

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun: ``1 row``, ``2,354 rows``; ``plural`` is for nouns that take no s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def enumerated(parts: Iterable[str], word: str = "and") -> str:
     """Return the parts of a sentence as one: ``a``, ``a and b``, ``a, b and c``, or with another word."""
     *others, last = parts

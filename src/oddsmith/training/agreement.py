@@ -26,6 +26,7 @@ from transformers.trainer_utils import SaveStrategy
 from ..checkpoint.space import require_writable
 from ..config import ORPOConfig
 from ..errors import ConfigError, OddsmithError
+from ..system.words import counted
 from .meter import LENGTH_COLUMNS
 
 WAIT_S = 3.0  # for a file of another machine: file systems over a network may show it late
@@ -109,7 +110,7 @@ def require_same_pairs(sets: Mapping[str, Any]) -> None:
     for rank, host, pairs in found:
         name = next((name for name in expected if pairs.get(name) != expected[name]), None)
         if name is not None:
-            counts = [f"{of_process[name][0]:,} pairs" for of_process in (expected, pairs) if name in of_process]
+            counts = [counted(of_process[name][0], "pair") for of_process in (expected, pairs) if name in of_process]
             raise ConfigError(
                 f"{name}: process {rank} on {host} has prepared other pairs than process 0 on {first_host}"
                 f" ({' and '.join(reversed(counts))}): give all processes the same files and settings"

@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..data.report import counted
 from ..metrics import BY_NAME, Place, shown_in
 from ..system.run_folder import EVENTS_FILE, Event, events_that_count, read_events
 from ..system.strict_json import number
+from ..system.words import counted
 from .card_text import as_text, is_identifier
 from .curves import curves_svg
 

@@ -36,6 +36,7 @@ from ..loss import odds_ratio_loss
 from ..model.logprobs.padded import PairLogps
 from ..system.run_folder import Event, append_event
 from ..system.shards import own_share
+from ..system.words import counted
 from .meter import TrainingMeter
 
 logger = logging.getLogger(__name__)
@@ -383,8 +384,8 @@ class StepGuard(TrainerCallback):
         if self._is_untrained and state.global_step >= state.max_steps:
             weights = f"{weights_in_words(sorted(self._bad_from_start))}; " if self._bad_from_start else ""
             raise NonFiniteError(
-                f"none of {self._steps_skipped} steps could be made: {weights}nothing was trained; look at the weights"
-                " of the base model, and at the rows that are named above"
+                f"none of {counted(self._steps_skipped, 'step')} could be made: {weights}nothing was trained; look at"
+                " the weights of the base model, and at the rows that are named above"
             )
 
     # ---- Judging a step

@@ -18,6 +18,8 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..system.words import counted
+
 # Setting -> where the optimizer keeps it, for each group of parameters.
 _GROUP_KEYS = {
     "learning_rate": "initial_lr",
@@ -87,12 +89,14 @@ def line_about(steps_before: int, steps: int, schedule: str, rates: tuple[float,
     is_same = rates is None or rates[0] == rates[1]
     if steps == steps_before and is_same:
         return None
-    length = f"the run has {steps:,} steps" + ("" if steps == steps_before else f" now instead of {steps_before:,}")
+    length = f"the run has {counted(steps, 'step')}" + (
+        "" if steps == steps_before else f" now instead of {steps_before:,}"
+    )
     if rates is None:
         return f"{length}; its learning rate goes on as {schedule} says"
     if is_same:
         return f"{length}; its learning rate ({schedule}) goes on at {rates[1]:.3g}"
     return (
-        f"{length}; its learning rate follows {schedule} over {steps:,} steps from here on: {rates[1]:.3g}, not"
-        f" {rates[0]:.3g}"
+        f"{length}; its learning rate follows {schedule} over {counted(steps, 'step')} from here on: {rates[1]:.3g},"
+        f" not {rates[0]:.3g}"
     )

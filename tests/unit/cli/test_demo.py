@@ -12,7 +12,7 @@ import yaml
 from oddsmith import ORPOConfig
 from oddsmith.cli import demo as work
 from oddsmith.data.builtin import demo_pairs
-from tests.command import run_here
+from tests.command import run_here, save_model
 
 
 @pytest.fixture
@@ -92,6 +92,7 @@ def test_it_ends_with_a_file_and_what_it_says(quick_demo, capsys):
 
 
 def test_a_model_that_cannot_become_a_file_is_still_shown(quick_demo, capsys):
+    save_model(Path("mine"))
     outcome = run_here(capsys, "demo", "--model", "mine")
     assert outcome.code == 0
     assert outcome.out.endswith("\nNot made into a file for llama.cpp: mine: is a mamba\n")
@@ -124,5 +125,6 @@ def test_json_is_alone_on_stdout(quick_demo, capsys):
 def test_the_demo_brings_model_adapter_and_pairs(quick_demo, capsys):
     outcome = run_here(capsys, "demo", "--lora-r", "3")
     assert outcome == (2, "", "error: --lora-r is no setting of the demo, which brings its pairs and its adapter\n")
+    save_model(Path("runs/mine"))
     run_here(capsys, "demo", "--model", "runs/mine")
     assert quick_demo["model"] == "runs/mine"

@@ -8,7 +8,7 @@ from transformers.training_args import OptimizerNames
 
 from oddsmith import ORPOConfig
 from oddsmith.config import optimizers
-from oddsmith.errors import ConfigError
+from oddsmith.errors import ConfigError, MissingExtraError
 from oddsmith.training.preflight import require_whole_steps
 
 TORCH = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
@@ -67,9 +67,10 @@ def test_a_step_within_the_backward_pass_is_refused(config, name):
 @pytest.mark.parametrize("name", PACKAGE)
 def test_a_missing_package_is_named(config, monkeypatch, name):
     monkeypatch.setattr(optimizers, "find_spec", lambda module: None)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(MissingExtraError) as error:
         config(name)
-    assert str(error.value) == f"optim is {name}, which needs a package: pip install {PACKAGE[name]}"
+    needs = f"optim: {name} needs an optional dependency; install it with: pip install {PACKAGE[name]}"
+    assert str(error.value) == needs
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError, OddsmithError
+from ...system.words import counted
 from ..parsing.resolve import Option, resolve_word
 from ..parsing.schema import flag_of
 from ..parsing.values import number
@@ -140,7 +141,7 @@ def _show(answer: Answer, as_json: bool = False) -> None:
                 else:  # into a file or another program: as the model wrote it
                     print(piece, end="", flush=True)
             show()
-    remarks = {"length": f"(cut after {answer.tokens} tokens)", "interrupted": "(stopped)"}
+    remarks = {"length": f"(cut after {counted(answer.tokens, 'token')})", "interrupted": "(stopped)"}
     if answer.finish_reason in remarks:
         say(remarks[answer.finish_reason], "dim" if is_live() else "")
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...errors import ConfigError
+from ...system.words import counted
 from ..parsing.resolve import Option, resolve
 from ..parsing.values import number, whole_number
 from ..terminal.console import STARTING, quiet_libraries, say, stdout_console, working
@@ -128,8 +129,11 @@ def _say_stage(stage: str, detail: Any) -> None:
         say(f"loading {detail}")
         return
     side, done, total = detail
-    what = "answered {} of {} questions" if stage == "answer" else "measured {} of {} pairs"
-    count_in_place(f"{side}: {what.format(done, total)}", is_last=done >= total)
+    what = "answered {} of {}" if stage == "answer" else "measured {} of {}"
+    count_in_place(
+        f"{side}: {what.format(done, counted(total, 'question' if stage == 'answer' else 'pair'))}",
+        is_last=done >= total,
+    )
 
 
 def _print(result: Comparison) -> None:

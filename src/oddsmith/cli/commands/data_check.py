@@ -10,7 +10,7 @@ from ...errors import ConfigError
 from ..parsing.resolve import Option, resolve_word
 from ..parsing.schema import flag_of
 from ..parsing.values import FALSE_WORDS, TRUE_WORDS, whole_number
-from ..terminal.console import quiet_libraries, say, working
+from ..terminal.console import keep, quiet_libraries, working
 from ..terminal.counting import counting
 from ..terminal.data_table import print_example, print_preference, print_survey
 from ..terminal.outcome import COLUMNS, JSON, TRACEBACK, Judged
@@ -112,9 +112,8 @@ def data_check(arguments: Sequence[str]) -> Judged:
         document["preference"] = _preference(given, rows, pair_tokenizer, found.rows, left_out, limits["scored_pairs"])
     if target is not None:
         document["fixed"] = {"path": str(target), "rows": kept, "left_out": found.left_out}
-        say(f"\n{target}: {kept:,} rows, {len(left_out):,} left out")
-        for check, numbers in found.left_out.items():
-            say(f"  {len(numbers):,} {check}")
+        lines = [f"\n{target}: {counted(kept, 'row')}, {len(left_out):,} left out"]
+        keep("\n".join(lines + [f"  {len(numbers):,} {check}" for check, numbers in found.left_out.items()]))
     return Judged(document, FAILED if found.verdict == "fail" else 0)
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
+from ...model.loading.builtin import SMALL_CHAT_MODEL
 from ...model.loading.first_look import look_at_model
 from ...system.output import printing_may_fail
+from ...system.words import counted
 from ..parsing.config_file import Setting
 from ..parsing.first_look import look_at_values
 from ..parsing.resolve import Option, Resolved, Settings, resolve
@@ -34,7 +36,6 @@ INTRO = (
     " with a 4-bit file for llama.cpp.",
 )
 FOLDER = "oddsmith-demo"
-MODEL = "builtin:smollm2-135m-instruct"
 PAIRS = "builtin:house-style"
 OPTIONS = (
     Option("output_dir", "value", f"Run folder; a demo that it holds is replaced. [{FOLDER}]", "FOLDER"),
@@ -65,7 +66,7 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"{foreign[0]} is no setting of the demo, which brings its pairs and its adapter")
     folder = Path(resolved.options.get("output_dir", FOLDER))
     check_folder(folder, resume=False, overwrite=True)
-    model = resolved.options.get("model", MODEL)
+    model = resolved.options.get("model", SMALL_CHAT_MODEL)
     look_at_values(resolved)
     look_at_model(model)
     clear_folder(folder)
@@ -106,7 +107,8 @@ class _Story:
         elif stage == "train":
             self._write_settings(detail)
             pairs = len(detail.train_dataset)
-            say(f"\ntraining on {pairs} pairs of the model's own answers: a short one to prefer, a long one to avoid")
+            count = counted(pairs, "pair")
+            say(f"\ntraining on {count} of the model's own answers: a short one to prefer, a long one to avoid")
         elif stage == "save":
             say(f"\nsaved in {detail}")
         elif stage == "deploy":

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import __version__
-from ...data.report import counted
 from ...system.secrets import without_secrets
+from ...system.words import counted
 from ..commands.train.run_folder import shareable, to_yaml
 from .console import show_line
 from .counting import clock

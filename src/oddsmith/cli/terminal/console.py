@@ -84,6 +84,17 @@ def say(text: str = "", style: str = "", hang: int = 0) -> None:
         console.print(Text(line, style=style), soft_wrap=True)
 
 
+def keep(text: str, hang: int = 0) -> None:
+    """Print the outcome of a run, which is worth keeping: on stderr, and on stdout as well where that is no terminal.
+
+    Who sends stdout into a file or to another program gets it there, and a terminal shows it still.
+    """
+    if is_main_process() and not sys.stdout.isatty():
+        show(text)
+    if is_live() or sys.stdout.isatty():
+        say(text, hang=hang)
+
+
 def show(text: str = "", end: str = "\n") -> None:
     """Print a result on stdout, at once, as it stands but for what would steer a terminal."""
     print(visible(text), end=end, flush=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from ...system.words import counted
 from .console import stdout_console
 from .data_table import STYLES
 
@@ -80,7 +81,10 @@ def print_made(made: Made, models: Sequence[str], trainable: Sequence[str]) -> N
     """Print the table on stdout; ``trainable`` are those of the models that this machine has."""
     console = stdout_console()
     paired, counts, prompts = made.paired, made.counts, len(made.questions.asked)
-    _line(console, Text(f"{made.output}: {len(paired.pairs):,} pairs of {prompts:,} prompts", style="bold"))
+    _line(
+        console,
+        Text(f"{made.output}: {counted(len(paired.pairs), 'pair')} of {counted(prompts, 'prompt')}", style="bold"),
+    )
     _count(console, prompts, "prompts", "")
     _count(console, made.questions.repeated, "repeated", "asked once", inner=True)
     _count(console, made.questions.follow_ups, "further turns", "not asked", inner=True)

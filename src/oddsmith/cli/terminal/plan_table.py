@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from ...data.report import counted
+from ...system.words import counted
 from .console import show, show_line
 from .counting import clock
 

@@ -52,9 +52,8 @@ def read_rows(path: Path) -> Iterator[Row]:
     kind = kind_of_file(path)
     if kind not in READERS:
         known = ", ".join((*READERS, PARQUET))
-        raise DataError(
-            f"{path}: found the suffix {path.suffix or 'of no file type'!r}; expected one of {known} (or .gz)"
-        )
+        found = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
+        raise DataError(f"{path}: found {found}; expected one of {known} (or .gz)")
     try:
         is_gzip = path.suffix.lower() == ".gz"
         with io.BufferedReader(_Unpacked(path), GZIP_BUFFER_BYTES) if is_gzip else open_file(path) as file:
@@ -72,7 +71,8 @@ def require_path(path: Path) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise DataError(f"{path}: no such file, and no folder {folder}")
-    nearest = get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=3, cutoff=0.5)
+    rows = [entry.name for entry in folder.iterdir() if kind_of_file(entry) is not None or entry.is_dir()]
+    nearest = get_close_matches(path.name, rows, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(str(folder / name) for name in nearest)}?" if nearest else "check the path"
     raise DataError(f"{path}: no such file; {hint}")
 

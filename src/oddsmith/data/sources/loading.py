@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from ...errors import ConfigError, DataError, RowError
+from ...system.words import counted
 from ..formats import format_of
 from .files import PARQUET, Row, kind_of_file, read_rows, require_path
 from .json_lines import JsonLines, large_rows
@@ -231,7 +232,8 @@ def hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
     require_size(size, is_stream=False)
     count = max(1, round(len(rows) * size)) if is_share else int(size)
     if count >= len(rows):
-        raise ConfigError(f"test_split_size is {size:g}, but there are {len(rows)} rows; leave some to train on")
+        found = f"there {'is' if len(rows) == 1 else 'are'} {counted(len(rows), 'row')}"
+        raise ConfigError(f"test_split_size is {size:g}, but {found}; leave some to train on")
     held_out = set(random.Random(seed).sample(range(len(rows)), count))
     sides = [row for row in range(len(rows)) if row not in held_out], sorted(held_out)
     train, test = ([rows[row] for row in side] if isinstance(rows, list) else rows.select(side) for side in sides)

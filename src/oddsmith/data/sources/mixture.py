@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ...system.strict_json import read_json
+from ...system.words import counted
 from ..formats.values import kind_of
 from .json_lines import JsonLines, on_disk
 from .naming import parse_columns
@@ -90,17 +91,17 @@ def share_lines(shares: Sequence[Share]) -> list[str]:
         end = "until all are" if shares[0].weight is None else "until the first is"
         lines = [f"mixture of {len(shares)} streams, read {end} exhausted"]
     elif sum(taken) == rows:
-        lines = [f"mixture of {len(shares)} datasets: all {rows:,} rows"]
+        lines = [f"mixture of {counted(len(shares), 'dataset')}: all {counted(rows, 'row')}"]
     else:
         lines = [
-            f"mixture of {len(shares)} datasets: {sum(taken):,} of {rows:,} rows, as many as the weights allow without"
-            " repeating one; without weights all are taken"
+            f"mixture of {counted(len(shares), 'dataset')}: {sum(taken):,} of {counted(rows, 'row')}, as many as the"
+            " weights allow without repeating one; without weights all are taken"
         ]
     for share in shares:
         weight = "" if share.weight is None else f"weight {share.weight:g}"
         counts = ""
         if share.rows is not None and share.taken is not None:
-            counts = f"{share.taken:,} of {share.rows:,} rows taken, {share.rows - share.taken:,} left out"
+            counts = f"{share.taken:,} of {counted(share.rows, 'row')} taken, {share.rows - share.taken:,} left out"
         lines.append(f"  {share.name}: {', '.join(filter(None, (counts, weight)))}".removesuffix(": "))
     return lines
 

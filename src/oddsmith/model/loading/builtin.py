@@ -23,6 +23,7 @@ from ...errors import ModelError
 from ...system.files import cache_folder, own_cache, replacing_folder
 
 PREFIX = "builtin:"
+SMALL_CHAT_MODEL = "builtin:smollm2-135m-instruct"  # that of the demo
 
 # Raise it whenever gguf.convert_gguf writes something else than before: older folders are then no longer used.
 CONVERSION = 1

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 
-from ...errors import ModelError, OddsmithError, first_line
+from ...errors import MissingExtraError, ModelError, OddsmithError, first_line
 from ...system.files import error_chain
 from ...system.memory import is_of_the_machine
 from .place import TOKENIZER_FILES
@@ -22,6 +22,8 @@ _READERS = ("oddsmith", "transformers", "peft", "tokenizers", "huggingface_hub",
 def clear_errors(name: str, revision: str) -> Iterator[None]:
     """Raise ``ModelError`` instead of the errors of transformers, PEFT and the hub: what is wrong and what to do.
 
+    Where they lack a package that an extra of ours has, it is a ``MissingExtraError``.
+
     Any error may be raised inside for an odd value in a file of a stranger, such as a ``TypeError`` or the panic of a
     library in Rust. Those of the machine (memory, a device) pass.
     """
@@ -32,6 +34,8 @@ def clear_errors(name: str, revision: str) -> Iterator[None]:
     except BaseException as error:  # a panic of tokenizers is no Exception
         if is_of_the_machine(error):
             raise
+        if any(isinstance(one, ImportError) and "requires bitsandbytes" in str(one) for one in error_chain(error)):
+            raise MissingExtraError(f"{name}: a model in 4 or 8 bits", "4bit") from error
         raise ModelError(f"{name}: {_explain(name, revision, error)}") from error
 
 

@@ -68,5 +68,6 @@ def _nearest(path: Path) -> str:
     """Return a hint at a similar name in the same folder."""
     if not path.parent.is_dir():
         return ""
-    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
+    models = [other.name for other in path.parent.iterdir() if other.is_dir() or is_gguf(other.name)]
+    near = difflib.get_close_matches(path.name, models, n=1)
     return f" (did you mean {path.parent / near[0]}?)" if near else ""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerState
 
 from .... import __version__
-from ....data.report import counted
 from ....data.sources.mixture import Share, share_lines
 from ....model.logprobs.self_check import INEXACT
+from ....system.words import counted
 from ....training.early_stopping import metric_of
 from ....training.trainable import parameter_counts
 from ...parsing.resolve import Settings

@@ -31,7 +31,7 @@ from ...parsing.first_look import first_look
 from ...parsing.resolve import Option, Resolved, Settings, build, resolve
 from ...parsing.schema import fields_for_run
 from ...parsing.values import seconds_of
-from ...terminal.console import STARTING, is_main_process, quiet_libraries, say, working
+from ...terminal.console import STARTING, is_main_process, keep, quiet_libraries, say, working
 from ...terminal.outcome import JSON, RECIPE, TRACEBACK
 from .launch import join_launcher, launch
 from .run_folder import check_folder, clear_folder, require_elsewhere
@@ -110,14 +110,23 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
 
         with working(STARTING):
             settings = build(resolved)
+            require_trackers(settings)
         with offering_columns(settings):
             return show(resolved, settings, processes, full="full" in resolved.options)
     join_launcher()
     with printing_may_fail(), StopSignals() as signals:
         with working(STARTING):
             settings = build(resolved)
+            require_trackers(settings)
         with clear_memory_errors(), offering_columns(settings), held(folder) if is_main_process() else nullcontext():
             return _run(resolved, settings, signals, time_limit_s)
+
+
+def require_trackers(settings: Settings) -> None:
+    """Refuse a tracker whose package is broken, before a model is loaded; a dry run makes none otherwise."""
+    from ....training.trackers import make_trackers
+
+    make_trackers(settings.orpo.report_to)
 
 
 def offering_columns(settings: Settings) -> AbstractContextManager[None]:
@@ -204,7 +213,7 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
         raise Interrupted(_how_it_stopped(trainer, str(stop.stopped)))
     _save(trainer, settings)
     document = result(trainer, settings, shares, time.monotonic() - started_at)
-    say("\n".join(result_lines(document)), hang=4)
+    keep("\n".join(result_lines(document)), hang=4)
     if "report" in resolved.options and trainer.is_world_process_zero():
         _write_report(Path(settings.orpo.output_dir))
     _leave_together(trainer)

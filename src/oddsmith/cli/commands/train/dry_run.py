@@ -11,13 +11,13 @@ from transformers import TrainerState
 
 from ....checkpoint.space import Room, measure_room, require_writable
 from ....config.processes import require_sharding
-from ....data.report import counted
 from ....data.sources.mixture import share_lines
 from ....model.adapters import get_peft_config
 from ....model.loading.models import load_tokenizer
 from ....model.loading.outline import outline_model
 from ....model.loading.place import locate
 from ....system.secrets import without_secrets
+from ....system.words import counted
 from ....training.preflight import require_room, saves_to_come, size_in_training, steps_of_run
 from ....usual import too_low_for_adapter
 from ...parsing.resolve import Resolved, Settings

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ....data.report import counted
 from ....data.sources.mixture import Share
+from ....system.words import counted
 from ....training.early_stopping import early_stopping_of, loss_beside, metric_of
 from ...parsing.resolve import Settings
 from ...terminal.counting import clock
@@ -56,7 +56,7 @@ def result(trainer: ORPOTrainer, settings: Settings, shares: Sequence[Share], se
 def result_lines(document: dict[str, Any]) -> list[str]:
     """Format the outcome of a run for reading."""
     memory = f"{document['peak_memory_bytes'] / 2**30:.2f} GiB of {document['peak_memory_of']} memory at most"
-    lines = ["", f"done: {document['steps']:,} steps in {clock(document['seconds'])}, {memory}"]
+    lines = ["", f"done: {counted(document['steps'], 'step')} in {clock(document['seconds'])}, {memory}"]
     if document["stopped_early"]:
         lines.append(f"  stopped early, because {document['stopped_early']}")
     if document["metrics"]:

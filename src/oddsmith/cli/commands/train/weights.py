@@ -8,6 +8,7 @@ from ....checkpoint.manifest import file_of_another_trainer, verify
 from ....checkpoint.store import checkpoints, step_of
 from ....errors import CheckpointError, ConfigError
 from ....system.run_folder import MANIFEST_FILE, require_plain_run
+from ....system.words import counted
 from ...parsing.config_file import Setting
 from ...parsing.resolve import Resolved
 
@@ -60,7 +61,7 @@ def weights_in(name: str) -> str:
             continue
     if found:
         _require_joined(found[-1])
-        raise CheckpointError(f"{folder}: none of its {len(found)} checkpoints holds a model that is whole")
+        raise CheckpointError(f"{folder}: none of its {counted(len(found), 'checkpoint')} holds a model that is whole")
     return name
 
 
