@@ -22,7 +22,7 @@ def faulty(tmp_path):
 
 
 def test_good_pairs_end_with_0(capsys):
-    code, out, err = run_here(capsys, "data", "check", "builtin:house-style")
+    code, out, err = run_here(capsys, "data", "check", "builtin:house-style", "--all")
     assert (code, err) == (0, "")
     assert "builtin:house-style: 103 rows (conversational)" in out
     assert re.search(r"^  warn  length bias\n        mean 48 characters chosen, 406 rejected, -88%", out, re.MULTILINE)
@@ -38,6 +38,7 @@ def test_a_failed_check_ends_with_3_and_says_what_where_and_what_to_do(capsys, m
     code, out, _ = run_here(capsys, "data", "check", faulty.name)
     assert code == 3
     start = len(GOOD)
+    assert out.startswith("fail  (")
     assert re.split(r"\n +", re.sub(r" +", " ", out))[1:4] == [
         f"fail format 4 ({4 / len(faulty.read_text().splitlines()):.1%})",
         "null value 1, response is not text 1, missing column 1, invalid Unicode 1",
@@ -47,6 +48,40 @@ def test_a_failed_check_ends_with_3_and_says_what_where_and_what_to_do(capsys, m
     assert "        -> repair them, or leave them out: --fix" in out
     assert re.search(r"^fail  \(\d fail, \d+ warn, \d pass\)$", out, re.MULTILINE)
     assert max(map(len, out.splitlines())) <= 120
+
+
+def test_what_passes_is_one_line_unless_all_is_asked_for(capsys):
+    out = run_here(capsys, "data", "check", "builtin:house-style").out
+    assert out.splitlines()[0] == "warn  (0 fail, 1 warn, 24 pass)"
+    assert re.search(
+        r"^  24 checks passed \(--all lists them\); \d+ with --model, .* with --benchmark were not made$",
+        out,
+        re.MULTILINE,
+    )
+    assert "  pass  " not in out
+    assert "not checked without" not in out
+    every = run_here(capsys, "data", "check", "builtin:house-style", "--all").out
+    assert len(re.findall(r"^  pass  ", every, re.MULTILINE)) == 24
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ([(9, 4)], "one pair has no variance, so there is no Cohen's d"),
+        ([(9, 4)] * 12, "all answers of a side are equally long, so there is no variance and no Cohen's d"),
+        ([(7, 7)] * 12, "no two answers differ in length"),
+        ([(9, 4), (8, 4)] * 6, "Cohen's d +12.73"),
+    ],
+)
+def test_lengths_without_variance_are_said_to_have_none(capsys, tmp_path, monkeypatch, lengths, said):
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = [
+        {"prompt": f"Question {number}?", "chosen": chr(97 + number) * w, "rejected": chr(65 + number) * r}
+        for number, (w, r) in enumerate(lengths)
+    ]
+    out = run_here(capsys, "data", "check", save_rows(tmp_path / "pairs.jsonl", rows), "--all").out
+    assert said in out
+    assert "Cohen's d +0.00" not in out
 
 
 def test_json_is_one_document(faulty):
@@ -170,7 +205,7 @@ def test_a_terminal_sees_how_far_it_is(tmp_path):
     data = save_rows(tmp_path / "pairs.jsonl", GOOD * 50)
     with Terminal("data", "check", data, columns=100) as terminal:
         terminal.wait_for(r"checking \S+ [\d,]+ rows \d:\d\d:\d\d")
-        terminal.wait_for(r"\n(pass|warn)  \(0 fail")
+        terminal.wait_for(r"(pass|warn)  \(0 fail")
         assert terminal.end() == 0
     assert "\x1b[1;33mwarn" in terminal.raw
 
@@ -196,7 +231,7 @@ def test_more_tokens_than_positions_fail_unless_they_are_cut(capsys, tmp_path):
     assert code == 3
     assert re.search(r"fail  more tokens than positions", out)
     assert "more than 64 tokens" in out
-    code, out, _ = run_here(capsys, *words, "--max-length", 64)
+    code, out, _ = run_here(capsys, *words, "--max-length", 64, "--all")
     assert re.search(r"pass  more tokens than positions", out)
 
 

@@ -287,4 +287,4 @@ def _effect(pairs: Sequence[Pair]) -> float:
     sums = LengthSums()
     for pair in pairs:
         sums.count(len(pair.chosen.answer.text), len(pair.rejected.answer.text))
-    return sums.effect
+    return sums.effect or 0.0  # none where all are equally long

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
+from ...system.words import counted
 from ..parsing.resolve import Option, resolve_word
 from ..parsing.schema import flag_of
 from ..parsing.values import FALSE_WORDS, TRUE_WORDS, whole_number
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 USAGE = "oddsmith data check DATASET [--model MODEL] [--max-length N] [--fix OUT.jsonl]"
 INTRO = (
-    "Looks for what is wrong with a dataset of preference pairs before a model is trained on it: a table of pass, warn"
-    " and fail with the rows (counted from 0), what each fault means and what to do about it. Exit code 3: one fails.",
+    "Looks for what is wrong with a dataset of preference pairs before a model is trained on it: the verdict,"
+    " then what fails or warns with the rows (counted from 0), what it means and what to do about it. Exit code 3: one"
+    " fails.",
     "With --model, also what its tokenizer and chat template make of the pairs at --max-length, and what the model"
     " already prefers.",
 )
@@ -46,6 +48,7 @@ OPTIONS = (
         f"How many pairs the model scores, spread over the set; 0: only its tokenizer is used. [{SCORED_PAIRS}]",
         "N",
     ),
+    Option("all", "switch", "List the checks that passed, and those that were not made, too."),
     COLUMNS,
     Option("fix", "value", "Write the set without the rows that are at fault.", "OUT.jsonl"),
     Option("eval_dataset_name", "value", "Evaluation set; the training set must not hold its prompts.", "DATASET"),
@@ -105,7 +108,7 @@ def data_check(arguments: Sequence[str]) -> Judged:
     document["example"] = example.to_dict() if example else None
     kept = 0 if target is None else write_cleaned(rows, left_out, target)  # first: whoever reads the table may leave
     if "json" not in given:
-        print_survey(name, found)
+        print_survey(name, found, everything="all" in given)
         if example:
             print_example(example)
     if pair_tokenizer is not None and limits["scored_pairs"] and len(left_out) < found.rows:

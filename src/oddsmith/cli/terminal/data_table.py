@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from ...data.report import SHOWN_ROWS, counted
+from ...data.report import SHOWN_ROWS
+from ...system.words import counted
 from .console import stdout_console, visible
 
 if TYPE_CHECKING:
@@ -27,24 +28,37 @@ SHOWN_SURPRISES = 20
 SIDE_STYLES = {"chosen": "green", "rejected": "red"}
 
 
-def print_survey(name: str, found: Survey) -> None:
-    """Print the findings on stdout: first those that fail, last those that pass, in one line each."""
+def print_survey(name: str, found: Survey, *, everything: bool = False) -> None:
+    """Print the findings on stdout: the verdict, what fails, what warns, and how many checks pass.
+
+    With ``everything`` those that pass are listed, and those that were not made.
+    """
     console = stdout_console()
     formats = ", ".join(
         f"{kind} {count:,}" if len(found.formats) > 1 else kind for kind, count in found.formats.items()
     )
     kept = f", {found.kept:,} kept by the training" if found.kept is not None else ""
+    verdicts = [finding.verdict for finding in found.findings]
+    summary = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("fail", "warn", "pass"))
+    _line(console, Text.assemble((found.verdict, STYLES[found.verdict]), f"  ({summary})"))
     _line(console, Text(f"{name}: {counted(found.rows, 'row')} ({formats or 'no known format'}){kept}", style="bold"))
-    for verdict in ("fail", "warn", "pass"):
+    for verdict in ("fail", "warn", "pass") if everything else ("fail", "warn"):
         for finding in found.findings:
             if finding.verdict == verdict:
                 _print_finding(console, finding)
-    for flag in dict.fromkeys(found.skipped.values()):
-        checks = [check for check, needed in found.skipped.items() if needed == flag]
-        _paragraph(console, f"not checked without {flag}: {', '.join(checks)}", indent="  ", style="dim")
-    verdicts = [finding.verdict for finding in found.findings]
-    summary = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("fail", "warn", "pass"))
-    _line(console, Text.assemble("\n", (found.verdict, STYLES[found.verdict]), f"  ({summary})"))
+    skipped = {flag: [one for one, needed in found.skipped.items() if needed == flag] for flag in _flags(found)}
+    if everything:
+        for flag, checks in skipped.items():
+            _paragraph(console, f"not checked without {flag}: {', '.join(checks)}", indent="  ", style="dim")
+        return
+    passed = f"{counted(verdicts.count('pass'), 'check')} passed (--all lists them)"
+    more = ", ".join(f"{len(checks)} with {flag}" for flag, checks in skipped.items())
+    _line(console, Text(f"  {passed}{f'; {more} were not made' if more else ''}", style="dim"))
+
+
+def _flags(found: Survey) -> list[str]:
+    """Return the flags without which checks were not made."""
+    return list(dict.fromkeys(found.skipped.values()))
 
 
 def print_example(example: Example) -> None:

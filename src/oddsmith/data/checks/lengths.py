@@ -27,10 +27,10 @@ class LengthSums:
     """Sums over pairs of the lengths of chosen (w) and rejected (l) answers; can be added up over processes."""
 
     pairs: int = 0
-    sum_w: float = 0.0
-    sum_l: float = 0.0
-    squares_w: float = 0.0
-    squares_l: float = 0.0
+    sum_w: int = 0
+    sum_l: int = 0
+    squares_w: int = 0
+    squares_l: int = 0
     chosen_longer: int = 0
     rejected_longer: int = 0
 
@@ -50,13 +50,14 @@ class LengthSums:
             setattr(self, name, getattr(self, name) + value)
 
     @property
-    def effect(self) -> float:
-        """Return Cohen's d; 0 where all lengths are the same."""
-        if not self.pairs:
-            return 0.0
-        mean_w, mean_l = self.sum_w / self.pairs, self.sum_l / self.pairs
-        variance = (self.squares_w + self.squares_l) / self.pairs - mean_w**2 - mean_l**2
-        return (mean_w - mean_l) / math.sqrt(variance / 2) if variance > 0 else 0.0
+    def effect(self) -> float | None:
+        """Return Cohen's d; ``None`` where it has no value, as the answers of each side are all equally long."""
+        pairs = self.pairs
+        # In whole numbers, as differences of their means round: pairs^2 times the variances.
+        spread = pairs * (self.squares_w + self.squares_l) - self.sum_w**2 - self.sum_l**2
+        if spread <= 0:
+            return None
+        return (self.sum_w - self.sum_l) / math.sqrt(spread / 2)
 
     @property
     def rule(self) -> float:
@@ -64,12 +65,26 @@ class LengthSums:
         different = self.chosen_longer + self.rejected_longer
         return self.chosen_longer / different if different else 0.5
 
+    def _effect_in_words(self) -> str:
+        if self.effect is not None:
+            return f"Cohen's d {self.effect:+.2f}"
+        if self.pairs < 2:
+            return "one pair has no variance, so there is no Cohen's d"
+        return "all answers of a side are equally long, so there is no variance and no Cohen's d"
+
+    def _rule_in_words(self, word: str) -> str:
+        different = self.chosen_longer + self.rejected_longer
+        if not different:
+            return "no two answers differ in length"
+        return f'"the {word} one is better" is right in {max(self.rule, 1 - self.rule):.0%} of the pairs'
+
     def finding(self, unit: str) -> Finding:
         """Warn where the effect is significant and not small, or where length decides most pairs.
 
         ``unit`` is that of the lengths: ``"tokens"`` or ``"characters"``.
         """
-        d, rule, pairs = self.effect, self.rule, max(1, self.pairs)
+        effect, rule, pairs = self.effect, self.rule, max(1, self.pairs)
+        d = effect or 0.0
         error = math.sqrt(2 / pairs + d * d / (4 * pairs))
         rule_error = math.sqrt(0.25 / max(1, self.chosen_longer + self.rejected_longer))
         biased = abs(d) >= MEDIUM_EFFECT and abs(d) - CONFIDENCE * error > 0
@@ -84,8 +99,8 @@ class LengthSums:
             count=0,
             share=0.0,
             rows=(),
-            found=f"mean {mean_w:,.0f} {unit} chosen, {mean_l:,.0f} rejected{gap}; Cohen's d {d:+.2f};"
-            f' "the {word} one is better" is right in {max(rule, 1 - rule):.0%} of the pairs',
+            found=f"mean {mean_w:,.0f} {unit} chosen, {mean_l:,.0f} rejected{gap}; {self._effect_in_words()};"
+            f" {self._rule_in_words(word)}",
             meaning=f'a model can do well by learning that "{word}" is better, and little else',
             fix="add pairs in which the other length wins, or choose pairs of similar length",
         )
