@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...data.formats import Message
-from ...export.gguf.llama_cpp import GgufModel
+from ...export.gguf.llama_cpp import GgufModel, load_cyllama
 from ...export.gguf.trial import survivable
 from ...model.loading.gguf_header import SPECIAL_TOKENS, check_gguf
 from .backends import Sampling, clear_refusal
@@ -19,6 +19,7 @@ class GgufBackend:
 
     def __init__(self, name: str, path: str):
         self.name = name
+        load_cyllama()  # raises at once where it is missing
         check_gguf(Path(path))
         with survivable(Path(path)):  # meanwhile what takes as long is imported
             from transformers.utils.chat_template_utils import render_jinja_template

@@ -31,10 +31,10 @@ from ...parsing.first_look import first_look
 from ...parsing.resolve import Option, Resolved, Settings, build, resolve
 from ...parsing.schema import fields_for_run
 from ...parsing.values import seconds_of
-from ...terminal.console import STARTING, is_main_process, keep, quiet_libraries, say, working
+from ...terminal.console import STARTING, is_main_process, keep, quiet_libraries, say, show_line, working
 from ...terminal.outcome import JSON, RECIPE, TRACEBACK
 from .launch import join_launcher, launch
-from .run_folder import check_folder, clear_folder, require_elsewhere
+from .run_folder import changed_settings, check_folder, clear_folder, require_elsewhere, settings_lines
 from .weights import take_weights
 
 if TYPE_CHECKING:
@@ -91,13 +91,10 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
     if "full" in resolved.options and not is_dry:
         raise ConfigError("--full is about --dry-run; give both, or neither")
     if is_main_process():
-        resume, overwrite = _wanted_checkpoint(resolved) is not None, "overwrite_output_dir" in resolved.options
-        check_folder(folder, resume=resume, overwrite=overwrite)
-        if overwrite:
-            require_elsewhere(folder, resolved)
-        require_writable(folder)
-        if (named := _wanted_checkpoint(resolved)) not in (None, AUTO):
-            verify_named(Path(str(named)), contents=False)  # with its contents once torch is there
+        _look_at_folders(resolved, folder)
+    if is_dry:
+        for line in [*settings_lines(changed_settings(resolved)), ""]:
+            show_line(line)
     first_look(resolved)
     if "report" in resolved.options:
         from ....monitor.report import plotly_script
@@ -120,6 +117,17 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
             require_trackers(settings)
         with clear_memory_errors(), offering_columns(settings), held(folder) if is_main_process() else nullcontext():
             return _run(resolved, settings, signals, time_limit_s)
+
+
+def _look_at_folders(resolved: Resolved, folder: Path) -> None:
+    """Refuse a run folder that may not be written, and a checkpoint that is none."""
+    wanted, overwrite = _wanted_checkpoint(resolved), "overwrite_output_dir" in resolved.options
+    check_folder(folder, resume=wanted is not None, overwrite=overwrite)
+    if overwrite:
+        require_elsewhere(folder, resolved)
+    require_writable(folder)
+    if wanted not in (None, AUTO):
+        verify_named(Path(str(wanted)), contents=False)  # with its contents once torch is there
 
 
 def require_trackers(settings: Settings) -> None:

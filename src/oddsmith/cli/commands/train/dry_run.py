@@ -16,7 +16,6 @@ from ....model.adapters import get_peft_config
 from ....model.loading.models import load_tokenizer
 from ....model.loading.outline import outline_model
 from ....model.loading.place import locate
-from ....system.secrets import without_secrets
 from ....system.words import counted
 from ....training.preflight import require_room, saves_to_come, size_in_training, steps_of_run
 from ....usual import too_low_for_adapter
@@ -26,24 +25,15 @@ from ...terminal.data_table import print_example
 from .assembly import base_dtype, require_trainable
 from .banner import precision
 from .rehearsal import rehearse
-from .run_folder import to_yaml
+from .run_folder import changed_settings
 
 
 def show(resolved: Resolved, settings: Settings, processes: int, *, full: bool) -> dict[str, Any]:
-    """Print what a run would do with its settings and its data; return the same as JSON values.
+    """Print what a run would do with its data; return the same, and its settings, as JSON values.
 
     ``full`` tokenizes all rows, not a sample. What the run would refuse is raised, after all that can be told of it.
     """
     locate(str(settings.model.model_name_or_path))
-    changed = {
-        name: {"value": without_secrets(name, given.value)[0], "origin": given.where}
-        for name, given in resolved.changed().items()
-    }
-    texts = {name: f"{name}: {to_yaml(part['value'])}" for name, part in changed.items()}
-    width = max(map(len, texts.values()))
-    for name, text in texts.items():
-        show_line(f"{text:<{width}}  # {changed[name]['origin']}")
-    show_line("")
     sets, shares = rehearse(settings, full=full)
     for line in chain(share_lines(shares) if shares else (), *(found.lines() for found in sets.values())):
         show_line(line)
@@ -70,7 +60,7 @@ def show(resolved: Resolved, settings: Settings, processes: int, *, full: bool) 
     return {
         "command": "train",
         "dry_run": True,
-        "settings": changed,
+        "settings": changed_settings(resolved),
         "rows": train.rows,
         "mixture": [share.to_dict() for share in shares],
         "data": {name: found.report.to_dict() for name, found in sets.items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,21 @@ def clear_folder(folder: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def changed_settings(resolved: Resolved) -> dict[str, dict[str, Any]]:
+    """Return what was given and differs from the default: value, without secrets, and origin."""
+    return {
+        name: {"value": without_secrets(name, given.value)[0], "origin": given.where}
+        for name, given in resolved.changed().items()
+    }
+
+
+def settings_lines(changed: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Format what :func:`changed_settings` returns in aligned lines."""
+    texts = {name: f"{name}: {to_yaml(part['value'])}" for name, part in changed.items()}
+    width = max(map(len, texts.values()), default=0)
+    return [f"{text:<{width}}  # {changed[name]['origin']}" for name, text in texts.items()]
 
 
 def write_settings(folder: Path, resolved: Resolved, settings: Settings) -> None:
