@@ -18,11 +18,13 @@ import pytest
 from hypothesis import settings
 from transformers.utils import logging as transformers_logging
 
+from oddsmith.cli.terminal import console
 from tests.faults import file_size_limit
 from tests.upload_hub import upload_hub
 
 settings.register_profile("oddsmith", deadline=None, derandomize=True)
 settings.load_profile("oddsmith")
+console.SILENT_S = 60.0  # whole outputs are compared, and this machine may be busy
 
 
 def pytest_collection_finish() -> None:

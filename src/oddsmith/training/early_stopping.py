@@ -104,6 +104,9 @@ def loss_beside(key: str, metrics: Mapping[str, Any]) -> float:
     Args:
         key: The metric in the metrics of an evaluation, such as ``eval_rewards/accuracies``.
         metrics: Those of the evaluation.
+
+    Returns:
+        The loss.
     """
     losses = [name for name in metrics if name.endswith("_loss") and key.startswith(name.removesuffix("loss"))]
     value = metrics[max(losses, key=len)] if losses else math.inf
@@ -119,6 +122,9 @@ def is_better_among_equals(args: Any, state: TrainerState, metrics: Mapping[str,
         args: Settings of the run.
         state: Of the trainer, with the evaluations so far.
         metrics: Those of the evaluation.
+
+    Returns:
+        Whether it does.
     """
     key = metric_of(args)
     if not state.best_global_step or key not in metrics or metrics[key] != state.best_metric:

@@ -1,6 +1,7 @@
 """What a stranger has put into a file, a name or a model steers no terminal when it is printed."""
 
 import json
+import time
 
 import pytest
 from rich.markdown import Markdown
@@ -79,3 +80,19 @@ def test_an_event_log_steers_no_terminal(command, tmp_path, capsys):
     assert not {"\x1b", "\x9b"} & set(printed)
     if "--json" in command:
         assert json.loads(printed)["runs"][0]["name"] == folder.name
+
+
+def test_what_takes_long_is_said_without_a_terminal_and_what_does_not_is_not(monkeypatch, capsys):
+    monkeypatch.setattr(console, "SILENT_S", 0.05)
+    with console.working("loading much"):
+        time.sleep(0.5)
+    assert capsys.readouterr() == ("", "loading much\n")
+    monkeypatch.setattr(console, "SILENT_S", 60.0)
+    with console.working("loading little"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_outcome_goes_to_stdout_where_that_is_no_terminal(capsys):
+    console.keep("done: 4 steps")
+    assert capsys.readouterr() == ("done: 4 steps\n", "")

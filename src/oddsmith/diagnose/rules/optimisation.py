@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ...system.words import counted
 from ..findings import Finding, Verdict
 from ..history import EMPTY, History, Series
 from ..names import in_set
@@ -299,7 +300,8 @@ def too_few_steps(history: History) -> Finding | None:
         Verdict.ACT if planned < FEW_STEPS_ACT else Verdict.WATCH,
         "loss",
         None,
-        f"{planned:.0f} optimizer steps in all; {FEW_STEPS_WATCH} are few, {FEW_STEPS_ACT} next to nothing",
+        f"{counted(round(planned), 'optimizer step')} in all; {FEW_STEPS_WATCH} are few, {FEW_STEPS_ACT} next to"
+        " nothing",
         "too little is learned, and too little is logged to judge the run",
         "fewer pairs per step, or more pairs: gradient_accumulation_steps and batch size so that there are"
         f" {2 * FEW_STEPS_WATCH} steps or more",

@@ -40,6 +40,9 @@ def banner(
         shares: Those of a mixture, if any.
         time_limit_s: That of the command.
         verbose: Whether the figures are told by which the layout of the batches was chosen.
+
+    Returns:
+        The lines.
     """
     data = share_lines(shares) if shares else []
     data += [line for report in trainer.data_reports.values() for line in report.lines()]
