@@ -10,49 +10,14 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
 
 from .. import __version__
 from ..errors import OutputError, UsageError
 from ..system.output import guard_output
+from .command_table import COMMANDS, GROUPS
 from .terminal.console import say_error, show
 from .terminal.outcome import run
 
-
-class Command(NamedTuple):
-    """The module and function of a command.
-
-    The module also defines what ``--help`` shows: ``USAGE``, ``INTRO``, ``OPTIONS`` (its own flags) and, where settings
-    are flags of the command, ``SETTINGS_IN_HELP`` (their names, or ``None`` for all of them).
-    """
-
-    module: str  # under oddsmith.cli.commands
-    function: str  # takes the words after the command's name; terminal.outcome.run says what it returns
-    summary: str  # one line for `oddsmith --help`
-
-
-COMMANDS = {
-    "train": Command("train.command", "train", "Align a model on preference pairs."),
-    "recipes": Command(
-        "recipes", "recipes", "List recipes to start from, with what was measured or where they are from."
-    ),
-    "convert": Command("convert", "convert", "Translate another trainer's ORPO recipe into one of ours."),
-    "advise": Command("advise", "advise", "Write a recipe for a model and its pairs, each setting with why."),
-    "plan": Command("plan", "plan", "Predict memory, step time and balance of a run before it is started."),
-    "tune": Command("tune.command", "tune", "Search learning rate and beta with short trainings, before a long one."),
-    "eval": Command("evaluate", "evaluate", "Measure a model on preference pairs."),
-    "demo": Command("demo", "demo", "Align a small chat model on this machine, and show the difference."),
-    "chat": Command("chat", "chat", "Talk to a model."),
-    "export": Command("export", "export", "Turn a run into an ordinary model folder, or GGUF files."),
-    "serve": Command("serve", "serve", "Serve a model to OpenAI-compatible clients."),
-    "compare": Command("compare", "compare", "Show the answers of two models side by side."),
-    "diagnose": Command("diagnose", "diagnose", "Say what is wrong with a run, ours or another trainer's."),
-    "monitor": Command("monitor", "monitor", "Watch runs on a page in the browser."),
-    "doctor": Command("doctor", "doctor", "Say what this machine and this installation have, for a report."),
-    "completion": Command("completion", "completion", "Print what lets a shell complete commands and flags."),
-    "data make": Command("data_make", "data_make", "Make preference pairs: ask a model, judge its answers, pair them."),
-    "data check": Command("data_check", "data_check", "Find faults in preference pairs, before training on them."),
-}
 # Names that users try for a command.
 MEANT = {
     **dict.fromkeys(("finetune", "fine-tune", "fit", "run", "orpo"), "train"),
@@ -77,7 +42,6 @@ TO_BEGIN_WITH = {
     "train recipe.yaml": "train, with checkpoints that a stop never loses",
     "chat RUN": "talk to the result",
 }
-GROUPS = {"data": "Make and check preference data."}
 SUBJECT = "One-step preference alignment of language models (ORPO)."
 ALL_COMMANDS = "`oddsmith help` lists all commands, `oddsmith help COMMAND` says more."
 HELP_FLAGS = ("--help", "--help-all", "-h")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 from .catalogue import with_help
-from .spellings import with_older_names
+from .constructors import with_older_names
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP007, UP045

@@ -9,7 +9,7 @@ from typing import Optional
 from ..errors import ConfigError
 from ..system.dtypes import dtype_name
 from .catalogue import with_help
-from .spellings import with_older_names
+from .constructors import with_older_names
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.
 # ruff: noqa: UP045

@@ -20,6 +20,7 @@ from ..system.outside import require_file
 from ..system.precision import NO_BF16_UNIT, best_precision, emulated_bf16_on_gpu, emulates_bf16
 from . import parallelism
 from .catalogue import with_help
+from .constructors import with_older_names
 from .inherited import lines_about, refuse
 from .optimizers import require_usable
 from .processes import choose_cpu, leave_agent_store, let_one_speak, lines_about_precision, require_one_run
@@ -33,7 +34,6 @@ from .ranges import (
     saving_as_evaluated,
     word,
 )
-from .spellings import with_older_names
 from .trackers import trackers
 
 # HfArgumentParser reads these annotations at run time; it knows Optional[X] and Literal, not every newer spelling.

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from ...errors import ConfigError
+from ..command_table import COMMANDS, GROUPS
 from ..parsing.resolve import Option, resolve_word
 from ..parsing.schema import Field, load_fields
 from ..terminal.console import quiet_libraries, show
@@ -42,8 +43,6 @@ def completion(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    from ..main import COMMANDS, GROUPS
-
     parser = ArgumentParser("oddsmith")
     parser.add_argument("--version", action="store_true", help="Print the version and end.")
     commands: Any = parser.add_subparsers()

@@ -20,6 +20,7 @@ from ...config.inherited import refuse_of_python
 from ...config.meant import meant_by, question
 from ...config.spellings import OLDER, Place, refuse_unknown, under_todays_names
 from ...errors import ConfigError, MissingExtraError
+from ..command_table import COMMANDS
 from .config_file import SCRIPTS, Setting, read_config
 from .recipes import recipe_file
 from .schema import Field, flag_of, load_fields
@@ -229,8 +230,6 @@ class _Words:
 
     def _hint(self, name: str) -> str | None:
         """Word what was probably meant by an unknown flag: another one, a setting of a training, or a command."""
-        from ..main import COMMANDS  # the commands import this module
-
         if name in COMMANDS:
             return f"`oddsmith {name}` is a command of its own"
         if not self.fields and name in load_fields():

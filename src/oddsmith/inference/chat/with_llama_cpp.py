@@ -9,7 +9,7 @@ from ...data.formats import Message
 from ...export.gguf.llama_cpp import GgufModel, load_cyllama
 from ...export.gguf.trial import survivable
 from ...model.loading.gguf_header import SPECIAL_TOKENS, check_gguf
-from .backends import Sampling, clear_refusal
+from .interface import Sampling, clear_refusal
 
 
 class GgufBackend:

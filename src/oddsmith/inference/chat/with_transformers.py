@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...data.formats import Message
 from ...data.tokens.content_parts import as_template_reads
 from ...model.generation import context_length, end_tokens, stream
-from .backends import Sampling, clear_refusal
+from .interface import Sampling, clear_refusal
 
 
 class TransformersBackend:
