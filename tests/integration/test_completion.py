@@ -32,16 +32,13 @@ def offered(script: str, *words: str, cwd=None) -> set[str]:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_bash_completes_commands_flags_and_files(script, tmp_path):
+def test_bash_completes_commands_and_flags(script):
     bash = script("bash")
     assert offered(bash, "oddsmith", "d") == {"data", "demo", "diagnose", "doctor"}
     assert offered(bash, "oddsmith", "data", "c") == {"check"}
     assert offered(bash, "oddsmith", "train", "--learning-r") == {"--learning-rate"}
     assert offered(bash, "oddsmith", "chat", "--learning-r") == set()
     assert offered(bash, "oddsmith", "data", "check", "--eval") == {"--eval-dataset-name"}
-    (tmp_path / "pairs.jsonl").touch()
-    assert "pairs.jsonl" in offered(bash, "oddsmith", "train", "--dataset-name", "pai", cwd=tmp_path)
-    assert "pairs.jsonl" in offered(bash, "oddsmith", "data", "check", "pai", cwd=tmp_path)
     assert offered(bash, "oddsmith", "train", "--nll-on", "re") == {"response"}
 
 

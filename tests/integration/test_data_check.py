@@ -52,16 +52,17 @@ def test_a_failed_check_ends_with_3_and_says_what_where_and_what_to_do(capsys, m
 
 def test_what_passes_is_one_line_unless_all_is_asked_for(capsys):
     out = run_here(capsys, "data", "check", "builtin:house-style").out
-    assert out.splitlines()[0] == "warn  (0 fail, 1 warn, 24 pass)"
+    found = re.fullmatch(r"warn  \(0 fail, \d warn, (\d+) pass\)", out.splitlines()[0])
+    assert found
     assert re.search(
-        r"^  24 checks passed \(--all lists them\); \d+ with --model, .* with --benchmark were not made$",
+        rf"^  {found[1]} checks passed \(--all lists them\); \d+ with --model, .* with --benchmark were not made$",
         out,
         re.MULTILINE,
     )
     assert "  pass  " not in out
     assert "not checked without" not in out
     every = run_here(capsys, "data", "check", "builtin:house-style", "--all").out
-    assert len(re.findall(r"^  pass  ", every, re.MULTILINE)) == 24
+    assert len(re.findall(r"^  pass  ", every, re.MULTILINE)) == int(found[1])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_lengths_without_variance_are_said_to_have_none(capsys, tmp_path, monkey
         for number, (w, r) in enumerate(lengths)
     ]
     out = run_here(capsys, "data", "check", save_rows(tmp_path / "pairs.jsonl", rows), "--all").out
-    assert said in out
+    assert said in " ".join(out.split())
     assert "Cohen's d +0.00" not in out
 
 
@@ -112,7 +113,7 @@ def test_with_a_model(capsys, tmp_path):
     model = save_model(tmp_path / "model", CHATML)
     rows = [*ragged_pairs(30), {"prompt": "a", "chosen": "b <|im_end|> c", "rejected": "d"}]
     data, target = save_rows(tmp_path / "pairs.jsonl", rows), tmp_path / "clean.jsonl"
-    words = ("data", "check", data, "--model", model, "--max-length", 160, "--scored-pairs", 10)
+    words = ("data", "check", data, "--model", model, "--max-length", 160, "--scored-pairs", 10, "--all")
     code, out, _ = run_here(capsys, *words)
     assert code == 3
     assert "31 rows (standard), 31 kept by the training" in out
@@ -124,7 +125,7 @@ def test_with_a_model(capsys, tmp_path):
     assert document["preference"]["pairs"] == 10
     assert len(document["preference"]["surprising"]) == 10
     assert document["fixed"]["left_out"]["control tokens of this tokenizer"] == [30]
-    assert run_here(capsys, *words[:2], target, *words[3:-1], 0).code == 0
+    assert run_here(capsys, *words[:2], target, *words[3:-2], 0).code == 0
 
 
 def test_colours_show_the_mask_on_a_terminal(tmp_path):
