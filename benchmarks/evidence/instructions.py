@@ -135,8 +135,9 @@ def pairs_of(name: str, model: str, work: Path, seed: int) -> tuple[Path, dict[s
         how = ("--samples", SAMPLES, "--max-new-tokens", ANSWER_TOKENS, "--seed", seed, "--batch-size", 48)
         said = oddsmith("data", "make", prompts, "--model", model, "--judge", "rule", "--output", made, *how)
         pairs.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(pairs, read_rows(made))
-        return said
+        kept_columns = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected")
+        write_rows(pairs, [{name: row[name] for name in kept_columns} for row in read_rows(made)])
+        return {name: value for name, value in said.items() if name not in ("command", "output", "log", "card")}
 
     return pairs, kept(QUESTION, f"{name}-pairs", make)
 

@@ -89,7 +89,9 @@ def made(seconds: float) -> dict[str, Any]:
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "src") else ""),
-        "command": " ".join(["python -m", f"benchmarks.evidence.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": " ".join(
+            ["python -m", f"benchmarks.evidence.{Path(sys.argv[0]).stem}", *map(_without_folder, sys.argv[1:])]
+        ),
         "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores, {os.environ.get('OMP_NUM_THREADS', 'all')}"
         " threads",
         "seconds": round(seconds, 1),
@@ -143,6 +145,11 @@ def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> Path:
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Read JSON Lines."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def _without_folder(word: str) -> str:
+    """Return the last part of a path; where a reader's files are is his own."""
+    return Path(word).name if "/" in word else word
 
 
 def _rounded(value: Any) -> Any:
