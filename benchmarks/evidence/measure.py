@@ -23,7 +23,7 @@ import numpy as np
 from .facts import facts_kept, text_perplexity
 from .lab import MODEL, apart, oddsmith
 
-# The settings of all runs unless a question says otherwise: those of the demo, for longer pairs.
+# The settings of all runs unless a question says otherwise.
 SETTINGS: dict[str, Any] = {
     "model_name_or_path": MODEL,
     "use_peft": True,
