@@ -288,7 +288,7 @@ def test_a_pair_without_a_token_left_is_named_and_skipped(tmp_path, caplog):
             return PairLosses(odds_ratio_loss(none.mean_B, pairs.rejected.mean_B))
 
     model = tiny_model()
-    with pytest.raises(NonFiniteError, match="none of 1 steps could be made"):
+    with pytest.raises(NonFiniteError, match="of 1 step none could be made"):
         train(tmp_path, KeepsNone, model=model)
     assert "skipped: log-probabilities are NaN or infinite for dataset row 3" in caplog.text
     assert torch.equal(model.lm_head.weight, tiny_model().lm_head.weight)

@@ -14,6 +14,7 @@ import torch
 from oddsmith.config import ModelConfig
 from oddsmith.export.atomic import RECORD_FILE
 from oddsmith.model.adapters import get_quantization_config
+from oddsmith.model.loading.builtin import SMALL_CHAT_MODEL
 from oddsmith.model.loading.models import load_model
 from tests.command import environment, run_apart, run_forked, run_here, save_model
 from tests.tiny import tiny_model
@@ -117,7 +118,14 @@ MISTAKES = {
     "a file as folder": (("{run}", "--to", "merged", "--output", "{file}"), "file: is a file; expected a folder"),
     "a file above": (("{run}", "--to", "merged", "--output", "{file}/x"), "file is a file; expected a folder there"),
     "the run itself": (("{run}", "--to", "merged", "--output", "{run}", "--overwrite"), "holds no export"),
-    "a hub model": (("me/model", "--to", "merged"), "me/model: is no folder here, so say where the export goes"),
+    "a hub model": (
+        ("me/model", "--to", "merged"),
+        "me/model: is no folder here, and the hub cannot be",
+    ),
+    "no folder": (
+        (SMALL_CHAT_MODEL, "--to", "merged"),
+        f"{SMALL_CHAT_MODEL}: is no folder here, so say",
+    ),
     "no hub": (("{run}", "--to", "merged", "--push-to-hub", "me/x"), "the hub is switched off (HF_HUB_OFFLINE is set)"),
     "no hub name": (("{run}", "--to", "merged", "--push-to-hub", "a/b/c"), "a/b/c: is no possible name on the hub"),
 }

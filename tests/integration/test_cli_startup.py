@@ -12,6 +12,7 @@ import pytest
 import oddsmith
 from oddsmith.cli.main import COMMANDS, MEANT
 from oddsmith.cli.parsing.schema import load_fields
+from oddsmith.cli.terminal.console import stderr_console
 from tests.command import START, environment, run_apart, run_here
 
 
@@ -122,7 +123,9 @@ def test_help_with_a_command_is_that_command_s(capsys, name):
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_without_arguments_five_commands_to_begin_with_are_shown(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
+    stderr_console.cache_clear()  # it is as wide as when it was made
     bare = run_here(capsys)
+    stderr_console.cache_clear()
     assert (bare.code, bare.out) == (2, "")
     shown = re.findall(r"^  oddsmith (data check|[a-z]+)", bare.err, flags=re.MULTILINE)
     assert shown == ["demo", "data check", "advise", "train", "chat"]

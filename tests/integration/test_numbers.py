@@ -217,7 +217,7 @@ def test_a_run_that_makes_no_step_fails_and_saves_nothing(peft, steps, tmp_path)
         model.model.layers[0].mlp.down_proj.weight[0, 0] = math.nan
     saving = {"save_strategy": "steps", "save_steps": 1}
     trainer = trainer_of(tmp_path, ragged_pairs(8), model, peft=adapter, max_steps=steps, **saving)
-    with pytest.raises(NonFiniteError, match=f"none of {steps} steps could be made: .*nothing was trained"):
+    with pytest.raises(NonFiniteError, match=f"of {steps} steps? none could be made: .*nothing was trained"):
         trainer.train()
     assert not list(tmp_path.rglob("*.safetensors"))
 

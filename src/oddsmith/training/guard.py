@@ -384,7 +384,7 @@ class StepGuard(TrainerCallback):
         if self._is_untrained and state.global_step >= state.max_steps:
             weights = f"{weights_in_words(sorted(self._bad_from_start))}; " if self._bad_from_start else ""
             raise NonFiniteError(
-                f"none of {counted(self._steps_skipped, 'step')} could be made: {weights}nothing was trained; look at"
+                f"of {counted(self._steps_skipped, 'step')} none could be made: {weights}nothing was trained; look at"
                 " the weights of the base model, and at the rows that are named above"
             )
 

@@ -21,6 +21,7 @@ from oddsmith.model.logprobs.token_budget import (
     step_bytes,
     token_budget,
 )
+from oddsmith.system import machine
 
 D, F = 24, 40
 CPU = torch.device("cpu")
@@ -204,7 +205,7 @@ def control_group(folder, **files) -> None:
 
 def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch):
     """The kernel gives up the pages of cached files when memory is needed."""
-    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
     available = psutil.virtual_memory().available
     control_group(tmp_path, max=5_000_000, current=4_000_000, stat="anon 1000000\ninactive_file 2500000\nslab 12")
     assert free_bytes(CPU) == 3_500_000
@@ -214,6 +215,6 @@ def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("files", [{}, {"max": "max", "current": 1, "stat": "inactive_file 0"}])
 def test_without_a_limit_all_available_memory_is_free(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
     control_group(tmp_path, **files)
     assert free_bytes(CPU) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
