@@ -99,7 +99,7 @@ def require_one_run(
                 process.wait()
     text = "\n".join(log.read_text(encoding="utf-8") for log in logs)
     assert codes == [0] * len(machines), text[-5000:]
-    assert text.count("= micro-batch 2 x accumulation 2 x processes 2") == 1, text
+    assert text.count("= batch size 2 x accumulation 2 x processes 2") == 1, text
     assert text.count("done: 2 steps") == 1, text
     run = place / "runs" / "mine"
     assert (run / "model.safetensors").is_file()

@@ -33,13 +33,14 @@ def test_a_model_that_was_split_when_it_was_loaded(tmp_path):
 def test_the_command_refuses_it_before_it_loads_anything(tmp_path, monkeypatch, capsys, variables, more, line):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    names = {"model_name_or_path": str(tmp_path / "no-model"), "dataset_name": str(tmp_path / "no-pairs.jsonl")}
+    model, pairs = save_model(tmp_path / "model"), save_pairs(tmp_path / "pairs.jsonl")
+    names = {"model_name_or_path": str(model), "dataset_name": str(pairs)}
     recipe = save_config(tmp_path / "recipe.yaml", **names, output_dir=str(tmp_path / "run"), **more)
     outcome = run_here(capsys, "train", recipe)
     assert outcome.code == 2
     assert line in outcome.err
     assert outcome.err.strip().count("\n") == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "pairs.jsonl", "recipe.yaml"]
 
 
 @pytest.mark.parametrize("settings", [{"tensor_parallel": {"autotp_size": 2}}, {"sequence_parallel_size": 2}])

@@ -215,7 +215,7 @@ def test_the_command_says_how_large_a_partitioned_model_is(tmp_path):
     assert (first.code, second.code) == (0, 0), first.err
     count = f"{tiny_model().num_parameters() / 1e3:.4g} k"
     assert f"{count} parameters, {count} trainable (100%)" in first.err
-    assert "prefix forest: packed and padded batches agree" in first.err
+    assert "packed without padding, and what answers share is computed once" in first.err
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp-full", "zero-1"])
