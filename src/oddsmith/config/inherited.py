@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError
+from ..system.words import word_of
 
 MAX_SHOWN = 60  # characters of a value in a line
 
@@ -234,7 +235,7 @@ def _line(args: Any, name: str, fields: Fields) -> str | None:
     if name == "accelerator_config":
         parts = _changed_parts(value)
         return f"{name} holds {', '.join(parts)}: {fields.note}" if parts else None
-    if name == "do_eval" and str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
+    if name == "do_eval" and word_of(args.eval_strategy) != "no":
         return None  # transformers has set it
     if value in fields.accepted or (name == "fsdp_config" and (args.fsdp or not any(dict(value or {}).values()))):
         return None

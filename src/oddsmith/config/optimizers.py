@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, MissingExtraError
+from ..system.words import word_of
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -40,7 +41,7 @@ _PACKAGES = {
 
 def require_usable(args: TrainingArguments | Any) -> None:
     """Refuse ``args.optim`` where it cannot make whole steps, cannot be saved as ``args`` say, or is not installed."""
-    name = str(getattr(args.optim, "value", args.optim))
+    name = word_of(args.optim)
     if name in _WITHIN_BACKWARD or name.endswith("_layerwise"):
         raise ConfigError(f"optim is {name}, {not_whole_steps()}")
     for beginning, (module, package) in _PACKAGES.items():
@@ -50,7 +51,7 @@ def require_usable(args: TrainingArguments | Any) -> None:
         raise ConfigError(f"optim is {name}, but optim_target_modules is missing; name its modules, or all-linear")
     if name == "galore_adamw_8bit" and not _has_nvidia_gpu():
         raise ConfigError(f"optim is {name}, which needs an NVIDIA GPU; galore_adamw does not")
-    saves = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"
+    saves = word_of(args.save_strategy) != "no"
     if name.startswith(_NOT_IN_CHECKPOINTS) and saves and not args.save_only_model:
         raise ConfigError(
             f"optim is {name}, whose state cannot be written into a checkpoint; set save_only_model: true (no run can"

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..system.dtypes import with_dtype
+from ..system.words import word_of
 from .inherited import refuse
 from .optimizers import require_usable
 from .trackers import trackers
@@ -122,7 +123,7 @@ def require_early_stopping(values: Mapping[str, Any]) -> None:
     if values["early_stopping_patience"] is None:
         if threshold:
             raise ConfigError("early_stopping_threshold has no effect without early_stopping_patience; give both")
-    elif word(values["eval_strategy"]) == "no":
+    elif word_of(values["eval_strategy"]) == "no":
         raise ConfigError(
             "early_stopping_patience counts evaluations, and eval_strategy is no; set eval_strategy to steps (with"
             " eval_steps) or epoch"
@@ -145,7 +146,7 @@ def saving_as_evaluated(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not values["load_best_model_at_end"]:
         return {}
-    evaluates, saves = word(values["eval_strategy"]), word(values["save_strategy"])
+    evaluates, saves = word_of(values["eval_strategy"]), word_of(values["save_strategy"])
     if evaluates == "no":
         raise ConfigError(
             "load_best_model_at_end compares evaluations, and eval_strategy is no; set eval_strategy to steps (with"
@@ -158,12 +159,7 @@ def saving_as_evaluated(values: Mapping[str, Any]) -> dict[str, Any]:
     wanted: dict[str, Any] = {"save_strategy": evaluates}
     if evaluates == "steps":
         wanted["save_steps"] = values["eval_steps"] or values["logging_steps"]  # as in transformers
-    return {name: value for name, value in wanted.items() if word(values[name]) != word(value)}
-
-
-def word(value: Any) -> str:
-    """Return the text of a setting that transformers has a list of words for, whether or not it has read it yet."""
-    return str(getattr(value, "value", value))
+    return {name: value for name, value in wanted.items() if word_of(values[name]) != word_of(value)}
 
 
 def require_beta(beta: float) -> None:

@@ -18,6 +18,7 @@ from ..system.launchers import is_on, join_processes
 from ..system.names import require_folder_name
 from ..system.outside import require_file
 from ..system.precision import NO_BF16_UNIT, best_precision, emulated_bf16_on_gpu, emulates_bf16
+from ..system.words import word_of
 from . import parallelism
 from .catalogue import with_help
 from .constructors import with_older_names
@@ -32,7 +33,6 @@ from .ranges import (
     require_ranges,
     resolved_beta,
     saving_as_evaluated,
-    word,
 )
 from .trackers import trackers
 
@@ -260,9 +260,10 @@ class ORPOConfig(TrainingArguments):
         for name, value in saving_as_evaluated(values).items():
             given = getattr(self, name)
             setattr(self, name, value)
-            if word(given) != word(defaults[name]):
+            if word_of(given) != word_of(defaults[name]):
+                was = word_of(given)
                 lines.append(
-                    f"{name} is {word(value)}, not {word(given)}: load_best_model_at_end saves whenever is evaluated"
+                    f"{name} is {word_of(value)}, not {was}: load_best_model_at_end saves whenever is evaluated"
                 )
         return lines
 

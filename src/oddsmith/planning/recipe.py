@@ -33,6 +33,7 @@ from ..model.logprobs.attention.cpu import saved_weights
 from ..model.logprobs.padded import unwrap
 from ..model.logprobs.paths import PaddedPath
 from ..model.logprobs.token_budget import EFFICIENT_TOKENS, MAX_TOKENS, MIN_TOKENS, USABLE, share
+from ..system.words import word_of
 from .activations import StepCost, step_cost
 from .cards import CUDA_BYTES, FREE, NCCL_BYTES, Card
 from .efficiency import Efficiency, efficiency_of
@@ -237,7 +238,7 @@ def _ways(args: ORPOConfig, chosen: ModelConfig, stored: StoredQuantisation | No
             if stored.bytes_per_weight is None:
                 raise ModelError(f"{name}: weights of {stored.method} have no known size; fetch its files first")
             per_weight = stored.bytes_per_weight
-        optim = str(getattr(args.optim, "value", args.optim))
+        optim = word_of(args.optim)
         sizes = weight_sizes(model, optim=optim, bytes_per_quantised=per_weight, stored=files)
         cost = found[LORA].cost if LORA in found else _remembered_cost(outline, model, args)
         found[training] = _Way(training, sizes, cost, model)
@@ -367,7 +368,7 @@ class _Planner:
         cost = way.cost(checkpointing, sharing.computes_narrow)
         compute_bytes = run_dtype(args).itemsize
         # As in training: such a step may have to be computed again, so that gradients are exchanged at its end.
-        can_be_halved = cost.path != "padded batches" and args.max_tokens_per_microbatch is not None
+        can_be_halved = cost.path != PaddedPath.name and args.max_tokens_per_microbatch is not None
         held = sharing.held(way.sizes, compute_bytes, exchanges_after=can_be_halved)
         # A quantised weight is written out to be multiplied by.
         written = compute_bytes * way.sizes.largest_linear

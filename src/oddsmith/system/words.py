@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -14,3 +15,8 @@ def enumerated(parts: Iterable[str], word: str = "and") -> str:
     """Return the parts of a sentence as one: ``a``, ``a and b``, ``a, b and c``, or with another word."""
     *others, last = parts
     return f"{', '.join(others)} {word} {last}" if others else last
+
+
+def word_of(value: Any) -> str:
+    """Return the text of a setting that transformers or peft has a list of words for, whether or not it was read."""
+    return str(getattr(value, "value", value))

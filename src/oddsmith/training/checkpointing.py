@@ -61,6 +61,7 @@ from ..errors import CheckpointError, SaveError
 from ..system.launchers import restarts
 from ..system.outside import require_plain_folder
 from ..system.run_folder import MANIFEST_FILE, TRAINER_STATE_FILE, require_plain_run
+from ..system.words import word_of
 from .agreement import require_same_pairs, require_shared_folder
 from .choosing import choose_checkpoint, fault_of
 from .identity import RunIdentity, length_of
@@ -221,7 +222,7 @@ class CheckpointManager:
         if self._resumed is None or not (self._changed or self._steps_then != state.max_steps):
             return
         rates = follow_schedule(run.optimizer, run.lr_scheduler)
-        name = str(getattr(run.args.lr_scheduler_type, "value", run.args.lr_scheduler_type))
+        name = word_of(run.args.lr_scheduler_type)
         line = line_about(self._steps_then or 0, state.max_steps, name, rates)
         if line is not None and run.is_world_process_zero():
             logger.warning(line)

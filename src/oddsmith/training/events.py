@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..config.catalogue import SUMMARY_SETTINGS
 from ..system.run_folder import Event, append_event
+from ..system.words import word_of
 from .trackers import tracker_may_fail
 from .trainable import parameter_counts
 
@@ -68,7 +69,7 @@ def _describe_adapter(model: Any, without_dropout: bool) -> dict[str, Any] | Non
     config = getattr(model, "active_peft_config", None)
     if config is None:
         return None
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    kind = word_of(config.peft_type)
     if kind != "LORA":
         return {"adapter": kind}
     names = [*(["DoRA"] if config.use_dora else ["LoRA"]), *(["rank-stabilised"] if config.use_rslora else [])]

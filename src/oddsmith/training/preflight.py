@@ -31,6 +31,7 @@ from ..data.limits import readable
 from ..errors import ConfigError
 from ..model.limits import limits_of, require_pad_token
 from ..system.files import in_units
+from ..system.words import word_of
 from ..usual import too_low_for_adapter
 from .trainable import parameter_counts
 
@@ -151,7 +152,7 @@ def size_in_training(
     return checkpoint_size(
         model,
         tokenizer,
-        optim=str(getattr(args.optim, "value", args.optim)),
+        optim=word_of(args.optim),
         optimizer=optimizer,
         save_only_model=args.save_only_model,
         processes=args.world_size,
@@ -161,7 +162,7 @@ def size_in_training(
 
 def saves_to_come(args: TrainingArguments, state: TrainerState) -> int:
     """Return how many checkpoints a run will still write, at most."""
-    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    strategy = word_of(args.save_strategy)
     steps = state.max_steps - state.global_step
     if strategy == "no" or steps <= 0:
         return 0

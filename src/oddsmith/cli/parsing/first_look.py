@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ...system.words import word_of
 from .resolve import Resolved, refuse_of_scripts, require_length, with_origins
 
 if TYPE_CHECKING:
@@ -49,12 +50,11 @@ def look_at_values(resolved: Resolved) -> dict[str, Any]:
 
 
 def _look_at_pairs(data: ScriptArguments, values: dict[str, Any], only_measures: bool) -> None:
-    from ...config.ranges import word
     from ...data.sources.first_look import look_at_datasets, look_at_rows
 
     if only_measures and not data.datasets:
         look_at_rows(str(data.dataset_name), data.dataset_test_split, data.columns, "eval", values["bad_rows"])
         return
     holds_out = data.eval_dataset_name is not None or data.test_split_size is not None
-    evaluates = only_measures or holds_out or word(values["eval_strategy"]) != "no"
+    evaluates = only_measures or holds_out or word_of(values["eval_strategy"]) != "no"
     look_at_datasets(data, evaluate=evaluates, bad_rows=values["bad_rows"])

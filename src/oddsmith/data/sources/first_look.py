@@ -17,6 +17,7 @@ from .files import JSON_LINES, PARQUET, kind_of_file, require_path
 from .loading import (
     BUILTIN,
     is_local,
+    names_in,
     numbered_rows,
     open_rows,
     require_consistent,
@@ -62,7 +63,7 @@ def look_at_datasets(arguments: ScriptArguments, *, evaluate: bool, bad_rows: st
     given = arguments.eval_dataset_name
     if not evaluate or given is None or arguments.test_split_size is not None:
         return
-    names = [given] if Path(given).exists() else [name.strip() for name in given.split(",") if name.strip()]
+    names = names_in(given)
     for name in names:
         source = "eval" if len(names) == 1 else Path(name).name.split(".")[0]
         look_at_rows(name, arguments.dataset_test_split, columns, source, bad_rows, where_there=True)

@@ -355,11 +355,14 @@ def require_known_columns(rows: Rows, where: str) -> None:
         raise DataError(f"{where}: {problem}")
 
 
+def names_in(given: str) -> list[str]:
+    """Return the datasets of ``eval_dataset_name``: what lies there by that name, or names with commas between them."""
+    return [given] if Path(given).exists() else [name.strip() for name in given.split(",") if name.strip()]
+
+
 def _evaluation_rows(arguments: ScriptArguments) -> Rows | dict[str, Rows]:
-    given = arguments.eval_dataset_name or arguments.dataset_name or ""
-    names = [given] if Path(given).exists() else [name.strip() for name in given.split(",") if name.strip()]
     sets = {}
-    for name in names:
+    for name in names_in(arguments.eval_dataset_name or arguments.dataset_name or ""):
         config = arguments.dataset_config if name == arguments.dataset_name else None
         rows = load_rows(
             name,

@@ -10,7 +10,7 @@ from transformers import TrainerState
 from .... import __version__
 from ....data.sources.mixture import Share, share_lines
 from ....model.logprobs.self_check import INEXACT
-from ....system.words import counted
+from ....system.words import counted, word_of
 from ....training.early_stopping import metric_of
 from ....training.trainable import parameter_counts
 from ...parsing.resolve import Settings
@@ -108,7 +108,7 @@ def _steps(trainer: ORPOTrainer, state: TrainerState) -> list[str]:
 
 def _learning(args: Any, state: TrainerState) -> str:
     """Format ``rate 0.0002, cosine after 10 steps of warm-up; beta 0.1``."""
-    schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)).replace("_", " ")
+    schedule = word_of(args.lr_scheduler_type).replace("_", " ")
     warmup = args.get_warmup_steps(state.max_steps)
     after = f" after {counted(warmup, 'step')} of warm-up" if warmup else ", no warm-up"
     return f"rate {args.learning_rate:g}, {schedule}{after}; beta {args.beta:g}"
@@ -122,7 +122,7 @@ def _evaluation(trainer: ORPOTrainer, state: TrainerState) -> str:
     sets = list(rows.values()) if isinstance(rows, Mapping) else [rows]
     pairs = [len(one) for one in sets if isinstance(one, Sized)]
     on = f" on {counted(sum(pairs), 'pair')}" if len(pairs) == len(sets) else ""
-    strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+    strategy = word_of(args.eval_strategy)
     when = {"no": "after the last step", "epoch": "after each epoch"}.get(strategy, "")
     when = when or _every(state.eval_steps, state, "evaluate")
     metric = metric_of(args).removeprefix("eval_")
@@ -134,7 +134,7 @@ def _evaluation(trainer: ORPOTrainer, state: TrainerState) -> str:
 
 def _saving(args: Any, state: TrainerState) -> str:
     """Format when a checkpoint is saved, and how many are kept."""
-    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    strategy = word_of(args.save_strategy)
     if strategy == "no":
         return "the model alone, at the end: no checkpoint, so a stop loses the run (save_strategy: no)"
     when = {"epoch": "after each epoch", "best": "after each evaluation that is the best so far"}.get(strategy, "")

@@ -196,12 +196,12 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
     allow_changed = "allow_changed" in resolved.options
     checkpoint = _checkpoint(_wanted_checkpoint(resolved), settings, allow_changed)
     stop = StopOnRequest(time_limit_s, started_at=STARTED_AT, signals=signals, tell=_warn)
-    progress = ShowProgress(before=lambda state: show_banner(state))
 
     def show_banner(state: Any) -> None:
         is_verbose = "verbose" in resolved.options
         say("\n".join(banner(trainer, settings, state, shares, time_limit_s, verbose=is_verbose)), hang=15)
 
+    progress = ShowProgress(before=show_banner)
     if "from_weights" in resolved.options:
         say(f"starting anew from the weights of {settings.model.model_name_or_path}")
     train_rows, eval_rows, shares = read_rows(settings)
