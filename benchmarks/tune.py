@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -93,6 +92,7 @@ def measure_apart(folder: Path, values: dict[str, Any], seed: int) -> list[float
 
 def report(search: dict[str, Any], costs: dict[str, np.ndarray], seconds: dict[str, float], args: Any) -> str:
     """Return the result as a page."""
+    from oddsmith.system.machine import processor_name
     from oddsmith.tuning.objective import paired_interval
     from oddsmith.tuning.verdict import interval_text
 
@@ -121,7 +121,7 @@ def report(search: dict[str, Any], costs: dict[str, np.ndarray], seconds: dict[s
         [
             "# `oddsmith tune` on the built-in pairs",
             "",
-            f"{datetime.now(UTC):%Y-%m-%d}, {len(os.sched_getaffinity(0))} cores of {processor()}, `{command}`:"
+            f"{datetime.now(UTC):%Y-%m-%d}, {len(os.sched_getaffinity(0))} cores of {processor_name()}, `{command}`:"
             f" {seconds['search'] / 60:.1f} min for the search, {seconds['train'] / 60:.1f} for the trainings.",
             f"SmolLM2-135M-Instruct, LoRA on attention, {args.steps} steps of {RECIPE['per_device_train_batch_size']}"
             " pairs, in a probe as in a training.",
@@ -159,13 +159,6 @@ def interval_of(gain: dict[str, float] | None) -> str:
     if gain is None or None in gain.values():
         return "-"
     return interval_text(Interval(**gain))
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ def text_perplexity(model: Any, tokenizer: Any) -> float:
 
 def facts_kept(model: Any, tokenizer: Any) -> list[int]:
     """Return for each question whether the greedy answer contains an accepted one, as 0 and 1."""
+    from oddsmith.data.builtin.facts import has_fact
     from oddsmith.model.generation import answer
 
     rows = read_rows(FACTS)
@@ -42,10 +43,4 @@ def facts_kept(model: Any, tokenizer: Any) -> list[int]:
         for row in rows
     ]
     texts = answer(model, tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
-    return [int(is_accepted(text, row["accepted"])) for text, row in zip(texts, rows, strict=True)]
-
-
-def is_accepted(text: str, accepted: list[str]) -> bool:
-    """Return whether one of the short answers stands in a text as words of its own."""
-    words = " ".join("".join(char if char.isalnum() else " " for char in text.lower()).split())
-    return any(f" {one.lower()} " in f" {words} " for one in accepted)
+    return [int(has_fact(text, row["accepted"])) for text, row in zip(texts, rows, strict=True)]

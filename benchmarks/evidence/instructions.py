@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from . import measure
 from .asked import TOPICS, rows
-from .lab import RESULTS, apart, bootstrap, kept, model_in_bf16, oddsmith, read_rows, write_rows
+from .lab import RESULTS, apart, bootstrap, flags_of, kept, model_in_bf16, oddsmith, read_rows, write_rows
 
 QUESTION = "instructions"
 SEEDS = (1, 2, 3)
@@ -32,21 +33,7 @@ VALIDATION_TOPICS = 16  # the last ones: no training prompt is about them
 PROMPTS, SAMPLES, ANSWER_TOKENS, VALIDATION = 320, 6, 160, 120
 IFEVAL_TOKENS = 512  # answers are cut there
 REPEATED_WORDS = 4  # length of the runs of words that are counted
-SETTINGS: dict[str, Any] = {
-    "use_peft": True,
-    "lora_r": 16,
-    "lora_alpha": 32,
-    "lora_dropout": 0.0,
-    "max_length": 512,
-    "per_device_train_batch_size": 8,
-    "num_train_epochs": 2,
-    "warmup_steps": 0.1,  # of all steps
-    "lr_scheduler_type": "cosine",
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-}
+SETTINGS: dict[str, Any] = {**measure.SETTINGS, "num_train_epochs": 2, "report_to": "none", "disable_tqdm": True}
 CANDIDATES: dict[str, dict[str, Any]] = {
     "rate-2e-4-beta-0.5": {"learning_rate": 2e-4, "beta": 0.5},
     "rate-5e-4-beta-1": {"learning_rate": 5e-4, "beta": 1.0},
@@ -145,11 +132,8 @@ def pairs_of(name: str, model: str, work: Path, seed: int) -> tuple[Path, dict[s
 def trained(model: str, pairs: Path, output: Path, settings: dict[str, Any], seed: int) -> Path:
     """Train on pairs; return the run folder, which is used again where it is there."""
     if not (output / "run.yaml").exists():
-        given = {"model_name_or_path": model, "dataset_name": str(pairs), "output_dir": str(output), "seed": seed}
-        given |= settings
-        oddsmith(
-            "train", *(word for key, value in given.items() for word in (f"--{key}", json.dumps(value).strip('"')))
-        )
+        files = {"model_name_or_path": model, "dataset_name": str(pairs), "output_dir": str(output)}
+        oddsmith("train", *flags_of({**settings, **files, "seed": seed}))
     return output
 
 

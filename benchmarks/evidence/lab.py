@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from oddsmith.system.machine import processor_name, usable_cores
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
@@ -92,18 +93,10 @@ def made(seconds: float) -> dict[str, Any]:
         "command": " ".join(
             ["python -m", f"benchmarks.evidence.{Path(sys.argv[0]).stem}", *map(_without_folder, sys.argv[1:])]
         ),
-        "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores, {os.environ.get('OMP_NUM_THREADS', 'all')}"
-        " threads",
+        "machine": f"{processor_name()}, {usable_cores()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads",
         "seconds": round(seconds, 1),
         "packages": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def oddsmith(*words: object, cwd: Path | None = None) -> dict[str, Any]:
@@ -116,6 +109,11 @@ def oddsmith(*words: object, cwd: Path | None = None) -> dict[str, Any]:
     if done.returncode not in (0, 3):
         sys.exit(f"oddsmith {' '.join(map(str, words))} ended with {done.returncode}")
     return json.loads(done.stdout)
+
+
+def flags_of(settings: dict[str, Any]) -> list[str]:
+    """Return settings as flags of a command."""
+    return [word for name, value in settings.items() for word in (f"--{name}", json.dumps(value).strip('"'))]
 
 
 def apart(module: str, document: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .facts import facts_kept, text_perplexity
-from .lab import MODEL, apart, oddsmith
+from .lab import MODEL, apart, flags_of, oddsmith
 
 # The settings of all runs unless a question says otherwise.
 SETTINGS: dict[str, Any] = {
@@ -88,8 +88,7 @@ def _measure(spec: dict[str, Any]) -> dict[str, Any]:
             "report_to": "none",
             "disable_tqdm": True,
         }
-        words = [word for name, value in given.items() for word in (f"--{name}", json.dumps(value).strip('"'))]
-        trainer = trainer_from_recipe(*words)
+        trainer = trainer_from_recipe(*flags_of(given))
         start = time.perf_counter()
         if spec["train"]:
             trainer.train()
