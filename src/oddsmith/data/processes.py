@@ -26,6 +26,7 @@ from multiprocessing.process import BaseProcess
 from typing import TypeAlias, TypeVar
 
 from ..errors import OddsmithError
+from ..system.machine import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,7 +49,7 @@ def usable_processes(*, shared: bool = True) -> int:
     if not CAN_FORK or multiprocessing.current_process().daemon:
         return 1
     others = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if shared else 1
-    return max(1, len(os.sched_getaffinity(0)) // others)
+    return max(1, usable_cores() // others)
 
 
 def parallel_map(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result]:

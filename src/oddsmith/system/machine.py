@@ -7,12 +7,14 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-X86_BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+ARM_BF16 = "Arm BF16"
+BF16_UNITS = {"bf16": ARM_BF16, "amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 NVIDIA_SECONDS = 10.0  # a driver that hangs answers never
 
@@ -45,12 +47,9 @@ def processor_flags() -> dict[str, bool]:
     return {}
 
 
-def bf16_unit() -> str | None:
-    """Return the name of the processor's bf16 instructions, as far as the system tells without torch."""
-    flags = processor_flags()
-    if flags.get("bf16"):
-        return "Arm BF16"
-    return next((name for flag, name in X86_BF16_UNITS.items() if flags.get(flag)), None)
+def bf16_unit(flags: Mapping[str, bool]) -> str | None:
+    """Return the name of the bf16 instructions that are among the flags of a processor; ``None`` for none."""
+    return next((name for flag, name in BF16_UNITS.items() if flags.get(flag)), None)
 
 
 def usable_cores() -> int:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from .machine import X86_BF16_UNITS, processor_flags
+from .machine import ARM_BF16, bf16_unit, processor_flags
 
 FIRST_TENSOR_CORES = (7, 0)  # compute capability of NVIDIA's GPUs
 NO_BF16_UNIT = "this CPU has neither AVX512-BF16 nor AMX"
@@ -74,9 +74,8 @@ def emulated_bf16_on_gpu(use_cpu: bool = False) -> str | None:
 def _cpu_bf16_unit() -> str | None:
     """Return the name of the CPU's bf16 matrix instructions; ``None`` without, or where torch may not use them."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else processor_flags()
-    if capabilities.get("bf16"):
-        return "Arm BF16"
+    unit = bf16_unit(capabilities)
     # ATEN_CPU_CAPABILITY=avx2 makes torch compute as on an older CPU; the capabilities are still those of the hardware.
-    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+    if unit != ARM_BF16 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         return None
-    return next((name for flag, name in X86_BF16_UNITS.items() if capabilities.get(flag)), None)
+    return unit

@@ -26,6 +26,7 @@ from ...system.machine import (
     bf16_unit,
     free_memory_bytes,
     nvidia_gpus,
+    processor_flags,
     processor_name,
     usable_cores,
 )
@@ -72,7 +73,7 @@ def _document() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "packages": {name: _version(name) for name in SHOWN},
-        "processor": {"name": processor_name(), "cores": usable_cores(), "bf16": bf16_unit()},
+        "processor": {"name": processor_name(), "cores": usable_cores(), "bf16": bf16_unit(processor_flags())},
         "gpus": [gpu._asdict() for gpu in gpus or ()],
         "device": _device(gpus),
         "precision": _precision(gpus),
@@ -133,7 +134,7 @@ def _precision(gpus: list[NvidiaGpu] | None) -> str:
         capability = gpus[0].capability
         name = "bf16" if capability >= BF16_FROM else "fp16" if capability >= FP16_FROM else "float32"
         return f"{name}: compute capability {'.'.join(map(str, capability))}"
-    unit = bf16_unit()
+    unit = bf16_unit(processor_flags())
     return f"bf16: the processor has {unit}" if unit else "float32: the processor has no bf16 units that are known"
 
 

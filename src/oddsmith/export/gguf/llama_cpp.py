@@ -15,6 +15,7 @@ import numpy as np
 
 from ...errors import MissingExtraError, ModelError
 from ...model.loading.gguf_header import check_gguf
+from ...system.machine import usable_cores
 
 # Tokens per call; llama.cpp keeps the logits of all of them, float32.
 BATCH_TOKENS = 512
@@ -234,8 +235,7 @@ def available_processors() -> int:
     limit = os.environ.get("OMP_NUM_THREADS", "")
     if limit.isdecimal() and int(limit) > 0:
         return int(limit)
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return usable_cores()
 
 
 def _load(library: Any, path: Path) -> Any:
