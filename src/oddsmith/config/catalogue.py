@@ -167,7 +167,7 @@ TRAINING = (
     length("max_steps", "Stop after so many optimizer steps, whatever num_train_epochs says.", COMMON | SUMMARY),
     by_result(
         "per_device_train_batch_size",
-        "Pairs per device and accumulation; max_tokens_per_microbatch says how they are computed.",
+        "Pairs of a batch, per device; max_tokens_per_microbatch bounds how many are computed at once.",
         COMMON | SUMMARY,
     ),
     by_result("gradient_accumulation_steps", "Batches that make one optimizer step, per device.", COMMON | SUMMARY),
@@ -261,7 +261,7 @@ SAVING = (
     ),
     free("save_total_limit", "Keep at most so many checkpoints; the oldest go first.", COMMON),
     decides(
-        "load_best_model_at_end", "End with the checkpoint that evaluated best; saves whenever is evaluated.", COMMON
+        "load_best_model_at_end", "End with the checkpoint that evaluated best; each evaluation saves one.", COMMON
     ),
     free("resume_from_checkpoint", "Same as --resume PATH."),
     *each(free, "restore_callback_states_from_checkpoint enable_jit_checkpoint save_only_model save_on_each_node"),

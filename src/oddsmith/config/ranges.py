@@ -131,9 +131,9 @@ def require_early_stopping(values: Mapping[str, Any]) -> None:
 
 
 def saving_as_evaluated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return when to save so that the best model can be loaded at the end: whenever is evaluated.
+    """Return when to save so that the best model can be loaded at the end: at each evaluation.
 
-    What is evaluated and not saved could not be loaded. ``save_strategy: best`` saves it, too.
+    A model that was evaluated and not saved could not be loaded. ``save_strategy: best`` saves it, too.
 
     Args:
         values: The settings.

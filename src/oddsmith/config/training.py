@@ -253,7 +253,7 @@ class ORPOConfig(TrainingArguments):
         return options
 
     def _save_as_evaluated(self) -> list[str]:
-        """Save whenever is evaluated where the best model is wanted; return what to say where that was to be else."""
+        """Save at each evaluation if the best model is wanted; return a line for each setting that this changes."""
         defaults = {field.name: field.default for field in fields(self)}
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         lines = []
@@ -262,9 +262,7 @@ class ORPOConfig(TrainingArguments):
             setattr(self, name, value)
             if word_of(given) != word_of(defaults[name]):
                 was = word_of(given)
-                lines.append(
-                    f"{name} is {word_of(value)}, not {was}: load_best_model_at_end saves whenever is evaluated"
-                )
+                lines.append(f"{name} is {word_of(value)}, not {was}: load_best_model_at_end saves at each evaluation")
         return lines
 
     def _resolve_precision(self) -> list[str]:

@@ -202,7 +202,7 @@ def stored_base(args: ORPOConfig, chosen: ModelConfig, machine: Machine) -> Stor
     place = locate(name)
     if is_adapter_folder(Path(place)) or is_gguf(place):
         return None
-    # From a hub, it is fetched.
+    # The configuration of a model on the hub is downloaded here.
     config = load_config(name, revision=chosen.model_revision, trust_remote_code=args.trust_remote_code)
     capability = machine.card.capability if machine.card is not None and machine.on_gpu else None
     return stored_quantisation(name, config, is_here=machine.is_here, capability=capability)

@@ -1,7 +1,7 @@
 """Compute the rewards of several answers to a prompt on a prefix forest, so that the prompt is computed once.
 
 A reward is the head's output at the last token of an answer. On packed rows (``batching/forest.py``) that token has the
-hidden state that it has in its own sequence, so nothing else changes. Models are packed of whose kind the trainer's
+hidden state that it has in its own sequence, so nothing else changes. Only models are packed for which the trainer's
 self-check (``model/logprobs/self_check.py``) finds packed rows exact.
 """
 
@@ -43,9 +43,9 @@ def packed_logits(model: Any, sequences: Sequence[Sequence[int]], pad_token_id: 
     """Return the logits of all heads for sequences that share beginnings, [S, H].
 
     Args:
-        model: That ``is_packable`` says so of.
+        model: A model for which ``is_packable`` returns true.
         sequences: Token ids, none empty.
-        pad_token_id: The model's; it takes the last token that is none for the end, also in an answer.
+        pad_token_id: The model's. transformers reads a reward at the last token that is another one.
 
     Returns:
         What the model gives for each sequence alone.

@@ -57,7 +57,7 @@ EXACT = 1e-5
 # Mean difference of the same on the model itself, in any precision. In bfloat16 an expert chosen otherwise by rounding
 # changes a tenth; positions or keys that are wrong change as much as there is.
 ALIKE = 0.3
-# How a reason begins that is followed by figures, which only who asks for them wants to read.
+# The beginning of a reason. The figures after it are printed with --verbose alone.
 INEXACT = "packed rows would change its results"
 # A row of the model itself is short, for it may be large; one of the copy exceeds blocks that a layer may work on.
 ROW_TOKENS, COPY_ROW_TOKENS = 68, 306

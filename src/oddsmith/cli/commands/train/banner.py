@@ -115,7 +115,7 @@ def _learning(args: Any, state: TrainerState) -> str:
 
 
 def _evaluation(trainer: ORPOTrainer, state: TrainerState) -> str:
-    """Format when is evaluated, on how many pairs, and what is done about the best."""
+    """Say when the model is evaluated, on how many pairs, and what happens to the best one."""
     args, rows = trainer.args, trainer.eval_dataset
     if rows is None:
         return "none: no pairs are held out (test_split_size, eval_dataset_name)"
@@ -124,7 +124,7 @@ def _evaluation(trainer: ORPOTrainer, state: TrainerState) -> str:
     on = f" on {counted(sum(pairs), 'pair')}" if len(pairs) == len(sets) else ""
     strategy = word_of(args.eval_strategy)
     when = {"no": "after the last step", "epoch": "after each epoch"}.get(strategy, "")
-    when = when or _every(state.eval_steps, state, "evaluate")
+    when = when or _every(state.eval_steps, state, "eval_steps")
     metric = metric_of(args).removeprefix("eval_")
     best = f"; the best by {metric} is kept" if args.load_best_model_at_end else ""
     patience = args.early_stopping_patience
@@ -133,20 +133,20 @@ def _evaluation(trainer: ORPOTrainer, state: TrainerState) -> str:
 
 
 def _saving(args: Any, state: TrainerState) -> str:
-    """Format when a checkpoint is saved, and how many are kept."""
+    """Say when a checkpoint is saved, and how many are kept."""
     strategy = word_of(args.save_strategy)
     if strategy == "no":
         return "the model alone, at the end: no checkpoint, so a stop loses the run (save_strategy: no)"
     when = {"epoch": "after each epoch", "best": "after each evaluation that is the best so far"}.get(strategy, "")
-    when = when or _every(state.save_steps, state, "save")
+    when = when or _every(state.save_steps, state, "save_steps")
     kept = f"; the newest {args.save_total_limit} are kept" if args.save_total_limit else "; all are kept"
     return f"{when}{kept}"
 
 
-def _every(steps: float | None, state: TrainerState, what: str) -> str:
+def _every(steps: float | None, state: TrainerState, setting: str) -> str:
     steps = int(steps or 0)
     if not steps or steps >= state.max_steps:
-        return f"after the last step ({what[:4]}_steps is {steps:,})"
+        return f"after the last step ({setting} is {steps:,})"
     return f"every {counted(steps, 'step')}" if steps > 1 else "after each step"
 
 
