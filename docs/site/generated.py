@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import oddsmith
+from oddsmith import errors
 from oddsmith.cli.main import COMMANDS
 from oddsmith.cli.parsing.schema import Field, load_fields
 from oddsmith.config.catalogue import SETTINGS, Effect, Facts
@@ -97,20 +98,31 @@ def _cell(text: str) -> str:
 
 
 def api(sphinx: bool) -> str:
-    """Return the reference of the public names: for autodoc, or as plain Markdown."""
+    """Return the reference of the public names, the errors last: for autodoc, or as plain Markdown."""
     names = [name for name in oddsmith.__all__ if name != "__version__"]
-    return "\n\n".join(map(_autodoc if sphinx else _docstring, names))
+    is_error = {name: name in vars(errors) for name in names}
+    reference = _autodoc if sphinx else _docstring
+    parts = [f"## {name}\n\n{reference(name)}" for name in names if not is_error[name]]
+    parts += ["## Errors", f"```text\n{inspect.getdoc(errors)}\n```"]
+    parts += [f"### {name}\n\n{reference(name)}" for name in names if is_error[name]]
+    return "\n\n".join(parts)
 
 
 def _autodoc(name: str) -> str:
-    kind = "autoclass" if inspect.isclass(getattr(oddsmith, name)) else "autofunction"
-    return f"## {name}\n\n```{{eval-rst}}\n.. {kind}:: oddsmith.{name}\n```"
+    value = getattr(oddsmith, name)
+    kind = "exception" if name in vars(errors) else "class" if inspect.isclass(value) else "function"
+    return f"```{{eval-rst}}\n.. auto{kind}:: oddsmith.{name}\n```"
 
 
 def _docstring(name: str) -> str:
     value = getattr(oddsmith, name)
-    signature = "(**settings)" if hasattr(value, "__dataclass_fields__") else inspect.signature(value)
-    return f"## {name}\n\n```python\noddsmith.{name}{signature}\n```\n\n```text\n{inspect.getdoc(value)}\n```"
+    if hasattr(value, "__dataclass_fields__"):
+        signature = "(**settings)"
+    elif name in vars(errors) and "__init__" not in vars(value):
+        signature = "(message)"
+    else:
+        signature = str(inspect.signature(value))
+    return f"```python\noddsmith.{name}{signature}\n```\n\n```text\n{inspect.getdoc(value)}\n```"
 
 
 def as_markdown(text: str, sphinx: bool = False) -> str:

@@ -9,6 +9,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cli.commands.train.recipe import trainer_from_recipe
     from .config import ModelConfig, ORPOConfig, ScriptArguments
+    from .errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        ExportError,
+        Interrupted,
+        MissingExtraError,
+        ModelError,
+        NonFiniteError,
+        NotAFileError,
+        OddsmithError,
+        OutOfMemoryError,
+        OutputError,
+        RowError,
+        SaveError,
+        ServerError,
+        UndecidedRow,
+        UsageError,
+        WorkerError,
+    )
     from .model.adapters import get_peft_config, get_quantization_config
     from .model.chat_format import setup_chat_format
     from .model.logprobs.pair_tokens import PairLosses, PairTokens
@@ -19,7 +39,8 @@ __version__ = "0.1.0"
 
 NOT_ON_WINDOWS = "Oddsmith runs on Linux and macOS; on Windows, install it inside WSL (https://aka.ms/wsl)"
 
-# Name -> module. Loaded on first use, so that `import oddsmith` and `oddsmith --help` never wait for torch.
+# Name -> module; the other names of `__all__` are errors. Loaded on first use, so that `import oddsmith` and `oddsmith
+# --help` never wait for torch.
 _HOME = {
     "ORPOConfig": ".config",
     "ORPOTrainer": ".training.trainer",
@@ -35,13 +56,31 @@ _HOME = {
 }
 
 __all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "Interrupted",
+    "MissingExtraError",
     "ModelConfig",
+    "ModelError",
+    "NonFiniteError",
+    "NotAFileError",
     "ORPOConfig",
     "ORPOTrainer",
+    "OddsmithError",
+    "OutOfMemoryError",
+    "OutputError",
     "PairLosses",
     "PairTokens",
+    "RowError",
+    "SaveError",
     "ScriptArguments",
+    "ServerError",
     "StopOnRequest",
+    "UndecidedRow",
+    "UsageError",
+    "WorkerError",
     "__version__",
     "get_peft_config",
     "get_quantization_config",
@@ -50,12 +89,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'oddsmith' has no attribute {name!r}")
-    if sys.platform == "win32":
-        raise ImportError(NOT_ON_WINDOWS)
-    return getattr(import_module(_HOME[name], __name__), name)
+if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'oddsmith' has no attribute {name!r}")
+        if sys.platform == "win32":
+            raise ImportError(NOT_ON_WINDOWS)
+        return getattr(import_module(_HOME.get(name, ".errors"), __name__), name)
 
 
 def __dir__() -> list[str]:

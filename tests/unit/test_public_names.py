@@ -13,6 +13,7 @@ import trl
 
 import oddsmith
 from oddsmith.config import catalogue
+from tests.test_architecture import ERRORS
 
 with warnings.catch_warnings(action="ignore"):  # it warns that its place may change
     import trl.experimental.orpo as trl_orpo
@@ -58,14 +59,19 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = oddsmith.ORPOTrainr
 
 
-def test_importing_the_package_loads_nothing_heavy():
+def test_importing_the_package_loads_nothing_heavy_and_prints_nothing():
     code = (
         "import sys, oddsmith\n"
+        "from oddsmith import ConfigError\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(heavy)) or None)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stderr
+    result = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_every_error_is_public():
+    assert set(ERRORS) - set(oddsmith.__all__) == set()
 
 
 @pytest.mark.parametrize("name", SETTINGS)
