@@ -41,3 +41,19 @@ def test_an_answer_depends_on_its_prompt_and_seed_alone(file, sequences):
     found = answers(file, sequences, asked, **options)
     assert found == [answers(file, 1, [one], **options)[0] for one in asked]
     assert len({tuple(ids) for ids in found}) == len(asked)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_tokens_that_need_not_be_sorted_change_nothing(file, top_p, monkeypatch):
+    asked = [(text, seed) for text in TEXTS for seed in range(4)]
+    found = answers(file, 4, asked, temperature=1.5, top_p=top_p)
+
+    def sorting_all(self, temperature, top_p, seed):
+        sampler = self._library.LlamaSampler(self._library.LlamaSamplerChainParams())
+        sampler.add_top_p(top_p, 1)
+        sampler.add_temp(temperature)
+        sampler.add_dist(seed)
+        return sampler
+
+    monkeypatch.setattr(ParallelGguf, "_sampler", sorting_all)
+    assert found == answers(file, 4, asked, temperature=1.5, top_p=top_p)

@@ -191,6 +191,9 @@ class GgufModel:
             sampler.add_greedy()
             return sampler
         if top_p < 1:
+            # The last of the tokens that have top_p, and all less likely ones, have 1 - top_p or more together. So it
+            # has at least that through the size of the vocabulary, and tokens far below need not be sorted.
+            sampler.add_min_p((1 - top_p) / self.vocabulary_size / 100, 1)
             sampler.add_top_p(top_p, 1)
         sampler.add_temp(temperature)
         sampler.add_dist(seed)
