@@ -30,14 +30,17 @@ class LoadedSide(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_for_inference(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_for_inference(name: str, *, as_trained: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer to get answers from it; errors are those of ``load_model``.
 
     An adapter is loaded on its base in the bits of its training, because it computes something else on others. Weights
     keep the type they are stored in (float16 or float32 where bf16 would be slow), on the accelerator if there is one.
+    With ``as_trained`` float32 becomes bf16, too, where a training here would compute in it: answers come sooner (1.6
+    times for 135M parameters on a CPU with AVX512-BF16).
     """
     quantization = find_model(name).quantization_config()
-    dtype = {"bf16": "auto", "fp16": "float16"}.get(best_precision().name, "float32")
+    kept = "bfloat16" if as_trained else "auto"
+    dtype = {"bf16": kept, "fp16": "float16"}.get(best_precision().name, "float32")
     tokenizer = load_tokenizer(name)
     model = load_model(name, dtype=dtype, quantization_config=quantization)
     if emulates_bf16():

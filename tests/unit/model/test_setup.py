@@ -83,3 +83,11 @@ def test_a_model_to_answer(unit, tmp_path):
     tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
     model, _ = load_for_inference(str(tmp_path))
     assert model.dtype is (torch.bfloat16 if unit else torch.float32)
+
+
+def test_answers_are_drawn_in_the_format_of_a_training_here(unit, tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    tiny_model().save_pretrained(tmp_path)
+    drawn, _ = load_for_inference(str(tmp_path), as_trained=True)
+    assert drawn.dtype is (torch.bfloat16 if unit else torch.float32)
+    assert load_for_inference(str(tmp_path))[0].dtype is torch.float32

@@ -50,7 +50,7 @@ class TransformersAnswers:
 
     def __init__(self, name: str, drawing: Drawing, batch_size: int):
         self.name, self._drawing, self._batch_size = name, drawing, batch_size
-        self._backend = open_backend(name)
+        self._backend = open_backend(name, as_trained=True)
 
     def answers(self, questions: Sequence[Question], known: Known) -> Iterator[Answer | Unanswered]:
         backend, drawing = self._backend, self._drawing
