@@ -47,7 +47,7 @@ USES = {
     "train": "train --recipe smollm2-135m-lora --output_dir run --dry-run",
     "recipes": "recipes",
     "convert": "convert axolotl.yaml",
-    "advise": f"advise {TINY} pairs.jsonl",
+    "advise": f"advise {TINY} pairs.jsonl --output advised.yaml",
     "plan": "plan --recipe smollm2-135m-lora",
     "tune": "tune recipe.yaml",
     "eval": f"eval {TINY} --dataset_name builtin:house-style",
@@ -57,19 +57,29 @@ USES = {
     "serve": "serve model.gguf",
     "compare": f"compare {TINY} {TINY} --prompts builtin:house-style",
     "diagnose": "diagnose log.jsonl",
-    "monitor": "monitor --report page.html",
+    "monitor": "monitor .",
     "doctor": "doctor",
     "completion": "completion bash",
     "data make": f"data make prompts.txt --model {TINY} --judge rule:rules.yaml --output made.jsonl",
     "data check": "data check builtin:house-style",
 }
+# Each of these ends in the name of an extra, once there is a model.
+NEED_EXTRAS = (
+    "tune recipe.yaml",
+    f"export {TINY} --to gguf --output files",
+    "train --recipe smollm2-135m-lora --output_dir run --dry-run --load_in_4bit",
+    "data check pairs.xlsx",
+)
+LIMIT_S = 300  # of a command that needs an extra, or does little
 FIND_FAULTS = {"data check", "diagnose"}  # exit code 1: there are some
 FILES = {
-    "axolotl.yaml": "base_model: a/model\nrl: orpo\ndatasets:\n  - path: some/pairs\n    type: chat_template.argilla\n",
+    "axolotl.yaml": "base_model: a/model\nrl: orpo\ndatasets:\n  - path: some/pairs\n    type: chat_template.argilla\n"
+    "learning_rate: 0.0001\nmicro_batch_size: 1\ngradient_accumulation_steps: 1\n",
     "pairs.jsonl": '{"prompt": "Two and two?", "chosen": "Four.", "rejected": "They are four, as is known."}\n' * 8,
     "recipe.yaml": f"model_name_or_path: {TINY}\ndataset_name: builtin:house-style\n",
     "log.jsonl": '{"loss": 1.0, "step": 10}\n',
     "model.gguf": "GGUF",
+    "pairs.xlsx": "",
     "prompts.txt": QUESTION,
     "rules.yaml": "- words: {max: 5}\n",
 }
@@ -79,11 +89,13 @@ class Fault(Exception):
     """A step found something; the message says what."""
 
 
-def run(*words: str | Path, cwd: Path = ROOT, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: str | Path, cwd: Path = ROOT, stdin: str = "", limit_s: float | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, without this tree's packages in its path."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment |= variables
-    return subprocess.run(words, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True, check=False)
+    return subprocess.run(words, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True, timeout=limit_s)
 
 
 def must(*words: str | Path, **options: Any) -> str:
@@ -177,19 +189,36 @@ def check_install(place: Path, dist: Path) -> str:
     install(place, dist, str(next(dist.glob("*.whl"))))
     hints, faults = {}, []
     for name, use in USES.items():
-        done = run(place / "venv" / "bin" / "oddsmith", *use.split(), cwd=work, **offline(place))
-        said = done.stderr.strip().splitlines()
-        if done.returncode == 2 and (hint := HINT.search(said[-1] if said else "")):
+        code, said = outcome_of(place, use)
+        if hint := HINT.search(said):
             hints[name] = hint[1].strip('"')
-        elif done.returncode > (name in FIND_FAULTS) or "Traceback" in done.stderr:
-            faults.append(f"oddsmith {use} ended with {done.returncode}: {' '.join(said[-1:])}")
-    if faults:
-        raise Fault("\n".join(faults))
+        elif code > (name in FIND_FAULTS):
+            faults.append(f"oddsmith {use} ended with {code}: {said}")
     for hint in sorted(set(hints.values())):
         install(place, dist, hint)
+    for use in NEED_EXTRAS:
+        code, said = outcome_of(place, use)
+        if hint := HINT.search(said):
+            install(place, dist, hint[1].strip('"'))
+        else:
+            faults.append(f"oddsmith {use} names no extra: {said}")
+    if faults:
+        raise Fault("\n".join(faults))
     must(place / "venv" / "bin" / "python", "-m", "pip", "check")
     named = ", ".join(sorted(set(hints.values())))
     return f"{len(USES) - len(hints)} commands work without extras, {len(hints)} name {named}"
+
+
+def outcome_of(place: Path, use: str) -> tuple[int, str]:
+    """Return how a command in the new environment ends: its exit code, and its last line on stderr."""
+    program = place / "venv" / "bin" / "oddsmith"
+    try:
+        done = run(program, *use.split(), cwd=place / "bare", limit_s=LIMIT_S, **offline(place))
+    except subprocess.TimeoutExpired:
+        return 124, f"it does not end within {LIMIT_S} s"
+    if "Traceback" in done.stderr:
+        return 3, "it shows a traceback"
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
 
 
 def install(place: Path, dist: Path, what: str) -> None:

@@ -152,9 +152,13 @@ class MissingExtraError(UsageError, ImportError):
         package: What to install where no extra of ours has it.
     """
 
-    def __init__(self, what: str, extra: str = "", *, package: str = ""):
+    def __init__(self, what: str, extra: str = "", package: str = ""):
+        super().__init__(what, extra, package)  # all of them, to come whole out of another process
+
+    def __str__(self) -> str:
+        what, extra, package = self.args
         install = package or f'"oddsmith[{extra}]"'
-        super().__init__(f"{what} needs an optional dependency; install it with: pip install {install}")
+        return showable(f"{what} needs an optional dependency; install it with: pip install {install}")
 
 
 class SaveError(OddsmithError):

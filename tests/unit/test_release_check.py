@@ -8,7 +8,7 @@ import pytest
 from oddsmith import __version__
 from oddsmith.cli.command_table import COMMANDS
 from scripts import release_check
-from scripts.release_check import FILES, HINT, USES, Fault, check_version
+from scripts.release_check import FILES, HINT, NEED_EXTRAS, USES, Fault, check_version
 from tests.docs_blocks import ROOT, commands
 from tests.unit.test_docs_blocks import read_words
 
@@ -18,7 +18,7 @@ def test_it_uses_every_command_with_words_that_exist(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    for use in USES.values():
+    for use in (*USES.values(), *NEED_EXTRAS):
         with monkeypatch.context() as patch:
             read_words(use.split(), patch)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass, field
 from typing import Optional
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingExtraError
 from ..system.dtypes import dtype_name
 from .catalogue import with_help
 from .constructors import with_older_names
@@ -96,3 +97,9 @@ class ModelConfig:
     def trust_remote_code(self) -> bool:
         """``False``: what TRL's older scripts read here is a setting of ``ORPOConfig``, in TRL today, too."""
         return False
+
+
+def require_bitsandbytes(config: ModelConfig) -> None:
+    """Raise ``MissingExtraError`` where a model is to be loaded in 4 or 8 bits and bitsandbytes is not installed."""
+    if (config.load_in_4bit or config.load_in_8bit) and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(f"{4 if config.load_in_4bit else 8}-bit loading", "4bit")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import ModelConfig
-from ..errors import MissingExtraError, ModelError
+from ..config.model import require_bitsandbytes
+from ..errors import ModelError
 from ..system.precision import best_precision
 from .adapter_bounds import require_bounded_adapter
 from .bypassed import bypassed_layers
@@ -72,8 +72,7 @@ def get_quantization_config(
     """
     if not (model_config.load_in_4bit or model_config.load_in_8bit):
         return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtraError(f"{4 if model_config.load_in_4bit else 8}-bit loading", "4bit")
+    require_bitsandbytes(model_config)
     if model_config.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     compute: Any = model_config.dtype

@@ -15,6 +15,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError
@@ -32,11 +33,9 @@ MOST_COMBINATIONS = 10_000  # of a finite space, to look for one that is left
 
 
 def require_optuna() -> None:
-    """Raise ``MissingExtraError`` where Optuna is not installed."""
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("oddsmith tune", "tune") from error
+    """Raise ``MissingExtraError`` where Optuna is not installed. Importing it takes a second, and is left for later."""
+    if find_spec("optuna") is None:
+        raise MissingExtraError("oddsmith tune", "tune")
 
 
 def next_values(space: Space, results: Sequence[Result], seed: int) -> dict[str, Any] | None:

@@ -66,7 +66,7 @@ def advise(arguments: Sequence[str]) -> Judged:
     output = _new_file(Path(resolved.options.get("output", "recipe.yaml")).expanduser())
     given = {name: setting for name, setting in resolved.settings.items() if name not in NAMED}
     require_names(resolved)
-    first_look(resolved)
+    first_look(resolved, only_plans=True)
     found = _advice(resolved, given, output, gpu, gpus)
 
     from ..terminal.advice_table import document_of, print_advice, recipe_text

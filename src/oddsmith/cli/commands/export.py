@@ -125,6 +125,9 @@ def _export_merged(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any
 
 def _export_gguf(name: str, options: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
     """Make the files; return the result as JSON values, and their folder."""
+    from ...export.gguf.llama_cpp import load_cyllama
+
+    load_cyllama("an export to GGUF")  # without torch, which takes seconds
     with working(STARTING):
         from ...export.gguf.export import export_gguf
 

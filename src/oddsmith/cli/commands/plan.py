@@ -56,7 +56,7 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
     resolved = resolve(arguments, fields_for_run(), OPTIONS)
     require_names(resolved)
     given = resolved.options
-    first_look(resolved)
+    first_look(resolved, only_plans=True)
     nodes = _within(MOST_NODES, whole_number(given, "nodes", 1), "nodes")
     with working(STARTING):
         gpu, gpus = given_gpus(given)

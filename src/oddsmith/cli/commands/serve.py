@@ -28,9 +28,10 @@ def serve(arguments: Sequence[str]) -> int:
     name, given = resolve_word(arguments, OPTIONS, "model", "oddsmith serve MODEL")
     port = whole_number(given, "port", 0)
 
+    from ...inference.serve.needed import require_server_for
     from ...model.loading.first_look import look_at_model
 
-    look_at_model(name)
+    require_server_for(look_at_model(name))
     with working(STARTING):
         from ...inference.serve.server import DEFAULT_HOST, DEFAULT_PORT, serving
     from ...system.web_access import is_loopback

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from ...config import ScriptArguments
 
 
-def first_look(resolved: Resolved, *, only_measures: bool = False) -> None:
+def first_look(resolved: Resolved, *, only_measures: bool = False, only_plans: bool = False) -> None:
     """Look at the settings of a run, its model and its pairs.
 
-    ``only_measures`` is for pairs that are measured as they are: one split of one dataset. The errors are those of
-    :func:`resolve.build`, of loading the model, and of reading the rows.
+    ``only_measures`` is for pairs that are measured as they are: one split of one dataset; ``only_plans`` for a run on
+    another machine, whose packages are not asked for. The errors are those of :func:`resolve.build`, of loading the
+    model, and of reading the rows.
     """
     from ...config import ModelConfig, ScriptArguments
+    from ...config.model import require_bitsandbytes
     from ...data.sources import offering
     from ...model.loading.first_look import look_at_model
 
@@ -33,6 +35,8 @@ def first_look(resolved: Resolved, *, only_measures: bool = False) -> None:
         model = ModelConfig(**resolved.of("ModelConfig"))
         data = ScriptArguments(**resolved.of("ScriptArguments"))
         require_length(values["max_steps"], data)
+        if not only_plans:
+            require_bitsandbytes(model)
     look_at_model(str(model.model_name_or_path), model.model_revision)
     with offering(data.columns, of_one_dataset=not data.datasets):
         _look_at_pairs(data, values, only_measures)

@@ -9,7 +9,6 @@ cyllama, which runs GGUF files elsewhere in Oddsmith, has a server too, but it i
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from ...errors import ConfigError, MissingExtraError, ServerError
+from ...errors import ConfigError, ServerError
 from ...export.gguf.llama_cpp import available_processors, load_failure
 from ...export.gguf.trial import require_survivable
 from ...export.merge import merge_adapter
@@ -33,14 +32,13 @@ from ...model.loading.gguf_header import check_gguf
 from ...model.loading.untrusted_files import refuse_code_in_folder
 from ...system.own_processes import run_module
 from ...system.precision import best_precision
+from .needed import require_server_for
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10  # after which a server that was asked to end is killed
 LOG_LINES = 20
 
-NEEDED_BY_LLAMA_CPP = ("xllamacpp", "starlette", "uvicorn", "httpx2")
-NEEDED_BY_TRANSFORMERS = ("fastapi", "uvicorn", "openai")
 TRANSFORMERS = run_module("oddsmith.inference.serve.transformers_server")
 LLAMA_CPP = run_module("oddsmith.inference.serve.llama_server")
 
@@ -86,10 +84,10 @@ def serving(
         ServerError: The server does not start.
     """
     named = find_model(name)
+    require_server_for(named.place)
     require_free(host, port)
     with ExitStack() as stack:
         if named.kind == "gguf":
-            _require(NEEDED_BY_LLAMA_CPP, "serving a GGUF file")
             check_gguf(Path(named.place))
             require_survivable(Path(named.place))
             model = Path(named.place).stem
@@ -97,7 +95,6 @@ def serving(
             inside = stack.enter_context(tempfile.TemporaryDirectory(prefix="oddsmith-serve-"))
             command, folder = [*LLAMA_CPP, place, host, str(port), model, f"{inside}/llama.sock"], None
         else:
-            _require(NEEDED_BY_TRANSFORMERS, "serving a model folder")
             place = named.place
             refuse_code_in_folder(name, place, trust_remote_code=False)
             if named.kind == "adapter":
@@ -199,8 +196,3 @@ def _reachable(host: str) -> str:
     """Return an address under which this machine reaches a server that listens on ``host``."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
-
-
-def _require(modules: Sequence[str], what: str) -> None:
-    if any(importlib.util.find_spec(module) is None for module in modules):
-        raise MissingExtraError(what, "serve")

@@ -26,7 +26,7 @@ from ...parsing.first_look import first_look
 from ...parsing.resolve import TYPED_ONLY, Option, Resolved, resolve
 from ...parsing.schema import fields_for_run
 from ...parsing.values import from_flag, seconds_of, whole_number
-from ...terminal.console import quiet_libraries, say, working
+from ...terminal.console import quiet_libraries, say
 from ...terminal.outcome import JSON, TRACEBACK, Judged, termination_as_interruption
 from ..train.command import require_names
 
@@ -75,11 +75,10 @@ def tune(arguments: Sequence[str]) -> Judged:
     steps = whole_number(given, "steps", STEPS, minimum=FEWEST_STEPS)
     limits = _limits(given)
     folder = _folder(resolved)
-    first_look(resolved)
-    with working("loading Optuna"):
-        from ....tuning.sampling import require_optuna
+    from ....tuning.sampling import require_optuna
 
-        require_optuna()
+    require_optuna()
+    first_look(resolved)
     resolved.tell()
     with printing_may_fail(), held(folder):
         _require_same_search(folder, resolved, space, steps)
