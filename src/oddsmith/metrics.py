@@ -210,6 +210,7 @@ METRICS: tuple[Metric, ...] = (
         " processes; of each process in the event `ranks`",
         "near 0",
     ),
+    Metric("num_tokens", "tokens of all processes so far, in training; the name that TRL's other trainers use"),
     Metric("pairs_per_second", "pairs of all processes per second; evaluation and saving not counted"),
     Metric(
         "memory_gib",
@@ -218,6 +219,25 @@ METRICS: tuple[Metric, ...] = (
         chart="memory",
         line="memory",
     ),
+    Metric(
+        "gpu_memory_gib",
+        "GiB in use on the main process's GPU, by all programs",
+        "flat",
+        chart="memory",
+        line="in use on the GPU",
+    ),
+    Metric(
+        "gpu_use",
+        "share of the last moments, 0 to 1, in which the main process's GPU computed; needs `nvidia-ml-py`, as do the"
+        " next two",
+        "high and even",
+        chart="gpu",
+        line="use",
+    ),
+    Metric(
+        "gpu_temperature", "degrees Celsius of the main process's GPU", "flat", chart="temperature", line="temperature"
+    ),
+    Metric("gpu_power_watts", "watts that the main process's GPU draws", chart="power", line="power"),
     Metric(
         "grad_norm",
         "norm of the gradient before clipping; of transformers",
@@ -297,6 +317,19 @@ CHARTS: tuple[Chart, ...] = (
         range=(0.0, 1.0),
     ),
     Chart("memory", "Memory", "Flat after the first steps. A steady climb ends in an out-of-memory error.", unit="GiB"),
+    Chart(
+        "gpu",
+        "GPU use",
+        "High and even. Low or jagged use means that the GPU waits for data, for other processes or for the CPU.",
+        range=(0.0, 1.0),
+    ),
+    Chart(
+        "temperature",
+        "GPU temperature",
+        "Level after the first minutes. At the GPU's limit, often 83 to 90 °C, it slows itself down.",
+        unit="°C",
+    ),
+    Chart("power", "GPU power", "Near the GPU's limit while it computes.", unit="W"),
 )
 
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}

@@ -91,6 +91,7 @@ def test_runs_lie_over_each_other_and_their_settings_are_compared(monitor, page)
         add_run(runs, name, history(name))
     page.goto(address)
     page.locator("#chart-loss").wait_for()
+    page.wait_for_function("() => document.querySelector('#chart-rate .plot').data?.length")
     alone = page.evaluate("document.querySelector('#chart-rate .plot').data.length")
     page.keyboard.press("2")
     page.wait_for_function(f"() => document.querySelector('#chart-rate .plot').data.length === {2 * alone}")
@@ -243,9 +244,15 @@ def test_the_page_is_accessible_and_fits_the_window(browser, monitor, scheme, wi
     page.keyboard.press("2")
     page.wait_for_function("() => document.querySelectorAll('.banner').length === 2")
     page.locator(".happened summary").click()
-    found = axe.Axe().run(page).response["violations"]
-    assert not [(one["id"], [node["html"][:100] for node in one["nodes"]]) for one in found]
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.keyboard.press("a")
+    page.locator("#table td.number").first.wait_for()
+    page.locator("#table summary").click()
+    for dialog in (False, True):
+        if dialog:
+            page.locator(".banner .edit").first.click()
+        found = axe.Axe().run(page).response["violations"]
+        assert not [(one["id"], [node["html"][:100] for node in one["nodes"]]) for one in found]
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     context.close()
 
 
@@ -255,6 +262,7 @@ def test_who_waits_is_drawn_for_several_processes_alone(monitor, page):
     add_run(runs, "several", [*lines, event("ranks", 40, waiting_share=[0.05, 0.3, 0.0, 0.12])])
     page.goto(address)
     page.locator("#chart-waiting").wait_for()
+    page.wait_for_function("() => document.querySelector('#chart-waiting .plot').data?.length")
     assert page.evaluate("document.querySelector('#chart-waiting .plot').data[0].y") == [0.05, 0.3, 0.0, 0.12]
     assert page.locator("#waiting-now").inner_text() == "mean 11.8%, most for rank 2"
 

@@ -1,7 +1,9 @@
 """The monitor over HTTP: what it answers, and which requests it refuses."""
 
+import errno
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -15,6 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from oddsmith.errors import ConfigError, MissingExtraError
+from oddsmith.monitor.notes import NOTES_FILE
 from oddsmith.monitor.report import catalogue, plotly_script
 from oddsmith.monitor.security import HEADERS
 from oddsmith.monitor.server import MAX_STREAMS, make_app
@@ -26,7 +29,7 @@ TOKEN = "a1b2c3d4e5f6a7b8c9d0"
 COOKIE = "oddsmith_monitor_7861"  # of the port in the tests' address
 ROUTES = (
     "/", "/app.js", "/style.css", "/plotly.min.js", "/api/runs", "/api/changes", "/api/runs/x/series",
-    "/api/runs/x/details",
+    "/api/runs/x/details", "/api/runs/x/console", "/api/table",
 )  # fmt: skip
 
 
@@ -64,6 +67,114 @@ def test_the_page_and_its_data(runs):
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"])
 def test_only_get(runs, path, method):
     assert client(runs).request(method, path).status_code == 405
+
+
+def test_the_table_has_settings_figures_and_verdicts(runs):
+    page = client(runs)
+    names = {run["id"]: run["name"] for run in page.get("/api/runs").json()}
+    rows = {names[row["id"]]: row for row in page.get("/api/table").json()}
+    verdicts = {name: row["verdict"] for name, row in rows.items()}
+    assert verdicts == {"good-small": "healthy", "learning-rate-high": "act"}
+    assert float(rows["good-small"]["settings"]["learning_rate"]) < float(
+        rows["learning-rate-high"]["settings"]["learning_rate"]
+    )
+    events = map(json.loads, (HISTORIES / "good-small.jsonl").read_text().splitlines())
+    last = [event for event in events if event["event"] == "evaluate"][-1]
+    assert rows["good-small"]["figures"]["eval_nll_loss"] == pytest.approx(last["eval_nll_loss"], rel=1e-5)
+
+
+def put(page: TestClient, run: str, body: bytes | None = None, **headers: str):
+    headers = {"content-type": "application/json", **headers}
+    content = json.dumps({"name": "A name", "note": "<b>a note</b>"}).encode() if body is None else body
+    return page.put(f"/api/runs/{run}/note", content=content, headers=headers)
+
+
+def first_run(page: TestClient) -> str:
+    return page.get("/api/runs").json()[0]["id"]
+
+
+def test_a_note_is_kept(runs):
+    page = client(runs)
+    run = first_run(page)
+    answer = put(page, run)
+    assert (answer.status_code, answer.json()) == (200, {"name": "A name", "note": "<b>a note</b>"})
+    assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
+    found = {one["id"]: (one["title"], one["note"]) for one in page.get("/api/runs").json()}
+    assert found[run] == ("A name", "<b>a note</b>")
+    assert put(page, "0" * 12).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"host": "evil.example"}, 403),
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "application/json; charset=utf-7"}, 415),
+        ({"origin": "http://127.0.0.1:7861", "sec-fetch-site": "same-origin"}, 200),
+    ],
+)
+def test_a_note_of_another_site_is_refused(runs, headers, code):
+    page = client(runs)
+    assert put(page, first_run(page), **headers).status_code == code
+    assert (runs / NOTES_FILE).exists() == (code == 200)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [(b"", 400), (b"[]", 400), (b"{", 400), (b'"x"', 400), (b"\xff", 400), (b"{}", 200), (b"[" * 9000, 400),
+     (b'{"note": "' + b"x" * 65_536 + b'"}', 413)],
+)  # fmt: skip
+def test_a_note_that_is_none_is_refused(runs, body, code):
+    page = client(runs)
+    assert put(page, first_run(page), body).status_code == code
+    assert not (runs / NOTES_FILE).exists() or code == 200
+
+
+def test_a_note_of_unknown_length_is_refused(runs):
+    page = client(runs)
+    run = first_run(page)
+    answer = page.put(f"/api/runs/{run}/note", content=iter([b"{}"]), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/api/runs/x/note", "/api/runs/../note", "/api/runs/0/note/", "/api/runs/0/note/x"])
+def test_only_the_note_of_a_run_is_written(runs, path):
+    assert client(runs).put(path, content=b"{}", headers={"content-type": "application/json"}).status_code in (404, 405)
+    assert client(runs).request("POST", "/api/runs/0/note", content=b"{}").status_code == 405
+    assert client(runs).get("/api/runs/0/note").status_code in (404, 405)
+
+
+def test_a_note_needs_the_token(runs):
+    page = client(runs, "0.0.0.0", TOKEN, "http://192.168.0.7:7861")
+    assert put(page, "0" * 12).status_code == 401
+    page.get("/", params={"token": TOKEN})
+    assert put(page, first_run(page)).status_code == 200
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_note_that_cannot_be_kept_says_why(runs):
+    page = client(runs)
+    run = first_run(page)
+    runs.chmod(0o500)
+    answer = put(page, run)
+    runs.chmod(0o700)
+    assert (answer.status_code, answer.text) == (507, "not kept: permission denied")
+
+
+def test_a_note_on_a_full_disk_says_why(runs, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "")
+
+    page = client(runs)
+    run = first_run(page)
+    monkeypatch.setattr("oddsmith.system.files.flush_to_disk", full)
+    answer = put(page, run)
+    assert (answer.status_code, answer.text) == (507, "not kept: no space left on device")
+    assert sorted(one.name for one in runs.iterdir()) == ["good-small", "learning-rate-high"]
 
 
 @pytest.mark.parametrize("path", ["/", "/nothing", "/api/runs", "/api/runs/x/series"])
@@ -336,6 +447,13 @@ def test_a_trained_run_has_its_report_and_its_state_in_the_terminal(capsys, tmp_
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert 'id="report-data"' in report
     assert "https://" not in report.split('id="report-data"')[1].split("</script>")[0]
+    page = client(tmp_path / "out")
+    run = first_run(page)
+    assert page.get(f"/api/runs/{run}/details").json()["has_console"]
+    console = page.get(f"/api/runs/{run}/console").json()["text"]
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  step 2/2 ", console, re.MULTILINE)
+    said = [line for line in trained.err.splitlines() if line.startswith(("step ", "eval"))]
+    assert [line for line in said if line not in console] == []
     once = run_here(capsys, "monitor", tmp_path / "out", "--once")
     assert once.out.startswith("out: ")
     assert "step 2 of 2" in once.out

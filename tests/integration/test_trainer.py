@@ -194,7 +194,8 @@ def test_generate_during_eval_records_answers(tmp_path):
     event = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-2])  # the evaluation follows
     assert event["event"] == "samples"
     assert len(event["answers"]) == 3
-    assert set(event["answers"][0]) == {"Prompt", "Policy"}
+    assert set(event["answers"][0]) == {"Prompt", "Policy", "is_cut"}
+    assert all(answer["is_cut"] for answer in event["answers"])  # an untrained model ends none of its answers
 
 
 def test_odd_settings_are_refused_in_one_line(tmp_path):

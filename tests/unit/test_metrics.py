@@ -30,7 +30,8 @@ def test_each_metric_that_is_logged_is_in_the_catalogue():
     logged = {*meter.read(1, lambda tensor: tensor, router_loss=True), *named_metrics(sums.tolist(), router_loss=True)}
     of_the_trainer = {"loss", "length_correlation", "grad_norm", "learning_rate", "epoch", "beta", OWN_LOSS}
     of_several_processes = {"tokens_per_second_per_gpu", "mfu", "waiting_share"}  # ``training/pace.py``
-    assert logged | of_the_trainer | of_several_processes == set(BY_NAME)
+    of_a_gpu = {"gpu_memory_gib", "gpu_use", "gpu_temperature", "gpu_power_watts"}  # ``training/gpu_readings.py``
+    assert logged | of_the_trainer | of_several_processes | of_a_gpu == set(BY_NAME)
 
 
 def test_names_are_unique_and_charts_draw_something():

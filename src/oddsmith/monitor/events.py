@@ -21,6 +21,7 @@ MAX_MARKS = 100  # incidents in the list; all are counted
 MAX_ROWS = 8  # row numbers in the text of an incident
 MAX_PAIRS_BYTES = 8_000_000
 MAX_PAIRS, MAX_TOKENS, MAX_CHARACTERS = 50, 2000, 20_000
+MAX_CUT_ROWS = 1_000_000
 PAIR_KINDS = ("worst", "flipped", "forgotten")
 
 
@@ -56,7 +57,13 @@ class RunEvents:
             name = text(event.get("set"), 200)
             if name in self._answers or len(self._answers) < MAX_SETS:
                 answers = _dicts(event.get("answers"), MAX_PAIRS)
-                texts = [{column: text(one.get(column)) for column in ("Prompt", "Policy")} for one in answers]
+                texts: list[dict[str, Any]] = [
+                    {
+                        **{name: text(one.get(name)) for name in ("Prompt", "Policy")},
+                        "is_cut": one.get("is_cut") is True,
+                    }
+                    for one in answers
+                ]
                 first = self._answers.get(name, [])[:1]
                 self._answers[name] = [*first, {"set": name, "step": step, "answers": texts}]
 
@@ -190,7 +197,7 @@ def _clean_set(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 def _clean_pair(pair: dict[str, Any]) -> dict[str, Any]:
     return {
-        **{name: number(pair.get(name)) for name in ("row", "margin", "before")},
+        **{name: number(pair.get(name)) for name in ("row", "dataset_row", "margin", "before")},
         "prompt": text(pair.get("prompt")),
         **{side: _clean_side(pair.get(side)) for side in ("chosen", "rejected")},
     }
@@ -202,4 +209,26 @@ def _clean_side(found: Any) -> dict[str, Any]:
     return {
         "tokens": [text(token, 1000) for token in tokens[:MAX_TOKENS]] if isinstance(tokens, list) else [],
         "change": _numbers(side.get("change")),
+        "tokens_not_shown": number(side.get("tokens_not_shown")) or 0,
+        "is_cut": False,  # see mark_cut_answers
     }
+
+
+def mark_cut_answers(pairs: list[dict[str, Any]], reports: Any) -> None:
+    """Set ``is_cut`` of the answers that ``max_length`` cut, by what the run's ``start`` event reports of its sets.
+
+    A report counts rows as the dataset does. Older files of pairs have only their places among the rows that were
+    kept, which are the same where no row was dropped.
+    """
+    for one in pairs:
+        names = (one["set"].removeprefix("eval_"), "eval")
+        found = [reports[name] for name in names if isinstance(reports, dict) and isinstance(reports.get(name), dict)]
+        cut = found[0].get("cut") if found else None
+        if not isinstance(cut, dict):
+            continue
+        none_dropped = found[0].get("rows") == found[0].get("kept")
+        for side in ("chosen", "rejected"):
+            rows = {int(row) for row in _numbers(cut.get(side), MAX_CUT_ROWS) if row is not None}
+            for pair in (pair for kind in one["inspected"].values() for pair in kind):
+                row = pair["row"] if pair["dataset_row"] is None and none_dropped else pair["dataset_row"]
+                pair[side]["is_cut"] = row is not None and int(row) in rows

@@ -21,7 +21,11 @@ from .events import text
 from .run import Run
 
 PAGE = Path(__file__).parent / "page"
-MODULES = ("dom.js", "charts.js", "panels.js", "app.js")  # in the order of their imports
+# In the order of their imports; joined in a report, so no two may give a name to different things.
+MODULES = (
+    *("dom.js", "axes.js", "view.js", "curves.js", "saving.js", "traces.js", "charts.js", "table.js"),
+    *("panels.js", "app.js"),
+)
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 
 
@@ -74,9 +78,9 @@ def report_html(runs: Sequence[Run]) -> str:
     """
     documents = [
         {
-            "summary": {**run.summary(), "name": text(run.path.resolve().name)},
+            "summary": {**run.summary(), **dict.fromkeys(("name", "title"), text(run.path.resolve().name))},
             "series": run.series(None, None, -math.inf, math.inf),
-            "details": {**run.details(), "reproduce": ""},  # it holds a path of this machine
+            "details": {**run.details(), "reproduce": "", "has_console": False},  # they hold paths of this machine
         }
         for run in runs
     ]
@@ -88,8 +92,8 @@ def report_html(runs: Sequence[Run]) -> str:
     scripts = [script.replace("</script", "<\\/script") for script in scripts]
     icon = base64.b64encode((PAGE / "icon.svg").read_bytes()).decode()
     policy = (
-        f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; style-src 'unsafe-inline'; img-src data:;"
-        " base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; style-src 'unsafe-inline';"
+        " img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     page = page_html()
     body = page[page.index("<body>") : page.index("</body>")]

@@ -9,28 +9,32 @@ import os
 import re
 import shlex
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..diagnose.history import History, Series
+import numpy as np
+
+from ..diagnose.history import EMPTY, EPOCH, History, Series
 from ..diagnose.readers import history_of_events, read_history
 from ..diagnose.rules import judge
 from ..errors import DataError
-from ..system.run_folder import EVENTS_FILE, SETTINGS_FILE, Event, is_event
+from ..system.run_folder import CONSOLE_FILE, EVENTS_FILE, SETTINGS_FILE, Event, is_event
 from ..system.strict_json import read_json
-from .events import RunEvents, number, read_pairs, text
-from .files import Tail, foreign_files, read_bytes, stamps
-from .series import GrowingSeries
+from ..system.time_left import PaceOfRun
+from .events import RunEvents, mark_cut_answers, number, read_pairs, text
+from .files import Tail, foreign_files, open_plain, read_bytes, stamps
+from .notes import Note
+from .series import MAX_POINTS, GrowingSeries
 
 MAX_BEFORE_START = 200  # events of evaluations of the untrained model
 MAX_SETTINGS_BYTES = 1_000_000
+MAX_CONSOLE_BYTES = 200_000
 STALLED_SECONDS = 600.0  # a run that wrote nothing for so long is not called running any more
 JUDGED_SHARE = 20.0  # while a run goes on, the rules take at most one part in so many of the time
 BATCH_EVENTS = 2000  # that are in memory at once
-RATE_LINES = 20  # log lines over which the speed of the run is measured
+ELAPSED, TOKENS = "elapsed_s", "num_tokens"
 _SETTING = re.compile(r"^([A-Za-z_]\w*): (.*?)(?:  # .*)?$")
 
 
@@ -46,6 +50,9 @@ class Run:
         log = path / EVENTS_FILE if path.is_dir() else path
         self._tail = Tail(log) if _is_event_log(log) else None
         self._stamps: tuple[tuple[Path, int, int], ...] | None = None
+        self._settings_stamps: tuple[tuple[Path, int, int], ...] = ()
+        self._file_settings: dict[str, str] = {}
+        self.note = Note()  # what a person wrote of it
         self._forget()
 
     @property
@@ -58,6 +65,7 @@ class Run:
         self.generation += 1
         self.training: dict[str, GrowingSeries] = {}
         self.held_out: dict[str, dict[str, GrowingSeries]] = {}
+        self.axes: dict[str, GrowingSeries] = {}  # what steps can be looked up in beside epoch and tokens: elapsed_s
         self.start: dict[str, Any] = {}
         self.settings: dict[str, Any] = {}
         self.finished, self.skipped = False, 0
@@ -66,7 +74,10 @@ class Run:
         self.problem = ""
         self._ended_at = 0
         self._stopped_early_at: int | None = None
-        self._logged: deque[tuple[int, float]] = deque(maxlen=RATE_LINES)
+        self._pace: PaceOfRun | None = None
+        self._began: float | None = None  # the time of the last start
+        self._elapsed_before_s = 0.0
+        self._seconds_left: float | None = None  # at the last log line, as the terminal shows it there
         self._last_time = 0.0
         self._before_start: list[dict[str, Any]] = []  # the evaluation of the untrained model precedes the start
         self._findings: list[dict[str, Any]] = []
@@ -121,8 +132,15 @@ class Run:
             return
         self.version += 1
         self._append(history_of_events(events))
+        elapsed: dict[int, float] = {}
         for event in events:
             self._note(event)
+            if event["event"] == Event.LOG and self._began is not None and self._last_time >= self._began:
+                elapsed[event["step"]] = self._elapsed_before_s + self._last_time - self._began
+        if elapsed:
+            steps = sorted(elapsed)
+            added = Series(np.array(steps, dtype=float), np.array([elapsed[step] for step in steps]))
+            self.generation += self.axes.setdefault(ELAPSED, GrowingSeries()).append(added, self.version)
 
     def _note(self, event: dict[str, Any]) -> None:
         """Record from an event everything but the curves."""
@@ -135,18 +153,28 @@ class Run:
         self._last_time = self._last_time if moment is None else moment
         if kind == Event.START:
             self.start = dict(event)
-            self._logged.clear()
+            planned = number(event.get("max_steps"))
+            self._pace = None if planned is None or moment is None else PaceOfRun(int(planned), step, moment)
+            self._seconds_left = None
+            self._began, self._elapsed_before_s = moment, self._elapsed_at(step)
         if kind in (Event.START, Event.END):
             self.finished, self._ended_at = kind == Event.END, step
         elif kind == Event.STOPPED_EARLY:
             self._stopped_early_at = step
-        elif kind == Event.LOG and moment is not None:
-            self._logged.append((step, moment))
+        elif kind == Event.EVALUATE and self._pace is not None:
+            self._pace.add_evaluation(event)
+        elif kind == Event.LOG and moment is not None and self._pace is not None:
+            self._seconds_left = self._pace.seconds_left(step, moment)
         self.events.add(event)
+
+    def _elapsed_at(self, step: int) -> float:
+        """Return the seconds of training up to a step, without those between an interruption and its resume."""
+        known = self.axes[ELAPSED].points.until(step) if ELAPSED in self.axes else EMPTY
+        return float(known.values[-1]) if len(known) else 0.0
 
     def _cut_back(self, step: int) -> None:
         """Drop the points after a step, because a resumed run repeats it."""
-        for group in (self.training, *self.held_out.values()):
+        for group in (self.training, self.axes, *self.held_out.values()):
             for series in group.values():
                 self.generation += series.cut_back(step)
 
@@ -217,7 +245,10 @@ class Run:
         history = self._history_of(lambda series: series.points)
         return {
             "id": self.id,
+            "version": self.version,
             "name": self.name,
+            "title": self.note.name or self.name,
+            "note": self.note.note,
             "state": self._state(),
             "problem": self.problem,
             "step": history.last_step,
@@ -225,7 +256,7 @@ class Run:
             "unit": history.unit,
             "model": text(self.start.get("model"), 200),
             "updated": self._last_time or None,
-            "seconds_left": self._seconds_left(history),
+            "seconds_left": self._seconds_left if self._state() == "running" else None,
             "beta": history.setting("beta"),
             "skipped": self.skipped,
             "happened": self.events.counts,
@@ -244,59 +275,84 @@ class Run:
             return "finished" if is_whole else "ended early"
         return "running" if time.time() - self._last_time < STALLED_SECONDS else "stopped"
 
-    def _seconds_left(self, history: History) -> float | None:
-        if self._state() != "running" or len(self._logged) < 2:
-            return None
-        (first, began), (last, now) = self._logged[0], self._logged[-1]
-        if last <= first or now <= began:
-            return None
-        return max(0.0, (history.steps_planned - last) * (now - began) / (last - first))
-
-    def series(self, after: int | None, generation: int | None, first: float, last: float) -> dict[str, Any]:
+    def series(
+        self, after: int | None, generation: int | None, first: float, last: float, points: int = MAX_POINTS
+    ) -> dict[str, Any]:
         """Return the curves from step ``first`` to ``last``, or only the points that are new since version ``after``.
 
-        A page with an old ``generation`` gets everything, and then ``complete`` is true.
+        Of each curve at most ``points`` are returned. A page with an old ``generation`` gets everything, and then
+        ``complete`` is true.
         """
         known = after if generation == self.generation else None
         return {
             "version": self.version,
             "generation": self.generation,
             "complete": known is None,
-            "training": _views(self.training, known, first, last),
-            "held_out": {name: _views(group, known, first, last) for name, group in self.held_out.items()},
+            "training": _views(self.training, known, first, last, points),
+            "axes": _views(self._all_axes(), known, -math.inf, math.inf, points),
+            "held_out": {name: _views(group, known, first, last, points) for name, group in self.held_out.items()},
         }
+
+    def console(self) -> str:
+        """Return the end of what the run printed, at most ``MAX_CONSOLE_BYTES``; empty where it kept nothing."""
+        file = open_plain(self.path / CONSOLE_FILE) if self.path.is_dir() else None
+        if file is None:
+            return ""
+        with file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - MAX_CONSOLE_BYTES))
+            found = file.read(MAX_CONSOLE_BYTES)
+        if size > MAX_CONSOLE_BYTES:
+            found = found.partition(b"\n")[2]
+        return text(found.decode("utf-8", errors="replace"), MAX_CONSOLE_BYTES)
+
+    def _all_axes(self) -> dict[str, GrowingSeries]:
+        """Return the curves that say where a step lies: by time, by epoch and by tokens."""
+        logged = {name: self.training[name] for name in (EPOCH, TOKENS) if name in self.training}
+        return {**self.axes, **logged}
 
     def details(self) -> dict[str, Any]:
         """Return everything but the curves: findings, settings, pairs, answers, incidents."""
         settings_file = self.path / SETTINGS_FILE
+        history = self._history_of(lambda series: series.points)
+        pairs = read_pairs(self.path) if self.path.is_dir() else []
+        mark_cut_answers(pairs, self.start.get("data"))
         has_settings = self.path.is_dir() and settings_file.is_file()
         return {
             "findings": self.findings(),
-            "settings": self._settings_texts(),
+            "seen": {"log_lines": history.log_lines, "evaluations": history.evaluations},
+            "settings": self.settings_texts(),
             "reproduce": f"oddsmith train {shlex.quote(str(settings_file))} --output-dir ANOTHER_FOLDER"
             if has_settings
             else "",
             "snapshots": self.events.snapshots,
             "marks": self.events.marks,
-            "pairs": read_pairs(self.path) if self.path.is_dir() else [],
+            "pairs": pairs,
             "samples": self.events.samples,
             "ranks": self.events.ranks,
+            "has_console": bool(stamps([self.path / CONSOLE_FILE])) if self.path.is_dir() else False,
         }
 
-    def _settings_texts(self) -> dict[str, str]:
-        """Return the settings as text: from ``run.yaml``, else from the event log."""
-        content = read_bytes(self.path / SETTINGS_FILE, MAX_SETTINGS_BYTES) if self.path.is_dir() else b""
-        lines = content.decode("utf-8", errors="replace").splitlines()
-        found = {match[1]: match[2].strip().strip('"') for line in lines if (match := _SETTING.match(line))}
-        if found:
-            return found
+    def settings_texts(self) -> dict[str, str]:
+        """Return the settings as text: from ``run.yaml``, which is read when it has changed, else from the log."""
+        found = stamps([self.path / SETTINGS_FILE]) if self.path.is_dir() else ()
+        if found != self._settings_stamps:
+            content = read_bytes(self.path / SETTINGS_FILE, MAX_SETTINGS_BYTES) if found else b""
+            lines = content.decode("utf-8", errors="replace").splitlines()
+            matches = filter(None, map(_SETTING.match, lines))
+            self._file_settings = {match[1]: match[2].strip().strip('"') for match in matches}
+            self._settings_stamps = found
+        if self._file_settings:
+            return self._file_settings
         given = self.start.get("settings")
         settings = {**self.settings, **(given if isinstance(given, dict) else {})}
         return {str(name): one if isinstance(one, str) else json.dumps(one) for name, one in settings.items()}
 
 
-def _views(group: Mapping[str, GrowingSeries], after: int | None, first: float, last: float) -> dict[str, Any]:
-    views = {name: series.view(after, first, last) for name, series in group.items()}
+def _views(
+    group: Mapping[str, GrowingSeries], after: int | None, first: float, last: float, points: int
+) -> dict[str, Any]:
+    views = {name: series.view(after, first, last, points) for name, series in group.items()}
     return {name: view for name, view in views.items() if view is not None}
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from ..errors import DataError
 from ..system.run_folder import EVENTS_FILE, TRAINER_STATE_FILE
+from .notes import Note, Notes
 from .run import Run
+from .table import row_of
 
 MAX_RUNS = 500  # of a folder of runs, the latest
 REFRESH_SECONDS = 0.5
@@ -32,6 +34,7 @@ class Runs:
                 raise DataError(f"{path} is not there; expected a run folder, or a folder of them")
         self._paths = [path.resolve() for path in paths]
         self._runs: dict[str, Run] = {}
+        self._notes: dict[Path, Notes] = {}  # by the folder that the runs are in
         self._lock = threading.Lock()
         self._next = 0.0
         self.version = 0
@@ -53,10 +56,46 @@ class Runs:
                 until = time.monotonic() + READING_SECONDS
                 for run in runs:
                     changed |= run.refresh(until)
+                changed |= self._read_notes(runs)
                 self.version += changed
                 self.is_reading = any(run.is_reading for run in runs)
                 self._next = time.monotonic() + (0.0 if self.is_reading else REFRESH_SECONDS)
             return self.version
+
+    def _read_notes(self, runs: Sequence[Run]) -> bool:
+        """Give each run its note; return whether any has changed."""
+        folders = {run.path.parent for run in runs}
+        self._notes = {folder: self._notes.get(folder) or Notes(folder) for folder in folders}
+        changed = [notes.refresh() for notes in self._notes.values()]
+        before = [run.note for run in runs]
+        for run in runs:
+            run.note = self._notes[run.path.parent].of(run.path)
+        return any(changed) and before != [run.note for run in runs]
+
+    def write_note(self, run: str, note: Note) -> bool:
+        """Keep what a person wrote of a run; return whether there is such a run. ``OSError`` where it is not kept."""
+        with self._lock:
+            if run not in self._runs:
+                return False
+            path = self._runs[run].path
+            self._notes[path.parent].write(path, note)
+            self._next = 0.0
+        self.refresh()
+        return True
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return a row of the table of runs for each run; other requests are answered between them."""
+        self.refresh()
+        rows = []
+        for run in list(self._runs.values()):
+            with self._lock:
+                rows.append(row_of(run))
+        return rows
+
+    def console(self, run: str) -> str | None:
+        """Return the end of what a run printed; ``None`` if there is no such run."""
+        with self._lock:
+            return self._runs[run].console() if run in self._runs else None
 
     def all(self) -> list[Run]:
         """Read everything, and return the runs, the latest last; for use by one thread."""

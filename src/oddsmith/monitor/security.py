@@ -2,7 +2,8 @@
 
 | request | answer |
 |---|---|
-| a method other than GET and HEAD, or a body | 405, 413 |
+| a method other than GET and HEAD, or a body, but for the note of a run (PUT) | 405, 413 |
+| a note of another content type than ``application/json``, or of more than ``MAX_NOTE_BYTES`` | 415, 413 |
 | a Host that is not the monitor's: a name that was rebound to its address (DNS rebinding) | 403 |
 | from a page of another origin | 403 |
 | no token, if other machines can reach the monitor | 401 |
@@ -14,6 +15,7 @@ other sites do not carry.
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Iterable
 from urllib.parse import parse_qs
 
@@ -24,11 +26,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..system import web_access
 
 MIN_TOKEN_CHARACTERS = 16
+NOTE_PATH = re.compile(r"/api/runs/[0-9a-f]{1,64}/note")  # the one thing that is written
+MAX_NOTE_BYTES = 65_536
 MAX_QUERY_BYTES, MAX_QUERY_FIELDS = 2000, 20
 HEADERS = {
-    # Plotly sets inline styles; nothing else may be inline, and nothing may be evaluated.
+    # Plotly sets inline styles; nothing else may be inline, and nothing may be evaluated. Pictures are made of blobs.
     "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:;"
         " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     **web_access.HEADERS,
@@ -57,10 +61,18 @@ class AccessControl:
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
-        if scope["method"] not in ("GET", "HEAD"):
+        if scope["method"] == "PUT" and NOTE_PATH.fullmatch(scope["path"]):
+            if headers.getlist("content-type") != ["application/json"]:
+                return PlainTextResponse("the content type is application/json", 415, {"connection": "close"})
+            length = headers.get("content-length", "")
+            if not length.isdecimal() or len(length) > 9 or int(length) > MAX_NOTE_BYTES:
+                return PlainTextResponse(f"at most {MAX_NOTE_BYTES} bytes", 413, {"connection": "close"})
+        elif scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("only GET", 405, {"allow": "GET, HEAD", "connection": "close"})
-        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+        elif headers.get("content-length", "0") != "0":
             return PlainTextResponse("no body is taken", 413, {"connection": "close"})
+        if "transfer-encoding" in headers:
+            return PlainTextResponse("no body without a length is taken", 413, {"connection": "close"})
         if len(scope["query_string"]) > MAX_QUERY_BYTES:
             return PlainTextResponse("too long", 414)
         reason = self._same_site.refusal(scope)

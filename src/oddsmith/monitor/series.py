@@ -110,8 +110,14 @@ class GrowingSeries:
         cut, self._length = kept < self._length, kept
         return cut
 
-    def view(self, after: int | None = None, first: float = -math.inf, last: float = math.inf) -> dict[str, Any] | None:
-        """Return the points from step ``first`` to ``last`` for a page, at most ``MAX_POINTS``; ``None`` without any.
+    def view(
+        self,
+        after: int | None = None,
+        first: float = -math.inf,
+        last: float = math.inf,
+        limit: int = MAX_POINTS,
+    ) -> dict[str, Any] | None:
+        """Return the points from step ``first`` to ``last`` for a page, at most ``limit``; ``None`` without any.
 
         ``after`` is the version that the page has; ``None`` for all points. The result has ``steps``, ``values``
         (``None`` for NaN and infinity), and whether points were left out (``thinned``).
@@ -125,7 +131,7 @@ class GrowingSeries:
         steps, values = steps[inside], values[inside]
         if len(steps) == 0:
             return None
-        kept_steps, kept_values = thin(steps, values)
+        kept_steps, kept_values = thin(steps, values, limit)
         return {
             "steps": [int(step) for step in kept_steps],
             "values": [float(f"{value:.6g}") if math.isfinite(value) else None for value in kept_values],

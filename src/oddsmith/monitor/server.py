@@ -1,4 +1,7 @@
-"""Serve the monitor's page, its files and its data. The server answers GET, and only the routes listed here."""
+"""Serve the monitor's page, its files and its data.
+
+The server answers GET, and only the routes listed here; PUT keeps the note of a run.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, MissingExtraError
+from ..system.files import in_words
+from ..system.strict_json import read_object
+from .notes import clean_note
 from .report import PAGE, page_html, plotly_script
 from .runs import Runs
+from .series import MAX_POINTS
 
 try:
     import uvicorn
@@ -29,6 +36,7 @@ except ImportError as error:
 
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 MAX_STREAMS = 64
+MIN_POINTS = 50  # of a curve
 POLL_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
 
@@ -67,6 +75,9 @@ def make_app(paths: Sequence[Path], *, host: str = "127.0.0.1", token: str | Non
         Route("/api/runs", api.runs),
         Route("/api/runs/{run}/series", api.series),
         Route("/api/runs/{run}/details", api.details),
+        Route("/api/runs/{run}/console", api.console),
+        Route("/api/runs/{run}/note", api.write_note, methods=["PUT"]),
+        Route("/api/table", api.table),
         Route("/api/changes", api.changes),
     ]
     return AccessControl(Starlette(routes=routes), host, token)
@@ -98,13 +109,33 @@ class _Api:
             after, generation = (_whole(request.query_params.get(name)) for name in ("after", "generation"))
             first = _number(request.query_params.get("first"), -math.inf)
             last = _number(request.query_params.get("last"), math.inf)
+            points = min(MAX_POINTS, max(MIN_POINTS, _whole(request.query_params.get("points")) or MAX_POINTS))
         except ValueError:
-            return PlainTextResponse("after, generation, first and last are numbers", 400)
+            return PlainTextResponse("after, generation, first, last and points are numbers", 400)
         run = request.path_params["run"]
-        return _json(await run_in_threadpool(self._runs.series, run, after, generation, first, last))
+        return _json(await run_in_threadpool(self._runs.series, run, after, generation, first, last, points))
 
     async def details(self, request: Request) -> Response:
         return _json(await run_in_threadpool(self._runs.details, request.path_params["run"]))
+
+    async def console(self, request: Request) -> Response:
+        found = await run_in_threadpool(self._runs.console, request.path_params["run"])
+        return _json(None if found is None else {"text": found})
+
+    async def table(self, request: Request) -> Response:
+        return _json(await run_in_threadpool(self._runs.table))
+
+    async def write_note(self, request: Request) -> Response:
+        """Keep the name and the note that a person gave a run; the answer is what was kept."""
+        try:
+            note = clean_note(read_object((await request.body()).decode("utf-8")))
+        except ValueError:
+            return PlainTextResponse('expected {"name": TEXT, "note": TEXT}', 400)
+        try:
+            is_known = await run_in_threadpool(self._runs.write_note, request.path_params["run"], note)
+        except OSError as error:
+            return PlainTextResponse(f"not kept: {in_words(error.errno or 0)}", 507)
+        return _json(note._asdict() if is_known else None)
 
     async def changes(self, request: Request) -> Response:
         """Send a server-sent event whenever something is new; the page then asks for it."""

@@ -7,6 +7,7 @@
       README.md, curves.svg      the model card and its picture
       trainer_state.json         transformers' own state
       report.html                the monitor's page as one file, only if it was asked for
+      _console.log               what the command printed, each line with its time
       _held_out_pairs.json       held-out pairs, for the monitor
       _first_evaluation.npz      the first evaluation, which later ones are compared with
       _lock, _lock.json          the lock of the process that trains here, and its process id
@@ -38,6 +39,7 @@ EVENTS_FILE = "events.jsonl"
 CARD_FILE, CURVES_FILE = "README.md", "curves.svg"
 TRAINER_STATE_FILE = "trainer_state.json"
 REPORT_FILE = "report.html"
+CONSOLE_FILE = "_console.log"
 PAIRS_FILE = "_held_out_pairs.json"
 FIRST_EVALUATION_FILE = "_first_evaluation.npz"
 LOCK_FILE, LOCK_OWNER_FILE = "_lock", "_lock.json"
@@ -48,7 +50,20 @@ MAX_STEP = 10**12  # of an event, far beyond any run
 MAX_LINE_BYTES = 32 * 2**20  # of the event log; a start event of millions of rows has some of them
 
 # Of the files that a run and libraries write into a run folder.
-_SUFFIXES = (".html", ".jinja", ".json", ".jsonl", ".md", ".model", ".npz", ".safetensors", ".svg", ".txt", ".yaml")
+_SUFFIXES = (
+    ".html",
+    ".jinja",
+    ".json",
+    ".jsonl",
+    ".log",
+    ".md",
+    ".model",
+    ".npz",
+    ".safetensors",
+    ".svg",
+    ".txt",
+    ".yaml",
+)
 
 
 class Event(StrEnum):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..config.catalogue import SUMMARY_SETTINGS
+from ..model.generation import Reply
 from ..system.run_folder import Event, append_event
 from ..system.words import word_of
 from .trackers import tracker_may_fail
@@ -87,12 +88,17 @@ def _describe_adapter(model: Any, without_dropout: bool) -> dict[str, Any] | Non
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def record_answers(args: TrainingArguments, step: int, prefix: str, answers: list[tuple[str, str]]) -> None:
+def record_answers(
+    args: TrainingArguments, step: int, prefix: str, prompts: Sequence[str], replies: Sequence[Reply]
+) -> None:
     """Record answers to held-out prompts: event ``samples``, and a table where the tracker has tables (W&B, Comet)."""
     columns = ["Prompt", "Policy"]
-    append_event(
-        args.output_dir, Event.SAMPLES, step, set=prefix, answers=[dict(zip(columns, a, strict=True)) for a in answers]
-    )
+    answers = [(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
+    described = [
+        {**dict(zip(columns, texts, strict=True)), "is_cut": not reply.is_finished}
+        for texts, reply in zip(answers, replies, strict=True)
+    ]
+    append_event(args.output_dir, Event.SAMPLES, step, set=prefix, answers=described)
     if "wandb" in args.report_to:
         with tracker_may_fail("wandb"):
             import wandb

@@ -284,6 +284,7 @@ class HeldOutPairs:
             then_2K = known.get(position) if by_base else first_2K
             return {
                 "row": position,
+                "dataset_row": latest.rows[position].get("row"),
                 "margin": margins[position].item(),
                 "before": None if is_first else before[position].item(),
                 **self._texts(latest.rows[position], latest.pairs.tokens_P2K[position], then_2K),
@@ -308,8 +309,9 @@ class HeldOutPairs:
         features = trl_features(row, is_encoder_decoder=bool(row.get("prompt_input_ids")))
         for side, name in enumerate(("chosen", "rejected")):
             start, labels = row[f"{name}_prompt_tokens"], features[f"{name}_labels"]
-            ids = [token for token in labels if token != IGNORED][:MAX_TOKENS]
-            texts[name] = {"tokens": token_texts(self._tokenizer, ids)}
+            all_ids = [token for token in labels if token != IGNORED]
+            ids = all_ids[:MAX_TOKENS]
+            texts[name] = {"tokens": token_texts(self._tokenizer, ids), "tokens_not_shown": len(all_ids) - len(ids)}
             is_predicted = start > 0 or bool(row.get("prompt_input_ids"))  # else the first token is no target
             if then_2K is not None and is_predicted:
                 num_known = min(len(ids), now_2K.shape[1], then_2K.shape[1])

@@ -30,6 +30,7 @@ from ..checkpoint.values import figure, sums, whole
 from ..data.tokens.tokenized import GAP_COLUMNS
 from ..loss import odds_ratio_loss, pair_log_odds
 from ..model.logprobs.padded import PairLogps
+from .gpu_readings import GpuReadings
 
 # Sums over pairs, divided by the number of pairs of the step or the set.
 PAIR_QUANTITIES = (
@@ -168,6 +169,8 @@ class TrainingMeter(TrainerCallback):
         self._mark = 0.0
         self._last_step = 0
         self._skipped_steps = 0
+        self._gpu = GpuReadings()
+        self._num_tokens = 0  # of all processes, up to the last log line
 
     def add(self, sums_Q: Tensor, batch: Mapping[str, Tensor], names: Sequence[str] = QUANTITIES) -> None:
         """Add what :func:`pair_sums` returned for a micro-batch, as a share of the averages of its step."""
@@ -183,6 +186,7 @@ class TrainingMeter(TrainerCallback):
             "seconds": self._seconds,
             "last_step": self._last_step,
             "skipped_steps": self._skipped_steps,
+            "num_tokens": self._num_tokens,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], version: int = state_version) -> None:
@@ -191,6 +195,7 @@ class TrainingMeter(TrainerCallback):
         Sums of a version with other quantities are dropped: the first log line then averages the steps since the
         checkpoint.
         """
+        self._num_tokens = whole(state.get("num_tokens", 0))
         names = state.get("quantities", ())
         if list(names[: len(QUANTITIES)]) != list(QUANTITIES):
             return
@@ -220,6 +225,7 @@ class TrainingMeter(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start at the first step, or at that of the checkpoint."""
         self._start_interval(state.global_step)
+        self._num_tokens = 0
         self._mark = time.perf_counter()
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -255,6 +261,8 @@ class TrainingMeter(TrainerCallback):
         mean_Q[len(QUANTITIES) :] /= max(step - self._last_step, 1)
         means = mean_Q.tolist()  # the one time that a log line waits for a GPU; tokens and pairs are sums in it, too
         metrics = named_metrics(means, router_loss, self._names)
+        self._num_tokens += round(means[QUANTITIES.index("tokens")])
+        metrics["num_tokens"] = self._num_tokens
         if self._seconds > 0:
             for name in ("tokens", "pairs"):
                 metrics[f"{name}_per_second"] = means[QUANTITIES.index(name)] / self._seconds
@@ -263,7 +271,7 @@ class TrainingMeter(TrainerCallback):
         if self._skipped_steps:
             metrics["skipped_steps"] = self._skipped_steps
         self._start_interval(step)
-        return metrics | {"memory_gib": memory_gib()}
+        return metrics | {"memory_gib": memory_gib()} | self._gpu.read()
 
     def _start_interval(self, step: int) -> None:
         self._total_Q, self._seconds, self._last_step, self._skipped_steps = None, 0.0, step, 0

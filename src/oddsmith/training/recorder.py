@@ -22,7 +22,7 @@ from ..batching.collate import trl_features
 from ..batching.loader import PlannedDataset
 from ..checkpoint.store import checkpoints
 from ..config import ORPOConfig
-from ..model.generation import answer
+from ..model.generation import replies
 from ..model.loading.architecture import multimodal_class
 from ..model.loading.place import MODEL_SETTINGS, is_adapter_folder
 from ..system.files import dispensable
@@ -139,11 +139,11 @@ class Recorder(TrainerCallback):
             model = run.accelerator.unwrap_model(run.model)
             if run.accelerator.is_fsdp2 and "generate" not in vars(model):  # once
                 register_fsdp_forward_method(model, "generate")  # PEFT's does not pass through the root's forward
-            answers = answer(model, run.processing_class, prompts)
+            answers = replies(model, run.processing_class, prompts)
         if not run.is_world_process_zero():
             return
         texts = run.processing_class.batch_decode(prompts, skip_special_tokens=True)
-        record_answers(run.args, run.state.global_step, prefix, list(zip(texts, answers, strict=True)))
+        record_answers(run.args, run.state.global_step, prefix, texts, answers)
 
     # ---- The model card
 

@@ -54,7 +54,7 @@ def test_the_estimate_leaves_out_evaluations_and_steps_of_an_earlier_run(monkeyp
     line = ProgressLine(100, first_step=50)
     line.step, now[0] = 60, 140.0
     assert line.remaining_s() == pytest.approx(40 * 4.0)
-    line.pause(20.0)
+    line.pace.add_evaluation({"eval_loss": 1.0, "eval_runtime": 20.0, "eval_other_runtime": None})
     assert line.remaining_s() == pytest.approx(40 * 2.0)
 
 

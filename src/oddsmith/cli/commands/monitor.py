@@ -14,6 +14,7 @@ from ...system.run_folder import INCIDENTS
 from ..parsing.resolve import Option, resolve
 from ..parsing.values import whole_number
 from ..terminal.console import say, show
+from ..terminal.counting import clock
 from ..terminal.outcome import JSON, TRACEBACK
 
 TOKEN_VARIABLE = "ODDSMITH_MONITOR_TOKEN"
@@ -105,7 +106,7 @@ def _once(paths: Sequence[Path], as_json: bool) -> dict[str, Any]:
 def _print_run(run: dict[str, Any], curves: Sequence[str]) -> None:
     """Print a run in a few lines: its progress, its curves, and the findings."""
     verdict = "unreadable" if run["problem"] else run["verdict"]
-    left = f", {run['seconds_left'] / 60:.0f} min left" if run["seconds_left"] is not None else ""
+    left = f", {clock(run['seconds_left'])} left" if run["seconds_left"] is not None else ""
     place = f"{run['unit'].removesuffix('s')} {run['step']} of {run['max_steps']}"
     lines = [f"{run['name']}: {verdict} ({run['state']}, {place}{left})", *curves]
     facts = [

@@ -12,16 +12,22 @@ import re
 import sys
 import textwrap
 import threading
+import time
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
 from ...model.loading.quiet import hush_dependencies
+from ...system.files import dispensable
+from ...system.outside import open_file
+from ...system.secrets import masked
 from .one_voice import is_left_to_first, tell_others
 
 # Characters that move the cursor or worse when they reach a terminal, and those that reverse the order of the others.
@@ -33,6 +39,7 @@ def visible(text: str) -> str:
     return _STEERING.sub(lambda match: repr(match[0])[1:-1], text)
 
 
+MAX_RECORDED = 1000  # lines, before there is a file for them
 SILENT_S = 2.0  # how long nothing may be said
 STARTING = "loading PyTorch and transformers"
 
@@ -70,6 +77,62 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+class _Record:
+    """What was said so far, until a run has a file for it, and then that file."""
+
+    def __init__(self) -> None:
+        self.file: Path | None = None
+        self.lines: deque[str] = deque(maxlen=MAX_RECORDED)
+
+
+_RECORD = _Record()
+
+
+def record(text: str) -> None:
+    """Keep lines, with the time, for the record of what this command printed; see ``recording``."""
+    if not is_main_process():
+        return
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    lines = [f"{now}  {line}" for line in visible(text).split("\n")]
+    if _RECORD.file is None:
+        _RECORD.lines.extend(lines)
+    else:
+        _append(_RECORD.file, lines)
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Record what is said in the block, and the error that ends it; ``record_into`` says where, once that is known."""
+    _RECORD.lines.clear()
+    try:
+        yield
+    except BaseException as error:
+        record(masked(f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        _RECORD.file = None
+        _RECORD.lines.clear()
+
+
+def record_into(file: Path) -> None:
+    """Append to a file what was said in the block of ``recording`` so far, and from now on."""
+    if is_main_process():
+        said = list(_RECORD.lines)
+        _RECORD.lines.clear()
+        _append(file, said)
+
+
+def _append(file: Path, lines: Iterable[str]) -> None:
+    content = "".join(f"{line}\n" for line in lines).encode("utf-8", errors="replace")
+    _RECORD.file = None  # a warning that the file cannot be written is not written into it
+    with (
+        dispensable(file, "what is printed is not kept for the monitor"),
+        open_file(file, "ab", follow=False, buffering=0) as opened,
+    ):
+        opened.write(content)
+        _RECORD.file = file
+
+
 def say(text: str = "", style: str = "", hang: int = 0) -> None:
     """Print lines on stderr, from the main process only; a terminal wraps them, and indents the rest by ``hang``.
 
@@ -78,6 +141,7 @@ def say(text: str = "", style: str = "", hang: int = 0) -> None:
     if not is_main_process():
         return
     console = stderr_console()
+    record(text)
     for line in visible(text).split("\n"):
         if is_live() and len(line) > console.width:
             line = textwrap.fill(line, console.width, subsequent_indent=" " * hang)
@@ -93,6 +157,8 @@ def keep(text: str, hang: int = 0) -> None:
         show(text)
     if is_live() or sys.stdout.isatty():
         say(text, hang=hang)
+    else:
+        record(text)
 
 
 def show(text: str = "", end: str = "\n") -> None:
@@ -113,6 +179,7 @@ def say_error(text: str, label: str = "error", style: str = "bold red", *, may_b
     """Print an error on stderr, from any process, but once where all processes of a run share it."""
     if may_be_shared and is_left_to_first(text):
         return
+    record(f"{label}: {text}")
     stderr_console().print(Text.assemble((f"{label}:", style), " ", visible(text)), soft_wrap=not is_live())
     if may_be_shared:
         tell_others(text)

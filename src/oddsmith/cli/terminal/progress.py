@@ -15,7 +15,8 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerState
 
 from ...metrics import Metric, Place, shown_in
-from .console import is_live, is_main_process, say, stderr_console
+from ...system.time_left import PaceOfRun
+from .console import is_live, is_main_process, record, say, stderr_console
 from .counting import clock, pace
 
 REFRESH_PER_SECOND = 4
@@ -33,11 +34,10 @@ class ProgressLine:
     """The progress line: a renderable that leaves out what does not fit the width."""
 
     def __init__(self, steps: int, first_step: int = 0):
-        self.steps, self.step, self.first_step = steps, first_step, first_step
+        self.steps, self.step = steps, first_step
         self.logs: dict[str, float] = {}
         self.doing = ""
-        self.started_at = time.monotonic()
-        self._paused_s = 0.0
+        self.pace = PaceOfRun(steps, first_step, time.monotonic())
 
     def parts(self) -> dict[str, str]:
         """Return all parts of the line, by key, in their order."""
@@ -61,14 +61,7 @@ class ProgressLine:
 
     def remaining_s(self) -> float | None:
         """Return the seconds until the last step at the pace so far; ``None`` before the first step."""
-        done = self.step - self.first_step
-        if not done or not self.steps:
-            return None
-        return (time.monotonic() - self.started_at - self._paused_s) / done * (self.steps - self.step)
-
-    def pause(self, seconds: float) -> None:
-        """Leave the seconds of an evaluation out of the pace."""
-        self._paused_s += seconds
+        return self.pace.seconds_left(self.step, time.monotonic())
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         yield Text(self.text(options.max_width), no_wrap=True, overflow="ellipsis", style="cyan")
@@ -91,8 +84,7 @@ class ShowProgress(TrainerCallback):
         self.line = ProgressLine(0)
         self._live: Live | None = None
         self._training = False
-        self._evaluating_since: float | None = None
-        self._batches = 0
+        self._batches = 0  # of an evaluation, so far
 
     def __enter__(self) -> ShowProgress:
         return self
@@ -115,10 +107,11 @@ class ShowProgress(TrainerCallback):
         self.line.logs = logs
         if self._live is None:
             say("step " + self.line.text())
+        else:
+            record("step " + self.line.text())
 
     def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._start_live()
-        self._evaluating_since = self._evaluating_since or time.monotonic()
         self._batches += 1
         loader = kwargs.get("eval_dataloader")
         total = f" of {len(loader)}" if isinstance(loader, Sized) else ""
@@ -126,6 +119,7 @@ class ShowProgress(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self._end_evaluation()
+        self.line.pace.add_evaluation(metrics or {})
         for line in evaluation_lines(metrics or {}) if self._training else ():
             say(f"step {state.global_step}  {line}", "bold")
         if state.global_step >= state.max_steps:
@@ -141,9 +135,7 @@ class ShowProgress(TrainerCallback):
             self._live.start()
 
     def _end_evaluation(self) -> None:
-        if self._evaluating_since is not None:
-            self.line.pause(time.monotonic() - self._evaluating_since)
-        self._evaluating_since, self._batches, self.line.doing = None, 0, ""
+        self._batches, self.line.doing = 0, ""
 
     def _end_live(self) -> None:
         if self._live is not None:

@@ -1,12 +1,17 @@
 // Fetches what is new of the runs and draws the page.
+import { axisOf, hasAxis, X_AXES } from './axes.js';
 import { chartFigure } from './charts.js';
 import { CATALOGUE, make } from './dom.js';
-import { drawPairs, drawRuns, drawSamples, drawSets, drawSettings, drawVerdict, setsOf } from './panels.js';
+import { drawConsole, drawPairs, drawRuns, drawSamples, drawSets, drawSettings, drawVerdict, setsOf } from './panels.js';
+import { drawTable, editNote, finder } from './table.js';
+import { hashOf, viewOf } from './view.js';
 
-const MAX_POINTS_KEPT = 4000; // of a curve; beyond it the server thins the whole again
-const state = { runs: [], shown: [], known: new Map(), view: { range: null, step: null, set: null }, finding: -1 };
+const POINTS_DRAWN = 20_000; // of a line of a chart, over all runs; the server thins each run to its part
+const DETAILED = 8; // runs whose findings, pairs and settings are fetched; of the others curves alone
+const TABLE_EVERY_MS = 2000;
+const state = { runs: [], shown: [], known: new Map(), rows: new Map(), view: viewOf(location.hash), finding: -1, console: null };
 const at = (id) => document.getElementById(id);
-const charts = CATALOGUE.charts.map((chart) => chartFigure(chart, setRange));
+const charts = CATALOGUE.charts.map((chart) => chartFigure(chart, setRange, toggleLog));
 const saved = readEmbedded();
 
 function readEmbedded() {
@@ -35,7 +40,7 @@ async function update() {
       state.runs = await get('api/runs');
       if (!state.shown.length && state.runs.length) state.shown = chosenBefore();
       state.shown = state.shown.filter((id) => state.runs.some((run) => run.id === id));
-      await Promise.all(state.shown.map(fetchRun));
+      await Promise.all([...state.shown.map(fetchRun), fetchTable(), fetchConsole()]);
       draw();
     } while (again);
     say('');
@@ -46,14 +51,53 @@ async function update() {
   }
 }
 
+function pointsOfRun() {
+  return Math.max(100, Math.min(2000, 2 * Math.floor(POINTS_DRAWN / state.shown.length / 2)));
+}
+
 async function fetchRun(id) {
   const known = state.known.get(id);
-  const asked = new URLSearchParams();
+  const summary = state.runs.find((run) => run.id === id);
+  const isDetailed = state.shown.indexOf(id) < DETAILED;
+  if (isDetailed && known && !known.details) known.stale = true;
+  if (known && !known.stale && known.series.version === summary.version && known.judged) return;
+  const asked = new URLSearchParams({ points: pointsOfRun() });
   if (known && !known.stale) { asked.set('after', known.series.version); asked.set('generation', known.series.generation); }
-  if (state.view.range) { asked.set('first', Math.floor(state.view.range[0])); asked.set('last', Math.ceil(state.view.range[1])); }
-  const [series, details] = await Promise.all([get(`api/runs/${id}/series?${asked}`), get(`api/runs/${id}/details`)]);
+  const range = known ? stepsOf(known.series) : null;
+  if (range) { asked.set('first', Math.floor(range[0])); asked.set('last', Math.ceil(range[1])); }
+  const [series, details] = await Promise.all([get(`api/runs/${id}/series?${asked}`), isDetailed ? get(`api/runs/${id}/details`) : null]);
+  if (!known && state.view.range) again = true; // now that its axis is known
   const merged = series.complete || !known ? series : merge(known.series, series);
-  state.known.set(id, { series: merged, details, stale: longest(merged) > MAX_POINTS_KEPT });
+  // While a run goes on, its findings may be older than its curves.
+  state.known.set(id, { series: merged, details, stale: (!known && state.view.range !== null) || longest(merged) > 2 * pointsOfRun(), judged: summary.state !== 'running' && summary.state !== 'reading' });
+}
+
+let tableFetched = 0;
+let tableTimer = 0;
+
+/** Whether the table of runs is needed: it is open, or runs are looked for by what it holds. */
+function needsTable() {
+  return !saved && (state.view.table || state.view.find !== '');
+}
+
+async function fetchTable() {
+  if (!needsTable()) return;
+  clearTimeout(tableTimer);
+  const age = Date.now() - tableFetched;
+  if (age < TABLE_EVERY_MS) { tableTimer = setTimeout(update, TABLE_EVERY_MS - age); return; }
+  tableFetched = Date.now();
+  state.rows = new Map((await get('api/table')).map((row) => [row.id, row]));
+}
+
+async function fetchConsole() {
+  const run = at('console').querySelector('details')?.open ? shownRuns().find((one) => one.details?.has_console) : null;
+  if (run) state.console = (await get(`api/runs/${run.summary.id}/console`)).text;
+}
+
+/** The range that is looked at in steps of a run; null for the whole. */
+function stepsOf(series) {
+  const steps = state.view.range?.map(axisOf({ series }, state.view.x).step);
+  return steps?.every(Number.isFinite) ? steps : null;
 }
 
 function merge(old, added) {
@@ -67,7 +111,7 @@ function merge(old, added) {
   };
   const held = { ...old.held_out };
   for (const [set, metrics] of Object.entries(added.held_out)) held[set] = join(held[set] ?? {}, metrics);
-  return { ...added, training: join(old.training, added.training), held_out: held };
+  return { ...added, training: join(old.training, added.training), axes: join(old.axes, added.axes), held_out: held };
 }
 
 function longest(series) {
@@ -75,8 +119,7 @@ function longest(series) {
 }
 
 function chosenBefore() {
-  const wanted = new URLSearchParams(location.hash.slice(1)).get('runs')?.split(',') ?? [];
-  const found = wanted.filter((id) => state.runs.some((run) => run.id === id));
+  const found = (state.view.runs ?? []).filter((id) => state.runs.some((run) => run.id === id));
   return found.length ? found : [state.runs[0].id];
 }
 
@@ -98,36 +141,122 @@ function shownRuns() {
 
 function draw() {
   const shown = shownRuns();
-  drawRuns(at('runs'), state.runs, state.shown, toggle);
-  if (shown.length) drawVerdict(at('verdict'), shown, jump);
+  drawList();
+  if (shown.length) drawVerdict(at('verdict'), shown, jump, saved ? null : edit);
   else at('verdict').replaceChildren(make('h2', { id: 'verdict-title' }, state.runs.length ? 'No run is shown' : 'No runs here yet'),
     make('p', { class: 'empty' }, state.runs.length ? 'Choose one in the list.' : 'Start one with oddsmith train; it appears here by itself.'));
   const sets = setsOf(shown);
-  const view = { ...state.view, set: sets.includes(state.view.set) ? state.view.set : sets[0] };
-  drawSets(at('sets'), sets, view.set, (set) => { state.view.set = set; draw(); });
-  for (const chart of charts) chart.draw(shown, view);
+  const view = drawCharts();
+  drawSets(at('sets'), sets, view.set, (set) => { state.view.set = set; changed(); });
   drawPairs(at('pairs'), shown, view.set);
   drawSamples(at('samples'), shown, view.set);
+  drawConsole(at('console'), shown, state.console, () => fetchConsole().then(draw));
   drawSettings(at('settings'), shown);
+}
+
+/** The charts, with their controls; the view that they show. */
+function drawCharts() {
+  const shown = shownRuns();
+  const sets = setsOf(shown);
+  const view = { ...state.view, set: sets.includes(state.view.set) ? state.view.set : sets[0] };
+  drawTools(shown);
+  for (const chart of charts) chart.draw(shown, view);
+  return view;
+}
+
+/** The list of runs, and their table if it is open. */
+function drawList() {
+  const runs = state.runs.map((run) => ({ ...run, row: state.rows.get(run.id) }));
+  const found = new Set(runs.filter(finder(state.view.find)).map((run) => run.id));
+  at('runs-count').textContent = `${found.size < runs.length ? `${found.size} of ` : ''}${runs.length} run${runs.length === 1 ? '' : 's'}`;
+  at('find').hidden = saved !== null;
+  at('open-table').hidden = saved !== null;
+  at('open-table').setAttribute('aria-pressed', String(state.view.table));
+  if (at('find').value !== state.view.find && document.activeElement !== at('find')) at('find').value = state.view.find;
+  drawRuns(at('runs'), state.runs, state.runs.filter((run) => found.has(run.id)), state.shown, toggle);
+  at('table').hidden = !state.view.table;
+  if (!state.view.table) return;
+  drawTable(at('table'), runs, state.shown, state.view, {
+    toggle, edit: saved ? null : edit, showAll: (ids) => { state.shown = ids; refetch(); },
+    sort: (column) => { state.view.sort = column; changed(); }, choose: (columns) => { state.view.columns = columns; changed(); },
+  });
+}
+
+/** The controls of all charts: smoothing, and what they are drawn over. */
+function drawTools(shown) {
+  at('tools').hidden = !shown.length;
+  at('smooth').value = state.view.smooth;
+  at('smooth-value').textContent = state.view.smooth.toFixed(2);
+  for (const button of at('axes').querySelectorAll('button')) {
+    const kind = button.value;
+    button.setAttribute('aria-pressed', String(kind === state.view.x));
+    button.disabled = kind !== state.view.x && !shown.some((run) => hasAxis(run, kind));
+    button.title = button.disabled ? `no run that is shown records its ${X_AXES[kind].name}` : '';
+  }
 }
 
 // ---- Input
 
+/** Remember the view in the address, and draw it. */
+function changed() {
+  remember();
+  draw();
+}
+
+let remembering = 0;
+
+function remember() {
+  if (saved) return;
+  state.view.runs = state.shown;
+  clearTimeout(remembering); // browsers bound how often an address changes
+  remembering = setTimeout(() => history.replaceState(null, '', hashOf(state.view)), 100);
+}
+
 function toggle(id) {
   state.shown = state.shown.includes(id) ? state.shown.filter((one) => one !== id) : [...state.shown, id];
-  if (!saved) history.replaceState(null, '', `#${new URLSearchParams({ runs: state.shown.join(',') })}`);
   refetch();
 }
 
 function refetch() {
+  remember();
   for (const known of state.known.values()) known.stale = true;
   if (saved) draw();
   else update();
 }
 
+function openTable() {
+  state.view.table = !state.view.table;
+  remember();
+  drawList();
+  if (state.view.table) { tableFetched = 0; update(); }
+}
+
+let findTimer = 0;
+
+/** Look for runs, once nothing has been typed for a moment. */
+function find(text) {
+  state.view.find = text;
+  clearTimeout(findTimer);
+  findTimer = setTimeout(() => { remember(); drawList(); update(); }, 150);
+}
+
+/** Ask for the name and the note of a run, and keep them. */
+function edit(run) {
+  editNote(at('note'), run, async (note) => {
+    try {
+      const response = await fetch(`api/runs/${run.id}/note`, { method: 'PUT', headers: { 'content-type': 'application/json' }, body: JSON.stringify(note) });
+      if (!response.ok) return response.text();
+      update();
+      return '';
+    } catch {
+      return 'The monitor does not answer.';
+    }
+  });
+}
+
 let waiting = 0;
 
-/** Show a range of steps in all charts; null for all steps. */
+/** Show a range of the horizontal axis in all charts; null for the whole. */
 function setRange(range) {
   if (JSON.stringify(range) === JSON.stringify(state.view.range)) return;
   state.view.range = range;
@@ -135,11 +264,34 @@ function setRange(range) {
   waiting = setTimeout(refetch, 60);
 }
 
+function setAxis(kind) {
+  state.view.x = kind;
+  state.view.range = null;
+  refetch();
+}
+
+let smoothing = 0;
+
+function setSmoothing(weight) {
+  state.view.smooth = weight;
+  at('smooth-value').textContent = weight.toFixed(2);
+  cancelAnimationFrame(smoothing);
+  smoothing = requestAnimationFrame(() => { remember(); drawCharts(); });
+}
+
+function toggleLog(id) {
+  state.view.log[state.view.log.has(id) ? 'delete' : 'add'](id);
+  remember();
+  drawCharts();
+}
+
 function jump(step) {
   state.view.step = step;
-  const last = Math.max(...shownRuns().map((run) => run.summary.step), step + 1);
+  const shown = shownRuns();
+  const last = Math.max(...shown.map((run) => run.summary.step), step + 1);
   const reach = Math.max(last * 0.15, 5);
-  state.view.range = [Math.max(0, step - reach), Math.min(last, step + reach)];
+  const axis = axisOf(shown[0], state.view.x);
+  state.view.range = [Math.max(0, step - reach), Math.min(last, step + reach)].map(axis.place);
   refetch();
   at('charts').scrollIntoView({ block: 'start' });
 }
@@ -169,18 +321,31 @@ function nextFinding(by) {
 }
 
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest('dialog') || event.target.matches('input:not([type=checkbox], [type=range]), textarea')) return;
   if (/^[1-9]$/.test(event.key) && state.runs[event.key - 1]) toggle(state.runs[event.key - 1].id);
   else if (event.key === 't') switchTheme();
+  else if (event.key === 'a' && !saved) openTable();
   else if (event.key === 'j') nextFinding(1);
   else if (event.key === 'k') nextFinding(-1);
   else if (event.key === 'r') { state.view.step = null; state.view.range = null; refetch(); }
 }
 
+/** Another address was opened in this page, as by the button for the page before. */
+function onAddress() {
+  state.view = viewOf(location.hash);
+  if (state.runs.length && !saved) state.shown = chosenBefore();
+  refetch();
+}
+
+at('axes').append(...Object.entries(X_AXES).map(([kind, { name }]) => make('button', { type: 'button', value: kind, onclick: () => setAxis(kind) }, name)));
 at('charts').append(...charts.map((chart) => chart.element));
+at('smooth').addEventListener('input', (event) => setSmoothing(Number(event.target.value)));
 at('theme').addEventListener('click', switchTheme);
+at('open-table').addEventListener('click', openTable);
+at('find').addEventListener('input', (event) => find(event.target.value));
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => { nameTheme(); draw(); });
 document.addEventListener('keydown', onKey);
+window.addEventListener('hashchange', onAddress);
 nameTheme();
 if (saved) {
   state.runs = saved.runs.map((run) => run.summary);

@@ -32,11 +32,13 @@ export function figure(value) {
   return String(Number(value.toPrecision(4)));
 }
 
-/** Seconds as "2 h 5 min". */
-export function duration(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  const minutes = Math.round(seconds / 60);
-  return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+/** Seconds as the terminal writes them: "0:07", "12:05", "1:02:03", "2 days, 1:02:03". */
+export function clock(seconds) {
+  const all = Math.round(seconds);
+  const [days, hours, minutes] = [Math.floor(all / 86400), Math.floor(all / 3600) % 24, Math.floor(all / 60) % 60];
+  const two = (part) => String(part).padStart(2, '0');
+  const day = days ? `${days} day${days === 1 ? '' : 's'}, ` : '';
+  return `${day}${days || hours ? `${hours}:${two(minutes)}` : minutes}:${two(all % 60)}`;
 }
 
 /** A colour of the page by its name in style.css. */

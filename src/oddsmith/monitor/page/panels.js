@@ -1,48 +1,62 @@
 // Everything but the charts: the list of runs, the verdict, pairs, answers, settings.
-import { CATALOGUE, colour, duration, figure, make, plain } from './dom.js';
+import { CATALOGUE, colour, figure, make, plain } from './dom.js';
+import { editButton, stateOf } from './table.js';
 
 const WORDS = { healthy: 'Healthy', 'cannot tell': 'Cannot tell', watch: 'Worth watching', act: 'Act on it' };
 const SEVERITY = Object.keys(WORDS);
 
-/** The list of runs; `onToggle(id)` shows or hides one. */
-export function drawRuns(place, runs, shown, onToggle) {
+/** The list of runs, those that are `found` among `runs`; `onToggle(id)` shows or hides one. */
+export function drawRuns(place, runs, found, shown, onToggle) {
   const focused = document.activeElement?.closest('#runs input')?.value;
-  const items = runs.map((run, index) => {
+  const items = found.map((run) => {
+    const index = runs.indexOf(run);
     const box = make('input', { type: 'checkbox', value: run.id, onchange: () => onToggle(run.id) });
     box.checked = shown.includes(run.id);
     const swatch = make('i', { class: 'swatch' });
     swatch.style.background = shown.length > 1 && box.checked ? colour(`series-${(shown.indexOf(run.id) % 6) + 1}`) : 'transparent';
     return make('li', {}, make('label', { title: index < 9 ? `key ${index + 1}` : null }, box,
-      make('span', { class: 'name' }, box.checked && shown.length > 1 ? swatch : null, plain(run.name)), make('span', { class: 'state' }, stateOf(run))));
+      make('span', { class: 'name' }, box.checked && shown.length > 1 ? swatch : null, plain(run.title)), make('span', { class: 'state' }, stateOf(run))));
   });
-  place.replaceChildren(make('h2', {}, runs.length === 1 ? '1 run' : `${runs.length} runs`), make('ul', {}, ...items));
+  place.replaceChildren(make('ul', {}, ...items));
   if (focused) place.querySelector(`input[value="${CSS.escape(focused)}"]`)?.focus();
 }
 
-function stateOf(run) {
-  if (run.state === 'unreadable') return 'not readable';
-  const left = run.seconds_left === null ? '' : `, ${duration(run.seconds_left)} left`;
-  return `${run.state}, ${run.unit.replace(/s$/, '')} ${run.step}${run.max_steps > run.step ? ` of ${run.max_steps}` : ''}${left}`;
+/**
+ * The verdict of every run that is shown, with its findings, of many the first ones; `onJump(step)` goes to where one
+ * begins, `onEdit(run)` asks for a name and a note (null where they cannot be kept).
+ */
+export function drawVerdict(place, shown, onJump, onEdit) {
+  const known = shown.filter((run) => run.details);
+  const rest = shown.length - known.length;
+  place.replaceChildren(...known.map((run, index) => banner(run, index === 0, onJump, onEdit)),
+    rest ? make('p', { class: 'empty rest' }, `and ${rest} more runs, whose verdicts are in the table of runs`) : '');
 }
 
-/** The verdict of every run that is shown, with its findings; `onJump(step)` goes to where one begins. */
-export function drawVerdict(place, shown, onJump) {
-  place.replaceChildren(...shown.map((run, index) => banner(run, index === 0, onJump)));
-}
-
-function banner(run, isFirst, onJump) {
+function banner(run, isFirst, onJump, onEdit) {
   const findings = run.details?.findings ?? [];
   const empty = !Object.keys(run.series.training).length && !Object.keys(run.series.held_out).length;
   const verdict = findings.length ? SEVERITY[Math.max(...findings.map((one) => SEVERITY.indexOf(one.verdict)))] : 'cannot tell';
   const words = run.summary.problem ? 'Not readable' : run.summary.state === 'reading' ? 'Reading the event log' : empty ? 'Nothing logged yet' : WORDS[verdict];
   const bad = findings.filter((one) => one.verdict !== 'healthy');
   const facts = [plain(run.summary.model), stateOf(run.summary), Number.isFinite(run.summary.checkpoint) ? `last checkpoint at step ${run.summary.checkpoint}` : '', run.summary.skipped ? `${run.summary.skipped} unreadable lines skipped` : ''].filter(Boolean).join(' · ');
-  const bar = run.summary.max_steps > 0 ? make('progress', { max: run.summary.max_steps, value: Math.min(run.summary.step, run.summary.max_steps), 'aria-label': `steps done of ${plain(run.summary.name)}` }) : null;
+  const bar = run.summary.max_steps > 0 ? make('progress', { max: run.summary.max_steps, value: Math.min(run.summary.step, run.summary.max_steps), 'aria-label': `steps done of ${plain(run.summary.title)}` }) : null;
   return make('div', { class: `banner ${empty || run.summary.problem ? '' : verdict}` },
-    make('h2', isFirst ? { id: 'verdict-title' } : {}, `${plain(run.summary.name)}: ${words}`),
+    make('div', { class: 'title' }, make('h2', isFirst ? { id: 'verdict-title' } : {}, `${plain(run.summary.title)}: ${words}`), onEdit ? editButton(run.summary, onEdit) : null),
+    run.summary.note ? make('p', { class: 'text note' }, plain(run.summary.note)) : null,
     make('p', { class: 'facts' }, run.summary.problem ? plain(run.summary.problem) : facts), bar,
     incidents(run, onJump),
-    bad.length ? make('ul', { class: 'findings' }, ...bad.map((one) => finding(one, onJump))) : null);
+    bad.length ? make('ul', { class: 'findings' }, ...bad.map((one) => finding(one, onJump))) : null,
+    known(run, findings.filter((one) => one.verdict === 'healthy'), bad.length > 0));
+}
+
+/** What speaks for a run, with the figures of the diagnosis: how "healthy" is known. */
+function known(run, good, isBeside) {
+  if (!good.length) return null;
+  const { log_lines: lines, evaluations } = run.details.seen;
+  const count = (number, noun) => `${number.toLocaleString('en')} ${noun}${number === 1 ? '' : 's'}`;
+  const from = `From ${count(lines, 'log line')} and ${count(evaluations, 'evaluation')}${isBeside ? '; this is well' : ''}:`;
+  return make('div', { class: 'known' }, make('p', {}, from), make('ul', {}, ...good.map((one) =>
+    make('li', {}, make('b', {}, plain(one.rule).replaceAll('_', ' ')), `: ${plain(one.metric)}: ${plain(one.evidence)} – ${plain(one.meaning)}.`))));
 }
 
 /** The incidents of a run, counted; opened, the last ones as a list. */
@@ -71,7 +85,7 @@ function finding(one, onJump) {
     make('p', {}, plain(one.evidence)), make('p', {}, plain(one.meaning)), one.change ? make('p', { class: 'change' }, plain(one.change)) : null);
 }
 
-const KINDS = { worst: 'Worst', flipped: 'Flipped', forgotten: 'Forgotten' };
+const PAIR_KINDS = { worst: 'Worst', flipped: 'Flipped', forgotten: 'Forgotten' };
 const EXPLAINED = {
   worst: 'The held-out pairs whose rejected answer the model prefers most clearly. Read them: the label may be wrong.',
   flipped: 'Pairs that the model ordered wrongly at first and rightly now.',
@@ -119,7 +133,7 @@ export function drawPairs(place, shown, set) {
   place.hidden = !run;
   if (!run) return;
   const inspected = of(run);
-  const buttons = Object.entries(KINDS).map(([name, words]) => make('button', { type: 'button', 'aria-pressed': String(name === kind),
+  const buttons = Object.entries(PAIR_KINDS).map(([name, words]) => make('button', { type: 'button', 'aria-pressed': String(name === kind),
     onclick: () => { kind = name; drawPairs(place, shown, set); place.querySelector(`[aria-pressed="true"]`).focus(); } }, `${words} (${(inspected.inspected[name] ?? []).length})`));
   const asked = ownLines(Object.values(inspected.inspected).flat().map((one) => one.prompt));
   const rows = (inspected.inspected[kind] ?? []).map((one) => pair(one, asked(one.prompt)));
@@ -149,6 +163,9 @@ function tokens(side) {
     }
     text.append(mark);
   });
+  const hidden = side?.tokens_not_shown ?? 0;
+  if (hidden) text.append(make('span', { class: 'cut' }, ` ⟨${hidden} more tokens⟩`));
+  else if (side?.is_cut) text.append(make('span', { class: 'cut', title: 'max_length ended the answer here' }, ' ⟨cut by max_length⟩'));
   return text;
 }
 
@@ -168,7 +185,25 @@ export function drawSamples(place, shown, set) {
 }
 
 function side(title, answer) {
-  return make('div', {}, make('h4', {}, title), make('p', { class: 'text' }, plain(answer?.Policy)));
+  return make('div', {}, make('h4', {}, title), make('p', { class: 'text' }, plain(answer?.Policy), answer?.is_cut ? make('span', { class: 'cut', title: 'The model had not ended it' }, ' ⟨cut⟩') : null));
+}
+
+/** What a run printed, the end of it; `onOpen(isOpen)` fetches it. */
+export function drawConsole(place, shown, text, onOpen) {
+  const run = shown.find((one) => one.details?.has_console);
+  place.hidden = !run;
+  if (!run) return;
+  if (!place.firstChild) {
+    const output = make('pre', { class: 'console', tabindex: '0' });
+    place.append(make('div', { class: 'card' }, make('h2', { id: 'console-title' }, 'Console'),
+      make('details', { ontoggle: (event) => onOpen(event.target.open) }, make('summary', {}), output)));
+  }
+  place.querySelector('summary').textContent = `What ${plain(run.summary.title)} printed`;
+  const output = place.querySelector('pre');
+  if (text === null || output.textContent === plain(text)) return;
+  const atEnd = output.scrollTop + output.clientHeight >= output.scrollHeight - 30;
+  output.textContent = plain(text);
+  if (atEnd) output.scrollTop = output.scrollHeight;
 }
 
 /** Settings side by side: with several runs those that differ, and all of them below. A setting that only one run has is no difference. */
@@ -189,7 +224,7 @@ export function drawSettings(place, shown) {
 }
 
 function settingsTable(runs, names, label) {
-  const head = make('tr', {}, make('th', { scope: 'col' }, 'Setting'), ...runs.map((run) => make('th', { scope: 'col' }, plain(run.summary.name))));
+  const head = make('tr', {}, make('th', { scope: 'col' }, 'Setting'), ...runs.map((run) => make('th', { scope: 'col' }, plain(run.summary.title))));
   const rows = names.map((name) => make('tr', {}, make('th', { scope: 'row' }, plain(name)), ...runs.map((run) => make('td', {}, plain(run.details.settings[name] ?? '–')))));
   return make('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': label }, make('table', {}, make('thead', {}, head), make('tbody', {}, ...rows)));
 }

@@ -24,14 +24,24 @@ from ....system.memory import clear_memory_errors
 from ....system.names import require_folder_name
 from ....system.output import printing_may_fail
 from ....system.own_processes import run_module
-from ....system.run_folder import REPORT_FILE, SETTINGS_FILE
+from ....system.run_folder import CONSOLE_FILE, REPORT_FILE, SETTINGS_FILE
 from ....system.signals import StopSignals
 from ...parsing.config_file import Setting
 from ...parsing.first_look import first_look
 from ...parsing.resolve import Option, Resolved, Settings, build, resolve
 from ...parsing.schema import fields_for_run
 from ...parsing.values import seconds_of
-from ...terminal.console import STARTING, is_main_process, keep, quiet_libraries, say, show_line, working
+from ...terminal.console import (
+    STARTING,
+    is_main_process,
+    keep,
+    quiet_libraries,
+    record_into,
+    recording,
+    say,
+    show_line,
+    working,
+)
 from ...terminal.outcome import JSON, RECIPE, TRACEBACK
 from .launch import join_launcher, launch
 from .run_folder import changed_settings, check_folder, clear_folder, require_elsewhere, settings_lines
@@ -111,7 +121,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | int:
         with offering_columns(settings):
             return show(resolved, settings, processes, full="full" in resolved.options)
     join_launcher()
-    with printing_may_fail(), StopSignals() as signals:
+    with printing_may_fail(), recording(), StopSignals() as signals:
         with working(STARTING):
             settings = build(resolved)
             require_trackers(settings)
@@ -212,6 +222,7 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
         trainer.add_callback(EvaluateAtEnd())
     if trainer.is_world_process_zero() and "overwrite_output_dir" in resolved.options:
         clear_folder(Path(settings.orpo.output_dir))
+    record_into(Path(settings.orpo.output_dir) / CONSOLE_FILE)
     trainer.add_callback(WriteSettings(resolved, settings))
     started_at = time.monotonic()
     with progress:

@@ -1,0 +1,85 @@
+"""Keep the names and notes that a person gives to runs, in a file beside the run folders and never in them.
+
+    RUNS/
+      _monitor_notes.json      {"notes": {"run-1": {"name": "the one to keep", "note": "longer answers"}}}
+      run-1/
+
+The key is the name of the run folder, so the folder of runs can be moved.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..system.files import replacing
+from ..system.strict_json import read_object
+from .events import text
+from .files import read_bytes, stamps
+
+NOTES_FILE = "_monitor_notes.json"
+MAX_NAME, MAX_NOTE = 200, 10_000  # characters
+MAX_NOTES = 2000  # of a folder; beyond, the oldest is dropped
+MAX_NOTES_BYTES = 32_000_000
+
+_writing = threading.Lock()
+
+
+class Note(NamedTuple):
+    """What a person wrote of a run; both may be empty."""
+
+    name: str = ""
+    note: str = ""
+
+
+class Notes:
+    """The notes of one folder of runs, read again when their file changes."""
+
+    def __init__(self, folder: Path):
+        self._file = folder / NOTES_FILE
+        self._stamps: object = None
+        self._notes: dict[str, Note] = {}
+
+    def refresh(self) -> bool:
+        """Read the file if it has changed; return whether it had."""
+        found = stamps([self._file])
+        if found == self._stamps:
+            return False
+        self._stamps, self._notes = found, self._read()
+        return True
+
+    def of(self, run: Path) -> Note:
+        """Return the note of a run, as of the last refresh."""
+        return self._notes.get(_key(run), Note())
+
+    def write(self, run: Path, note: Note) -> None:
+        """Keep the note of a run, or drop it where both are empty; ``OSError`` where the file cannot be written."""
+        with _writing:
+            notes = self._read()
+            notes.pop(_key(run), None)
+            if any(note):
+                notes[_key(run)] = note
+            kept = dict(list(notes.items())[-MAX_NOTES:])
+            content = json.dumps({"notes": {key: one._asdict() for key, one in kept.items()}}, indent=1)
+            with replacing(self._file) as partial:
+                partial.write_text(content + "\n", encoding="utf-8")
+
+    def _read(self) -> dict[str, Note]:
+        content = read_bytes(self._file, MAX_NOTES_BYTES)
+        try:
+            found: Any = read_object(content.decode("utf-8")).get("notes") if content else {}
+        except ValueError:
+            return {}
+        notes = found.items() if isinstance(found, dict) else ()
+        return {key: clean_note(one) for key, one in list(notes)[-MAX_NOTES:] if isinstance(one, dict)}
+
+
+def clean_note(given: dict[str, Any]) -> Note:
+    """Return a note of bounded length; what is no text becomes empty."""
+    return Note(text(given.get("name"), MAX_NAME).strip(), text(given.get("note"), MAX_NOTE).strip())
+
+
+def _key(run: Path) -> str:
+    return text(run.name)

@@ -1,0 +1,60 @@
+"""Read how busy, how full and how warm the GPU of this process is, by the driver's own counters."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+# Of torch.cuda, which asks NVML (package nvidia-ml-py) or, on ROCm, amdsmi; with what a unit of theirs is of ours.
+_READINGS: dict[str, tuple[str, float]] = {
+    "gpu_use": ("utilization", 0.01),
+    "gpu_temperature": ("temperature", 1.0),
+    "gpu_power_watts": ("power_draw", 0.001),
+}
+
+
+class GpuReadings:
+    """Reads the GPU of this process; what it does not tell is asked for once, and left out from then on."""
+
+    def __init__(self) -> None:
+        self._known = dict(_READINGS)
+
+    def read(self) -> dict[str, float]:
+        """Return the readings by their names in ``metrics.py``; empty without a GPU."""
+        if not torch.cuda.is_available():
+            return {}
+        free, total = torch.cuda.mem_get_info()
+        found = {"gpu_memory_gib": (total - free) / 2**30}
+        for name, (function, unit) in list(self._known.items()):
+            value = _reading(getattr(torch.cuda, function))
+            if value is None:
+                del self._known[name]
+            else:
+                found[name] = value * unit
+        return found
+
+
+def _reading(function: Callable[[], float]) -> float | None:
+    """Return what a function of ``torch.cuda`` reads; ``None`` where package or driver does not offer it."""
+    errors: tuple[type[Exception], ...] = (ImportError, RuntimeError, ValueError, OSError, *_driver_errors())
+    try:
+        return float(function())
+    except errors as error:
+        logger.debug("the GPU is not read: %s", error)
+    return None
+
+
+def _driver_errors() -> tuple[type[Exception], ...]:
+    """Return the error classes of the installed packages that ask drivers; they share no base but ``Exception``."""
+    found: list[type[Exception]] = []
+    for package, error in (("pynvml", "NVMLError"), ("amdsmi", "AmdSmiException")):
+        try:
+            found.append(getattr(importlib.import_module(package), error))
+        except (ImportError, AttributeError, OSError, KeyError):
+            continue
+    return tuple(found)
