@@ -131,8 +131,17 @@ def _seeds(paths: dict[str, bytes]) -> list[bytes]:
 
 
 _ODD = f"/?token={TOKEN}", "/?" + "&".join(["a=1"] * 25), "http://127.0.0.1/api/runs"
-_OF_RUN = f"/api/runs/{OVER}/series?after=1&generation=2&first=0&last=1e9", f"/api/runs/{OVER}/details"
-MONITOR = _seeds(dict.fromkeys(["/", "/app.js", "/api/runs", "/api/changes", *_OF_RUN, *_ODD], b""))
+_PARTS = ("series?after=1&generation=2&first=0&last=1e9&points=9", "details", "console")
+_OF_RUN = [f"/api/runs/{OVER}/{part}" for part in _PARTS]
+_NOTE = json.dumps({"name": "a", "note": "b\nc"}).encode()
+MONITOR = _seeds(dict.fromkeys(["/", "/app.js", "/api/runs", "/api/changes", "/api/table", *_OF_RUN, *_ODD], b""))
+MONITOR += [
+    request("PUT", f"/api/runs/{OVER}/note", {
+        "host": "127.0.0.1:PORT", "cookie": f"oddsmith_monitor_PORT={TOKEN}", "content-type": "application/json",
+        "content-length": length,
+    }, _NOTE)
+    for length in (str(len(_NOTE)), "99", "65537")
+]  # fmt: skip
 MONITOR += [
     request("GET", "/api/runs", {
         "host": "127.0.0.1:PORT", "cookie": f'a="b; oddsmith_monitor_PORT={TOKEN}', "origin": "http://127.0.0.1:PORT",

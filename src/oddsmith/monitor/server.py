@@ -25,7 +25,7 @@ try:
     import uvicorn
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
     from starlette.routing import Route
 
@@ -129,7 +129,7 @@ class _Api:
         """Keep the name and the note that a person gave a run; the answer is what was kept."""
         try:
             note = clean_note(read_object((await request.body()).decode("utf-8")))
-        except ValueError:
+        except (ValueError, ClientDisconnect):
             return PlainTextResponse('expected {"name": TEXT, "note": TEXT}', 400)
         try:
             is_known = await run_in_threadpool(self._runs.write_note, request.path_params["run"], note)
