@@ -14,12 +14,13 @@ from ...errors import ConfigError
 from ...model.loading.builtin import SMALL_CHAT_MODEL
 from ...model.loading.first_look import look_at_model
 from ...system.output import printing_may_fail
+from ...system.run_folder import CONSOLE_FILE
 from ...system.words import counted
 from ..parsing.config_file import Setting
 from ..parsing.first_look import look_at_values
 from ..parsing.resolve import Option, Resolved, Settings, resolve
 from ..parsing.schema import fields_for_run
-from ..terminal.console import STARTING, quiet_libraries, say, show, stdout_console, working
+from ..terminal.console import STARTING, quiet_libraries, record_into, recording, say, show, stdout_console, working
 from ..terminal.counting import count_in_place
 from ..terminal.outcome import JSON, TRACEBACK
 from .train.run_folder import check_folder, clear_folder, write_settings
@@ -77,7 +78,7 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
         from ..terminal.progress import ShowProgress
 
     chart = GapChart()
-    with printing_may_fail(), ShowProgress(above=chart) as progress:
+    with printing_may_fail(), recording(), ShowProgress(above=chart) as progress:
         story = _Story(resolved, folder, model, chart)
         given = resolved.of("ORPOConfig")
         result = run_demo(folder, model=model, callbacks=[chart, progress], on_stage=story.tell, **given)
@@ -106,6 +107,7 @@ class _Story:
             _print_answers(when, standing)
         elif stage == "train":
             self._write_settings(detail)
+            record_into(self._folder / CONSOLE_FILE)
             pairs = len(detail.train_dataset)
             count = counted(pairs, "pair")
             say(f"\ntraining on {count} of the model's own answers: a short one to prefer, a long one to avoid")
