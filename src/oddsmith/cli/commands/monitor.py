@@ -22,7 +22,8 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7861
 USAGE = "oddsmith monitor [RUNS ...] [--port 7861] [--once | --report FILE]"
 INTRO = (
     "Shows runs on a page in the browser: a verdict, curves, pairs, answers, settings. RUNS are run folders, folders of"
-    " them, or what `oddsmith diagnose` reads; this folder by default. It only reads: a run does not notice it.",
+    " them, or what `oddsmith diagnose` reads; this folder by default. It writes nothing into"
+    " a run, which does not notice it.",
 )
 OPTIONS = (
     Option(
