@@ -63,7 +63,12 @@ def test_ticks_are_whole_steps_and_values_stand_beside_the_curves(monitor, page)
     box = page.locator("#chart-loss .nsewdrag").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
     page.wait_for_function("() => document.querySelector('#loss-now').textContent.includes('at step')")
-    assert "loss 3, held out 3.9 (step 0)" in legend.text_content() or "(step 10)" in legend.text_content()
+    assert legend.text_content().strip() == "loss 3at step 5"
+    page.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] * 0.5)
+    page.wait_for_function("() => document.querySelector('#loss-now').textContent.includes('at step 10')")
+    assert legend.text_content().strip() == "loss 2, held out 1.9at step 10"
+    page.mouse.move(2, 2)
+    page.wait_for_function("() => document.querySelector('#loss-now').textContent.includes('dotted: held out')")
     assert not page.locator("#chart-loss .hoverlayer .hovertext").count()
 
 

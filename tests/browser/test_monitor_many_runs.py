@@ -16,11 +16,11 @@ from tests.browser.test_monitor_page import event
 LOSS = "document.querySelector('#chart-loss .plot')"
 # Notes how long the page did not draw: the longest time between two frames, and the median.
 WATCH_FRAMES = """() => {
-  window.frames = [];
+  window.gaps = [];
   let last = performance.now();
   window.watching = true;
   const next = (now) => {
-    window.frames.push(now - last);
+    window.gaps.push(now - last);
     last = now;
     if (window.watching) requestAnimationFrame(next);
   };
@@ -28,7 +28,7 @@ WATCH_FRAMES = """() => {
 }"""
 READ_FRAMES = """() => {
   window.watching = false;
-  const sorted = window.frames.slice(1).sort((a, b) => a - b);
+  const sorted = window.gaps.slice(1).sort((a, b) => a - b);
   return { longest: sorted.at(-1), median: sorted[sorted.length >> 1], frames: sorted.length };
 }"""
 

@@ -5,6 +5,7 @@ import { clock, colour, figure, make, plain } from './dom.js';
 import { saveData, savePicture } from './saving.js';
 import { areOutlines, layoutOf, toneOfEvaluation, tracesOf } from './traces.js';
 
+const NEAR = 0.02; // of the axis: how far from the pointer a value may be
 const PLOT = { displayModeBar: false, responsive: true, scrollZoom: false };
 
 /** Draws charts one after another while nothing else is to be done, so that the page answers meanwhile. */
@@ -96,12 +97,15 @@ function legend(chart, shown, view, curves, hovered) {
   if (chart.kind === 'histogram') return marginLegend(shown[0], view.set);
   if (shown.length > MANY) return crowdLegend(chart, shown, view, hovered);
   const place = hovered?.x;
-  const value = (curve) => figure(hovered ? curve.y[nearest(curve.x, place)] : curve.y.findLast((one) => one !== null));
-  const of = (curve) => { const i = nearest(curve.x, place); return hovered && curve.x[i] !== place ? ` (${placed(view.x, curve.x[i])})` : ''; };
+  const reach = hovered ? NEAR * (hovered.xaxis.range[1] - hovered.xaxis.range[0]) : 0;
+  const at = (curve, values) => { const i = nearest(curve.x, place); return Math.abs(curve.x[i] - place) <= reach ? values[i] : null; };
+  const latest = (values) => values.findLast((one) => one !== null);
+  const value = (curve) => figure(hovered ? at(curve, curve.y) : latest(curve.y));
   const heads = curves.filter((curve) => curve.of === TRAINING || !curves.some((other) => other.base === curve.base && other.of === TRAINING));
   const lines = heads.map((curve) => {
-    const smooth = curve.smooth ? `, smoothed ${figure(hovered ? curve.smooth[nearest(curve.x, place)] : curve.smooth.findLast((one) => one !== null))}` : '';
-    const held = curves.filter((other) => other !== curve && other.base === curve.base).map((other) => `, ${HELD_OUT}${other.set ? ` ${plain(other.set)}` : ''} ${value(other)}${of(other)}`);
+    const smooth = curve.smooth ? `, smoothed ${figure(hovered ? at(curve, curve.smooth) : latest(curve.smooth))}` : '';
+    const others = curves.filter((other) => other !== curve && other.base === curve.base && (!hovered || at(other, other.y) !== null));
+    const held = others.map((other) => `, ${HELD_OUT}${other.set ? ` ${plain(other.set)}` : ''} ${value(other)}`);
     return make('span', {}, key(curve.tone, curve.of === HELD_OUT ? 'dot' : curve.dash), `${plain(curve.base)} `, make('b', {}, value(curve)), smooth, ...held);
   });
   if (hovered) return [...lines, make('span', { class: 'where' }, `at ${placed(view.x, place)}`)];
