@@ -1,7 +1,6 @@
-"""How many answers a second `oddsmith data make` gets, beside what transformers and llama.cpp do alone; and all of it.
+"""How many answers a second `oddsmith data make` gets, beside what transformers and llama.cpp do alone.
 
     python benchmarks/data_make.py [--prompts 32] [--samples 4] [--tokens 128] [--at-once 32] [--only transformers ...]
-    python benchmarks/data_make.py --whole [--prompts 500]
 
 The model is SmolLM2-135M-Instruct, as a folder and as a GGUF file (q8_0), the prompts are those of the built-in pairs.
 Each is asked for the same answers, at temperature 0.8 and top-p 0.95, without the time that loading takes:
@@ -10,17 +9,14 @@ Each is asked for the same answers, at temperature 0.8 and top-p 0.95, without t
     llama.cpp            its own server in this process, with as many slots and requests, sent by threads
     a server             the same server behind `oddsmith serve`, asked by bare requests of httpx2
 
-Answers have different lengths, so tokens a second are compared. ``--whole`` runs the command itself with a rule.
+Answers have different lengths, so tokens a second are compared. benchmarks/from_prompts.py runs the command itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -188,37 +184,18 @@ def by_server(file: Path, asked: Sequence[Question], drawing: Drawing) -> None:
         compare("a server", alone, ours(lambda: list(served.answers(asked, set()))))
 
 
-def whole(prompts: int, drawing: Drawing, at_once: int) -> None:
-    """Run the command: prompts in a file, answers of transformers, a rule."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        lines = [json.dumps({"prompt": question.messages}) + "\n" for question in questions(prompts)]
-        (place / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
-        (place / "rules.yaml").write_text("max_words: 60\nregex: '[.!?]$'\n", encoding="utf-8")
-        words = ["data", "make", "prompts.jsonl", "--model", MODEL, "--judge", "rule:rules.yaml"]
-        words += ["--output", "pairs.jsonl", "--samples", str(drawing.samples), "--batch-size", str(at_once)]
-        words += ["--max-new-tokens", str(drawing.max_new_tokens)]
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-P", "-m", "oddsmith", *words], cwd=place, check=True)
-        print(f"{time.perf_counter() - start:.0f} s in all for {len(lines)} prompts x {drawing.samples} answers")
-
-
 def main() -> None:
     """Measure what the flags ask for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int)
+    parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--at-once", type=int, default=32)
-    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--only", nargs="+", choices=BACKENDS, default=BACKENDS)
     given = parser.parse_args()
     drawing = Drawing(samples=given.samples, max_new_tokens=given.tokens)
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
-    if given.whole:
-        whole(given.prompts or 500, drawing, given.at_once)
-        return
-    asked = questions(given.prompts or 32)
+    asked = questions(given.prompts)
     if "transformers" in given.only:
         by_transformers(asked, drawing, given.at_once)
     with tempfile.TemporaryDirectory() as folder:

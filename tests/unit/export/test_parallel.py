@@ -57,3 +57,17 @@ def test_tokens_that_need_not_be_sorted_change_nothing(file, top_p, monkeypatch)
 
     monkeypatch.setattr(ParallelGguf, "_sampler", sorting_all)
     assert found == answers(file, 4, asked, temperature=1.5, top_p=top_p)
+
+
+def test_sequences_follow_each_other_in_every_batch(file, monkeypatch):
+    computed = []
+    run = ParallelGguf._run
+
+    def noted(self, batch, tokens):
+        computed.append([sequence for _, _, sequence, has_logits in tokens if has_logits])
+        return run(self, batch, tokens)
+
+    monkeypatch.setattr(ParallelGguf, "_run", noted)
+    answers(file, 3, [(text, seed) for text in TEXTS for seed in range(4)], temperature=2.0)
+    assert all(batch == list(range(len(batch))) for batch in computed)
+    assert {len(batch) for batch in computed} >= {1, 2, 3}

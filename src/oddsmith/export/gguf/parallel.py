@@ -2,6 +2,9 @@
 
 sequence 0 .. S-1    an answer that is being written each; one step of all of them is one batch of llama.cpp
 sequence S           the prompt of the answers that are begun next, computed once and copied to each of them
+
+Where an answer ends, the last sequence takes its place: llama.cpp computes a batch in one go only if the numbers of its
+sequences follow each other, and in several otherwise, each of which reads all weights.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class _Sequence:
     token: int
     sampler: Any
     ids: list[int] = field(default_factory=list)
+    is_finished: bool = False
 
 
 class ParallelGguf(GgufModel):
@@ -90,33 +94,35 @@ class ParallelGguf(GgufModel):
             ModelError: llama.cpp cannot compute them.
         """
         waiting, prompt = iter(asked), Asked(-1, (), 0)
-        writing: dict[int, _Sequence] = {}
+        writing: list[_Sequence] = []  # by the number of its sequence
         batch = self._library.LlamaBatch(n_tokens=max(BATCH_TOKENS, self._sequences), embd=0, n_seq_max=1)
         self._context.kv_cache_clear()
         try:
             while True:
-                for place in range(self._sequences):
-                    if place not in writing and (new := next(waiting, None)) is not None:
-                        if new.ids != prompt.ids:
-                            self._read_prompt(batch, new.ids[:-1])
-                            prompt = new
-                        self._copy_prompt(place)
-                        sampler = self._sampler(temperature, top_p, new.seed)
-                        writing[place] = _Sequence(new.number, len(new.ids) - 1, new.ids[-1], sampler)
+                while len(writing) < self._sequences and (new := next(waiting, None)) is not None:
+                    if new.ids != prompt.ids:
+                        self._read_prompt(batch, new.ids[:-1])
+                        prompt = new
+                    self._copy(self._sequences, len(writing))
+                    sampler = self._sampler(temperature, top_p, new.seed)
+                    writing.append(_Sequence(new.number, len(new.ids) - 1, new.ids[-1], sampler))
                 if not writing:
                     return
-                places = list(writing)
-                self._run(batch, [(writing[p].token, writing[p].position, p, True) for p in places])
-                for row, place in enumerate(places):
-                    one = writing[place]
-                    one.token, one.position = one.sampler.sample(self._context, row), one.position + 1
-                    is_finished = one.token in self.end_ids
-                    if not is_finished:
+                self._run(batch, [(one.token, one.position, place, True) for place, one in enumerate(writing)])
+                ended: list[int] = []
+                for place, one in enumerate(writing):
+                    one.token, one.position = one.sampler.sample(self._context, place), one.position + 1
+                    one.is_finished = one.token in self.end_ids
+                    if not one.is_finished:
                         one.ids.append(one.token)
-                    if is_finished or len(one.ids) == max_new_tokens:
-                        yield Written(one.number, one.ids, is_finished)
-                        del writing[place]
-                        self._context.memory_seq_rm(place, -1, -1)
+                    if one.is_finished or len(one.ids) == max_new_tokens:
+                        ended.append(place)
+                for place in reversed(ended):
+                    one, last = writing[place], writing.pop()
+                    if last is not one:
+                        writing[place] = last
+                        self._copy(len(writing), place)
+                    yield Written(one.number, one.ids, one.is_finished)
         finally:
             batch.close()
 
@@ -128,8 +134,9 @@ class ParallelGguf(GgufModel):
             chunk = ids[start : start + BATCH_TOKENS]
             self._run(batch, [(token, start + i, spare, False) for i, token in enumerate(chunk)])
 
-    def _copy_prompt(self, place: int) -> None:
-        self._context.memory_seq_cp(self._sequences, place, -1, -1)
+    def _copy(self, sequence: int, place: int) -> None:
+        self._context.memory_seq_rm(place, -1, -1)
+        self._context.memory_seq_cp(sequence, place, -1, -1)
 
     def _run(self, batch: Any, tokens: Sequence[tuple[int, int, int, bool]]) -> None:
         """Compute tokens: each with its position, its sequence, and whether its logits are needed."""
