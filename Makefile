@@ -14,7 +14,7 @@ NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/un
 WITHOUT_AVX2 := tests/unit/test_loss.py tests/unit/model tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser rehearse-gpu chromium lint format bench docs docs-links docs-ready release-check
+.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser test-trackers rehearse-gpu chromium lint format bench docs docs-links docs-ready release-check
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-20s %s\n", $$1, $$2 }'
@@ -28,7 +28,7 @@ test: $(READY) ## run the tests, in WORKERS (2) processes
 	$(PYTEST) -m "not slow"
 
 test-slow: $(READY) ## run the exhaustive variants of the tests
-	$(PYTEST) -m "slow and not cards and not distributed"
+	$(PYTEST) -m "slow and not cards and not distributed and not apart"
 
 # One process of pytest: each test has two of its own.
 test-distributed: $(READY) ## train in several processes that share a model: DDP, FSDP2, DeepSpeed, over gloo on the CPU
@@ -80,6 +80,14 @@ rehearse-gpu: $(READY) ## run the script for one's first minutes on a GPU at toy
 test-browser: $(READY) chromium ## test the pages of the monitor and of the documentation in a real Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser,docs]"
 	$(BIN)/python -m pytest tests/browser
+
+# An environment of its own: MLflow takes no pyarrow as new as that of constraints.txt. The rest is as in .venv.
+test-trackers: ## install TensorBoard, W&B, MLflow and Trackio beside .venv, train with each, and read the run back from it
+	$(PYTHON) -m venv --clear .venv-trackers
+	grep --invert-match '^pyarrow==' constraints.txt > .venv-trackers/constraints.txt
+	.venv-trackers/bin/python -m pip install --quiet --constraint .venv-trackers/constraints.txt \
+	  --editable ".[trackers]" pytest pytest-timeout hypothesis
+	OMP_NUM_THREADS=1 .venv-trackers/bin/python -m pytest tests/trackers
 
 # Debian and Ubuntu: installed where that needs no password; elsewhere the line says what is missing.
 chromium:

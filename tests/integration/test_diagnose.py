@@ -17,7 +17,7 @@ from oddsmith.diagnose.readers import history_of_events, read_history
 from oddsmith.diagnose.rules import judge
 from oddsmith.system.run_folder import read_events
 from oddsmith.training import live_diagnosis
-from oddsmith.training.live_diagnosis import Watch, one_line, send_alert
+from oddsmith.training.live_diagnosis import Watch, send_alert
 from tests.command import run_here
 from tests.tiny import ragged_pairs, tiny_model, tiny_tokenizer
 from tests.tiny_runs import PLAIN
@@ -210,7 +210,7 @@ def test_alerts_go_to_the_trackers_that_have_them(monkeypatch):
     send_alert(["tensorboard"], finding)
     assert sent == []
     send_alert(["wandb", "trackio"], finding)
-    assert sent == [("act: loss rising", one_line(finding), "error")] * 2
+    assert sent == [("act: loss rising", "much; bad -> less", "error")] * 2
 
 
 def test_a_terminal_without_the_blocks_gets_the_words(tmp_path):

@@ -17,7 +17,7 @@ from tests.docs_blocks import PAGES, REASONS, ROOT, blocks, commands, mentions, 
 
 PROGRAMS = {
     "accelerate", "bash", "cat", "cd", "deepspeed", "echo", "git", "hf", "kubectl", "make", "oddsmith", "ollama", "pip",
-    "python", "python3", "sky", "source", "torchrun", "zip",
+    "python", "python3", "sky", "source", "tensorboard", "torchrun", "trackio", "wandb", "zip",
 }  # fmt: skip
 OF_OTHERS = ("# axolotl.yaml",)  # beginnings of YAML that is not a recipe of ours
 GENERAL = {"--help", "--help-all", "--version", "--traceback"}

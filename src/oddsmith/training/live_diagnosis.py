@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
@@ -27,8 +29,17 @@ def log_finding(finding: Finding) -> None:
 
 def one_line(finding: Finding) -> str:
     """Return a finding in one line."""
-    rule = finding.rule.replace("_", " ")
-    return f"{finding.verdict}: {rule}: {finding.evidence}; {finding.meaning} -> {finding.change}"
+    return f"{title_of(finding)}: {text_of(finding)}"
+
+
+def title_of(finding: Finding) -> str:
+    """Return the verdict and the rule of a finding."""
+    return f"{finding.verdict}: {finding.rule.replace('_', ' ')}"
+
+
+def text_of(finding: Finding) -> str:
+    """Return what shows a finding, what it means, and what to change."""
+    return f"{finding.evidence}; {finding.meaning} -> {finding.change}"
 
 
 class Watch(TrainerCallback):
@@ -106,7 +117,7 @@ def send_alert(trackers: list[str] | str, finding: Finding) -> None:
         trackers: ``report_to`` of the run.
         finding: The finding.
     """
-    title, text = f"{finding.verdict}: {finding.rule.replace('_', ' ')}", one_line(finding)
+    title, text = title_of(finding), text_of(finding)
     is_bad = finding.verdict is Verdict.ACT
     if "wandb" in trackers:
         with tracker_may_fail("wandb"):
@@ -120,4 +131,5 @@ def send_alert(trackers: list[str] | str, finding: Finding) -> None:
             import trackio
 
             level = trackio.AlertLevel.ERROR if is_bad else trackio.AlertLevel.WARN
-            trackio.alert(title=title, text=text, level=level)
+            with redirect_stdout(StringIO()):  # it prints the alert, which was told already
+                trackio.alert(title=title, text=text, level=level)

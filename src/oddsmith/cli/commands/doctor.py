@@ -45,7 +45,8 @@ OPTIONS = (JSON, TRACEBACK)
 FAULTY = 3
 DISTRIBUTION = "oddsmith"
 SHOWN = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "huggingface_hub")
-OF_DEVELOPERS = frozenset({"test", "dev", "browser", "docs", "release"})  # extras that are not for users
+# Extras that are not for users.
+OF_DEVELOPERS = frozenset({"test", "dev", "browser", "docs", "release", "trackers"})
 # Variables that change what a run does; others may hold anything.
 VARIABLES = re.compile(
     r"(CUDA_VISIBLE_DEVICES|HIP_VISIBLE_DEVICES|OMP_NUM_THREADS|HF_HUB_OFFLINE|HF_HOME|HF_ENDPOINT|HF_DATASETS_CACHE"

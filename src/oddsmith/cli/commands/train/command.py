@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,7 +226,7 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
     record_into(Path(settings.orpo.output_dir) / CONSOLE_FILE)
     trainer.add_callback(WriteSettings(resolved, settings))
     started_at = time.monotonic()
-    with progress:
+    with progress, redirect_stdout(sys.stderr):  # trackers print what is no result
         trainer.train(resume_from_checkpoint=checkpoint, allow_changed=allow_changed)
     if trainer.is_unfinished:
         _leave_together(trainer)
