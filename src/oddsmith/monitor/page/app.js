@@ -1,13 +1,13 @@
 // Fetches what is new of the runs and draws the page.
 import { axisOf, hasAxis, X_AXES } from './axes.js';
 import { chartFigure } from './charts.js';
+import { MANY } from './curves.js';
 import { CATALOGUE, make } from './dom.js';
 import { drawConsole, drawPairs, drawRuns, drawSamples, drawSets, drawSettings, drawVerdict, setsOf } from './panels.js';
 import { drawTable, editNote, finder } from './table.js';
 import { hashOf, viewOf } from './view.js';
 
 const POINTS_DRAWN = 20_000; // of a line of a chart, over all runs; the server thins each run to its part
-const DETAILED = 8; // runs whose findings, pairs and settings are fetched; of the others curves alone
 const TABLE_EVERY_MS = 2000;
 const state = { runs: [], shown: [], known: new Map(), rows: new Map(), view: viewOf(location.hash), finding: -1, console: null };
 const at = (id) => document.getElementById(id);
@@ -58,7 +58,7 @@ function pointsOfRun() {
 async function fetchRun(id) {
   const known = state.known.get(id);
   const summary = state.runs.find((run) => run.id === id);
-  const isDetailed = state.shown.indexOf(id) < DETAILED;
+  const isDetailed = state.shown.length <= MANY;
   if (isDetailed && known && !known.details) known.stale = true;
   if (known && !known.stale && known.series.version === summary.version && known.judged) return;
   const asked = new URLSearchParams({ points: pointsOfRun() });
@@ -136,7 +136,8 @@ function say(text) {
 // ---- Drawing
 
 function shownRuns() {
-  return state.shown.map((id, number) => ({ number, summary: state.runs.find((run) => run.id === id), ...state.known.get(id) })).filter((run) => run.summary && run.series);
+  const found = state.shown.map((id, number) => ({ number, summary: state.runs.find((run) => run.id === id), ...state.known.get(id) })).filter((run) => run.summary && run.series);
+  return found.length > MANY ? found.map((run) => ({ ...run, details: null })) : found;
 }
 
 function draw() {

@@ -1,4 +1,5 @@
 // Everything but the charts: the list of runs, the verdict, pairs, answers, settings.
+import { MANY } from './curves.js';
 import { CATALOGUE, colour, figure, make, plain } from './dom.js';
 import { editButton, stateOf } from './table.js';
 
@@ -22,14 +23,12 @@ export function drawRuns(place, runs, found, shown, onToggle) {
 }
 
 /**
- * The verdict of every run that is shown, with its findings, of many the first ones; `onJump(step)` goes to where one
+ * The verdict of every run that is shown, with its findings, but for many runs; `onJump(step)` goes to where one
  * begins, `onEdit(run)` asks for a name and a note (null where they cannot be kept).
  */
 export function drawVerdict(place, shown, onJump, onEdit) {
-  const known = shown.filter((run) => run.details);
-  const rest = shown.length - known.length;
-  place.replaceChildren(...known.map((run, index) => banner(run, index === 0, onJump, onEdit)),
-    rest ? make('p', { class: 'empty rest' }, `and ${rest} more runs, whose verdicts are in the table of runs`) : '');
+  if (shown.length > MANY) place.replaceChildren(make('div', { class: 'banner' }, make('h2', { id: 'verdict-title' }, `${shown.length} runs`), make('p', {}, 'Their verdicts, settings and latest figures are in the table of all runs.')));
+  else place.replaceChildren(...shown.map((run, index) => banner(run, index === 0, onJump, onEdit)));
 }
 
 function banner(run, isFirst, onJump, onEdit) {
