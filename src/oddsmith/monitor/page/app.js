@@ -204,13 +204,18 @@ function changed() {
   draw();
 }
 
-let remembering = 0;
-
 function remember() {
   if (saved) return;
   state.view.runs = state.shown;
-  clearTimeout(remembering); // browsers bound how often an address changes
-  remembering = setTimeout(() => history.replaceState(null, '', hashOf(state.view)), 100);
+  history.replaceState(null, '', hashOf(state.view));
+}
+
+let remembering = 0;
+
+/** Remember the view once it stays: browsers bound how often an address changes. */
+function rememberSoon() {
+  clearTimeout(remembering);
+  remembering = setTimeout(remember, 200);
 }
 
 function toggle(id) {
@@ -277,7 +282,7 @@ function setSmoothing(weight) {
   state.view.smooth = weight;
   at('smooth-value').textContent = weight.toFixed(2);
   cancelAnimationFrame(smoothing);
-  smoothing = requestAnimationFrame(() => { remember(); drawCharts(); });
+  smoothing = requestAnimationFrame(() => { rememberSoon(); drawCharts(); });
 }
 
 function toggleLog(id) {
