@@ -25,8 +25,8 @@ class GpuReadings:
         self._known = dict(_READINGS)
 
     def read(self) -> dict[str, float]:
-        """Return the readings by their names in ``metrics.py``; empty without a GPU."""
-        if not torch.cuda.is_available():
+        """Return the readings by their names in ``metrics.py``; empty where this process uses no GPU."""
+        if not torch.cuda.is_initialized():  # a run on the CPU of a machine with a GPU has not touched it
             return {}
         free, total = torch.cuda.mem_get_info()
         found = {"gpu_memory_gib": (total - free) / 2**30}
