@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import DataError
 from ..system.files import replacing
 from ..system.strict_json import read_object
 from .events import text
@@ -47,7 +48,11 @@ class Notes:
         found = stamps([self._file])
         if found == self._stamps:
             return False
-        self._stamps, self._notes = found, self._read()
+        self._stamps = found
+        try:
+            self._notes = self._read()
+        except ValueError:
+            self._notes = {}
         return True
 
     def of(self, run: Path) -> Note:
@@ -55,23 +60,30 @@ class Notes:
         return self._notes.get(_key(run), Note())
 
     def write(self, run: Path, note: Note) -> None:
-        """Keep the note of a run, or drop it where both are empty; ``OSError`` where the file cannot be written."""
+        """Keep the note of a run, or drop it where both are empty.
+
+        ``OSError`` where the file cannot be written, ``DataError`` where it would be too long, or is damaged: what is
+        in it is not thrown away.
+        """
         with _writing:
-            notes = self._read()
+            try:
+                notes = self._read()
+            except ValueError:
+                raise DataError(f"{NOTES_FILE} is damaged; mend or remove it") from None
             notes.pop(_key(run), None)
             if any(note):
                 notes[_key(run)] = note
             kept = dict(list(notes.items())[-MAX_NOTES:])
             content = json.dumps({"notes": {key: one._asdict() for key, one in kept.items()}}, indent=1)
+            if len(content) >= MAX_NOTES_BYTES:
+                raise DataError(f"{NOTES_FILE} would be longer than {MAX_NOTES_BYTES:,} bytes; shorten other notes")
             with replacing(self._file) as partial:
                 partial.write_text(content + "\n", encoding="utf-8")
 
     def _read(self) -> dict[str, Note]:
+        """Return the notes in the file; ``ValueError`` if it is no file of notes."""
         content = read_bytes(self._file, MAX_NOTES_BYTES)
-        try:
-            found: Any = read_object(content.decode("utf-8")).get("notes") if content else {}
-        except ValueError:
-            return {}
+        found: Any = read_object(content.decode("utf-8")).get("notes") if content.strip() else {}
         notes = found.items() if isinstance(found, dict) else ()
         return {key: clean_note(one) for key, one in list(notes)[-MAX_NOTES:] if isinstance(one, dict)}
 

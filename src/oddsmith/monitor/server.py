@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, MissingExtraError
+from ..errors import ConfigError, DataError, MissingExtraError
 from ..system.files import in_words
 from ..system.strict_json import read_object
 from .notes import clean_note
@@ -135,6 +135,8 @@ class _Api:
             is_known = await run_in_threadpool(self._runs.write_note, request.path_params["run"], note)
         except OSError as error:
             return PlainTextResponse(f"not kept: {in_words(error.errno or 0)}", 507)
+        except DataError as error:
+            return PlainTextResponse(f"not kept: {error}", 409)
         return _json(note._asdict() if is_known else None)
 
     async def changes(self, request: Request) -> Response:

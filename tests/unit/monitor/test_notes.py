@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from oddsmith.errors import DataError
 from oddsmith.monitor.notes import MAX_NAME, MAX_NOTE, NOTES_FILE, Note, Notes, clean_note
 from oddsmith.monitor.runs import Runs
 from tests.unit.monitor.run_folders import line, make_run
@@ -46,6 +47,23 @@ def test_a_note_is_kept_beside_the_runs_and_found_again(tmp_path, runs):
 def test_an_odd_file_of_notes_is_no_notes(tmp_path, runs, content):
     (tmp_path / NOTES_FILE).write_text(content)
     assert titles(runs) == {"a": ("a", ""), "b": ("b", "")}
+
+
+def test_a_damaged_file_of_notes_is_not_overwritten(tmp_path):
+    (tmp_path / NOTES_FILE).write_text('{"notes": {"a": {"name": "cut off')
+    with pytest.raises(DataError, match="damaged; mend or remove it"):
+        Notes(tmp_path).write(tmp_path / "b", Note("new", ""))
+    assert "cut off" in (tmp_path / NOTES_FILE).read_text()
+
+
+def test_notes_that_would_be_too_long_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("oddsmith.monitor.notes.MAX_NOTES_BYTES", 200)
+    notes = Notes(tmp_path)
+    notes.write(tmp_path / "a", Note("kept", ""))
+    with pytest.raises(DataError, match="shorten other notes"):
+        notes.write(tmp_path / "b", Note("x" * 150, ""))
+    notes.refresh()
+    assert notes.of(tmp_path / "a") == Note("kept", "")
 
 
 def test_a_link_in_place_of_the_notes_is_not_followed(tmp_path, runs):
