@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx2
 import uvicorn
-import xllamacpp
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ...export.gguf.llama_cpp import available_processors
+from ...export.gguf.llama_cpp import available_processors, waiting_briefly
 from ...system.signals import end_with_parent
 from ...system.web_connections import bounded_config
 from .access import Access, refused
@@ -61,11 +61,13 @@ async def _pieces(answer: httpx2.Response) -> AsyncIterator[bytes]:
         await answer.aclose()
 
 
-def start(file: str, name: str, socket: str) -> xllamacpp.Server:
+def start(file: str, name: str, socket: str) -> Any:
     """Run llama.cpp's server, which answers from threads of its own while there is a reference to it.
 
     ``name`` is the model's name in requests, ``socket`` the path of the socket.
     """
+    with waiting_briefly():
+        import xllamacpp
     parameters = xllamacpp.CommonParams()
     parameters.model.path = file
     parameters.model_alias = {name}
