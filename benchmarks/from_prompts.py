@@ -39,8 +39,8 @@ THINGS = (
     "a kettle", "a kite", "a ladder", "a lamp", "a lemon", "a letter", "a lighthouse", "a map", "a market", "a meadow",
     "a mirror", "a mountain", "an oven", "an orchestra", "a paintbrush", "a pencil", "a pillow", "a puzzle", "a quilt",
     "a rainbow", "a river", "a sailing boat", "a school", "a shadow", "a shell", "a shelter", "a shoe", "a snowman",
-    "a song", "a spoon", "a staircase", "a statue", "a suitcase", "a telescope", "a tent", "a theatre", "a thunderstorm",
-    "a ticket", "a towel", "a tower", "a train", "a tree house", "a tunnel", "an umbrella", "a valley", "a vegetable",
+    "a song", "a spoon", "a staircase", "a statue", "a suitcase", "a telescope", "a tent", "a theatre",
+    "a thunderstorm", "a ticket", "a towel", "a tower", "a train", "a tree house", "a tunnel", "an umbrella", "a valley", "a vegetable",
     "a violin", "a volcano", "a waterfall", "a whistle", "a window", "a workshop", "a zebra",
 )  # fmt: skip
 ASKS = (
