@@ -33,15 +33,16 @@ from oddsmith.making.records import Asked, Question
 MODEL = "builtin:smollm2-135m-instruct"
 RULE = "max_words: 60\nregex: '[.!?]$'\n"
 THINGS = (
-    "a balloon", "a basket", "a bell", "a boat", "a bridge", "a brush", "a button", "a candle", "a carpet", "a castle",
-    "a clock", "a cloud", "a compass", "a desert", "a dictionary", "a door", "a drum", "a feather", "a fence", "a flag",
-    "a forest", "a fountain", "a garden", "a glacier", "a guitar", "a hammer", "a harbour", "an island", "a jacket",
-    "a kettle", "a kite", "a ladder", "a lamp", "a lemon", "a letter", "a lighthouse", "a map", "a market", "a meadow",
-    "a mirror", "a mountain", "an oven", "an orchestra", "a paintbrush", "a pencil", "a pillow", "a puzzle", "a quilt",
-    "a rainbow", "a river", "a sailing boat", "a school", "a shadow", "a shell", "a shelter", "a shoe", "a snowman",
-    "a song", "a spoon", "a staircase", "a statue", "a suitcase", "a telescope", "a tent", "a theatre",
-    "a thunderstorm", "a ticket", "a towel", "a tower", "a train", "a tree house", "a tunnel", "an umbrella", "a valley", "a vegetable",
-    "a violin", "a volcano", "a waterfall", "a whistle", "a window", "a workshop", "a zebra",
+    "a balloon", "a basket", "a bell", "a boat", "a bridge", "a brush", "a button", "a candle", "a carpet",
+    "a castle", "a clock", "a cloud", "a compass", "a desert", "a dictionary", "a door", "a drum", "a feather",
+    "a fence", "a flag", "a forest", "a fountain", "a garden", "a glacier", "a guitar", "a hammer", "a harbour",
+    "an island", "a jacket", "a kettle", "a kite", "a ladder", "a lamp", "a lemon", "a letter", "a lighthouse",
+    "a map", "a market", "a meadow", "a mirror", "a mountain", "an oven", "an orchestra", "a paintbrush",
+    "a pencil", "a pillow", "a puzzle", "a quilt", "a rainbow", "a river", "a sailing boat", "a school", "a shadow",
+    "a shell", "a shelter", "a shoe", "a snowman", "a song", "a spoon", "a staircase", "a statue", "a suitcase",
+    "a telescope", "a tent", "a theatre", "a thunderstorm", "a ticket", "a towel", "a tower", "a train",
+    "a tree house", "a tunnel", "an umbrella", "a valley", "a vegetable", "a violin", "a volcano", "a waterfall",
+    "a whistle", "a window", "a workshop", "a zebra",
 )  # fmt: skip
 ASKS = (
     "What is {}?",
