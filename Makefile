@@ -14,7 +14,7 @@ NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/un
 WITHOUT_AVX2 := tests/unit/test_loss.py tests/unit/model tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser test-trackers rehearse-gpu chromium lint format bench docs docs-links docs-ready release-check
+.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser test-trackers test-notebook rehearse-gpu chromium lint format bench docs docs-links docs-ready release-check
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-20s %s\n", $$1, $$2 }'
@@ -88,6 +88,10 @@ test-trackers: ## install TensorBoard, W&B, MLflow and Trackio beside .venv, tra
 	.venv-trackers/bin/python -m pip install --quiet --constraint .venv-trackers/constraints.txt \
 	  --editable ".[trackers]" pytest pytest-timeout hypothesis
 	OMP_NUM_THREADS=1 .venv-trackers/bin/python -m pytest tests/trackers
+
+test-notebook: $(READY) ## execute the notebook of the first run from top to bottom (five minutes)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebook]"
+	$(BIN)/python -m pytest tests/notebook
 
 # Debian and Ubuntu: installed where that needs no password; elsewhere the line says what is missing.
 chromium:

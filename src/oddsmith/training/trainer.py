@@ -78,6 +78,7 @@ from .meter import (
     pair_sums,
     quantities_of,
 )
+from .notebook import in_few_columns
 from .older_scripts import with_older_arguments
 from .own_loss import OwnLoss, micro_batch_loss
 from .pace import Pace
@@ -225,7 +226,7 @@ class ORPOTrainer(TransformersAdapter):
 
         transformers' constructor calls this last, so those of ``report_to`` are seen, too.
         """
-        super().add_callback(callback)
+        super().add_callback(in_few_columns(callback))
         spare_run(self.callback_handler.callbacks)
 
     # ---- Model and data

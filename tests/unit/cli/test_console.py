@@ -96,3 +96,15 @@ def test_what_takes_long_is_said_without_a_terminal_and_what_does_not_is_not(mon
 def test_an_outcome_goes_to_stdout_where_that_is_no_terminal(capsys):
     console.keep("done: 4 steps")
     assert capsys.readouterr() == ("done: 4 steps\n", "")
+
+
+@pytest.mark.parametrize("variables", [{}, {"JPY_PARENT_PID": "1"}])
+def test_no_line_is_redrawn_in_a_notebook(variables, monkeypatch):
+    """Its kernel gives a command a terminal, and keeps every drawing."""
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    stderr_console.cache_clear()
+    try:
+        assert console.is_live() == (not variables)
+    finally:
+        stderr_console.cache_clear()

@@ -17,7 +17,17 @@ from ...system.words import counted
 from ..parsing.resolve import Option, resolve_word
 from ..parsing.schema import flag_of
 from ..parsing.values import number
-from ..terminal.console import is_live, quiet_libraries, say, say_error, show, stdout_console, visible, working
+from ..terminal.console import (
+    can_redraw,
+    is_live,
+    quiet_libraries,
+    say,
+    say_error,
+    show,
+    stdout_console,
+    visible,
+    working,
+)
 from ..terminal.outcome import JSON, TRACEBACK
 
 if TYPE_CHECKING:
@@ -128,7 +138,7 @@ def _show(answer: Answer, as_json: bool = False) -> None:
             for _ in answer:
                 pass
             return
-        if console.is_terminal and not console.is_dumb_terminal:
+        if can_redraw(console):
             from ..terminal.markdown import MarkdownStream
 
             with MarkdownStream(console) as stream:

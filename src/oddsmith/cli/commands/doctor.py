@@ -46,7 +46,7 @@ FAULTY = 3
 DISTRIBUTION = "oddsmith"
 SHOWN = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "huggingface_hub")
 # Extras that are not for users.
-OF_DEVELOPERS = frozenset({"test", "dev", "browser", "docs", "release", "trackers"})
+OF_DEVELOPERS = frozenset({"test", "dev", "browser", "docs", "release", "trackers", "notebook"})
 # Variables that change what a run does; others may hold anything.
 VARIABLES = re.compile(
     r"(CUDA_VISIBLE_DEVICES|HIP_VISIBLE_DEVICES|OMP_NUM_THREADS|HF_HUB_OFFLINE|HF_HOME|HF_ENDPOINT|HF_DATASETS_CACHE"

@@ -41,6 +41,7 @@ def visible(text: str) -> str:
 
 MAX_RECORDED = 1000  # lines, before there is a file for them
 SILENT_S = 2.0  # how long nothing may be said
+OF_A_NOTEBOOK = "JPY_PARENT_PID"  # in the environment of what the kernel of a notebook starts
 STARTING = "loading PyTorch and transformers"
 
 
@@ -68,8 +69,15 @@ def stderr_console() -> Console:
 
 def is_live() -> bool:
     """Return whether stderr is a terminal that can redraw a line."""
-    console = stderr_console()
-    return console.is_terminal and not console.is_dumb_terminal
+    return can_redraw(stderr_console())
+
+
+def can_redraw(console: Console) -> bool:
+    """Return whether a console is a terminal that can redraw a line.
+
+    A notebook gives what it runs (``!oddsmith ...``) a terminal, and keeps every drawing of a line.
+    """
+    return console.is_terminal and not console.is_dumb_terminal and OF_A_NOTEBOOK not in os.environ
 
 
 def is_main_process() -> bool:
