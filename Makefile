@@ -9,12 +9,14 @@ comma := ,
 # Tests of one file stay in one process, because they share what the file has trained or exported.
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+# Compiled modules are kept, where an environment says otherwise too: tests start some hundred processes.
+export PYTHONDONTWRITEBYTECODE :=
 NUMERICAL := tests/unit/test_loss.py tests/unit/config tests/unit/model tests/unit/batching tests/equivalence \
 	tests/integration/test_numbers.py
 WITHOUT_AVX2 := tests/unit/test_loss.py tests/unit/model tests/integration/test_numbers.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser test-trackers test-notebook rehearse-gpu chromium lint format bench docs docs-links docs-ready release-check
+.PHONY: help setup demo test test-slow test-exhaustive test-distributed test-distributed-all test-ray test-older-cpus test-newest test-lowest fuzz test-kernels test-kills test-browser test-trackers test-notebook rehearse-gpu chromium lint format bench docs docs-links docs-ready release-check
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1#/p' Makefile | awk -F'#' '{ printf "  make %-20s %s\n", $$1, $$2 }'
@@ -27,8 +29,12 @@ demo: $(READY) ## align a real chat model on the CPU and show the difference
 test: $(READY) ## run the tests, in WORKERS (2) processes
 	$(PYTEST) -m "not slow"
 
-test-slow: $(READY) ## run the exhaustive variants of the tests
-	$(PYTEST) -m "slow and not cards and not distributed and not apart"
+test-slow: $(READY) ## run the longer variants of the tests
+	$(PYTEST) -m "slow and not cards and not distributed and not apart and not exhaustive"
+
+test-exhaustive: $(READY) chromium ## run the variants for which continuous integration has no time
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser,docs]"
+	$(PYTEST) -m "exhaustive and not distributed and not apart"
 
 # One process of pytest: each test has two of its own.
 test-distributed: $(READY) ## train in several processes that share a model: DDP, FSDP2, DeepSpeed, over gloo on the CPU
@@ -79,7 +85,7 @@ rehearse-gpu: $(READY) ## run the script for one's first minutes on a GPU at toy
 
 test-browser: $(READY) chromium ## test the pages of the monitor and of the documentation in a real Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser,docs]"
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest tests/browser -m "not exhaustive"
 
 # An environment of its own: MLflow takes no pyarrow as new as that of constraints.txt. The rest is as in .venv.
 test-trackers: ## install TensorBoard, W&B, MLflow and Trackio beside .venv, train with each, and read the run back from it

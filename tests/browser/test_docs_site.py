@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,23 +24,33 @@ def site(tmp_path_factory):
     return folder
 
 
+def pages_of(site: Path) -> list[str]:
+    """Return the pages with a content of their own."""
+    names = sorted(file.relative_to(site).as_posix() for file in site.rglob("*.html"))
+    # The first only leads to docs/index.html.
+    return [name for name in names if name not in ("index.html", "genindex.html") and not name.startswith("_")]
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("width", "scheme"), SCREENS)
-def test_every_page_is_accessible_and_fits_the_window(browser, site, width, scheme):
+@pytest.mark.parametrize(
+    "every", [pytest.param(False, id="in turn"), pytest.param(True, id="every", marks=pytest.mark.exhaustive)]
+)
+@pytest.mark.parametrize("screen", range(len(SCREENS)), ids=["-".join(map(str, one)) for one in SCREENS])
+def test_every_page_is_accessible_and_fits_the_window(browser, site, screen, every):
+    """Every page is looked at on each screen; axe, which takes longer, takes a screen for a page, or ``every`` one."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    width, scheme = SCREENS[screen]
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page, faults = context.new_page(), []
     page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("request", lambda request: None if is_local(request.url) else faults.append(request.url))
-    for file in sorted(site.rglob("*.html")):
-        name = file.relative_to(site).as_posix()
-        if name in ("index.html", "genindex.html") or name.startswith("_"):  # the first only leads to docs/index.html
-            continue
-        page.goto(file.as_uri())
-        # Without its own loading of style sheets, which Chromium refuses for files.
-        for found in axe.run(page, options={"preload": False}).response["violations"]:
-            faults.append((name, found["id"], [node["html"][:100] for node in found["nodes"]]))
+    for number, name in enumerate(pages_of(site)):
+        page.goto((site / name).as_uri())
+        if every or number % len(SCREENS) == screen:
+            # Without its own loading of style sheets, which Chromium refuses for files.
+            for found in axe.run(page, options={"preload": False}).response["violations"]:
+                faults.append((name, found["id"], [node["html"][:100] for node in found["nodes"]]))
         if page.evaluate("document.documentElement.scrollWidth > window.innerWidth"):
             faults.append((name, "wider than the window"))
     context.close()
