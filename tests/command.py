@@ -88,11 +88,11 @@ def run_forked(*words: object, env: Mapping[str, str] | None = None, cwd: Path |
     return Outcome(code, out, err)
 
 
-def run_two_processes(module: str, folder: Path) -> None:
-    """Run a module of the tests in two processes that train together; ``folder`` is its argument."""
+def run_two_processes(module: str, folder: Path, *words: str) -> None:
+    """Run a module of the tests in two processes that train together; its arguments are ``folder`` and ``words``."""
     port, log = free_port(), folder / "log"
     environments = [environment() | rank_environment(rank, 2, port) for rank in range(2)]
-    codes = fork_all(partial(run_module, module, str(folder)), environments, log, timeout_s=200)
+    codes = fork_all(partial(run_module, module, str(folder), *words), environments, log, timeout_s=200)
     assert codes == [0, 0], "".join(path.read_text(encoding="utf-8")[-3000:] for path in folder.glob("log-*.err"))
 
 

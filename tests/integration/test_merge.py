@@ -66,7 +66,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+IN_EVERY_RUN = {"dora", "pissa", "modules_to_save", "lora on the embedding"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in IN_EVERY_RUN else pytest.mark.slow) for kind in KINDS]
+)
 def test_each_kind_of_adapter_computes_the_same_merged(base, tmp_path, kind):
     run = train_run(base, tmp_path / "run", KINDS[kind])
     report = merge_adapter(str(run), run / "merged", dtype="float32")

@@ -142,7 +142,12 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+IN_EVERY_RUN = {"accumulation", "bf16", "momentum"}
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[] if way in IN_EVERY_RUN else pytest.mark.slow) for way in WAYS]
+)
 def test_a_skipped_step_is_as_if_it_had_not_been(way, tmp_path, caplog):
     rows = broken_rows()
     trainer = trainer_of(tmp_path / "skips", rows, broken_model(), max_steps=6, **WAYS[way])

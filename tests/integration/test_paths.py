@@ -132,7 +132,15 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+IN_EVERY_RUN = {
+    "full, tied", "full, hybrid", "full, NLL on the response", "full, checkpoints", "LoRA", "LoRA on the head too",
+    "LoRA and a trained tied head", "LoRA, reentrant checkpoints",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in IN_EVERY_RUN else pytest.mark.slow) for kind in KINDS]
+)
 def test_packed_and_padded_runs_agree_in_every_metric_and_weight(kind, tmp_path):
     settings = dict(KINDS[kind])
     model = settings.pop("model", tiny_model)
@@ -147,12 +155,12 @@ def test_packed_and_padded_runs_agree_in_every_metric_and_weight(kind, tmp_path)
     "settings",
     [
         {},
-        {"peft": lora()},
+        pytest.param({"peft": lora()}, marks=pytest.mark.slow),
         {"peft": lora(modules_to_save=["lm_head"])},
-        NOT_REENTRANT,
-        REENTRANT,
+        pytest.param(NOT_REENTRANT, marks=pytest.mark.slow),
+        pytest.param(REENTRANT, marks=pytest.mark.slow),
         {"peft": lora(), **NOT_REENTRANT},
-        {"peft": lora(), **REENTRANT},
+        pytest.param({"peft": lora(), **REENTRANT}, marks=pytest.mark.slow),
     ],
     ids=["full", "LoRA", "trained head", "checkpoints", "reentrant", "LoRA checkpoints", "LoRA reentrant"],
 )

@@ -78,7 +78,7 @@ def assert_same(one: ORPOTrainer, other: ORPOTrainer) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"peft": LORA, "disable_dropout": False},
         {
             "eval_strategy": "steps",
@@ -237,7 +237,7 @@ CONSTANT = {"lr_scheduler_type": "constant"}
 @pytest.mark.parametrize(
     ("options", "more"),
     [
-        ({**CONSTANT, "num_train_epochs": 1}, {"num_train_epochs": 2}),
+        pytest.param({**CONSTANT, "num_train_epochs": 1}, {"num_train_epochs": 2}, marks=pytest.mark.slow),
         ({**CONSTANT, "max_steps": 4, "peft": LORA, "disable_dropout": False}, {"max_steps": 9}),
         pytest.param({**CONSTANT, "max_steps": 4}, {"max_steps": -1, "num_train_epochs": 2}, marks=pytest.mark.slow),
         ({"lr_scheduler_type": "inverse_sqrt", "warmup_steps": 3, "max_steps": 6}, {"max_steps": 11}),
@@ -375,9 +375,9 @@ def refused(folder: Path, resume: object = True, **options) -> str:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"learning_rate": 2e-2}, "learning_rate: 0.01 -> 0.02"),
+        pytest.param({"learning_rate": 2e-2}, "learning_rate: 0.01 -> 0.02", marks=pytest.mark.slow),
         ({"beta": 0.2, "seed": 1}, "beta: 0.1 -> 0.2; seed: 42 -> 1"),
-        ({"pairs": 13}, "train pairs: others than before (12 pairs -> 13 pairs)"),
+        pytest.param({"pairs": 13}, "train pairs: others than before (12 pairs -> 13 pairs)", marks=pytest.mark.slow),
         ({"pairs": ragged_pairs(12, seed=5)}, "train pairs: others than before (12 pairs -> 12 pairs)"),
         ({"weight_decay": 0.1, "num_train_epochs": 3}, "weight_decay: 0.0 -> 0.1"),
     ],

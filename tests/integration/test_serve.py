@@ -100,7 +100,8 @@ def test_a_client_talks_to_the_server(kind, name, port, request):
     assert not [child for child in children if child.is_running()]
 
 
-@pytest.mark.parametrize("kind", ["gguf", pytest.param("base", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gguf", "base"])
 def test_the_server_ends_with_a_command_that_is_killed(kind, port, gguf, tmp_path):
     """The server watches its parent, because a killed command cannot end it."""
     model = gguf if kind == "gguf" else save_model(tmp_path / "base")

@@ -1,5 +1,7 @@
 """Whatever a reader is given, it reads or refuses in words: the same few examples each time (`make fuzz`: new ones)."""
 
+import math
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
@@ -20,10 +22,11 @@ FEWER |= {
 }
 
 
+@pytest.mark.parametrize("share", [0.4, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TARGETS)
-def test_it_reads_or_refuses_whatever_it_is_given(name):
+def test_it_reads_or_refuses_whatever_it_is_given(name, share):
     chosen = settings(
-        max_examples=FEWER.get(name, EXAMPLES),
+        max_examples=math.ceil(share * FEWER.get(name, EXAMPLES)),
         derandomize=True,
         deadline=None,
         database=None,

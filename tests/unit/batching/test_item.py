@@ -283,10 +283,12 @@ class Failing(PairCollator):
 @pytest.fixture
 def workers_are_ended():
     """The traceback of an error holds the loader, and so its workers."""
+    before = multiprocessing.active_children()  # of other tests, which may go on
     yield
     gc.collect()
     for worker in multiprocessing.active_children():
-        worker.join(10)
+        if worker not in before:
+            worker.join(10)
 
 
 @pytest.mark.parametrize(
