@@ -54,7 +54,7 @@ test-older-cpus: $(READY) ## run the numerical tests as on two kinds of CPU with
 
 # Each makes an environment anew beside .venv and leaves it there, for a look at what fails. EXTRAS are those of setup,
 # without the tools for development.
-EXTRAS := 4bit,gguf,serve,monitor,rules,test
+EXTRAS := 4bit,gguf,serve,monitor,rules,spreadsheets,test
 test-newest: ## run the tests with the newest version of every library
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
@@ -87,12 +87,13 @@ test-browser: $(READY) chromium ## test the pages of the monitor and of the docu
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser,docs]"
 	$(BIN)/python -m pytest tests/browser -m "not exhaustive"
 
-# An environment of its own: MLflow takes no pyarrow as new as that of constraints.txt. The rest is as in .venv.
+# An environment of its own: MLflow takes no pyarrow and importlib_metadata as new as those of constraints.txt. The rest is
+# as in .venv, and the trackers are of the versions in tests/trackers/constraints.txt.
 test-trackers: ## install TensorBoard, W&B, MLflow and Trackio beside .venv, train with each, and read the run back from it
 	$(PYTHON) -m venv --clear .venv-trackers
-	grep --invert-match '^pyarrow==' constraints.txt > .venv-trackers/constraints.txt
+	grep --invert-match --extended-regexp '^(pyarrow|importlib_metadata)==' constraints.txt > .venv-trackers/constraints.txt
 	.venv-trackers/bin/python -m pip install --quiet --constraint .venv-trackers/constraints.txt \
-	  --editable ".[trackers]" pytest pytest-timeout hypothesis
+	  --constraint tests/trackers/constraints.txt --editable ".[trackers]" pytest pytest-timeout hypothesis
 	OMP_NUM_THREADS=1 .venv-trackers/bin/python -m pytest tests/trackers
 
 test-notebook: $(READY) ## execute the notebook of the first run from top to bottom (five minutes)

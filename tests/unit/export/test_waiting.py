@@ -9,6 +9,7 @@ import pytest
 from oddsmith.export.gguf.llama_cpp import LOOKS_BEFORE_SLEEP
 
 pytest.importorskip("cyllama")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the wheel for macOS has no OpenMP")
 LOAD = "from oddsmith.export.gguf.llama_cpp import load_cyllama; import os; load_cyllama(); print(dict(os.environ))"
 
 

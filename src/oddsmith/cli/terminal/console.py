@@ -97,11 +97,11 @@ _RECORD = _Record()
 
 
 def record(text: str) -> None:
-    """Keep lines, with the time, for the record of what this command printed; see ``recording``."""
+    """Keep lines, with the time and without secrets, for the record of what this command printed: ``recording``."""
     if not is_main_process():
         return
     now = time.strftime("%Y-%m-%d %H:%M:%S")
-    lines = [f"{now}  {line}" for line in visible(text).split("\n")]
+    lines = [f"{now}  {line}" for line in visible(masked(text)).split("\n")]
     if _RECORD.file is None:
         _RECORD.lines.extend(lines)
     else:
@@ -115,7 +115,7 @@ def recording() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        record(masked(f"{type(error).__name__}: {error}"))
+        record(f"{type(error).__name__}: {error}")
         raise
     finally:
         _RECORD.file = None

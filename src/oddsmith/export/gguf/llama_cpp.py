@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -34,12 +36,16 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 def load_cyllama(what: str = "running a GGUF file") -> Any:
     """Return the module ``cyllama.llama.llama_cpp``, with llama.cpp's log on stderr switched off.
 
-    Where it is not installed, ``MissingExtraError`` names the install command and ``what`` needs it.
+    Where it is not installed, ``MissingExtraError`` names the install command and ``what`` needs it; on a processor for
+    which there is no wheel, it says so.
     """
     try:
         with waiting_briefly():
             from cyllama.llama import llama_cpp
     except ImportError as error:
+        if sys.platform == "linux" and platform.machine() != "x86_64":  # the marker of the extra in pyproject.toml
+            reason = f"there is no wheel of llama.cpp (cyllama) for Linux on this processor, {platform.machine()}"
+            raise MissingExtraError(what, otherwise=reason) from error
         raise MissingExtraError(what, "gguf") from error
     llama_cpp.disable_logging()
     return llama_cpp

