@@ -13,12 +13,12 @@ import pytest
 
 from tests.docs_blocks import NO_NETWORK, ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.apart]
+LIMIT_S = 360
+
+pytestmark = [pytest.mark.slow, pytest.mark.apart, pytest.mark.timeout(LIMIT_S + 60)]
 
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed; `make test-notebook` installs it")
 nbformat = pytest.importorskip("nbformat")
-
-LIMIT_S = 360
 
 
 @pytest.fixture(scope="module")
