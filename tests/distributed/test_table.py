@@ -121,16 +121,7 @@ def cells(wanted: Callable[[str], bool]) -> pytest.MarkDecorator:
 
 @cells(lambda case: not case.endswith("-evaluated"))
 def test_a_run_is_that_of_one_process(lives, alone, kind, case):
-    expected, alone_in = alone(case.removesuffix("-resumed"))
-    for rank in lives(kind).of(case):
-        assert "error" not in rank, rank
-        assert rank["path"] == "prefix forest"
-        require_same_history(rank["history"], expected["history"])
-    weights, others = weights_in(lives(kind).run(case)), weights_in(alone_in)
-    assert weights.keys() == others.keys()
-    for name, weight in weights.items():
-        assert weight.dtype == others[name].dtype
-        torch.testing.assert_close(weight, others[name], rtol=0, atol=EXACT)
+    require_same_run(lives(kind).of(case), lives(kind).run(case), *alone(case.removesuffix("-resumed")))
 
 
 @cells(lambda case: case.endswith("-evaluated"))
@@ -145,6 +136,17 @@ def test_an_optimizer_of_the_weights_before_an_evaluation_trains_nothing(tmp_pat
     case = {"settings": KINDS["fsdp-full"], "own_optimizer": True, "evaluates_first": True}
     for rank in launch(tmp_path / "runs", {"both": case})["both"]:
         assert "the optimizer that was passed holds the weights from before evaluate()" in rank["error"]
+
+
+@pytest.mark.parametrize("kind", ["fsdp-full", pytest.param("fsdp-sharded", marks=pytest.mark.exhaustive)])
+def test_layers_are_computed_again_within_their_shards(tmp_path, alone, kind):
+    """FSDP2's ``activation_checkpointing`` wraps layers before they are sharded, also where an evaluation does that."""
+    settings = {**KINDS[kind], "fsdp_config": {**KINDS[kind]["fsdp_config"], "activation_checkpointing": True}}
+    names = ("full", "full-after-evaluate", "full-again")
+    found = launch(tmp_path / "runs", {name: cases(settings)[name] for name in names})
+    for name, ranks in found.items():
+        require_same_run(ranks, tmp_path / "runs" / name / "run", *alone(name))
+        assert {rank["computed_again"] for rank in ranks} == {tiny_model().config.num_hidden_layers}, name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,6 +164,19 @@ def test_the_model_of_a_run_answers(lives, kind, case):
     lives(kind).of(case)
     place = str(lives(kind).run(case))
     assert len(answer(load_model(place), load_tokenizer(place), [[256, 5, 7]], max_new_tokens=3)) == 1
+
+
+def require_same_run(ranks: list[dict[str, Any]], run: Path, expected: dict[str, Any], alone_in: Path) -> None:
+    """Compare what each process found, and the weights of their run, with those of one process."""
+    for rank in ranks:
+        assert "error" not in rank, rank
+        assert rank["path"] == "prefix forest"
+        require_same_history(rank["history"], expected["history"])
+    weights, others = weights_in(run), weights_in(alone_in)
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        assert weight.dtype == others[name].dtype
+        torch.testing.assert_close(weight, others[name], rtol=0, atol=EXACT)
 
 
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from peft import LoraConfig
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.distributed import DistributedConfig
 from transformers.integrations import unset_hf_deepspeed_config
@@ -164,6 +165,7 @@ def life(folder: Path, case: dict[str, Any], *, processes: int) -> dict[str, Any
         "history": trainer.state.log_history,
         "events": [event for event in read_events(folder / "run") if event["event"] in EVENTS],
         "kinds": sorted({type(parameter).__name__ for parameter in parameters}),
+        "computed_again": sum(isinstance(module, CheckpointWrapper) for module in trainer.model.modules()),
     }
 
 
