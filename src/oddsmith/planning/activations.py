@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from ..model.logprobs.head import kept_bytes
 from ..model.logprobs.padded import head_only_at, unwrap
 from ..model.logprobs.paths import ForestPath, PaddedPath, loss_of_a_row, obstacle_in_run, pair_of
 from ..model.logprobs.self_check import check_outline
-from ..model.logprobs.small_copy import layers_of_every_kind
+from ..model.logprobs.small_copy import repeating_layers
 from ..model.logprobs.token_budget import CHUNK_ROWS, MEASURED_HEAD_ROWS, StepBytes, step_bytes
 
 ROWS = (16, 32)  # tokens of the rows that are measured
@@ -86,9 +86,31 @@ class StepCost:
         return max(self.on_top, in_layer * tokens + attention)
 
 
+class Depths(NamedTuple):
+    """The numbers of layers that are measured to tell what all layers of a model take."""
+
+    layers: int
+    first: int | None  # every kind of layer is among so many; None: all layers are measured at once
+    period: int  # so many more, and the kinds repeat
+
+    @property
+    def counts(self) -> list[int | None]:
+        """Return the numbers of layers to measure."""
+        return [None] if self.first is None else [self.first, self.first + self.period]
+
+
+def depths_of(whole: nn.Module) -> Depths:
+    """Return how many layers of a model to measure; comparing those of a deep one takes a second."""
+    inner: Any = unwrap(whole)
+    layers = getattr(inner.config.get_text_config(), "num_hidden_layers", 0)
+    decoders = getattr(inner.config, "num_decoder_layers", getattr(inner.config, "decoder_layers", layers))
+    repeats = repeating_layers(inner) if decoders == layers else None
+    return Depths(layers, *repeats) if repeats else Depths(layers, None, max(layers, 1))
+
+
 def step_cost(
     outline: Outline,
-    whole: nn.Module,
+    depths: Depths,
     args: ORPOConfig,
     *,
     dtype: torch.dtype,
@@ -99,7 +121,7 @@ def step_cost(
 
     Args:
         outline: Builds the model as it is trained.
-        whole: What it builds of all layers; it stays as it is. A deep one takes seconds to build.
+        depths: Of what it builds with all layers.
         args: The settings of the run.
         dtype: In which the run computes.
         on_gpu: Whether the run is planned for a GPU.
@@ -112,33 +134,25 @@ def step_cost(
         ModelError: A forward pass without values is not possible, as where a layer asks for the values of a tensor.
     """
     checkpointing = plain is not None
-    inner: Any = whole
-    config = inner.config.get_text_config()
-    layers = getattr(config, "num_hidden_layers", 0)
-    few = layers_of_every_kind(inner)
-    if inner.config.is_encoder_decoder or not layers or 2 * few >= layers:
-        counts: tuple[int | None, ...] = (None,)
-    else:
-        counts = (few, 2 * few)
-    found = [_measured(outline(count), args, dtype, checkpointing) for count in counts]
-    times = (layers - few) / few if len(found) > 1 else 0.0
+    all_kinds = None if depths.first is None else outline(depths.counts[-1])
+    found = [_measured(outline(count), all_kinds, args, dtype, checkpointing) for count in depths.counts]
+    periods = 0.0 if depths.first is None else (depths.layers - depths.first) / depths.period
 
     def carried_on(of: Callable[[_Measured], float]) -> float:
-        return of(found[0]) + times * (of(found[-1]) - of(found[0]))
+        return of(found[0]) + periods * (of(found[-1]) - of(found[0]))
 
     last = found[-1]
     chunk = CHUNK_ROWS["cuda" if on_gpu else "cpu"] * last.width * 4 if last.packed else 0
-    heads = getattr(config, "num_attention_heads", 0) if last.packed and not on_gpu else 0
-    kept_layers = 1 if checkpointing else layers
+    kept_layers = 1 if checkpointing else depths.layers
     return StepCost(
         per_token=max(0.0, carried_on(lambda one: one.slope)),
         fixed=max(0.0, carried_on(lambda one: one.fixed)),
         on_top=max(one.on_top for one in found),
-        layer_per_token=plain.layer_per_token if plain else (last.slope - found[0].slope) / few,
+        layer_per_token=plain.layer_per_token if plain else (last.slope - found[0].slope) / depths.period,
         checkpointing=checkpointing,
         head_per_token=last.head_per_token,
         head_chunk=chunk,
-        attention_weight=heads * kept_layers * dtype.itemsize,
+        attention_weight=0 if on_gpu else last.heads * kept_layers * dtype.itemsize,
         path=last.path,
         reason=last.reason,
         shared_prompt_from=last.shared_prompt_from,
@@ -154,19 +168,22 @@ class _Measured:
     on_top: float
     head_per_token: int
     width: int  # of the logits
+    heads: int  # whose attention weights are saved
     packed: bool
     path: str
     reason: str
     shared_prompt_from: int | None
 
 
-def _measured(model: nn.Module, args: ORPOConfig, dtype: torch.dtype, checkpointing: bool) -> _Measured:
+def _measured(
+    model: nn.Module, all_kinds: nn.Module | None, args: ORPOConfig, dtype: torch.dtype, checkpointing: bool
+) -> _Measured:
     with _without_values(model):
         if args.disable_dropout:
             disable_dropout(model)
         _switch_checkpointing(model, args, on=checkpointing)
         model.train()
-        path = _path_of(model, args)
+        path = _path_of(model, all_kinds, args)
         inner: Any = unwrap(model)
         width = inner.config.get_text_config().vocab_size
         precision = partial(_precision, dtype)
@@ -192,6 +209,7 @@ def _measured(model: nn.Module, args: ORPOConfig, dtype: torch.dtype, checkpoint
         in_layer=weight * _saved_in_row(ROWS[1]) if checkpointing else 0.0,
         head_per_token=head,
         width=width,
+        heads=heads,
         packed=is_packed,
         path=path.name,
         reason=path.reason,
@@ -253,13 +271,13 @@ def _precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
     return nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype)
 
 
-def _path_of(model: Any, args: ORPOConfig) -> ForestPath | PaddedPath:
+def _path_of(model: Any, all_kinds: nn.Module | None, args: ORPOConfig) -> ForestPath | PaddedPath:
     """Return the path that the run would take, as far as it can be told without weights."""
     is_encoder_decoder = bool(unwrap(model).config.is_encoder_decoder)
     padded = PaddedPath(PairCollator(0), 0, args.nll_on, is_encoder_decoder, router_loss=False)
     reason = obstacle_in_run(args, padded, [])
     if reason is None:
-        verdict = check_outline(model)
+        verdict = check_outline(model, all_kinds)
         if verdict.transform and verdict.memory_saving and verdict.sequence_wise:
             return ForestPath(
                 args.nll_on, verdict.transform, verdict.memory_saving, verdict.sequence_wise, verdict.reason

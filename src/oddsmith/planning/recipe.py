@@ -34,7 +34,7 @@ from ..model.logprobs.padded import unwrap
 from ..model.logprobs.paths import PaddedPath
 from ..model.logprobs.token_budget import EFFICIENT_TOKENS, MAX_TOKENS, MIN_TOKENS, USABLE, share
 from ..system.words import word_of
-from .activations import StepCost, step_cost
+from .activations import StepCost, depths_of, step_cost
 from .cards import CUDA_BYTES, FREE, NCCL_BYTES, Card
 from .efficiency import Efficiency, efficiency_of
 from .ranks import (
@@ -134,6 +134,7 @@ def plan_recipe(
     machine: Machine,
     recipe_sharing: Sharing,
     *,
+    stored: StoredQuantisation | None,
     total: int | None,
     is_fixed: bool = True,
     may_split: bool = False,
@@ -146,6 +147,7 @@ def plan_recipe(
         rows: Its tokenized pairs, or a sample of them.
         machine: Where it is to run.
         recipe_sharing: How the recipe spreads over processes.
+        stored: How the weights of the base are quantised where they are stored (:func:`stored_base`).
         total: Pairs of which ``rows`` are a sample; ``None``: they are all.
         is_fixed: Whether the recipe is planned as it is; otherwise, like the others, with gradient checkpointing where
             it does not fit without.
@@ -158,11 +160,6 @@ def plan_recipe(
     Raises:
         ModelError: The model cannot be built without its weights.
     """
-    stored = stored_base(args, chosen, machine)
-    require_trainable_base(
-        str(chosen.model_name_or_path), stored, adapter=chosen.use_peft,
-        quantise=chosen.load_in_4bit or chosen.load_in_8bit,
-    )  # fmt: skip
     ways = _ways(args, chosen, stored)
     recipe_way = _training_of(chosen, ways)
     planner = _Planner(args, rows, machine, total, seq2seq=bool(_config_of(ways[recipe_way]).is_encoder_decoder))
@@ -174,7 +171,8 @@ def plan_recipe(
             both = not (args.gradient_checkpointing or (is_recipe and is_fixed))
             for checkpointing in (False, True) if both else (args.gradient_checkpointing,):
                 choice = planner.choice(way, used, checkpointing=checkpointing, is_recipe=is_recipe, split=may_split)
-                if choice.fits:
+                # Checkpointing takes less for activations alone, and measuring it takes seconds for a large model.
+                if choice.fits or choice.memory.total - choice.memory.activations > machine.usable:
                     break
             choices.append(choice)
     recipe = next(choice for choice in choices if choice.is_recipe)
@@ -196,8 +194,11 @@ def plan_recipe(
 # ---- Ways to train the model
 
 
-def stored_base(args: ORPOConfig, chosen: ModelConfig, machine: Machine) -> StoredQuantisation | None:
-    """Return how the weights of the base are quantised where they are stored, if a run keeps them so."""
+def stored_base(args: ORPOConfig, chosen: ModelConfig, machine: Machine, *, adapter: bool) -> StoredQuantisation | None:
+    """Return how the weights of the base are quantised where they are stored, if a run keeps them so.
+
+    Raise ``ModelError`` where they are so and cannot be trained; ``adapter`` says whether one may be trained on them.
+    """
     name = str(chosen.model_name_or_path)
     place = locate(name)
     if is_adapter_folder(Path(place)) or is_gguf(place):
@@ -205,7 +206,9 @@ def stored_base(args: ORPOConfig, chosen: ModelConfig, machine: Machine) -> Stor
     # The configuration of a model on the hub is downloaded here.
     config = load_config(name, revision=chosen.model_revision, trust_remote_code=args.trust_remote_code)
     capability = machine.card.capability if machine.card is not None and machine.on_gpu else None
-    return stored_quantisation(name, config, is_here=machine.is_here, capability=capability)
+    stored = stored_quantisation(name, config, is_here=machine.is_here, capability=capability)
+    require_trainable_base(name, stored, adapter=adapter, quantise=chosen.load_in_4bit or chosen.load_in_8bit)
+    return stored
 
 
 def _ways(args: ORPOConfig, chosen: ModelConfig, stored: StoredQuantisation | None) -> dict[str, _Way]:
@@ -268,7 +271,7 @@ def _remembered_cost(
     outline: Callable[[int | None], nn.Module], model: nn.Module, args: ORPOConfig
 ) -> Callable[[bool, bool], StepCost]:
     found: dict[tuple[bool, bool], StepCost] = {}
-    dtype, on_gpu = run_dtype(args), not args.use_cpu
+    dtype, on_gpu, depths = run_dtype(args), not args.use_cpu, depths_of(model)
 
     def narrow(layers: int | None) -> nn.Module:
         return outline(layers).to(dtype)
@@ -278,7 +281,7 @@ def _remembered_cost(
         if key not in found:
             plain = cost(False, is_narrow) if checkpointing else None
             build = narrow if key[1] else outline
-            found[key] = step_cost(build, model, args, dtype=dtype, on_gpu=on_gpu, plain=plain)
+            found[key] = step_cost(build, depths, args, dtype=dtype, on_gpu=on_gpu, plain=plain)
         return found[key]
 
     return cost

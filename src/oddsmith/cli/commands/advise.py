@@ -241,22 +241,19 @@ def _first(rows: Any, count: int) -> Any:
 
 def _plan(settings: Settings, given: Mapping[str, Setting], train: Rehearsed, machine: Machine, rows: int) -> Plan:
     """Plan all ways to train; with gradient checkpointing where it does not fit without."""
-    from ...model.loading.stored_quantisation import require_trainable_base
     from ...planning.advice import LORA_DROPOUT
     from ...planning.ranks import ALONE, DDP, Sharing
     from ...planning.recipe import plan_recipe, stored_base
 
-    stored = stored_base(settings.orpo, settings.model, machine)
-    quantise = settings.model.load_in_4bit or settings.model.load_in_8bit
     adapter = settings.model.use_peft or "use_peft" not in given
-    require_trainable_base(str(settings.model.model_name_or_path), stored, adapter=adapter, quantise=quantise)
+    stored = stored_base(settings.orpo, settings.model, machine, adapter=adapter)
     base = replace(settings.model, use_peft=stored is not None, load_in_4bit=False, load_in_8bit=False)
     if "lora_dropout" not in given:
         base = replace(base, lora_dropout=LORA_DROPOUT)
     sharing = Sharing(DDP if machine.ranks > 1 else ALONE, machine.ranks, on_gpu=machine.on_gpu)
     total = None if train.is_whole else rows
     return plan_recipe(
-        settings.orpo, base, train.tokens, machine, sharing, total=total, is_fixed=False,
+        settings.orpo, base, train.tokens, machine, sharing, stored=stored, total=total, is_fixed=False,
         may_split={"per_device_train_batch_size", "gradient_accumulation_steps"}.isdisjoint(given),
     )  # fmt: skip
 

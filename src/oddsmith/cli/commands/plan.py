@@ -64,7 +64,7 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
         settings = settings_on(resolved, gpu, asked)
 
         from ...planning.ranks import sharing_of
-        from ...planning.recipe import plan_recipe
+        from ...planning.recipe import plan_recipe, stored_base
         from ..terminal.plan_table import document_of, print_plan
         from .train.rehearsal import rehearse
 
@@ -80,7 +80,9 @@ def plan(arguments: Sequence[str]) -> dict[str, Any]:
     total = None if train.is_whole or train.rows is None else math.floor(train.rows * share)
     with working("planning"):
         machine = as_of_a_run(machine, settings)
-        found = plan_recipe(settings.orpo, settings.model, train.tokens, machine, sharing, total=total)
+        model = settings.model
+        stored = stored_base(settings.orpo, model, machine, adapter=model.use_peft)
+        found = plan_recipe(settings.orpo, model, train.tokens, machine, sharing, stored=stored, total=total)
     if "json" not in given:
         print_plan(found, train)
     return document_of(found, train)

@@ -126,10 +126,11 @@ def check_forest(
         model.train(was_training)
 
 
-def check_outline(model: nn.Module) -> Verdict:
+def check_outline(model: nn.Module, all_kinds: nn.Module | None = None) -> Verdict:
     """Decide whether a model without values can be packed: by its configuration, and exactness on a small copy.
 
-    ``model`` is made of fake tensors. What its own weights would show, ``check_forest`` finds when it is trained.
+    ``model`` is made of fake tensors. Where it lacks kinds of layers, the copy is made of ``all_kinds``, which has
+    them. What its own weights would show, ``check_forest`` finds when it is trained.
     """
     if obstacle := _obstacle(model):
         return Verdict(False, obstacle)
@@ -137,7 +138,7 @@ def check_outline(model: nn.Module) -> Verdict:
     if transform is None:
         return Verdict(False, "its output layer is followed by an unknown change of the logits")
     with unset_fake_temporarily():
-        exactness = _exactness(model)
+        exactness = _exactness(model if all_kinds is None else all_kinds)
         if exactness.obstacle:
             return Verdict(False, exactness.obstacle)
         layers = memory_saving_layers(model)

@@ -24,6 +24,7 @@ SHORT_WINDOW = 8
 SHORT_CHUNK = 8  # tokens: a recurrence in chunks fills its last one up, by default to 256
 MOST_PARAMETERS = 200_000_000  # two seconds and 1.6 GB; reached where the settings of widths have unknown names
 _MLP_WIDTHS = ("intermediate_size", "ffn", "n_inner", "dff", "d_ff")
+_STACKS = {"num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"}  # of an encoder-decoder
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -109,6 +110,24 @@ def layers_of_every_kind(model: PreTrainedModel) -> int:
     return min(needed, count)
 
 
+def repeating_layers(model: PreTrainedModel) -> tuple[int, int] | None:
+    """Return from which layer on the kinds of a model's layers repeat, and after how many; ``None`` if they do not.
+
+    ``(1, 1)`` where all are alike, ``(6, 6)`` where every sixth has another attention than those between.
+    """
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    lists = [layers for layers in model.modules() if isinstance(layers, nn.ModuleList) and len(layers) == count]
+    if not lists:
+        return None
+    kinds = [tuple(map(_kind, layers)) for layers in zip(*lists, strict=True)]
+    found = []
+    for period in range(1, count):
+        start = max([i + 1 for i in range(period, count) if kinds[i] != kinds[i - period]], default=period)
+        if start + period < count:
+            found.append((start, period))
+    return min(found, key=sum, default=None)
+
+
 def _kind(layer: nn.Module) -> tuple[str, ...]:
     """Return what tells kinds of layers apart: modules, their switches, and the types of their other attributes."""
     switches = [
@@ -128,9 +147,11 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def shorten(config: PreTrainedConfig, layers: int) -> None:
-    """Keep the first layers, and of every list over the layers its first entries."""
+    """Keep the first layers, and of every list over the layers its first entries; of an encoder and a decoder alike."""
     count = getattr(config, "num_hidden_layers", 0)
     if layers < count:
+        for name in _STACKS & vars(config).keys():
+            setattr(config, name, min(layers, getattr(config, name)))
         for name, value in list(vars(config).items()):
             if isinstance(value, list | tuple) and len(value) == count:
                 setattr(config, name, value[:layers])
