@@ -126,6 +126,26 @@ def test_what_a_run_does_not_record_is_no_axis(monitor, page):
     assert "records its tokens" in button.get_attribute("title")
 
 
+def test_a_finding_is_shown_on_the_axis_of_its_own_run(monitor, page):
+    address, runs = monitor
+    timed_run(runs, "timed")
+    lines = [json.loads(one) | {"time": None} for one in history("learning-rate-high")]
+    add_run(runs, "timeless", [json.dumps(one) + "\n" for one in lines])
+    page.goto(address + "#x=constructor")
+    page.locator("#chart-loss").wait_for()
+    assert page.locator("#axes button[aria-pressed=true]").text_content() == "step"
+    assert page.locator("#runs").get_by_label("timed").is_checked()
+    page.locator("#runs").get_by_label("timeless").check()
+    page.locator("#axes button[value=time]").click()
+    page.wait_for_function(f"() => {LOSS}.data?.length && {LOSS}.layout.xaxis.title.text.startsWith('time')")
+    page.locator(".banner", has_text="timeless").locator("[data-jump]").first.click()
+    assert "range=" not in page.url
+    page.locator("#axes button[value=step]").click()
+    page.locator(".banner", has_text="timeless").locator("[data-jump]").first.click()
+    assert "range=" in page.url
+    page.wait_for_function(f"() => {LOSS}.layout.shapes.length === 1")
+
+
 def test_a_chart_is_saved_as_a_picture_and_as_a_table(monitor, page, tmp_path):
     address, runs = monitor
     timed_run(runs, "=1+1")

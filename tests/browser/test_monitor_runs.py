@@ -118,6 +118,37 @@ def test_the_console_is_shown_and_grows(monitor, page):
     page.wait_for_function("() => document.querySelector('#console pre').textContent.includes('step 2')")
 
 
+def test_the_console_is_that_of_the_run_it_is_named_after(monitor, page):
+    address, runs = monitor
+    for name in ("a", "b"):
+        folder = add_run(runs, name, [event("start", 0), event("log", 1, loss=1.0), event("end", 1)])
+        (folder / "_console.log").write_text(f"said by {name}\n", encoding="utf-8")
+    page.goto(address)
+    first = page.locator(".banner h2").get_by_text("Cannot tell").text_content()
+    shown, other = ("a", "b") if first.startswith("a") else ("b", "a")
+    page.locator("#console summary").click()
+    page.locator("#console pre").get_by_text(f"said by {shown}").wait_for()
+    page.locator("#runs").get_by_label(other).check()
+    page.locator("#runs").get_by_label(shown).uncheck()
+    page.locator("#console summary").get_by_text(f"What {other} printed").wait_for()
+    page.locator("#console pre").get_by_text(f"said by {other}").wait_for()
+
+
+def test_a_redrawn_table_stays_where_it_was_scrolled_to(monitor, page):
+    address, runs = monitor
+    some_runs(runs, 30)
+    open_table(page, address)
+    page.locator("#table summary").click()
+    page.add_style_tag(content="#table .scroll, #table .choices { max-height: 5rem; }")
+    for part in ("#table .scroll", "#table .choices"):
+        page.evaluate(f"document.querySelector('{part}').scrollTo(0, 40)")
+    page.evaluate("document.querySelector('#table tbody').dataset.old = ''")
+    page.keyboard.press("t")
+    assert page.locator("#table tbody[data-old]").count() == 0
+    for part in ("#table .scroll", "#table .choices"):
+        assert page.evaluate(f"document.querySelector('{part}').scrollTop") == 40
+
+
 def test_what_a_gpu_does_is_drawn_only_where_it_was_read(monitor, page):
     address, runs = monitor
     read = {

@@ -4,7 +4,8 @@
       _monitor_notes.json      {"notes": {"run-1": {"name": "the one to keep", "note": "longer answers"}}}
       run-1/
 
-The key is the name of the run folder, so the folder of runs can be moved.
+The key is the name of the run folder, so the folder of runs can be moved. The notes of a file in a run folder are those
+of the run folder.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import DataError
+from ..errors import DataError, NotAFileError
 from ..system.files import replacing
+from ..system.outside import open_file
 from ..system.strict_json import read_object
 from .events import text
-from .files import read_bytes, stamps
+from .files import stamps
 
 NOTES_FILE = "_monitor_notes.json"
 MAX_NAME, MAX_NOTE = 200, 10_000  # characters
@@ -44,15 +46,17 @@ class Notes:
         self._notes: dict[str, Note] = {}
 
     def refresh(self) -> bool:
-        """Read the file if it has changed; return whether it had."""
+        """Read the file if it has changed; return whether it had. One that cannot be read is tried again."""
         found = stamps([self._file])
         if found == self._stamps:
             return False
-        self._stamps = found
         try:
             self._notes = self._read()
         except ValueError:
             self._notes = {}
+        except OSError:
+            return False
+        self._stamps = found
         return True
 
     def of(self, run: Path) -> Note:
@@ -62,8 +66,8 @@ class Notes:
     def write(self, run: Path, note: Note) -> None:
         """Keep the note of a run, or drop it where both are empty.
 
-        ``OSError`` where the file cannot be written, ``DataError`` where it would be too long, or is damaged: what is
-        in it is not thrown away.
+        ``OSError`` where the file cannot be read or written, ``DataError`` where it would be too long, or is damaged:
+        what is in it is not thrown away.
         """
         with _writing:
             try:
@@ -81,8 +85,12 @@ class Notes:
                 partial.write_text(content + "\n", encoding="utf-8")
 
     def _read(self) -> dict[str, Note]:
-        """Return the notes in the file; ``ValueError`` if it is no file of notes."""
-        content = read_bytes(self._file, MAX_NOTES_BYTES)
+        """Return the notes in the file, none without one; ``ValueError`` if it is no file of notes."""
+        try:
+            with open_file(self._file, follow=False) as file:
+                content = file.read(MAX_NOTES_BYTES)
+        except (FileNotFoundError, NotAFileError):  # a link or a pipe holds no notes of ours
+            content = b""
         found: Any = read_object(content.decode("utf-8")).get("notes") if content.strip() else {}
         notes = found.items() if isinstance(found, dict) else ()
         return {key: clean_note(one) for key, one in list(notes)[-MAX_NOTES:] if isinstance(one, dict)}

@@ -164,7 +164,7 @@ class Run:
         elif kind == Event.EVALUATE and self._pace is not None:
             self._pace.add_evaluation(event)
         elif kind == Event.LOG and moment is not None and self._pace is not None:
-            self._seconds_left = self._pace.seconds_left(step, moment)
+            self._seconds_left = number(self._pace.seconds_left(step, moment))
         self.events.add(event)
 
     def _elapsed_at(self, step: int) -> float:

@@ -64,12 +64,12 @@ class Runs:
 
     def _read_notes(self, runs: Sequence[Run]) -> bool:
         """Give each run its note; return whether any has changed."""
-        folders = {run.path.parent for run in runs}
+        folders = {noted(run.path).parent for run in runs}
         self._notes = {folder: self._notes.get(folder) or Notes(folder) for folder in folders}
         changed = [notes.refresh() for notes in self._notes.values()]
         before = [run.note for run in runs]
         for run in runs:
-            run.note = self._notes[run.path.parent].of(run.path)
+            run.note = self._notes[noted(run.path).parent].of(noted(run.path))
         return any(changed) and before != [run.note for run in runs]
 
     def write_note(self, run: str, note: Note) -> bool:
@@ -77,7 +77,7 @@ class Runs:
         with self._lock:
             if run not in self._runs:
                 return False
-            path = self._runs[run].path
+            path = noted(self._runs[run].path)
             self._notes[path.parent].write(path, note)
             self._next = 0.0
         self.refresh()
@@ -135,6 +135,13 @@ def find_runs(path: Path) -> list[Path]:
         return []
     runs = [folder for folder in folders if _is_run(folder)]
     return sorted(runs, key=_changed, reverse=True)[:MAX_RUNS]
+
+
+def noted(path: Path) -> Path:
+    """Return what the notes of a run are kept for: of a file or a checkpoint in a run folder, the run folder."""
+    while (path.is_file() or path.name.startswith("checkpoint-")) and _is_run(path.parent):
+        path = path.parent
+    return path
 
 
 def _changed(folder: Path) -> float:

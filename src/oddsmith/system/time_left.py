@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .strict_json import number
+
 
 @dataclass
 class PaceOfRun:
@@ -25,9 +27,7 @@ class PaceOfRun:
     def add_evaluation(self, metrics: Mapping[str, Any]) -> None:
         """Leave an evaluation out, by the ``eval_runtime`` (or ``eval_NAME_runtime``) among its metrics, in seconds."""
         self.evaluations_s += sum(
-            float(value)
-            for name, value in metrics.items()
-            if name.endswith("_runtime") and isinstance(value, int | float) and 0 <= value < float("inf")
+            max(0.0, number(value) or 0.0) for name, value in metrics.items() if name.endswith("_runtime")
         )
 
     def seconds_left(self, step: int, now_s: float) -> float | None:

@@ -170,7 +170,8 @@ class TrainingMeter(TrainerCallback):
         self._last_step = 0
         self._skipped_steps = 0
         self._gpu = GpuReadings()
-        self._num_tokens = 0  # of all processes, up to the last log line
+        # Of all processes, up to the last log line; None after a checkpoint that does not tell.
+        self._num_tokens: int | None = 0
 
     def add(self, sums_Q: Tensor, batch: Mapping[str, Tensor], names: Sequence[str] = QUANTITIES) -> None:
         """Add what :func:`pair_sums` returned for a micro-batch, as a share of the averages of its step."""
@@ -193,9 +194,11 @@ class TrainingMeter(TrainerCallback):
         """Go back to an earlier :meth:`state_dict`, or continue the sums of an interrupted run.
 
         Sums of a version with other quantities are dropped: the first log line then averages the steps since the
-        checkpoint.
+        checkpoint. After a state without a count of tokens none is logged, which would begin at 0 in the middle of the
+        run.
         """
-        self._num_tokens = whole(state.get("num_tokens", 0))
+        num_tokens = state.get("num_tokens")
+        self._num_tokens = None if num_tokens is None else whole(num_tokens)
         names = state.get("quantities", ())
         if list(names[: len(QUANTITIES)]) != list(QUANTITIES):
             return
@@ -261,8 +264,9 @@ class TrainingMeter(TrainerCallback):
         mean_Q[len(QUANTITIES) :] /= max(step - self._last_step, 1)
         means = mean_Q.tolist()  # the one time that a log line waits for a GPU; tokens and pairs are sums in it, too
         metrics = named_metrics(means, router_loss, self._names)
-        self._num_tokens += round(means[QUANTITIES.index("tokens")])
-        metrics["num_tokens"] = self._num_tokens
+        if self._num_tokens is not None:
+            self._num_tokens += round(means[QUANTITIES.index("tokens")])
+            metrics["num_tokens"] = self._num_tokens
         if self._seconds > 0:
             for name in ("tokens", "pairs"):
                 metrics[f"{name}_per_second"] = means[QUANTITIES.index(name)] / self._seconds

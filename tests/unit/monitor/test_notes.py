@@ -1,5 +1,6 @@
 """Names and notes of runs: kept beside the run folders, bounded, and read again when they change."""
 
+import errno
 import json
 import os
 
@@ -54,6 +55,40 @@ def test_a_damaged_file_of_notes_is_not_overwritten(tmp_path):
     with pytest.raises(DataError, match="damaged; mend or remove it"):
         Notes(tmp_path).write(tmp_path / "b", Note("new", ""))
     assert "cut off" in (tmp_path / NOTES_FILE).read_text()
+
+
+def test_a_file_of_notes_that_cannot_be_read_is_not_overwritten(tmp_path, runs, monkeypatch):
+    (first, *_) = (run["id"] for run in runs.summaries())
+    (tmp_path / NOTES_FILE).write_text(json.dumps({"notes": {"a": {"name": "kept"}}}))
+    assert titles(runs)["a"] == ("kept", "")
+    before = (tmp_path / NOTES_FILE).read_text()
+
+    def refuse(*args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as unreadable:
+        unreadable.setattr("oddsmith.monitor.notes.open_file", refuse)
+        os.utime(tmp_path / NOTES_FILE, (1, 1))
+        with pytest.raises(PermissionError):
+            runs.write_note(first, Note("new"))
+        assert titles(runs)["a"] == ("kept", "")
+    assert (tmp_path / NOTES_FILE).read_text() == before
+    (tmp_path / NOTES_FILE).write_text(json.dumps({"notes": {"a": {"name": "again"}}}))
+    assert titles(runs)["a"] == ("again", "")
+
+
+@pytest.mark.parametrize("shown", ["run/events.jsonl", "run/checkpoint-5", "run/checkpoint-5/trainer_state.json"])
+def test_the_notes_of_a_file_in_a_run_folder_are_those_of_the_run(tmp_path, shown):
+    run = make_run(tmp_path / "run", line("start", 0), line("log", 1, loss=1.0))
+    (run / "checkpoint-5").mkdir()
+    (run / "checkpoint-5" / "trainer_state.json").write_text('{"log_history": [{"step": 1, "loss": 1.0}]}')
+    before = sorted(path.relative_to(run) for path in run.rglob("*"))
+    runs = Runs([tmp_path / shown])
+    (found,) = runs.summaries()
+    assert runs.write_note(found["id"], Note("named"))
+    assert [one["title"] for one in runs.summaries()] == ["named"]
+    assert [one["title"] for one in Runs([tmp_path]).summaries()] == ["named"]
+    assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
 
 
 def test_notes_that_would_be_too_long_are_refused(tmp_path, monkeypatch):

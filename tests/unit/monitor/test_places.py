@@ -65,6 +65,15 @@ def test_the_monitor_and_the_terminal_say_the_same_time_is_left(tmp_path):
     assert slow.left.keys() == set(range(1, 9))
 
 
+@pytest.mark.parametrize("odd", [10**400, -5, float("inf"), float("nan"), True, "x", None])
+def test_an_odd_time_of_an_evaluation_counts_nothing(tmp_path, odd):
+    times = {"log": 10.0, "evaluate": 10.0}
+    logs = [line(kind, 1, loss=1.0, eval_runtime=odd, time=1_700_000_000.0 + at) for kind, at in times.items()]
+    more = line("log", 2, loss=1.0, time=1_700_000_020.0)
+    run = read(make_run(tmp_path, line("start", 0, max_steps=4, time=1_700_000_000.0), *logs, more))
+    assert (run.skipped, run._seconds_left) == (0, 20.0)
+
+
 def test_tokens_are_counted_on_and_over_a_resume(tmp_path):
     settings = {**SETTINGS, "save_strategy": "steps", "save_steps": 2, "logging_steps": 2}
     make_trainer(tmp_path / "whole", **{**settings, "max_steps": 4}).train()

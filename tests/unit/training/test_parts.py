@@ -108,6 +108,17 @@ class TestMeter:
         meter.load_state_dict({**older, "quantities": ["or_loss"]}, version=1)
         assert meter.read(5, lambda tensor: tensor, router_loss=False) == {}
 
+    @pytest.mark.parametrize(("known", "logged"), [({"num_tokens": 7}, True), ({}, False)])
+    def test_tokens_are_counted_only_from_the_start_of_a_run(self, known, logged):
+        meter = TrainingMeter()
+        meter.load_state_dict(known, version=1)
+        for step in (1, 2):
+            meter.add(pair_sums(logps([-1.0], [-2.0]), counts(1), 0.1), counts(1))
+            meter.leave_out_step(meter.state_dict())
+            metrics = meter.read(step, lambda tensor: tensor, router_loss=False)
+            assert ("num_tokens" in metrics) == logged
+            assert metrics.get("num_tokens", 7) >= 7
+
 
 class TestGuard:
     def guard(self, folder, **more) -> tuple[StepGuard, Run]:

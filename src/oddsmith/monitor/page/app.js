@@ -19,10 +19,16 @@ function readEmbedded() {
   return element ? JSON.parse(element.textContent) : null;
 }
 
+class NoAnswer extends Error {}
+
 async function get(path) {
-  const response = await fetch(path, { cache: 'no-store' });
-  if (!response.ok) throw new Error(`${response.status}`);
-  return response.json();
+  try {
+    const response = await fetch(path, { cache: 'no-store' });
+    if (!response.ok) throw new NoAnswer(`${response.status}`);
+    return await response.json();
+  } catch (error) {
+    throw new NoAnswer(path, { cause: error });
+  }
 }
 
 // ---- Fetching
@@ -40,11 +46,13 @@ async function update() {
       state.runs = await get('api/runs');
       if (!state.shown.length && state.runs.length) state.shown = chosenBefore();
       state.shown = state.shown.filter((id) => state.runs.some((run) => run.id === id));
-      await Promise.all([...state.shown.map(fetchRun), fetchTable(), fetchConsole()]);
+      await Promise.all([...state.shown.map(fetchRun), fetchTable()]);
+      await fetchConsole();
+      say('');
       draw();
     } while (again);
-    say('');
-  } catch {
+  } catch (error) {
+    if (!(error instanceof NoAnswer)) throw error;
     say('The monitor does not answer; trying again.');
   } finally {
     busy = false;
@@ -91,7 +99,7 @@ async function fetchTable() {
 
 async function fetchConsole() {
   const run = at('console').querySelector('details')?.open ? shownRuns().find((one) => one.details?.has_console) : null;
-  if (run) state.console = (await get(`api/runs/${run.summary.id}/console`)).text;
+  if (run) state.console = { id: run.summary.id, text: (await get(`api/runs/${run.summary.id}/console`)).text };
 }
 
 /** The range that is looked at in steps of a run; null for the whole. */
@@ -104,13 +112,13 @@ function merge(old, added) {
   const join = (before, after) => {
     const joined = { ...before };
     for (const [name, more] of Object.entries(after)) {
-      const known = joined[name];
+      const known = Object.hasOwn(joined, name) ? joined[name] : null;
       joined[name] = known ? { steps: [...known.steps, ...more.steps], values: [...known.values, ...more.values], thinned: known.thinned || more.thinned } : more;
     }
     return joined;
   };
   const held = { ...old.held_out };
-  for (const [set, metrics] of Object.entries(added.held_out)) held[set] = join(held[set] ?? {}, metrics);
+  for (const [set, metrics] of Object.entries(added.held_out)) held[set] = join(Object.hasOwn(held, set) ? held[set] : {}, metrics);
   return { ...added, training: join(old.training, added.training), axes: join(old.axes, added.axes), held_out: held };
 }
 
@@ -151,7 +159,7 @@ function draw() {
   drawSets(at('sets'), sets, view.set, (set) => { state.view.set = set; changed(); });
   drawPairs(at('pairs'), shown, view.set);
   drawSamples(at('samples'), shown, view.set);
-  drawConsole(at('console'), shown, state.console, () => fetchConsole().then(draw));
+  drawConsole(at('console'), shown, state.console, update);
   drawSettings(at('settings'), shown);
 }
 
@@ -291,13 +299,14 @@ function toggleLog(id) {
   drawCharts();
 }
 
-function jump(step) {
+/** Go to a step of a run, on its own axis; a run that does not record the axis leaves the range as it is. */
+function jump(step, run) {
   state.view.step = step;
-  const shown = shownRuns();
-  const last = Math.max(...shown.map((run) => run.summary.step), step + 1);
+  state.view.stepOf = run.summary.id;
+  const last = Math.max(run.summary.step, step + 1);
   const reach = Math.max(last * 0.15, 5);
-  const axis = axisOf(shown[0], state.view.x);
-  state.view.range = [Math.max(0, step - reach), Math.min(last, step + reach)].map(axis.place);
+  const range = [Math.max(0, step - reach), Math.min(last, step + reach)].map(axisOf(run, state.view.x).place);
+  if (range.every(Number.isFinite)) state.view.range = range;
   refetch();
   at('charts').scrollIntoView({ block: 'start' });
 }

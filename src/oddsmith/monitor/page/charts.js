@@ -47,7 +47,8 @@ export function chartFigure(chart, onRange, onLog) {
     const curves = chart.kind === 'lines' ? curvesOf(chart, shown, view) : [];
     latest.curves = curves;
     const traces = tracesOf(chart, shown, view, curves);
-    const layout = layoutOf(chart, shown, view, curves, shown.length ? axisOf(shown[0], view.x).place : null);
+    const marked = shown.find((run) => run.summary.id === view.stepOf) ?? shown[0];
+    const layout = layoutOf(chart, shown, view, curves, marked ? axisOf(marked, view.x).place : null);
     if (traces[0]?.occupied) layout[areOutlines(shown[0], view.set) ? 'xaxis' : 'yaxis'].range = traces[0].occupied;
     log.hidden = !arePositive(curves);
     if (log.hidden && layout.yaxis.type === 'log') delete layout.yaxis.type;

@@ -23,12 +23,12 @@ export function drawRuns(place, runs, found, shown, onToggle) {
 }
 
 /**
- * The verdict of every run that is shown, with its findings, but for many runs; `onJump(step)` goes to where one
- * begins, `onEdit(run)` asks for a name and a note (null where they cannot be kept).
+ * The verdict of every run that is shown, with its findings, but for many runs; `onJump(step, run)` goes to
+ * where one begins, `onEdit(run)` asks for a name and a note (null where they cannot be kept).
  */
 export function drawVerdict(place, shown, onJump, onEdit) {
   if (shown.length > MANY) place.replaceChildren(make('div', { class: 'banner' }, make('h2', { id: 'verdict-title' }, `${shown.length} runs`), make('p', {}, 'Their verdicts, settings and latest figures are in the table of all runs.')));
-  else place.replaceChildren(...shown.map((run, index) => banner(run, index === 0, onJump, onEdit)));
+  else place.replaceChildren(...shown.map((run, index) => banner(run, index === 0, (step) => onJump(step, run), onEdit)));
 }
 
 function banner(run, isFirst, onJump, onEdit) {
@@ -187,21 +187,22 @@ function side(title, answer) {
   return make('div', {}, make('h4', {}, title), make('p', { class: 'text' }, plain(answer?.Policy), answer?.is_cut ? make('span', { class: 'cut', title: 'The model had not ended it' }, ' ⟨cut⟩') : null));
 }
 
-/** What a run printed, the end of it; `onOpen(isOpen)` fetches it. */
-export function drawConsole(place, shown, text, onOpen) {
+/** What a run printed, the end of it: `printed` is `{id, text}` of the run that was asked last; `onOpen()` asks. */
+export function drawConsole(place, shown, printed, onOpen) {
   const run = shown.find((one) => one.details?.has_console);
   place.hidden = !run;
   if (!run) return;
   if (!place.firstChild) {
     const output = make('pre', { class: 'console', tabindex: '0' });
     place.append(make('div', { class: 'card' }, make('h2', { id: 'console-title' }, 'Console'),
-      make('details', { ontoggle: (event) => onOpen(event.target.open) }, make('summary', {}), output)));
+      make('details', { ontoggle: () => onOpen() }, make('summary', {}), output)));
   }
   place.querySelector('summary').textContent = `What ${plain(run.summary.title)} printed`;
   const output = place.querySelector('pre');
-  if (text === null || output.textContent === plain(text)) return;
+  const text = printed?.id === run.summary.id ? plain(printed.text) : '';
+  if (output.textContent === text) return;
   const atEnd = output.scrollTop + output.clientHeight >= output.scrollHeight - 30;
-  output.textContent = plain(text);
+  output.textContent = text;
   if (atEnd) output.scrollTop = output.scrollHeight;
 }
 

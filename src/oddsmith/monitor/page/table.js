@@ -9,9 +9,14 @@ const CONDITION = /^(.+?)(<=|>=|!=|=|<|>)(.*)$/;
 /** The value of a run in a column: a number where it can be read as one, else text; undefined without any. */
 export function valueIn(run, column) {
   const row = run.row;
-  const value = column === 'name' ? run.title : column === 'verdict' ? row?.verdict : FACTS.includes(column) ? run[column] : row?.figures[column] ?? row?.settings[column];
+  const value = column === 'name' ? run.title : column === 'verdict' ? row?.verdict : FACTS.includes(column) ? run[column] : own(row?.figures, column) ?? own(row?.settings, column);
   if (value === null || value === undefined || value === '') return undefined;
   return typeof value === 'string' && value.trim() !== '' && Number.isFinite(Number(value)) ? Number(value) : value;
+}
+
+/** An entry of an object; what every object has, such as `constructor`, is none. */
+function own(entries, name) {
+  return entries && Object.hasOwn(entries, name) ? entries[name] : undefined;
 }
 
 /**
@@ -73,7 +78,7 @@ export function drawTable(place, runs, shown, view, actions) {
   const found = sorted(runs.filter(finder(view.find)), view.sort);
   const columns = (view.columns ?? usualColumns(runs)).filter((name) => name !== 'name');
   const focused = place.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-  const scrolled = place.querySelector('.scroll')?.scrollLeft ?? 0;
+  const scrolled = ['.scroll', '.choices'].map((part) => [part, place.querySelector(part)?.scrollLeft ?? 0, place.querySelector(part)?.scrollTop ?? 0]);
   const head = make('tr', {}, make('th', { scope: 'col' }, make('span', { class: 'hidden' }, 'Shown')), ...['name', ...columns].map((name) => heading(name, view.sort, actions.sort)));
   const rows = found.map((run) => make('tr', {}, make('td', {}, box(run, shown, actions.toggle)), make('th', { scope: 'row' }, plain(run.title), noteOf(run), actions.edit ? editButton(run, actions.edit) : null),
     ...columns.map((name) => make('td', { class: typeof valueIn(run, name) === 'number' ? 'number' : null }, written(name, valueIn(run, name))))));
@@ -81,8 +86,8 @@ export function drawTable(place, runs, shown, view, actions) {
   place.replaceChildren(make('div', { class: 'table-head' }, make('span', { role: 'status' }, count),
     make('button', { type: 'button', 'data-key': 'all', onclick: () => actions.showAll(found.map((run) => run.id)) }, found.length === 1 ? 'Show it' : `Show these ${found.length}`), chooser(runs, columns, actions.choose)),
     make('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Table of runs' }, make('table', {}, make('thead', {}, head), make('tbody', {}, ...rows))));
-  place.querySelector('.scroll').scrollLeft = scrolled;
-  if (focused) place.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+  for (const [part, left, top] of scrolled) place.querySelector(part).scrollTo(left, top);
+  if (focused) place.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }
 
 function heading(name, sort, onSort) {

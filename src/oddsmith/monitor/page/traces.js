@@ -180,7 +180,7 @@ function linesLayout(layout, chart, shown, view, curves, place) {
   if (view.range) layout.xaxis.range = [...view.range];
   if (view.log.has(chart.id)) { layout.yaxis.type = 'log'; layout.yaxis.tickformat = '~g'; delete layout.yaxis.range; }
   layout.shapes = markLines(shown, place);
-  if (view.step !== null) layout.shapes.push(verticalLine(place(view.step), { line: { color: colour('act'), width: 2 } }));
+  if (view.step !== null && place(view.step) !== null) layout.shapes.push(verticalLine(place(view.step), { line: { color: colour('act'), width: 2 } }));
 }
 
 /** Ticks at whole minutes or hours; the places themselves are seconds. */

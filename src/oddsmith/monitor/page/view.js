@@ -2,11 +2,12 @@
 import { X_AXES } from './axes.js';
 
 /**
- * The view of an address without one. `range` is in places on the axis `x`, `step` a step that was jumped to, `sort` the
- * column by which the table is sorted, with - in front from high to low, `columns` those that were chosen.
+ * The view of an address without one. `range` is in places on the axis `x`, `step` a step that was jumped to, `stepOf`
+ * the id of its run, `sort` the column by which the table is sorted, with - in front from high to low, `columns` those
+ * that were chosen.
  */
 export function emptyView() {
-  return { runs: null, table: false, find: '', sort: null, columns: null, x: 'step', smooth: 0, log: new Set(), range: null, step: null, set: null };
+  return { runs: null, table: false, find: '', sort: null, columns: null, x: 'step', smooth: 0, log: new Set(), range: null, step: null, stepOf: null, set: null };
 }
 
 /** The view in the part of an address behind its #. What is not understood is left out. */
@@ -15,7 +16,7 @@ export function viewOf(hash) {
   const view = emptyView();
   const list = (name) => given.get(name)?.split(',').filter(Boolean) ?? null;
   view.runs = list('runs');
-  if (given.get('x') in X_AXES) view.x = given.get('x');
+  if (Object.hasOwn(X_AXES, given.get('x'))) view.x = given.get('x');
   const smooth = Number(given.get('smooth'));
   if (smooth > 0 && smooth < 1) view.smooth = smooth;
   view.log = new Set(list('log') ?? []);
