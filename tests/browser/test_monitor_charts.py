@@ -73,7 +73,7 @@ def test_ticks_are_whole_steps_and_values_stand_beside_the_curves(monitor, page)
 
 
 @pytest.mark.parametrize("number", [2, 9])
-def test_margins_of_few_evaluations_are_outlines(monitor, page, number):
+def test_margins_of_few_evaluations_are_outlines(monitor, page, tmp_path, number):
     address, runs = monitor
     more = [margins(10 * i, 0.9 - 0.1 * i) for i in range(number)]
     add_run(runs, "run", [*history("good-small"), *more])
@@ -85,6 +85,15 @@ def test_margins_of_few_evaluations_are_outlines(monitor, page, number):
     assert kinds == (["scatter"] * 2 if number == 2 else ["heatmap", "scatter"])
     text = page.locator("#margins-now").text_content()
     assert text == ("step 0: 90% below zerostep 10: 80% below zero" if number == 2 else "below zero at step 80: 10%")
+    with page.expect_download() as found:
+        page.locator("#chart-margins").get_by_role("button", name="CSV").click()
+    found.value.save_as(tmp_path / "margins.csv")
+    rows = (tmp_path / "margins.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "what,step,margin,share"
+    assert "margins,10,-2.375,0.1" in rows
+    assert rows.count("margins,0,-4.875,0") == 1
+    shares = [float(row.split(",")[3]) for row in rows if row.startswith("below_zero,80,,")]
+    assert shares == ([] if number == 2 else [pytest.approx(0.1)])
 
 
 def test_smoothing_axes_and_logarithms_are_in_the_address(monitor, page):
@@ -115,6 +124,8 @@ def test_smoothing_axes_and_logarithms_are_in_the_address(monitor, page):
     )
     assert drawn(page, "y") == pytest.approx(expected)
     assert page.locator("#smooth").input_value() == "0.5"
+    page.goto(address + "#x=time&range=180,270")
+    page.wait_for_function(f"() => {LOSS}.layout.xaxis.title.text === 'time, seconds'")
 
 
 def test_what_a_run_does_not_record_is_no_axis(monitor, page):
@@ -140,10 +151,25 @@ def test_a_finding_is_shown_on_the_axis_of_its_own_run(monitor, page):
     page.wait_for_function(f"() => {LOSS}.data?.length && {LOSS}.layout.xaxis.title.text.startsWith('time')")
     page.locator(".banner", has_text="timeless").locator("[data-jump]").first.click()
     assert "range=" not in page.url
-    page.locator("#axes button[value=step]").click()
+    page.locator("#loss-now").get_by_text("not drawn, without time: timeless").wait_for()
+    page.locator("#runs").get_by_label("timed").uncheck()
+    page.wait_for_function(f"() => {LOSS}.layout.xaxis.title.text === 'step'")
+    assert drawn(page)[0] > 0
+    assert page.locator("#axes button[value=time]").is_disabled()
     page.locator(".banner", has_text="timeless").locator("[data-jump]").first.click()
     assert "range=" in page.url
-    page.wait_for_function(f"() => {LOSS}.layout.shapes.length === 1")
+    page.wait_for_function(f"() => {LOSS}.layout.shapes.length > 0 && {LOSS}.layout.xaxis.range")
+
+
+def test_a_chart_with_a_zero_keeps_its_range_with_log_on(monitor, page):
+    address, runs = monitor
+    logs = [event("log", step, loss=1.0, **{"rewards/accuracies": step / 4}) for step in range(5)]
+    add_run(runs, "run", [event("start", 0), *logs])
+    page.goto(address + "#log=accuracy")
+    plot = "document.querySelector('#chart-accuracy .plot')"
+    page.wait_for_function(f"() => {plot}?.data?.length")
+    assert page.evaluate(f"{plot}.layout.yaxis.range") == pytest.approx([-0.03, 1.03])
+    assert page.evaluate(f"{plot}.layout.yaxis.type") in (None, "linear")
 
 
 def test_a_chart_is_saved_as_a_picture_and_as_a_table(monitor, page, tmp_path):

@@ -57,7 +57,6 @@ def test_the_table_is_sorted_searched_and_filtered(monitor, page):
     page.get_by_role("button", name="Show these 3").click()
     page.wait_for_function("() => document.querySelectorAll('.banner').length === 3")
     page.locator("#table summary").click()
-    page.get_by_label("num_tokens").count()
     page.locator("#table .choices").get_by_label("model", exact=True).check()
     page.wait_for_function("() => [...document.querySelectorAll('#table thead th')].at(-1).textContent === 'model'")
     page.reload()
@@ -132,6 +131,20 @@ def test_the_console_is_that_of_the_run_it_is_named_after(monitor, page):
     page.locator("#runs").get_by_label(shown).uncheck()
     page.locator("#console summary").get_by_text(f"What {other} printed").wait_for()
     page.locator("#console pre").get_by_text(f"said by {other}").wait_for()
+
+
+def test_a_run_that_is_added_fetches_no_other_again(monitor, page):
+    address, runs = monitor
+    some_runs(runs, 2)
+    page.goto(address)
+    page.locator("#chart-loss").wait_for()
+    page.locator("#runs li").nth(1).wait_for()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "/series" in request.url else None)
+    for count in (2, 1):
+        page.keyboard.press("2")
+        page.wait_for_function(f"() => document.querySelectorAll('.banner').length === {count}")
+    assert len(asked) == 1
 
 
 def test_a_redrawn_table_stays_where_it_was_scrolled_to(monitor, page):

@@ -303,7 +303,7 @@ class Run:
             file.seek(max(0, size - MAX_CONSOLE_BYTES))
             found = file.read(MAX_CONSOLE_BYTES)
         if size > MAX_CONSOLE_BYTES:
-            found = found.partition(b"\n")[2]
+            found = found.partition(b"\n")[2] or found  # unless it is all one line
         return text(found.decode("utf-8", errors="replace"), MAX_CONSOLE_BYTES)
 
     def _all_axes(self) -> dict[str, GrowingSeries]:

@@ -11,12 +11,13 @@ from .run import Run
 from .series import GrowingSeries
 
 MAX_COLUMNS = 500
+NOT_FINITE = "not finite"
 
 
 def row_of(run: Run) -> dict[str, Any]:
-    """Return ``id``, ``verdict``, ``settings`` (texts) and ``figures`` (the last finite value of every metric)."""
+    """Return ``id``, ``verdict``, ``settings`` (texts) and ``figures`` (the last value of every metric)."""
     groups = [("", run.training)] + [(name, group) for name, group in run.held_out.items()]
-    figures: dict[str, float] = {}
+    figures: dict[str, float | str] = {}
     for name, group in groups:
         for metric, series in group.items():
             value = _last(series)
@@ -27,9 +28,9 @@ def row_of(run: Run) -> dict[str, Any]:
     return {"id": run.id, "verdict": str(verdict), "settings": settings, "figures": figures}
 
 
-def _last(series: GrowingSeries) -> float | None:
-    """Return the last finite value of a curve; ``None`` without any."""
-    for value in series.points.values[::-1]:
-        if math.isfinite(value):
-            return float(f"{value:.6g}")
-    return None
+def _last(series: GrowingSeries) -> float | str | None:
+    """Return the last value of a curve, in words where it is NaN or infinite; ``None`` without any."""
+    values = series.points.values
+    if not len(values):
+        return None
+    return float(f"{values[-1]:.6g}") if math.isfinite(values[-1]) else NOT_FINITE

@@ -10,19 +10,21 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-# Of torch.cuda, which asks NVML (package nvidia-ml-py) or, on ROCm, amdsmi; with what a unit of theirs is of ours.
+# Of torch.cuda, which asks NVML (package nvidia-ml-py) or, on ROCm, amdsmi; and the factor to our unit.
 _READINGS: dict[str, tuple[str, float]] = {
     "gpu_use": ("utilization", 0.01),
     "gpu_temperature": ("temperature", 1.0),
-    "gpu_power_watts": ("power_draw", 0.001),
+    "gpu_power_watts": ("power_draw", 0.001),  # NVML gives milliwatts, amdsmi watts
 }
 
 
 class GpuReadings:
-    """Reads the GPU of this process; what it does not tell is asked for once, and left out from then on."""
+    """Reads the GPU of this process; a reading that fails once is not asked for again."""
 
     def __init__(self) -> None:
         self._known = dict(_READINGS)
+        if torch.version.hip:
+            self._known["gpu_power_watts"] = ("power_draw", 1.0)
 
     def read(self) -> dict[str, float]:
         """Return the readings by their names in ``metrics.py``; empty where this process uses no GPU."""

@@ -1,7 +1,6 @@
 """Where the steps of a run lie in time and in tokens, and how long the rest takes."""
 
 import json
-import time
 
 import pytest
 from transformers import TrainerCallback
@@ -34,35 +33,43 @@ def test_a_run_without_times_has_no_axis_of_them(tmp_path, fields):
     assert "elapsed_s" not in read(make_run(tmp_path, *lines)).series(*EVERYTHING)["axes"]
 
 
-class Slow(TrainerCallback):
-    """Makes steps and evaluations take a while, and notes what the terminal says is left at each log line."""
+class Clock(TrainerCallback):
+    """The clock of the terminal and of the event log: a step takes 100 seconds, and an evaluation what it does.
+
+    It notes what the terminal says is left at each log line.
+    """
 
     def __init__(self, shown: ShowProgress):
-        self.shown, self.left = shown, {}
+        self.shown, self.left, self.now = shown, {}, 1_700_000_000.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
 
     def on_step_begin(self, *args, **kwargs):
-        time.sleep(0.03)
-
-    def on_prediction_step(self, *args, **kwargs):
-        time.sleep(0.1)
+        self.now += 100
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "nll_loss" in logs:
             self.left[state.global_step] = self.shown.line.remaining_s()
 
 
-def test_the_monitor_and_the_terminal_say_the_same_time_is_left(tmp_path):
+def test_the_monitor_and_the_terminal_say_the_same_time_is_left(tmp_path, monkeypatch):
     shown = ShowProgress()
-    slow = Slow(shown)
+    clock = Clock(shown)
+    for module in ("cli.terminal.progress", "system.run_folder"):
+        monkeypatch.setattr(f"oddsmith.{module}.time", clock)
     settings = {**SETTINGS, "max_steps": 8, "eval_strategy": "steps", "eval_steps": 2}
-    make_trainer(tmp_path / "run", evaluate=ragged_pairs(4), callbacks=[shown, slow], **settings).train()
+    make_trainer(tmp_path / "run", evaluate=ragged_pairs(4), callbacks=[shown, clock], **settings).train()
     lines = (tmp_path / "run" / "events.jsonl").read_bytes().splitlines(keepends=True)
     for number, one in enumerate(lines):
         event = json.loads(one)
-        if event["event"] == "log" and event["step"] in slow.left:
+        if event["event"] == "log" and event["step"] in clock.left:
             so_far = make_run(tmp_path / f"until-{event['step']}", *lines[: number + 1])
-            assert read(so_far).summary()["seconds_left"] == pytest.approx(slow.left[event["step"]], rel=0.15, abs=0.01)
-    assert slow.left.keys() == set(range(1, 9))
+            assert read(so_far)._seconds_left == pytest.approx(clock.left[event["step"]], rel=1e-9)
+    assert clock.left.keys() == set(range(1, 9))
+    assert 0 < 400 - clock.left[4] < 400  # the evaluation of step 2 is left out
 
 
 @pytest.mark.parametrize("odd", [10**400, -5, float("inf"), float("nan"), True, "x", None])

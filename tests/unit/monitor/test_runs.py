@@ -89,6 +89,23 @@ def long_run(folder: Path, steps: int) -> Path:
     return make_run(folder, line("start", 0, max_steps=steps, settings={"learning_rate": 1e-5}), *logs)
 
 
+def test_a_figure_whose_latest_value_is_not_finite_is_said_to_be_so(tmp_path):
+    logs = [line("log", 1, loss=2.0, nll_loss=None), line("log", 2, loss=None, nll_loss=1.0)]
+    (row,) = Runs([make_run(tmp_path / "run", line("start", 0), *logs)]).table()
+    assert row["figures"] == {"loss": "not finite", "nll_loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [(b"x" * 300, "x" * 100), (b"first\n" + b"y" * 200, "y" * 100), (b"z" * 150 + b"\nlast\n", "last\n")],
+)
+def test_the_end_of_a_long_console_is_shown(tmp_path, monkeypatch, content, shown):
+    monkeypatch.setattr("oddsmith.monitor.run.MAX_CONSOLE_BYTES", 100)
+    folder = make_run(tmp_path / "run", line("start", 0))
+    (folder / "_console.log").write_bytes(content)
+    assert read(folder).console() == shown
+
+
 def test_a_long_event_log_is_read_in_parts_between_the_answers(tmp_path, monkeypatch):
     monkeypatch.setattr("oddsmith.monitor.runs.READING_SECONDS", 0.0)
     runs = Runs([long_run(tmp_path / "run", 10_000)])

@@ -49,6 +49,12 @@ def test_readings_are_in_our_units(driver):
     assert GpuReadings().read() == pytest.approx(expected)
 
 
+def test_on_rocm_the_power_is_in_watts_already(driver, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    driver[0]["power_draw"] = 250
+    assert GpuReadings().read()["gpu_power_watts"] == 250.0
+
+
 def test_what_the_driver_does_not_give_is_asked_for_once(driver):
     counters, asked = driver
     counters["temperature"] = None

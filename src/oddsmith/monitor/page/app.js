@@ -167,8 +167,9 @@ function draw() {
 function drawCharts() {
   const shown = shownRuns();
   const sets = setsOf(shown);
-  const view = { ...state.view, set: sets.includes(state.view.set) ? state.view.set : sets[0] };
-  drawTools(shown);
+  const x = axisNow();
+  const view = { ...state.view, x, range: x === state.view.x ? state.view.range : null, set: sets.includes(state.view.set) ? state.view.set : sets[0] };
+  drawTools(shown, x);
   for (const chart of charts) chart.draw(shown, view);
   return view;
 }
@@ -191,15 +192,20 @@ function drawList() {
   });
 }
 
+/** What the charts are drawn over: the axis that was chosen, or steps as long as no run that is shown records it. */
+function axisNow() {
+  return shownRuns().some((run) => hasAxis(run, state.view.x)) ? state.view.x : 'step';
+}
+
 /** The controls of all charts: smoothing, and what they are drawn over. */
-function drawTools(shown) {
+function drawTools(shown, x) {
   at('tools').hidden = !shown.length;
   at('smooth').value = state.view.smooth;
   at('smooth-value').textContent = state.view.smooth.toFixed(2);
   for (const button of at('axes').querySelectorAll('button')) {
     const kind = button.value;
-    button.setAttribute('aria-pressed', String(kind === state.view.x));
-    button.disabled = kind !== state.view.x && !shown.some((run) => hasAxis(run, kind));
+    button.setAttribute('aria-pressed', String(kind === x));
+    button.disabled = kind !== x && !shown.some((run) => hasAxis(run, kind));
     button.title = button.disabled ? `no run that is shown records its ${X_AXES[kind].name}` : '';
   }
 }
@@ -226,14 +232,21 @@ function rememberSoon() {
   remembering = setTimeout(remember, 200);
 }
 
+/** Show or hide a run. The others are fetched again only where their number of points changes. */
 function toggle(id) {
+  const points = pointsOfRun();
   state.shown = state.shown.includes(id) ? state.shown.filter((one) => one !== id) : [...state.shown, id];
-  refetch();
+  if (pointsOfRun() === points) fetchNew();
+  else refetch();
 }
 
 function refetch() {
-  remember();
   for (const known of state.known.values()) known.stale = true;
+  fetchNew();
+}
+
+function fetchNew() {
+  remember();
   if (saved) draw();
   else update();
 }
@@ -273,6 +286,7 @@ let waiting = 0;
 /** Show a range of the horizontal axis in all charts; null for the whole. */
 function setRange(range) {
   if (JSON.stringify(range) === JSON.stringify(state.view.range)) return;
+  if (range) state.view.x = axisNow();
   state.view.range = range;
   clearTimeout(waiting);
   waiting = setTimeout(refetch, 60);
@@ -303,6 +317,7 @@ function toggleLog(id) {
 function jump(step, run) {
   state.view.step = step;
   state.view.stepOf = run.summary.id;
+  state.view.x = axisNow();
   const last = Math.max(run.summary.step, step + 1);
   const reach = Math.max(last * 0.15, 5);
   const range = [Math.max(0, step - reach), Math.min(last, step + reach)].map(axisOf(run, state.view.x).place);

@@ -1,5 +1,5 @@
 // The figures of the charts: caption, plot, and the values beside it, which follow the pointer.
-import { axisOf } from './axes.js';
+import { axisOf, hasAxis, X_AXES } from './axes.js';
 import { arePositive, correlation, curvesOf, HELD_OUT, lengthsOf, MANY, nearest, snapshotsOf, TRAINING } from './curves.js';
 import { clock, colour, figure, make, plain } from './dom.js';
 import { saveData, savePicture } from './saving.js';
@@ -48,11 +48,12 @@ export function chartFigure(chart, onRange, onLog) {
     latest.curves = curves;
     const traces = tracesOf(chart, shown, view, curves);
     const marked = shown.find((run) => run.summary.id === view.stepOf) ?? shown[0];
-    const layout = layoutOf(chart, shown, view, curves, marked ? axisOf(marked, view.x).place : null);
+    const canBeLog = arePositive(curves);
+    const isLog = canBeLog && view.log.has(chart.id);
+    const layout = layoutOf(chart, shown, view, curves, marked ? axisOf(marked, view.x).place : null, isLog);
     if (traces[0]?.occupied) layout[areOutlines(shown[0], view.set) ? 'xaxis' : 'yaxis'].range = traces[0].occupied;
-    log.hidden = !arePositive(curves);
-    if (log.hidden && layout.yaxis.type === 'log') delete layout.yaxis.type;
-    log.setAttribute('aria-pressed', String(layout.yaxis.type === 'log'));
+    log.hidden = !canBeLog;
+    log.setAttribute('aria-pressed', String(isLog));
     window.Plotly.react(plot, traces, layout, PLOT);
     if (!isListening) listen();
     now.replaceChildren(...legend(chart, shown, view, curves));
@@ -109,9 +110,18 @@ function legend(chart, shown, view, curves, hovered) {
     const held = others.map((other) => `, ${HELD_OUT}${other.set ? ` ${plain(other.set)}` : ''} ${value(other)}`);
     return make('span', {}, key(curve.tone, curve.of === HELD_OUT ? 'dot' : curve.dash), `${plain(curve.base)} `, make('b', {}, value(curve)), smooth, ...held);
   });
-  if (hovered) return [...lines, make('span', { class: 'where' }, `at ${placed(view.x, place)}`)];
+  const missing = leftOut(chart, shown, view);
+  if (hovered) return [...lines, make('span', { class: 'where' }, `at ${placed(view.x, place)}`), ...missing];
   const dots = curves.some((curve) => curve.of === HELD_OUT) && heads.some((curve) => curve.of === TRAINING) ? [make('span', { class: 'held' }, key(colour('quiet'), 'dot ring'), 'dotted: held out')] : [];
-  return [...lines, ...dots];
+  return [...lines, ...dots, ...missing];
+}
+
+/** Which runs a chart of lines leaves out, because they do not record what it is drawn over. */
+function leftOut(chart, shown, view) {
+  const runs = shown.filter((run) => !hasAxis(run, view.x) && hasData(chart, [run], view));
+  if (!runs.length) return [];
+  const named = runs.length > MANY ? `${runs.length} runs` : runs.map((run) => plain(run.summary.title)).join(', ');
+  return [make('span', { class: 'where' }, `not drawn, without ${X_AXES[view.x].name}: ${named}`)];
 }
 
 /** A place on an axis in words. */
@@ -123,7 +133,7 @@ function placed(kind, place) {
 /** With many runs: how many there are, or the curve under the pointer. */
 function crowdLegend(chart, shown, view, hovered) {
   const curve = hovered?.data?.curve;
-  if (!curve) return [make('span', {}, `${shown.length} runs; the pointer names a curve`)];
+  if (!curve) return [make('span', {}, `${shown.length} runs; the pointer names a curve`), ...leftOut(chart, shown, view)];
   return [make('span', {}, key(curve.tone, curve.of === HELD_OUT ? 'dot' : curve.dash), `${plain(curve.label)} `, make('b', {}, figure(hovered.y))), make('span', { class: 'where' }, `at ${placed(view.x, hovered.x)}`)];
 }
 

@@ -27,13 +27,24 @@ function cell(value) {
   return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-/** The rows of a chart's table: of curves a row for each step of a run, of other charts one for each point. */
-function rowsOf(plot, view) {
-  const curves = plot.data.map((trace) => trace.curve).filter(Boolean);
-  if (!curves.length) {
-    const points = plot.data.flatMap((trace) => (trace.z ? trace.y.flatMap((y, row) => trace.x.map((x, column) => [trace.name ?? '', x, y, trace.z[row][column]])) : trace.x.map((x, i) => [trace.name ?? '', x, trace.y[i], null])));
-    return [['series', 'x', 'y', 'share'], ...points];
+const COLUMNS = { ranks: ['run', 'rank', 'waiting_share'], lengths: ['run', 'chosen_longer_by_tokens', 'margin'] };
+
+/** Of each evaluation the share of the pairs with a margin in each bin, which is named by its middle; of many evaluations also the share below zero. */
+function rowsOfMargins(data) {
+  const rows = [['what', 'step', 'margin', 'share']];
+  for (const trace of data) {
+    if (trace.z) trace.x.forEach((step, column) => trace.y.forEach((margin, row) => rows.push(['margins', Number(step), margin, trace.z[row][column]])));
+    else if (trace.evaluation === undefined) trace.x.forEach((step, i) => rows.push(['below_zero', Number(step), null, trace.y[i]]));
+    else trace.x.slice(1).forEach((edge, i) => rows.push(['margins', trace.evaluation, (trace.x[i] + edge) / 2, trace.y[i]]));
   }
+  return rows;
+}
+
+/** The rows of a chart's table: of curves a row for each step of a run, of other charts one for each point. */
+function rowsOf(chart, plot, view) {
+  if (chart.kind === 'histogram') return rowsOfMargins(plot.data);
+  if (chart.kind in COLUMNS) return [COLUMNS[chart.kind], ...plot.data.flatMap((trace) => trace.x.map((x, i) => [trace.title, x, trace.y[i]]))];
+  const curves = plot.data.map((trace) => trace.curve).filter(Boolean);
   const axes = Object.keys(X_AXES).filter((kind) => kind === 'step' || kind === view.x);
   const rows = [['run', 'line', 'held_out', ...axes, 'value', ...(view.smooth > 0 ? ['smoothed'] : [])]];
   for (const curve of curves) {
@@ -45,7 +56,7 @@ function rowsOf(plot, view) {
 
 /** Save the points that a plot shows as a CSV file. */
 export function saveData(chart, plot, view) {
-  const text = rowsOf(plot, view).map((row) => row.map(cell).join(',')).join('\r\n');
+  const text = rowsOf(chart, plot, view).map((row) => row.map(cell).join(',')).join('\r\n');
   const address = URL.createObjectURL(new Blob([`${text}\r\n`], { type: 'text/csv' }));
   download(`${chart.id}.csv`, address);
   setTimeout(() => URL.revokeObjectURL(address), 1000);

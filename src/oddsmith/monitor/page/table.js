@@ -22,7 +22,7 @@ function own(entries, name) {
 /**
  * A function that says whether a run is looked for. Words are looked for in its name, note, model and settings;
  * conditions such as `learning_rate<1e-4`, `state=finished` or `eval_loss<=2` compare its value in a column. All have to
- * hold; what is looked for may not have spaces.
+ * hold; a value with spaces cannot be searched for.
  */
 export function finder(text) {
   const parts = text.toLowerCase().split(/\s+/).filter(Boolean).map((part) => ({ part, condition: CONDITION.exec(part) }));
@@ -37,7 +37,9 @@ function holds(run, [, column, sign, wanted]) {
   const name = columnsOf([run]).find((one) => one.toLowerCase() === column);
   const value = name === undefined ? undefined : valueIn(run, name);
   if (value === undefined) return sign === '!=';
-  const [left, right] = typeof value === 'number' && wanted !== '' && Number.isFinite(Number(wanted)) ? [value, Number(wanted)] : [String(value).toLowerCase(), wanted];
+  const isFigure = wanted !== '' && Number.isFinite(Number(wanted));
+  if (isFigure && typeof value !== 'number' && /[<>]/.test(sign)) return false; // "not finite" has no order
+  const [left, right] = typeof value === 'number' && isFigure ? [value, Number(wanted)] : [String(value).toLowerCase(), wanted];
   return { '=': left === right, '!=': left !== right, '<': left < right, '>': left > right, '<=': left <= right, '>=': left >= right }[sign];
 }
 
@@ -135,7 +137,7 @@ export function editNote(dialog, run, save) {
     fault.textContent = await save({ name: name.value, note: note.value });
     if (!fault.textContent) dialog.close();
   };
-  name.addEventListener('keydown', (event) => { if (event.key === 'Enter') keep(); });
+  name.addEventListener('keydown', (event) => { if (event.key === 'Enter' && !event.isComposing) keep(); });
   dialog.replaceChildren(make('h2', { id: 'note-title' }, `Name and note of ${plain(run.name)}`), make('label', { for: 'note-name' }, 'Name'), name, make('label', { for: 'note-text' }, 'Note'), note, fault,
     make('div', { class: 'tabs' }, make('button', { type: 'button', class: 'main', onclick: keep }, 'Save'), make('button', { type: 'button', onclick: () => dialog.close() }, 'Cancel')));
   dialog.showModal();

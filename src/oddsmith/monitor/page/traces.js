@@ -70,7 +70,7 @@ function marginTraces(run, set) {
   const rows = edges.slice(1).map((_, row) => row).filter((row) => sets.some((one) => one.margins.counts[row] > 0));
   const occupied = [edges[Math.max(0, rows[0] - 1)], edges[Math.min(edges.length - 1, rows.at(-1) + 2)]];
   if (sets.length <= FEW_EVALUATIONS) {
-    return sets.map((one, i) => ({ occupied, type: 'scatter', mode: 'lines', x: edges, y: [...shares[i], shares[i].at(-1)], name: `step ${one.step}`, showlegend: false,
+    return sets.map((one, i) => ({ occupied, evaluation: one.step, type: 'scatter', mode: 'lines', x: edges, y: [...shares[i], shares[i].at(-1)], name: `step ${one.step}`, showlegend: false,
       line: { shape: 'hv', color: toneOfEvaluation(i, sets.length), width: i === sets.length - 1 ? 2.2 : 1.4 }, fill: i === sets.length - 1 ? 'tozeroy' : undefined, fillcolor: faint(colour('series-2'), '33'),
       hovertemplate: `step ${one.step}, margin from %{x:.2f}: %{y:.0%}<extra></extra>` }));
   }
@@ -97,7 +97,7 @@ export function areOutlines(run, set) {
 function lengthTraces(shown, set) {
   return shown.flatMap((run) => {
     const points = lengthsOf(run, set);
-    return points.length ? [{ type: 'scatter', mode: 'markers', x: points.map((one) => one[0]), y: points.map((one) => one[1]), name: inPlotly(run.summary.title), showlegend: false,
+    return points.length ? [{ type: 'scatter', mode: 'markers', x: points.map((one) => one[0]), y: points.map((one) => one[1]), title: run.summary.title, name: inPlotly(run.summary.title), showlegend: false,
       marker: { size: 6, opacity: 0.65, color: colour(`series-${(run.number % 6) + 1}`) }, hovertemplate: '%{x} tokens longer, margin %{y:.2f}<extra></extra>' }] : [];
   });
 }
@@ -106,7 +106,7 @@ function lengthTraces(shown, set) {
 function rankTraces(shown) {
   return shown.flatMap((run) => {
     const shares = run.details?.ranks?.waiting_share ?? [];
-    return shares.length ? [{ type: 'bar', x: shares.map((_, rank) => rank), y: shares, name: inPlotly(run.summary.title), showlegend: false,
+    return shares.length ? [{ type: 'bar', x: shares.map((_, rank) => rank), y: shares, title: run.summary.title, name: inPlotly(run.summary.title), showlegend: false,
       marker: { color: colour(`series-${(run.number % 6) + 1}`) }, hovertemplate: 'rank %{x}: %{y:.1%}<extra></extra>' }] : [];
   });
 }
@@ -136,8 +136,8 @@ function titled(axis, text) {
   return { ...axis.title, text };
 }
 
-/** The layout of a chart of any kind. */
-export function layoutOf(chart, shown, view, curves, place) {
+/** The layout of a chart of any kind; `isLog` makes the vertical axis of lines logarithmic. */
+export function layoutOf(chart, shown, view, curves, place, isLog) {
   const axis = plainAxis();
   const layout = {
     margin: { l: 46, r: 12, t: 8, b: 34 }, paper_bgcolor: colour('card'), plot_bgcolor: colour('card'), hovermode: 'closest', dragmode: false,
@@ -147,7 +147,7 @@ export function layoutOf(chart, shown, view, curves, place) {
   };
   if (chart.range) layout.yaxis.range = [chart.range[0] - 0.03, chart.range[1] + 0.03];
   const margin = titled(axis, 'margin, nats per token');
-  if (chart.kind === 'lines') linesLayout(layout, chart, shown, view, curves, place);
+  if (chart.kind === 'lines') linesLayout(layout, chart, shown, view, curves, place, isLog);
   else if (chart.kind === 'histogram' && areOutlines(shown[0], view.set)) {
     layout.xaxis = { ...layout.xaxis, title: margin, zeroline: true, zerolinewidth: 2, fixedrange: true };
     layout.yaxis = { ...layout.yaxis, title: titled(axis, 'share of the pairs'), tickformat: '.0%', rangemode: 'tozero' };
@@ -167,7 +167,7 @@ export function layoutOf(chart, shown, view, curves, place) {
   return layout;
 }
 
-function linesLayout(layout, chart, shown, view, curves, place) {
+function linesLayout(layout, chart, shown, view, curves, place, isLog) {
   const axis = layout.xaxis;
   const reach = view.range ?? reachOf(curves) ?? [0, 1];
   layout.hovermode = shown.length > MANY ? 'closest' : 'x';
@@ -178,14 +178,14 @@ function linesLayout(layout, chart, shown, view, curves, place) {
   if (view.x === 'tokens') layout.xaxis.tickformat = '.3~s';
   if (view.x === 'time') timeTicks(layout.xaxis, reach);
   if (view.range) layout.xaxis.range = [...view.range];
-  if (view.log.has(chart.id)) { layout.yaxis.type = 'log'; layout.yaxis.tickformat = '~g'; delete layout.yaxis.range; }
+  if (isLog) { layout.yaxis.type = 'log'; layout.yaxis.tickformat = '~g'; delete layout.yaxis.range; }
   layout.shapes = markLines(shown, place);
   if (view.step !== null && place(view.step) !== null) layout.shapes.push(verticalLine(place(view.step), { line: { color: colour('act'), width: 2 } }));
 }
 
 /** Ticks at whole minutes or hours; the places themselves are seconds. */
 function timeTicks(axis, reach) {
-  const { unit, size } = timeUnit(reach[1]);
+  const { unit, size } = timeUnit(reach[1] - reach[0]);
   const tick = wholeTick(reach[0] / size, reach[1] / size);
   const first = Math.ceil(reach[0] / size / tick) * tick;
   const ticks = Array.from({ length: Math.floor((reach[1] / size - first) / tick) + 1 }, (_, i) => first + i * tick);
