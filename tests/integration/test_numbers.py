@@ -29,7 +29,7 @@ from tests.tiny_runs import make_trainer
 BROKEN = "\x07"  # a byte that no other row has; its embedding is NaN
 BAD_ROW = 4
 # What differs between two runs that computed the same.
-NOT_COMPARED = ("step", "epoch", "skipped_steps", "memory_gib", "total_flos")
+NOT_COMPARED = ("step", "epoch", "skipped_steps", "memory_gib", "total_flos", "num_tokens")
 
 
 SETTINGS = {

@@ -32,9 +32,10 @@ from ....model.loading.place import is_adapter_folder, is_gguf, locate
 from ....model.loading.setup import clear_option_errors, default_dtype, run_dtype
 from ....model.loading.stored_quantisation import require_trainable_base, stored_quantisation
 from ....system.memory import clear_memory_errors
+from ....system.run_folder import CONSOLE_FILE
 from ....training.trainer import ORPOTrainer
 from ...parsing.resolve import Resolved, Settings
-from ...terminal.console import is_live, is_main_process, working
+from ...terminal.console import is_live, is_main_process, record_into, working
 from ...terminal.progress import TokenizingLines
 from .run_folder import write_settings
 
@@ -229,12 +230,15 @@ def _check_devices(settings: Settings) -> None:
 
 
 class WriteSettings(TrainerCallback):
-    """Writes ``run.yaml`` when training begins, after all checks that could refuse the run."""
+    """Writes ``run.yaml``, and the record of what is printed, when training begins: after all checks that could refuse
+    the run, so that a folder that is refused stays as it is.
+    """
 
     def __init__(self, resolved: Resolved, settings: Settings):
         self._resolved, self._settings = resolved, settings
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Write the file, on the main process alone."""
+        """Write the files, on the main process alone."""
         if state.is_world_process_zero:
             write_settings(Path(args.output_dir), self._resolved, self._settings)
+            record_into(Path(args.output_dir) / CONSOLE_FILE)

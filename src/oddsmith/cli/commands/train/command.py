@@ -25,7 +25,7 @@ from ....system.memory import clear_memory_errors
 from ....system.names import require_folder_name
 from ....system.output import printing_may_fail
 from ....system.own_processes import run_module
-from ....system.run_folder import CONSOLE_FILE, REPORT_FILE, SETTINGS_FILE
+from ....system.run_folder import REPORT_FILE, SETTINGS_FILE
 from ....system.signals import StopSignals
 from ...parsing.config_file import Setting
 from ...parsing.first_look import first_look
@@ -37,7 +37,6 @@ from ...terminal.console import (
     is_main_process,
     keep,
     quiet_libraries,
-    record_into,
     recording,
     say,
     show_line,
@@ -223,7 +222,6 @@ def _run(resolved: Resolved, settings: Settings, signals: StopSignals, time_limi
         trainer.add_callback(EvaluateAtEnd())
     if trainer.is_world_process_zero() and "overwrite_output_dir" in resolved.options:
         clear_folder(Path(settings.orpo.output_dir))
-    record_into(Path(settings.orpo.output_dir) / CONSOLE_FILE)
     trainer.add_callback(WriteSettings(resolved, settings))
     started_at = time.monotonic()
     with progress, redirect_stdout(sys.stderr):  # trackers print what is no result
