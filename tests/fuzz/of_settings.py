@@ -14,7 +14,7 @@ from oddsmith.cli.commands.train.run_folder import settings_text
 from oddsmith.cli.parsing.config_file import read_config
 from oddsmith.cli.parsing.resolve import Resolved, build, resolve
 from oddsmith.cli.parsing.schema import fields_for_run
-from oddsmith.errors import ConfigError
+from oddsmith.errors import ConfigError, MissingExtraError
 from tests.fuzz.answers import answered
 from tests.fuzz.material import NUMBERS, TEXTS, VALUES, damaged
 from tests.fuzz.target import Target, folder
@@ -97,7 +97,7 @@ def settings_given(draw: st.DrawFn) -> list[str]:
 
 def build_settings(given: list[str]) -> None:
     """Check settings against each other; those that pass are written down and read again unchanged."""
-    with answered(ConfigError), folder() as place, _environment_restored():
+    with answered(ConfigError, MissingExtraError), folder() as place, _environment_restored():
         resolved = resolve([*given, f"--output-dir={place}/run", "--use-cpu"], FIELDS, train.OPTIONS)
         settings = build(resolved)
         (place / "run.yaml").write_text(settings_text(resolved, settings), encoding="utf-8")
