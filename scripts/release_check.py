@@ -108,10 +108,14 @@ def run(
 
 def must(*words: str | Path, **options: Any) -> str:
     """Run a program that has to succeed, and return what it printed on stdout."""
-    done = run(*words, **options)
+    return succeeded(run(*words, **options), " ".join(map(str, words)))
+
+
+def succeeded(done: subprocess.CompletedProcess[str], what: str) -> str:
+    """Return what a program printed on stdout, where it has succeeded."""
     if done.returncode:
         end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
-        raise Fault(f"{' '.join(map(str, words))} ended with {done.returncode}:\n{end}")
+        raise Fault(f"{what} ended with {done.returncode}:\n{end}")
     return done.stdout
 
 
@@ -262,11 +266,8 @@ def check_page(place: Path, dist: Path) -> str:
             done = run("bash", "-c", line, cwd=work, stdin=QUESTION, limit_s=PAGE_LIMIT_S, **offline(place))
         except subprocess.TimeoutExpired:
             raise Fault(f"{line} does not end within {PAGE_LIMIT_S} s") from None
-        if done.returncode:
-            end = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
-            raise Fault(f"{line} ended with {done.returncode}:\n{end}")
+        said = succeeded(done, line).strip()
         print(f"           {time.monotonic() - start:5.0f} s  {line}", flush=True)
-        said = done.stdout.strip()
     if not said:
         raise Fault("the exported model answered nothing")
     return f"the exported model says: {said.splitlines()[-1]}"

@@ -17,7 +17,7 @@ from ..model.loading.load_errors import clear_errors
 from ..model.loading.models import load_model, load_tokenizer
 from ..model.loading.place import locate
 from ..model.loading.setup import compute_in_float32
-from ..system.precision import best_precision, emulates_bf16
+from ..system.precision import dtype_to_answer, emulates_bf16
 
 Side = Literal["base", "tuned"]
 
@@ -39,8 +39,7 @@ def load_for_inference(name: str, *, as_trained: bool = False) -> tuple[PreTrain
     times for 135M parameters on a CPU with AVX512-BF16).
     """
     quantization = find_model(name).quantization_config()
-    kept = "bfloat16" if as_trained else "auto"
-    dtype = {"bf16": kept, "fp16": "float16"}.get(best_precision().name, "float32")
+    dtype = dtype_to_answer("bfloat16" if as_trained else "auto")
     tokenizer = load_tokenizer(name)
     model = load_model(name, dtype=dtype, quantization_config=quantization)
     if emulates_bf16():

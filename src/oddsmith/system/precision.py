@@ -55,6 +55,14 @@ def best_precision(use_cpu: bool = False) -> Precision:
     return Precision("fp32", f"{NO_BF16_UNIT}, so bf16 would be slower than float32")
 
 
+def dtype_to_answer(where_bf16: str = "auto") -> str:
+    """Return the type of the weights of a model that only answers or scores on this machine.
+
+    Where bf16 is fast that is ``where_bf16``: ``"auto"`` keeps the type in which the weights are stored.
+    """
+    return {"bf16": where_bf16, "fp16": "float16"}.get(best_precision().name, "float32")
+
+
 def emulates_bf16(use_cpu: bool = False) -> bool:
     """Return whether the device that computes is a CPU that has to emulate bf16."""
     return (use_cpu or not torch.accelerator.is_available()) and _cpu_bf16_unit() is None

@@ -18,5 +18,5 @@ def enumerated(parts: Iterable[str], word: str = "and") -> str:
 
 
 def word_of(value: Any) -> str:
-    """Return the text of a setting that transformers or peft has a list of words for, whether or not it was read."""
+    """Return a setting as its word: a member of an enumeration of transformers or peft, or the word itself."""
     return str(getattr(value, "value", value))

@@ -43,17 +43,16 @@ class GpuReadings:
 
 def _reading(function: Callable[[], float]) -> float | None:
     """Return what a function of ``torch.cuda`` reads; ``None`` where package or driver does not offer it."""
-    errors: tuple[type[Exception], ...] = (ImportError, RuntimeError, ValueError, OSError, *_driver_errors())
     try:
         return float(function())
-    except errors as error:
+    except _errors() as error:  # called where one is raised
         logger.debug("the GPU is not read: %s", error)
     return None
 
 
-def _driver_errors() -> tuple[type[Exception], ...]:
-    """Return the error classes of the installed packages that ask drivers; they share no base but ``Exception``."""
-    found: list[type[Exception]] = []
+def _errors() -> tuple[type[Exception], ...]:
+    """Return what a reading may raise; the packages that ask drivers have errors of their own."""
+    found: list[type[Exception]] = [ImportError, RuntimeError, ValueError, OSError]
     for package, error in (("pynvml", "NVMLError"), ("amdsmi", "AmdSmiException")):
         try:
             found.append(getattr(importlib.import_module(package), error))

@@ -18,12 +18,12 @@ OF_THE_CLOCK = ("runtime", "per_second", "preparation_time")
 
 
 def in_few_columns(callback: Any) -> Any:
-    """Return a callback, or a class of callbacks, as it is; for transformers' of notebooks, one of few columns."""
+    """Return the class of transformers' table in notebooks with few columns; any other callback as it is."""
     return _in_few_columns(callback) if getattr(callback, "__name__", "") == OF_TRANSFORMERS else callback
 
 
 def values_shown(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of an evaluation what ``oddsmith eval`` shows, too, and metrics of the user's own."""
+    """Return the metrics of an evaluation that ``oddsmith eval`` shows, and those that the user has added."""
     return {name: value for name, value in metrics.items() if _is_shown(name)}
 
 

@@ -219,8 +219,8 @@ class GgufModel:
             sampler.add_greedy()
             return sampler
         if top_p < 1:
-            # The last of the tokens that have top_p, and all less likely ones, have 1 - top_p or more together. So it
-            # has at least that through the size of the vocabulary, and tokens far below need not be sorted.
+            # The least likely token that may be drawn, and all less likely ones, have at least 1 - top_p together: it
+            # has at least that divided by the size of the vocabulary. Far less likely tokens need not be sorted.
             sampler.add_min_p((1 - top_p) / self.vocabulary_size / 100, 1)
             sampler.add_top_p(top_p, 1)
         sampler.add_temp(temperature)

@@ -41,7 +41,6 @@ class _Sequence:
     token: int
     sampler: Any
     ids: list[int] = field(default_factory=list)
-    is_finished: bool = False
 
 
 class ParallelGguf(GgufModel):
@@ -112,17 +111,16 @@ class ParallelGguf(GgufModel):
                 ended: list[int] = []
                 for place, one in enumerate(writing):
                     one.token, one.position = one.sampler.sample(self._context, place), one.position + 1
-                    one.is_finished = one.token in self.end_ids
-                    if not one.is_finished:
+                    if one.token not in self.end_ids:
                         one.ids.append(one.token)
-                    if one.is_finished or len(one.ids) == max_new_tokens:
+                    if one.token in self.end_ids or len(one.ids) == max_new_tokens:
                         ended.append(place)
                 for place in reversed(ended):
                     one, last = writing[place], writing.pop()
                     if last is not one:
                         writing[place] = last
                         self._copy(len(writing), place)
-                    yield Written(one.number, one.ids, one.is_finished)
+                    yield Written(one.number, one.ids, one.token in self.end_ids)
         finally:
             batch.close()
 

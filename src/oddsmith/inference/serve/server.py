@@ -31,7 +31,7 @@ from ...model.computing import require_finite_files
 from ...model.loading.gguf_header import check_gguf
 from ...model.loading.untrusted_files import refuse_code_in_folder
 from ...system.own_processes import run_module
-from ...system.precision import best_precision
+from ...system.precision import dtype_to_answer
 from .needed import require_server_for
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
@@ -107,8 +107,7 @@ def serving(
             # Started in the folder above, so that the model's name is that of its folder and no path of this machine.
             folder = Path(place).absolute().parent if Path(place).is_dir() else None
             model = Path(place).absolute().name if folder else place
-            dtype = {"bf16": "auto", "fp16": "float16"}.get(best_precision().name, "float32")
-            command = [*TRANSFORMERS, model, "--host", host, "--port", str(port), "--dtype", dtype]
+            command = [*TRANSFORMERS, model, "--host", host, "--port", str(port), "--dtype", dtype_to_answer()]
         on_stage("start", name)
         log = stack.enter_context(tempfile.TemporaryFile())
         process = stack.enter_context(_running(command, folder, log))

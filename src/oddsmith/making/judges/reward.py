@@ -40,7 +40,7 @@ from ...model.loading.quiet import no_progress_bars
 from ...model.loading.setup import compute_in_float32
 from ...model.loading.untrusted_files import refuse_code_in_folder, refuse_code_in_hub_model
 from ...system.memory import clear_memory_errors, is_device_out_of_memory
-from ...system.precision import best_precision, emulates_bf16
+from ...system.precision import dtype_to_answer, emulates_bf16
 from ..records import Answer, Asked, Question, Said, Score, digest_of
 from .packed_rewards import is_packable, packed_logits
 
@@ -251,7 +251,7 @@ def _load(name: str, *, has_values: bool = True) -> PreTrainedModel:
     if is_adapter_folder(Path(place)):
         raise ModelError(f"{name}: is an adapter; merge it into its base first, for {needed.removeprefix('expected ')}")
     refuse_code_in_folder(name, place, trust_remote_code=False)
-    dtype = {"bf16": "auto", "fp16": "float16"}.get(best_precision().name, "float32")
+    dtype = dtype_to_answer()
     auto_class = AutoModelForSequenceClassification
     with no_progress_bars(), clear_errors(name, "main"):
         if Path(place).is_dir():

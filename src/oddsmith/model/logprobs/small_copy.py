@@ -101,12 +101,11 @@ def is_window(name: str, value: Any) -> bool:
 
 def layers_of_every_kind(model: PreTrainedModel) -> int:
     """Return how many layers from the first on hold every kind of layer of a model; 2 at least."""
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    count, lists = _layer_lists(model)
     needed = 2
-    for layers in model.modules():
-        if isinstance(layers, nn.ModuleList) and len(layers) == count:
-            kinds = [_kind(layer) for layer in layers]
-            needed = max(needed, *(kinds.index(kind) + 1 for kind in set(kinds)))
+    for layers in lists:
+        kinds = [_kind(layer) for layer in layers]
+        needed = max(needed, *(kinds.index(kind) + 1 for kind in set(kinds)))
     return min(needed, count)
 
 
@@ -115,8 +114,7 @@ def repeating_layers(model: PreTrainedModel) -> tuple[int, int] | None:
 
     ``(1, 1)`` where all are alike, ``(6, 6)`` where every sixth has another attention than those between.
     """
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
-    lists = [layers for layers in model.modules() if isinstance(layers, nn.ModuleList) and len(layers) == count]
+    count, lists = _layer_lists(model)
     if not lists:
         return None
     kinds = [tuple(map(_kind, layers)) for layers in zip(*lists, strict=True)]
@@ -126,6 +124,12 @@ def repeating_layers(model: PreTrainedModel) -> tuple[int, int] | None:
         if start + period < count:
             found.append((start, period))
     return min(found, key=sum, default=None)
+
+
+def _layer_lists(model: PreTrainedModel) -> tuple[int, list[nn.ModuleList]]:
+    """Return how many layers a model has, and its lists of so many modules."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    return count, [one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one) == count]
 
 
 def _kind(layer: nn.Module) -> tuple[str, ...]:

@@ -23,15 +23,21 @@ export function axisOf(run, kind) {
   return { place: (step) => between(steps, places, step), step: (place) => between(places, steps, place) };
 }
 
-function between(xs, ys, x) {
-  if (!xs.length) return null;
+/** The two places of a list in rising order between whose values one lies; the first or the last two beyond its ends. */
+export function around(xs, x) {
   let low = 0, high = xs.length - 1;
-  if (x <= xs[low]) return ys[low];
-  if (x >= xs[high]) return ys[high];
   while (high - low > 1) {
     const middle = (low + high) >> 1;
     if (xs[middle] <= x) low = middle; else high = middle;
   }
+  return [low, high];
+}
+
+function between(xs, ys, x) {
+  if (!xs.length) return null;
+  if (x <= xs[0]) return ys[0];
+  if (x >= xs.at(-1)) return ys.at(-1);
+  const [low, high] = around(xs, x);
   return ys[low] + ((ys[high] - ys[low]) * (x - xs[low])) / (xs[high] - xs[low] || 1);
 }
 

@@ -1,5 +1,5 @@
 // The curves of a chart: which points of which runs, and in which colour and dash.
-import { axisOf, hasAxis, smoothed } from './axes.js';
+import { around, axisOf, hasAxis, smoothed } from './axes.js';
 import { colour } from './dom.js';
 
 export const TRAINING = 'training';
@@ -39,11 +39,7 @@ function points(series, factor, axis) {
 
 /** Place of the value of a list in rising order that is nearest to one. */
 export function nearest(xs, x) {
-  let low = 0, high = xs.length - 1;
-  while (high - low > 1) {
-    const middle = (low + high) >> 1;
-    if (xs[middle] <= x) low = middle; else high = middle;
-  }
+  const [low, high] = around(xs, x);
   return Math.abs((xs[high] ?? Infinity) - x) < Math.abs(xs[low] - x) ? high : low;
 }
 

@@ -7,7 +7,7 @@ const FACTS = ['verdict', 'state', 'step', 'model', 'updated'];
 const CONDITION = /^(.+?)(<=|>=|!=|=|<|>)(.*)$/;
 
 /** The value of a run in a column: a number where it can be read as one, else text; undefined without any. */
-export function valueIn(run, column) {
+function valueIn(run, column) {
   const row = run.row;
   const value = column === 'name' ? run.title : column === 'verdict' ? row?.verdict : FACTS.includes(column) ? run[column] : own(row?.figures, column) ?? own(row?.settings, column);
   if (value === null || value === undefined || value === '') return undefined;

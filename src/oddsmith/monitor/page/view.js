@@ -6,7 +6,7 @@ import { X_AXES } from './axes.js';
  * the id of its run, `sort` the column by which the table is sorted, with - in front from high to low, `columns` those
  * that were chosen.
  */
-export function emptyView() {
+function emptyView() {
   return { runs: null, table: false, find: '', sort: null, columns: null, x: 'step', smooth: 0, log: new Set(), range: null, step: null, stepOf: null, set: null };
 }
 
